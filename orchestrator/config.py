@@ -1,0 +1,526 @@
+"""The typed schema of a run. YAML in conf/ composes it; inside the code only these classes appear.
+
+Units are in the names or the comments: prompts, sequences, tokens, seconds. Ranges are checked in
+`__post_init__`; checks across groups live in `orchestrator.plan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from workers.errors import ConfigError
+
+
+class StageName(Enum):
+    """The stages of the recipe, in the order in which they depend on each other."""
+
+    pretrain = "pretrain"
+    sft = "sft"
+    reward_model = "reward_model"
+    ppo = "ppo"
+    ppo_ptx = "ppo_ptx"
+    pretrain_large = "pretrain_large"
+    evaluate = "evaluate"
+
+
+class Accelerator(Enum):
+    """What the roles compute on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Placement(Enum):
+    """How bundles of a role group are spread over nodes."""
+
+    packed = "packed"  # as few nodes as possible
+    apart = "apart"  # every role group on nodes of its own where there are enough
+
+
+class Transport(Enum):
+    """How weights travel from the policy trainer to the rollout engines."""
+
+    shm = "shm"  # one node
+    gloo = "gloo"  # CPU tensors over the network
+    nccl = "nccl"  # GPU to GPU
+
+
+class RolloutEngine(Enum):
+    """What generates."""
+
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+class Precision(Enum):
+    """Number format of weights and activations in a trainer or an engine."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Schedule(Enum):
+    """Learning-rate schedule after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"  # to `min_learning_rate_ratio` of the peak
+
+
+class KLControl(Enum):
+    """How the KL coefficient moves."""
+
+    fixed = "fixed"
+    adaptive = "adaptive"
+
+
+class RewardKind(Enum):
+    """Where rewards come from."""
+
+    model = "model"
+    function = "function"
+
+
+class TextBridge(Enum):
+    """How policy tokens reach the reward model."""
+
+    tokens = "tokens"  # token ids as they are; both models must share a tokenizer
+    text = "text"  # decode with the policy's tokenizer, encode with the reward model's
+
+
+class DataSourceKind(Enum):
+    """Where examples come from."""
+
+    pocket = "pocket"
+    files = "files"
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value <= 0:
+            raise ConfigError(
+                f"{name}={value} must be positive",
+                where=type(owner).__name__,
+                mend=f"set {name} to a value above 0",
+            )
+
+
+def _at_least_zero(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value < 0:
+            raise ConfigError(
+                f"{name}={value} must not be negative",
+                where=type(owner).__name__,
+                mend=f"set {name} to 0 or above",
+            )
+
+
+def _fraction(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(
+                f"{name}={value} must lie in [0, 1]",
+                where=type(owner).__name__,
+                mend=f"set {name} between 0 and 1",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class RunConfig:
+    """Where the run writes, and how long anything may take."""
+
+    dir: str = "outputs"  # the run folder itself; conf/config.yaml adds experiment and time
+    overwrite: bool = False  # allow a non-empty run folder
+    role_start_seconds: float = 300.0  # deadline for a role to come up
+    call_seconds: float = 1800.0  # deadline for one call to a role
+    collective_seconds: float = 300.0  # deadline inside a collective
+
+    def __post_init__(self) -> None:
+        _positive(self, "role_start_seconds", "call_seconds", "collective_seconds")
+
+
+@dataclass(slots=True, kw_only=True)
+class PocketModelConfig:
+    """Size of a from-scratch Llama-architecture model of the pocket world."""
+
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 4
+    intermediate_size: int = 352
+    max_position_embeddings: int = 128
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"hidden_size={self.hidden_size}, heads={self.heads}, kv_heads={self.kv_heads}",
+                where="model.pocket",
+                mend="hidden_size must be a multiple of heads, and heads of kv_heads",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointPaths:
+    """Given Hugging Face checkpoint folders; an empty one must be made by a stage of this run."""
+
+    base: str = ""
+    sft: str = ""
+    reward_model: str = ""
+    ppo: str = ""
+    ppo_ptx: str = ""
+    large: str = ""  # the bigger base model that pocket_scale compares with
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    """The policy's model: given checkpoints, or a pocket model made from scratch."""
+
+    checkpoints: CheckpointPaths = field(default_factory=CheckpointPaths)
+    pocket: PocketModelConfig = field(default_factory=PocketModelConfig)
+    large: PocketModelConfig = field(default_factory=PocketModelConfig)  # stage pretrain_large
+    attention: str = "sdpa"  # transformers' attn_implementation
+    gradient_checkpointing: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class FilesConfig:
+    """JSONL files (one JSON object a line) for runs outside the pocket world."""
+
+    demonstrations: str = ""  # {"prompt": str, "completion": str}
+    rankings: str = ""  # {"prompt": str, "completions": [str], "ranks": [int], 1 = best}
+    prompts: str = ""  # {"prompt": str}
+    evaluation_prompts: str = ""  # {"prompt": str}
+    pretraining: str = ""  # {"text": str}
+    max_prompt_tokens: int = 1024  # longer prompts are dropped and counted
+    max_completion_tokens: int = 1024  # longer completions are cut and counted
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_prompt_tokens", "max_completion_tokens")
+
+
+@dataclass(slots=True, kw_only=True)
+class PocketWorldConfig:
+    """The miniature world: its seed and the labeler's noise."""
+
+    seed: int = 0
+    label_noise: float = 0.5  # standard deviation added to the hidden score, per completion
+    tie_width: float = 0.25  # completions whose noisy scores differ by less are ranked equal
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "label_noise", "tie_width")
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig:
+    """Where examples come from."""
+
+    source: DataSourceKind = DataSourceKind.pocket
+    pocket: PocketWorldConfig = field(default_factory=PocketWorldConfig)
+    files: FilesConfig = field(default_factory=FilesConfig)
+
+
+@dataclass(slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 0
+    min_learning_rate_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive(self, "learning_rate", "eps", "max_grad_norm")
+        _at_least_zero(self, "weight_decay", "warmup_steps")
+        _fraction(self, "beta1", "beta2", "min_learning_rate_ratio")
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainerConfig:
+    """DeepSpeed settings shared by the policy and the critic trainers."""
+
+    zero_stage: int = 1  # 1, 2 or 3
+    precision: Precision = Precision.fp32
+    micro_batch_tokens: int = 4096  # token budget of one forward and backward pass, padding included
+    weight_bucket_mib: int = 64  # ZeRO-3 gathers weights for a sync in buckets of this size
+
+    def __post_init__(self) -> None:
+        _positive(self, "micro_batch_tokens", "weight_bucket_mib")
+        if self.zero_stage not in (1, 2, 3):
+            raise ConfigError(
+                f"zero_stage={self.zero_stage}",
+                where="trainer",
+                mend="use 1, 2 or 3 (stage 0 reports no gradient norm and lets NaN into the weights)",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class RolloutConfig:
+    """The generation engines."""
+
+    engine: RolloutEngine = RolloutEngine.vllm
+    precision: Precision = Precision.fp32
+    temperature: float = 1.0
+    max_prompt_tokens: int = 64
+    max_response_tokens: int = 24
+    max_concurrent_sequences: int = 128  # per engine
+    kv_cache_mib: int = 64  # CPU engines
+    gpu_memory_fraction: float = 0.5  # GPU engines
+    tensor_parallel_size: int = 1
+    prefix_caching: bool = True
+    enforce_eager: bool = True
+    transport: Transport = Transport.shm
+    parity_tolerance: float = 1e-4  # nats, max |trainer - engine| after each sync
+    parity_prompts: int = 8  # probe prompts per engine and sync
+    parity_tokens: int = 8  # probe tokens per prompt
+
+    def __post_init__(self) -> None:
+        _positive(
+            self, "temperature", "max_prompt_tokens", "max_response_tokens",
+            "max_concurrent_sequences", "kv_cache_mib", "tensor_parallel_size",
+            "parity_tolerance", "parity_prompts", "parity_tokens",
+        )  # fmt: skip
+        _fraction(self, "gpu_memory_fraction")
+
+
+@dataclass(slots=True, kw_only=True)
+class RewardConfig:
+    """Where PPO's rewards come from."""
+
+    kind: RewardKind = RewardKind.model
+    function: str = ""  # "package.module:callable" (prompts, responses) -> list[float]
+    bridge: TextBridge = TextBridge.tokens
+    micro_batch_tokens: int = 8192
+
+
+@dataclass(slots=True, kw_only=True)
+class PretrainConfig:
+    """From-scratch next-token training on the pocket world's web text."""
+
+    steps: int = 1500
+    documents_per_step: int = 32
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=3e-3, warmup_steps=50, weight_decay=0.01
+        )
+    )
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "documents_per_step")
+
+
+@dataclass(slots=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations; loss on response tokens only."""
+
+    steps: int = 150
+    demonstrations_per_step: int = 32
+    validation_demonstrations: int = 256
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
+    )
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "demonstrations_per_step", "validation_demonstrations")
+
+
+@dataclass(slots=True, kw_only=True)
+class RewardModelConfig:
+    """Reward modelling on K-way rankings."""
+
+    prompts: int = 2048  # prompts to sample and label (pocket world); all of the file otherwise
+    min_completions: int = 4  # K is drawn per prompt from [min, max]
+    max_completions: int = 9
+    base_fraction: float = 0.25  # share of completions sampled from the base model, rest from SFT
+    heldout_prompts: int = 256
+    epochs: int = 1
+    prompts_per_step: int = 16
+    bias_demonstrations: int = 256  # demonstrations whose mean score is set to 0
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
+    )
+
+    def __post_init__(self) -> None:
+        _positive(
+            self, "prompts", "heldout_prompts", "epochs", "prompts_per_step", "bias_demonstrations"
+        )
+        _fraction(self, "base_fraction")
+        if not 2 <= self.min_completions <= self.max_completions <= 9:
+            raise ConfigError(
+                f"min_completions={self.min_completions}, max_completions={self.max_completions}",
+                where="reward_model",
+                mend="choose 2 <= min_completions <= max_completions <= 9",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class KLConfig:
+    """Per-token KL penalty against the SFT model."""
+
+    control: KLControl = KLControl.fixed
+    coefficient: float = 0.05  # reward units per nat; the start value when adaptive
+    target: float = 6.0  # nats a sequence (adaptive)
+    horizon: int = 10_000  # sequences (adaptive)
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "coefficient")
+        _positive(self, "target", "horizon")
+
+
+@dataclass(slots=True, kw_only=True)
+class PtxConfig:
+    """Pretraining gradient mixed into PPO (InstructGPT, equation 2)."""
+
+    coefficient: float = 0.5  # weight of the mean token loss of pretraining text
+    documents_per_episode: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "coefficient")
+        _positive(self, "documents_per_episode")
+
+
+@dataclass(slots=True, kw_only=True)
+class AlgorithmConfig:
+    """PPO as InstructGPT ran it. Batch sizes count sequences (episodes)."""
+
+    iterations: int = 40
+    prompts_per_iteration: int = 128
+    samples_per_prompt: int = 1
+    sequences_per_minibatch: int = 32  # one optimizer step each
+    epochs: int = 1  # passes over the batch
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    whiten_advantages: bool = True
+    missing_eos_score: float = -1.0  # replaces the score of a response that was cut
+    kl: KLConfig = field(default_factory=KLConfig)
+    ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx
+    ema_decay: float = 0.0  # 0 = off; the saved policy is the average when on (paper: .992)
+    evaluate_every: int = 8  # iterations between gold scores of held-out prompts; 0 = never
+    evaluation_prompts: int = 128
+    policy_optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=3e-4, schedule=Schedule.constant, warmup_steps=10
+        )
+    )
+    critic_optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-3, schedule=Schedule.constant, warmup_steps=10
+        )
+    )
+
+    def __post_init__(self) -> None:
+        _positive(
+            self, "iterations", "prompts_per_iteration", "samples_per_prompt",
+            "sequences_per_minibatch", "epochs", "clip", "value_clip", "evaluation_prompts",
+        )  # fmt: skip
+        _fraction(self, "gamma", "lam", "ema_decay")
+        _at_least_zero(self, "evaluate_every")
+
+
+@dataclass(slots=True, kw_only=True)
+class EvaluateConfig:
+    """Final comparison of all models of the run."""
+
+    prompts: int = 1024
+    web_documents: int = 512
+    samples_shown: int = 3
+    judge: str = ""  # "package.module:callable" (prompts, a, b) -> list of 1, .5 or 0; files only
+
+    def __post_init__(self) -> None:
+        _positive(self, "prompts", "web_documents", "samples_shown")
+
+
+@dataclass(slots=True, kw_only=True)
+class RoleResources:
+    """How many workers a role has, and what each takes from Ray."""
+
+    workers: int = 1
+    cpus: float = 0.25  # per worker
+    gpus: float = 0.0  # per worker
+    threads: int = 1  # OpenMP threads per worker
+
+    def __post_init__(self) -> None:
+        _positive(self, "workers", "threads")
+        _at_least_zero(self, "cpus", "gpus")
+
+
+@dataclass(slots=True, kw_only=True)
+class RolesConfig:
+    """Resources of each role group."""
+
+    rollout: RoleResources = field(default_factory=RoleResources)
+    reward: RoleResources = field(default_factory=RoleResources)
+    reference: RoleResources = field(default_factory=RoleResources)
+    policy: RoleResources = field(default_factory=RoleResources)
+    critic: RoleResources = field(default_factory=RoleResources)
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterConfig:
+    """The Ray cluster, the shape of its nodes, and where roles go."""
+
+    address: str = "local"  # "local" starts one on this machine; "auto" or HOST:PORT joins one
+    accelerator: Accelerator = Accelerator.cpu
+    nodes: int = 1
+    cpus_per_node: float = 2.0
+    gpus_per_node: int = 0
+    object_store_mib: int = 512  # local only
+    placement: Placement = Placement.packed
+    roles: RolesConfig = field(default_factory=RolesConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "nodes", "cpus_per_node", "object_store_mib")
+        _at_least_zero(self, "gpus_per_node")
+
+
+@dataclass(slots=True, kw_only=True)
+class LoggerConfig:
+    """Sinks beside metrics.jsonl."""
+
+    live: bool = True  # live view on a terminal; plain lines elsewhere
+    wandb: bool = False
+    wandb_project: str = "rehearsal"
+    wandb_mode: str = "offline"  # online | offline
+    tensorboard: bool = False
+    sink_seconds: float = 5.0  # a sink that takes longer is dropped, warned once
+
+    def __post_init__(self) -> None:
+        _positive(self, "sink_seconds")
+        if self.wandb_mode not in ("online", "offline"):
+            raise ConfigError(
+                f"wandb_mode={self.wandb_mode!r}", where="logger", mend="use online or offline"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    experiment: str = "custom"
+    seed: int = 0
+    stages: list[StageName] = field(default_factory=list)
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)

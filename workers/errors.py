@@ -1,0 +1,140 @@
+"""Every error that Rehearsal raises on purpose.
+
+Each class is also a standard type, so `except ValueError` keeps working, and each carries what
+happened, where, and how to mend it. All survive pickling: they cross process borders inside Ray.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RehearsalError(Exception):
+    """An expected failure: what happened, where it happened, and how to mend it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.mend = mend
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"where: {self.where}")
+        if self.mend:
+            parts.append(f"mend: {self.mend}")
+        return "\n  ".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.mend))
+
+
+def _rebuild(kind: type[RehearsalError], what: str, where: str, mend: str) -> RehearsalError:
+    return kind(what, where=where, mend=mend)
+
+
+class ConfigError(RehearsalError, ValueError):
+    """The composed configuration cannot describe a run."""
+
+    exit_code = 2
+
+
+class UnknownKeyError(ConfigError):
+    """A configuration key that the schema does not know."""
+
+
+class BatchArithmeticError(ConfigError):
+    """Batch sizes that do not divide into each other."""
+
+
+class ResourceError(ConfigError):
+    """Roles that do not fit on the cluster."""
+
+
+class UnsupportedPlatformError(RehearsalError, RuntimeError):
+    """A machine or installation that cannot run the chosen engine."""
+
+    exit_code = 2
+
+
+class DataError(RehearsalError, ValueError):
+    """Input data that cannot be used."""
+
+    exit_code = 3
+
+
+class DataLineError(DataError):
+    """One line of a data file that does not parse; `where` is FILE:LINE."""
+
+
+class EmptyDatasetError(DataError):
+    """A data set without a single usable row."""
+
+
+class TokenizerMismatchError(DataError):
+    """Two models that must share token ids do not share a tokenizer."""
+
+
+class CheckpointError(RehearsalError, OSError):
+    """A checkpoint folder that cannot be used."""
+
+    exit_code = 4
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """No checkpoint where one was promised."""
+
+
+class BrokenCheckpointError(CheckpointError):
+    """A checkpoint that is incomplete or fails its checks."""
+
+
+class WeightSyncError(RehearsalError, RuntimeError):
+    """A weight transfer that did not leave every engine on exactly the intended weights."""
+
+    exit_code = 5
+
+
+class ChecksumError(WeightSyncError):
+    """Received bytes differ from the bytes that were sent."""
+
+
+class ParityError(WeightSyncError):
+    """Engine and trainer disagree on the log-probabilities of the same tokens."""
+
+
+class StaleEngineError(WeightSyncError):
+    """An engine was asked to serve weights that it has not been admitted for."""
+
+
+class NonFiniteError(RehearsalError, ArithmeticError):
+    """A loss, reward, log-probability or gradient that is NaN or infinite."""
+
+    exit_code = 6
+
+
+class LedgerError(RehearsalError, RuntimeError):
+    """Sequences were lost, or counted twice."""
+
+    exit_code = 6
+
+
+class RoleError(RehearsalError, RuntimeError):
+    """A role could not do its work."""
+
+    exit_code = 7
+
+
+class RoleDiedError(RoleError):
+    """The process of a role is gone."""
+
+
+class DeadlineError(RoleError, TimeoutError):
+    """A wait passed its deadline; names role, rank and step."""
+
+
+class RewardError(RoleError):
+    """The reward could not be computed for any sequence of a batch."""

@@ -1,0 +1,113 @@
+"""How a role is to be set up: plain records that the driver derives from the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """One generation engine."""
+
+    checkpoint: str  # Hugging Face folder: architecture and first weights
+    engine: Literal["vllm", "transformers"]
+    dtype: Dtype
+    device: Device
+    max_prompt_tokens: int
+    max_response_tokens: int
+    max_concurrent_sequences: int
+    kv_cache_bytes: int  # CPU engines
+    gpu_memory_fraction: float  # GPU engines
+    tensor_parallel_size: int
+    prefix_caching: bool
+    enforce_eager: bool
+    seed: int
+    eos_token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """What is fixed for the life of a trainer process."""
+
+    zero_stage: int
+    dtype: Dtype
+    device: Device
+    threads: int
+    collective_seconds: float  # deadline of every collective
+    weight_bucket_bytes: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """AdamW and its schedule over `total_steps` optimizer steps."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_grad_norm: float
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: int
+    min_learning_rate_ratio: float
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainModelSpec:
+    """A model to train; loading another one replaces the one before in the same process."""
+
+    checkpoint: str
+    optimizer: OptimizerSpec
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    ema_decay: float = 0.0
+    # Scalar-head models only. "keep": the checkpoint must hold the head. "random": N(0, 1/(d+1)).
+    # "zero": backbone from the checkpoint, head starts at 0 (value functions).
+    head: Literal["keep", "random", "zero"] = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenModelSpec:
+    """A model that only scores."""
+
+    checkpoint: str
+    dtype: Dtype
+    device: Device
+    threads: int
+    micro_batch_tokens: int
+    attention: str = "sdpa"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """Where rewards come from: exactly one of `model` and `function`."""
+
+    model: FrozenModelSpec | None
+    function: str  # "package.module:callable" (prompts: list[str], responses: list[str]) -> floats
+    bridge: Literal["tokens", "text"]
+    policy_checkpoint: str  # whose tokenizer the rollouts use
+
+
+@dataclass(frozen=True, slots=True)
+class ShapingSpec:
+    """How scores become token rewards and advantages."""
+
+    kl_coefficient: float
+    gamma: float
+    lam: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossSpec:
+    """PPO's policy loss; whitening moments are those of the whole batch over all shards."""
+
+    clip: float
+    temperature: float
+    advantage_mean: float  # 0 and 1 when whitening is off
+    advantage_std: float
+    ptx_coefficient: float = 0.0
