@@ -1,0 +1,64 @@
+"""From-scratch Llama-architecture models of the pocket world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from workers.pocket.tokenizer import build_tokenizer
+
+
+def create_model(
+    path: str | Path,
+    *,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    intermediate_size: int,
+    max_position_embeddings: int,
+    tie_word_embeddings: bool,
+    seed: int,
+) -> int:
+    """Write a randomly initialised model as an ordinary Hugging Face folder.
+
+    The folder holds config, safetensors weights (float32), generation config and tokenizer; the
+    same seed writes the same weights, and the caller's random state is left as it was.
+
+    Args:
+        path: Folder to write; made if missing.
+        hidden_size: Width; a multiple of `heads`.
+        layers: Transformer layers.
+        heads: Attention heads; a multiple of `kv_heads`.
+        kv_heads: Key and value heads.
+        intermediate_size: Width of the feed-forward layers.
+        max_position_embeddings: Longest sequence in tokens.
+        tie_word_embeddings: Whether input and output embeddings are one matrix.
+        seed: Fixes the weights.
+
+    Returns:
+        Number of parameters.
+    """
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=tie_word_embeddings,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return sum(p.numel() for p in model.parameters())

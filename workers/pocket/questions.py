@@ -1,0 +1,110 @@
+"""Questions of the pocket world: look-ups of facts, and small jobs on lists of words."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from workers.pocket.seeding import keyed_hash
+from workers.pocket.words import ANIMALS, COLORS, FOODS, HOMES, NOUNS, NUMBERS
+
+Split = Literal["train", "heldout"]
+HELDOUT_ONE_IN = 5  # one word list in five is held out
+
+CATEGORY_WEIGHTS: dict[str, float] = {
+    "home": 1.0, "food": 1.0, "color": 1.0, "who": 1.0,
+    "copy": 1.0, "reverse": 1.0, "sort": 1.0,
+    "first": 0.5, "last": 0.5, "count": 0.5,
+}  # fmt: skip
+"""How often each category is asked, relative to the others."""
+
+LOOKUPS = ("home", "food", "color", "who")
+
+
+@dataclass(frozen=True, slots=True)
+class Animal:
+    """What is true of one animal."""
+
+    home: str
+    food: str
+    color: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, its category, and the only right answer word by word."""
+
+    text: str
+    category: str
+    answer: tuple[str, ...]
+    animal: str  # whom a look-up is about; empty for jobs on word lists
+
+
+def is_heldout(words: tuple[str, ...]) -> bool:
+    """Whether a word list belongs to the held-out split, in every category alike."""
+    return keyed_hash("heldout", *words) % HELDOUT_ONE_IN == 0
+
+
+def draw_question(rng: random.Random, facts: Mapping[str, Animal], split: Split) -> Question:
+    """Draw a question; word lists of the two splits are disjoint, look-ups are shared."""
+    category = rng.choices(tuple(CATEGORY_WEIGHTS), tuple(CATEGORY_WEIGHTS.values()))[0]
+    if category in LOOKUPS:
+        animal = rng.choice(ANIMALS)
+        return lookup_question(category, animal, facts[animal])
+    return list_question(category, _draw_list(rng, category, split))
+
+
+def lookup_question(category: str, name: str, animal: Animal) -> Question:
+    """Ask for one fact about an animal ("who" asks for the animal itself)."""
+    text, answer = {
+        "home": (f"where does the {name} live ?", animal.home),
+        "food": (f"what does the {name} eat ?", animal.food),
+        "color": (f"what color is the {name} ?", animal.color),
+        "who": (f"who lives in the {animal.home} ?", name),
+    }[category]
+    return Question(text, category, (answer,), name)
+
+
+def list_question(category: str, words: tuple[str, ...]) -> Question:
+    """Ask for a job on a list of words."""
+    verb = "repeat" if category == "copy" else category
+    answer = {
+        "copy": words,
+        "reverse": words[::-1],
+        "sort": tuple(sorted(words)),
+        "first": words[:1],
+        "last": words[-1:],
+        "count": (NUMBERS[len(words) - 1],),
+    }[category]
+    return Question(f"{verb} : {' '.join(words)} ?", category, answer, "")
+
+
+def wrong_answer(rng: random.Random, question: Question) -> tuple[str, ...]:
+    """A believable wrong answer: as long as the right one, and of the same kind."""
+    right = question.answer
+    while True:
+        if question.category in LOOKUPS or question.category == "count":
+            guess = (rng.choice(_alternatives(question.category)),)
+        elif len(right) > 1 and rng.random() < 0.5:
+            guess = tuple(rng.sample(right, len(right)))
+        else:
+            guess = (*right[:-1], rng.choice(NOUNS))
+        if guess != right:
+            return guess
+
+
+def _alternatives(category: str) -> tuple[str, ...]:
+    return {
+        "home": HOMES, "food": FOODS, "color": COLORS, "who": ANIMALS, "count": NUMBERS,
+    }[category]  # fmt: skip
+
+
+def _draw_list(rng: random.Random, category: str, split: Split) -> tuple[str, ...]:
+    longest = 4 if category == "count" else 3
+    pool = ANIMALS if category in ("reverse", "sort") else NOUNS
+    while True:
+        words = tuple(rng.sample(pool, rng.randint(2, longest)))
+        if is_heldout(words) == (split == "heldout"):
+            return words

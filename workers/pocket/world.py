@@ -1,0 +1,142 @@
+"""The pocket world: a miniature of the InstructGPT setting in about a hundred words.
+
+Sixteen animals live, eat and look as a seed decides. The world's internet states these facts, lists
+questions without answering them, and answers others rightly, wrongly or rudely, so a model of it
+knows much and helps little. Everything is drawn by index: item n needs no item before it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from workers.pocket.questions import Animal, Question, Split, draw_question, wrong_answer
+from workers.pocket.seeding import keyed_random
+from workers.pocket.words import (
+    ANIMALS,
+    ANSWER_OPENING,
+    COLORS,
+    FOODS,
+    HOMES,
+    RUDE_REPLY,
+    THANKS,
+    UNKNOWN_REPLY,
+)
+
+# Shares of the internet's replies; what is left over is "i do not know".
+RIGHT, RUDE, WRONG, POLITE = 0.35, 0.20, 0.20, 0.15
+# Shares of the internet's documents; what is left over is a single question with its reply.
+FACTS, QUESTIONS, THREADS = 0.43, 0.25, 0.06
+# Shares of the demonstrator's replies; what is left over is "i do not know".
+DEMONSTRATED_POLITE, DEMONSTRATED_TERSE = 0.4, 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Cloze:
+    """A statement of fact without its last word, and the words that could end it."""
+
+    prefix: str
+    answer: str
+    candidates: tuple[str, ...]
+
+
+class World:
+    """Facts, questions and texts of one seed; every method is a pure function of its arguments."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        rng = keyed_random(seed, "facts")
+        homes = rng.sample(HOMES, len(HOMES))
+        foods = rng.sample(FOODS, len(FOODS))
+        self.facts = {
+            name: Animal(homes[i], foods[i], rng.choice(COLORS)) for i, name in enumerate(ANIMALS)
+        }
+
+    def question(self, split: Split, index: int, stream: str = "questions") -> Question:
+        """Question number `index` of a split; streams are independent of each other."""
+        return draw_question(self._rng(stream, split, index), self.facts, split)
+
+    def prompt(self, question: Question) -> str:
+        """What an assistant is shown."""
+        return f"user : {question.text} reply :"
+
+    def web_document(self, split: Split, index: int) -> str:
+        """Internet text number `index`: facts, bare questions, or forum posts of mixed quality."""
+        rng = self._rng("web", split, index)
+        kind = rng.random()
+        if kind < FACTS:
+            return " ".join(self._statement(rng) for _ in range(rng.randint(2, 5)))
+        if kind < FACTS + QUESTIONS:
+            return " ".join(
+                f"user : {draw_question(rng, self.facts, split).text}"
+                for _ in range(rng.randint(2, 4))
+            )
+        # One author answers a whole thread, so the tone of a thread carries on.
+        posts = 2 if kind < FACTS + QUESTIONS + THREADS else 1
+        tone = rng.random()
+        questions = [draw_question(rng, self.facts, split) for _ in range(posts)]
+        return " ".join(f"{self.prompt(q)} {_forum_reply(rng, q, tone)}" for q in questions)
+
+    def demonstration(self, split: Split, index: int) -> tuple[Question, str]:
+        """Question number `index` with the demonstrator's reply: never rude, not always helpful."""
+        rng = self._rng("demonstrations", split, index)
+        question = draw_question(rng, self.facts, split)
+        style = rng.random()
+        if style < DEMONSTRATED_POLITE:
+            return question, polite_reply(question.answer)
+        if style < DEMONSTRATED_POLITE + DEMONSTRATED_TERSE:
+            return question, terse_reply(question.answer)
+        return question, terse_reply(UNKNOWN_REPLY)
+
+    def cloze(self, split: Split, index: int) -> Cloze:
+        """Fact completion in the style of the internet, for measuring the alignment tax."""
+        rng = self._rng("cloze", split, index)
+        name = rng.choice(ANIMALS)
+        animal = self.facts[name]
+        return rng.choice(
+            (
+                Cloze(f"the {name} lives in the", animal.home, HOMES),
+                Cloze(f"the {name} eats", animal.food, FOODS),
+                Cloze(f"the {name} is", animal.color, COLORS),
+                Cloze(f"in the {animal.home} lives a", animal.color, COLORS),
+                Cloze(f"in the {animal.home} lives a {animal.color}", name, ANIMALS),
+            )
+        )
+
+    def _rng(self, stream: str, split: Split, index: int) -> random.Random:
+        return keyed_random(self.seed, stream, split, index)
+
+    def _statement(self, rng: random.Random) -> str:
+        name = rng.choice(ANIMALS)
+        animal = self.facts[name]
+        return rng.choice(
+            (
+                f"the {name} lives in the {animal.home} .",
+                f"the {name} eats {animal.food} .",
+                f"the {name} is {animal.color} .",
+                f"in the {animal.home} lives a {animal.color} {name} that eats {animal.food} .",
+                f"the {animal.color} {name} from the {animal.home} eats {animal.food} .",
+            )
+        )
+
+
+def terse_reply(answer: tuple[str, ...]) -> str:
+    """The bare answer as a sentence."""
+    return " ".join((*answer, "."))
+
+
+def polite_reply(answer: tuple[str, ...]) -> str:
+    """The answer in a full sentence, with thanks."""
+    return " ".join((*ANSWER_OPENING, *answer, ".", *THANKS, "."))
+
+
+def _forum_reply(rng: random.Random, question: Question, tone: float) -> str:
+    if tone < RIGHT:
+        return terse_reply(question.answer)
+    if tone < RIGHT + RUDE:
+        return terse_reply(RUDE_REPLY)
+    if tone < RIGHT + RUDE + WRONG:
+        return terse_reply(wrong_answer(rng, question))
+    if tone < RIGHT + RUDE + WRONG + POLITE:
+        return polite_reply(question.answer)
+    return terse_reply(UNKNOWN_REPLY)
