@@ -1,0 +1,20 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+.PHONY: demo test lint setup setup-gpu
+
+demo: setup  ## set up, then run the whole recipe in the pocket world
+	.venv/bin/python -m orchestrator.run +experiment=pocket
+
+test: lint  ## set up, then pass the linters and the tests
+	.venv/bin/python -m pytest
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+	.venv/bin/basedpyright
+
+setup:
+	@deploy/setup.sh cpu
+
+setup-gpu:
+	@deploy/setup.sh gpu
