@@ -1,0 +1,128 @@
+"""From the configuration to the plain records that set up the workers."""
+
+from __future__ import annotations
+
+from orchestrator.config import (
+    Accelerator,
+    Config,
+    OptimizerConfig,
+    Precision,
+    RewardKind,
+    RoleResources,
+)
+from orchestrator.seeds import derive
+from workers.specs import (
+    Device,
+    Dtype,
+    FrozenModelSpec,
+    GroupSpec,
+    OptimizerSpec,
+    RewardSpec,
+    RolloutSpec,
+    TrainModelSpec,
+)
+
+
+def dtype(precision: Precision) -> Dtype:
+    """Torch's name of a precision."""
+    return "bfloat16" if precision is Precision.bf16 else "float32"
+
+
+def device(config: Config) -> Device:
+    """The torch device type of all roles."""
+    return "cuda" if config.cluster.accelerator is Accelerator.cuda else "cpu"
+
+
+def rollout_spec(config: Config, checkpoint: str, eos_token_id: int) -> RolloutSpec:
+    """One generation engine that starts on `checkpoint`."""
+    rollout = config.rollout
+    return RolloutSpec(
+        checkpoint=checkpoint,
+        engine=rollout.engine.value,
+        dtype=dtype(rollout.precision),
+        device=device(config),
+        max_prompt_tokens=rollout.max_prompt_tokens,
+        max_response_tokens=rollout.max_response_tokens,
+        max_concurrent_sequences=rollout.max_concurrent_sequences,
+        kv_cache_bytes=rollout.kv_cache_mib << 20,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        prefix_caching=rollout.prefix_caching,
+        enforce_eager=rollout.enforce_eager,
+        seed=derive(config.seed, "engine"),
+        eos_token_id=eos_token_id,
+    )
+
+
+def group_spec(config: Config, role: RoleResources) -> GroupSpec:
+    """What a trainer process keeps for its life."""
+    return GroupSpec(
+        zero_stage=config.trainer.zero_stage,
+        dtype=dtype(config.trainer.precision),
+        device=device(config),
+        threads=role.threads,
+        collective_seconds=config.run.collective_seconds,
+        weight_bucket_bytes=config.trainer.weight_bucket_mib << 20,
+        seed=derive(config.seed, "trainer"),
+    )
+
+
+def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpec:
+    """AdamW over `total_steps` optimizer steps."""
+    return OptimizerSpec(
+        learning_rate=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        schedule=optimizer.schedule.value,
+        warmup_steps=optimizer.warmup_steps,
+        min_learning_rate_ratio=optimizer.min_learning_rate_ratio,
+        total_steps=total_steps,
+    )
+
+
+def train_spec(
+    config: Config,
+    checkpoint: str,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    *,
+    head: str = "keep",
+    ema_decay: float = 0.0,
+) -> TrainModelSpec:
+    """A model to train from `checkpoint`."""
+    assert head in ("keep", "random", "zero")
+    return TrainModelSpec(
+        checkpoint=checkpoint,
+        optimizer=optimizer_spec(optimizer, total_steps),
+        attention=config.model.attention,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        ema_decay=ema_decay,
+        head=head,
+    )
+
+
+def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenModelSpec:
+    """A model that only scores."""
+    return FrozenModelSpec(
+        checkpoint=checkpoint,
+        dtype=dtype(config.trainer.precision),
+        device=device(config),
+        threads=role.threads,
+        micro_batch_tokens=config.reward.micro_batch_tokens,
+        attention=config.model.attention,
+    )
+
+
+def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
+    """The reward of PPO: a model, or a user's function."""
+    model = None
+    if config.reward.kind is RewardKind.model:
+        model = frozen_spec(config, reward_checkpoint, config.cluster.roles.reward)
+    return RewardSpec(
+        model=model,
+        function=config.reward.function,
+        bridge=config.reward.bridge.value,
+        policy_checkpoint=policy_checkpoint,
+    )

@@ -1,0 +1,569 @@
+"""Typed handles of the role groups. The only file that makes actors.
+
+A handle has few verbs; each starts the call on every worker of its group and returns a `Pending`,
+so that independent calls run at the same time and every wait has a deadline. Token data travels
+from worker to worker as references: the driver holds them in `Rollouts`, `Fields` and `Experience`
+and sees per-sequence scalars only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from orchestrator.waiting import Pending, Position, everything, first, nothing
+from workers.critic import CriticWorker
+from workers.messages import (
+    ExperienceBatch,
+    ExperienceSummary,
+    GenerationRequest,
+    GroupAddress,
+    PairCounts,
+    PolicyStep,
+    RankAddress,
+    RankingStep,
+    RoleInfo,
+    RolloutBatch,
+    RolloutSummary,
+    Sampling,
+    Scores,
+    StepStats,
+    StepWork,
+    SupervisedStep,
+    TextLoss,
+    TokenBatch,
+    TokenField,
+    WeightOffer,
+    WeightReceipt,
+    Work,
+)
+from workers.policy import PolicyWorker
+from workers.reference import ReferenceWorker
+from workers.reward import RewardWorker
+from workers.rollout import RolloutWorker
+from workers.specs import (
+    FrozenModelSpec,
+    GroupSpec,
+    PolicyLossSpec,
+    RewardSpec,
+    RolloutSpec,
+    ShapingSpec,
+    TrainModelSpec,
+)
+
+Ref = Any  # ray.ObjectRef; the type is erased because refs of several records mix in one list
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """References to the sequences of one step, one shard an engine, and their scalars."""
+
+    shards: tuple[Ref, ...]  # of RolloutBatch
+    summary: RolloutSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """References to one number a token, one shard a rank."""
+
+    shards: tuple[Ref, ...]  # of TokenField
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """References to sequences ready for PPO, one shard a critic rank, and their scalars."""
+
+    shards: tuple[Ref, ...]  # of ExperienceBatch
+    summaries: tuple[ExperienceSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the actors of one group are made."""
+
+    options: Callable[[int], dict[str, Any]]  # rank -> Ray options (resources, placement, env)
+    workers: int
+    start_seconds: float
+    call_seconds: float
+    position: Position
+
+
+def _fetch(refs: Sequence[Ref]) -> list[Any]:
+    """Inside an actor: the records behind references, shared memory where they are local."""
+    return ray.get(list(refs), timeout=_FETCH_SECONDS)
+
+
+_FETCH_SECONDS = 600.0
+
+
+# Verbs that make token data return two objects: the data, which stays where it is until a worker
+# asks for it, and something small, which is all that the driver fetches.
+
+
+class _RolloutActor(RolloutWorker):
+    @ray.method(num_returns=2)
+    def generate_shard(
+        self, requests: list[GenerationRequest], sampling: Sampling, version: int
+    ) -> tuple[RolloutBatch, RolloutSummary]:
+        batch = self.generate(requests, sampling, version)
+        return batch, batch.summary()
+
+    @ray.method(num_returns=2)
+    def probe_shard(
+        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+    ) -> tuple[RolloutBatch, RolloutSummary]:
+        batch = self.probe(prompts, max_tokens, temperature, version)
+        ids = np.arange(len(batch), dtype=np.int64) + self.rank * len(batch)
+        batch = replace(batch, ids=ids)  # unique over the engines
+        return batch, batch.summary()
+
+
+class _RewardActor(RewardWorker):
+    def score_shards(self, ids: np.ndarray, shards: Sequence[Ref]) -> Scores:
+        return self.score(ids, _fetch(shards))
+
+
+class _ReferenceActor(ReferenceWorker):
+    @ray.method(num_returns=2)
+    def logprobs_of(
+        self, work: Work, shards: Sequence[Ref], temperature: float
+    ) -> tuple[TokenField, None]:
+        return self.logprobs(work, _fetch(shards), temperature), None
+
+
+class _PolicyActor(PolicyWorker):
+    @ray.method(num_returns=2)
+    def logprobs_of(
+        self, work: Work, shards: Sequence[Ref], temperature: float
+    ) -> tuple[TokenField, None]:
+        return self.logprobs(work, _fetch(shards), temperature), None
+
+    def update_on(
+        self, steps: list[PolicyStep], shards: Sequence[Ref], loss: PolicyLossSpec
+    ) -> list[StepStats]:
+        return self.update(steps, _fetch(shards), loss)
+
+
+class _CriticActor(CriticWorker):
+    @ray.method(num_returns=2)
+    def values_of(self, work: Work, shards: Sequence[Ref]) -> tuple[TokenField, None]:
+        return self.values(work, _fetch(shards)), None
+
+    @ray.method(num_returns=2)
+    def build_experience_of(
+        self,
+        work: Work,
+        rollouts: Sequence[Ref],
+        old: Sequence[Ref],
+        reference: Sequence[Ref],
+        values: Sequence[Ref],
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> tuple[ExperienceBatch, ExperienceSummary]:
+        return self.build_experience(
+            work, _fetch(rollouts), _fetch(old), _fetch(reference), _fetch(values), scores, shaping
+        )
+
+    def update_on(
+        self, steps: list[StepWork], shards: Sequence[Ref], value_clip: float
+    ) -> list[StepStats]:
+        return self.update(steps, _fetch(shards), value_clip)
+
+
+class _Group:
+    """The actors of one role."""
+
+    role: str
+    worker: type
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self.actors: list[Any] = []
+        self.infos: list[RoleInfo] = []
+        self._spawn()
+
+    def _spawn(self) -> None:
+        make = ray.remote(self.worker)
+        self.actors = [
+            make.options(**self._launch.options(rank)).remote(rank)
+            for rank in range(self._launch.workers)
+        ]
+
+    @property
+    def size(self) -> int:
+        """Number of workers in the group."""
+        return self._launch.workers
+
+    def _all(
+        self,
+        doing: str,
+        call: Callable[[Any, int], Any],
+        combine: Callable[[list[Any]], Any],
+        *,
+        ranks: Sequence[int] | None = None,
+        starting: bool = False,
+    ) -> Pending[Any]:
+        """Start `call(actor, rank)` on the chosen ranks."""
+        chosen = range(self.size) if ranks is None else ranks
+        seconds = self._launch.start_seconds if starting else self._launch.call_seconds
+        return Pending(
+            [call(self.actors[rank], rank) for rank in chosen],
+            [f"{self.role} rank {rank}" for rank in chosen],
+            f"{self.role}: {doing}",
+            seconds,
+            self._launch.position,
+            combine,
+        )
+
+    def _fields(self, doing: str, call: Callable[[Any, int], tuple[Ref, Ref]]) -> Pending[Fields]:
+        shards: list[Ref] = []
+        return self._all(doing, _keeping(shards, call), lambda _: Fields(tuple(shards)))
+
+    def _remember(self, infos: list[RoleInfo]) -> list[RoleInfo]:
+        self.infos = infos
+        return infos
+
+    def kill(self) -> None:
+        """End every process of the group."""
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)
+        self.actors = []
+
+
+class RolloutGroup(_Group):
+    """n independent generation engines."""
+
+    role, worker = "rollout", _RolloutActor
+
+    def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
+        """Build the engines on a checkpoint's weights, admitted as `version`."""
+        return self._all(
+            "start",
+            lambda actor, _: actor.start.remote(spec, version),
+            self._remember,
+            starting=True,
+        )
+
+    def restart(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
+        """Replace the engines by fresh processes (another architecture)."""
+        self.kill()
+        self._spawn()
+        return self.start(spec, version)
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
+    ) -> Pending[Rollouts]:
+        """Sample every request; prompts are dealt to the engines in turn, so the split is stable."""
+        hands = [list(requests[i :: self.size]) for i in range(self.size)]
+        busy = [rank for rank, hand in enumerate(hands) if hand]
+        shards: list[Ref] = []
+        return self._all(
+            "generate",
+            _keeping(
+                shards,
+                lambda actor, rank: actor.generate_shard.remote(hands[rank], sampling, version),
+            ),
+            lambda summaries: Rollouts(tuple(shards), _join_summaries(summaries)),
+            ranks=busy,
+        )
+
+    def load_checkpoint(self, path: str, version: int) -> Pending[list[WeightReceipt]]:
+        """Load a Hugging Face folder of the same architecture, admitted as `version`."""
+        return self._all(
+            "load checkpoint",
+            lambda actor, _: actor.load_checkpoint.remote(path, version),
+            everything,
+        )
+
+    def connect(self, address: GroupAddress) -> Pending[None]:
+        """Join the transfer group; the sender is rank 0, engine i is rank 1 + i."""
+        return self._all(
+            "connect", lambda actor, rank: actor.connect.remote(address, 1 + rank), nothing
+        )
+
+    def receive_weights(self, offer: WeightOffer) -> Pending[list[WeightReceipt]]:
+        """Take an offered transfer; the engines stay unverified until admitted."""
+        return self._all(
+            "receive weights", lambda actor, _: actor.receive_weights.remote(offer), everything
+        )
+
+    def probe(
+        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+    ) -> Pending[Rollouts]:
+        """Sample a few tokens on every engine, one shard each; serves unverified weights."""
+        shards: list[Ref] = []
+        return self._all(
+            "parity probe",
+            _keeping(
+                shards,
+                lambda actor, _: actor.probe_shard.remote(
+                    prompts, max_tokens, temperature, version
+                ),
+            ),
+            lambda summaries: Rollouts(tuple(shards), _join_summaries(summaries)),
+        )
+
+    def admit(self, version: int) -> Pending[None]:
+        """Let the engines serve `version`."""
+        return self._all("admit", lambda actor, _: actor.admit.remote(version), nothing)
+
+
+class RewardGroup(_Group):
+    """n replicas that score whole sequences."""
+
+    role, worker = "reward", _RewardActor
+
+    def load(self, spec: RewardSpec) -> Pending[list[RoleInfo]]:
+        """Load the reward model or function."""
+        return self._all(
+            "load", lambda actor, _: actor.load.remote(spec), self._remember, starting=True
+        )
+
+    def score(self, rollouts: Rollouts) -> Pending[Scores]:
+        """One score or recorded failure a sequence, in the order of the summary."""
+        ids = rollouts.summary.ids
+        hands = [ids[i :: self.size] for i in range(self.size)]
+        busy = [rank for rank, hand in enumerate(hands) if len(hand)]
+        return self._all(
+            "score",
+            lambda actor, rank: actor.score_shards.remote(hands[rank], rollouts.shards),
+            lambda parts: _join_scores(parts, ids),
+            ranks=busy,
+        )
+
+
+class ReferenceGroup(_Group):
+    """n replicas of a frozen language model."""
+
+    role, worker = "reference", _ReferenceActor
+
+    def load(self, spec: FrozenModelSpec) -> Pending[list[RoleInfo]]:
+        """Load the frozen model."""
+        return self._all(
+            "load", lambda actor, _: actor.load.remote(spec), self._remember, starting=True
+        )
+
+    def logprobs(
+        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
+    ) -> Pending[Fields]:
+        """Log-probabilities of the response tokens, nats; one work a replica."""
+        return self._fields(
+            "logprobs",
+            lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
+        )
+
+    def text_loss(self, batches: Sequence[TokenBatch]) -> Pending[TextLoss]:
+        """Summed loss of plain text; one batch a replica."""
+        return self._all(
+            "text loss",
+            lambda actor, rank: actor.text_loss.remote(batches[rank]),
+            lambda parts: TextLoss(sum(p.nll for p in parts), sum(p.tokens for p in parts)),
+        )
+
+
+class _TrainerGroup(_Group):
+    """n ranks of one DeepSpeed process group."""
+
+    def join(self, spec: GroupSpec) -> Pending[list[RoleInfo]]:
+        """Form the process group; once in the life of the processes."""
+        host, port = self._all(
+            "address", lambda actor, _: actor.address.remote(), first, ranks=[0], starting=True
+        ).result()
+        return self._all(
+            "join",
+            lambda actor, rank: actor.join.remote(
+                RankAddress(rank, self.size, host, port), spec
+            ),
+            self._remember,
+            starting=True,
+        )
+
+    def load(self, spec: TrainModelSpec) -> Pending[None]:
+        """Build model, optimizer and schedule, replacing what was there."""
+        return self._all(
+            "load", lambda actor, _: actor.load.remote(spec), nothing, starting=True
+        )
+
+    def save(self, path: str, tokenizer_from: str) -> Pending[None]:
+        """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
+        return self._all(
+            "save", lambda actor, _: actor.save.remote(path, tokenizer_from), nothing
+        )
+
+
+class PolicyGroup(_TrainerGroup):
+    """The policy's trainers."""
+
+    role, worker = "policy", _PolicyActor
+
+    def train_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[StepStats]:
+        """One optimizer step on next-token loss; one share a rank."""
+        return self._all(
+            "train", lambda actor, rank: actor.train_supervised.remote(steps[rank]), first
+        )
+
+    def evaluate_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[TextLoss]:
+        """Loss without an update; one share a rank."""
+        return self._all(
+            "evaluate", lambda actor, rank: actor.evaluate_supervised.remote(steps[rank]), first
+        )
+
+    def logprobs(
+        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
+    ) -> Pending[Fields]:
+        """Log-probabilities of the response tokens under the current weights, nats."""
+        return self._fields(
+            "logprobs",
+            lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
+        )
+
+    def update(
+        self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
+    ) -> Pending[list[StepStats]]:
+        """PPO steps in order; `steps[rank]` holds that rank's share of each."""
+        return self._all(
+            "update",
+            lambda actor, rank: actor.update_on.remote(steps[rank], experience.shards, loss),
+            first,
+        )
+
+    def transfer_address(self, receivers: int) -> GroupAddress:
+        """Where rank 0 will wait for the engines of a gloo or nccl transfer."""
+        host, port = self._all(
+            "address", lambda actor, _: actor.address.remote(), first, ranks=[0]
+        ).result()
+        return GroupAddress(host, port, 1 + receivers)
+
+    def connect(self, address: GroupAddress) -> Pending[None]:
+        """Join the transfer group as its sender."""
+        return self._all(
+            "connect", lambda actor, _: actor.connect.remote(address), nothing, ranks=[0]
+        )
+
+    def publish_weights(self, version: int, transport: str) -> Pending[WeightOffer]:
+        """Offer the current weights; through shared memory they are written at once."""
+        return self._all(
+            "publish weights",
+            lambda actor, _: actor.publish_weights.remote(version, transport),
+            first,
+        )
+
+    def send_weights(self, offer: WeightOffer) -> Pending[WeightReceipt]:
+        """Send an offer to the connected engines; all ranks take part in gathering."""
+        return self._all(
+            "send weights", lambda actor, _: actor.send_weights.remote(offer), first
+        )
+
+
+class CriticGroup(_TrainerGroup):
+    """The trainers of scalar-head models: the reward model, then the value function."""
+
+    role, worker = "critic", _CriticActor
+
+    def train_rankings(self, steps: Sequence[RankingStep]) -> Pending[StepStats]:
+        """One optimizer step of the reward model."""
+        return self._all(
+            "train rankings", lambda actor, rank: actor.train_rankings.remote(steps[rank]), first
+        )
+
+    def evaluate_rankings(self, steps: Sequence[RankingStep]) -> Pending[PairCounts]:
+        """Held-out pairs ordered as labeled."""
+        return self._all(
+            "evaluate rankings",
+            lambda actor, rank: actor.evaluate_rankings.remote(steps[rank]),
+            first,
+        )
+
+    def score(self, batch: TokenBatch) -> Pending[np.ndarray]:
+        """Reward of whole sequences, (B,); every rank computes the same."""
+        return self._all("score", lambda actor, _: actor.score.remote(batch), first)
+
+    def shift_bias(self, mean: float) -> Pending[None]:
+        """Lower every score by `mean`."""
+        return self._all("shift bias", lambda actor, _: actor.shift_bias.remote(mean), nothing)
+
+    def values(self, works: Sequence[Work], rollouts: Rollouts) -> Pending[Fields]:
+        """Value of the state before each response token."""
+        return self._fields(
+            "values", lambda actor, rank: actor.values_of.remote(works[rank], rollouts.shards)
+        )
+
+    def build_experience(
+        self,
+        works: Sequence[Work],
+        rollouts: Rollouts,
+        old: Fields,
+        reference: Fields,
+        values: Fields,
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> Pending[Experience]:
+        """Token rewards, advantages and returns; each rank builds and keeps its own share."""
+        shards: list[Ref] = []
+        inputs = (rollouts.shards, old.shards, reference.shards, values.shards)
+        return self._all(
+            "build experience",
+            _keeping(
+                shards,
+                lambda actor, rank: actor.build_experience_of.remote(
+                    works[rank], *inputs, scores, shaping
+                ),
+            ),
+            lambda summaries: Experience(tuple(shards), tuple(summaries)),
+        )
+
+    def update(
+        self, steps: Sequence[list[StepWork]], experience: Experience, value_clip: float
+    ) -> Pending[list[StepStats]]:
+        """Value-function steps in order."""
+        return self._all(
+            "update",
+            lambda actor, rank: actor.update_on.remote(steps[rank], experience.shards, value_clip),
+            first,
+        )
+
+
+def fetch_rollouts(rollouts: Rollouts, seconds: float) -> RolloutBatch:
+    """Bring whole sequences to the driver: for texts and labels, never for training."""
+    return RolloutBatch.concat(ray.get(list(rollouts.shards), timeout=seconds))
+
+
+def fetch_fields(fields: Fields, seconds: float) -> list[TokenField]:
+    """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
+    return ray.get(list(fields.shards), timeout=seconds)
+
+
+def _keeping(
+    shards: list[Ref], call: Callable[[Any, int], tuple[Ref, Ref]]
+) -> Callable[[Any, int], Ref]:
+    """Put aside the reference to the data, in rank order; hand on the small one."""
+
+    def keeping(actor: Any, rank: int) -> Ref:
+        shard, small = call(actor, rank)
+        shards.append(shard)
+        return small
+
+    return keeping
+
+
+def _join_summaries(parts: list[RolloutSummary]) -> RolloutSummary:
+    return RolloutSummary(
+        *(
+            np.concatenate([getattr(p, name) for p in parts])
+            for name in RolloutSummary.__dataclass_fields__
+        )
+    )
+
+
+def _join_scores(parts: list[Scores], ids: np.ndarray) -> Scores:
+    at = {int(i): (part, row) for part in parts for row, i in enumerate(part.ids)}
+    found = [at[int(i)] for i in ids]
+    return Scores(
+        ids,
+        np.array([part.values[row] for part, row in found], dtype=np.float32),
+        tuple(part.failures[row] for part, row in found),
+    )

@@ -1,0 +1,119 @@
+"""Waiting for actors: every wait has a deadline, and the first failure ends it.
+
+`ray.get` on a list blocks on the first element while another rank is already dead, and waits for
+ever by default. Nothing in the orchestrator calls it directly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from workers.errors import DeadlineError, RehearsalError, RoleDiedError, RoleError
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Position:
+    """Where the run is; every error of a wait names it."""
+
+    stage: str = "start"
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}, step {self.step}"
+
+
+class Pending(Generic[T]):
+    """Calls in flight on the ranks of one role, and how their results combine."""
+
+    def __init__(
+        self,
+        refs: Sequence[Any],
+        names: Sequence[str],
+        doing: str,
+        seconds: float,
+        position: Position,
+        combine: Callable[[list[Any]], T],
+    ) -> None:
+        self._refs = list(refs)
+        self._names = list(names)
+        self._doing = f"{doing} ({position})"
+        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._combine = combine
+
+    def result(self) -> T:
+        """Wait for every rank; raise as soon as one fails or the deadline passes."""
+        index = {ref: i for i, ref in enumerate(self._refs)}
+        results: list[Any] = [None] * len(self._refs)
+        left = list(self._refs)
+        while left:
+            remaining = max(0.0, self._deadline - time.monotonic())
+            done, left = ray.wait(left, num_returns=1, timeout=remaining)
+            if not done:
+                silent = ", ".join(self._names[index[ref]] for ref in left)
+                raise DeadlineError(
+                    f"no answer within {self._seconds:.0f} s: {self._doing}",
+                    where=silent,
+                    mend="raise run.call_seconds if the work is that long; else look at the "
+                    "role's log for what it hangs on",
+                )
+            for ref in done:
+                results[index[ref]] = self._fetch(ref, self._names[index[ref]])
+        return self._combine(results)
+
+    def _fetch(self, ref: Any, name: str) -> Any:
+        try:
+            return ray.get(ref, timeout=max(1.0, self._deadline - time.monotonic()))
+        except RayTaskError as error:
+            raise _as_typed(error, name, self._doing) from error
+        except RayActorError as error:
+            raise RoleDiedError(
+                f"the process of {name} ended: {self._doing}",
+                where=name,
+                mend="its last words are in the Ray session's logs; out of memory shows as "
+                f"signal 9 ({str(error).splitlines()[0]})",
+            ) from error
+        except GetTimeoutError as error:
+            raise DeadlineError(
+                f"the result of {name} did not arrive: {self._doing}",
+                where=name,
+                mend="check the network between the nodes and the object store's size",
+            ) from error
+        except RayError as error:
+            raise RoleError(f"{self._doing}: {error}", where=name) from error
+
+
+def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
+    """The typed error that the role raised, or a RoleError that quotes any other."""
+    cause = error.cause
+    if isinstance(cause, RehearsalError):
+        cause.where = f"{cause.where}; {name}, {doing}" if cause.where else f"{name}, {doing}"
+        return cause
+    return RoleError(
+        f"{name} failed: {type(cause).__name__}: {cause}",
+        where=doing,
+        mend="this is not an expected failure; error.log in the run folder holds the traceback",
+    )
+
+
+def first(results: list[Any]) -> Any:
+    """Combine: the result of rank 0."""
+    return results[0]
+
+
+def everything(results: list[Any]) -> list[Any]:
+    """Combine: the results of all ranks, in order."""
+    return results
+
+
+def nothing(results: list[Any]) -> None:
+    """Combine: no result, only completion."""
+    del results
