@@ -1,0 +1,211 @@
+"""Every metric a run can record, with its unit, and the records in metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.errors import DataLineError
+
+# Phases of one PPO iteration, in data-flow order; reward, logprobs, reference and values overlap.
+PPO_PHASES = (
+    "generate",
+    "reward",
+    "logprobs",
+    "reference",
+    "values",
+    "experience",
+    "policy_update",
+    "critic_update",
+    "weight_sync",
+    "record",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a metric's numbers mean. A timing differs between two runs of the same seed."""
+
+    unit: str
+    description: str
+    timing: bool = False
+
+
+def _optimizer(what: str) -> dict[str, Metric]:
+    return {
+        "grad_norm": Metric("1", f"L2 norm of the {what} gradient before clipping"),
+        "learning_rate": Metric("1", f"learning rate of the {what}"),
+    }
+
+
+def _seconds(description: str) -> Metric:
+    return Metric("s", description, timing=True)
+
+
+_PRETRAIN = {
+    "loss": Metric("nats/token", "next-token loss of the step's documents"),
+    "tokens_per_second": Metric("tokens/s", "counted tokens trained a second", timing=True),
+    **_optimizer("model"),
+}
+_SFT = {
+    "loss": Metric("nats/token", "next-token loss on response tokens of the step"),
+    "validation_loss": Metric("nats/token", "the same loss on held-out demonstrations"),
+    "tokens_per_second": Metric("tokens/s", "counted tokens trained a second", timing=True),
+    **_optimizer("model"),
+}
+_REWARD_MODEL = {
+    "loss": Metric("nats/pair", "ranking loss: mean over pairs of a ranking, then rankings"),
+    "pair_accuracy": Metric("fraction", "pairs ordered as the labeler did, this step"),
+    "heldout_loss": Metric("nats/pair", "ranking loss on held-out rankings"),
+    "heldout_pair_accuracy": Metric("fraction", "pairs ordered as the labeler did, held out"),
+    "pairs_kept": Metric("pairs", "ordered pairs in the step's rankings"),
+    "pairs_tied": Metric("pairs", "pairs left out because the labeler called a tie"),
+    "tokens_per_second": Metric("tokens/s", "tokens trained a second", timing=True),
+    **_optimizer("reward model"),
+}
+_PPO = {
+    "score_mean": Metric("reward", "score of a sequence before the KL penalty, mean"),
+    "score_std": Metric("reward", "score of a sequence before the KL penalty, deviation"),
+    "kl_sequence": Metric("nats/sequence", "KL(policy || SFT model), k1 estimate, mean"),
+    "kl_coefficient": Metric("reward/nat", "weight of the KL penalty"),
+    "shaped_return": Metric("reward", "score minus KL penalty, mean over sequences"),
+    "response_tokens_mean": Metric("tokens", "length of a response, mean"),
+    "eos_rate": Metric("fraction", "responses that ended by themselves"),
+    "policy_loss": Metric("1", "clipped surrogate loss, mean over counted tokens"),
+    "value_loss": Metric("reward^2", "half the clipped squared error, mean over counted tokens"),
+    "ptx_loss": Metric("nats/token", "next-token loss of the pretraining text mixed in"),
+    "clip_fraction": Metric("fraction", "counted tokens whose ratio was clipped"),
+    "approx_kl": Metric("nats/token", "KL(old policy || policy), k3 estimate, mean"),
+    "entropy": Metric("nats/token", "entropy of the policy, mean over counted tokens"),
+    "ratio_max": Metric("1", "largest probability ratio policy / old policy"),
+    "explained_variance": Metric("fraction", "share of the returns' variance the critic explains"),
+    "value_clip_fraction": Metric("fraction", "counted tokens whose value was clipped"),
+    "policy_grad_norm": Metric("1", "L2 norm of the policy gradient before clipping"),
+    "critic_grad_norm": Metric("1", "L2 norm of the critic gradient before clipping"),
+    "policy_learning_rate": Metric("1", "learning rate of the policy"),
+    "critic_learning_rate": Metric("1", "learning rate of the critic"),
+    "gold_mean": Metric("gold", "noise-free score of held-out prompts, mean"),
+    "gold_rude_rate": Metric("fraction", "rude responses to held-out prompts"),
+    "gold_truthful_rate": Metric("fraction", "truthful responses to held-out prompts"),
+    "policy_version": Metric("version", "policy version that generated this iteration's sequences"),
+    "generated": Metric("sequences", "sequences generated"),
+    "trained": Metric("sequences", "sequences trained on"),
+    "dropped": Metric("sequences", "sequences dropped, each with a reason"),
+    "mismatch_max": Metric("nats", "largest |trainer - engine| log-probability"),
+    "mismatch_mean": Metric("nats", "mean |trainer - engine| log-probability"),
+    "mismatch_k3": Metric("nats/token", "KL(engine || trainer), k3 estimate, mean"),
+    "parity_max": Metric("nats", "largest |trainer - engine| after the weight sync, probe tokens"),
+    "parity_mean": Metric("nats", "mean |trainer - engine| after the weight sync, probe tokens"),
+    "sync_bytes": Metric("bytes", "weights sent to each engine"),
+    "sync_seconds": _seconds("weight sync: transfer, check, parity probe, admission"),
+    "step_seconds": _seconds("one whole iteration"),
+    "tokens_per_second": Metric("tokens/s", "response tokens trained a second", timing=True),
+    **{f"seconds/{phase}": _seconds(f"phase {phase} of the iteration") for phase in PPO_PHASES},
+}
+
+#: name -> unit, description, and whether it is a timing. Stage `pretrain_large` records under
+#: `pretrain/`, stage `ppo_ptx` under `ppo/`; the record's stage tells them apart.
+METRICS: dict[str, Metric] = {
+    f"{family}/{name}": metric
+    for family, metrics in {
+        "pretrain": _PRETRAIN,
+        "sft": _SFT,
+        "reward_model": _REWARD_MODEL,
+        "ppo": _PPO,
+    }.items()
+    for name, metric in metrics.items()
+}
+
+
+class UnknownMetricError(AssertionError):
+    """Code records a metric that the registry does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRecord:
+    """One number of one step, in the unit its name stands for."""
+
+    stage: str
+    step: int
+    name: str
+    value: float
+    unit: str
+    timing: bool = False
+
+    @classmethod
+    def make(cls, stage: str, step: int, name: str, value: float) -> MetricRecord:
+        """A record with unit and kind from the registry.
+
+        Raises:
+            UnknownMetricError: the registry does not know `name`.
+        """
+        metric = METRICS.get(name)
+        if metric is None:
+            raise UnknownMetricError(f"metric {name!r} is not in METRICS; add it with its unit")
+        return cls(stage, step, name, float(value), metric.unit, metric.timing)
+
+    def to_line(self) -> str:
+        """One line of metrics.jsonl. JSON holds no NaN or infinity: null, and its name beside."""
+        fields: dict[str, object] = {
+            "stage": self.stage,
+            "step": self.step,
+            "name": self.name,
+            "value": self.value if math.isfinite(self.value) else None,
+            "unit": self.unit,
+        }
+        if not math.isfinite(self.value):
+            fields["nonfinite"] = str(self.value)
+        if self.timing:
+            fields["timing"] = True
+        return json.dumps(fields, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> MetricRecord:
+        """The inverse of `to_line`."""
+        fields = json.loads(line)
+        value = fields["value"] if fields["value"] is not None else fields["nonfinite"]
+        return cls(
+            stage=str(fields["stage"]),
+            step=int(fields["step"]),
+            name=str(fields["name"]),
+            value=float(value),
+            unit=str(fields["unit"]),
+            timing=bool(fields.get("timing", False)),
+        )
+
+
+def read_metrics(path: Path) -> list[MetricRecord]:
+    """All records of a metrics.jsonl, in order.
+
+    A last line without its newline is what a killed run leaves; it is not a record.
+
+    Raises:
+        DataLineError: a line that is no metric record.
+    """
+    records: list[MetricRecord] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                records.append(MetricRecord.from_line(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataLineError(
+                    f"not a metric record: {error}",
+                    where=f"{path}:{number}",
+                    mend="the file was edited or damaged; remove the line",
+                ) from error
+    return records
+
+
+def comparable(records: Iterable[MetricRecord]) -> list[MetricRecord]:
+    """The records that two runs of the same seed and configuration must share: no timings."""
+    return [record for record in records if not record.timing]
+
+
+def series(records: Iterable[MetricRecord], stage: str, name: str) -> list[tuple[int, float]]:
+    """(step, value) of one metric of one stage, in recorded order."""
+    return [(r.step, r.value) for r in records if r.stage == stage and r.name == name]

@@ -1,0 +1,206 @@
+"""Records metrics and time. metrics.jsonl is the truth, written at once; sinks get copies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TextIO
+
+from orchestrator.config import LoggerConfig, StageName
+from orchestrator.metrics import (
+    METRICS,
+    PPO_PHASES,
+    Metric,
+    MetricRecord,
+    UnknownMetricError,
+    comparable,
+    read_metrics,
+    series,
+)
+from orchestrator.run_folder import RunFolder
+from orchestrator.sinks import BackgroundSink, Sink, Warn, configured_sinks
+
+__all__ = [
+    "METRICS",
+    "PPO_PHASES",
+    "Metric",
+    "MetricRecord",
+    "Telemetry",
+    "UnknownMetricError",
+    "comparable",
+    "read_metrics",
+    "series",
+]
+
+_STAGES = frozenset(stage.value for stage in StageName)
+
+
+class Telemetry:
+    """Metrics, time spans and sinks of one run.
+
+    Spans may overlap and may run in several threads; `record` belongs to the driver's thread.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        logger: LoggerConfig,
+        config: Mapping[str, object],
+        *,
+        warn: Warn | None = None,
+        sinks: Sequence[Sink] | None = None,
+    ) -> None:
+        """Open metrics.jsonl and start the sinks.
+
+        Args:
+            folder: A created run folder.
+            logger: Which sinks to start.
+            config: The resolved configuration as plain values, shown by sinks.
+            warn: Takes the one warning a dropped sink gives; the log by default.
+            sinks: Replaces the configured sinks.
+        """
+        warn = warn or logging.getLogger(__name__).warning
+        if sinks is None:
+            sinks = configured_sinks(folder.path, logger, dict(config))
+        self._metrics = folder.metrics.open("a", encoding="utf-8")
+        self._trace = _Trace(folder)
+        self._lock = threading.Lock()
+        self._stage_seconds: dict[str, float] = defaultdict(float)
+        self._totals: dict[tuple[str, str], float] = defaultdict(float)
+        self._of_step: dict[tuple[str, int], dict[str, float]] = {}
+        self._sinks = [BackgroundSink(sink, logger.sink_seconds, warn) for sink in sinks]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def record(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Write the metrics of one step: to disk before returning, to the sinks in their time.
+
+        Raises:
+            UnknownMetricError: a name that METRICS does not have; nothing is written then.
+        """
+        _check_stage(stage)
+        records = [MetricRecord.make(stage, step, name, value) for name, value in values.items()]
+        if not records:
+            return
+        self._metrics.write("".join(record.to_line() for record in records))
+        self._metrics.flush()
+        for sink in self._sinks:
+            sink.write(records)
+
+    @contextmanager
+    def span(self, stage: str, step: int, phase: str) -> Iterator[None]:
+        """Time one phase of one step; a phase entered twice in a step adds up."""
+        _check_stage(stage)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            with self._lock:
+                self._totals[stage, phase] += seconds
+                of_step = self._of_step.setdefault((stage, step), {})
+                of_step[phase] = of_step.get(phase, 0.0) + seconds
+                self._trace.add(stage, step, phase, begin, seconds)
+
+    @contextmanager
+    def stage_span(self, stage: str) -> Iterator[None]:
+        """Time a whole stage."""
+        _check_stage(stage)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            with self._lock:
+                self._stage_seconds[stage] += seconds
+                self._trace.add(stage, None, stage, begin, seconds)
+
+    def record_phases(self, stage: str, step: int) -> dict[str, float]:
+        """Record `ppo/seconds/PHASE` for every span of a finished PPO step and return them."""
+        with self._lock:
+            phases = self._of_step.pop((stage, step), {})
+        self.record(stage, step, {f"ppo/seconds/{name}": value for name, value in phases.items()})
+        return phases
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds of each finished stage."""
+        with self._lock:
+            return dict(self._stage_seconds)
+
+    def phase_seconds(self, *stages: str) -> dict[str, float]:
+        """Seconds of each phase, summed over steps and over the given stages (all by default)."""
+        sums: dict[str, float] = defaultdict(float)
+        with self._lock:
+            for (stage, phase), seconds in self._totals.items():
+                if not stages or stage in stages:
+                    sums[phase] += seconds
+        return dict(sums)
+
+    def close(self) -> None:
+        """Close the files and let the sinks finish within their deadline."""
+        self._metrics.close()
+        self._trace.close()
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+
+class _Trace:
+    """Spans as trace/spans.json, which Perfetto and chrome://tracing open.
+
+    The format allows a missing closing bracket, so a killed run leaves a readable file.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._file: TextIO = (folder.trace / "spans.json").open("w", encoding="utf-8")
+        self._file.write("[")
+        self._separator = "\n"
+        self._start = time.perf_counter()
+        self._tracks: dict[str, int] = {}
+
+    def add(self, stage: str, step: int | None, phase: str, begin: float, seconds: float) -> None:
+        # Phases overlap, and one track shows only nested spans: a track for each phase.
+        if phase not in self._tracks:
+            self._tracks[phase] = len(self._tracks)
+            self._event({"name": "thread_name", "ph": "M", "args": {"name": phase}}, phase)
+        self._event(
+            {
+                "name": phase,
+                "cat": stage,
+                "ph": "X",
+                "ts": round((begin - self._start) * 1e6),
+                "dur": round(seconds * 1e6),
+                "args": {"stage": stage, "step": step},
+            },
+            phase,
+        )
+        self._file.flush()
+
+    def _event(self, event: dict[str, object], phase: str) -> None:
+        line = json.dumps({**event, "pid": 0, "tid": self._tracks[phase]})
+        self._file.write(self._separator + line)
+        self._separator = ",\n"
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.write("\n]\n")
+            self._file.close()
+
+
+def _check_stage(stage: str) -> None:
+    assert stage in _STAGES, f"unknown stage {stage!r}; StageName has {sorted(_STAGES)}"
