@@ -1,0 +1,192 @@
+"""The results of a run as typed records, and summary.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.run_folder import RunFolder, write_json
+from workers.errors import DataError
+from workers.messages import RoleInfo
+
+# Models in the order of the recipe: every table and plot shows them so.
+MODEL_ORDER = ("base", "large", "sft", "ppo", "ppo_ptx")
+MODEL_LABELS = {
+    "base": "base",
+    "large": "large base",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "ppo_ptx": "PPO-ptx",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """How one model does on held-out prompts and texts. None = not measured on this data."""
+
+    gold_mean: float | None = None  # noise-free score, mean
+    web_perplexity: float | None = None  # exp(mean nats a token) of pretraining-style text
+    truthful_rate: float | None = None  # fraction of responses
+    rude_rate: float | None = None  # fraction of responses
+    length_mean: float | None = None  # tokens, end-of-sequence token included
+    correct_rate: float | None = None  # fraction of responses
+    cloze_accuracy: float | None = None  # fraction of facts completed, pretraining style
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """How often `model` is preferred to `over` on the same prompts; a tie counts half."""
+
+    model: str
+    over: str
+    rate: float
+    low: float  # 95 % interval
+    high: float
+    n: int  # prompts
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTotals:
+    """Sequences over all PPO steps: generated = trained + dropped."""
+
+    generated: int = 0
+    trained: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSyncTotals:
+    """Weight syncs of the run."""
+
+    count: int = 0
+    seconds_median: float | None = None
+    parity_max_abs_logprob_diff: float | None = None  # nats, worst over all syncs
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Wall-clock seconds."""
+
+    total_seconds: float = 0.0
+    first_optimizer_step_seconds: float | None = None  # from the start of the program
+    stages: dict[str, float] = field(default_factory=dict)
+    ppo_phases: dict[str, float] = field(default_factory=dict)  # phases may overlap
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything in summary.json."""
+
+    heldout_pair_accuracy: float | None = None  # of the reward model
+    models: dict[str, EvaluationRow] = field(default_factory=dict)  # base, sft, ppo, ppo_ptx, large
+    preferred: tuple[Preference, ...] = ()
+    ledger: LedgerTotals = LedgerTotals()
+    weight_sync: WeightSyncTotals = WeightSyncTotals()
+    timing: Timing = Timing()
+    roles: tuple[RoleInfo, ...] = ()
+
+    def ordered_models(self) -> list[str]:
+        """The evaluated models in the order of the recipe; others after them."""
+        known = [name for name in MODEL_ORDER if name in self.models]
+        return known + [name for name in self.models if name not in MODEL_ORDER]
+
+    def preference(self, model: str, over: str) -> Preference | None:
+        """The comparison of two models, if it was made."""
+        for preference in self.preferred:
+            if (preference.model, preference.over) == (model, over):
+                return preference
+        return None
+
+
+def write_summary(folder: RunFolder, summary: Summary) -> None:
+    """Write summary.json atomically; what was not measured is null.
+
+    Raises:
+        ValueError: a figure is NaN or infinite.
+    """
+    write_json(folder.summary, to_json(summary))
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a summary.json back.
+
+    Raises:
+        DataError: the file is no summary.
+    """
+    try:
+        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"not a summary of a run: {error!r}", where=str(path), mend="repeat the run's report"
+        ) from error
+
+
+def to_json(summary: Summary) -> dict[str, object]:
+    """The summary as plain JSON values; the key names are fixed."""
+    sync, timing = summary.weight_sync, summary.timing
+    return {
+        "stages": {"reward_model": {"heldout_pair_accuracy": summary.heldout_pair_accuracy}},
+        "evaluation": {
+            "models": {name: _row(summary.models[name]) for name in summary.ordered_models()},
+            "preferred": [
+                {
+                    "model": p.model,
+                    "over": p.over,
+                    "rate": p.rate,
+                    "ci95": [p.low, p.high],
+                    "n": p.n,
+                }
+                for p in summary.preferred
+            ],
+        },
+        "ledger": {
+            "generated": summary.ledger.generated,
+            "trained": summary.ledger.trained,
+            "dropped": summary.ledger.dropped,
+        },
+        "weight_sync": {
+            "count": sync.count,
+            "seconds_median": sync.seconds_median,
+            "parity_max_abs_logprob_diff": sync.parity_max_abs_logprob_diff,
+        },
+        "timing": {
+            "total_seconds": timing.total_seconds,
+            "first_optimizer_step_seconds": timing.first_optimizer_step_seconds,
+            "stages": timing.stages,
+            "ppo_phases": timing.ppo_phases,
+        },
+        "roles": [
+            {"role": r.role, "rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device}
+            for r in summary.roles
+        ],
+    }
+
+
+def _row(row: EvaluationRow) -> dict[str, float | None]:
+    fields: dict[str, float | None] = {
+        "gold_mean": row.gold_mean,
+        "web_perplexity": row.web_perplexity,
+        "truthful_rate": row.truthful_rate,
+        "rude_rate": row.rude_rate,
+        "length_mean": row.length_mean,
+    }
+    extra = {"correct_rate": row.correct_rate, "cloze_accuracy": row.cloze_accuracy}
+    return fields | {name: value for name, value in extra.items() if value is not None}
+
+
+def _from_json(data: dict[str, Any]) -> Summary:
+    evaluation = data["evaluation"]
+    return Summary(
+        heldout_pair_accuracy=data["stages"]["reward_model"]["heldout_pair_accuracy"],
+        models={name: EvaluationRow(**row) for name, row in evaluation["models"].items()},
+        preferred=tuple(
+            Preference(p["model"], p["over"], p["rate"], p["ci95"][0], p["ci95"][1], p["n"])
+            for p in evaluation["preferred"]
+        ),
+        ledger=LedgerTotals(**data["ledger"]),
+        weight_sync=WeightSyncTotals(**data["weight_sync"]),
+        timing=Timing(**data["timing"]),
+        roles=tuple(RoleInfo(**role) for role in data["roles"]),
+    )
