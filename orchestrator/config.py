@@ -24,6 +24,16 @@ class StageName(Enum):
     evaluate = "evaluate"
 
 
+class RoleName(Enum):
+    """The role groups; each is one or more actor processes."""
+
+    rollout = "rollout"
+    reward = "reward"
+    reference = "reference"
+    policy = "policy"
+    critic = "critic"
+
+
 class Accelerator(Enum):
     """What the roles compute on."""
 
@@ -135,6 +145,7 @@ class RunConfig:
 
     dir: str = "outputs"  # the run folder itself; conf/config.yaml adds experiment and time
     overwrite: bool = False  # allow a non-empty run folder
+    plan_only: bool = False  # print the plan and stop before anything starts
     role_start_seconds: float = 300.0  # deadline for a role to come up
     call_seconds: float = 1800.0  # deadline for one call to a role
     collective_seconds: float = 300.0  # deadline inside a collective
@@ -251,7 +262,9 @@ class TrainerConfig:
 
     zero_stage: int = 1  # 1, 2 or 3
     precision: Precision = Precision.fp32
-    micro_batch_tokens: int = 4096  # token budget of one forward and backward pass, padding included
+    micro_batch_tokens: int = (
+        4096  # token budget of one forward and backward pass, padding included
+    )
     weight_bucket_mib: int = 64  # ZeRO-3 gathers weights for a sync in buckets of this size
 
     def __post_init__(self) -> None:
@@ -260,7 +273,7 @@ class TrainerConfig:
             raise ConfigError(
                 f"zero_stage={self.zero_stage}",
                 where="trainer",
-                mend="use 1, 2 or 3 (stage 0 reports no gradient norm and lets NaN into the weights)",
+                mend="use 1, 2 or 3 (0 reports no gradient norm and lets NaN into the weights)",
             )
 
 
@@ -465,6 +478,10 @@ class RolesConfig:
     reference: RoleResources = field(default_factory=RoleResources)
     policy: RoleResources = field(default_factory=RoleResources)
     critic: RoleResources = field(default_factory=RoleResources)
+
+    def of(self, role: RoleName) -> RoleResources:
+        """The resources of one role group."""
+        return getattr(self, role.value)
 
 
 @dataclass(slots=True, kw_only=True)

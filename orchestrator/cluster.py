@@ -1,0 +1,287 @@
+"""Ray: start or join a cluster, reserve the plan's layout, and leave nothing behind.
+
+One placement group holds the whole run: bundle i is what the plan takes from node i, and bundles
+go to different nodes. All of it is reserved at once or not at all, so two runs on one cluster
+cannot each hold half of what they need, and the placement that the plan printed is the one that
+happens.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.config import Accelerator, ClusterConfig, RoleName
+from orchestrator.placement import Layout
+from orchestrator.scratch import Scratch
+from workers.errors import DeadlineError, ResourceError
+
+# Read by Ray's own processes when they start. Prestarted workers would import Python once per core
+# for tasks that never come, since every process of a run is an actor.
+_RAY_SWITCHES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+_LEAVE_SECONDS = 10.0  # processes of a local cluster that live longer than this are killed
+
+
+class Cluster:
+    """A running cluster with the run's resources reserved on it; a context manager."""
+
+    def __init__(
+        self, config: ClusterConfig, layout: Layout, group: PlacementGroup, local: _Local | None
+    ) -> None:
+        self._config = config
+        self._layout = layout
+        self._group = group
+        self._local = local
+        self._closed = False
+
+    def bundle(
+        self, role: RoleName | str, rank: int, env: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The options of `actor.options(**...)` that put one worker where the plan says.
+
+        Args:
+            role: The role group, or its name.
+            rank: The worker's rank in its group.
+            env: Environment variables of the worker's process on top of `role_environment`.
+
+        Raises:
+            KeyError: the plan placed no such worker.
+        """
+        name = RoleName(role)
+        need = self._config.roles.of(name)
+        return {
+            "num_cpus": need.cpus,
+            "num_gpus": need.gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self._group,
+                placement_group_bundle_index=self._layout.node_of(name, rank),
+            ),
+            "runtime_env": {"env_vars": role_environment(self._config, name) | dict(env or {})},
+        }
+
+    @property
+    def log_folder(self) -> Path | None:
+        """Where the processes of a local cluster write; None for a cluster that was joined."""
+        return self._local.log_folder if self._local else None
+
+    def close(self, keep_logs: Path | None = None) -> None:
+        """Release everything; safe to call twice.
+
+        Actors die with the reservation. A local cluster is shut down whole: afterwards none of its
+        processes is alive, and its scratch folder is gone.
+
+        Args:
+            keep_logs: A folder that gets the logs of the roles' processes before they are deleted.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._local is None:
+            remove_placement_group(self._group)
+            ray.shutdown()
+        else:
+            self._local.close(keep_logs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Local:
+    """The processes and the scratch folder of a cluster that this process started."""
+
+    def __init__(self) -> None:
+        self._scratch = Scratch("ray")
+        self._before = {child.pid for child in psutil.Process().children()}
+
+    @property
+    def folder(self) -> Path:
+        return self._scratch.path
+
+    @property
+    def log_folder(self) -> Path:
+        return self._scratch.path / "session_latest" / "logs"
+
+    def close(self, keep_logs: Path | None = None) -> None:
+        processes = self._processes()
+        ray.shutdown()
+        _, alive = psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=_LEAVE_SECONDS)
+        if keep_logs is not None:
+            _copy_role_logs(self.log_folder, keep_logs)
+        self._scratch.close()
+
+    def _processes(self) -> list[psutil.Process]:
+        """Ray's servers, which are new children of this process, and all that they started."""
+        found: list[psutil.Process] = []
+        for root in psutil.Process().children():
+            if root.pid not in self._before and _is_ray(root):
+                found += [root, *_descendants(root)]
+        return found
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    try:
+        return any("/ray/" in part for part in process.cmdline()[:4])
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _copy_role_logs(source: Path, target: Path) -> None:
+    files = [path for path in source.glob("worker-*") if path.stat().st_size]
+    if files:
+        target.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, target / path.name)
+
+
+def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
+    """Environment variables of a role's process.
+
+    Without OMP_NUM_THREADS each process takes every core, and on a machine that is shared by
+    several roles the spinning threads cost ten times the throughput.
+    """
+    return {
+        "OMP_NUM_THREADS": str(config.roles.of(role).threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        "TQDM_DISABLE": "1",
+        "DS_ACCELERATOR": config.accelerator.value,
+    }
+
+
+def start_cluster(config: ClusterConfig, layout: Layout, seconds: float) -> Cluster:
+    """Start a local cluster or join a running one, and reserve the layout on it.
+
+    Args:
+        config: Where the cluster is and what its nodes look like.
+        layout: What to reserve (`Plan.layout`).
+        seconds: Deadline for the reservation.
+
+    Raises:
+        ResourceError: there is no cluster at the address, or its nodes are too small.
+        DeadlineError: the cluster is large enough, but its resources did not become free in time.
+    """
+    for name, value in _RAY_SWITCHES.items():
+        os.environ.setdefault(name, value)
+    local = _Local() if config.address == "local" else None
+    try:
+        _connect(config, layout, local)
+        _check_nodes(config, layout)
+        group = _reserve(layout, seconds)
+    except BaseException:
+        if local is None:
+            ray.shutdown()
+        else:
+            local.close()
+        raise
+    return Cluster(config, layout, group, local)
+
+
+def _connect(config: ClusterConfig, layout: Layout, local: _Local | None) -> None:
+    # ray.init installs its own SIGTERM handler, which exits without unwinding the stack
+    handler = signal.getsignal(signal.SIGTERM)
+    common: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    try:
+        if local is not None:
+            ray.init(
+                address="local",
+                num_cpus=_whole(max(config.cpus_per_node, layout.cpus)),
+                include_dashboard=False,
+                object_store_memory=config.object_store_mib << 20,
+                _temp_dir=str(local.folder),
+                **common,
+            )
+        else:
+            ray.init(address=config.address, **common)
+    except ConnectionError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {config.address!r}: {error}",
+            where="cluster.address",
+            mend="start one with `ray start --head`, or use cluster.address=local",
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _whole(cpus: float) -> int:
+    return max(1, int(-(-cpus // 1)))
+
+
+def _check_nodes(config: ClusterConfig, layout: Layout) -> None:
+    """Every bundle must fit on a node of its own, largest on largest."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have = sorted(((n.get("GPU", 0.0), n.get("CPU", 0.0)) for n in nodes), reverse=True)
+    want = sorted(((share.gpus, share.cpus) for share in layout.nodes), reverse=True)
+    fits = len(have) >= len(want) and all(
+        gpus <= node_gpus and cpus <= node_cpus
+        for (gpus, cpus), (node_gpus, node_cpus) in zip(want, have, strict=False)
+    )
+    if fits:
+        return
+    raise ResourceError(
+        f"the plan takes {_figures(want)}; the cluster at {config.address!r} has {_figures(have)}",
+        where="cluster",
+        mend=_mend(config),
+    )
+
+
+def _mend(config: ClusterConfig) -> str:
+    if config.accelerator is Accelerator.cuda and config.address == "local":
+        return "this machine lacks the GPUs: use cluster=local_cpu, or join a cluster that has them"
+    return "describe the cluster as it is by cluster.nodes, cluster.cpus_per_node and so on"
+
+
+def _figures(nodes: Iterable[tuple[float, float]]) -> str:
+    return ", ".join(f"({cpus:g} CPUs, {gpus:g} GPUs)" for gpus, cpus in nodes) or "no node"
+
+
+def _reserve(layout: Layout, seconds: float) -> PlacementGroup:
+    bundles = [_bundle(share.cpus, share.gpus) for share in layout.nodes]
+    group = placement_group(bundles, strategy="STRICT_SPREAD", name=f"rehearsal-{time.time_ns()}")
+    if not group.wait(timeout_seconds=seconds):
+        remove_placement_group(group)
+        raise DeadlineError(
+            f"the cluster did not free {layout.cpus:g} CPUs and {layout.gpus:g} GPUs on "
+            f"{len(bundles)} node(s) within {seconds:.0f} s",
+            where="placement group",
+            mend="wait for other jobs (`ray status` lists them) or raise run.role_start_seconds",
+        )
+    return group
+
+
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    """Ray refuses bundles that ask for nothing, and zero entries in others."""
+    wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+    return wanted or {"CPU": 0.001}
