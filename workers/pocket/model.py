@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.pocket.tokenizer import build_tokenizer
+from workers.pocket.words import BOS, EOS, PAD, VOCABULARY
 
 
 def create_model(
@@ -41,9 +42,8 @@ def create_model(
     Returns:
         Number of parameters.
     """
-    tokenizer = build_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(VOCABULARY),
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
@@ -51,14 +51,14 @@ def create_model(
         num_key_value_heads=kv_heads,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=VOCABULARY.index(PAD),
+        bos_token_id=VOCABULARY.index(BOS),
+        eos_token_id=VOCABULARY.index(EOS),
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
     return sum(p.numel() for p in model.parameters())

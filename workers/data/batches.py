@@ -1,0 +1,28 @@
+"""Token rows as supervised batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workers.messages import IntArray, Ragged, TokenBatch
+
+TokenRows = Sequence[Sequence[int] | IntArray]
+
+
+def document_batch(rows: TokenRows) -> TokenBatch:
+    """Rows whose every token is a target (the first of a row is never counted)."""
+    return TokenBatch(
+        Ragged.from_rows(rows, np.int32),
+        Ragged.from_rows([np.ones(len(row), bool) for row in rows], bool),
+    )
+
+
+def demonstration_batch(prompts: TokenRows, responses: TokenRows) -> TokenBatch:
+    """Rows of prompt then response; targets are the response tokens alone."""
+    pairs = list(zip(prompts, responses, strict=True))
+    return TokenBatch(
+        Ragged.from_rows([[*prompt, *response] for prompt, response in pairs], np.int32),
+        Ragged.from_rows([np.arange(len(p) + len(r)) >= len(p) for p, r in pairs], bool),
+    )

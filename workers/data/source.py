@@ -1,0 +1,68 @@
+"""What the stages of the recipe ask of their data, wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from workers.data.records import ClozeTokens, Prompt
+from workers.messages import Ranking, TokenBatch
+from workers.pocket.labeler import Gold
+
+Split = Literal["train", "heldout"]
+PromptSplit = Literal["reward_model", "ppo", "heldout"]
+
+
+class DataSource(Protocol):
+    """Examples by cursor: rows [start, start + count) of an endless stream, the same every time.
+
+    A stage's whole data state is therefore one integer. On training splits `start` may pass the
+    size of a finite data set: epoch after epoch follows, each in an order of its own. On
+    "heldout", which no stage trains on, a finite source returns each row at most once, and so at
+    most as many rows as it has, because a repeated row would fake evidence.
+    """
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of every token id below."""
+        ...
+
+    def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
+        """Pretraining text; every token is a target."""
+        ...
+
+    def demonstrations(self, split: Split, start: int, count: int) -> TokenBatch:
+        """Prompt and demonstrated response; targets are the response and its end token."""
+        ...
+
+    def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
+        """Prompts to sample from."""
+        ...
+
+    def rankings(self, split: Split) -> list[Ranking] | None:
+        """All given rankings; None = sample completions and `label` them."""
+        ...
+
+    def label(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
+    ) -> list[list[int]]:
+        """Ranks (1 = best, equal = tie) of the K completions of each prompt.
+
+        Raises:
+            ConfigError: If the source has no labeler.
+        """
+        ...
+
+    def gold(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Gold] | None:
+        """Noise-free verdict on one completion a prompt; None where nobody knows it."""
+        ...
+
+    def cloze(self, split: Split, start: int, count: int) -> list[ClozeTokens] | None:
+        """Completion tasks in pretraining style; None where the source has none."""
+        ...
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        ...
