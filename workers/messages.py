@@ -319,6 +319,7 @@ class WeightOffer:
     transport: str  # "shm" | "gloo" | "nccl"
     location: str = ""  # shm: path of the shared mapping
     checksum: str = ""  # shm: known before the transfer; others: compared afterwards
+    bucket_bytes: int = 64 << 20  # both sides pack whole layers into buckets of this size
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class RolloutSpec:
     enforce_eager: bool
     seed: int
     eos_token_id: int
+    threads: int = 1  # CPU engines: OpenMP threads
+    collective_seconds: float = 300.0  # deadline of each operation of a weight transfer
 
 
 @dataclass(frozen=True, slots=True)
