@@ -1,0 +1,42 @@
+"""The mathematics of RLHF as pure functions on tensors: torch alone, no framework, no rank.
+
+Axis letters: B sequences, T response tokens, V vocabulary, K completions of one prompt. Every mask
+is boolean and True = counts; a masked position may hold anything, NaN included, and never leaks.
+"""
+
+from workers.ops.advantages import gae, kl_shaped_rewards
+from workers.ops.kl import AdaptiveKLController, KLKind, kl_estimate
+from workers.ops.logprobs import entropy, token_logprobs
+from workers.ops.losses import (
+    next_token_loss,
+    pair_accuracy,
+    ppo_policy_loss,
+    ranking_loss,
+    rankings_loss,
+    value_loss,
+)
+from workers.ops.masks import masked_mean, masked_sum, whiten
+from workers.ops.stats import PolicyStats, ValueStats, ppo_stats, value_stats
+
+__all__ = [
+    "AdaptiveKLController",
+    "KLKind",
+    "PolicyStats",
+    "ValueStats",
+    "entropy",
+    "gae",
+    "kl_estimate",
+    "kl_shaped_rewards",
+    "masked_mean",
+    "masked_sum",
+    "next_token_loss",
+    "pair_accuracy",
+    "ppo_policy_loss",
+    "ppo_stats",
+    "ranking_loss",
+    "rankings_loss",
+    "token_logprobs",
+    "value_loss",
+    "value_stats",
+    "whiten",
+]

@@ -1,0 +1,87 @@
+"""Divergence from the reference policy: estimators and the coefficient's controller."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KLKind = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> Tensor:
+    """Per-token estimate of KL(policy || reference) from tokens sampled by the policy.
+
+    With `d = logprobs - ref_logprobs`: k1 = `d` (unbiased, may be negative), k2 = `d^2 / 2`
+    (biased, low variance), k3 = `exp(-d) - 1 + d` (unbiased, never negative). Source:
+    J. Schulman, "Approximating KL divergence", 2020.
+
+    Args:
+        logprobs: (...) nats, of the policy that sampled the tokens.
+        ref_logprobs: (...) nats, same tokens, other distribution.
+        kind: k1, k2 or k3.
+
+    Returns:
+        (...) nats.
+
+    Raises:
+        ValueError: shapes differ, or the kind is unknown.
+    """
+    if logprobs.shape != ref_logprobs.shape:
+        raise ValueError(
+            f"logprobs are {tuple(logprobs.shape)}, ref_logprobs {tuple(ref_logprobs.shape)}"
+        )
+    d = logprobs - ref_logprobs
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        # expm1: near d = 0 the plain form loses every digit to cancellation.
+        return torch.expm1(-d) + d
+    raise ValueError(f"unknown KL estimator {kind!r}: use k1, k2 or k3")
+
+
+class AdaptiveKLController:
+    """Moves the KL coefficient so that the KL of a sequence approaches a target.
+
+    `beta <- beta * (1 + clip(KL / target - 1, -.2, .2) * n / horizon)` after n sequences
+    (Ziegler et al., arXiv 1909.08593, section 2.2).
+
+    Attributes:
+        value: the coefficient in force, reward units per nat.
+    """
+
+    def __init__(self, initial: float, target: float, horizon: float) -> None:
+        if initial < 0 or target <= 0 or horizon <= 0:
+            raise ValueError(
+                f"need initial >= 0, target > 0, horizon > 0; got {initial}, {target}, {horizon}"
+            )
+        self.value: float = initial
+        self.target: float = target
+        self.horizon: float = horizon
+
+    def update(self, kl: float, n: int) -> float:
+        """Take in n more sequences of mean KL `kl` (nats a sequence); return the new coefficient.
+
+        Raises:
+            ValueError: `kl` is not finite, or n is so large (5 horizons) that the coefficient
+                could turn negative.
+        """
+        if not math.isfinite(kl):
+            raise ValueError(f"mean KL of the batch is {kl}")
+        if not 0 <= n < 5 * self.horizon:
+            raise ValueError(f"n={n} sequences an update need a horizon above {n / 5:g}")
+        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        self.value *= 1.0 + error * n / self.horizon
+        return self.value
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs: the coefficient in force."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from a saved coefficient."""
+        self.value = float(state["value"])

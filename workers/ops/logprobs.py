@@ -1,0 +1,56 @@
+"""From logits to log-probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} must be positive")
+    # Half-precision logits lose the tail of the normaliser: reduce in fp32 (fp64 stays fp64).
+    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return wide if temperature == 1.0 else wide / temperature
+
+
+def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each label, `z_y - log sum_v exp z_v` with `z = logits / temperature`.
+
+    Already aligned: `logits[..., t, :]` is what the model said *about* `labels[..., t]`, that is
+    its output at the position before that token. The full log-softmax is never stored.
+
+    Args:
+        logits: (..., V).
+        labels: (...) int64 in [0, V).
+        temperature: the sampling temperature; divides logits.
+
+    Returns:
+        (...) nats, at least fp32.
+
+    Raises:
+        ValueError: shapes do not match, or the temperature is not positive.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: want (..., V), (...)"
+        )
+    z = _scaled(logits, temperature)
+    chosen = z.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return chosen - torch.logsumexp(z, dim=-1)
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of each next-token distribution, `-sum_v p_v log p_v`.
+
+    Args:
+        logits: (..., V); minus infinity bars a token.
+        temperature: the sampling temperature; divides logits.
+
+    Returns:
+        (...) nats, between 0 and log V.
+    """
+    logp = torch.log_softmax(_scaled(logits, temperature), dim=-1)
+    p = logp.exp()
+    # A barred token has p = 0 and log p = -inf; the limit of p log p is 0, their product NaN.
+    return -(p * logp.masked_fill(p == 0, 0.0)).sum(-1)

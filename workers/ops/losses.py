@@ -1,0 +1,211 @@
+"""The losses of the recipe: next-token, ranking, clipped policy and clipped value.
+
+Each is a sum over its own counted items divided by `denominator`. Callers that split a batch over
+micro-batches or ranks pass the count of the whole optimizer step, so that the split does not change
+the gradient; None stands for the count of what was passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from workers.ops.logprobs import token_logprobs
+from workers.ops.masks import check_aligned, masked_sum
+
+
+def _average(total: Tensor, own_count: Tensor | int, denominator: float | None) -> Tensor:
+    if denominator is None:
+        # Nothing counted: the sum is 0 and so is the loss, still tied to the graph.
+        return total / max(int(own_count), 1)
+    if denominator <= 0:
+        raise ValueError(f"denominator={denominator} must be positive")
+    return total / denominator
+
+
+def policy_terms(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-ratio, plain and clipped surrogate losses of each token (shapes of the mask)."""
+    check_aligned(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    # Masked inputs are replaced before exp, or their infinities would return as NaN gradients.
+    log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
+    advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    return log_ratio, plain, clipped
+
+
+def ppo_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float,
+    *,
+    denominator: float | None = None,
+) -> Tensor:
+    """Clipped surrogate `mean_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c))`.
+
+    `rho_t = exp(logprob_t - old_logprob_t)` (Schulman et al., arXiv 1707.06347, equation 7, with
+    the sign of a loss).
+
+    Args:
+        logprobs: (B, T) nats, carries the gradient.
+        old_logprobs: (B, T) nats, before the first update of the batch.
+        advantages: (B, T), whitened or not.
+        mask: (B, T) bool; True = response token.
+        clip: c, dimensionless.
+        denominator: tokens to divide by; None = own counted tokens.
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        ValueError: shapes do not match, or the denominator is not positive.
+    """
+    _, plain, clipped = policy_terms(logprobs, old_logprobs, advantages, mask, clip)
+    return _average(masked_sum(torch.maximum(plain, clipped), mask), mask.sum(), denominator)
+
+
+def value_terms(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Plain and clipped squared errors of each token (shapes of the mask)."""
+    check_aligned(mask, values=values, old_values=old_values, returns=returns)
+    zero = torch.zeros_like(values)
+    values = torch.where(mask, values, zero)
+    old_values = torch.where(mask, old_values, zero)
+    returns = torch.where(mask, returns, zero)
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return (values - returns).square(), (near - returns).square()
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float,
+    *,
+    denominator: float | None = None,
+) -> Tensor:
+    """Clipped squared error `mean_t max((V - R)^2, (V_old + clip(V - V_old, +-c) - R)^2) / 2`.
+
+    As in OpenAI's baselines and lm-human-preferences; not part of the PPO paper.
+
+    Args:
+        values: (B, T) reward units, carries the gradient.
+        old_values: (B, T) reward units, before the first update of the batch.
+        returns: (B, T) reward units.
+        mask: (B, T) bool; True = response token.
+        clip: c, reward units.
+        denominator: tokens to divide by; None = own counted tokens.
+
+    Returns:
+        Scalar loss, reward units squared.
+
+    Raises:
+        ValueError: shapes do not match, or the denominator is not positive.
+    """
+    plain, clipped = value_terms(values, old_values, returns, mask, clip)
+    return _average(masked_sum(torch.maximum(plain, clipped), mask) / 2, mask.sum(), denominator)
+
+
+def _pairs(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (better, worse) of every pair that is not a tie."""
+    if scores.ndim != 1 or scores.shape != ranks.shape:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and ranks {tuple(ranks.shape)} must be (K,)"
+        )
+    better, worse = (ranks.unsqueeze(1) < ranks.unsqueeze(0)).nonzero(as_tuple=True)
+    return better, worse
+
+
+def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
+    """Mean over the pairs of one prompt of `-log sigmoid(s_better - s_worse)`; ties are dropped.
+
+    InstructGPT (arXiv 2203.02155, equation 1): all pairs of a prompt are one element of the batch.
+
+    Args:
+        scores: (K,) reward units, carries the gradient.
+        ranks: (K,) integers, 1 = best, equal = tie.
+
+    Returns:
+        Scalar loss, nats a pair; 0 (with zero gradient) when every completion ties.
+
+    Raises:
+        ValueError: the two are not vectors of one length.
+    """
+    better, worse = _pairs(scores, ranks)
+    losses = softplus(scores[worse] - scores[better])
+    return losses.sum() / max(len(better), 1)
+
+
+def rankings_loss(
+    scores: Sequence[Tensor], ranks: Sequence[Tensor], *, denominator: float | None = None
+) -> Tensor:
+    """Mean of `ranking_loss` over the prompts that kept at least one pair.
+
+    Args:
+        scores: one (K_i,) vector a prompt; at least one prompt.
+        ranks: one (K_i,) vector a prompt.
+        denominator: prompts to divide by; None = own prompts with a kept pair.
+
+    Returns:
+        Scalar loss, nats a pair.
+
+    Raises:
+        ValueError: no prompt, lengths differ, or the denominator is not positive.
+    """
+    if not scores:
+        raise ValueError("no ranking")
+    total = torch.stack([ranking_loss(s, r) for s, r in zip(scores, ranks, strict=True)]).sum()
+    kept = sum(bool((r != r[0]).any()) for r in ranks)
+    return _average(total, kept, denominator)
+
+
+def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
+    """Count the pairs of one prompt that the scores order as the ranks do.
+
+    Args:
+        scores: (K,) reward units; equal scores order nothing and count as wrong.
+        ranks: (K,) integers, 1 = best; tied pairs are dropped.
+
+    Returns:
+        (pairs ordered right, pairs kept).
+    """
+    better, worse = _pairs(scores, ranks)
+    return int((scores[better] > scores[worse]).sum()), len(better)
+
+
+def next_token_loss(
+    logits: Tensor, labels: Tensor, mask: Tensor, *, denominator: float | None = None
+) -> Tensor:
+    """Mean negative log-likelihood of the target tokens, `-mean_t log p(label_t)`.
+
+    Already aligned: `logits[..., t, :]` is the model's output at the position *before*
+    `labels[..., t]`; the caller shifts.
+
+    Args:
+        logits: (..., V), carries the gradient.
+        labels: (...) int64; masked ones may hold anything, such as -100.
+        mask: (...) bool; True = this token is a target.
+        denominator: tokens to divide by; None = own targets.
+
+    Returns:
+        Scalar loss, nats a token.
+
+    Raises:
+        ValueError: shapes do not match, or the denominator is not positive.
+    """
+    check_aligned(mask, labels=labels)
+    if logits.shape[:-1] != mask.shape:
+        raise ValueError(f"logits are {tuple(logits.shape)}, the mask {tuple(mask.shape)}")
+    # Selected first: the normaliser of a masked position is never computed, so it cannot leak.
+    nll = -token_logprobs(logits[mask], labels[mask])
+    return _average(nll.sum(), mask.sum(), denominator)
