@@ -19,8 +19,10 @@ from workers.errors import BrokenCheckpointError, MissingCheckpointError
 MANIFEST = "rehearsal.json"
 SCHEMA_VERSION = 1
 
+Save = Callable[[str], None]  # writes a Hugging Face folder at the path it is given
 
-def publish(final: Path, save: Callable[[str], None], facts: dict[str, Any]) -> Path:
+
+def publish(final: Path, save: Save, facts: dict[str, Any]) -> Path:
     """Let `save` write a Hugging Face folder and make it visible under `final` in one rename.
 
     Args:

@@ -11,6 +11,7 @@ from orchestrator.config import (
     RoleResources,
 )
 from orchestrator.seeds import derive
+from workers.rollout import engine_environment
 from workers.specs import (
     Device,
     Dtype,
@@ -51,7 +52,14 @@ def rollout_spec(config: Config, checkpoint: str, eos_token_id: int) -> RolloutS
         enforce_eager=rollout.enforce_eager,
         seed=derive(config.seed, "engine"),
         eos_token_id=eos_token_id,
+        threads=config.cluster.roles.rollout.threads,
+        collective_seconds=config.run.collective_seconds,
     )
+
+
+def rollout_environment(config: Config) -> dict[str, str]:
+    """Environment variables that a rollout process needs before it imports its engine."""
+    return engine_environment(rollout_spec(config, "", 0))
 
 
 def group_spec(config: Config, role: RoleResources) -> GroupSpec:

@@ -356,12 +356,12 @@ class ReferenceGroup(_Group):
             lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
         )
 
-    def text_loss(self, batches: Sequence[TokenBatch]) -> Pending[TextLoss]:
-        """Summed loss of plain text; one batch a replica."""
+    def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[np.ndarray]]:
+        """Summed loss of each row's targets, (B,) nats; one batch a replica."""
         return self._all(
-            "text loss",
-            lambda actor, rank: actor.text_loss.remote(batches[rank]),
-            lambda parts: TextLoss(sum(p.nll for p in parts), sum(p.tokens for p in parts)),
+            "row losses",
+            lambda actor, rank: actor.row_losses.remote(batches[rank]),
+            everything,
         )
 
 
@@ -525,6 +525,11 @@ class CriticGroup(_TrainerGroup):
             lambda actor, rank: actor.update_on.remote(steps[rank], experience.shards, value_clip),
             first,
         )
+
+
+def put_rollouts(batch: RolloutBatch) -> Rollouts:
+    """Hand sequences that the driver holds to the workers."""
+    return Rollouts((ray.put(batch),), batch.summary())
 
 
 def fetch_rollouts(rollouts: Rollouts, seconds: float) -> RolloutBatch:

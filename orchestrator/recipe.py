@@ -1,0 +1,141 @@
+"""A whole run: bring the pieces together, walk through the stages, write down what came out."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import psutil
+from omegaconf import OmegaConf
+
+from orchestrator import checkpoint
+from orchestrator.cluster import start_cluster
+from orchestrator.config import Config, DataSourceKind, StageName
+from orchestrator.fleet import Fleet
+from orchestrator.live import LiveView
+from orchestrator.plan import Plan
+from orchestrator.report import write_report
+from orchestrator.run_folder import RunFolder
+from orchestrator.session import Session
+from orchestrator.stages.evaluate import evaluate
+from orchestrator.stages.ppo import ppo, ppo_ptx
+from orchestrator.stages.pretrain import pretrain, pretrain_large
+from orchestrator.stages.reward_model import reward_model
+from orchestrator.stages.sft import sft
+from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summary
+from orchestrator.telemetry import Telemetry
+from orchestrator.waiting import Position
+from workers.data.files import FileSource
+from workers.data.pocket import PocketSource
+from workers.data.source import DataSource
+
+STAGES: dict[StageName, Callable[[Session], None]] = {
+    StageName.pretrain: pretrain,
+    StageName.sft: sft,
+    StageName.reward_model: reward_model,
+    StageName.ppo: ppo,
+    StageName.ppo_ptx: ppo_ptx,
+    StageName.pretrain_large: pretrain_large,
+    StageName.evaluate: evaluate,
+}
+
+
+def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
+    """Run the stages of `config` and return what summary.json holds.
+
+    The summary, the report and every finished checkpoint are on disk when a later stage fails.
+    """
+    started = time.monotonic() - (time.time() - psutil.Process().create_time())
+    run_folder = RunFolder(folder)
+    given = _given_checkpoints(config)
+    source = make_source(config, given)
+    position = Position()
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    names = [stage.value for stage in config.stages]
+    with (
+        Telemetry(run_folder, config.logger, plain) as telemetry,
+        LiveView(config.experiment, names, enabled=config.logger.live) as live,
+        start_cluster(config.cluster, plan.layout, config.run.role_start_seconds) as cluster,
+    ):
+        session = Session(
+            config=config,
+            folder=run_folder,
+            source=source,
+            telemetry=telemetry,
+            live=live,
+            fleet=Fleet(config, cluster, position),
+            position=position,
+            started=started,
+            checkpoints=given,
+        )
+        try:
+            for stage in config.stages:
+                _run_stage(session, stage)
+        finally:
+            summary = summarise(session)
+            write_summary(run_folder, summary)
+    write_report(run_folder, summary)
+    return summary
+
+
+def _run_stage(session: Session, stage: StageName) -> None:
+    session.position.stage, session.position.step = stage.value, 0
+    with session.telemetry.stage_span(stage.value):
+        STAGES[stage](session)
+    session.live.finish_stage()
+
+
+def _given_checkpoints(config: Config) -> dict[str, str]:
+    """The checkpoints that the user gave, each checked before anything starts."""
+    given: dict[str, str] = {}
+    for field in fields(config.model.checkpoints):
+        path = getattr(config.model.checkpoints, field.name)
+        if path:
+            given[field.name] = str(checkpoint.require(path, field.name).resolve())
+    return given
+
+
+def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
+    """The data of the run."""
+    if config.data.source is DataSourceKind.pocket:
+        pocket = config.data.pocket
+        return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
+    files = config.data.files
+    return FileSource(
+        next(iter(checkpoints.values())),
+        demonstrations=files.demonstrations,
+        rankings=files.rankings,
+        prompts=files.prompts,
+        evaluation_prompts=files.evaluation_prompts,
+        pretraining=files.pretraining,
+        max_prompt_tokens=files.max_prompt_tokens,
+        max_completion_tokens=files.max_completion_tokens,
+        seed=config.seed,
+    )
+
+
+def summarise(session: Session) -> Summary:
+    """What the run has found so far."""
+    findings, telemetry = session.findings, session.telemetry
+    seconds = findings.sync_seconds
+    return Summary(
+        heldout_pair_accuracy=findings.heldout_pair_accuracy,
+        models=findings.models,
+        preferred=tuple(findings.preferred),
+        ledger=findings.ledger,
+        weight_sync=WeightSyncTotals(
+            count=len(seconds),
+            seconds_median=statistics.median(seconds) if seconds else None,
+            parity_max_abs_logprob_diff=findings.parity_max,
+        ),
+        timing=Timing(
+            total_seconds=time.monotonic() - session.started,
+            first_optimizer_step_seconds=findings.first_step_seconds,
+            stages=telemetry.stage_seconds(),
+            ppo_phases=telemetry.phase_seconds(),
+        ),
+        roles=tuple(session.fleet.infos()),
+    )

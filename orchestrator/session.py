@@ -1,0 +1,144 @@
+"""What the stages of one run share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator import checkpoint
+from orchestrator.config import Config
+from orchestrator.derive import rollout_spec
+from orchestrator.fleet import Fleet
+from orchestrator.live import LiveView
+from orchestrator.roles import RolloutGroup, fetch_rollouts
+from orchestrator.run_folder import RunFolder
+from orchestrator.seeds import derive
+from orchestrator.summary import EvaluationRow, LedgerTotals, Preference
+from orchestrator.telemetry import Telemetry
+from orchestrator.waiting import Position
+from workers.data.records import Prompt
+from workers.data.source import DataSource
+from workers.messages import GenerationRequest, RolloutBatch, Sampling
+from workers.specs import RolloutSpec
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the stages found out, for the summary."""
+
+    heldout_pair_accuracy: float | None = None
+    models: dict[str, EvaluationRow] = field(default_factory=dict)
+    preferred: list[Preference] = field(default_factory=list)
+    ledger: LedgerTotals = field(default_factory=LedgerTotals)
+    sync_seconds: list[float] = field(default_factory=list)
+    parity_max: float | None = None
+    first_step_seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Session:
+    """The configuration, the roles, the data and the records of one run."""
+
+    config: Config
+    folder: RunFolder
+    source: DataSource
+    telemetry: Telemetry
+    live: LiveView
+    fleet: Fleet
+    position: Position
+    started: float  # time.monotonic() at the start of the program
+    checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
+    findings: Findings = field(default_factory=Findings)
+    _next_id: int = 0
+    _next_version: int = 0
+    _engine_started: bool = False
+
+    def need(self, name: str) -> str:
+        """The checkpoint `name`, checked.
+
+        Raises:
+            CheckpointError: it is missing or broken.
+        """
+        return str(checkpoint.require(self.checkpoints.get(name, ""), name))
+
+    def publish(self, name: str, save: checkpoint.Save, stage: str) -> Path:
+        """Save a stage's product into the run folder and hand it to the later stages."""
+        facts = {"stage": stage, "seed": self.config.seed, "experiment": self.config.experiment}
+        folder = checkpoint.publish(self.folder.checkpoints / name, save, facts)
+        self.checkpoints[name] = str(folder)
+        return folder
+
+    def seed(self, *path: str | int) -> int:
+        """The seed of one random choice of this run."""
+        return derive(self.config.seed, *path)
+
+    def next_version(self) -> int:
+        """A new number for weights that an engine is about to serve; never reused in a run."""
+        self._next_version += 1
+        return self._next_version
+
+    def engines_on(self, path: str) -> tuple[RolloutGroup, int]:
+        """The rollout engines serving the checkpoint at `path`, and its version."""
+        version = self.next_version()
+        rollout = self.fleet.rollout
+        if self._engine_started:
+            rollout.load_checkpoint(path, version).result()
+        else:
+            rollout.start(self._rollout_spec(path), version).result()
+            self._engine_started = True
+        return rollout, version
+
+    def engines_for(self, path: str) -> tuple[RolloutGroup, int]:
+        """Like `engines_on`, for a checkpoint of another shape: the engines start afresh."""
+        version = self.next_version()
+        rollout = self.fleet.rollout
+        rollout.restart(self._rollout_spec(path), version).result()
+        self._engine_started = True
+        return rollout, version
+
+    def _rollout_spec(self, path: str) -> RolloutSpec:
+        return rollout_spec(self.config, path, self.source.tokenizer.eos_token_id)
+
+    def requests(
+        self, prompts: Sequence[Prompt], samples: int | Sequence[int], *path: str | int
+    ) -> list[GenerationRequest]:
+        """Generation requests with fresh sequence ids and a seed for each sample.
+
+        Args:
+            prompts: what to sample.
+            samples: K for all prompts, or one K a prompt.
+            path: names the seeds, e.g. ("ppo", iteration).
+        """
+        counts = [samples] * len(prompts) if isinstance(samples, int) else list(samples)
+        requests: list[GenerationRequest] = []
+        for prompt, count in zip(prompts, counts, strict=True):
+            ids = tuple(range(self._next_id, self._next_id + count))
+            self._next_id += count
+            seeds = tuple(self.seed(*path, prompt.id, k) for k in range(count))
+            requests.append(GenerationRequest(prompt.id, prompt.tokens, ids, seeds))
+        return requests
+
+    def sampling(self) -> Sampling:
+        """How the policy is sampled, everywhere in the run."""
+        rollout = self.config.rollout
+        return Sampling(rollout.temperature, rollout.max_response_tokens)
+
+    def sample_texts(
+        self, rollout: RolloutGroup, version: int, prompts: Sequence[Prompt], *path: str | int
+    ) -> tuple[list[str], RolloutBatch]:
+        """One sampled text a prompt, in the order of the prompts, and the sequences themselves."""
+        requests = self.requests(prompts, 1, *path)
+        rollouts = rollout.generate(requests, self.sampling(), version).result()
+        batch = fetch_rollouts(rollouts, self.config.run.call_seconds)
+        row = {int(i): n for n, i in enumerate(batch.ids)}
+        batch = batch.select(np.array([row[r.ids[0]] for r in requests]))
+        return [self.source.detokenize(batch.response(i)) for i in range(len(batch))], batch
+
+    def note_first_step(self) -> None:
+        """Remember when the first PPO optimizer step was done."""
+        if self.findings.first_step_seconds is None:
+            self.findings.first_step_seconds = time.monotonic() - self.started

@@ -1,0 +1,407 @@
+"""PPO against the reward model with a per-token KL penalty, and PPO-ptx (InstructGPT, section 3.5).
+
+`_iterate` is the table of contents: one line a stage of the data flow, and none of them is
+implemented here. Calls that do not depend on each other are started together and awaited later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from orchestrator import batching
+from orchestrator.batching import StepPlan
+from orchestrator.config import KLControl, RewardKind, RoleName
+from orchestrator.derive import frozen_spec, reward_spec, train_spec
+from orchestrator.ledger import Ledger
+from orchestrator.roles import Experience, Fields, Rollouts
+from orchestrator.session import Session
+from orchestrator.stages.ppo_record import Iteration, mean_kl, record_iteration, record_start
+from orchestrator.summary import LedgerTotals
+from orchestrator.sync import SyncReport, WeightSync
+from orchestrator.waiting import Pending
+from workers.errors import RewardError
+from workers.messages import Finish, IntArray, Scores, StepStats, TokenBatch, Work
+from workers.ops.kl import AdaptiveKLController
+from workers.specs import PolicyLossSpec, ShapingSpec
+
+T = TypeVar("T")
+
+
+def ppo(session: Session) -> None:
+    """PPO without pretraining gradients."""
+    _train(session, "ppo", ptx_coefficient=0.0)
+
+
+def ppo_ptx(session: Session) -> None:
+    """PPO with pretraining gradients accumulated into the same optimizer steps."""
+    _train(session, "ppo_ptx", ptx_coefficient=session.config.algorithm.ptx.coefficient)
+
+
+@dataclass(slots=True)
+class _Run:
+    """The state of one PPO run."""
+
+    session: Session
+    stage: str
+    ptx_coefficient: float
+    sync: WeightSync
+    version: int  # what the engines serve
+    adaptive_kl: AdaptiveKLController | None  # None = fixed
+    ledger: Ledger
+    documents_used: int = 0  # cursor into the pretraining text
+
+    @property
+    def kl_coefficient(self) -> float:
+        """Reward units per nat, this iteration."""
+        if self.adaptive_kl is not None:
+            return self.adaptive_kl.value
+        return self.session.config.algorithm.kl.coefficient
+
+
+def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
+    settings = session.config.algorithm
+    session.live.stage(stage, settings.iterations)
+    sft = session.need("sft")
+    run = _set_up(session, stage, ptx_coefficient, sft)
+    for iteration in range(settings.iterations):
+        session.position.step = iteration
+        _iterate(run, iteration)
+    session.findings.ledger = _added(session.findings.ledger, run.ledger)
+    session.publish(stage, lambda path: session.fleet.policy.save(path, sft).result(), stage)
+
+
+def _iterate(run: _Run, iteration: int) -> None:
+    """One PPO iteration: sample, score, shape, update, sync."""
+    session, timed = run.session, _Timed(run, iteration)
+    rollouts = timed("generate", _generate(run, iteration)).result()
+    run.ledger.generated(rollouts.summary.ids)
+
+    everything = _works(run, rollouts, rollouts.summary.ids)
+    scoring = timed("reward", session.fleet.reward.score(rollouts))
+    old = timed("logprobs", _policy_logprobs(run, everything, rollouts))
+    reference = timed("reference", _reference_logprobs(run, rollouts))
+    values = timed("values", session.fleet.critic.values(everything.critic, rollouts))
+    scores = _penalise_cut(run, rollouts, scoring.result())
+    kept = _drop_failed(run, scores)
+
+    experience = timed(
+        "experience",
+        _build(run, rollouts, kept, scores, old.result(), reference.result(), values.result()),
+    ).result()
+    updating = timed("policy_update", _update_policy(run, iteration, rollouts, kept, experience))
+    fitting = timed("critic_update", _update_critic(run, iteration, rollouts, kept, experience))
+    policy_stats, critic_stats = updating.result(), fitting.result()
+    session.note_first_step()
+    run.ledger.trained(kept)
+    counts = run.ledger.check(iteration)
+
+    with session.telemetry.span(run.stage, iteration, "weight_sync"):
+        synced = _sync(run)
+    record_iteration(
+        session,
+        Iteration(
+            stage=run.stage,
+            index=iteration,
+            version=int(rollouts.summary.versions.max()),
+            rollouts=rollouts,
+            scores=scores,
+            experience=experience,
+            policy=policy_stats,
+            critic=critic_stats,
+            kl_coefficient=run.kl_coefficient,
+            sync=synced,
+            counts=counts,
+        ),
+        run.version,
+    )
+    if run.adaptive_kl is not None:
+        run.adaptive_kl.update(mean_kl(experience), len(kept))
+
+
+def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _Run:
+    """Load every role's model, at the same time, and sync the first weights."""
+    config, settings, fleet = session.config, session.config.algorithm, session.fleet
+    fleet.bring_up(*RoleName)
+    steps = settings.iterations * _steps_per_iteration(session)
+    reward_model = _reward_checkpoint(session)
+    loading = [
+        fleet.policy.load(
+            train_spec(
+                config, sft, settings.policy_optimizer, steps, ema_decay=settings.ema_decay
+            )
+        ),
+        fleet.critic.load(
+            train_spec(
+                config,
+                reward_model or sft,
+                settings.critic_optimizer,
+                steps,
+                head="keep" if reward_model else "zero",
+            )
+        ),
+        fleet.reference.load(frozen_spec(config, sft, config.cluster.roles.reference)),
+        fleet.reward.load(reward_spec(config, reward_model, sft)),
+    ]
+    session.engines_on(sft)
+    for pending in loading:
+        pending.result()
+    probe = session.source.prompts("heldout", 0, config.rollout.parity_prompts)
+    sync = WeightSync(
+        fleet.policy,
+        fleet.rollout,
+        config.rollout,
+        [p.tokens for p in probe],
+        config.trainer.micro_batch_tokens,
+        config.run.call_seconds,
+    )
+    run = _Run(
+        session=session,
+        stage=stage,
+        ptx_coefficient=ptx_coefficient,
+        sync=sync,
+        version=0,
+        adaptive_kl=_controller(session),
+        ledger=Ledger(),
+    )
+    record_start(session, stage, _sync(run), run.version)
+    return run
+
+
+def _reward_checkpoint(session: Session) -> str:
+    if session.config.reward.kind is RewardKind.function:
+        return ""
+    return session.need("reward_model")
+
+
+def _steps_per_iteration(session: Session) -> int:
+    settings = session.config.algorithm
+    sequences = settings.prompts_per_iteration * settings.samples_per_prompt
+    return settings.epochs * (sequences // settings.sequences_per_minibatch)
+
+
+def _controller(session: Session) -> AdaptiveKLController | None:
+    kl = session.config.algorithm.kl
+    if kl.control is KLControl.fixed:
+        return None
+    return AdaptiveKLController(kl.coefficient, kl.target, kl.horizon)
+
+
+def _sync(run: _Run) -> SyncReport:
+    """Give the engines the policy's current weights under a new version."""
+    run.version = run.session.next_version()
+    report = run.sync.run(run.version)
+    findings = run.session.findings
+    findings.sync_seconds.append(report.seconds)
+    findings.parity_max = max(findings.parity_max or 0.0, report.parity.max_difference)
+    return report
+
+
+def _generate(run: _Run, iteration: int) -> Pending[Rollouts]:
+    session, settings = run.session, run.session.config.algorithm
+    count = settings.prompts_per_iteration
+    prompts = session.source.prompts("ppo", iteration * count, count)
+    requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
+    return session.fleet.rollout.generate(requests, session.sampling(), run.version)
+
+
+@dataclass(frozen=True, slots=True)
+class _Works:
+    """The same sequences shared among the ranks of each trainer group."""
+
+    policy: list[Work]
+    critic: list[Work]
+
+
+def _shared(run: _Run, rollouts: Rollouts, ids: IntArray, ranks: int) -> list[Work]:
+    summary = rollouts.summary
+    lengths = dict(
+        zip(
+            summary.ids.tolist(),
+            (summary.prompt_lengths + summary.response_lengths).tolist(),
+            strict=True,
+        )
+    )
+    return batching.equal_work(
+        ids,
+        np.array([lengths[int(i)] for i in ids]),
+        ranks,
+        run.session.config.trainer.micro_batch_tokens,
+    )
+
+
+def _works(run: _Run, rollouts: Rollouts, ids: IntArray) -> _Works:
+    fleet = run.session.fleet
+    return _Works(
+        policy=_shared(run, rollouts, ids, fleet.policy.size),
+        critic=_shared(run, rollouts, ids, fleet.critic.size),
+    )
+
+
+def _policy_logprobs(run: _Run, works: _Works, rollouts: Rollouts) -> Pending[Fields]:
+    temperature = run.session.config.rollout.temperature
+    return run.session.fleet.policy.logprobs(works.policy, rollouts, temperature)
+
+
+def _reference_logprobs(run: _Run, rollouts: Rollouts) -> Pending[Fields]:
+    reference = run.session.fleet.reference
+    works = _shared(run, rollouts, rollouts.summary.ids, reference.size)
+    return reference.logprobs(works, rollouts, run.session.config.rollout.temperature)
+
+
+def _penalise_cut(run: _Run, rollouts: Rollouts, scores: Scores) -> Scores:
+    """A response that the token limit cut gets a fixed score, whatever the reward model thinks."""
+    penalty = run.session.config.algorithm.missing_eos_score
+    cut = rollouts.summary.finish != Finish.STOP
+    ok = np.array([not failure for failure in scores.failures])
+    return replace(
+        scores, values=np.where(cut & ok, np.float32(penalty), scores.values).astype(np.float32)
+    )
+
+
+def _drop_failed(run: _Run, scores: Scores) -> IntArray:
+    """Record failed rewards as drops; return the ids that are left.
+
+    Raises:
+        RewardError: not one reward could be computed.
+    """
+    reasons: dict[str, list[int]] = defaultdict(list)
+    for i, failure in zip(scores.ids.tolist(), scores.failures, strict=True):
+        if failure:
+            reasons[failure].append(i)
+    for reason, ids in reasons.items():
+        run.ledger.dropped(np.array(ids), reason)
+    kept = scores.ids[[not failure for failure in scores.failures]]
+    if not len(kept):
+        raise RewardError(
+            f"none of {len(scores.ids)} rewards could be computed, first: {scores.failures[0]}",
+            where=str(run.session.position),
+            mend="test the reward on the prompts in samples/ before a run",
+        )
+    return kept
+
+
+def _build(
+    run: _Run,
+    rollouts: Rollouts,
+    kept: IntArray,
+    scores: Scores,
+    old: Fields,
+    reference: Fields,
+    values: Fields,
+) -> Pending[Experience]:
+    settings, critic = run.session.config.algorithm, run.session.fleet.critic
+    works = _shared(run, rollouts, kept, critic.size)
+    shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
+    return critic.build_experience(works, rollouts, old, reference, values, scores, shaping)
+
+
+def _step_plan(run: _Run, iteration: int, ranks: int, kept: IntArray) -> StepPlan:
+    settings = run.session.config.algorithm
+    return StepPlan(
+        ranks=ranks,
+        token_budget=run.session.config.trainer.micro_batch_tokens,
+        per_step=settings.sequences_per_minibatch,
+        epochs=settings.epochs,
+        seed=(run.session.seed(run.stage, "minibatches", iteration),),
+        uneven=bool(len(kept) % settings.sequences_per_minibatch),
+    )
+
+
+def _lengths(rollouts: Rollouts, kept: IntArray) -> tuple[IntArray, IntArray]:
+    """Response and total tokens of the kept sequences."""
+    summary = rollouts.summary
+    row = {int(i): n for n, i in enumerate(summary.ids)}
+    rows = np.array([row[int(i)] for i in kept])
+    responses = summary.response_lengths[rows]
+    return responses, summary.prompt_lengths[rows] + responses
+
+
+def _pretraining_mix(run: _Run, plan: StepPlan, kept: IntArray) -> list[TokenBatch] | None:
+    """One batch of pretraining documents an optimizer step, or None without ptx."""
+    if run.ptx_coefficient == 0.0:
+        return None
+    batches: list[TokenBatch] = []
+    per_episode = run.session.config.algorithm.ptx.documents_per_episode
+    for _ in range(plan.epochs):
+        for step in batching.minibatches(kept, plan.per_step, plan.seed, uneven=plan.uneven):
+            count = max(1, round(per_episode * len(step)))
+            batches.append(run.session.source.pretraining("train", run.documents_used, count))
+            run.documents_used += count
+    return batches
+
+
+def _update_policy(
+    run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
+) -> Pending[list[StepStats]]:
+    settings, policy = run.session.config.algorithm, run.session.fleet.policy
+    plan = _step_plan(run, iteration, policy.size, kept)
+    steps = batching.policy_steps(
+        kept, *_lengths(rollouts, kept), plan, _pretraining_mix(run, plan, kept)
+    )
+    mean, deviation = _whitening(experience) if settings.whiten_advantages else (0.0, 1.0)
+    loss = PolicyLossSpec(
+        clip=settings.clip,
+        temperature=run.session.config.rollout.temperature,
+        advantage_mean=mean,
+        advantage_std=deviation,
+        ptx_coefficient=run.ptx_coefficient,
+    )
+    return policy.update(steps, experience, loss)
+
+
+def _update_critic(
+    run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
+) -> Pending[list[StepStats]]:
+    critic = run.session.fleet.critic
+    plan = _step_plan(run, iteration, critic.size, kept)
+    steps = batching.critic_steps(kept, *_lengths(rollouts, kept), plan)
+    return critic.update(steps, experience, run.session.config.algorithm.value_clip)
+
+
+def _whitening(experience: Experience) -> tuple[float, float]:
+    """Mean and biased standard deviation of all advantages, from the moments of the shards."""
+    count = sum(s.advantage_count for s in experience.summaries)
+    mean = sum(s.advantage_sum for s in experience.summaries) / count
+    square = sum(s.advantage_square_sum for s in experience.summaries) / count
+    return mean, math.sqrt(max(square - mean * mean, 0.0)) + 1e-8
+
+
+def _added(totals: LedgerTotals, ledger: Ledger) -> LedgerTotals:
+    counts = ledger.summary()
+    return LedgerTotals(
+        totals.generated + counts.generated,
+        totals.trained + counts.trained,
+        totals.dropped + counts.dropped_total,
+    )
+
+
+class _Timed:
+    """Spans from the start of a call until its result is awaited; concurrent ones overlap."""
+
+    def __init__(self, run: _Run, iteration: int) -> None:
+        self._run = run
+        self._iteration = iteration
+
+    def __call__(self, phase: str, pending: Pending[T]) -> _TimedPending[T]:
+        span = self._run.session.telemetry.span(self._run.stage, self._iteration, phase)
+        span.__enter__()
+        return _TimedPending(pending, span)
+
+
+class _TimedPending(Generic[T]):
+    def __init__(self, pending: Pending[T], span: AbstractContextManager[None]) -> None:
+        self._pending = pending
+        self._span = span
+
+    def result(self) -> T:
+        """Wait for the call and end its span."""
+        try:
+            return self._pending.result()
+        finally:
+            self._span.__exit__(None, None, None)

@@ -1,0 +1,167 @@
+"""What a PPO iteration leaves behind: metrics, sampled texts, gold scores of held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.ledger import LedgerSummary
+from orchestrator.roles import Experience, Rollouts, fetch_rollouts
+from orchestrator.samples import RolloutSample, append_rollouts
+from orchestrator.session import Session
+from orchestrator.sync import SyncReport
+from workers.messages import Finish, Scores, StepStats
+
+_SAMPLES = 4  # texts kept of an iteration whose gold score is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """Everything that one finished iteration knows."""
+
+    stage: str
+    index: int
+    version: int  # that generated
+    rollouts: Rollouts
+    scores: Scores
+    experience: Experience
+    policy: list[StepStats]
+    critic: list[StepStats]
+    kl_coefficient: float
+    sync: SyncReport
+    counts: LedgerSummary  # of this iteration alone
+
+
+def mean_kl(experience: Experience) -> float:
+    """Mean over sequences of KL(policy || SFT), k1 estimate, nats a sequence."""
+    return float(np.concatenate([s.kl for s in experience.summaries]).mean(dtype=np.float64))
+
+
+def record_start(session: Session, stage: str, sync: SyncReport, version: int) -> None:
+    """Record the first sync and the gold score before any update, as step 0."""
+    session.telemetry.record(stage, 0, _parity(sync) | _gold(session, stage, 0, version))
+
+
+def record_iteration(session: Session, done: Iteration, version: int) -> None:
+    """Record a finished iteration as step index + 1; `version` is what the engines now serve."""
+    settings = session.config.algorithm
+    step = done.index + 1
+    due = settings.evaluate_every and step % settings.evaluate_every == 0
+    values = _sequences(done) | _losses(done) | _parity(done.sync) | _counts(done)
+    with session.telemetry.span(done.stage, done.index, "record"):
+        if due:
+            values |= _gold(session, done.stage, step, version)
+            _keep_samples(session, done)
+        session.telemetry.record(done.stage, step, values)
+    session.telemetry.record_phases(done.stage, done.index)
+    headline = ("score_mean", "kl_sequence", "response_tokens_mean", "gold_mean")
+    shown = {name: values[f"ppo/{name}"] for name in headline if f"ppo/{name}" in values}
+    session.live.advance(step, **shown)
+
+
+def _sequences(done: Iteration) -> dict[str, float]:
+    summary = done.rollouts.summary
+    ok = np.array([not failure for failure in done.scores.failures])
+    scores = done.scores.values[ok].astype(np.float64)
+    shaped = np.concatenate([s.shaped_returns for s in done.experience.summaries])
+    tokens = [s.advantage_count for s in done.experience.summaries]
+    mean_mismatch = np.average([s.mismatch_mean for s in done.experience.summaries], weights=tokens)
+    k3 = np.average([s.mismatch_k3 for s in done.experience.summaries], weights=tokens)
+    return {
+        "ppo/score_mean": float(scores.mean()),
+        "ppo/score_std": float(scores.std()),
+        "ppo/kl_sequence": mean_kl(done.experience),
+        "ppo/kl_coefficient": done.kl_coefficient,
+        "ppo/shaped_return": float(shaped.mean(dtype=np.float64)),
+        "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
+        "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
+        "ppo/policy_version": float(done.version),
+        "ppo/mismatch_max": max(s.mismatch_max for s in done.experience.summaries),
+        "ppo/mismatch_mean": float(mean_mismatch),
+        "ppo/mismatch_k3": float(k3),
+    }
+
+
+def _losses(done: Iteration) -> dict[str, float]:
+    """Means over the optimizer steps of the iteration; the largest ratio is a maximum."""
+    values = {
+        "ppo/policy_loss": _mean([s.loss for s in done.policy]),
+        "ppo/value_loss": _mean([s.loss for s in done.critic]),
+        "ppo/policy_grad_norm": _mean([s.grad_norm for s in done.policy]),
+        "ppo/critic_grad_norm": _mean([s.grad_norm for s in done.critic]),
+        "ppo/policy_learning_rate": done.policy[-1].learning_rate,
+        "ppo/critic_learning_rate": done.critic[-1].learning_rate,
+        "ppo/ratio_max": max(s.extra["ratio_max"] for s in done.policy),
+    }
+    for name in ("clip_fraction", "approx_kl", "entropy", "ptx_loss"):
+        if name in done.policy[0].extra:
+            values[f"ppo/{name}"] = _mean([s.extra[name] for s in done.policy])
+    for name in ("explained_variance", "value_clip_fraction"):
+        values[f"ppo/{name}"] = _mean([s.extra[name] for s in done.critic])
+    return values
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return float(np.mean(numbers, dtype=np.float64))
+
+
+def _parity(sync: SyncReport) -> dict[str, float]:
+    return {
+        "ppo/parity_max": sync.parity.max_difference,
+        "ppo/parity_mean": sync.parity.mean_difference,
+        "ppo/sync_bytes": float(sync.nbytes),
+        "ppo/sync_seconds": sync.seconds,
+    }
+
+
+def _counts(done: Iteration) -> dict[str, float]:
+    return {
+        "ppo/generated": float(done.counts.generated),
+        "ppo/trained": float(done.counts.trained),
+        "ppo/dropped": float(done.counts.dropped_total),
+    }
+
+
+def _gold(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
+    """Noise-free scores of held-out prompts, where the data source has a gold labeler."""
+    prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
+    texts, _ = session.sample_texts(session.fleet.rollout, version, prompts, stage, "gold", step)
+    golds = session.source.gold(prompts, texts)
+    if golds is None:
+        return {}
+    return {
+        "ppo/gold_mean": _mean([g.score for g in golds]),
+        "ppo/gold_rude_rate": _mean([g.rude for g in golds]),
+        "ppo/gold_truthful_rate": _mean([g.truthful for g in golds]),
+    }
+
+
+def _keep_samples(session: Session, done: Iteration) -> None:
+    """Keep the texts of a few training rollouts."""
+    batch = fetch_rollouts(done.rollouts, session.config.run.call_seconds)
+    score = dict(zip(done.scores.ids.tolist(), done.scores.values.tolist(), strict=True))
+    kl = {
+        i: k
+        for s in done.experience.summaries
+        for i, k in zip(s.ids.tolist(), s.kl.tolist(), strict=True)
+    }
+    shown = [n for n, i in enumerate(batch.ids.tolist()) if i in kl][:_SAMPLES]
+    append_rollouts(
+        session.folder,
+        [
+            RolloutSample(
+                stage=done.stage,
+                step=done.index + 1,
+                id=int(batch.ids[n]),
+                prompt=session.source.detokenize(batch.prompt(n)),
+                response=session.source.detokenize(batch.response(n)),
+                score=score[int(batch.ids[n])],
+                kl=kl[int(batch.ids[n])],
+                finish=Finish(int(batch.finish[n])).name.lower(),
+                policy_version=int(batch.versions[n, 1]),
+            )
+            for n in shown
+        ],
+    )

@@ -1,0 +1,185 @@
+"""Reward modelling: sample K completions a prompt, have them ranked, learn the ranking."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator import batching
+from orchestrator.derive import train_spec
+from orchestrator.roles import fetch_rollouts
+from orchestrator.run_folder import write_text
+from orchestrator.session import Session
+from workers.data.records import Prompt
+from workers.errors import EmptyDatasetError
+from workers.messages import PairCounts, Ragged, Ranking
+
+
+def reward_model(session: Session) -> None:
+    """Train the reward model from the SFT model and set its zero to the demonstrations' mean."""
+    settings = session.config.reward_model
+    sft = session.need("sft")
+    expected = -(-settings.prompts // settings.prompts_per_step) * settings.epochs
+    session.live.stage("reward_model", expected)
+    train, heldout = _rankings(session)
+    steps_per_epoch = -(-len(train) // settings.prompts_per_step)
+    total = steps_per_epoch * settings.epochs
+    session.fleet.critic.load(
+        train_spec(session.config, sft, settings.optimizer, total, head="random")
+    ).result()
+    for step in range(total):
+        session.position.step = step
+        _train_step(session, step, _chosen(session, train, step, steps_per_epoch))
+    _evaluate(session, heldout, total)
+    _centre(session)
+    session.publish(
+        "reward_model", lambda path: session.fleet.critic.save(path, sft).result(), "reward_model"
+    )
+
+
+def _rankings(session: Session) -> tuple[list[Ranking], list[Ranking]]:
+    """Training and held-out rankings: from the data source, or sampled and labeled now."""
+    train = session.source.rankings("train")
+    heldout = session.source.rankings("heldout")
+    if train is None or heldout is None:
+        settings = session.config.reward_model
+        count = settings.prompts + settings.heldout_prompts
+        prompts = session.source.prompts("reward_model", 0, count)
+        labeled = _sample_and_label(session, prompts)
+        train, heldout = labeled[: settings.prompts], labeled[settings.prompts :]
+    kept = [r for r in train if r.pairs], [r for r in heldout if r.pairs]
+    for name, rankings in zip(("training", "held-out"), kept, strict=True):
+        if not rankings:
+            raise EmptyDatasetError(
+                f"no {name} ranking has two completions of different rank",
+                where="reward_model",
+                mend="give more rankings, or raise reward_model.prompts",
+            )
+    return kept
+
+
+def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranking]:
+    """K completions a prompt, most from the SFT model and some from the base model, ranked."""
+    settings = session.config.reward_model
+    rng = random.Random(session.seed("reward_model", "k"))
+    ks = [rng.randint(settings.min_completions, settings.max_completions) for _ in prompts]
+    of_base = [round(settings.base_fraction * k) for k in ks]
+    of_sft = [k - b for k, b in zip(ks, of_base, strict=True)]
+    completions: list[list[list[int]]] = [[] for _ in prompts]
+    for name, counts in (("sft", of_sft), ("base", of_base)):
+        if any(counts):
+            _sample_from(session, name, prompts, counts, completions)
+    texts = [[session.source.detokenize(c) for c in of_prompt] for of_prompt in completions]
+    ranks = session.source.label(prompts, texts)
+    _write_rankings(session, prompts, texts, ranks)
+    return [
+        Ranking(
+            prompt.id,
+            Ragged.from_rows([[*prompt.tokens, *c] for c in of_prompt], np.int32),
+            np.asarray(rank, dtype=np.int64),
+        )
+        for prompt, of_prompt, rank in zip(prompts, completions, ranks, strict=True)
+    ]
+
+
+def _sample_from(
+    session: Session,
+    name: str,
+    prompts: Sequence[Prompt],
+    counts: Sequence[int],
+    completions: list[list[list[int]]],
+) -> None:
+    """Append `counts[i]` samples of model `name` to `completions[i]`."""
+    rollout, version = session.engines_on(session.need(name))
+    asked = [(prompt, count) for prompt, count in zip(prompts, counts, strict=True) if count]
+    requests = session.requests(
+        [p for p, _ in asked], [c for _, c in asked], "reward_model", name
+    )
+    rollouts = rollout.generate(requests, session.sampling(), version).result()
+    batch = fetch_rollouts(rollouts, session.config.run.call_seconds)
+    responses = {int(i): batch.response(row) for row, i in enumerate(batch.ids)}
+    index = {prompt.id: n for n, prompt in enumerate(prompts)}
+    for request in requests:
+        completions[index[request.prompt_id]].extend(responses[i] for i in request.ids)
+
+
+def _chosen(
+    session: Session, rankings: Sequence[Ranking], step: int, steps_per_epoch: int
+) -> list[Ranking]:
+    """The rankings of one optimizer step: a new order each epoch, every ranking once."""
+    epoch, at = divmod(step, steps_per_epoch)
+    rng = np.random.default_rng(session.seed("reward_model", "order", epoch))
+    order = rng.permutation(len(rankings))
+    size = session.config.reward_model.prompts_per_step
+    return [rankings[i] for i in order[at * size : (at + 1) * size]]
+
+
+def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
+    critic = session.fleet.critic
+    shares = batching.ranking_step(
+        rankings, critic.size, session.config.trainer.micro_batch_tokens
+    )
+    stats = critic.train_rankings(shares).result()
+    pairs = sum(r.pairs for r in rankings)
+    session.telemetry.record(
+        "reward_model",
+        step,
+        {
+            "reward_model/loss": stats.loss,
+            "reward_model/pair_accuracy": stats.extra["pair_accuracy"],
+            "reward_model/grad_norm": stats.grad_norm,
+            "reward_model/learning_rate": stats.learning_rate,
+            "reward_model/pairs_kept": pairs,
+            "reward_model/pairs_tied": sum(_all_pairs(r) for r in rankings) - pairs,
+        },
+    )
+    session.live.advance(step + 1, loss=stats.loss, pair_accuracy=stats.extra["pair_accuracy"])
+
+
+def _all_pairs(ranking: Ranking) -> int:
+    k = len(ranking.ranks)
+    return k * (k - 1) // 2
+
+
+def _evaluate(session: Session, heldout: list[Ranking], step: int) -> None:
+    critic = session.fleet.critic
+    shares = batching.ranking_step(heldout, critic.size, session.config.trainer.micro_batch_tokens)
+    counts: PairCounts = critic.evaluate_rankings(shares).result()
+    accuracy = counts.correct / counts.pairs
+    session.findings.heldout_pair_accuracy = accuracy
+    session.telemetry.record(
+        "reward_model",
+        step,
+        {
+            "reward_model/heldout_pair_accuracy": accuracy,
+            "reward_model/heldout_loss": counts.loss_sum / counts.rankings,
+        },
+    )
+    session.live.note(f"held-out pairs ordered as labeled: {accuracy:.3f} of {counts.pairs}")
+
+
+def _centre(session: Session) -> None:
+    """Shift the bias so that demonstrations score 0 on average (InstructGPT, section 3.5)."""
+    count = session.config.reward_model.bias_demonstrations
+    demonstrations = session.source.demonstrations("heldout", 0, count)
+    scores = session.fleet.critic.score(demonstrations).result()
+    session.fleet.critic.shift_bias(float(np.mean(scores, dtype=np.float64))).result()
+
+
+def _write_rankings(
+    session: Session,
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
+    ranks: Sequence[Sequence[int]],
+) -> None:
+    """Keep what was ranked, in the format that the data source `files` reads."""
+    lines = [
+        json.dumps({"prompt": p.text, "completions": list(c), "ranks": [int(x) for x in r]})
+        for p, c, r in zip(prompts, texts, ranks, strict=True)
+    ]
+    write_text(session.folder.samples / "rankings.jsonl", "\n".join(lines) + "\n")
+
+

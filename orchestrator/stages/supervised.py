@@ -1,0 +1,77 @@
+"""The loop that pretraining and supervised fine-tuning share."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator import batching
+from orchestrator.session import Session
+from orchestrator.waiting import Pending
+from workers.messages import StepStats, TextLoss, TokenBatch
+
+_IN_FLIGHT = 2  # the driver prepares the next batch while the trainers work on this one
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One supervised stage."""
+
+    stage: str
+    family: str  # prefix of its metrics
+    steps: int
+    batch: Callable[[int], TokenBatch]  # step -> examples of that optimizer step, all ranks
+
+
+def train(session: Session, loop: Loop) -> None:
+    """Run `loop.steps` optimizer steps on the policy's trainers and record each."""
+    policy = session.fleet.policy
+    budget = session.config.trainer.micro_batch_tokens
+    waiting: deque[tuple[int, int, Pending[StepStats]]] = deque()
+    clock = time.monotonic()
+
+    def settle() -> None:
+        nonlocal clock
+        step, tokens, pending = waiting.popleft()
+        stats = pending.result()
+        now = time.monotonic()
+        _record(session, loop, step, stats, tokens / (now - clock))
+        clock = now
+
+    for step in range(loop.steps):
+        session.position.step = step
+        batch = loop.batch(step)
+        shares = batching.supervised_step(batch, policy.size, budget)
+        waiting.append((step, batch.target_count, policy.train_supervised(shares)))
+        if len(waiting) == _IN_FLIGHT:
+            settle()
+    while waiting:
+        settle()
+
+
+def mean_loss(session: Session, batch: TokenBatch) -> float:
+    """Mean next-token loss of the current weights on `batch`, nats a counted token."""
+    policy = session.fleet.policy
+    shares = batching.supervised_step(
+        batch, policy.size, session.config.trainer.micro_batch_tokens
+    )
+    loss: TextLoss = policy.evaluate_supervised(shares).result()
+    return loss.nll / loss.tokens
+
+
+def _record(
+    session: Session, loop: Loop, step: int, stats: StepStats, tokens_per_second: float
+) -> None:
+    session.telemetry.record(
+        loop.stage,
+        step,
+        {
+            f"{loop.family}/loss": stats.loss,
+            f"{loop.family}/grad_norm": stats.grad_norm,
+            f"{loop.family}/learning_rate": stats.learning_rate,
+            f"{loop.family}/tokens_per_second": tokens_per_second,
+        },
+    )
+    session.live.advance(step + 1, loss=stats.loss, tokens_per_second=tokens_per_second)

@@ -1,0 +1,141 @@
+"""Weight sync as one transaction: publish, receive, compare checksums, probe, admit.
+
+An engine refuses to serve from the moment a transfer starts until it is admitted, so whatever
+fails in between leaves no engine on unknown weights.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator import batching
+from orchestrator.config import RolloutConfig, Transport
+from orchestrator.roles import PolicyGroup, RolloutGroup, fetch_fields, fetch_rollouts
+from workers.errors import ChecksumError, ParityError
+from workers.messages import RolloutBatch, TokenField, WeightReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Engine against trainer on the same tokens, nats."""
+
+    max_difference: float
+    mean_difference: float
+    k3: float  # mean k3 estimate of KL(engine || trainer)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """One completed transaction."""
+
+    version: int
+    nbytes: int
+    seconds: float
+    parity: Parity
+
+
+def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
+    """Difference of the engine's and the trainer's log-probabilities of the same tokens.
+
+    Args:
+        batch: sequences with the engine's logprobs, T per row, nats.
+        fields: the trainer's logprobs of the same sequences, keyed by id.
+    """
+    trainer = {int(i): f.values.row(row) for f in fields for row, i in enumerate(f.ids)}
+    engine = [batch.logprobs.row(i).astype(np.float64) for i in range(len(batch))]
+    delta = np.concatenate([trainer[int(i)] - e for i, e in zip(batch.ids, engine, strict=True)])
+    return Parity(
+        max_difference=float(np.abs(delta).max()),
+        mean_difference=float(np.abs(delta).mean()),
+        k3=float(np.mean(np.expm1(delta) - delta)),
+    )
+
+
+class WeightSync:
+    """Moves the policy's weights into every engine and proves that they arrived."""
+
+    def __init__(
+        self,
+        policy: PolicyGroup,
+        rollout: RolloutGroup,
+        config: RolloutConfig,
+        probe_prompts: list[tuple[int, ...]],
+        micro_batch_tokens: int,
+        seconds: float,
+    ) -> None:
+        self._policy = policy
+        self._rollout = rollout
+        self._config = config
+        self._prompts = probe_prompts
+        self._budget = micro_batch_tokens
+        self._seconds = seconds
+        if config.transport is not Transport.shm:
+            self._connect()
+
+    def _connect(self) -> None:
+        receivers = self._rollout.size * self._config.tensor_parallel_size
+        address = self._policy.transfer_address(receivers)
+        sender = self._policy.connect(address)
+        self._rollout.connect(address).result()
+        sender.result()
+
+    def run(self, version: int) -> SyncReport:
+        """Bring every engine to `version`.
+
+        Raises:
+            ChecksumError: the bytes that arrived are not those that were sent.
+            ParityError: engine and trainer disagree by more than rollout.parity_tolerance.
+        """
+        start = time.monotonic()
+        sent, received = self._transfer(version)
+        for rank, receipt in enumerate(received):
+            if (receipt.checksum, receipt.version) != (sent.checksum, version):
+                raise ChecksumError(
+                    f"version {version}: sent {sent.checksum}, received {receipt.checksum} "
+                    f"(version {receipt.version})",
+                    where=f"rollout rank {rank}",
+                    mend="check the memory and the network of that node; the engine serves nothing",
+                )
+        parity = self._probe(version)
+        self._rollout.admit(version).result()
+        return SyncReport(version, sent.nbytes, time.monotonic() - start, parity)
+
+    def _transfer(self, version: int) -> tuple[WeightReceipt, list[WeightReceipt]]:
+        offer = self._policy.publish_weights(version, self._config.transport.value).result()
+        if self._config.transport is Transport.shm:
+            sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
+            return sent, self._rollout.receive_weights(offer).result()
+        receiving = self._rollout.receive_weights(offer)
+        sent = self._policy.send_weights(offer).result()
+        return sent, receiving.result()
+
+    def _probe(self, version: int) -> Parity:
+        temperature = self._config.temperature
+        probed = self._rollout.probe(
+            self._prompts, self._config.parity_tokens, temperature, version
+        ).result()
+        summary = probed.summary
+        works = batching.equal_work(
+            summary.ids,
+            summary.prompt_lengths + summary.response_lengths,
+            self._policy.size,
+            self._budget,
+        )
+        fields = self._policy.logprobs(works, probed, temperature).result()
+        parity = compare_logprobs(
+            fetch_rollouts(probed, self._seconds), fetch_fields(fields, self._seconds)
+        )
+        tolerance = self._config.parity_tolerance
+        if not parity.max_difference <= tolerance:  # NaN fails too
+            raise ParityError(
+                f"version {version}: engine and trainer differ by up to "
+                f"{parity.max_difference:.2e} nats (mean {parity.mean_difference:.2e}, "
+                f"k3 {parity.k3:.2e}), tolerance {tolerance:.0e}",
+                where="weight sync",
+                mend="with bf16 on either side raise rollout.parity_tolerance (0.3 is normal); "
+                "in float32 this means wrong weights: report it with the run folder",
+            )
+        return parity
