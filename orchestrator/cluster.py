@@ -41,12 +41,18 @@ class Cluster:
     """A running cluster with the run's resources reserved on it; a context manager."""
 
     def __init__(
-        self, config: ClusterConfig, layout: Layout, group: PlacementGroup, local: _Local | None
+        self,
+        config: ClusterConfig,
+        layout: Layout,
+        group: PlacementGroup,
+        local: _Local | None,
+        error_logs: Path | None = None,
     ) -> None:
         self._config = config
         self._layout = layout
         self._group = group
         self._local = local
+        self._error_logs = error_logs
         self._closed = False
 
     def bundle(
@@ -106,7 +112,7 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(self._error_logs if error is not None else None)
 
 
 class _Local:
@@ -181,13 +187,17 @@ def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
     }
 
 
-def start_cluster(config: ClusterConfig, layout: Layout, seconds: float) -> Cluster:
+def start_cluster(
+    config: ClusterConfig, layout: Layout, seconds: float, error_logs: Path | None = None
+) -> Cluster:
     """Start a local cluster or join a running one, and reserve the layout on it.
 
     Args:
         config: Where the cluster is and what its nodes look like.
         layout: What to reserve (`Plan.layout`).
         seconds: Deadline for the reservation.
+        error_logs: Gets the logs of the roles' processes when the `with` block ends in an error
+            (local clusters; a cluster that was joined keeps its own logs).
 
     Raises:
         ResourceError: there is no cluster at the address, or its nodes are too small.
@@ -206,7 +216,7 @@ def start_cluster(config: ClusterConfig, layout: Layout, seconds: float) -> Clus
         else:
             local.close()
         raise
-    return Cluster(config, layout, group, local)
+    return Cluster(config, layout, group, local, error_logs)
 
 
 def _connect(config: ClusterConfig, layout: Layout, local: _Local | None) -> None:

@@ -1,0 +1,112 @@
+"""Hydra's and OmegaConf's errors as ours: which key is wrong, and which one was probably meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator
+
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from orchestrator.config import Config
+from workers.errors import ConfigError, UnknownKeyError
+
+
+def schema_keys(owner: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema, sections included, in the order of declaration."""
+    hints = typing.get_type_hints(owner)
+    for each in dataclasses.fields(owner):
+        key = f"{prefix}{each.name}"
+        yield key
+        if dataclasses.is_dataclass(hints[each.name]):
+            yield from schema_keys(hints[each.name], f"{key}.")
+
+
+def nearest_keys(key: str, count: int = 3) -> list[str]:
+    """The valid keys most like `key`, best first; [] when none is close.
+
+    A mistyped word is compared with whole keys; a right word in the wrong section is found by its
+    last part.
+    """
+    keys = list(schema_keys())
+    last = key.rpartition(".")[2]
+    same_name = [each for each in keys if each.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(key, keys, n=count, cutoff=0.7)
+    names = sorted({each.rpartition(".")[2] for each in keys})
+    close_names = difflib.get_close_matches(last, names, n=2, cutoff=0.75)
+    by_name = [each for each in keys if each.rpartition(".")[2] in close_names]
+    by_name.sort(key=lambda each: -difflib.SequenceMatcher(None, key, each).ratio())
+    return list(dict.fromkeys(same_name + close + by_name))[:count]
+
+
+def unknown_key(key: str) -> UnknownKeyError:
+    """The error for a key that the schema does not have."""
+    near = nearest_keys(key)
+    if near:
+        mend = f"did you mean {' or '.join(near)}?"
+    else:
+        mend = "orchestrator/config.py declares every key; --cfg job prints them"
+    return UnknownKeyError(f"unknown key {key}", where="configuration", mend=mend)
+
+
+def reject_unknown_keys(composed: DictConfig) -> None:
+    """Raise UnknownKeyError for the first key of `composed` that is not in the schema."""
+    known = set(schema_keys())
+    for key in _keys(composed):
+        if key not in known:
+            raise unknown_key(key)
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in node:
+        yield f"{prefix}{name}"
+        value = node._get_node(name)  # the node itself: reading a value would resolve it
+        if isinstance(value, DictConfig):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def explain(error: BaseException) -> ConfigError:
+    """The ConfigError that says what a composition error means."""
+    for each in _chain(error):
+        if isinstance(each, ConfigError):
+            return each
+        if isinstance(each, MissingConfigException) and each.missing_cfg_file:
+            return _unknown_option(each)
+        if isinstance(each, (ConfigKeyError, ConfigAttributeError)) and each.full_key:
+            return unknown_key(each.full_key)
+    for each in _chain(error):
+        if isinstance(each, OmegaConfBaseException):
+            return ConfigError(
+                str(each.msg or each).splitlines()[0],
+                where=str(each.full_key or "configuration"),
+                mend="orchestrator/config.py declares the type of every key",
+            )
+    return ConfigError(
+        str(error).strip(),
+        where="command line",
+        mend="overrides are written group=option, key=value or +experiment=NAME",
+    )
+
+
+def _unknown_option(error: MissingConfigException) -> ConfigError:
+    wanted = str(error.missing_cfg_file)
+    group, _, option = wanted.rpartition("/")
+    options = [str(each) for each in error.options or ()]
+    near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+    mend = f"did you mean {group}={near[0]}? " if near else ""
+    if options:
+        mend += f"options of {group}: {', '.join(options)}"
+    return UnknownKeyError(f"there is no {wanted}", where="configuration", mend=mend)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, outermost first."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
