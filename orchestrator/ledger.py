@@ -1,0 +1,157 @@
+"""The account of every sequence: generated = trained + dropped, or the run stops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from workers.errors import LedgerError
+from workers.messages import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSummary:
+    """Sequences by fate; `generated == trained + sum(dropped.values())`."""
+
+    generated: int
+    trained: int
+    dropped: dict[str, int] = field(default_factory=dict)  # by reason
+
+    @property
+    def dropped_total(self) -> int:
+        """Dropped for any reason."""
+        return sum(self.dropped.values())
+
+
+class Ledger:
+    """Follows each sequence id from generation to exactly one end.
+
+    A step calls `generated`, then `trained` and `dropped`, then `check`. Training on a sequence for
+    several epochs is one `trained`.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._open: set[int] = set()  # generated, not yet trained or dropped
+        self._total: _Counts = _Counts()
+        self._step: _Counts = _Counts()
+
+    def generated(self, ids: IntArray | Iterable[int]) -> None:
+        """Enter new sequences.
+
+        Raises:
+            LedgerError: an id was generated before.
+        """
+        for i in map(int, ids):
+            if i in self._seen:
+                raise LedgerError(f"sequence {i} was generated twice", where="ledger", mend=_MEND)
+            self._seen.add(i)
+            self._open.add(i)
+            self._step.generated += 1
+
+    def trained(self, ids: IntArray | Iterable[int]) -> None:
+        """Settle sequences that optimizer steps have used.
+
+        Raises:
+            LedgerError: an id is unknown, or was settled before.
+        """
+        for i in map(int, ids):
+            self._settle(i, "trained")
+            self._step.trained += 1
+
+    def dropped(self, ids: IntArray | Iterable[int], reason: str) -> None:
+        """Settle sequences that will not be trained on, and why.
+
+        Raises:
+            LedgerError: an id is unknown, or was settled before.
+        """
+        assert reason, "a drop needs a reason"
+        for i in map(int, ids):
+            self._settle(i, f"dropped ({reason})")
+            self._step.dropped[reason] += 1
+
+    def _settle(self, i: int, fate: str) -> None:
+        if i not in self._open:
+            story = "settled before" if i in self._seen else "never generated"
+            raise LedgerError(
+                f"sequence {i} cannot be {fate}: it was {story}", where="ledger", mend=_MEND
+            )
+        self._open.remove(i)
+
+    def check(self, step: int) -> LedgerSummary:
+        """Close a step; return its counts.
+
+        Raises:
+            LedgerError: some sequence was neither trained nor dropped.
+        """
+        if self._open:
+            names = ", ".join(str(i) for i in sorted(self._open)[:8])
+            raise LedgerError(
+                f"{len(self._open)} sequences were neither trained nor dropped: {names}",
+                where=f"ledger, step {step}",
+                mend=_MEND,
+            )
+        closed = self._step.summary()
+        self._total.add(self._step)
+        self._step = _Counts()
+        return closed
+
+    def summary(self) -> LedgerSummary:
+        """Counts of all closed steps."""
+        return self._total.summary()
+
+    def state_dict(self) -> dict[str, object]:
+        """What a resumed run needs, as plain JSON types; ids are kept as [first, last] ranges.
+
+        Only between steps: an open sequence cannot be carried over.
+        """
+        assert not self._open, "check the step before saving"
+        total = self._total
+        return {
+            "generated": total.generated,
+            "trained": total.trained,
+            "dropped": dict(total.dropped),
+            "ranges": _ranges(self._seen),
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue from a saved account."""
+        ranges, dropped = state["ranges"], state["dropped"]
+        assert isinstance(ranges, list), "not the state of a ledger"
+        assert isinstance(dropped, dict), "not the state of a ledger"
+        self._seen = {i for first, last in ranges for i in range(int(first), int(last) + 1)}
+        self._open = set()
+        self._step = _Counts()
+        self._total = _Counts(
+            int(str(state["generated"])), int(str(state["trained"])), Counter(dropped)
+        )
+
+
+_MEND = "this is a defect of the loop, not of the configuration: please report it"
+
+
+@dataclass(slots=True)
+class _Counts:
+    generated: int = 0
+    trained: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: _Counts) -> None:
+        self.generated += other.generated
+        self.trained += other.trained
+        self.dropped.update(other.dropped)
+
+    def summary(self) -> LedgerSummary:
+        return LedgerSummary(self.generated, self.trained, dict(self.dropped))
+
+
+def _ranges(ids: set[int]) -> list[list[int]]:
+    """Ids as inclusive ranges, in order."""
+    result: list[list[int]] = []
+    for i in sorted(ids):
+        if result and result[-1][1] == i - 1:
+            result[-1][1] = i
+        else:
+            result.append([i, i])
+    return result
