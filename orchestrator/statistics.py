@@ -1,0 +1,111 @@
+"""Intervals for what an evaluation claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.errors import DataError, NonFiniteError
+
+Z95 = 1.959963984540054  # the .975 quantile of the standard normal
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """Share of prompts on which the first model is preferred, with a 95 % interval."""
+
+    rate: float
+    low: float
+    high: float
+    n: int  # prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95 % interval, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def _finite(
+    name: str, values: Sequence[float] | npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise DataError(f"{name} has shape {array.shape}", mend="hand in at least one number")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise NonFiniteError(
+            f"{name}[{bad[0]}] is {array[bad[0]]}", mend="drop failed prompts from both models"
+        )
+    return array
+
+
+def normal_interval(values: Sequence[float] | npt.NDArray[np.floating]) -> Interval:
+    """Mean of independent values and its normal 95 % interval, `mean +- 1.96 s / sqrt(n)`.
+
+    Args:
+        values: (n,) any unit; `s` is the unbiased standard deviation, 0 for a single value.
+
+    Raises:
+        DataError: there is no value.
+        NonFiniteError: a value is NaN or infinite.
+    """
+    x = _finite("values", values)
+    mean = float(x.mean())
+    half = Z95 * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else 0.0
+    return Interval(mean, mean - half, mean + half, len(x))
+
+
+def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
+    """Win rate of per-prompt outcomes and its Wilson 95 % score interval.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
+    (1927). Unlike the normal interval it stays inside [0, 1] and does not shrink to a point when
+    every prompt is won. It assumes outcomes of 0 and 1, whose variance is the largest that any
+    outcomes of this mean in [0, 1] can have: with ties the interval is wider than need be, never
+    too narrow.
+
+    Args:
+        outcomes: (n,) 1 = the first model is preferred, 0 = the second, 0.5 = tie.
+
+    Raises:
+        DataError: there is no outcome, or one lies outside [0, 1].
+        NonFiniteError: an outcome is NaN or infinite.
+    """
+    x = _finite("outcomes", outcomes)
+    if x.min() < 0 or x.max() > 1:
+        raise DataError("an outcome lies outside [0, 1]", mend="use 1, 0.5 or 0")
+    n, p = len(x), float(x.mean())
+    shrink = 1 + Z95**2 / n
+    centre = (p + Z95**2 / (2 * n)) / shrink
+    half = Z95 / shrink * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
+    return WinRate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def win_rate(
+    a: Sequence[float] | npt.NDArray[np.floating], b: Sequence[float] | npt.NDArray[np.floating]
+) -> WinRate:
+    """How often model a scores above model b on the same prompts; ties count half.
+
+    Args:
+        a: (n,) scores of the first model, one a prompt.
+        b: (n,) scores of the second, same prompts in the same order.
+
+    Raises:
+        DataError: there is no score, or the numbers of scores differ.
+        NonFiniteError: a score is NaN or infinite.
+    """
+    first, second = _finite("a", a), _finite("b", b)
+    if len(first) != len(second):
+        raise DataError(
+            f"{len(first)} scores against {len(second)}", mend="compare the same prompts"
+        )
+    return preference(np.where(first == second, 0.5, (first > second).astype(np.float64)))
