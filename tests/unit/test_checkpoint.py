@@ -1,0 +1,95 @@
+"""A checkpoint folder is whole or it does not exist, and nothing damaged is ever loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from orchestrator import checkpoint
+from workers.errors import BrokenCheckpointError, MissingCheckpointError
+
+
+def _save(folder: str) -> None:
+    save_file({"weight": torch.arange(64.0)}, str(Path(folder) / "model.safetensors"))
+    (Path(folder) / "config.json").write_text('{"model_type": "llama"}')
+
+
+def _published(tmp_path: Path) -> Path:
+    return checkpoint.publish(tmp_path / "sft", _save, {"stage": "sft"})
+
+
+def test_publish_makes_a_folder_that_require_accepts(tmp_path: Path) -> None:
+    folder = _published(tmp_path)
+    assert checkpoint.require(str(folder), "sft") == folder
+    manifest = json.loads((folder / "rehearsal.json").read_text())
+    assert manifest["facts"] == {"stage": "sft"}
+    assert set(manifest["files"]) == {"model.safetensors", "config.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["sft"]
+
+
+def test_publish_replaces_an_older_folder(tmp_path: Path) -> None:
+    folder = _published(tmp_path)
+    (folder / "stale.txt").write_text("old")
+    _published(tmp_path)
+    assert not (folder / "stale.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["sft"]
+
+
+def test_a_save_that_fails_leaves_the_older_folder(tmp_path: Path) -> None:
+    folder = _published(tmp_path)
+
+    def fail(path: str) -> None:
+        _save(path)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.publish(folder, fail, {})
+    assert checkpoint.require(str(folder), "sft") == folder
+
+
+def test_a_save_without_weights_is_not_published(tmp_path: Path) -> None:
+    def empty(path: str) -> None:
+        (Path(path) / "config.json").write_text("{}")
+
+    with pytest.raises(BrokenCheckpointError, match="no \\*.safetensors"):
+        checkpoint.publish(tmp_path / "sft", empty, {})
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_missing_folder_names_the_key_that_gives_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingCheckpointError) as caught:
+        checkpoint.require(str(tmp_path / "nowhere"), "sft")
+    assert "model.checkpoints.sft" in caught.value.mend
+    assert str(tmp_path / "nowhere") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), "does not parse"),
+        (lambda f: (f / "model.safetensors").unlink(), "no \\*.safetensors"),
+        (lambda f: _truncate(f / "model.safetensors", 100), "promises"),
+        (lambda f: _truncate(f / "model.safetensors", 4), "truncated"),
+        (lambda f: _flip(f / "model.safetensors", -3), "differs from what"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "differs from what"),
+        (lambda f: (f / "rehearsal.json").write_text("{}"), "does not parse"),
+    ],
+)
+def test_damage_is_found_before_loading(tmp_path: Path, damage, says: str) -> None:
+    folder = _published(tmp_path)
+    damage(folder)
+    with pytest.raises(BrokenCheckpointError, match=says):
+        checkpoint.require(str(folder), "sft")
+
+
+def _truncate(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
