@@ -329,6 +329,7 @@ class GroupAddress:
     host: str
     port: int
     world_size: int
+    backend: str = "gloo"  # "gloo" | "nccl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,6 @@ __all__ = [
     "SharedMemorySender",
     "describe",
     "make_offer",
-    "receipt",
 ]
 
 _RESTART = "restart the engine, then transfer the whole model again"
@@ -182,12 +181,12 @@ class _Group:
     """A private process group with a deadline on each operation."""
 
     def __init__(
-        self, address: GroupAddress, rank: int, backend: str, device: torch.device, seconds: float
+        self, address: GroupAddress, rank: int, device: torch.device, seconds: float
     ) -> None:
-        self.device = device
-        self.where = f"{backend} group {address.host}:{address.port}, rank {rank}"
+        self.device = device if address.backend == "nccl" else torch.device("cpu")
+        self.where = f"{address.backend} group {address.host}:{address.port}, rank {rank}"
         self._timeout = timedelta(seconds=seconds)
-        self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
+        self._buffer = torch.empty(0, dtype=torch.uint8, device=self.device)
         with self._failures():
             self._store = dist.TCPStore(
                 address.host,
@@ -198,7 +197,7 @@ class _Group:
                 timeout=self._timeout,
             )
             store = dist.PrefixStore("weights", self._store)
-            self._group = _backend(backend, store, rank, address.world_size, self._timeout)
+            self._group = _backend(address, store, rank, self._timeout)
 
     def buffer(self, nbytes: int) -> torch.Tensor:
         """The first bytes of a buffer that grows to the largest bucket and stays."""
@@ -211,7 +210,8 @@ class _Group:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         with self._failures():
-            self._group.broadcast([tensor], options).wait(self._timeout)  # pyright: ignore[reportAttributeAccessIssue]
+            work = self._group.broadcast([tensor], options)  # pyright: ignore[reportAttributeAccessIssue]
+            work.wait(self._timeout)
 
     def share(self, numbers: list[int]) -> list[int]:
         """Rank 0's numbers, on every rank."""
@@ -233,13 +233,13 @@ class _Group:
 
 
 def _backend(
-    backend: str, store: dist.Store, rank: int, world_size: int, timeout: timedelta
+    address: GroupAddress, store: dist.Store, rank: int, timeout: timedelta
 ) -> dist.ProcessGroupGloo | dist.ProcessGroupNCCL:
-    if backend == "nccl":
+    if address.backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, world_size, options)
-    return dist.ProcessGroupGloo(store, rank, world_size, timeout)
+        return dist.ProcessGroupNCCL(store, rank, address.world_size, options)
+    return dist.ProcessGroupGloo(store, rank, address.world_size, timeout)
 
 
 def _header(offer: WeightOffer) -> list[int]:
@@ -247,12 +247,13 @@ def _header(offer: WeightOffer) -> list[int]:
 
 
 class GroupSender:
-    """Rank 0 of a transfer group. Construction waits for every receiver to join."""
+    """Rank 0 of a transfer group. Construction waits for every receiver to join.
 
-    def __init__(
-        self, address: GroupAddress, backend: str, device: torch.device, seconds: float
-    ) -> None:
-        self._group = _Group(address, 0, backend, device, seconds)
+    Buckets are gathered on `device` for NCCL, in host memory for gloo.
+    """
+
+    def __init__(self, address: GroupAddress, device: torch.device, seconds: float) -> None:
+        self._group = _Group(address, 0, device, seconds)
 
     def send(self, offer: WeightOffer, buckets: Iterable[NamedTensors]) -> WeightReceipt:
         """Broadcast the offered weights, then their checksum.
@@ -284,9 +285,9 @@ class GroupReceiver:
     """Any rank but 0 of a transfer group. Construction waits for the sender."""
 
     def __init__(
-        self, address: GroupAddress, rank: int, backend: str, device: torch.device, seconds: float
+        self, address: GroupAddress, rank: int, device: torch.device, seconds: float
     ) -> None:
-        self._group = _Group(address, rank, backend, device, seconds)
+        self._group = _Group(address, rank, device, seconds)
         self.checksum = ""
 
     def receive(self, offer: WeightOffer) -> Iterator[NamedTensors]:
@@ -316,8 +317,3 @@ class GroupReceiver:
             yield bucket_views(packed, bucket)
         self.checksum = checksum.text
         verify_checksum(offer, checksum.text, f"{self._group.share([0])[0]:016x}")
-
-
-def receipt(offer: WeightOffer, checksum: str, began: float) -> WeightReceipt:
-    """What a receiver answers; `began` is a `time.perf_counter()` reading."""
-    return WeightReceipt(offer.version, checksum, offer.nbytes, time.perf_counter() - began)

@@ -129,7 +129,7 @@ def in_thread(work: Callable[[], object]) -> Callable[[], object]:
 
 
 def _receive_in_process(address: GroupAddress, rank: int, offers, answers) -> None:
-    receiver = GroupReceiver(address, rank, "gloo", torch.device("cpu"), seconds=20)
+    receiver = GroupReceiver(address, rank, torch.device("cpu"), seconds=20)
     while (offer := offers.get(timeout=20)) is not None:
         got = [(n, t.clone()) for bucket in receiver.receive(offer) for n, t in bucket]
         answers.put((receiver.checksum, {n: t.numpy() for n, t in got}))
@@ -145,7 +145,7 @@ def test_group_delivers_to_another_process_what_shared_memory_does() -> None:
     ]
     for child in children:
         child.start()
-    sender = GroupSender(address, "gloo", torch.device("cpu"), seconds=30)
+    sender = GroupSender(address, torch.device("cpu"), seconds=30)
     for seed in (1, 2):
         offer = make_offer(seed, describe(tensors(seed)), "gloo", BUCKET)
         for queue in queues:
@@ -172,8 +172,8 @@ def test_group_delivers_to_another_process_what_shared_memory_does() -> None:
 @pytest.fixture
 def pair() -> tuple[GroupSender, GroupReceiver]:
     address, cpu = free_address(2), torch.device("cpu")
-    answer = in_thread(lambda: GroupReceiver(address, 1, "gloo", cpu, seconds=1))
-    sender = GroupSender(address, "gloo", cpu, seconds=1)
+    answer = in_thread(lambda: GroupReceiver(address, 1, cpu, seconds=1))
+    sender = GroupSender(address, cpu, seconds=1)
     receiver = answer()
     assert isinstance(receiver, GroupReceiver)
     return sender, receiver
@@ -223,4 +223,4 @@ def test_group_names_a_silent_peer_within_the_deadline(
 
 def test_group_that_nobody_joins_fails_within_the_deadline() -> None:
     with pytest.raises(WeightSyncError, match="within 1 s"):
-        GroupSender(free_address(2), "gloo", torch.device("cpu"), seconds=1)
+        GroupSender(free_address(2), torch.device("cpu"), seconds=1)

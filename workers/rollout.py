@@ -1,0 +1,226 @@
+"""The rollout role: one generation engine, and what it may serve.
+
+An engine is `empty` until it has weights, `unverified` once they have arrived, and `admitted` when
+the driver has compared it with the trainer. Only admitted weights of the version that the caller
+names are ever sampled from; `probe` alone serves unverified ones, for that comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from typing import TYPE_CHECKING
+
+from workers.errors import RoleError, StaleEngineError, UnsupportedPlatformError, WeightSyncError
+from workers.generation import (
+    GenerationEngine,
+    Sample,
+    pack,
+    require_complete,
+    require_fitting,
+)
+from workers.messages import (
+    EngineState,
+    GenerationRequest,
+    GroupAddress,
+    RoleInfo,
+    RolloutBatch,
+    Sampling,
+    WeightOffer,
+    WeightReceipt,
+)
+from workers.safetensors_folder import SafetensorsFolder
+
+if TYPE_CHECKING:
+    from workers.specs import RolloutSpec
+
+EMPTY, UNVERIFIED, ADMITTED = "empty", "unverified", "admitted"
+
+
+def engine_environment(spec: RolloutSpec) -> dict[str, str]:
+    """Environment that an engine's process needs before vLLM is imported.
+
+    Set it on the process from outside where possible: OpenMP reads its part when torch loads.
+    """
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if spec.device == "cpu":
+        # One helper of the sampler is compiled whenever logprobs are asked for, eager mode or not:
+        # 20 s before the first token. Threads beyond the machine's cores spin-wait on each other.
+        environment |= {
+            "TORCHDYNAMO_DISABLE": "1",
+            "OMP_NUM_THREADS": str(spec.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    return environment
+
+
+class RolloutWorker:
+    """Generates with versioned weights. One engine a worker; verbs are not concurrent."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._engine: GenerationEngine | None = None
+        self._spec: RolloutSpec | None = None
+        self._folder: SafetensorsFolder | None = None
+        self._version = -1
+        self._status = EMPTY
+        self._failed = ""
+
+    def start(self, spec: RolloutSpec, version: int) -> RoleInfo:
+        """Start the engine on the checkpoint of `spec`, admitted as `version`.
+
+        Raises:
+            CheckpointError: The folder is missing or broken.
+            UnsupportedPlatformError: The engine cannot run here.
+        """
+        self.close()
+        folder = SafetensorsFolder(spec.checkpoint)
+        os.environ.update(engine_environment(spec))
+        self._engine, self._spec, self._folder = _make_engine(spec), spec, folder
+        self._failed = ""
+        self._version, self._status = version, ADMITTED
+        return RoleInfo("rollout", self.rank, os.getpid(), platform.node(), spec.device)
+
+    def generate(
+        self, requests: list[GenerationRequest], sampling: Sampling, version: int
+    ) -> RolloutBatch:
+        """Sample every request; rows are in the order of the requests, K in a row.
+
+        Raises:
+            StaleEngineError: The engine is not admitted for exactly `version`.
+            DataError: A prompt is empty, too long, or not in the vocabulary.
+        """
+        self._require(version, ADMITTED)
+        return self._sample(requests, sampling)
+
+    def probe(
+        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+    ) -> RolloutBatch:
+        """Sample one response a prompt, from weights that need not be admitted yet.
+
+        Ids are 0, 1, ...; seeds depend on the position and the engine's own seed only.
+        """
+        self._require(version, UNVERIFIED, ADMITTED)
+        spec, _, _ = self._started()
+        requests = [
+            GenerationRequest(i, tokens, (i,), (spec.seed + i,)) for i, tokens in enumerate(prompts)
+        ]
+        return self._sample(requests, Sampling(temperature, max_tokens))
+
+    def connect(self, address: GroupAddress, group_rank: int) -> None:
+        """Join the sender's transfer group; waits for all its members."""
+        _, _, engine = self._started()
+        engine.connect(address, group_rank)
+
+    def receive_weights(self, offer: WeightOffer) -> WeightReceipt:
+        """Replace all weights by the offered ones, which are then unverified.
+
+        Raises:
+            WeightSyncError: Incomplete, late or corrupted; the engine serves nothing any more.
+        """
+        _, folder, _ = self._started()
+        self._status = EMPTY
+        require_complete(offer, folder.shapes)
+        return self._swap(offer)
+
+    def load_checkpoint(self, path: str, version: int) -> WeightReceipt:
+        """Replace all weights by those of another folder of the same architecture, admitted.
+
+        Raises:
+            MissingCheckpointError: No such folder.
+            BrokenCheckpointError: It cannot be read.
+            WeightSyncError: It holds another architecture.
+        """
+        from workers.weight_sync import SharedMemorySender
+
+        self._started()
+        other = SafetensorsFolder(path)
+        self._status = EMPTY
+        sender = SharedMemorySender()
+        try:
+            receipt = self.receive_weights(sender.publish(version, other.metas, other.buckets()))
+        finally:
+            sender.close()
+        self.admit(version)
+        return receipt
+
+    def admit(self, version: int) -> None:
+        """Allow `generate` with the weights that have arrived, after they were compared."""
+        self._require(version, UNVERIFIED, ADMITTED)
+        self._status = ADMITTED
+
+    def state(self) -> EngineState:
+        """What the engine would serve."""
+        return EngineState(self._version, self._status)
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        self._status = EMPTY
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _sample(self, requests: list[GenerationRequest], sampling: Sampling) -> RolloutBatch:
+        spec, folder, engine = self._started()
+        require_fitting(requests, sampling, spec, folder.vocabulary)
+        samples = [Sample(r.prompt_tokens, seed) for r in requests for seed in r.seeds]
+        return pack(requests, engine.generate(samples, sampling), self._version)
+
+    def _swap(self, offer: WeightOffer) -> WeightReceipt:
+        _, _, engine = self._started()
+        began = time.perf_counter()
+        # Until the swap has succeeded the engine may hold weights of two versions; a failed one
+        # is not retried, because vLLM can hang on a half-loaded model.
+        self._failed = f"update to version {offer.version} did not finish"
+        checksum = engine.receive(offer)
+        self._failed = ""
+        self._version, self._status = offer.version, UNVERIFIED
+        return WeightReceipt(offer.version, checksum, offer.nbytes, time.perf_counter() - began)
+
+    def _started(self) -> tuple[RolloutSpec, SafetensorsFolder, GenerationEngine]:
+        if self._engine is None or self._spec is None or self._folder is None:
+            raise RoleError("engine not started", where=self._where, mend="call start first")
+        if self._failed:
+            raise WeightSyncError(
+                self._failed,
+                where=self._where,
+                mend="start the engine again, then transfer the whole model",
+            )
+        return self._spec, self._folder, self._engine
+
+    def _require(self, version: int, *statuses: str) -> None:
+        self._started()
+        if self._status not in statuses or self._version != version:
+            raise StaleEngineError(
+                f"asked for version {version}, holds version {self._version} ({self._status})",
+                where=self._where,
+                mend="transfer the weights of that version, compare them, and admit the engine",
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"rollout worker {self.rank}"
+
+
+def _make_engine(spec: RolloutSpec) -> GenerationEngine:
+    if spec.engine == "transformers":
+        from workers.transformers_engine import TransformersEngine
+
+        return TransformersEngine(spec)
+    try:
+        from workers.vllm_engine import VllmEngine
+    except ImportError as error:
+        raise UnsupportedPlatformError(
+            f"vLLM cannot be imported: {error}",
+            where=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            mend="install the cpu or the gpu extra, or choose rollout.engine=transformers",
+        ) from error
+    return VllmEngine(spec)

@@ -1,0 +1,269 @@
+"""Generation with vLLM, in this process, with weights replaced while it runs.
+
+Importing this module registers the weight transfer engine below. vLLM imports it again in each
+tensor-parallel worker, because `WorkerExtension` is named as their extension class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.sampling_params import RequestOutputKind
+
+from workers.errors import ConfigError, RoleError, WeightSyncError
+from workers.generation import Generated, Sample
+from workers.messages import Finish, GroupAddress, Sampling, WeightOffer
+from workers.specs import RolloutSpec
+from workers.weight_sync import GroupReceiver, NamedTensors, SharedMemoryReceiver
+
+_BACKEND = "packed_buckets"
+_FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT}
+_PREFILL_TOKENS = 4096  # CPU: prompt tokens of one step
+
+
+@dataclass
+class JoinInfo(WeightTransferInitInfo):
+    """How the workers of one engine join a transfer group."""
+
+    address: GroupAddress
+    group_rank: int  # of the first worker
+    seconds: float
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """One update is one whole transfer."""
+
+    offer: WeightOffer
+
+
+class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
+    """Receives packed buckets in a vLLM worker and loads them layer by layer."""
+
+    init_info_cls = JoinInfo
+    update_info_cls = UpdateInfo
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.checksum = ""
+        self._shared = SharedMemoryReceiver()
+        self._group: GroupReceiver | None = None
+
+    def init_transfer_engine(self, init_info: JoinInfo) -> None:
+        """Join the sender's group."""
+        rank = init_info.group_rank + self.parallel_config.rank
+        self._group = GroupReceiver(init_info.address, rank, self.device, init_info.seconds)
+
+    def start_weight_update(self) -> None:
+        """Nothing yet: the model is taken apart once the first bytes have been verified."""
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load every bucket; raises WeightSyncError when the model did not get all its weights."""
+        buckets = self._buckets(update_info.offer)
+        wanted = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+        for bucket in buckets:
+            # With tied weights the loader skips the output layer, which shares the embedding.
+            wanted -= self.model.load_weights(iter(bucket))
+        if self._tied:
+            wanted.discard("lm_head.weight")
+        if wanted:
+            raise WeightSyncError(
+                f"{len(wanted)} weights of the engine were not updated, {min(wanted)} among them"
+            )
+
+    def _buckets(self, offer: WeightOffer) -> Iterator[NamedTensors]:
+        if offer.transport == "shm":
+            buckets, self.checksum = self._shared.receive(offer)
+            return iter(buckets)
+        if self._group is None:
+            raise WeightSyncError("no transfer group", mend="connect before sending weights")
+        return self._from_group(self._group, offer)
+
+    def _from_group(self, group: GroupReceiver, offer: WeightOffer) -> Iterator[NamedTensors]:
+        yield from group.receive(offer)
+        self.checksum = group.checksum
+
+    def finish_weight_update(self) -> None:
+        """Put the model together again."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu" and self._tied:
+            self._repack_output_layer()
+
+    def _repack_output_layer(self) -> None:
+        # On CPU the output layer multiplies with a packed copy of its weights. A reload refreshes
+        # the copies of layers that were loaded; a tied output layer is loaded as the embedding,
+        # and would go on answering with the old weights.
+        heads = [m for m in self.model.modules() if isinstance(m, ParallelLMHead)]
+        embeddings = [
+            m
+            for m in self.model.modules()
+            if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
+        ]
+        if len(heads) != 1 or len(embeddings) != 1:
+            raise WeightSyncError(
+                f"tied model with {len(heads)} output layers and {len(embeddings)} embeddings",
+                mend="untie the weights of the checkpoint",
+            )
+        heads[0].weight = embeddings[0].weight
+        heads[0].quant_method.process_weights_after_loading(heads[0])
+
+    @property
+    def _tied(self) -> bool:
+        return bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False))
+
+    def shutdown(self) -> None:
+        """Leave the group and let go of the shared mapping."""
+        self._group = None
+        self._shared.close()
+
+
+class WorkerExtension:
+    """Verbs added to vLLM's workers."""
+
+    weight_transfer_engine: PackedTransferEngine
+
+    def received_checksum(self) -> str:
+        """Checksum of the last update that this worker received."""
+        return self.weight_transfer_engine.checksum
+
+
+WeightTransferEngineFactory.register_engine(_BACKEND, PackedTransferEngine)
+
+
+class VllmEngine:
+    """One vLLM engine whose steps run inside `generate`: batches depend on the input alone."""
+
+    def __init__(self, spec: RolloutSpec) -> None:
+        self._spec = spec
+        self._broken = False
+        try:
+            self._llm: LLM | None = LLM(**_engine_arguments(spec))
+        except ValueError as error:  # pydantic's errors are ValueErrors, too
+            raise ConfigError(
+                f"vLLM refuses these settings: {error}", where=f"engine on {spec.checkpoint}"
+            ) from error
+
+    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
+        """Sample all, in the order given. Temperature 0 is greedy, with logprobs at 1."""
+        engine = self._require_llm().llm_engine
+        self._broken = True  # stays so if a step fails: requests are left inside
+        for i, sample in enumerate(samples):
+            prompt: Any = {"prompt_token_ids": list(sample.prompt)}
+            engine.add_request(str(i), prompt, self._parameters(sample.seed, sampling))
+        results: dict[int, Generated] = {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    results[int(output.request_id)] = _result(output.outputs[0])
+        self._broken = False
+        return [results[i] for i in range(len(samples))]
+
+    def connect(self, address: GroupAddress, group_rank: int) -> None:
+        """Join a transfer group, one rank a tensor-parallel worker from `group_rank` on."""
+        info = {
+            "address": address,
+            "group_rank": group_rank,
+            "seconds": self._spec.collective_seconds,
+        }
+        self._require_llm().init_weight_transfer_engine({"init_info": info})
+
+    def receive(self, offer: WeightOffer) -> str:
+        """Replace all weights and forget cached prefixes; gives the checksum of what arrived."""
+        llm = self._require_llm()
+        self._broken = True
+        llm.start_weight_update()
+        llm.update_weights({"update_info": {"offer": offer}})
+        llm.finish_weight_update(str(offer.version))
+        if not llm.reset_prefix_cache():
+            raise WeightSyncError("cached prefixes of the old weights could not be dropped")
+        checksums = set(llm.collective_rpc("received_checksum"))
+        if len(checksums) != 1:
+            raise WeightSyncError(f"workers of one engine received different bytes: {checksums}")
+        self._broken = False
+        return checksums.pop()
+
+    def close(self) -> None:
+        """Stop the engine's workers and free its memory."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+    def _require_llm(self) -> LLM:
+        if self._llm is None or self._broken:
+            raise RoleError(
+                "engine is closed" if self._llm is None else "an earlier call failed inside vLLM",
+                mend="start the engine again",
+            )
+        return self._llm
+
+    def _parameters(self, seed: int, sampling: Sampling) -> SamplingParams:
+        return SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            # Only the token that the trainer knows as the end ends a response, whatever else the
+            # checkpoint's generation settings name.
+            ignore_eos=True,
+            stop_token_ids=[self._spec.eos_token_id],
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _result(completion: Any) -> Generated:
+    finish = _FINISH.get(completion.finish_reason)
+    if finish is None:
+        raise RoleError(f"vLLM finished a sequence with reason {completion.finish_reason!r}")
+    return Generated(completion.token_ids, completion.logprobs.logprobs, finish)
+
+
+def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
+    length = spec.max_prompt_tokens + spec.max_response_tokens
+    arguments: dict[str, Any] = {
+        "model": spec.checkpoint,
+        "dtype": spec.dtype,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "seed": spec.seed,
+        "max_model_len": length,
+        "max_num_seqs": spec.max_concurrent_sequences,
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        # Named, because inside a Ray placement group vLLM would place workers of its own.
+        "distributed_executor_backend": "uni" if spec.tensor_parallel_size == 1 else "mp",
+        "enable_prefix_caching": spec.prefix_caching,
+        "enforce_eager": spec.enforce_eager,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "weight_transfer_config": {"backend": _BACKEND},
+        "worker_extension_cls": f"{__name__}.{WorkerExtension.__name__}",
+    }
+    if spec.device == "cuda":
+        return arguments | {"gpu_memory_utilization": spec.gpu_memory_fraction}
+    return arguments | {
+        "kv_cache_memory_bytes": spec.kv_cache_bytes,
+        # CPU random generators cannot skip ahead, which per-request seeds need across chunks.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(
+            length, min(_PREFILL_TOKENS, length * spec.max_concurrent_sequences)
+        ),
+    }
