@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workers.data.files import FileSource
+from workers.data.sampler import PermutationSampler
+from workers.data.splits import split_rows
+from workers.errors import (
+    BrokenCheckpointError,
+    ConfigError,
+    DataError,
+    DataLineError,
+    EmptyDatasetError,
+    MissingCheckpointError,
+)
+from workers.pocket.tokenizer import build_tokenizer
+from workers.pocket.words import ANIMALS
+
+Open = Callable[..., FileSource]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def open_files(tmp_path: Path, checkpoint: Path) -> Open:
+    """Write the given rows (or raw bytes) as files and open them as one source."""
+
+    def opened(*, prompt_limit: int = 16, completion_limit: int = 8, **files: Any) -> FileSource:
+        paths: dict[str, str] = {}
+        for name, rows in files.items():
+            path = tmp_path / f"{name}.jsonl"
+            if isinstance(rows, bytes):
+                path.write_bytes(rows)
+            else:
+                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            paths[name] = str(path)
+        return FileSource(
+            str(checkpoint),
+            **paths,
+            max_prompt_tokens=prompt_limit,
+            max_completion_tokens=completion_limit,
+            seed=0,
+        )
+
+    return opened
+
+
+PAIRS = [f"{a} {b}" for a in ANIMALS for b in ANIMALS]
+
+
+def demonstrations(n: int) -> list[dict[str, str]]:
+    return [{"prompt": f"repeat : {p} ?", "completion": f"{p} ."} for p in PAIRS[:n]]
+
+
+def test_demonstrations(open_files: Open) -> None:
+    source = open_files(demonstrations=demonstrations(40))
+    train = source.demonstrations("train", 0, 200)
+    held = source.demonstrations("heldout", 0, 200)
+    assert len(train) == 200, "training goes on epoch after epoch"
+    assert 1 <= len(held) < 20, "held-out rows come once"
+    texts = [{source.detokenize(row) for row in batch.tokens.rows()} for batch in (train, held)]
+    assert not texts[0] & texts[1]
+    assert len(texts[0]) + len(texts[1]) == 40
+    row, target = held.tokens.row(0), held.targets.row(0)
+    prompt, completion = source.detokenize(row[~target]), source.detokenize(row[target])
+    assert {"prompt": prompt, "completion": completion} in demonstrations(40)
+    assert (row[0], row[-1]) == (1, 2)
+
+
+def test_a_cursor_resumes_anywhere(open_files: Open) -> None:
+    source = open_files(demonstrations=demonstrations(20))
+    whole = source.demonstrations("train", 0, 50).tokens
+    part = source.demonstrations("train", 33, 17).tokens
+    assert np.array_equal(whole.select(range(33, 50)).values, part.values)
+
+
+def test_long_rows_are_dropped_or_cut_and_counted(open_files: Open) -> None:
+    rows = [
+        *demonstrations(2),
+        {"prompt": "fox " * 16, "completion": "fox"},
+        {"prompt": "fox", "completion": "owl " * 9},
+        {"prompt": "owl", "completion": ""},
+        {"prompt": " ", "completion": "fox"},
+    ]
+    source = open_files(demonstrations=rows)
+    assert source.drops == {
+        "demonstrations: prompt over 16 tokens": 1,
+        "demonstrations: empty completion": 1,
+        "demonstrations: empty prompt": 1,
+    }
+    assert source.cuts == {"demonstrations": 1}
+    ids = [
+        row.tolist()
+        for split in ("train", "heldout")
+        for row in source.demonstrations(split, 0, 3).tokens.rows()
+    ]
+    owl = source.tokenizer.encode("owl")[0]
+    cut = next(row for row in ids if row.count(owl) > 5)
+    assert cut[-8:] == [owl] * 8, "a cut completion has no end token"
+
+
+def ranking(i: int, ranks: list[int]) -> dict[str, object]:
+    completions = ["fox", "owl", "bear"][: len(ranks)]
+    return {"prompt": PAIRS[i], "completions": completions, "ranks": ranks}
+
+
+def test_rankings(open_files: Open) -> None:
+    source = open_files(rankings=[ranking(0, [2, 1, 2]), ranking(1, [1, 2]), ranking(2, [1, 1])])
+    train, held = source.rankings("train"), source.rankings("heldout")
+    assert train is not None
+    assert held is not None
+    assert source.drops == {"rankings: every completion ties": 1}
+    both = {r.prompt_id: r for r in (*train, *held)}
+    assert both[0].ranks.tolist() == [2, 1, 2]
+    assert both[0].pairs == 2
+    assert both[0].sequences.row(1).tolist() == [1, *source.tokenizer.encode("bear bear owl"), 2]
+
+
+def test_without_rankings_there_is_none_and_no_labeler(open_files: Open) -> None:
+    source = open_files()
+    assert source.rankings("train") is None
+    assert source.gold([], []) is None
+    assert source.cloze("heldout", 0, 1) is None
+    with pytest.raises(ConfigError, match="rank"):
+        source.label([], [])
+
+
+def test_prompts(open_files: Open) -> None:
+    source = open_files(prompts=[{"prompt": p} for p in (*PAIRS[:30], PAIRS[0])])
+    assert source.drops == {"prompts: repeated": 1}
+    train = {p.text: p for p in source.prompts("ppo", 0, 60)}
+    held = {p.text: p for p in source.prompts("heldout", 0, 60)}
+    assert train.keys() | held.keys() == set(PAIRS[:30])
+    assert not train.keys() & held.keys()
+    for p in (*train.values(), *held.values()):
+        assert p.text == PAIRS[p.id]
+        assert p.tokens == (1, *source.tokenizer.encode(p.text))
+    assert len({p.key for p in (*train.values(), *held.values())}) == 30
+
+
+def test_evaluation_prompts_are_trained_on_nowhere(open_files: Open) -> None:
+    rows = [*demonstrations(40), {"prompt": PAIRS[0], "completion": "fox"}]
+    source = open_files(
+        prompts=[{"prompt": p} for p in PAIRS[:10]],
+        evaluation_prompts=[{"prompt": p} for p in PAIRS[:3]],
+        demonstrations=rows,
+    )
+    assert [p.text for p in source.prompts("heldout", 0, 99)] == PAIRS[:3]
+    assert {p.text for p in source.prompts("ppo", 0, 7)} == set(PAIRS[3:10])
+    assert source.drops == {"prompts: also an evaluation prompt": 3}
+    trained = [source.detokenize(r) for r in source.demonstrations("train", 0, 99).tokens.rows()]
+    assert f"{PAIRS[0]} fox" not in trained
+
+
+def test_a_prompt_is_held_out_in_all_files_or_in_none(open_files: Open) -> None:
+    source = open_files(
+        prompts=[{"prompt": p} for p in PAIRS[:100]],
+        rankings=[ranking(i, [1, 2]) for i in range(50, 150)],
+    )
+    held_prompts = {p.text for p in source.prompts("heldout", 0, 100)}
+    rankings = source.rankings("train")
+    assert rankings is not None
+    ranked = {PAIRS[50 + r.prompt_id] for r in rankings}
+    assert not held_prompts & ranked
+
+
+def test_documents_come_whole_in_windows(open_files: Open) -> None:
+    texts = [" ".join(PAIRS[i : i + 30]) for i in range(3)]
+    source = open_files(pretraining=[{"text": t} for t in texts], prompt_limit=10)
+    for split in ("train", "heldout"):
+        count = 4 if split == "heldout" else 8
+        rows = list(source.pretraining(split, 0, count).tokens.rows())
+        lengths = sorted(len(row) for row in rows)
+        # 60 words, a start and an end token in windows of 10 + 8.
+        assert lengths == sorted([18, 18, 18, 8] * (count // 4))
+    held = source.pretraining("heldout", 0, 4)
+    assert source.detokenize(held.tokens.values) in texts
+    assert held.targets.values.all()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": "fox"', "not valid JSON"),
+        (b'{"prompt": "fox", "completion": NaN}', "NaN"),
+        (b'{"prompt": "fox", "completion": -Infinity}', "Infinity"),
+        (b'{"prompt": "fox"}', '"completion" is missing'),
+        (b"{}", "found nothing"),
+        (b'{"prompt": "fox", "completion": 3}', "must be a string, not a number"),
+        (b'{"prompt": null, "completion": "owl"}', "must be a string, not null"),
+        (b'["fox", "owl"]', "must be a JSON object, not a list"),
+        (b'{"prompt": "fox\xff", "completion": "owl"}', "invalid UTF-8 at byte 16"),
+        (b'{"prompt": "fox", "completion": "\\ud800"}', "unpaired surrogate"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"prompt": ' + b"1" * 5000 + b"}", "not valid JSON"),
+    ],
+)
+def test_bad_lines_are_named(open_files: Open, line: bytes, message: str) -> None:
+    good = b'{"prompt": "fox", "completion": "owl"}'
+    with pytest.raises(DataLineError, match=message) as caught:
+        open_files(demonstrations=b"\n".join([good, b"", line, good]))
+    assert caught.value.where.endswith("demonstrations.jsonl:3")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ranks": [1, 2]}, "2 entries for 3 completions"),
+        ({"ranks": [0, 1, 2]}, "ranks start at 1"),
+        ({"ranks": [1, 2.5, 3]}, "whole number"),
+        ({"ranks": [1, True, 3]}, "whole number, not a boolean"),
+        ({"ranks": "123"}, "must be a list"),
+        ({"completions": ["fox", 1, "owl"]}, r'"completions\[1\]" must be a string'),
+        ({"completions": ["fox"], "ranks": [1]}, "at least two"),
+    ],
+)
+def test_bad_rankings_are_named(open_files: Open, change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataLineError, match=message):
+        open_files(rankings=[ranking(0, [1, 2, 3]) | change])
+
+
+def test_a_byte_order_mark_is_no_error(open_files: Open) -> None:
+    source = open_files(prompts=b'\xef\xbb\xbf{"prompt": "fox"}\r\n{"prompt": "owl"}\r\n')
+    assert len(source.prompts("ppo", 0, 1)) == 1
+
+
+@pytest.mark.parametrize("rows", [[], [{"prompt": "fox " * 99, "completion": "fox"}]])
+def test_empty_data_sets(open_files: Open, rows: list[dict[str, str]]) -> None:
+    source = open_files(demonstrations=rows)
+    with pytest.raises(EmptyDatasetError) as caught:
+        source.demonstrations("train", 0, 1)
+    assert "data.files.demonstrations" in caught.value.where
+
+
+def test_missing_files_and_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    limits = {"max_prompt_tokens": 8, "max_completion_tokens": 8, "seed": 0}
+    with pytest.raises(DataError, match="cannot open"):
+        FileSource(str(checkpoint), prompts=str(tmp_path / "none.jsonl"), **limits)
+    with pytest.raises(MissingCheckpointError):
+        FileSource(str(tmp_path / "none"), **limits)
+    with pytest.raises(BrokenCheckpointError):
+        FileSource(str(tmp_path), **limits)
+
+
+def test_sampler_reads_every_row_once_an_epoch() -> None:
+    sampler = PermutationSampler(7, (3,))
+    stream = sampler.take(0, 21).reshape(3, 7)
+    assert [sorted(epoch) for epoch in stream.tolist()] == [list(range(7))] * 3
+    assert len({tuple(epoch) for epoch in stream.tolist()}) == 3, "each epoch has its own order"
+    for start in range(0, 21, 4):
+        fresh = PermutationSampler(7, (3,)).take(start, 4)
+        assert fresh.tolist() == sampler.take(0, 25)[start : start + 4].tolist()
+    assert PermutationSampler(7, (4,)).take(0, 7).tolist() != stream[0].tolist()
+    assert sampler.take(5, 0).tolist() == []
+
+
+def test_split_is_stable_and_keeps_equal_keys_together() -> None:
+    keys = [f"key {i}" for i in range(1000)]
+    train, held = split_rows(keys)
+    assert 70 <= len(held) <= 130
+    assert sorted([*train, *held]) == list(range(1000))
+    names = {keys[i] for i in held}
+    assert {keys[::-1][i] for i in split_rows(keys[::-1])[1]} == names
+    grown = [*keys, *keys, *(f"new {i}" for i in range(100))]
+    assert {grown[i] for i in split_rows(grown)[1] if grown[i] in set(keys)} == names
+
+
+@pytest.mark.parametrize("n", range(2, 12))
+def test_small_files_have_both_sides(n: int) -> None:
+    train, held = split_rows([str(i) for i in range(n)])
+    assert len(train) > 0
+    assert len(held) > 0
+
+
+def test_one_row_is_for_training() -> None:
+    train, held = split_rows(["only"], held=["other"])
+    assert (train.tolist(), held.tolist()) == ([0], [])
