@@ -448,11 +448,12 @@ class EvaluateConfig:
 
     prompts: int = 1024
     web_documents: int = 512
+    cloze_tasks: int = 256
     samples_shown: int = 3
     judge: str = ""  # "package.module:callable" (prompts, a, b) -> list of 1, .5 or 0; files only
 
     def __post_init__(self) -> None:
-        _positive(self, "prompts", "web_documents", "samples_shown")
+        _positive(self, "prompts", "web_documents", "cloze_tasks", "samples_shown")
 
 
 @dataclass(slots=True, kw_only=True)
