@@ -1,0 +1,269 @@
+"""The DeepSpeed engine behind every trainer. The only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from workers.messages import RankAddress, TensorMeta
+from workers.models import forward_logits
+from workers.padding import PaddedRows
+from workers.schedule import learning_rate
+from workers.specs import GroupSpec, OptimizerSpec
+
+# Read by deepspeed while it is imported: which accelerator to drive, and no start-up chatter.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+
+import deepspeed
+import deepspeed.ops
+from deepspeed.utils import (
+    groups,
+    safe_get_full_fp32_param,
+    safe_set_full_fp32_param,
+)
+
+_BUCKET_ELEMENTS = 500_000_000  # deepspeed's own default
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What the optimizer did."""
+
+    grad_norm: float  # before clipping, over all ranks
+    learning_rate: float
+    applied: bool  # False when the gradient was not finite and the step was skipped
+
+
+def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
+    """Form the process group of a trainer's ranks; once in the life of the process.
+
+    Args:
+        where: This rank, and the address at which rank 0 listens.
+        spec: Device, threads, seed and the deadline of every collective in seconds.
+
+    Returns:
+        The device that this rank computes on.
+    """
+    torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.seed)
+    # deepspeed reads these even when it is told rank and address.
+    os.environ.update(
+        RANK=str(where.rank),
+        WORLD_SIZE=str(where.world_size),
+        LOCAL_RANK=str(where.local_rank),
+        LOCAL_SIZE=str(where.world_size),
+        MASTER_ADDR=where.host,
+        MASTER_PORT=str(where.port),
+    )
+    device = torch.device("cpu")
+    if spec.device == "cuda":
+        device = torch.device("cuda", where.local_rank)
+        torch.cuda.set_device(device)
+    # An optional operator that deepspeed would compile on the spot; nothing here calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    timeout = timedelta(seconds=spec.collective_seconds)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if spec.device == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timeout,
+    )
+    # ZeRO would make its own copy of the world with a deadline of half an hour.
+    groups._WORLD_GROUP = dist.new_group(ranks=list(range(where.world_size)), timeout=timeout)
+    return device
+
+
+class TrainEngine:
+    """A model, its optimizer and its schedule, partitioned over the ranks by ZeRO 1, 2 or 3.
+
+    Every method that runs the model or returns weights is a collective: all ranks call it equally
+    often. `backward` only accumulates; `step` is the one boundary of accumulation, so a step may
+    be built from any number of passes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        optimizer: OptimizerSpec,
+        group: GroupSpec,
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self._optimizer_spec = optimizer
+        self._stage = group.zero_stage
+        self._steps = 0
+        self._training: bool | None = None
+        self.world_size = dist.get_world_size()
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if group.device == "cuda"
+            else torch.device("cpu")
+        )
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._engine = _initialize(model.to(self.device), optimizer, group)
+        self.metas = tuple(
+            TensorMeta(name, str(p.dtype).removeprefix("torch."), _shape(p))
+            for name, p in self._engine.module.named_parameters()
+        )
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The wrapped model; at ZeRO 3 its parameters are empty outside a pass."""
+        return self._engine.module
+
+    def logits(self, rows: PaddedRows) -> Tensor:
+        """Run the model on padded rows: (B, S, V) or (B, S, 1), float32."""
+        return forward_logits(self._engine, rows)
+
+    def mode(self, *, training: bool) -> None:
+        """Switch dropout on or off; activation checkpointing stays as it was chosen."""
+        if training == self._training:
+            return
+        self._training = training
+        self._engine.train(training)
+        for module in self._engine.module.modules():
+            # Checkpointing layers look at their own flag alone, dropout layers at theirs.
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of this rank's share of a loss.
+
+        Args:
+            loss: Scalar, already divided by the count over all ranks; the shares of all ranks add
+                up to the loss of the step.
+        """
+        # deepspeed averages gradients over ranks: the sum is wanted.
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self) -> StepOutcome:
+        """Clip the accumulated gradient, update the weights and forget the gradient."""
+        rate = learning_rate(self._optimizer_spec, self._steps)
+        for parameters in self._engine.optimizer.param_groups:
+            parameters["lr"] = rate
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        self._steps += int(applied)
+        norm = self._engine.get_global_grad_norm()
+        return StepOutcome(math.nan if norm is None else float(norm), rate, applied)
+
+    def full_weights(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
+        """Yield whole weights, bucket by bucket; at ZeRO 3 each bucket is gathered first.
+
+        The tensors are the live weights, valid until the next bucket is asked for: copy or send
+        them at once. Every rank has to run through all buckets.
+
+        Args:
+            buckets: Names of the weights, each once.
+        """
+        parameters = dict(self._engine.module.named_parameters())
+        for names in buckets:
+            chosen = [parameters[name] for name in names]
+            with deepspeed.zero.GatheredParameters(chosen, enabled=self._stage == 3):
+                yield [(n, p.detach()) for n, p in zip(names, chosen, strict=True)]
+
+    def add_to_weight(self, name: str, amount: float) -> None:
+        """Add a number to every element of a weight, master copy and working copy alike."""
+        parameter = dict(self._engine.module.named_parameters())[name]
+        master = safe_get_full_fp32_param(parameter)
+        safe_set_full_fp32_param(parameter, master + amount)
+        if self._stage == 3:
+            return  # the partitioned working copy was written along with the master copy
+        with torch.no_grad():
+            parameter.add_(amount)
+
+    def close(self) -> None:
+        """Free the model and its optimizer state."""
+        self._engine.destroy()
+        del self._engine
+        gc.collect()
+
+
+def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
+    elements = sum(p.numel() for p in model.parameters())
+    # Buckets no larger than the model: deepspeed allocates one anew in each backward pass.
+    bucket = min(_BUCKET_ELEMENTS, elements)
+    zero: dict[str, Any] = {
+        "stage": group.zero_stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if group.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 10_000
+        zero["stage3_prefetch_bucket_size"] = min(50_000_000, elements)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # demanded by deepspeed; batches are planned elsewhere
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.max_grad_norm,
+        "steps_per_print": None,
+        "zero_optimization": zero,
+        # torch's fused AdamW is as fast as deepspeed's, which has to be compiled at start-up.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "managed_gradient_accumulation": False,
+    }
+    if group.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, spec.weight_decay),
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms and biases) do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if weight_decay == 0.0:
+        return [{"params": parameters}]
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def gather_rows(row: Sequence[float]) -> Tensor:
+    """Collect one row of numbers from every rank: (R, n) float64, the same on all ranks."""
+    mine = torch.tensor(row, dtype=torch.float64)
+    if dist.get_world_size() == 1:
+        return mine[None]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    parts = [torch.empty_like(mine, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine.to(device))
+    return torch.stack(parts).cpu()
+
+
+def gather_objects(value: object) -> list[Any]:
+    """Collect one picklable object from every rank, the same list on all ranks."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.get_world_size() > 1:
+        dist.barrier()

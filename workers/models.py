@@ -1,0 +1,174 @@
+"""Loading of causal language models and of scalar-head models from Hugging Face folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from workers.errors import BrokenCheckpointError, MissingCheckpointError
+from workers.padding import PaddedRows
+from workers.specs import Dtype
+
+Head = Literal["keep", "random", "zero"]
+
+# The library warns about every head it adds and draws a bar for every load; what matters of both
+# is checked below and raised.
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+def load_causal_lm(path: str, *, dtype: Dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """Load a causal language model from a folder, in evaluation mode.
+
+    Args:
+        path: Hugging Face folder.
+        dtype: Number format of the weights.
+        attention: transformers' `attn_implementation`.
+
+    Raises:
+        MissingCheckpointError: no such folder.
+        BrokenCheckpointError: weights are missing, truncated or of another shape.
+    """
+    model, absent = _load(AutoModelForCausalLM, path, _config(path), dtype, attention)
+    if absent:
+        raise _incomplete(path, absent)
+    return model
+
+
+def load_scalar(
+    path: str, *, dtype: Dtype, attention: str = "sdpa", head: Head = "keep", seed: int = 0
+) -> PreTrainedModel:
+    """Load a backbone with a head that maps every position to one number, in evaluation mode.
+
+    The head is `score` (weight (1, d) and bias (1,)) of the ordinary token-classification class, so
+    the saved folder loads with plain transformers. The bias carries the reward model's offset.
+
+    Args:
+        path: Hugging Face folder of a scalar-head model or of a causal language model.
+        dtype: Number format of the weights.
+        attention: transformers' `attn_implementation`.
+        head: "keep" loads it, "random" draws its weight from N(0, 1/(d+1)) (Stiennon et al. 2020,
+            appendix B.1) with a bias of zero, "zero" starts value functions at zero.
+        seed: Fixes the random head.
+
+    Raises:
+        MissingCheckpointError: no such folder.
+        BrokenCheckpointError: weights are missing, truncated or of another shape; with
+            `head="keep"` also when the folder holds no head.
+    """
+    config = _config(path)
+    config.num_labels = 1
+    config.classifier_dropout = 0.0
+    config.token_classification_bias = True
+    model, absent = _load(AutoModelForTokenClassification, path, config, dtype, attention)
+    new = {key for key in absent if key.startswith("score.")}
+    if absent - new:
+        raise _incomplete(path, absent - new)
+    if head == "keep" and "score.weight" in new:
+        raise BrokenCheckpointError(
+            "the checkpoint has no scalar head (score.weight)",
+            where=path,
+            mend="give the folder of a trained reward model",
+        )
+    _start_head(model.score, head, bias_absent="score.bias" in new, seed=seed)
+    return model
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint folder.
+
+    Raises:
+        MissingCheckpointError: no such folder.
+        BrokenCheckpointError: its tokenizer files are missing or do not parse.
+    """
+    _require_folder(path)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BrokenCheckpointError(
+            f"the tokenizer does not load: {error}", where=path, mend="save the tokenizer there"
+        ) from error
+
+
+def forward_logits(model: nn.Module, rows: PaddedRows) -> Tensor:
+    """Run a model on padded rows: (B, S, V) logits, or (B, S, 1) of a scalar head, in float32."""
+    return model(
+        input_ids=rows.input_ids,
+        attention_mask=rows.attention_mask,
+        position_ids=rows.position_ids,
+        use_cache=False,
+    ).logits.float()
+
+
+def _start_head(score: nn.Linear, head: Head, *, bias_absent: bool, seed: int) -> None:
+    with torch.no_grad():
+        if head == "random":
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randn(score.weight.shape, generator=generator)
+            score.weight.copy_(drawn / (score.in_features + 1) ** 0.5)
+        elif head == "zero":
+            score.weight.zero_()
+        if head != "keep" or bias_absent:
+            score.bias.zero_()
+
+
+def _require_folder(path: str) -> None:
+    if not (Path(path) / "config.json").is_file():
+        raise MissingCheckpointError(
+            "no checkpoint folder with a config.json",
+            where=path,
+            mend="give the path of a Hugging Face model folder",
+        )
+
+
+def _config(path: str) -> Any:
+    _require_folder(path)
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BrokenCheckpointError(
+            f"config.json does not load: {error}", where=path, mend="restore the model's config"
+        ) from error
+
+
+def _load(kind: Any, path: str, config: Any, dtype: Dtype, attention: str) -> tuple[Any, set[str]]:
+    """The model, and the names of weights that the folder does not hold."""
+    try:
+        model, info = kind.from_pretrained(
+            path,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BrokenCheckpointError(
+            f"the weights do not load: {error}",
+            where=path,
+            mend="copy or make the checkpoint again",
+        ) from error
+    return model.eval(), set(info["missing_keys"])
+
+
+def _incomplete(path: str, absent: set[str]) -> BrokenCheckpointError:
+    shown = ", ".join(sorted(absent)[:3])
+    return BrokenCheckpointError(
+        f"{len(absent)} weights are missing from the checkpoint: {shown}",
+        where=path,
+        mend="copy or make the checkpoint again; missing weights are never drawn at random",
+    )

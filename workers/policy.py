@@ -1,0 +1,188 @@
+"""The policy's trainer: supervised steps, PPO steps with pretraining text, weight publication."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workers.errors import RoleError
+from workers.experience import gather_experience
+from workers.messages import (
+    ExperienceBatch,
+    GroupAddress,
+    PolicyStep,
+    RolloutBatch,
+    StepStats,
+    StepWork,
+    SupervisedStep,
+    TextLoss,
+    TokenField,
+    WeightOffer,
+    WeightReceipt,
+    Work,
+)
+from workers.ops import entropy, ppo_policy_loss, ppo_stats, token_logprobs
+from workers.padding import pad_rows, response_predictions
+from workers.scoring import response_logprobs, text_loss, text_nll
+from workers.specs import GroupSpec, PolicyLossSpec, TrainModelSpec
+from workers.trainer import Share, Tally, Trainer
+from workers.weight_sync import GroupSender, SharedMemorySender, make_offer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PolicyWorker(Trainer):
+    """One rank of the policy's trainer. Dropout is on in supervised steps, off in PPO."""
+
+    role = "policy"
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank)
+        self._shared_memory: SharedMemorySender | None = None
+        self._transfer: GroupSender | None = None
+
+    def train_supervised(self, step: SupervisedStep) -> StepStats:
+        """One optimizer step on the mean loss of the target tokens, nats a token.
+
+        Raises:
+            NonFiniteError: the loss is not finite; no weight was changed.
+        """
+        self.engine.mode(training=True)
+        tally = Tally("next-token")
+        self._accumulate_text(tally, step, 1.0)
+        return self._step(self._total(tally), {})
+
+    def evaluate_supervised(self, step: SupervisedStep) -> TextLoss:
+        """Summed loss over all ranks, without an update."""
+        from workers.engine import gather_rows
+
+        self.engine.mode(training=False)
+        parts = [text_loss(self.engine.logits, b, self.engine.device) for b in step.micro_batches]
+        nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
+        totals = gather_rows([nll, tokens]).sum(dim=0).tolist()
+        return TextLoss(totals[0], int(totals[1]))
+
+    def logprobs(self, work: Work, shards: list[RolloutBatch], temperature: float) -> TokenField:
+        """Log-probabilities (nats) of this rank's response tokens under the current weights."""
+        self.engine.mode(training=False)
+        return response_logprobs(self.engine.logits, work, shards, temperature, self.engine.device)
+
+    def update(
+        self, steps: list[PolicyStep], experience: list[ExperienceBatch], loss: PolicyLossSpec
+    ) -> list[StepStats]:
+        """PPO steps in order; a step's pretraining text adds to the same gradient.
+
+        L = L_ppo + ptx_coefficient * L_text, each a mean over the counted tokens of the step
+        (InstructGPT, equation 2). `StepStats.loss` is L_ppo; `extra` holds clip_fraction, approx_kl
+        (k3, nats), entropy (nats), ratio_mean, ratio_max and, with text, ptx_loss.
+
+        Args:
+            steps: This rank's share of each step.
+            experience: Shards that together hold every sequence of the steps.
+            loss: Clip, temperature, and the moments that whiten advantages.
+
+        Raises:
+            NonFiniteError: a loss is not finite; names the sequences.
+        """
+        self.engine.mode(training=False)
+        return [self._update(step, experience, loss) for step in steps]
+
+    def publish_weights(self, version: int, transport: str) -> WeightOffer | None:
+        """Offer the current weights; rank 0 returns the offer, the others None.
+
+        Args:
+            version: Policy version of these weights.
+            transport: "shm" writes them into shared memory now; "gloo" and "nccl" send them with
+                `send_weights`.
+        """
+        bucket_bytes = self._joined().weight_bucket_bytes
+        if transport != "shm":
+            offer = make_offer(version, self.engine.metas, transport, bucket_bytes)
+            return offer if self.rank == 0 else None
+        if self.rank != 0:
+            self._pass_weights()
+            return None
+        if self._shared_memory is None:
+            self._shared_memory = SharedMemorySender(bucket_bytes)
+        return self._shared_memory.publish(version, self.engine.metas, self._weights())
+
+    def connect(self, address: GroupAddress) -> None:
+        """Form the transfer group as its sender (rank 0 only)."""
+        group = self._joined()
+        backend = "nccl" if group.device == "cuda" else "gloo"
+        self._transfer = GroupSender(address, backend, self.engine.device, group.collective_seconds)
+
+    def send_weights(self, offer: WeightOffer) -> WeightReceipt | None:
+        """Send what was offered to the connected engines; rank 0 returns the receipt."""
+        if self.rank != 0:
+            self._pass_weights()
+            return None
+        if self._transfer is None:
+            raise RoleError("no transfer group", where=self._name, mend="call connect first")
+        return self._transfer.send(offer, self._weights())
+
+    def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
+        from workers.models import load_causal_lm
+
+        return load_causal_lm(spec.checkpoint, dtype=group.dtype, attention=spec.attention)
+
+    def _pass_weights(self) -> None:
+        """Take part in gathering weights that only rank 0 uses."""
+        for _ in self._weights():
+            pass
+
+    def _update(
+        self, step: PolicyStep, experience: list[ExperienceBatch], loss: PolicyLossSpec
+    ) -> StepStats:
+        tally = Tally("policy")
+        mine = gather_experience(experience, step.ppo.work.ids)
+        for ids in step.ppo.work.micro_batches:
+            batch = gather_experience([mine], ids)
+            self._accumulate(tally, self._ppo_share(tally, batch, step.ppo, loss))
+        text = Tally("pretraining text")
+        if step.ptx is not None:
+            self._accumulate_text(text, step.ptx, loss.ptx_coefficient)
+        totals = self._total(tally)
+        tokens = step.ppo.tokens
+        extra = {name: total / tokens for name, total in totals.sums.items()} | totals.peaks
+        if step.ptx is not None:
+            extra["ptx_loss"] = self._total(text).sums["nll"] / step.ptx.tokens
+        return self._step(totals, extra)
+
+    def _ppo_share(
+        self, tally: Tally, batch: ExperienceBatch, step: StepWork, loss: PolicyLossSpec
+    ) -> Share:
+        device = self.engine.device
+        rows = pad_rows(batch.tokens, device)
+        mask = response_predictions(rows, batch.prompt_lengths)
+        old = torch.tensor(batch.old_logprobs.values, device=device)
+        advantages = torch.tensor(batch.advantages.values, device=device)
+        advantages = (advantages - loss.advantage_mean) / loss.advantage_std
+        logits = self.engine.logits(rows)[:, :-1][mask]
+        new = token_logprobs(logits, rows.labels[mask], loss.temperature)
+        counted = torch.ones_like(new, dtype=torch.bool)
+        value = ppo_policy_loss(new, old, advantages, counted, loss.clip, denominator=step.tokens)
+        stats = ppo_stats(new.detach(), old, advantages, counted, loss.clip)
+        tally.add("clip_fraction", float(stats.clipped))
+        tally.add("approx_kl", float(stats.approx_kl))
+        tally.add("ratio_mean", float(stats.ratio))
+        tally.add("entropy", float(entropy(logits.detach(), loss.temperature).sum()))
+        tally.peak("ratio_max", float(stats.ratio_max))
+        names = np.repeat(batch.ids, batch.old_logprobs.lengths)
+        return Share(value, (new - old).exp() * advantages, names)
+
+    def _accumulate_text(self, tally: Tally, step: SupervisedStep, coefficient: float) -> None:
+        """Gradient of coefficient * mean loss of the target tokens; the tally sums plain nats.
+
+        Rows have no ids: an error names them by their number within this rank's step.
+        """
+        first = 0
+        for batch in step.micro_batches:
+            nll, names = text_nll(self.engine.logits, batch, self.engine.device)
+            total = nll.sum()
+            tally.add("nll", float(total.detach()))
+            self._accumulate(tally, Share(total * (coefficient / step.tokens), nll, names + first))
+            first += len(batch)

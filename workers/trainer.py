@@ -1,0 +1,240 @@
+"""What the policy's and the critic's trainer share: process group, model, steps, saving."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from workers.averaging import WeightAverage
+from workers.errors import NonFiniteError, RoleError
+from workers.messages import IntArray, RankAddress, RoleInfo, StepStats
+from workers.specs import GroupSpec, TrainModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workers.engine import TrainEngine
+
+_NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The loss of one micro-batch, and the numbers it is made of."""
+
+    loss: Tensor  # scalar, divided by the count of the whole step over all ranks
+    terms: Tensor  # (N,) numbers whose NaN or infinity explains that of the loss
+    names: IntArray  # (N,) the sequence that each term belongs to
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one rank has accumulated since the last optimizer step."""
+
+    loss_name: str
+    loss: float = 0.0
+    bad_ids: list[int] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)  # add up over micro-batches and ranks
+    peaks: dict[str, float] = field(default_factory=dict)  # combine by maximum
+
+    def add(self, name: str, value: float) -> None:
+        """Add to a sum."""
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def peak(self, name: str, value: float) -> None:
+        """Raise a maximum."""
+        self.peaks[name] = max(self.peaks.get(name, -math.inf), value)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A Tally over all ranks."""
+
+    loss: float
+    sums: dict[str, float]
+    peaks: dict[str, float]
+
+
+class Trainer:
+    """One rank of a trainer role. Every verb but `address` is called on all ranks alike."""
+
+    role = "trainer"
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._where: RankAddress | None = None
+        self._group: GroupSpec | None = None
+        self._spec: TrainModelSpec | None = None
+        self._engine: TrainEngine | None = None
+        self._average: WeightAverage | None = None
+
+    def address(self) -> tuple[str, int]:
+        """This host as its peers see it, and a port that is free now."""
+        host = _own_address()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return host, probe.getsockname()[1]
+
+    def join(self, where: RankAddress, spec: GroupSpec) -> RoleInfo:
+        """Form the process group; once in the life of the process."""
+        # Deferred: the driver imports this module to name its actors, and must not pay seconds and
+        # hundreds of megabytes for an engine that only the actors run.
+        from workers.engine import join_group
+
+        if self._where is not None:
+            raise RoleError("this process has joined a group already", where=self._name)
+        device = join_group(where, spec)
+        self._where, self._group = where, spec
+        return RoleInfo(self.role, where.rank, os.getpid(), platform.node(), str(device))
+
+    def load(self, spec: TrainModelSpec) -> None:
+        """Build model, optimizer and schedule; frees the model that was there before.
+
+        Raises:
+            MissingCheckpointError: no such folder.
+            BrokenCheckpointError: the folder does not hold the whole model.
+        """
+        from workers.engine import TrainEngine
+
+        group = self._joined()
+        self.unload()
+        self._engine = TrainEngine(
+            self._build(spec, group),
+            spec.optimizer,
+            group,
+            gradient_checkpointing=spec.gradient_checkpointing,
+        )
+        self._spec = spec
+        if spec.ema_decay > 0.0:
+            self._average = WeightAverage(spec.ema_decay)
+            self._average.start(self._weights(), keep=self.rank == 0)
+
+    def unload(self) -> None:
+        """Free the model."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = self._average = self._spec = None
+
+    def save(self, path: str, tokenizer_from: str) -> None:
+        """Write a Hugging Face folder, of the averaged weights when averaging is on.
+
+        Args:
+            path: Folder; rank 0 writes, all ranks return when it is whole.
+            tokenizer_from: Folder whose tokenizer is saved along.
+        """
+        from workers.engine import barrier
+        from workers.models import load_tokenizer
+
+        state: dict[str, Tensor] = {}
+        for bucket in self._weights():
+            if self.rank == 0:
+                state.update((name, w.to("cpu", copy=True)) for name, w in bucket)
+        if self.rank == 0:
+            if self._average is not None:
+                state = self._average.cast_like(state)
+            self.engine.module.save_pretrained(path, state_dict=state)
+            load_tokenizer(tokenizer_from).save_pretrained(path)
+        barrier()
+
+    @property
+    def engine(self) -> TrainEngine:
+        """The loaded engine.
+
+        Raises:
+            RoleError: nothing is loaded.
+        """
+        if self._engine is None:
+            raise RoleError(
+                "no model is loaded", where=self._name, mend="call load before any other verb"
+            )
+        return self._engine
+
+    @property
+    def _name(self) -> str:
+        return f"{self.role} rank {self.rank}"
+
+    def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
+        raise NotImplementedError
+
+    def _joined(self) -> GroupSpec:
+        if self._group is None:
+            raise RoleError("no process group yet", where=self._name, mend="call join first")
+        return self._group
+
+    def _weights(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """Whole weights in buckets of whole layers; a collective at ZeRO 3."""
+        from workers.weight_packing import plan_buckets
+
+        plan = plan_buckets(self.engine.metas, self._joined().weight_bucket_bytes)
+        return self.engine.full_weights([[s.meta.name for s in bucket.slots] for bucket in plan])
+
+    def _accumulate(self, tally: Tally, share: Share) -> None:
+        """Backward of one micro-batch.
+
+        A loss that is not finite is noted, and its backward runs all the same: peers are inside
+        their own, and ZeRO's collectives need every rank.
+        """
+        loss = float(share.loss.detach())
+        tally.loss += loss
+        if not math.isfinite(loss):
+            bad = ~share.terms.detach().isfinite().cpu().numpy()
+            tally.bad_ids += np.unique(share.names[bad]).tolist()
+        self.engine.backward(share.loss)
+
+    def _total(self, tally: Tally) -> Totals:
+        """Combine the tallies of all ranks.
+
+        Raises:
+            NonFiniteError: on every rank, when the loss of any rank is not finite. The model is
+                unloaded: its accumulated gradient is spoilt, its weights are untouched.
+        """
+        from workers.engine import gather_objects, gather_rows
+
+        row = [tally.loss, *tally.sums.values(), *tally.peaks.values()]
+        rows = gather_rows(row).numpy()
+        loss = float(rows[:, 0].sum())
+        if not math.isfinite(loss):
+            ids = sorted({i for part in gather_objects(tally.bad_ids) for i in part})
+            self.unload()
+            raise _non_finite(tally.loss_name, ids, self._name)
+        cut = 1 + len(tally.sums)
+        sums = dict(zip(tally.sums, rows[:, 1:cut].sum(axis=0).tolist(), strict=True))
+        peaks = dict(zip(tally.peaks, rows[:, cut:].max(axis=0).tolist(), strict=True))
+        return Totals(loss, sums, peaks)
+
+    def _step(self, totals: Totals, extra: dict[str, float]) -> StepStats:
+        """Optimizer step after all micro-batches."""
+        outcome = self.engine.step()
+        if self._average is not None and outcome.applied:
+            self._average.update(self._weights(), keep=self.rank == 0)
+        return StepStats(
+            totals.loss, outcome.grad_norm, outcome.learning_rate, outcome.applied, extra
+        )
+
+
+def _non_finite(loss_name: str, ids: list[int], where: str) -> NonFiniteError:
+    shown = ", ".join(map(str, ids[:_NAMED_IN_ERRORS])) or "unknown"
+    more = f" and {len(ids) - _NAMED_IN_ERRORS} more" if len(ids) > _NAMED_IN_ERRORS else ""
+    return NonFiniteError(
+        f"the {loss_name} loss is not finite; rows {shown}{more}",
+        where=where,
+        mend="lower the learning rate, or look at these rows; no weight was changed",
+    )
+
+
+def _own_address() -> str:
+    """Address of the interface that leads outward (nothing is sent), or loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation (RFC 5737)
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
