@@ -1,8 +1,233 @@
-from orchestrator.placement import place_roles
-from orchestrator.config import RoleName
+"""The plan of a run: everything that can be known, and refused, before a process starts."""
+
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
-@dataclass
+from pathlib import Path
+
+from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, stage_steps
+from orchestrator.checks import (
+    check_devices,
+    check_lengths,
+    check_reward,
+    check_stages,
+    inputs,
+    product,
+    stage_roles,
+)
+from orchestrator.config import Accelerator, Config, RoleName, StageName
+from orchestrator.placement import Layout, place_roles
+from orchestrator.sizes import (
+    ModelSize,
+    RoleMemory,
+    checkpoint_size,
+    pocket_size,
+    role_memory,
+    sequences_in_cache,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: what it reads, makes and runs on, and its sizes in words."""
+
+    name: StageName
+    needs: tuple[str, ...]  # names of checkpoints
+    makes: str  # the name of its checkpoint, or ""
+    roles: tuple[RoleName, ...]
+    optimizer_steps: int | None  # None: only the data can tell
+    facts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    layout: object
-def make_plan(config): return Plan(place_roles(config.cluster, RoleName))
-def render_plan(plan): return str(plan)
+    """A checked run. `layout` is what the cluster reserves."""
+
+    experiment: str
+    seed: int
+    folder: str
+    stages: tuple[StagePlan, ...]
+    layout: Layout
+    size: ModelSize | None  # of the policy; None when its folder cannot be read yet
+    memory: tuple[RoleMemory, ...]  # one worker of each role; () without `size`
+    notes: tuple[str, ...]
+
+
+def make_plan(config: Config) -> Plan:
+    """Derive the plan and check the configuration across its groups.
+
+    Raises:
+        BatchArithmeticError: batch sizes or token limits that do not fit together.
+        ResourceError: roles that do not fit on the cluster described.
+        ConfigError: stages whose inputs nobody gives or makes, and other contradictions.
+    """
+    check_stages(config)
+    check_reward(config)
+    stages = tuple(_plan_stage(config, stage) for stage in config.stages)
+    roles = {role for stage in stages for role in stage.roles}
+    layout = place_roles(config.cluster, roles)
+    check_devices(config, layout)
+    size = policy_size(config)
+    if RoleName.rollout in roles:
+        check_lengths(config, size)
+    memory = tuple(role_memory(config, role, size) for role in layout.roles) if size else ()
+    return Plan(
+        experiment=config.experiment,
+        seed=config.seed,
+        folder=config.run.dir,
+        stages=stages,
+        layout=layout,
+        size=size,
+        memory=memory,
+        notes=tuple(_notes(config, layout, size)),
+    )
+
+
+def policy_size(config: Config) -> ModelSize | None:
+    """The size of the model that the run tunes; None when its folder cannot be read yet."""
+    if StageName.pretrain in config.stages:
+        return pocket_size(config.model.pocket)
+    given = config.model.checkpoints
+    for folder in (given.base, given.sft, given.ppo, given.ppo_ptx):
+        if folder:
+            return checkpoint_size(Path(folder))
+    return None
+
+
+def _plan_stage(config: Config, stage: StageName) -> StagePlan:
+    return StagePlan(
+        name=stage,
+        needs=inputs(config, stage),
+        makes=product(stage),
+        roles=stage_roles(config, stage),
+        optimizer_steps=stage_steps(config, stage),
+        facts=tuple(_facts(config, stage)),
+    )
+
+
+def _facts(config: Config, stage: StageName) -> list[str]:
+    if stage in PPO_STAGES:
+        return _ppo_facts(config, stage)
+    if stage is StageName.sft:
+        return [f"{config.sft.steps:,} x {config.sft.demonstrations_per_step} demonstrations"]
+    if stage is StageName.reward_model:
+        return _reward_model_facts(config)
+    if stage is StageName.evaluate:
+        return [
+            f"{config.evaluate.prompts:,} held-out prompts and "
+            f"{config.evaluate.web_documents:,} documents a model"
+        ]
+    model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
+    return [
+        f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents",
+        f"{pocket_size(model).parameters:,} parameters",
+    ]
+
+
+def _reward_model_facts(config: Config) -> list[str]:
+    settings = config.reward_model
+    return [
+        f"{settings.prompts_per_step} prompts a step, every pair of a prompt in one step, "
+        f"{settings.epochs} pass(es)",
+        f"K = {settings.min_completions} to {settings.max_completions} completions",
+    ]
+
+
+def _ppo_facts(config: Config, stage: StageName) -> list[str]:
+    sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
+    facts = [
+        f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} sample(s) = "
+        f"{sizes.sequences_per_iteration} sequences an iteration, "
+        f"{sizes.sequences_per_engine} an engine",
+        f"{sizes.minibatches} minibatches of {algorithm.sequences_per_minibatch} x "
+        f"{algorithm.epochs} pass(es) = {sizes.steps_per_iteration} optimizer steps an iteration",
+        f"{algorithm.iterations} iterations = {sizes.episodes:,} episodes, "
+        f"{sizes.optimizer_steps:,} optimizer steps",
+        f"at most {sizes.most_tokens_per_iteration:,} tokens an iteration, "
+        f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
+        f"{config.trainer.micro_batch_tokens:,} tokens a step and rank",
+    ]
+    if sizes.documents_per_step:
+        facts.append(f"{sizes.documents_per_step} pretraining documents a step")
+    return facts
+
+
+def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
+    notes: list[str] = []
+    rollout = config.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    engines = RoleName.rollout in layout.roles
+    if engines and longest > config.trainer.micro_batch_tokens:
+        notes.append(
+            f"a sequence may have {longest:,} tokens, more than trainer.micro_batch_tokens="
+            f"{config.trainer.micro_batch_tokens:,}: it then is a micro-batch of its own"
+        )
+    if engines and size and config.cluster.accelerator is Accelerator.cpu:
+        held = sequences_in_cache(config, size)
+        wanted = rollout.max_concurrent_sequences
+        notes.append(
+            f"the KV cache of an engine holds {held:,} sequences of full length; "
+            f"{min(held, wanted):,} run at once"
+        )
+    if engines and config.cluster.accelerator is Accelerator.cuda:
+        notes.append(
+            f"each engine takes {rollout.gpu_memory_fraction:.0%} of its GPUs for weights and KV "
+            "cache together"
+        )
+    if size is None:
+        notes.append("no memory estimate: the policy's checkpoint cannot be read from here")
+    return notes
+
+
+def render_plan(plan: Plan) -> str:
+    """The plan as plain text for people."""
+    lines = [f"Plan of {plan.experiment}, seed {plan.seed}, results in {plan.folder}", "stages"]
+    for stage in plan.stages:
+        lines += _stage_lines(stage)
+    lines.append("placement")
+    for index, node in enumerate(plan.layout.nodes):
+        workers = ", ".join(
+            f"{role.value} {_ranks([p.rank for p in node.places if p.role is role])}"
+            for role in plan.layout.roles
+            if any(p.role is role for p in node.places)
+        )
+        lines.append(f"  node {index}: {workers} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)")
+    if plan.size and plan.memory:
+        lines.append(f"memory of one worker, estimated for {plan.size.parameters:,} parameters")
+        lines += [_memory_line(each) for each in plan.memory]
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _stage_lines(stage: StagePlan) -> list[str]:
+    steps = "" if stage.optimizer_steps is None else f"{stage.optimizer_steps:,} optimizer steps"
+    flow = [f"from {' + '.join(stage.needs)}"] if stage.needs else []
+    flow += [f"makes {stage.makes}"] if stage.makes else []
+    flow += [steps] if stage.makes and steps else []
+    head = f"  {stage.name.value:<15}{', '.join(flow)}".rstrip()
+    return [head, *(f"  {'':<15}{fact}" for fact in stage.facts)]
+
+
+def _ranks(ranks: list[int]) -> str:
+    if len(ranks) > 1 and ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ",".join(str(rank) for rank in ranks)
+
+
+def _memory_line(memory: RoleMemory) -> str:
+    kind = "KV cache" if memory.role is RoleName.rollout else "logits"
+    parts = f"model {_size(memory.model)}, {kind} {_size(memory.working)}"
+    count = f" x {memory.workers}" if memory.workers > 1 else ""
+    return (
+        f"  {memory.role.value:<15}{_size(memory.total)}{count} ({parts}, process "
+        f"{_size(memory.process)})"
+    )
+
+
+def _size(number: int) -> str:
+    """Bytes in a unit that leaves one to three digits before the point."""
+    if number <= 0:
+        return "0"
+    power = min(3, int(math.log(number, 1024)))
+    return f"{number / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"

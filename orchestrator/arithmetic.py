@@ -1,0 +1,150 @@
+"""What the batch sizes of a run multiply to, and whether they divide: pure arithmetic.
+
+Units are in the names: prompts, sequences (one prompt with one response, also called an episode),
+tokens, optimizer steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.config import Config, DataSourceKind, RoleName, StageName
+from workers.errors import BatchArithmeticError, ConfigError
+
+PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
+
+
+@dataclass(frozen=True, slots=True)
+class PPOArithmetic:
+    """The sizes of one PPO stage."""
+
+    sequences_per_iteration: int
+    sequences_per_engine: int  # largest share of one rollout worker
+    minibatches: int
+    steps_per_iteration: int
+    optimizer_steps: int
+    episodes: int
+    most_tokens_per_iteration: int  # prompts and responses at their limits
+    most_micro_batches_per_step: int  # on each policy rank, at these limits
+    documents_per_step: int  # pretraining text mixed in; 0 without ptx
+
+
+def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
+    """Derive PPO's sizes.
+
+    Raises:
+        BatchArithmeticError: minibatches do not divide the batch, or leave a rank without work.
+    """
+    algorithm, roles = config.algorithm, config.cluster.roles
+    sequences = algorithm.prompts_per_iteration * algorithm.samples_per_prompt
+    size = algorithm.sequences_per_minibatch
+    if sequences % size:
+        near = [n for n in range(1, sequences + 1) if sequences % n == 0]
+        raise BatchArithmeticError(
+            f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} samples = "
+            f"{sequences} sequences an iteration do not divide into minibatches of {size}",
+            where="algorithm.sequences_per_minibatch",
+            mend=f"use {_nearest(size, near)}, or change algorithm.prompts_per_iteration",
+        )
+    for role in (RoleName.policy, RoleName.critic):
+        _enough(config, role, size, "algorithm.sequences_per_minibatch", "sequences")
+    _enough(config, RoleName.rollout, sequences, "algorithm.prompts_per_iteration", "sequences")
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    per_rank = math.ceil(size / roles.policy.workers)
+    rows = max(1, config.trainer.micro_batch_tokens // longest)
+    minibatches = sequences // size
+    per_episode = algorithm.ptx.documents_per_episode if stage is StageName.ppo_ptx else 0.0
+    return PPOArithmetic(
+        sequences_per_iteration=sequences,
+        sequences_per_engine=math.ceil(algorithm.prompts_per_iteration / roles.rollout.workers)
+        * algorithm.samples_per_prompt,
+        minibatches=minibatches,
+        steps_per_iteration=minibatches * algorithm.epochs,
+        optimizer_steps=minibatches * algorithm.epochs * algorithm.iterations,
+        episodes=sequences * algorithm.iterations,
+        most_tokens_per_iteration=sequences * longest,
+        most_micro_batches_per_step=math.ceil(per_rank / rows),
+        documents_per_step=max(1, round(per_episode * size)) if per_episode else 0,
+    )
+
+
+def reward_model_steps(config: Config) -> int | None:
+    """Optimizer steps of reward modelling; None where the number of rankings is in a file.
+
+    Raises:
+        BatchArithmeticError: a step would leave a rank without work.
+    """
+    settings = config.reward_model
+    _enough(
+        config, RoleName.critic, settings.prompts_per_step, "reward_model.prompts_per_step",
+        "prompts",
+    )  # fmt: skip
+    if config.data.source is DataSourceKind.files:
+        return None
+    if settings.prompts < settings.prompts_per_step:
+        raise BatchArithmeticError(
+            f"{settings.prompts} prompts are fewer than one step of {settings.prompts_per_step}",
+            where="reward_model.prompts",
+            mend="raise reward_model.prompts or lower reward_model.prompts_per_step",
+        )
+    return math.ceil(settings.prompts / settings.prompts_per_step) * settings.epochs
+
+
+def stage_steps(config: Config, stage: StageName) -> int | None:
+    """Optimizer steps of a stage; None where only the data can tell.
+
+    Raises:
+        BatchArithmeticError: batch sizes that do not divide or leave a rank without work.
+        ConfigError: a warm-up that is not over before training is.
+    """
+    if stage is StageName.evaluate:
+        return 0
+    if stage in PPO_STAGES:
+        steps: int | None = ppo_arithmetic(config, stage).optimizer_steps
+        algorithm = config.algorithm
+        _warmup(algorithm.policy_optimizer.warmup_steps, steps, "algorithm.policy_optimizer")
+        _warmup(algorithm.critic_optimizer.warmup_steps, steps, "algorithm.critic_optimizer")
+        return steps
+    if stage is StageName.reward_model:
+        steps, optimizer = reward_model_steps(config), config.reward_model.optimizer
+    elif stage is StageName.sft:
+        steps, optimizer = config.sft.steps, config.sft.optimizer
+        _enough(
+            config, RoleName.policy, config.sft.demonstrations_per_step,
+            "sft.demonstrations_per_step", "demonstrations",
+        )  # fmt: skip
+    else:
+        steps, optimizer = config.pretrain.steps, config.pretrain.optimizer
+        _enough(
+            config, RoleName.policy, config.pretrain.documents_per_step,
+            "pretrain.documents_per_step", "documents",
+        )  # fmt: skip
+    where = "pretrain" if stage is StageName.pretrain_large else stage.value
+    _warmup(optimizer.warmup_steps, steps, f"{where}.optimizer")
+    return steps
+
+
+def _enough(config: Config, role: RoleName, amount: int, key: str, unit: str) -> None:
+    workers = config.cluster.roles.of(role).workers
+    if amount < workers:
+        raise BatchArithmeticError(
+            f"{amount} {unit} cannot give work to {workers} {role.value} workers",
+            where=key,
+            mend=f"raise {key} to {workers} or more, or lower cluster.roles.{role.value}.workers",
+        )
+
+
+def _warmup(warmup: int, steps: int | None, where: str) -> None:
+    if steps is not None and warmup >= steps:
+        raise ConfigError(
+            f"a warm-up of {warmup} steps does not end within {steps} optimizer steps",
+            where=f"{where}.warmup_steps",
+            mend=f"set {where}.warmup_steps below {steps}",
+        )
+
+
+def _nearest(size: int, choices: list[int]) -> str:
+    below = [n for n in choices if n < size]
+    above = [n for n in choices if n > size]
+    return " or ".join(str(n) for n in (*below[-1:], *above[:1]))

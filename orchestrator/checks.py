@@ -1,0 +1,243 @@
+"""Checks across groups of the configuration: what one group alone cannot see."""
+
+from __future__ import annotations
+
+from orchestrator.arithmetic import PPO_STAGES
+from orchestrator.config import (
+    Accelerator,
+    Config,
+    DataSourceKind,
+    Precision,
+    RewardKind,
+    RoleName,
+    StageName,
+    TextBridge,
+    Transport,
+)
+from orchestrator.placement import Layout
+from orchestrator.sizes import ModelSize, sequences_in_cache
+from workers.errors import BatchArithmeticError, ConfigError, ResourceError
+
+_PRODUCTS = {
+    StageName.pretrain: "base",
+    StageName.sft: "sft",
+    StageName.reward_model: "reward_model",
+    StageName.ppo: "ppo",
+    StageName.ppo_ptx: "ppo_ptx",
+    StageName.pretrain_large: "large",
+}
+_FILES = {
+    StageName.sft: ("demonstrations",),
+    StageName.reward_model: ("rankings",),
+    StageName.ppo: ("prompts",),
+    StageName.ppo_ptx: ("prompts", "pretraining"),
+    StageName.evaluate: ("evaluation_prompts",),
+}
+_BF16_TOLERANCE = 1e-2  # nats; below it bf16 kernels of two libraries never agree
+
+
+def product(stage: StageName) -> str:
+    """The name of the checkpoint that a stage makes, or ""."""
+    return _PRODUCTS.get(stage, "")
+
+
+def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
+    """The names of the checkpoints that a stage starts from."""
+    pocket = config.data.source is DataSourceKind.pocket
+    if stage is StageName.sft:
+        return ("base",)
+    if stage is StageName.reward_model:
+        sampled_from_base = pocket and config.reward_model.base_fraction > 0
+        return ("sft", "base") if sampled_from_base else ("sft",)
+    if stage in PPO_STAGES:
+        return ("sft", "reward_model") if config.reward.kind is RewardKind.model else ("sft",)
+    return ()
+
+
+def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
+    """The role groups that a stage calls."""
+    if stage in PPO_STAGES:
+        return tuple(RoleName)
+    pocket = config.data.source is DataSourceKind.pocket
+    if stage is StageName.reward_model:
+        return (RoleName.rollout, RoleName.critic) if pocket else (RoleName.critic,)
+    if stage is StageName.evaluate:
+        judged = (RoleName.reward,) if not pocket and not config.evaluate.judge else ()
+        return (RoleName.rollout, *judged, RoleName.reference)
+    return (RoleName.policy,)
+
+
+def check_stages(config: Config) -> None:
+    """Every stage once, and each finds its checkpoints and files.
+
+    Raises:
+        ConfigError: no stage, a stage twice, a missing checkpoint, or a missing file.
+    """
+    if not config.stages:
+        raise ConfigError(
+            "the run has no stages",
+            where="stages",
+            mend="choose an experiment (+experiment=pocket), or set stages=[sft,ppo]",
+        )
+    names = [stage.value for stage in config.stages]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"stages appear twice: {', '.join(twice)}", where="stages",
+                          mend="name each stage once")  # fmt: skip
+    made: set[str] = set()
+    for stage in config.stages:
+        for name in inputs(config, stage):
+            if name not in made and not getattr(config.model.checkpoints, name):
+                raise _no_checkpoint(config, stage, name)
+        _check_files(config, stage)
+        made.add(product(stage))
+
+
+def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
+    maker = next(each for each, made in _PRODUCTS.items() if made == name)
+    late = "later " if maker in config.stages else ""
+    return ConfigError(
+        f"the stage {stage.value} needs the checkpoint {name!r}, which is not given"
+        + (f" and is made by a {late}stage" if late else " and made by no stage"),
+        where="stages",
+        mend=f"set model.checkpoints.{name}=DIR, or put the stage {maker.value} before "
+        f"{stage.value}",
+    )
+
+
+def _check_files(config: Config, stage: StageName) -> None:
+    if config.data.source is DataSourceKind.pocket:
+        return
+    if stage in (StageName.pretrain, StageName.pretrain_large):
+        raise ConfigError(
+            f"the stage {stage.value} makes a model of the pocket world from scratch",
+            where="data.source",
+            mend="use data=pocket, or start from model.checkpoints.base without this stage",
+        )
+    for name in _FILES.get(stage, ()):
+        if not getattr(config.data.files, name):
+            raise ConfigError(
+                f"the stage {stage.value} reads a file that is not given",
+                where=f"data.files.{name}",
+                mend=f"set data.files.{name}=FILE (JSON lines; FilesConfig lists the fields)",
+            )
+
+
+def check_lengths(config: Config, size: ModelSize | None) -> None:
+    """Prompts, responses and probes fit into the model's positions and the engine's cache.
+
+    Raises:
+        BatchArithmeticError: more tokens than positions, or a probe longer than a response.
+        ResourceError: the KV cache of a CPU engine cannot hold one sequence.
+    """
+    rollout = config.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if rollout.parity_tokens > rollout.max_response_tokens:
+        raise BatchArithmeticError(
+            f"parity_tokens={rollout.parity_tokens} exceed max_response_tokens="
+            f"{rollout.max_response_tokens}",
+            where="rollout.parity_tokens",
+            mend="probe no more tokens than a response has",
+        )
+    if size is None:
+        return
+    if longest > size.positions:
+        raise BatchArithmeticError(
+            f"{rollout.max_prompt_tokens} prompt and {rollout.max_response_tokens} response tokens "
+            f"make {longest}; the model has {size.positions} positions",
+            where="rollout",
+            mend="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
+        )
+    if config.cluster.accelerator is Accelerator.cpu and sequences_in_cache(config, size) < 1:
+        raise ResourceError(
+            f"a KV cache of {rollout.kv_cache_mib} MiB cannot hold one sequence of {longest} "
+            "tokens",
+            where="rollout.kv_cache_mib",
+            mend="raise rollout.kv_cache_mib",
+        )
+
+
+def check_reward(config: Config) -> None:
+    """The reward function is named, and gets text.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if config.reward.kind is not RewardKind.function:
+        return
+    module, colon, name = config.reward.function.partition(":")
+    if not (module and colon and name):
+        raise ConfigError(
+            f"{config.reward.function!r} does not name a function",
+            where="reward.function",
+            mend="write package.module:callable, taking (prompts, responses)",
+        )
+    if config.reward.bridge is TextBridge.tokens:
+        raise ConfigError(
+            "a reward function reads text, not tokens", where="reward.bridge", mend="use text"
+        )
+
+
+def check_devices(config: Config, layout: Layout) -> None:
+    """Accelerator, GPUs per role, precision and transport go together.
+
+    Raises:
+        ConfigError: they do not.
+        ResourceError: a role has GPUs on a CPU cluster, or none on a GPU cluster.
+    """
+    cuda = config.cluster.accelerator is Accelerator.cuda
+    for role in layout.roles:
+        gpus = config.cluster.roles.of(role).gpus
+        scores_by_function = role is RoleName.reward and config.reward.kind is RewardKind.function
+        if cuda == (gpus > 0) or (cuda and scores_by_function):
+            continue
+        raise ResourceError(
+            f"{role.value} workers take {gpus:g} GPUs on a {config.cluster.accelerator.value} "
+            "cluster",
+            where=f"cluster.roles.{role.value}.gpus",
+            mend="give every role GPUs with cluster.accelerator=cuda, and none with cpu",
+        )
+    if RoleName.rollout in layout.roles:
+        _check_engines(config)
+    if {RoleName.rollout, RoleName.policy} <= set(layout.roles):
+        _check_transport(config, layout)
+
+
+def _check_engines(config: Config) -> None:
+    shards, gpus = config.rollout.tensor_parallel_size, config.cluster.roles.rollout.gpus
+    if config.cluster.accelerator is Accelerator.cuda and shards > 1 and gpus != shards:
+        raise ResourceError(
+            f"an engine over {shards} GPUs is given {gpus:g}",
+            where="cluster.roles.rollout.gpus",
+            mend=f"set it to rollout.tensor_parallel_size={shards}",
+        )
+    bf16 = Precision.bf16 in (config.rollout.precision, config.trainer.precision)
+    if bf16 and config.rollout.parity_tolerance < _BF16_TOLERANCE:
+        raise ConfigError(
+            f"parity_tolerance={config.rollout.parity_tolerance:g} nats cannot hold in bf16",
+            where="rollout.parity_tolerance",
+            mend="use fp32 in rollout.precision and trainer.precision, or 0.3",
+        )
+
+
+def _check_transport(config: Config, layout: Layout) -> None:
+    transport = config.rollout.transport
+    if transport is Transport.shm:
+        engines = range(config.cluster.roles.rollout.workers)
+        nodes = {layout.node_of(RoleName.rollout, rank) for rank in engines}
+        if nodes != {layout.node_of(RoleName.policy, 0)}:
+            raise ConfigError(
+                "shared memory does not reach engines on other nodes",
+                where="rollout.transport",
+                mend="use gloo or nccl",
+            )
+    if transport is Transport.nccl:
+        if config.cluster.accelerator is not Accelerator.cuda:
+            raise ConfigError("nccl needs GPUs", where="rollout.transport", mend="use shm or gloo")
+        shared = min(config.cluster.roles.rollout.gpus, config.cluster.roles.policy.gpus)
+        if shared < 1:
+            raise ConfigError(
+                "nccl cannot connect two processes on one GPU",
+                where="rollout.transport",
+                mend="use shm or gloo, or give rollout and policy workers whole GPUs",
+            )

@@ -1,0 +1,156 @@
+"""How large the models are, and what memory each role will need: figures from headers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config import Accelerator, Config, PocketModelConfig, Precision, RoleName
+from workers.errors import BrokenCheckpointError
+from workers.pocket.words import VOCABULARY
+
+_FLOAT = 4  # bytes of an fp32 number
+# Python, torch and the role's libraries before any model: measured resident sizes on CPU.
+_PROCESS_BYTES = {
+    RoleName.rollout: 800 << 20,
+    RoleName.reward: 400 << 20,
+    RoleName.reference: 400 << 20,
+    RoleName.policy: 500 << 20,
+    RoleName.critic: 500 << 20,
+}
+# Copies of a (tokens, vocabulary) fp32 array alive at once: logits, their log-softmax, a gradient.
+_LOGIT_COPIES = {RoleName.policy: 3, RoleName.reference: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """A causal language model: numbers of parameters, words and positions, and its KV cache."""
+
+    parameters: int
+    vocabulary: int
+    positions: int
+    kv_numbers_per_token: int  # keys and values of one token over all layers
+
+
+@dataclass(frozen=True, slots=True)
+class RoleMemory:
+    """An estimate for one worker, in bytes; activations inside the layers are not in it."""
+
+    role: RoleName
+    workers: int
+    model: int  # weights, and in a trainer gradients and optimizer state
+    working: int  # logits of one micro-batch, or the KV cache of a CPU engine
+    process: int  # host memory before any model
+
+    @property
+    def total(self) -> int:
+        """All of one worker."""
+        return self.model + self.working + self.process
+
+
+def pocket_size(model: PocketModelConfig) -> ModelSize:
+    """The size of a Llama-architecture model made from scratch, counted from its shape."""
+    width, head = model.hidden_size, model.hidden_size // model.heads
+    attention = 2 * width * width + 2 * width * model.kv_heads * head
+    layer = attention + 3 * width * model.intermediate_size + 2 * width
+    embeddings = len(VOCABULARY) * width * (1 if model.tie_word_embeddings else 2)
+    return ModelSize(
+        parameters=embeddings + model.layers * layer + width,
+        vocabulary=len(VOCABULARY),
+        positions=model.max_position_embeddings,
+        kv_numbers_per_token=2 * model.layers * model.kv_heads * head,
+    )
+
+
+def checkpoint_size(folder: Path) -> ModelSize | None:
+    """The size of the model in a Hugging Face folder, from config.json and safetensors headers.
+
+    Returns:
+        None where the folder or one of these files is missing; whoever loads it says so.
+
+    Raises:
+        BrokenCheckpointError: a header does not parse, or config.json lacks the model's shape.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    config = folder / "config.json"
+    if not config.is_file() or not shards:
+        return None
+    try:
+        shape = json.loads(config.read_text(encoding="utf-8"))
+        heads = shape["num_attention_heads"]
+        head = shape.get("head_dim") or shape["hidden_size"] // heads
+        kv_heads = shape.get("num_key_value_heads") or heads
+        return ModelSize(
+            parameters=sum(_numbers(shard) for shard in shards),
+            vocabulary=shape["vocab_size"],
+            positions=shape["max_position_embeddings"],
+            kv_numbers_per_token=2 * shape["num_hidden_layers"] * kv_heads * head,
+        )
+    except (ValueError, KeyError, struct.error) as error:
+        raise BrokenCheckpointError(
+            f"cannot read the model's shape: {type(error).__name__}: {error}",
+            where=str(folder),
+            mend="the folder must hold a causal language model as save_pretrained writes it",
+        ) from error
+
+
+def _numbers(shard: Path) -> int:
+    """Numbers stored in a safetensors file: 8 bytes of header length, then a JSON header."""
+    with shard.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return sum(
+        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
+    )
+
+
+def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
+    """Estimate the memory of one worker of `role` that holds a model of `size`."""
+    workers = config.cluster.roles.of(role).workers
+    if role in (RoleName.policy, RoleName.critic):
+        model = _trained_bytes(config, size.parameters, workers, averaged=role is RoleName.policy)
+        tokens = config.trainer.micro_batch_tokens
+    elif role is RoleName.rollout:
+        number = _bytes(config.rollout.precision)
+        model = size.parameters * number // config.rollout.tensor_parallel_size
+        tokens = 0
+    else:
+        model = size.parameters * _bytes(config.trainer.precision)
+        tokens = config.reward.micro_batch_tokens
+    working = tokens * size.vocabulary * _FLOAT * _LOGIT_COPIES.get(role, 0)
+    if role is RoleName.rollout and config.cluster.accelerator is Accelerator.cpu:
+        working = config.rollout.kv_cache_mib << 20
+    return RoleMemory(role, workers, model, working, _PROCESS_BYTES[role])
+
+
+def _bytes(precision: Precision) -> int:
+    return 2 if precision is Precision.bf16 else _FLOAT
+
+
+def _trained_bytes(config: Config, parameters: int, ranks: int, *, averaged: bool) -> int:
+    """Weights, gradients and AdamW state of one rank.
+
+    AdamW keeps two fp32 moments, and a fp32 copy of bf16 weights. ZeRO-1 divides this over ranks,
+    ZeRO-2 also gradients (fp32), ZeRO-3 also weights (ZeRO, arXiv 1910.02054, section 3).
+    """
+    bf16 = config.trainer.precision is Precision.bf16
+    weights, gradients = _bytes(config.trainer.precision), _FLOAT
+    state = 2 * _FLOAT + (_FLOAT if bf16 else 0)
+    stage = config.trainer.zero_stage
+    each = state / ranks
+    each += gradients / (ranks if stage >= 2 else 1)
+    each += weights / (ranks if stage >= 3 else 1)
+    if averaged and config.algorithm.ema_decay > 0:
+        each += _FLOAT
+    return math.ceil(parameters * each)
+
+
+def sequences_in_cache(config: Config, size: ModelSize) -> int:
+    """How many sequences of full length the KV cache of one CPU engine holds at once."""
+    rollout = config.rollout
+    tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
+    per_sequence = tokens * size.kv_numbers_per_token * _bytes(rollout.precision)
+    return (rollout.kv_cache_mib << 20) // per_sequence
