@@ -1,0 +1,168 @@
+"""report.html: one file that needs no network, with tables, plots, samples and configuration."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+
+from orchestrator.page_assets import SCRIPT, STYLE
+from orchestrator.samples import Comparison, RolloutSample
+from orchestrator.summary import MODEL_LABELS, Summary
+from orchestrator.tables import MISSING, evaluation_columns, facts, model_label
+
+_MOST_ROLLOUTS = 5000  # samples embedded in the page, the newest; all stay in samples/
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the page shows."""
+
+    title: str
+    summary: Summary
+    plots: Sequence[tuple[str, Path]]  # caption, PNG file
+    comparisons: Sequence[Comparison]
+    rollouts: Sequence[RolloutSample]
+    config: str  # YAML
+
+
+def render_page(page: Page) -> str:
+    """The page as HTML. Everything from the run is escaped: sampled text may look like markup."""
+    sections = [
+        ("results", "Results", _results(page.summary)),
+        ("plots", "Plots", _plots(page.plots)),
+        ("samples", "Samples side by side", _comparisons(page.comparisons)),
+        ("rollouts", "Rollouts", _rollouts(page.rollouts)),
+        ("roles", "Roles", _roles(page.summary)),
+        ("config", "Configuration", _config(page.config)),
+    ]
+    filled = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in filled)
+    body = "\n".join(
+        f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in filled
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Rehearsal: {escape(page.title)}</title><style>{STYLE}</style></head><body>"
+        f"<header><div><h1>Rehearsal <span>{escape(page.title)}</span></h1>"
+        f"<nav>{links}</nav></div></header><main>\n{body}\n</main>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _results(summary: Summary) -> str:
+    cards = "".join(
+        f'<div class="card"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
+        for what, figure in facts(summary)
+        if what != "roles"
+    )
+    table = _evaluation(summary) if summary.models else ""
+    return table + (f'<div class="cards">{cards}</div>' if cards else "")
+
+
+def _evaluation(summary: Summary) -> str:
+    columns = evaluation_columns(summary)
+    rows = [
+        [_chip(name), *(escape(cells[i]) for _, cells in columns)]
+        for i, name in enumerate(summary.ordered_models())
+    ]
+    note = (
+        '<p class="note">Held-out prompts. Brackets: 95 % interval of a win rate; ties count half.'
+        " tokens: mean length of a response. cloze: facts completed in pretraining style.</p>"
+    )
+    return _table(["model", *(title for title, _ in columns)], rows, "figures") + note
+
+
+def _plots(plots: Sequence[tuple[str, Path]]) -> str:
+    figures = "".join(_figure(caption, path.read_bytes()) for caption, path in plots)
+    return f'<div class="plots">{figures}</div>' if figures else ""
+
+
+def _figure(caption: str, png: bytes) -> str:
+    # Width and height stand at bytes 16 to 24 of a PNG file; single charts share a row.
+    width, height = struct.unpack(">II", png[16:24])
+    kind = "wide" if width > 1000 else "single"
+    data = base64.b64encode(png).decode("ascii")
+    return (
+        f'<figure class="{kind}"><img alt="{escape(caption)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"></figure>'
+    )
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> str:
+    blocks: list[str] = []
+    for comparison in comparisons:
+        rows = [
+            [_chip(model), _text(response), _gold(comparison.gold.get(model))]
+            for model, response in comparison.responses.items()
+        ]
+        heads = ["model", "response", "gold" if comparison.gold else ""]
+        blocks.append(
+            f"<article><h3>{escape(comparison.prompt)}</h3>{_table(heads, rows, 'texts')}</article>"
+        )
+    return "".join(blocks)
+
+
+def _rollouts(rollouts: Sequence[RolloutSample]) -> str:
+    if not rollouts:
+        return ""
+    labels = json.dumps({**MODEL_LABELS})
+    data = json.dumps([asdict(sample) for sample in rollouts[-_MOST_ROLLOUTS:]])
+    return (
+        '<div class="controls"><select id="stage" aria-label="stage"></select>'
+        '<label>iteration <input id="step" type="range" min="0"><output id="at"></output></label>'
+        '<input id="find" type="search" placeholder="find in prompt or response">'
+        '<select id="order" aria-label="order"><option value="id">as generated</option>'
+        '<option value="-score">best score first</option>'
+        '<option value="score">worst score first</option>'
+        '<option value="-kl">largest KL first</option></select></div>'
+        '<p class="note" id="count"></p><div id="browser"></div>'
+        f'<script type="application/json" id="labels">{_in_script(labels)}</script>'
+        f'<script type="application/json" id="data">{_in_script(data)}</script>'
+    )
+
+
+def _in_script(text: str) -> str:
+    """JSON that cannot close the script element it stands in."""
+    return text.replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+def _roles(summary: Summary) -> str:
+    rows = [
+        [escape(r.role), str(r.rank), str(r.pid), escape(r.node), escape(r.device)]
+        for r in summary.roles
+    ]
+    return _table(["role", "rank", "process", "node", "device"], rows, "plain") if rows else ""
+
+
+def _config(config: str) -> str:
+    if not config:
+        return ""
+    return f"<details><summary>resolved config.yaml</summary><pre>{escape(config)}</pre></details>"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
+    """A table of cells that are HTML already."""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _chip(model: str) -> str:
+    return f'<span class="chip {escape(model)}">{escape(model_label(model))}</span>'
+
+
+def _text(response: str) -> str:
+    return escape(response) if response else "<i>empty</i>"
+
+
+def _gold(score: float | None) -> str:
+    return MISSING if score is None else f"{score:+.2f}"

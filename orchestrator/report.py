@@ -1,0 +1,65 @@
+"""The report of a run: plots and one self-contained page, made from the run folder alone.
+
+`python -m orchestrator.report RUN_FOLDER` makes it again, also from a run that ended early.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.metrics import read_metrics
+from orchestrator.page import Page, render_page
+from orchestrator.plots import draw_plots
+from orchestrator.run_folder import RunFolder, write_text
+from orchestrator.samples import read_comparisons, read_rollouts
+from orchestrator.summary import Summary, read_summary
+from orchestrator.tables import render_result
+from workers.errors import DataError, RehearsalError
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Draw the plots and write report.html from the files of the run; returns its path.
+
+    Without a summary (the run ended early) the page shows what metrics and samples there are.
+
+    Raises:
+        DataError: the folder holds no metrics, or a file in it is damaged.
+    """
+    if not folder.metrics.exists():
+        raise DataError("no metrics.jsonl", where=str(folder.path), mend="give the folder of a run")
+    summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
+    folder.plots.mkdir(exist_ok=True)
+    captions = draw_plots(folder.plots, read_metrics(folder.metrics), summary)
+    page = Page(
+        title=folder.path.resolve().name,
+        summary=summary,
+        plots=[(caption, folder.plots / name) for name, caption in captions.items()],
+        comparisons=read_comparisons(folder),
+        rollouts=read_rollouts(folder),
+        config=folder.config.read_text(encoding="utf-8") if folder.config.exists() else "",
+    )
+    write_text(folder.report, render_page(page))
+    return folder.report
+
+
+def main() -> int:
+    """Write the report of the run folder named on the command line; returns the exit code."""
+    if len(sys.argv) != 2:
+        Console(stderr=True).print("usage: python -m orchestrator.report RUN_FOLDER")
+        return 2
+    folder = RunFolder(Path(sys.argv[1]))
+    try:
+        write_report(folder)
+        summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
+        Console().print(render_result(folder, summary, read_comparisons(folder)))
+    except RehearsalError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
