@@ -1,0 +1,167 @@
+import json
+import re
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.config import LoggerConfig
+from orchestrator.plots import running_mean
+from orchestrator.report import write_report
+from orchestrator.run_folder import RunFolder
+from orchestrator.samples import (
+    Comparison,
+    RolloutSample,
+    append_rollouts,
+    read_rollouts,
+    write_comparisons,
+)
+from orchestrator.summary import (
+    EvaluationRow,
+    LedgerTotals,
+    Preference,
+    Summary,
+    Timing,
+    WeightSyncTotals,
+    read_summary,
+    write_summary,
+)
+from orchestrator.tables import render_result
+from orchestrator.telemetry import Telemetry
+from workers.errors import DataError
+from workers.messages import RoleInfo
+
+EVIL = "</script><script>alert(1)</script> & <b>bold</b>"
+
+SUMMARY = Summary(
+    heldout_pair_accuracy=0.75,
+    models={
+        "ppo": EvaluationRow(2.0, 3.0, 0.9, 0.0, 8.0),
+        "base": EvaluationRow(gold_mean=-0.5, cloze_accuracy=0.25),
+        "sft": EvaluationRow(1.0, 2.5, 0.5, 0.125, 6.5),
+    },
+    preferred=(
+        Preference("ppo", "sft", 0.77, 0.72, 0.81, 100),
+        Preference("sft", "base", 0.6, 0.5, 0.7, 100),
+    ),
+    ledger=LedgerTotals(10, 9, 1),
+    weight_sync=WeightSyncTotals(4, 0.5, 2e-6),
+    timing=Timing(70.0, 9.0, {"sft": 3.0}, {"generate": 2.0}),
+    roles=(RoleInfo("policy", 0, 42, "n1", "cpu"),),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run").create()
+    with Telemetry(folder, LoggerConfig(), {}) as telemetry:
+        for step in range(1, 4):
+            telemetry.record("ppo", step, {"ppo/score_mean": step, "ppo/kl_sequence": step / 2})
+    return folder
+
+
+def show(renderable: object, width: int = 80) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_summary_json_has_the_promised_keys_and_reads_back(folder: RunFolder) -> None:
+    write_summary(folder, SUMMARY)
+    data = json.loads(folder.summary.read_text())
+    assert data["stages"] == {"reward_model": {"heldout_pair_accuracy": 0.75}}
+    assert list(data["evaluation"]["models"]) == ["base", "sft", "ppo"]
+    assert data["evaluation"]["models"]["base"] == {
+        "gold_mean": -0.5, "web_perplexity": None, "truthful_rate": None, "rude_rate": None,
+        "length_mean": None, "cloze_accuracy": 0.25,
+    }  # fmt: skip
+    assert data["evaluation"]["preferred"][0] == {
+        "model": "ppo", "over": "sft", "rate": 0.77, "ci95": [0.72, 0.81], "n": 100,
+    }  # fmt: skip
+    assert data["ledger"] == {"generated": 10, "trained": 9, "dropped": 1}
+    assert data["weight_sync"] == {
+        "count": 4, "seconds_median": 0.5, "parity_max_abs_logprob_diff": 2e-6,
+    }  # fmt: skip
+    assert data["timing"] == {
+        "total_seconds": 70.0, "first_optimizer_step_seconds": 9.0, "stages": {"sft": 3.0},
+        "ppo_phases": {"generate": 2.0},
+    }  # fmt: skip
+    assert data["roles"][0] | {"device": "cpu"} == {
+        "role": "policy", "rank": 0, "pid": 42, "node": "n1", "device": "cpu",
+    }  # fmt: skip
+    assert read_summary(folder.summary) == SUMMARY
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text('{"stages": {}}')
+    with pytest.raises(DataError) as caught:
+        read_summary(path)
+    assert caught.value.where == str(path)
+
+
+def test_the_final_table_fits_eighty_columns(folder: RunFolder) -> None:
+    text = show(render_result(folder, SUMMARY, [Comparison("q ?", {"sft": "a", "ppo": ""})]))
+    assert "77 % [72-81]" in text
+    assert re.search(r"held-out prompts\s+base\s+SFT\s+PPO\s*\n", text)
+    assert re.search(r"gold score\s+-0.50\s+1.00\s+2.00\s*\n", text)
+    assert re.search(r"preferred to SFT\s+-\s+-\s+77 %", text)
+    assert "correct" not in text  # nobody measured it
+    assert "(empty)" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text  # nothing was cut
+    assert max(map(len, text.splitlines())) <= 80
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href") and v]
+
+
+def test_the_page_is_self_contained_and_sampled_text_stays_text(folder: RunFolder) -> None:
+    sample = RolloutSample("ppo", 1, 7, EVIL, EVIL, 0.5, 1.0, "stop", 0)
+    append_rollouts(folder, [sample])
+    append_rollouts(folder, [sample])
+    assert read_rollouts(folder) == [sample, sample]
+    write_comparisons(folder, [Comparison(EVIL, {"sft": EVIL}, {"sft": 1.0})])
+    write_summary(folder, SUMMARY)
+    folder.config.write_text("experiment: <pocket>\n")
+    text = write_report(folder).read_text()
+    page = Page(text)
+    assert page.tags.count("script") == 3  # two blocks of data and the page's own code
+    assert "b" not in page.tags[page.tags.index("article") :]
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert data is not None
+    assert json.loads(data[1])[0]["response"] == EVIL
+    assert "experiment: &lt;pocket&gt;" in text
+
+
+def test_plots_without_data_are_not_drawn(folder: RunFolder) -> None:
+    text = write_report(folder).read_text()  # a run that ended early: no summary, no samples
+    assert [p.name for p in folder.plots.iterdir()] == ["reward.png"]
+    width, height = struct.unpack(">II", (folder.plots / "reward.png").read_bytes()[16:24])
+    assert width > height > 300
+    assert Page(text).tags.count("img") == 1
+    assert 'id="rollouts"' not in text
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no metrics\.jsonl"):
+        write_report(RunFolder(tmp_path))
+
+
+def test_running_mean_is_centred() -> None:
+    assert running_mean([0.0, 3.0, 6.0, 9.0], 2) == [1.5, 3.0, 6.0, 7.5]
+    assert running_mean([5.0, 7.0], 1) == [5.0, 7.0]

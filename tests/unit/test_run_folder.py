@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.run_folder import RunFolder, write_json, write_text
+from workers.errors import ConfigError
+
+
+def test_create_makes_the_subfolders_and_accepts_what_hydra_left(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / "run.log").touch()
+    folder = RunFolder(tmp_path / "run").create()
+    assert sorted(p.name for p in folder.path.iterdir() if p.is_dir()) == [
+        ".hydra", "checkpoints", "plots", "samples", "trace",
+    ]  # fmt: skip
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    with pytest.raises(ConfigError, match=r"not empty: it holds metrics\.jsonl") as caught:
+        RunFolder(tmp_path).create()
+    assert "run.overwrite=true" in caught.value.mend
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        RunFolder(tmp_path / "file").create(overwrite=True)
+
+
+def test_overwrite_clears_records_and_keeps_checkpoints_and_strangers(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).create()
+    folder.metrics.write_text("old")
+    (folder.samples / "rollouts.jsonl").write_text("old")
+    (folder.checkpoints / "base").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    folder.create(overwrite=True)
+    assert not folder.metrics.exists()
+    assert list(folder.samples.iterdir()) == []
+    assert (folder.checkpoints / "base").is_dir()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a surrogate \ud800")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
