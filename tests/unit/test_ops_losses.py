@@ -1,0 +1,266 @@
+"""The losses against hand literals, gradient identities and splits of one batch."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.ops import (
+    next_token_loss,
+    pair_accuracy,
+    ppo_policy_loss,
+    ppo_stats,
+    ranking_loss,
+    rankings_loss,
+    value_loss,
+    value_stats,
+)
+
+NAN = float("nan")
+TRUE3 = torch.ones(1, 3, dtype=torch.bool)
+
+
+def _logs(*ratios: float) -> torch.Tensor:
+    return torch.tensor([[math.log(r) for r in ratios]], dtype=torch.float64)
+
+
+def test_policy_loss_of_literals() -> None:
+    # Ratios 1.5 and .5 with clip .2, advantages of either sign: the pessimistic term is kept.
+    logprobs = _logs(1.5, 0.5, 1.5, 0.5)
+    advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]], dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    loss = ppo_policy_loss(logprobs, torch.zeros_like(logprobs), advantages, mask, 0.2)
+    assert loss.item() == pytest.approx((-1.2 - 0.5 + 1.5 + 0.8) / 4)
+
+
+def test_clip_removes_exactly_the_gradients_that_would_go_further() -> None:
+    logprobs = _logs(1.5, 0.5, 1.5, 0.5).requires_grad_()
+    advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]], dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    ppo_policy_loss(logprobs, torch.zeros_like(logprobs), advantages, mask, 0.2).backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad[0].tolist() == pytest.approx([0.0, -0.5 / 4, 1.5 / 4, 0.0])
+    stats = ppo_stats(logprobs, torch.zeros_like(logprobs), advantages, mask, 0.2)
+    assert stats.clipped.item() == 2
+
+
+def test_ratio_one_is_the_policy_gradient() -> None:
+    # A categorical policy: the gradient is the mean of -A * d log pi, taken by autograd.
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    actions = torch.randint(5, (2, 4, 1), generator=generator)
+    advantages = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    logprobs = logits.log_softmax(-1).gather(-1, actions).squeeze(-1)
+    loss = ppo_policy_loss(logprobs, logprobs.detach(), advantages, mask, 0.2)
+    (got,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(-(advantages * logprobs)[mask].mean(), logits)
+    assert torch.allclose(got, expected, atol=1e-14)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_policy_and_value_gradients_match_finite_differences(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    new, old, target = torch.randn(3, 2, 3, generator=generator, dtype=torch.float64) * 0.4
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    new.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: ppo_policy_loss(x, old, target, mask, 0.2), new, eps=1e-7
+    )
+    assert torch.autograd.gradcheck(lambda x: value_loss(x, old, target, mask, 0.2), new, eps=1e-7)
+
+
+def test_value_loss_of_literals() -> None:
+    # Old value 0, clip .2. Return 1: v = .5 clips to .2, error .8 is the larger; v = -.5 keeps its
+    # own error 1.5; return 0 and v = .1 stays inside.
+    values = torch.tensor([[0.5, -0.5, 0.1]])
+    returns = torch.tensor([[1.0, 1.0, 0.0]])
+    loss = value_loss(values, torch.zeros(1, 3), returns, TRUE3, 0.2)
+    assert loss.item() == pytest.approx((0.64 + 2.25 + 0.01) / 3 / 2)
+    assert value_stats(values, torch.zeros(1, 3), returns, TRUE3, 0.2).clipped.item() == 1
+
+
+def test_unclipped_value_loss_is_half_the_squared_error() -> None:
+    values = torch.tensor([[1.0, 2.0, 3.0]])
+    returns = torch.tensor([[2.0, 2.0, 1.0]])
+    assert value_loss(values, values, returns, TRUE3, 0.2).item() == pytest.approx(5 / 3 / 2)
+
+
+@pytest.mark.parametrize("poison", [NAN, math.inf, -math.inf, 1e30])
+def test_masked_poison_reaches_neither_loss_nor_gradient(poison: float) -> None:
+    mask = torch.tensor([[True, False, True]])
+    clean = torch.tensor([[0.3, 0.0, -0.2]])
+    for loss in (ppo_policy_loss, value_loss):
+        results = []
+        for bad in (0.0, poison):
+            new = torch.where(mask, clean, torch.tensor(bad)).requires_grad_()
+            other = torch.where(mask, clean * 0.5, torch.tensor(-bad))
+            third = torch.where(mask, clean + 1.0, torch.tensor(bad))
+            value = loss(new, other, third, mask, 0.2)
+            value.backward()
+            assert new.grad is not None
+            results.append((value.item(), new.grad.tolist()))
+        assert results[0] == results[1]
+    dirty = torch.where(mask, clean, torch.tensor(poison))
+    zeros = torch.zeros(1, 3)
+    for stats in (ppo_stats(dirty, zeros, dirty, mask, 0.2),
+                  value_stats(dirty, zeros, dirty, mask, 0.2)):  # fmt: skip
+        assert all(math.isfinite(float(s)) for s in stats)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 4))
+def test_a_split_batch_with_the_global_count_has_the_same_gradient(
+    seed: int, cut: int, padding: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    new, old, target = torch.randn(3, 6, 4, generator=generator, dtype=torch.float64)
+    mask = torch.arange(4) < torch.randint(0, 5, (6, 1), generator=generator)
+    mask[0] = True
+    count = float(mask.sum())
+    for loss in (ppo_policy_loss, value_loss):
+        whole = new.clone().requires_grad_()
+        loss(whole, old, target, mask, 0.2).backward()
+        parts = new.clone().requires_grad_()
+        for rows in (slice(0, cut), slice(cut, 6), slice(0, 0)):
+            pad = (0, padding)
+            loss(
+                torch.nn.functional.pad(parts[rows], pad, value=7.0),
+                torch.nn.functional.pad(old[rows], pad, value=NAN),
+                torch.nn.functional.pad(target[rows], pad, value=NAN),
+                torch.nn.functional.pad(mask[rows], pad),
+                0.2,
+                denominator=count,
+            ).backward()
+        assert whole.grad is not None
+        assert parts.grad is not None
+        assert torch.allclose(whole.grad, parts.grad, atol=1e-12)
+
+
+def test_shapes_and_denominators_are_checked() -> None:
+    row = torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="advantages"):
+        ppo_policy_loss(row, row, torch.zeros(1, 1), TRUE3, 0.2)
+    with pytest.raises(ValueError, match="returns"):
+        value_loss(row, row, torch.zeros(3), TRUE3, 0.2)
+    with pytest.raises(ValueError, match="denominator"):
+        value_loss(row, row, row, TRUE3, 0.2, denominator=0)
+
+
+def test_policy_stats_of_literals_add_up_over_shards() -> None:
+    logprobs = _logs(2.0, 1.0, 4.0)
+    zeros = torch.zeros_like(logprobs)
+    mask = torch.tensor([[True, True, False]])
+    stats = ppo_stats(logprobs, zeros, zeros + 1, mask, 0.2)
+    assert stats.tokens.item() == 2
+    assert stats.ratio.item() == pytest.approx(3.0)
+    assert stats.ratio_max.item() == pytest.approx(2.0)
+    # k3 from samples of the old policy: (rho - 1) - log rho.
+    assert stats.approx_kl.item() == pytest.approx(1 - math.log(2))
+    empty = ppo_stats(zeros[:0], zeros[:0], zeros[:0], mask[:0], 0.2)
+    assert [float(s) for s in empty] == [0.0] * 5
+
+
+def test_explained_variance_limits() -> None:
+    returns = torch.tensor([[1.0, 2.0, 4.0]])
+    for values, expected in ((returns, 1.0), (returns - 3.0, 1.0), (torch.zeros(1, 3), 0.0)):
+        stats = value_stats(values, values, returns, TRUE3, 0.2)
+        assert stats.explained_variance() == pytest.approx(expected)
+    flat = value_stats(returns, returns, torch.ones(1, 3), TRUE3, 0.2)
+    assert flat.explained_variance() == 0.0
+
+
+def test_ranking_loss_of_literals() -> None:
+    # sigmoid(log 3) = 3/4: scores log 3, 0 ranked right and wrong.
+    scores = torch.tensor([math.log(3.0), 0.0])
+    assert ranking_loss(scores, torch.tensor([1, 2])).item() == pytest.approx(-math.log(3 / 4))
+    assert ranking_loss(scores, torch.tensor([2, 1])).item() == pytest.approx(-math.log(1 / 4))
+
+
+def test_equal_scores_cost_log_two_whatever_k() -> None:
+    for k in range(2, 10):
+        loss = ranking_loss(torch.zeros(k), torch.arange(k))
+        assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_ties_are_dropped_from_loss_and_divisor() -> None:
+    scores = torch.tensor([2.0, 5.0, 1.0])
+    loss = ranking_loss(scores, torch.tensor([1, 1, 2]))
+    pairs = [math.log1p(math.exp(-1.0)), math.log1p(math.exp(-4.0))]
+    assert loss.item() == pytest.approx(sum(pairs) / 2)
+    assert pair_accuracy(scores, torch.tensor([1, 1, 2])) == (2, 2)
+
+
+def test_all_ties_give_zero_loss_and_zero_gradient() -> None:
+    scores = torch.tensor([1.0, -1.0], requires_grad=True)
+    loss = ranking_loss(scores, torch.tensor([1, 1]))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [0.0, 0.0]
+    assert pair_accuracy(scores, torch.tensor([1, 1])) == (0, 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 4)), min_size=2, max_size=9), st.data())
+def test_ranking_loss_ignores_order_and_offset(
+    rows: list[tuple[float, int]], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(rows))))
+    scores = torch.tensor([s for s, _ in rows], dtype=torch.float64)
+    ranks = torch.tensor([r for _, r in rows])
+    shuffled = torch.tensor(list(order))
+    base = ranking_loss(scores, ranks).item()
+    assert ranking_loss(scores[shuffled], ranks[shuffled]).item() == pytest.approx(base)
+    assert ranking_loss(scores + 3.0, ranks * 10).item() == pytest.approx(base)
+
+
+def test_each_prompt_weighs_the_same_whatever_its_pairs() -> None:
+    few, many = torch.tensor([math.log(3.0), 0.0]), torch.zeros(9)
+    tied = torch.tensor([1.0, 2.0])
+    ranks = [torch.tensor([1, 2]), torch.arange(9), torch.tensor([1, 1])]
+    loss = rankings_loss([few, many, tied], ranks)
+    assert loss.item() == pytest.approx((-math.log(3 / 4) + math.log(2)) / 2)
+    part = rankings_loss([few], ranks[:1], denominator=2) + rankings_loss(
+        [many, tied], ranks[1:], denominator=2
+    )
+    assert part.item() == pytest.approx(loss.item())
+
+
+def test_pair_accuracy_counts_equal_scores_as_wrong() -> None:
+    assert pair_accuracy(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1, 2, 3])) == (2, 3)
+
+
+def test_next_token_loss_of_literals() -> None:
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [NAN, NAN]]])
+    labels = torch.tensor([[1, 0, -100]])
+    mask = torch.tensor([[True, True, False]])
+    loss = next_token_loss(logits, labels, mask)
+    assert loss.item() == pytest.approx((-math.log(0.75) + math.log(2)) / 2)
+    assert next_token_loss(logits, labels, mask, denominator=8).item() == pytest.approx(
+        loss.item() / 4
+    )
+
+
+def test_next_token_loss_keeps_masked_nan_out_of_the_gradient() -> None:
+    logits = torch.zeros(1, 2, 3)
+    logits[0, 1] = NAN
+    logits.requires_grad_()
+    mask = torch.tensor([[True, False]])
+    next_token_loss(logits, torch.tensor([[0, -100]]), mask).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0].tolist() == pytest.approx([-2 / 3, 1 / 3, 1 / 3])
+    assert logits.grad[0, 1].tolist() == [0.0] * 3
+
+
+def test_a_dummy_batch_has_zero_loss_and_reaches_every_parameter() -> None:
+    logits = torch.zeros(1, 2, 3, requires_grad=True)
+    mask = torch.zeros(1, 2, dtype=torch.bool)
+    loss = next_token_loss(logits, torch.zeros(1, 2, dtype=torch.int64), mask, denominator=5)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert bool((logits.grad == 0).all())
