@@ -17,12 +17,10 @@ from workers.errors import LedgerError, NonFiniteError
 from workers.messages import (
     ExperienceBatch,
     ExperienceSummary,
-    Finish,
     FloatArray,
     IntArray,
     Ragged,
     RolloutBatch,
-    RolloutSummary,
     Scores,
     TokenField,
 )
@@ -134,25 +132,6 @@ def gather_scores(shards: Sequence[Scores], ids: IntArray) -> Scores:
         np.concatenate([s.values for s in shards])[rows],
         tuple(reasons[r] for r in rows.tolist()),
     )
-
-
-def score_cut_responses(
-    scores: Scores, rollouts: RolloutSummary, missing_eos_score: float
-) -> Scores:
-    """Give every response that the token limit cut a fixed score (arXiv 1909.08593, section 3).
-
-    A failed score stays failed.
-
-    Args:
-        scores: (B,) in the order of `rollouts`.
-        rollouts: (B,) finish reasons.
-        missing_eos_score: reward units.
-    """
-    assert np.array_equal(scores.ids, rollouts.ids), "scores and rollouts differ in order"
-    ok = np.asarray([not reason for reason in scores.failures], bool)
-    cut = (rollouts.finish == Finish.LENGTH) & ok
-    values = np.where(cut, np.float32(missing_eos_score), scores.values)
-    return Scores(scores.ids, values.astype(np.float32), scores.failures)
 
 
 class _Padded:
@@ -287,28 +266,3 @@ def whitening_moments(
     square = math.fsum(s.advantage_square_sum for s in summaries) / count
     # The difference may round below 0 when all advantages are equal.
     return mean, math.sqrt(max(square - mean * mean, 0.0) + eps)
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """Trainer against engine on the same sampled tokens, nats."""
-
-    maximum: float  # max |trainer - engine|
-    mean: float  # mean |trainer - engine|
-    k3: float  # mean k3 estimate of KL(engine || trainer)
-
-
-def total_mismatch(summaries: Sequence[ExperienceSummary]) -> Mismatch:
-    """Combine the shards' mismatch, each weighed by its tokens.
-
-    Raises:
-        ValueError: no token counts.
-    """
-    count = sum(s.advantage_count for s in summaries)
-    if count == 0:
-        raise ValueError("no token counts in any shard")
-    return Mismatch(
-        max(s.mismatch_max for s in summaries),
-        math.fsum(s.mismatch_mean * s.advantage_count for s in summaries) / count,
-        math.fsum(s.mismatch_k3 * s.advantage_count for s in summaries) / count,
-    )
