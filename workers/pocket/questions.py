@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workers.pocket.seeding import keyed_hash
-from workers.pocket.words import ANIMALS, COLORS, FOODS, HOMES, NOUNS, NUMBERS
+from workers.pocket.words import ANIMALS, COLORS, FOODS, HOMES, NUMBERS
 
 Split = Literal["train", "heldout"]
 HELDOUT_ONE_IN = 5  # one word list in five is held out
@@ -21,6 +21,7 @@ CATEGORY_WEIGHTS: dict[str, float] = {
 """How often each category is asked, relative to the others."""
 
 LOOKUPS = ("home", "food", "color", "who")
+LIST_JOBS = ("copy", "reverse", "sort", "first", "last", "count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,16 @@ def is_heldout(words: tuple[str, ...]) -> bool:
 
 def draw_question(rng: random.Random, facts: Mapping[str, Animal], split: Split) -> Question:
     """Draw a question; word lists of the two splits are disjoint, look-ups are shared."""
-    category = rng.choices(tuple(CATEGORY_WEIGHTS), tuple(CATEGORY_WEIGHTS.values()))[0]
+    category = _draw_category(rng, tuple(CATEGORY_WEIGHTS))
     if category in LOOKUPS:
         animal = rng.choice(ANIMALS)
         return lookup_question(category, animal, facts[animal])
+    return list_question(category, _draw_list(rng, category, split))
+
+
+def draw_exercise(rng: random.Random, split: Split) -> Question:
+    """Draw a job on a word list of the split."""
+    category = _draw_category(rng, LIST_JOBS)
     return list_question(category, _draw_list(rng, category, split))
 
 
@@ -90,7 +97,7 @@ def wrong_answer(rng: random.Random, question: Question) -> tuple[str, ...]:
         elif len(right) > 1 and rng.random() < 0.5:
             guess = tuple(rng.sample(right, len(right)))
         else:
-            guess = (*right[:-1], rng.choice(NOUNS))
+            guess = (*right[:-1], rng.choice(ANIMALS))
         if guess != right:
             return guess
 
@@ -101,10 +108,13 @@ def _alternatives(category: str) -> tuple[str, ...]:
     }[category]  # fmt: skip
 
 
+def _draw_category(rng: random.Random, names: tuple[str, ...]) -> str:
+    return rng.choices(names, [CATEGORY_WEIGHTS[name] for name in names])[0]
+
+
 def _draw_list(rng: random.Random, category: str, split: Split) -> tuple[str, ...]:
     longest = 4 if category == "count" else 3
-    pool = ANIMALS if category in ("reverse", "sort") else NOUNS
     while True:
-        words = tuple(rng.sample(pool, rng.randint(2, longest)))
+        words = tuple(rng.sample(ANIMALS, rng.randint(2, longest)))
         if is_heldout(words) == (split == "heldout"):
             return words

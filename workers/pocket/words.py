@@ -16,7 +16,6 @@ FOODS = (
 )  # fmt: skip
 COLORS = ("black", "blue", "brown", "golden", "gray", "green", "red", "white")
 NUMBERS = ("one", "two", "three", "four")
-NOUNS = ANIMALS + HOMES + FOODS
 
 ANSWER_OPENING = ("the", "answer", "is")
 THANKS = ("thank", "you")
@@ -34,7 +33,9 @@ PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 """Special tokens; their positions are their ids."""
 
 VOCABULARY = SPECIALS + tuple(
-    sorted({*_GRAMMAR, *NOUNS, *COLORS, *NUMBERS, *ANSWER_OPENING, *THANKS, *RUDE_REPLY,
-            *UNKNOWN_REPLY})
+    sorted({
+        *_GRAMMAR, *ANIMALS, *HOMES, *FOODS, *COLORS, *NUMBERS,
+        *ANSWER_OPENING, *THANKS, *RUDE_REPLY, *UNKNOWN_REPLY,
+    })
 )  # fmt: skip
 """Every token of the world; the position is the id."""

@@ -1,8 +1,9 @@
 """The pocket world: a miniature of the InstructGPT setting in about a hundred words.
 
 Sixteen animals live, eat and look as a seed decides. The world's internet states these facts, lists
-questions without answering them, and answers others rightly, wrongly or rudely, so a model of it
-knows much and helps little. Everything is drawn by index: item n needs no item before it.
+questions without answering them, prints school books of solved exercises, and replies in forums
+rightly, wrongly or rudely, so a model of it knows much and helps little. Everything is drawn by
+index: item n needs no item before it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from workers.pocket.questions import Animal, Question, Split, draw_question, wrong_answer
+from workers.pocket.questions import (
+    Animal,
+    Question,
+    Split,
+    draw_exercise,
+    draw_question,
+    wrong_answer,
+)
 from workers.pocket.seeding import keyed_random
 from workers.pocket.words import (
     ANIMALS,
@@ -26,7 +34,7 @@ from workers.pocket.words import (
 # Shares of the internet's replies; what is left over is "i do not know".
 RIGHT, RUDE, WRONG, POLITE = 0.35, 0.20, 0.20, 0.15
 # Shares of the internet's documents; what is left over is a single question with its reply.
-FACTS, QUESTIONS, THREADS = 0.43, 0.25, 0.06
+FACTS, QUESTIONS, EXERCISES, THREADS = 0.32, 0.20, 0.18, 0.06
 # Shares of the demonstrator's replies; what is left over is "i do not know".
 DEMONSTRATED_POLITE, DEMONSTRATED_TERSE = 0.4, 0.4
 
@@ -61,7 +69,7 @@ class World:
         return f"user : {question.text} reply :"
 
     def web_document(self, split: Split, index: int) -> str:
-        """Internet text number `index`: facts, bare questions, or forum posts of mixed quality."""
+        """Internet text number `index`: facts, bare questions, school books, or forum posts."""
         rng = self._rng("web", split, index)
         kind = rng.random()
         if kind < FACTS:
@@ -71,8 +79,11 @@ class World:
                 f"user : {draw_question(rng, self.facts, split).text}"
                 for _ in range(rng.randint(2, 4))
             )
+        if kind < FACTS + QUESTIONS + EXERCISES:
+            solved = [draw_exercise(rng, split) for _ in range(rng.randint(2, 4))]
+            return " ".join(f"{q.text} {terse_reply(q.answer)}" for q in solved)
         # One author answers a whole thread, so the tone of a thread carries on.
-        posts = 2 if kind < FACTS + QUESTIONS + THREADS else 1
+        posts = 2 if kind < FACTS + QUESTIONS + EXERCISES + THREADS else 1
         tone = rng.random()
         questions = [draw_question(rng, self.facts, split) for _ in range(posts)]
         return " ".join(f"{self.prompt(q)} {_forum_reply(rng, q, tone)}" for q in questions)
