@@ -87,7 +87,8 @@ def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
     shrink = 1 + Z95**2 / n
     centre = (p + Z95**2 / (2 * n)) / shrink
     half = Z95 / shrink * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return WinRate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    # With p = 0 or 1 a bound is p itself, which rounding may miss on either side.
+    return WinRate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
 
 
 def win_rate(
