@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from workers.data.records import ClozeTokens, Prompt
 from workers.messages import Ranking, TokenBatch
 from workers.pocket.labeler import Gold
+
+if TYPE_CHECKING:  # seconds to import, and only a type here
+    from transformers import PreTrainedTokenizerBase
 
 Split = Literal["train", "heldout"]
 PromptSplit = Literal["reward_model", "ppo", "heldout"]
