@@ -136,7 +136,7 @@ class BackgroundSink:
         self._deadline = None
         error = quarantine.error
         if error is not None:
-            self._drop(f"{type(error).__name__}: {error}")
+            self._drop(f"{type(error).__name__}: {str(error).rstrip('.')}")
 
     def _feed(self) -> None:
         self._sink.open()
@@ -171,13 +171,16 @@ class WandbSink:
     def open(self) -> None:
         """Start the run in the run folder."""
         wandb = importlib.import_module("wandb")
+        # Silent before anything else: without a key, `online` would ask for one on the terminal
+        # and wait. Like this it raises, and the sink is dropped.
+        wandb.setup(settings=wandb.Settings(silent=True))
         self._run = wandb.init(
             project=self._logger.wandb_project,
             name=self._folder.name,
             dir=str(self._folder),
             mode=self._logger.wandb_mode,
             config=self._config,
-            # Its console capture and its messages would tear the live view apart.
+            # Its console capture would tear the live view apart.
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
         )
 
