@@ -7,8 +7,7 @@ pretrain and fine-tune.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from orchestrator.cluster import Cluster
 from orchestrator.config import Config, RoleName
@@ -31,7 +30,6 @@ _GROUPS = {
     RoleName.policy: PolicyGroup,
     RoleName.critic: CriticGroup,
 }
-G = TypeVar("G")
 
 
 class Fleet:
@@ -66,35 +64,37 @@ class Fleet:
             position=self._position,
         )
 
-    def _group(self, name: RoleName, kind: Callable[..., G]) -> G:
+    def _group(self, name: RoleName) -> Any:
         self.bring_up(name)
         return self._groups[name]
 
     @property
     def rollout(self) -> RolloutGroup:
         """The generation engines; a stage starts them on a checkpoint."""
-        return self._group(RoleName.rollout, RolloutGroup)
+        return self._group(RoleName.rollout)
 
     @property
     def reward(self) -> RewardGroup:
         """The reward workers."""
-        return self._group(RoleName.reward, RewardGroup)
+        return self._group(RoleName.reward)
 
     @property
     def reference(self) -> ReferenceGroup:
         """The frozen language models."""
-        return self._group(RoleName.reference, ReferenceGroup)
+        return self._group(RoleName.reference)
 
     @property
     def policy(self) -> PolicyGroup:
         """The policy's trainers."""
-        return self._group(RoleName.policy, PolicyGroup)
+        return self._group(RoleName.policy)
 
     @property
     def critic(self) -> CriticGroup:
         """The scalar-head trainers."""
-        return self._group(RoleName.critic, CriticGroup)
+        return self._group(RoleName.critic)
 
     def infos(self) -> list[RoleInfo]:
         """Role, rank, process and node of every worker that was made."""
-        return [info for name in RoleName if name in self._groups for info in self._groups[name].infos]
+        return [
+            info for name in RoleName if name in self._groups for info in self._groups[name].infos
+        ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from orchestrator import checkpoint
 from orchestrator.cluster import start_cluster
@@ -19,6 +20,7 @@ from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.report import write_report
 from orchestrator.run_folder import RunFolder
+from orchestrator.samples import read_comparisons
 from orchestrator.session import Session
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
@@ -26,6 +28,7 @@ from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
 from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summary
+from orchestrator.tables import render_result
 from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
 from workers.data.files import FileSource
@@ -77,7 +80,8 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
         finally:
             summary = summarise(session)
             write_summary(run_folder, summary)
-    write_report(run_folder, summary)
+    write_report(run_folder)
+    Console().print(render_result(run_folder, summary, read_comparisons(run_folder)))
     return summary
 
 

@@ -257,7 +257,7 @@ class RolloutGroup(_Group):
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
     ) -> Pending[Rollouts]:
-        """Sample every request; prompts are dealt to the engines in turn, so the split is stable."""
+        """Sample every request; prompts are dealt to the engines in turn, always alike."""
         hands = [list(requests[i :: self.size]) for i in range(self.size)]
         busy = [rank for rank, hand in enumerate(hands) if hand]
         shards: list[Ref] = []
@@ -375,24 +375,18 @@ class _TrainerGroup(_Group):
         ).result()
         return self._all(
             "join",
-            lambda actor, rank: actor.join.remote(
-                RankAddress(rank, self.size, host, port), spec
-            ),
+            lambda actor, rank: actor.join.remote(RankAddress(rank, self.size, host, port), spec),
             self._remember,
             starting=True,
         )
 
     def load(self, spec: TrainModelSpec) -> Pending[None]:
         """Build model, optimizer and schedule, replacing what was there."""
-        return self._all(
-            "load", lambda actor, _: actor.load.remote(spec), nothing, starting=True
-        )
+        return self._all("load", lambda actor, _: actor.load.remote(spec), nothing, starting=True)
 
     def save(self, path: str, tokenizer_from: str) -> Pending[None]:
         """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
-        return self._all(
-            "save", lambda actor, _: actor.save.remote(path, tokenizer_from), nothing
-        )
+        return self._all("save", lambda actor, _: actor.save.remote(path, tokenizer_from), nothing)
 
 
 class PolicyGroup(_TrainerGroup):
@@ -454,9 +448,7 @@ class PolicyGroup(_TrainerGroup):
 
     def send_weights(self, offer: WeightOffer) -> Pending[WeightReceipt]:
         """Send an offer to the connected engines; all ranks take part in gathering."""
-        return self._all(
-            "send weights", lambda actor, _: actor.send_weights.remote(offer), first
-        )
+        return self._all("send weights", lambda actor, _: actor.send_weights.remote(offer), first)
 
 
 class CriticGroup(_TrainerGroup):

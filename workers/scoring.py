@@ -50,6 +50,13 @@ def text_loss(forward: Forward, batch: TokenBatch, device: Device) -> TextLoss:
 
 
 @torch.no_grad()
+def row_losses(forward: Forward, batch: TokenBatch, device: Device) -> FloatArray:
+    """Summed loss of the target tokens of each row, (B,) nats."""
+    nll, rows = text_nll(forward, batch, device)
+    return np.bincount(rows, nll.double().cpu().numpy(), len(batch)).astype(np.float32)
+
+
+@torch.no_grad()
 def response_logprobs(
     forward: Forward,
     work: Work,

@@ -18,13 +18,13 @@ from orchestrator.derive import frozen_spec, reward_spec
 from orchestrator.roles import put_rollouts
 from orchestrator.samples import Comparison, write_comparisons
 from orchestrator.session import Session
-from orchestrator.statistics import win_rate
+from orchestrator.statistics import preference, win_rate
 from orchestrator.summary import MODEL_ORDER, EvaluationRow, Preference
-from workers.data.plugins import load_function
 from workers.data.records import Prompt
 from workers.errors import ConfigError, RewardError
 from workers.messages import FloatArray, Ragged, RolloutBatch, TokenBatch
 from workers.pocket.labeler import Gold
+from workers.reward_function import load_function
 
 # Each pair (model, over) whose win rate is reported, where both were evaluated.
 PAIRS = (
@@ -101,10 +101,6 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values, dtype=np.float64))
 
 
-def _dealt(batch: TokenBatch, hands: int) -> list[TokenBatch]:
-    return [batch.select(np.arange(hand, len(batch), hands)) for hand in range(hands)]
-
-
 def _web_perplexity(session: Session) -> float | None:
     """exp(mean nats a token) of held-out pretraining text; None where there is none."""
     documents = session.source.pretraining("heldout", 0, session.config.evaluate.web_documents)
@@ -158,9 +154,7 @@ def _reward_scores(session: Session, batch: RolloutBatch) -> list[float] | None:
     if not function and not session.checkpoints.get("reward_model"):
         return None
     checkpoint = "" if function else session.need("reward_model")
-    session.fleet.reward.load(
-        reward_spec(session.config, checkpoint, session.need("sft"))
-    ).result()
+    session.fleet.reward.load(reward_spec(session.config, checkpoint, session.need("sft"))).result()
     scores = session.fleet.reward.score(put_rollouts(batch)).result()
     failures = [failure for failure in scores.failures if failure]
     if failures:
@@ -183,7 +177,7 @@ def _preferences(
         a, b = answers[model], answers[over]
         if judge is not None:
             outcomes = judge([p.text for p in prompts], a.texts, b.texts)
-            rate = win_rate(outcomes, [1.0 - o for o in outcomes])
+            rate = preference(outcomes)
         elif a.scores is not None and b.scores is not None:
             rate = win_rate(a.scores, b.scores)
         else:

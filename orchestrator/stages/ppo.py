@@ -6,7 +6,6 @@ implemented here. Calls that do not depend on each other are started together an
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
 from orchestrator.waiting import Pending
 from workers.errors import RewardError
+from workers.experience import whitening_moments
 from workers.messages import Finish, IntArray, Scores, StepStats, TokenBatch, Work
 from workers.ops.kl import AdaptiveKLController
 from workers.specs import PolicyLossSpec, ShapingSpec
@@ -132,9 +132,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
     reward_model = _reward_checkpoint(session)
     loading = [
         fleet.policy.load(
-            train_spec(
-                config, sft, settings.policy_optimizer, steps, ema_decay=settings.ema_decay
-            )
+            train_spec(config, sft, settings.policy_optimizer, steps, ema_decay=settings.ema_decay)
         ),
         fleet.critic.load(
             train_spec(
@@ -344,7 +342,9 @@ def _update_policy(
     steps = batching.policy_steps(
         kept, *_lengths(rollouts, kept), plan, _pretraining_mix(run, plan, kept)
     )
-    mean, deviation = _whitening(experience) if settings.whiten_advantages else (0.0, 1.0)
+    mean, deviation = (
+        whitening_moments(experience.summaries) if settings.whiten_advantages else (0.0, 1.0)
+    )
     loss = PolicyLossSpec(
         clip=settings.clip,
         temperature=run.session.config.rollout.temperature,
@@ -362,14 +362,6 @@ def _update_critic(
     plan = _step_plan(run, iteration, critic.size, kept)
     steps = batching.critic_steps(kept, *_lengths(rollouts, kept), plan)
     return critic.update(steps, experience, run.session.config.algorithm.value_clip)
-
-
-def _whitening(experience: Experience) -> tuple[float, float]:
-    """Mean and biased standard deviation of all advantages, from the moments of the shards."""
-    count = sum(s.advantage_count for s in experience.summaries)
-    mean = sum(s.advantage_sum for s in experience.summaries) / count
-    square = sum(s.advantage_square_sum for s in experience.summaries) / count
-    return mean, math.sqrt(max(square - mean * mean, 0.0)) + 1e-8
 
 
 def _added(totals: LedgerTotals, ledger: Ledger) -> LedgerTotals:

@@ -43,9 +43,7 @@ def _pretrain(session: Session, stage: str, name: str, model: PocketModelConfig)
     )
 
 
-def _initial_weights(
-    session: Session, stage: str, name: str, model: PocketModelConfig
-) -> Path:
+def _initial_weights(session: Session, stage: str, name: str, model: PocketModelConfig) -> Path:
     return session.publish(
         f"{name}_initial",
         lambda path: create_model(

@@ -95,9 +95,7 @@ def _sample_from(
     """Append `counts[i]` samples of model `name` to `completions[i]`."""
     rollout, version = session.engines_on(session.need(name))
     asked = [(prompt, count) for prompt, count in zip(prompts, counts, strict=True) if count]
-    requests = session.requests(
-        [p for p, _ in asked], [c for _, c in asked], "reward_model", name
-    )
+    requests = session.requests([p for p, _ in asked], [c for _, c in asked], "reward_model", name)
     rollouts = rollout.generate(requests, session.sampling(), version).result()
     batch = fetch_rollouts(rollouts, session.config.run.call_seconds)
     responses = {int(i): batch.response(row) for row, i in enumerate(batch.ids)}
@@ -119,9 +117,7 @@ def _chosen(
 
 def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
     critic = session.fleet.critic
-    shares = batching.ranking_step(
-        rankings, critic.size, session.config.trainer.micro_batch_tokens
-    )
+    shares = batching.ranking_step(rankings, critic.size, session.config.trainer.micro_batch_tokens)
     stats = critic.train_rankings(shares).result()
     pairs = sum(r.pairs for r in rankings)
     session.telemetry.record(
@@ -181,5 +177,3 @@ def _write_rankings(
         for p, c, r in zip(prompts, texts, ranks, strict=True)
     ]
     write_text(session.folder.samples / "rankings.jsonl", "\n".join(lines) + "\n")
-
-

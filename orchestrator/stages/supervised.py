@@ -54,9 +54,7 @@ def train(session: Session, loop: Loop) -> None:
 def mean_loss(session: Session, batch: TokenBatch) -> float:
     """Mean next-token loss of the current weights on `batch`, nats a counted token."""
     policy = session.fleet.policy
-    shares = batching.supervised_step(
-        batch, policy.size, session.config.trainer.micro_batch_tokens
-    )
+    shares = batching.supervised_step(batch, policy.size, session.config.trainer.micro_batch_tokens)
     loss: TextLoss = policy.evaluate_supervised(shares).result()
     return loss.nll / loss.tokens
 
