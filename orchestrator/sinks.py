@@ -136,7 +136,8 @@ class BackgroundSink:
         self._deadline = None
         error = quarantine.error
         if error is not None:
-            self._drop(f"{type(error).__name__}: {str(error).rstrip('.')}")
+            first_line = str(error).partition("\n")[0].rstrip(".")
+            self._drop(f"{type(error).__name__}: {first_line}")
 
     def _feed(self) -> None:
         self._sink.open()
@@ -180,8 +181,11 @@ class WandbSink:
             dir=str(self._folder),
             mode=self._logger.wandb_mode,
             config=self._config,
-            # Its console capture would tear the live view apart.
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            # Its console capture would tear the live view apart. It must give up by itself before
+            # it is dropped, or it would wait again when the program exits.
+            settings=wandb.Settings(
+                silent=True, console="off", x_disable_stats=True, init_timeout=OPEN_SECONDS * 2 / 3
+            ),
         )
 
     def write(self, records: Sequence[MetricRecord]) -> None:
