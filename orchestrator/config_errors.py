@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator
 
 from hydra.errors import MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from orchestrator.config import Config
@@ -55,16 +55,15 @@ def unknown_key(key: str) -> UnknownKeyError:
 def reject_unknown_keys(composed: DictConfig) -> None:
     """Raise UnknownKeyError for the first key of `composed` that is not in the schema."""
     known = set(schema_keys())
-    for key in _keys(composed):
+    for key in _keys(OmegaConf.to_container(composed, resolve=False)):
         if key not in known:
             raise unknown_key(key)
 
 
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in node:
-        yield f"{prefix}{name}"
-        value = node._get_node(name)  # the node itself: reading a value would resolve it
-        if isinstance(value, DictConfig):
+def _keys(node: object, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
             yield from _keys(value, f"{prefix}{name}.")
 
 

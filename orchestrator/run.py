@@ -35,14 +35,6 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 ConfigStore.instance().store("schema", Config)
 
 
-class StoppedError(BaseException):
-    """A signal asked the run to end; passes through every `except Exception` on its way out."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
 def main() -> int:
     """Run the command line in `sys.argv`; return the exit code (of a sweep: the highest)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand composition errors to us instead of printing them
@@ -62,8 +54,9 @@ def main() -> int:
 def execute(composed: DictConfig) -> int:
     """One run; returns its exit code."""
     folder: RunFolder | None = None
+    caught: list[signal.Signals] = []
     try:
-        with _stop_on_signals():
+        with _stop_on_signals(caught):
             config = to_config(composed)
             plan = make_plan(config)
             sys.stdout.write(render_plan(plan) + "\n")
@@ -78,9 +71,9 @@ def execute(composed: DictConfig) -> int:
             run_recipe(config, plan, folder.path)
     except RehearsalError as error:
         return _report(error, folder)
-    except StoppedError as stop:
-        sys.stderr.write(f"stopped by {stop}; everything the run started is shut down\n")
-        return 128 + stop.number
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped by {caught[0].name}; everything the run started is shut down\n")
+        return 128 + caught[0]
     return 0
 
 
@@ -114,17 +107,20 @@ def _report(error: RehearsalError, folder: RunFolder | None) -> int:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `StoppedError`; a second one ends the process at once.
+def _stop_on_signals(caught: list[signal.Signals]) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt, and append it to `caught`.
 
-    Ray's processes of a local cluster die with this one in any case (the kernel tells them).
+    No other exception gets out of a wait inside Ray: its native code drops them. A second signal
+    ends the process at once; Ray's processes of a local cluster follow, since the kernel tells
+    them.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda again, _: os._exit(128 + again))
-        raise StoppedError(number)
+        if caught:
+            os._exit(128 + number)
+        caught.append(signal.Signals(number))
+        raise KeyboardInterrupt
 
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     for each in before:

@@ -1,0 +1,53 @@
+"""A program that the cluster tests start, stop and kill: the real command with a small recipe.
+
+Its first argument says how the recipe ends; the others are the command's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+from pathlib import Path
+
+import ray
+
+from orchestrator import run
+from orchestrator.cluster import start_cluster
+from orchestrator.config import Config, RoleName
+from orchestrator.plan import Plan
+from workers.errors import RoleError
+
+
+class Spinner:
+    def where(self) -> tuple[int, str]:
+        return os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+    def spin(self) -> None:
+        while True:  # never looks at a signal or a message
+            pass
+
+
+def recipe(config: Config, plan: Plan, folder: Path) -> None:
+    with start_cluster(config.cluster, plan.layout, 60, folder / "logs") as cluster:
+        options = cluster.bundle(RoleName.policy, 0, {"EXTRA": "1"})
+        actor = ray.remote(Spinner).options(**options).remote()
+        pid, threads = ray.get(actor.where.remote(), timeout=60)
+        assert threads == "1"
+        actor.spin.remote()
+        sys.stdout.write(f"spinning {pid}\n")
+        sys.stdout.flush()
+        if ENDING == "error":
+            time.sleep(0.5)
+            raise RoleError("the policy failed", where="policy/0", mend="nothing to mend")
+        if ENDING == "wait":
+            ray.wait([actor.spin.remote()], timeout=120)
+
+
+if __name__ == "__main__":
+    ENDING = sys.argv.pop(1)
+    module = types.ModuleType("orchestrator.recipe")
+    module.run_recipe = recipe  # type: ignore[attr-defined]
+    sys.modules["orchestrator.recipe"] = module
+    sys.exit(run.main())

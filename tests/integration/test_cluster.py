@@ -1,0 +1,101 @@
+"""A local cluster leaves no process and no file behind, however its driver ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+DRIVER = Path(__file__).with_name("cluster_driver.py")
+MARK = "REHEARSAL_TEST_MARK"
+
+
+class Driver:
+    """The program, and every process that descends from it, also once it is gone."""
+
+    def __init__(self, ending: str, folder: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.folder = folder / "run"
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER), ending, "+experiment=pocket_tiny", "stages=[pretrain]",
+             f"run.dir={self.folder}"],
+            env={**os.environ, MARK: self.mark, "TMPDIR": "/tmp"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        )  # fmt: skip
+
+    def wait_until_spinning(self) -> int:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("spinning"):
+                return int(line.split()[1])
+        assert self.process.stderr is not None
+        pytest.fail(f"the driver ended early: {self.process.stderr.read()}")
+
+    def descendants(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.pid != self.process.pid:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
+
+    def left_after(self, seconds: float) -> list[str]:
+        deadline = time.monotonic() + seconds
+        while (left := self.descendants()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return [f"{process.pid} {process.name()}" for process in left]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[object]:
+    drivers: list[Driver] = []
+
+    def make(ending: str) -> Driver:
+        drivers.append(Driver(ending, tmp_path))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        for process in (*driver.descendants(), driver.process):
+            process.kill()
+        driver.process.communicate()
+
+
+def test_an_error_shuts_everything_down_and_keeps_the_logs(start):
+    driver = start("error")
+    driver.wait_until_spinning()
+    _, errors = driver.process.communicate(timeout=60)
+    assert driver.process.returncode == 7
+    assert driver.left_after(0) == []
+    assert errors.startswith("error: the policy failed")
+    assert "Traceback" not in errors
+    assert "RoleError" in (driver.folder / "error.log").read_text()
+
+
+def test_sigterm_shuts_everything_down(start):
+    driver = start("wait")
+    spinner = driver.wait_until_spinning()
+    assert psutil.pid_exists(spinner)
+    driver.process.send_signal(signal.SIGTERM)
+    _, errors = driver.process.communicate(timeout=60)
+    assert driver.process.returncode == 128 + signal.SIGTERM
+    assert driver.left_after(0) == []
+    assert "stopped by SIGTERM" in errors
+
+
+def test_sigkill_of_the_driver_leaves_no_process(start):
+    driver = start("wait")
+    driver.wait_until_spinning()
+    driver.process.kill()
+    driver.process.wait(timeout=10)
+    assert driver.left_after(30) == []

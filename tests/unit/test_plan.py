@@ -1,0 +1,195 @@
+"""The plan's arithmetic against hand figures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from composing import composed
+from safetensors.torch import save_file
+
+from orchestrator.arithmetic import ppo_arithmetic
+from orchestrator.config import Config, StageName
+from orchestrator.plan import make_plan, render_plan
+from orchestrator.sizes import checkpoint_size, pocket_size
+from workers.errors import (
+    BatchArithmeticError,
+    BrokenCheckpointError,
+    ConfigError,
+    RehearsalError,
+    ResourceError,
+)
+
+
+def pocket(*overrides: str) -> Config:
+    return composed("+experiment=pocket", *overrides)
+
+
+def refused(kind: type[RehearsalError], *overrides: str) -> RehearsalError:
+    with pytest.raises(kind) as caught:
+        make_plan(pocket(*overrides))
+    assert caught.value.mend
+    assert caught.value.where
+    return caught.value
+
+
+def test_ppo_arithmetic_by_hand():
+    config = pocket(
+        "algorithm.iterations=10", "algorithm.prompts_per_iteration=12",
+        "algorithm.samples_per_prompt=4", "algorithm.sequences_per_minibatch=16",
+        "algorithm.epochs=2", "algorithm.ptx.documents_per_episode=0.5",
+        "cluster.roles.rollout.workers=5", "cluster.roles.policy.workers=2",
+        "rollout.max_prompt_tokens=30", "rollout.max_response_tokens=20",
+        "trainer.micro_batch_tokens=150",
+    )  # fmt: skip
+    sizes = ppo_arithmetic(config, StageName.ppo_ptx)
+    assert sizes.sequences_per_iteration == 48
+    assert sizes.sequences_per_engine == 12  # 3 of 12 prompts, 4 samples each
+    assert sizes.minibatches == 3
+    assert sizes.steps_per_iteration == 6
+    assert sizes.optimizer_steps == 60
+    assert sizes.episodes == 480
+    assert sizes.most_tokens_per_iteration == 2400
+    assert sizes.most_micro_batches_per_step == 3  # 8 rows a rank, 3 rows of 50 tokens fit
+    assert sizes.documents_per_step == 8
+    assert ppo_arithmetic(config, StageName.ppo).documents_per_step == 0
+
+
+def test_steps_of_every_stage():
+    steps = {stage.name: stage.optimizer_steps for stage in make_plan(pocket()).stages}
+    assert steps == {
+        StageName.pretrain: 1500,
+        StageName.sft: 150,
+        StageName.reward_model: 128,  # 2,048 prompts in steps of 16
+        StageName.ppo: 160,  # 40 iterations of 128 / 32
+        StageName.ppo_ptx: 160,
+        StageName.evaluate: 0,
+    }
+
+
+def test_minibatches_must_divide_the_batch():
+    error = refused(BatchArithmeticError, "algorithm.sequences_per_minibatch=48")
+    assert "128 sequences" in error.what
+    assert "32 or 64" in error.mend
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "words"),
+    [
+        (BatchArithmeticError, ["cluster.roles.critic.workers=33", "reward_model.prompts_per_step=64"],
+         "32 sequences"),
+        (BatchArithmeticError, ["sft.demonstrations_per_step=1", "cluster.roles.policy.workers=2"],
+         "1 demonstrations"),
+        (BatchArithmeticError, ["reward_model.prompts=8"], "fewer than one step"),
+        (BatchArithmeticError, ["rollout.max_prompt_tokens=110"], "128 positions"),
+        (BatchArithmeticError, ["rollout.parity_tokens=25"], "max_response_tokens"),
+        (ConfigError, ["sft.steps=10"], "warm-up"),
+        (ConfigError, ["algorithm.iterations=2", "algorithm.sequences_per_minibatch=64"],
+         "warm-up"),
+        (ConfigError, ["stages=[]"], "no stages"),
+        (ConfigError, ["stages=[pretrain,sft,sft]"], "twice: sft"),
+        (ConfigError, ["stages=[sft]"], "'base'"),
+        (ConfigError, ["stages=[sft,pretrain]"], "later stage"),
+        (ConfigError, ["stages=[pretrain,sft,ppo]"], "'reward_model'"),
+        (ConfigError, ["data=files"], "from scratch"),
+        (ConfigError, ["reward.kind=function"], "does not name a function"),
+        (ConfigError, ["reward.kind=function", "reward.function=a:b"], "reads text"),
+        (ConfigError, ["rollout.precision=bf16"], "bf16"),
+        (ConfigError, ["rollout.transport=nccl"], "needs GPUs"),
+        (ConfigError, ["cluster=one_gpu", "rollout.transport=nccl"], "on one GPU"),
+        (ConfigError, ["cluster=multi_node", "rollout.transport=shm"], "other nodes"),
+        (ResourceError, ["rollout.kv_cache_mib=1", "model.pocket.hidden_size=1024"], "KV cache"),
+        (ResourceError, ["cluster.roles.policy.gpus=1"], "do not fit"),
+        (ResourceError, ["cluster=one_gpu", "cluster.roles.critic.gpus=0"], "0 GPUs on a cuda"),
+        (ResourceError, ["cluster=one_gpu", "cluster.roles.critic.gpus=0.3"], "1.1 GPUs"),
+        (ResourceError, ["cluster=node_8gpu", "rollout.tensor_parallel_size=2"], "over 2 GPUs"),
+    ],
+)  # fmt: skip
+def test_refused(kind: type[RehearsalError], overrides: list[str], words: str):
+    assert words in refused(kind, *overrides).what
+
+
+def test_files_of_a_stage_must_be_given():
+    with pytest.raises(ConfigError) as caught:
+        make_plan(composed("+experiment=ppo_ptx", "model.checkpoints.sft=S",
+                           "model.checkpoints.reward_model=M", "data.files.prompts=P"))  # fmt: skip
+    assert caught.value.where == "data.files.pretraining"
+
+
+def test_only_the_roles_of_the_stages_are_placed():
+    plan = make_plan(pocket("stages=[pretrain,sft]"))
+    assert [role.value for role in plan.layout.roles] == ["policy"]
+    assert plan.layout.cpus == 0.25
+
+
+def test_parameters_equal_the_model_that_transformers_makes():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    for overrides in ([], ["model.pocket.kv_heads=2", "model.pocket.tie_word_embeddings=false"]):
+        shape = pocket(*overrides).model.pocket
+        size = pocket_size(shape)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=size.vocabulary,
+                hidden_size=shape.hidden_size,
+                intermediate_size=shape.intermediate_size,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                num_key_value_heads=shape.kv_heads,
+                tie_word_embeddings=shape.tie_word_embeddings,
+            )
+        )
+        assert size.parameters == sum(p.numel() for p in model.parameters())
+
+
+def checkpoint(folder: Path, **shape: object) -> Path:
+    folder.mkdir()
+    config = {
+        "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 50,
+        "max_position_embeddings": 4096, **shape,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v}))
+    save_file({"a": torch.zeros(5, 7), "b": torch.zeros(11)}, folder / "model-1.safetensors")
+    save_file({"c": torch.zeros(2, 2, dtype=torch.bfloat16)}, folder / "model-2.safetensors")
+    return folder
+
+
+def test_checkpoint_size_reads_headers(tmp_path: Path):
+    size = checkpoint_size(checkpoint(tmp_path / "m", num_key_value_heads=1))
+    assert size is not None
+    assert size.parameters == 5 * 7 + 11 + 4
+    assert (size.vocabulary, size.positions) == (50, 4096)
+    assert size.kv_numbers_per_token == 2 * 3 * 1 * 4
+    assert checkpoint_size(tmp_path / "absent") is None
+    with pytest.raises(BrokenCheckpointError):
+        checkpoint_size(checkpoint(tmp_path / "broken", vocab_size=None))
+
+
+def test_zero_stages_divide_what_they_should():
+    parameters = pocket_size(pocket().model.pocket).parameters
+
+    def policy_bytes(stage: int, ranks: int, *more: str) -> float:
+        config = pocket(f"trainer=zero{stage}", f"cluster.roles.policy.workers={ranks}", *more)
+        plan = make_plan(config)
+        return next(m.model for m in plan.memory if m.role.value == "policy") / parameters
+
+    assert policy_bytes(1, 1) == pytest.approx(16)  # weights, gradients, two moments, 4 bytes each
+    assert policy_bytes(1, 2) == pytest.approx(12)
+    assert policy_bytes(2, 2) == pytest.approx(10)
+    assert policy_bytes(3, 2) == pytest.approx(8)
+    assert policy_bytes(3, 2, "algorithm.ema_decay=0.9") == pytest.approx(12)
+
+
+def test_the_plan_shows_the_arithmetic():
+    text = render_plan(make_plan(pocket("seed=7")))
+    for words in ("seed 7", "5,120 episodes", "4 minibatches of 32", "node 0", "critic 0"):
+        assert words in text
+
+
+def test_plans_are_equal_for_equal_configurations():
+    first = make_plan(pocket("run.dir=x"))
+    assert first == make_plan(pocket("run.dir=x"))
+    assert first != replace(first, seed=1)

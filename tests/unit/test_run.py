@@ -1,0 +1,163 @@
+"""The command line: what is printed, which code it exits with, what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from orchestrator import run
+from orchestrator.config import Config
+from orchestrator.config_errors import nearest_keys
+from orchestrator.plan import Plan
+from workers.errors import DataLineError, NonFiniteError, RehearsalError
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Runs `python -m orchestrator.run` with these arguments in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        return run.main()
+
+    return call
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+    """Puts a function in the place of the recipe."""
+
+    def install(function: Callable[[Config, Plan, Path], None]) -> None:
+        module = types.ModuleType("orchestrator.recipe")
+        module.run_recipe = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "orchestrator.recipe", module)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["+experiment=pockt"], ["no experiment/pockt", "experiment=pocket", "pocket_scale"]),
+        (["cluster=one_gp"], ["no cluster/one_gp", "did you mean cluster=one_gpu"]),
+        (["algorithm.clipp=0.1"], ["unknown key algorithm.clipp", "did you mean algorithm.clip"]),
+        (["+algorithm.clipp=0.1"], ["unknown key algorithm.clipp", "algorithm.clip"]),
+        (["+experimnt=pocket"], ["unknown key experimnt", "did you mean experiment"]),
+        (["learning_rate=1"], ["unknown key learning_rate", "optimizer.learning_rate"]),
+        (["algorithm.clip=wide"], ["'wide'", "algorithm.clip"]),
+        (["rollout.engine=sglang"], ["sglang", "vllm, transformers"]),
+        (["algorithm.clip=-1"], ["clip=-1.0 must be positive"]),
+        (["seed=[1"], ["error:", "key=value"]),
+        (["experiment=pocket"], ["+experiment=pocket"]),
+        (["+experiment=pocket", "algorithm.sequences_per_minibatch=48"], ["32 or 64"]),
+        ([], ["no stages", "+experiment=pocket"]),
+    ],
+)
+def test_mistakes_exit_with_2_and_say_how_to_mend(
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    wanted: list[str],
+):
+    assert command(*arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "Traceback" not in printed
+    assert all(words in printed for words in wanted), printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_only_prints_and_writes_nothing(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert command("+experiment=pocket", "run.plan_only=true") == 0
+    assert "5,120 episodes" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_resolved_configuration_is_saved_and_composes_again(command, recipe, tmp_path: Path):
+    seen: list[Path] = []
+    recipe(lambda config, plan, folder: seen.append(folder))
+    assert command("+experiment=pocket_tiny", "seed=3") == 0
+    assert seen[0].parent == Path("outputs/pocket_tiny")
+    saved = OmegaConf.load(seen[0] / "config.yaml")
+    assert saved.seed == 3
+    assert saved.run.dir == str(seen[0])
+    again = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), saved))
+    assert isinstance(again, Config)
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NonFiniteError("the loss is NaN", where="policy/1", mend="lower the rate"),
+        DataLineError("no field 'prompt'", where="file.jsonl:7", mend="add it"),
+    ],
+)
+def test_expected_failures_are_short_and_logged(
+    command, recipe, capsys: pytest.CaptureFixture[str], error: RehearsalError
+):
+    def fail(config: Config, plan: Plan, folder: Path) -> None:
+        raise error
+
+    recipe(fail)
+    assert command("+experiment=pocket_tiny", "run.dir=here") == error.exit_code != 0
+    printed = capsys.readouterr().err
+    assert all(words in printed for words in (error.what, error.where, error.mend))
+    assert "Traceback" not in printed
+    assert "Traceback" in Path("here/error.log").read_text()
+
+
+def test_a_used_folder_is_refused_unless_overwritten(command, recipe):
+    recipe(lambda config, plan, folder: None)
+    line = ["+experiment=pocket_tiny", "run.dir=here"]
+    assert command(*line) == 0
+    assert command(*line) == 2
+    assert command(*line, "run.overwrite=true") == 0
+
+
+def test_a_sweep_gives_every_job_a_folder(command, recipe):
+    folders: list[Path] = []
+    recipe(lambda config, plan, folder: folders.append(folder))
+    assert command("-m", "+experiment=pocket_tiny", "seed=1,2", "hydra.sweep.dir=sweep") == 0
+    assert [folder.name for folder in folders] == ["0", "1"]
+    assert [OmegaConf.load(folder / "config.yaml").seed for folder in folders] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unwinds_the_run(command, recipe, number: signal.Signals):
+    unwound: list[bool] = []
+
+    def wait(config: Config, plan: Plan, folder: Path) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            unwound.append(True)
+
+    recipe(wait)
+    before = signal.getsignal(number)
+    assert command("+experiment=pocket_tiny") == 128 + number
+    assert unwound == [True]
+    assert signal.getsignal(number) is before
+
+
+def test_nearest_keys():
+    assert nearest_keys("algorithm.gama")[0] == "algorithm.gamma"
+    assert nearest_keys("rollout.zero_stage")[0] == "trainer.zero_stage"
+    assert "sft.optimizer.learning_rate" in nearest_keys("sft.learning_rate")
+    assert nearest_keys("qqqq.wwww") == []
