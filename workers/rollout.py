@@ -45,6 +45,7 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
     """
     environment = {
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -25,7 +26,9 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from workers.errors import ConfigError, RoleError, WeightSyncError
 from workers.generation import Generated, Sample
@@ -82,12 +85,23 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         for bucket in buckets:
             # With tied weights the loader skips the output layer, which shares the embedding.
             wanted -= self.model.load_weights(iter(bucket))
+            if update_info.offer.transport != "shm":
+                self._keep_pending(bucket[0][1].untyped_storage().data_ptr())
         if self._tied:
             wanted.discard("lm_head.weight")
         if wanted:
             raise WeightSyncError(
                 f"{len(wanted)} weights of the engine were not updated, {min(wanted)} among them"
             )
+
+    def _keep_pending(self, buffer: int) -> None:
+        # A layer that waits for more elements holds views of the receive buffer, which the next
+        # bucket overwrites. Vocabulary rows are padded, so embeddings wait until the very end.
+        for layer in self.model.modules():
+            for _, call in get_layerwise_info(layer).loaded_weights:
+                for name, value in call.arguments.items():
+                    if isinstance(value, torch.Tensor) and _lies_at(buffer, value):
+                        call.arguments[name] = value.clone()
 
     def _buckets(self, offer: WeightOffer) -> Iterator[NamedTensors]:
         if offer.transport == "shm":
@@ -135,6 +149,10 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         self._shared.close()
 
 
+def _lies_at(buffer: int, tensor: torch.Tensor) -> bool:
+    return tensor.device.type != "meta" and tensor.untyped_storage().data_ptr() == buffer
+
+
 class WorkerExtension:
     """Verbs added to vLLM's workers."""
 
@@ -160,6 +178,8 @@ class VllmEngine:
             raise ConfigError(
                 f"vLLM refuses these settings: {error}", where=f"engine on {spec.checkpoint}"
             ) from error
+        if spec.device == "cpu":
+            self._require_head_size(self._llm)
 
     def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
         """Sample all, in the order given. Temperature 0 is greedy, with logprobs at 1."""
@@ -214,6 +234,18 @@ class VllmEngine:
             )
         return self._llm
 
+    def _require_head_size(self, llm: LLM) -> None:
+        # vLLM looks only when the first token is computed, and then leaves the request inside.
+        size = llm.llm_engine.vllm_config.model_config.get_head_size()
+        supported = CPUAttentionBackend.get_supported_head_sizes()
+        if size not in supported:
+            self.close()
+            raise ConfigError(
+                f"attention heads of size {size}; vLLM on CPU computes {supported}",
+                where=f"engine on {self._spec.checkpoint}",
+                mend="choose hidden_size / heads among these, or rollout.engine=transformers",
+            )
+
     def _parameters(self, seed: int, sampling: Sampling) -> SamplingParams:
         return SamplingParams(
             temperature=sampling.temperature,
@@ -254,6 +286,7 @@ def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
         "enforce_eager": spec.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "weight_transfer_config": {"backend": _BACKEND},
         "worker_extension_cls": f"{__name__}.{WorkerExtension.__name__}",
     }

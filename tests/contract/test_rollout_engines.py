@@ -1,0 +1,368 @@
+"""What both generation engines promise, against a plain forward pass of the same weights."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import socket
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from workers.errors import (
+    BrokenCheckpointError,
+    DataError,
+    MissingCheckpointError,
+    StaleEngineError,
+    WeightSyncError,
+)
+from workers.messages import (
+    EngineState,
+    Finish,
+    GenerationRequest,
+    GroupAddress,
+    RolloutBatch,
+    Sampling,
+)
+from workers.rollout import engine_environment
+from workers.specs import RolloutSpec
+from workers.weight_sync import GroupSender, SharedMemorySender, describe, make_offer
+
+VOCABULARY, EOS = 48, 2
+TOLERANCE = 1e-4  # nats
+
+
+def build_model(seed: int, tied: bool) -> LlamaForCausalLM:
+    """A random Llama with grouped queries whose samples end now and then."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=56, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=tied, bos_token_id=1, eos_token_id=EOS, pad_token_id=0,
+        initializer_range=0.12,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def serve(connection: Connection, rank: int) -> None:
+    """One rollout worker in a process of its own: verbs in, results or errors out."""
+    from workers.rollout import RolloutWorker
+
+    worker = RolloutWorker(rank)
+    while (call := connection.recv()) is not None:
+        verb, arguments = call
+        try:
+            connection.send((getattr(worker, verb)(*arguments), None))
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller shall see it)
+            connection.send((None, error))
+    worker.close()
+
+
+class Remote:
+    """Calls the verbs of a worker in another process."""
+
+    def __init__(self, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawn.Pipe()
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            self._process = spawn.Process(target=serve, args=(theirs, 0), daemon=True)
+            self._process.start()
+
+    def begin(self, verb: str, *arguments: Any) -> None:
+        self._connection.send((verb, arguments))
+
+    def answer(self) -> Any:
+        assert self._connection.poll(120), "the worker does not answer"
+        result, error = self._connection.recv()
+        if error is not None:
+            raise error
+        return result
+
+    def __call__(self, verb: str, *arguments: Any) -> Any:
+        self.begin(verb, *arguments)
+        return self.answer()
+
+    def stop(self) -> None:
+        self._connection.send(None)
+        self._process.join(20)
+        assert self._process.exitcode == 0
+
+
+def make_spec(engine: str, checkpoint: Path) -> RolloutSpec:
+    return RolloutSpec(
+        checkpoint=str(checkpoint), engine=engine, dtype="float32", device="cpu",
+        max_prompt_tokens=16, max_response_tokens=24, max_concurrent_sequences=16,
+        kv_cache_bytes=8 << 20, gpu_memory_fraction=0.5, tensor_parallel_size=1,
+        prefix_caching=True, enforce_eager=True, seed=0, eos_token_id=EOS, collective_seconds=20,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    paths = {tied: tmp_path_factory.mktemp("tied" if tied else "untied") for tied in (True, False)}
+    for tied, path in paths.items():
+        build_model(0, tied).save_pretrained(path)
+    return paths
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def process(request: pytest.FixtureRequest, checkpoints: dict[bool, Path]) -> Iterator[Remote]:
+    spec = make_spec(request.param, checkpoints[True])
+    with pytest.MonkeyPatch.context() as patch:
+        remote = Remote(engine_environment(spec), patch)
+    remote.engine = request.param  # type: ignore[attr-defined]
+    yield remote
+    remote.stop()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def started(
+    request: pytest.FixtureRequest, process: Remote, checkpoints: dict[bool, Path]
+) -> tuple[Remote, bool]:
+    process("start", make_spec(process.engine, checkpoints[request.param]), 0)  # type: ignore[attr-defined]
+    return process, request.param
+
+
+@pytest.fixture
+def worker(started: tuple[Remote, bool], checkpoints: dict[bool, Path]) -> Remote:
+    """Admitted with the first weights as version 0, whatever the test before has done."""
+    remote, tied = started
+    remote("load_checkpoint", str(checkpoints[tied]), 0)
+    return remote
+
+
+@pytest.fixture
+def tied(started: tuple[Remote, bool]) -> bool:
+    return started[1]
+
+
+def requests(samples: int = 1, first: int = 0) -> list[GenerationRequest]:
+    """Prompts of 3 to 16 tokens, several times as many sequences as the engine takes at once."""
+    rng = np.random.default_rng(7)
+    made = []
+    for i in range(24):
+        prompt = (1, *rng.integers(3, VOCABULARY, size=2 + i % 14).tolist())
+        ids = tuple(range(first + i * samples, first + (i + 1) * samples))
+        made.append(GenerationRequest(1000 + i, prompt, ids, tuple(100 + j for j in ids)))
+    return made
+
+
+@torch.no_grad()
+def oracle_logprobs(
+    model: LlamaForCausalLM, batch: RolloutBatch, temperature: float
+) -> list[np.ndarray]:
+    """Logprobs of each response in its own unpadded forward pass, in double precision."""
+    rows = []
+    for i in range(len(batch)):
+        tokens = torch.tensor(batch.tokens.row(i).astype(np.int64))
+        logits = model.double()(tokens[None]).logits[0] / (temperature or 1.0)
+        start = int(batch.prompt_lengths[i])
+        picked = logits.log_softmax(-1)[start - 1 : -1].gather(1, tokens[start:, None])
+        rows.append(picked[:, 0].numpy())
+    return rows
+
+
+def largest_difference(batch: RolloutBatch, model: LlamaForCausalLM, temperature: float) -> float:
+    oracle = oracle_logprobs(model, batch, temperature)
+    assert [len(r) for r in oracle] == batch.logprobs.lengths.tolist()
+    return max(np.abs(batch.logprobs.row(i) - o).max() for i, o in enumerate(oracle))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_logprobs_equal_a_plain_forward_pass(
+    worker: Remote, tied: bool, temperature: float
+) -> None:
+    batch = worker("generate", requests(2), Sampling(temperature, 24), 0)
+    assert largest_difference(batch, build_model(0, tied), temperature) < TOLERANCE
+
+
+def test_rows_follow_requests_and_carry_their_names(worker: Remote) -> None:
+    asked = requests(samples=3, first=500)
+    batch = worker("generate", asked, Sampling(1.0, 5), 0)
+    assert batch.ids.tolist() == list(range(500, 572))
+    assert batch.prompt_ids.tolist() == [1000 + i for i in range(24) for _ in range(3)]
+    assert [batch.prompt(3 * i + 2) for i in range(24)] == [list(r.prompt_tokens) for r in asked]
+    assert (batch.versions == 0).all()
+    responses = {tuple(batch.response(i)) for i in range(3)}
+    assert len(responses) == 3  # samples of one prompt differ
+
+
+def test_responses_end_with_the_end_token_or_at_the_limit(worker: Remote) -> None:
+    batch = worker("generate", requests(2), Sampling(1.0, 8), 0)
+    for i in range(len(batch)):
+        response = batch.response(i)
+        if batch.finish[i] == Finish.STOP:
+            assert response.index(EOS) == len(response) - 1
+        else:
+            assert batch.finish[i] == Finish.LENGTH
+            assert len(response) == 8
+            assert EOS not in response
+    assert set(batch.finish.tolist()) == {Finish.STOP, Finish.LENGTH}
+
+
+def test_seeds_decide_the_samples_whatever_else_is_in_the_batch(worker: Remote) -> None:
+    asked = requests()
+    everything = worker("generate", asked, Sampling(1.0, 12), 0)
+    again = worker("generate", asked, Sampling(1.0, 12), 0)
+    assert np.array_equal(everything.tokens.values, again.tokens.values)
+    assert np.array_equal(everything.logprobs.values, again.logprobs.values)
+    few = worker("generate", asked[5:8][::-1], Sampling(1.0, 12), 0)
+    assert [few.response(i) for i in (2, 1, 0)] == [everything.response(i) for i in (5, 6, 7)]
+    other = [
+        GenerationRequest(r.prompt_id, r.prompt_tokens, r.ids, (r.seeds[0] + 1000,)) for r in asked
+    ]
+    changed = worker("generate", other, Sampling(1.0, 12), 0)
+    assert not np.array_equal(everything.tokens.values, changed.tokens.values)
+
+
+def test_samples_follow_the_distribution(worker: Remote, tied: bool) -> None:
+    prompt, n = (1, 9, 17), 2000
+    asked = [GenerationRequest(0, prompt, tuple(range(n)), tuple(range(n)))]
+    batch = worker("generate", asked, Sampling(1.0, 1), 0)
+    with torch.no_grad():
+        logits = build_model(0, tied)(torch.tensor([prompt])).logits[0, -1]
+    expected = n * logits.double().softmax(-1).numpy()
+    counts = np.bincount([batch.response(i)[0] for i in range(n)], minlength=VOCABULARY)
+    large = expected >= 5
+    statistic = (((counts - expected) ** 2 / expected)[large]).sum()
+    degrees = int(large.sum())
+    assert statistic < degrees + 5 * math.sqrt(2 * degrees)  # chi-square: mean d, variance 2d
+
+
+def publish(model: LlamaForCausalLM, sender: SharedMemorySender, version: int) -> Any:
+    named = [(n, p.detach()) for n, p in model.named_parameters()]
+    return sender.publish(version, describe(named), [named])
+
+
+def test_update_replaces_all_weights_at_once(worker: Remote, tied: bool) -> None:
+    sender = SharedMemorySender(bucket_bytes=1 << 16)
+    old = worker("generate", requests(), Sampling(0.0, 12), 0)
+    for version in (1, 2):
+        model = build_model(version, tied)
+        offer = publish(model, sender, version)
+        receipt = worker("receive_weights", offer)
+        assert (receipt.version, receipt.checksum) == (version, offer.checksum)
+        assert worker("state") == EngineState(version, "unverified")
+        worker("admit", version)
+        new = worker("generate", requests(), Sampling(0.0, 12), version)
+        assert (new.versions == version).all()
+        assert not np.array_equal(new.tokens.values, old.tokens.values)
+        # The same prompts again: prefixes cached under the old weights would show here.
+        assert largest_difference(new, model, 0.0) < TOLERANCE
+        sampled = worker("generate", requests(2), Sampling(1.0, 12), version)
+        assert largest_difference(sampled, model, 1.0) < TOLERANCE
+
+
+def test_only_admitted_weights_of_the_asked_version_are_served(worker: Remote, tied: bool) -> None:
+    with pytest.raises(StaleEngineError, match="version 1, holds version 0"):
+        worker("generate", requests(), Sampling(), 1)
+    with pytest.raises(StaleEngineError):
+        worker("admit", 1)
+    model, sender = build_model(1, tied), SharedMemorySender()
+    worker("receive_weights", publish(model, sender, 1))
+    for version in (0, 1):
+        with pytest.raises(StaleEngineError, match="unverified"):
+            worker("generate", requests(), Sampling(), version)
+    with pytest.raises(StaleEngineError):
+        worker("probe", [(1, 5)], 4, 1.0, 0)
+    probe = worker("probe", [(1, 5), (1, 6, 7)], 4, 0.9, 1)
+    assert probe.ids.tolist() == [0, 1]
+    assert largest_difference(probe, model, 0.9) < TOLERANCE
+    worker("admit", 1)
+    assert len(worker("generate", requests(), Sampling(), 1)) == 24
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
+def test_incomplete_update_is_refused_and_nothing_is_served(
+    worker: Remote, tied: bool, checkpoints: dict[bool, Path], fault: str
+) -> None:
+    named = [(n, p.detach()) for n, p in build_model(1, tied).named_parameters()]
+    where = next(
+        i for i, (n, _) in enumerate(named) if n.endswith("layers.1.self_attn.k_proj.weight")
+    )
+    if fault == "missing":
+        del named[where]
+    elif fault == "unknown":
+        named.insert(where, ("model.layers.1.self_attn.extra.weight", torch.zeros(3)))
+    else:
+        named[where] = (named[where][0], named[where][1][:-1].contiguous())
+    sender = SharedMemorySender()
+    offer = sender.publish(1, describe(named), [named])
+    with pytest.raises(WeightSyncError, match=r"layers\.1\.self_attn"):
+        worker("receive_weights", offer)
+    for version in (0, 1):
+        with pytest.raises(StaleEngineError, match="empty"):
+            worker("generate", requests(), Sampling(), version)
+    worker("load_checkpoint", str(checkpoints[tied]), 3)  # the model itself was not touched
+    batch = worker("generate", requests(), Sampling(1.0, 8), 3)
+    assert largest_difference(batch, build_model(0, tied), 1.0) < TOLERANCE
+
+
+def test_update_through_a_process_group(worker: Remote, tied: bool) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = GroupAddress("127.0.0.1", probe.getsockname()[1], 2)
+    worker.begin("connect", address, 1)
+    sender = GroupSender(address, torch.device("cpu"), seconds=20)
+    worker.answer()
+    for version in (4, 5):
+        model = build_model(version, tied)
+        named = [(n, p.detach()) for n, p in model.named_parameters()]
+        offer = make_offer(version, describe(named), "gloo", bucket_bytes=1 << 16)
+        worker.begin("receive_weights", offer)
+        sent = sender.send(offer, ([pair] for pair in named))
+        received = worker.answer()
+        assert (received.version, received.checksum) == (version, sent.checksum)
+        probed = worker("probe", [(1, 5, 9)], 12, 1.0, version)
+        assert largest_difference(probed, model, 1.0) < TOLERANCE
+
+
+def test_checkpoint_folder_is_loaded_into_the_running_engine(
+    worker: Remote, tied: bool, tmp_path: Path
+) -> None:
+    model = build_model(6, tied)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    for version, name in enumerate(("whole", "shards"), start=6):
+        worker("load_checkpoint", str(tmp_path / name), version)
+        batch = worker("generate", requests(), Sampling(1.0, 8), version)
+        assert largest_difference(batch, model, 1.0) < TOLERANCE
+
+
+def test_unusable_checkpoint_folder_leaves_the_engine_as_it_was(
+    worker: Remote, tied: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingCheckpointError):
+        worker("load_checkpoint", str(tmp_path / "nowhere"), 1)
+    build_model(1, tied).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BrokenCheckpointError, match=r"model\.safetensors"):
+        worker("load_checkpoint", str(tmp_path), 1)
+    assert worker("state") == EngineState(0, "admitted")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "message"),
+    [
+        ((), 4, "0 prompt tokens"),
+        (tuple(range(3, 20)), 4, "17 prompt tokens"),
+        ((1, VOCABULARY), 4, "vocabulary"),
+        ((1, 5), 25, "max_tokens=25"),
+    ],
+)
+def test_unusable_request_is_refused_by_name(
+    worker: Remote, prompt: tuple[int, ...], tokens: int, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        worker("generate", [GenerationRequest(3, prompt, (0,), (0,))], Sampling(1.0, tokens), 0)
+    assert len(worker("generate", requests(), Sampling(1.0, 4), 0)) == 24
