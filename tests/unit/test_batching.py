@@ -143,6 +143,14 @@ def test_critic_steps_carry_the_global_counts() -> None:
     assert [sorted(s.work.ids.tolist()) for s in alone] == orders
 
 
+def test_each_epoch_shuffles_anew() -> None:
+    ids, lengths = _ids([1] * 32)
+    plan = StepPlan(ranks=1, token_budget=99, per_step=8, epochs=2, seed=(5,))
+    (steps,) = critic_steps(ids, lengths, lengths, plan)
+    first, second = ([sorted(s.work.ids.tolist()) for s in half] for half in (steps[:4], steps[4:]))
+    assert first != second
+
+
 def _documents(lengths: list[int]) -> TokenBatch:
     tokens = Ragged.from_rows([list(range(n)) for n in lengths], np.int32)
     return TokenBatch(tokens, Ragged(np.ones(len(tokens.values), bool), tokens.offsets))
