@@ -59,6 +59,7 @@ class StageState:
     step: int = 0
     started: float | None = None
     ended: float | None = None
+    first: tuple[int, float] | None = None  # steps done, and when, at the first report
     values: dict[str, deque[float]] = field(default_factory=dict)
 
     def elapsed(self, now: float) -> float:
@@ -67,11 +68,20 @@ class StageState:
             return 0.0
         return (self.ended if self.ended is not None else now) - self.started
 
-    def seconds_left(self, now: float) -> float | None:
-        """Seconds to go at the mean speed so far; None before the first step."""
-        if self.step == 0:
+    def rate(self, now: float) -> float | None:
+        """Mean steps a second since the first one, which waits for processes to start.
+
+        None until a second step is done.
+        """
+        if self.first is None or self.step <= self.first[0]:
             return None
-        return self.elapsed(now) / self.step * (self.total - self.step)
+        end = self.ended if self.ended is not None else now
+        return (self.step - self.first[0]) / max(end - self.first[1], 1e-9)
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds to go at that speed; None while it is unknown."""
+        rate = self.rate(now)
+        return None if rate is None else (self.total - self.step) / rate
 
     def headline(self) -> str:
         """All headline values in one line."""
@@ -157,6 +167,8 @@ class LiveView:
         with self._lock:
             stage = self._current()
             stage.step = step
+            if stage.first is None:
+                stage.first = (step, self._clock())
             for name, value in headline.items():
                 stage.values.setdefault(name, deque(maxlen=_HISTORY)).append(value)
             if self._lines:
@@ -363,10 +375,9 @@ def duration(seconds: float) -> str:
 
 def speed(stage: StageState, now: float) -> str:
     """Mean speed of a stage, as steps a second or seconds a step."""
-    elapsed = stage.elapsed(now)
-    if stage.step == 0 or elapsed <= 0:
+    rate = stage.rate(now)
+    if rate is None:
         return ""
-    rate = stage.step / elapsed
     return f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
 
 

@@ -75,7 +75,7 @@ def test_a_reader_that_leaves_does_not_end_the_run() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_the_view_fits_its_width_and_shows_all_stages(width: int) -> None:
-    ppo = StageState("ppo", total=40, step=10, started=70.0)
+    ppo = StageState("ppo", total=40, step=10, started=70.0, first=(0, 70.0))
     done = StageState("reward_model", total=5, step=5, started=50.0, ended=60.0)
     ppo.values = {"score_mean": deque([1.0]), "kl_sequence": deque([2.0, 1.0])}
     state = RunState("pocket", 40.0, [done, ppo, StageState("evaluate")], current=ppo)
