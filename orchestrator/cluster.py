@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ _RAY_SWITCHES = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
+_KNOCK_SECONDS = 10.0
 _LEAVE_SECONDS = 10.0  # processes of a local cluster that live longer than this are killed
 
 
@@ -234,8 +236,9 @@ def _connect(config: ClusterConfig, layout: Layout, local: _Local | None) -> Non
                 **common,
             )
         else:
+            _knock(config.address)
             ray.init(address=config.address, **common)
-    except ConnectionError as error:
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise ResourceError(
             f"no Ray cluster answers at {config.address!r}: {error}",
             where="cluster.address",
@@ -243,6 +246,13 @@ def _connect(config: ClusterConfig, layout: Layout, local: _Local | None) -> Non
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _knock(address: str) -> None:
+    """Connect to HOST:PORT and hang up: ray.init itself retries a dead address for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _whole(cpus: float) -> int:

@@ -22,6 +22,8 @@ from workers.errors import RoleError
 
 class Spinner:
     def where(self) -> tuple[int, str]:
+        sys.stdout.write("words of the policy\n")
+        sys.stdout.flush()
         return os.getpid(), os.environ["OMP_NUM_THREADS"]
 
     def spin(self) -> None:

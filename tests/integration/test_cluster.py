@@ -13,6 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
+import ray.cluster_utils
+
+from orchestrator.cluster import start_cluster
+from orchestrator.config import ClusterConfig, Placement, RoleName, RoleResources, RolesConfig
+from orchestrator.placement import place_roles
+from workers.errors import ResourceError
 
 DRIVER = Path(__file__).with_name("cluster_driver.py")
 MARK = "REHEARSAL_TEST_MARK"
@@ -80,6 +87,8 @@ def test_an_error_shuts_everything_down_and_keeps_the_logs(start):
     assert errors.startswith("error: the policy failed")
     assert "Traceback" not in errors
     assert "RoleError" in (driver.folder / "error.log").read_text()
+    logs = [path.read_text() for path in (driver.folder / "logs").iterdir()]
+    assert any("words of the policy" in log for log in logs)
 
 
 def test_sigterm_shuts_everything_down(start):
@@ -99,3 +108,51 @@ def test_sigkill_of_the_driver_leaves_no_process(start):
     driver.process.kill()
     driver.process.wait(timeout=10)
     assert driver.left_after(30) == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379"])
+def test_no_cluster_at_the_address(address: str):
+    config = ClusterConfig(address=address)
+    with pytest.raises(ResourceError, match="no Ray cluster answers") as caught:
+        start_cluster(config, place_roles(config, [RoleName.policy]), 5)
+    assert "ray start" in caught.value.mend
+
+
+@pytest.mark.slow
+def test_groups_apart_on_two_nodes():
+    class Where:  # local, so that it travels by value: workers cannot import this file
+        def node(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+    nodes = ray.cluster_utils.Cluster()
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=4, include_dashboard=False, object_store_memory=80 << 20)
+        two = RoleResources(workers=2, cpus=1)
+        config = ClusterConfig(
+            address=nodes.address, nodes=2, cpus_per_node=4, placement=Placement.apart,
+            roles=RolesConfig(policy=two, critic=two),
+        )  # fmt: skip
+        layout = place_roles(config, [RoleName.policy, RoleName.critic])
+        with start_cluster(config, layout, 60) as cluster:
+            found = {
+                role: ray.get(
+                    [
+                        ray.remote(Where)
+                        .options(**cluster.bundle(role, rank))
+                        .remote()
+                        .node.remote()
+                        for rank in range(2)
+                    ]
+                )
+                for role in ("policy", "critic")
+            }
+        assert [len(set(nodes)) for nodes in found.values()] == [1, 1]
+        assert found["policy"] != found["critic"]
+
+        config.cpus_per_node, config.roles.policy.cpus = 99, 40
+        too_large = place_roles(config, [RoleName.policy])
+        with pytest.raises(ResourceError, match="80 CPUs"):
+            start_cluster(config, too_large, 5)
+    finally:
+        nodes.shutdown()
