@@ -209,9 +209,18 @@ class VllmEngine:
         """Replace all weights and forget cached prefixes; gives the checksum of what arrived."""
         llm = self._require_llm()
         self._broken = True
-        llm.start_weight_update()
-        llm.update_weights({"update_info": {"offer": offer}})
-        llm.finish_weight_update(str(offer.version))
+        try:
+            llm.start_weight_update()
+            llm.update_weights({"update_info": {"offer": offer}})
+            llm.finish_weight_update(str(offer.version))
+        except WeightSyncError:
+            raise
+        except RuntimeError as error:  # tensor-parallel workers hand on the text of an error only
+            raise WeightSyncError(
+                f"vLLM could not load the update: {error}",
+                where=f"version {offer.version}",
+                mend="start the engine again, then transfer the whole model",
+            ) from error
         if not llm.reset_prefix_cache():
             raise WeightSyncError("cached prefixes of the old weights could not be dropped")
         checksums = set(llm.collective_rpc("received_checksum"))

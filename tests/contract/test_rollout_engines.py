@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.errors import (
     BrokenCheckpointError,
+    ConfigError,
     DataError,
     MissingCheckpointError,
     StaleEngineError,
@@ -38,12 +39,12 @@ VOCABULARY, EOS = 48, 2
 TOLERANCE = 1e-4  # nats
 
 
-def build_model(seed: int, tied: bool) -> LlamaForCausalLM:
+def build_model(seed: int, tied: bool, heads: int = 4) -> LlamaForCausalLM:
     """A random Llama with grouped queries whose samples end now and then."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=128, intermediate_size=56, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        num_attention_heads=heads, num_key_value_heads=2, max_position_embeddings=64,
         tie_word_embeddings=tied, bos_token_id=1, eos_token_id=EOS, pad_token_id=0,
         initializer_range=0.12,
     )  # fmt: skip
@@ -113,22 +114,37 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return paths
 
 
-@pytest.fixture(scope="module", params=["vllm", "transformers"])
-def process(request: pytest.FixtureRequest, checkpoints: dict[bool, Path]) -> Iterator[Remote]:
-    spec = make_spec(request.param, checkpoints[True])
-    with pytest.MonkeyPatch.context() as patch:
-        remote = Remote(engine_environment(spec), patch)
-    remote.engine = request.param  # type: ignore[attr-defined]
-    yield remote
-    remote.stop()
+@pytest.fixture(scope="module")
+def processes(checkpoints: dict[bool, Path]) -> Iterator[Callable[[str], Remote]]:
+    """One process an engine, started when first asked for."""
+    made: dict[str, Remote] = {}
+
+    def process(engine: str) -> Remote:
+        if engine not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                made[engine] = Remote(
+                    engine_environment(make_spec(engine, checkpoints[True])), patch
+                )
+        return made[engine]
+
+    yield process
+    for remote in made.values():
+        remote.stop()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+CASES = [(engine, tied) for engine in ("vllm", "transformers") for tied in (True, False)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda c: f"{c[0]}-{'un' * (not c[1])}tied")
 def started(
-    request: pytest.FixtureRequest, process: Remote, checkpoints: dict[bool, Path]
+    request: pytest.FixtureRequest,
+    processes: Callable[[str], Remote],
+    checkpoints: dict[bool, Path],
 ) -> tuple[Remote, bool]:
-    process("start", make_spec(process.engine, checkpoints[request.param]), 0)  # type: ignore[attr-defined]
-    return process, request.param
+    engine, tied = request.param
+    remote = processes(engine)
+    remote("start", make_spec(engine, checkpoints[tied]), 0)
+    return remote, tied
 
 
 @pytest.fixture
@@ -366,3 +382,11 @@ def test_unusable_request_is_refused_by_name(
     with pytest.raises(DataError, match=message):
         worker("generate", [GenerationRequest(3, prompt, (0,), (0,))], Sampling(1.0, tokens), 0)
     assert len(worker("generate", requests(), Sampling(1.0, 4), 0)) == 24
+
+
+def test_vllm_names_head_sizes_that_it_cannot_compute(
+    processes: Callable[[str], Remote], tmp_path: Path
+) -> None:
+    build_model(0, tied=True, heads=8).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="heads of size 16"):
+        processes("vllm")("start", make_spec("vllm", tmp_path), 0)

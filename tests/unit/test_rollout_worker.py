@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import workers.rollout
+from workers.errors import (
+    BrokenCheckpointError,
+    ChecksumError,
+    MissingCheckpointError,
+    RoleError,
+    StaleEngineError,
+    WeightSyncError,
+)
+from workers.generation import Generated, Sample
+from workers.messages import (
+    EngineState,
+    Finish,
+    GenerationRequest,
+    GroupAddress,
+    Sampling,
+    TensorMeta,
+    WeightOffer,
+)
+from workers.rollout import RolloutWorker, engine_environment
+from workers.safetensors_folder import SafetensorsFolder
+from workers.specs import RolloutSpec
+
+METAS = (TensorMeta("a.weight", "float32", (4, 2)), TensorMeta("b.weight", "bfloat16", (3,)))
+
+
+class EchoEngine:
+    """Repeats the prompt; fails on demand."""
+
+    def __init__(self) -> None:
+        self.fail = False
+        self.closed = False
+
+    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
+        return [
+            Generated(s.prompt[: sampling.max_tokens], [-0.5] * len(s.prompt), Finish.LENGTH)
+            for s in samples
+        ]
+
+    def connect(self, address: GroupAddress, group_rank: int) -> None: ...
+
+    def receive(self, offer: WeightOffer) -> str:
+        if self.fail:
+            raise ChecksumError("bytes differ")
+        return "sum"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"vocab_size": 10, "tie_word_embeddings": true}')
+    tensors = {"a.weight": torch.zeros(4, 2), "b.weight": torch.zeros(3, dtype=torch.bfloat16)}
+    save_file({**tensors, "lm_head.weight": torch.zeros(4, 2)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def make_spec(checkpoint: Path) -> RolloutSpec:
+    return RolloutSpec(
+        checkpoint=str(checkpoint), engine="vllm", dtype="float32", device="cpu",
+        max_prompt_tokens=8, max_response_tokens=8, max_concurrent_sequences=4,
+        kv_cache_bytes=1 << 20, gpu_memory_fraction=0.5, tensor_parallel_size=1,
+        prefix_caching=True, enforce_eager=True, seed=40, eos_token_id=2,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[EchoEngine]:
+    made: list[EchoEngine] = []
+
+    def make(spec: RolloutSpec) -> EchoEngine:
+        made.append(EchoEngine())
+        return made[-1]
+
+    monkeypatch.setattr(workers.rollout, "_make_engine", make)
+    for name, value in engine_environment(make_spec(Path())).items():
+        monkeypatch.setenv(name, value)  # undone with the test; `start` sets the same
+    return made
+
+
+def offer(version: int, metas: tuple[TensorMeta, ...] = METAS) -> WeightOffer:
+    return WeightOffer(version, metas, 128, "gloo")
+
+
+REQUEST = GenerationRequest(7, (3, 4, 5), (20, 21), (1, 2))
+
+
+def test_engine_serves_what_it_was_started_on(engines: list[EchoEngine], checkpoint: Path) -> None:
+    worker = RolloutWorker(3)
+    with pytest.raises(RoleError, match="not started"):
+        worker.generate([REQUEST], Sampling(1.0, 8), 0)
+    info = worker.start(make_spec(checkpoint), 5)
+    assert (info.role, info.rank) == ("rollout", 3)
+    batch = worker.generate([REQUEST, REQUEST], Sampling(1.0, 3), 5)
+    assert batch.ids.tolist() == [20, 21, 20, 21]
+    assert batch.prompt(1) == batch.response(1) == [3, 4, 5]
+    assert batch.versions.tolist() == [[5, 5]] * 4
+    assert np.allclose(batch.logprobs.values, -0.5)
+    worker.close()
+    assert engines[0].closed
+    with pytest.raises(RoleError):
+        worker.generate([REQUEST], Sampling(1.0, 8), 5)
+
+
+def test_weights_pass_from_empty_over_unverified_to_admitted(
+    engines: list[EchoEngine], checkpoint: Path
+) -> None:
+    worker = RolloutWorker(0)
+    worker.start(make_spec(checkpoint), 0)
+    receipt = worker.receive_weights(offer(1))
+    assert (receipt.version, receipt.checksum, receipt.nbytes) == (1, "sum", 128)
+    assert worker.state() == EngineState(1, "unverified")
+    with pytest.raises(StaleEngineError, match="rollout worker 0"):
+        worker.generate([REQUEST], Sampling(1.0, 8), 1)
+    assert len(worker.probe([(3,), (4, 5)], 2, 1.0, 1)) == 2
+    worker.admit(1)
+    assert worker.state() == EngineState(1, "admitted")
+    assert len(worker.generate([REQUEST], Sampling(1.0, 8), 1)) == 2
+
+
+def test_engine_whose_update_failed_must_be_started_again(
+    engines: list[EchoEngine], checkpoint: Path
+) -> None:
+    worker = RolloutWorker(0)
+    worker.start(make_spec(checkpoint), 0)
+    engines[0].fail = True
+    with pytest.raises(ChecksumError):
+        worker.receive_weights(offer(1))
+    engines[0].fail = False
+    assert worker.state().status == "empty"
+    for call in (
+        lambda: worker.generate([REQUEST], Sampling(1.0, 8), 0),
+        lambda: worker.probe([(3,)], 1, 1.0, 1),
+        lambda: worker.receive_weights(offer(1)),
+        lambda: worker.admit(1),
+    ):
+        with pytest.raises(WeightSyncError, match="version 1 did not finish"):
+            call()
+    worker.start(make_spec(checkpoint), 0)
+    assert engines[0].closed
+    assert len(worker.generate([REQUEST], Sampling(1.0, 8), 0)) == 2
+
+
+def test_tied_output_layer_may_come_along(engines: list[EchoEngine], checkpoint: Path) -> None:
+    worker = RolloutWorker(0)
+    worker.start(make_spec(checkpoint), 0)
+    head = TensorMeta("lm_head.weight", "float32", (4, 2))
+    worker.receive_weights(offer(1, (*METAS, head)))
+    worker.receive_weights(offer(2, METAS))
+    with pytest.raises(WeightSyncError, match=r"b\.weight .*missing"):
+        worker.receive_weights(offer(3, (METAS[0], head)))
+
+
+def test_probe_seeds_follow_the_engine(
+    engines: list[EchoEngine], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = RolloutWorker(0)
+    worker.start(make_spec(checkpoint), 0)
+    seen: list[Sample] = []
+
+    def generate(samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
+        seen.extend(samples)
+        return [Generated([2], [-1.0], Finish.STOP) for _ in samples]
+
+    monkeypatch.setattr(engines[0], "generate", generate)
+    worker.probe([(3,), (4,)], 2, 1.0, 0)
+    assert seen == [Sample((3,), 40), Sample((4,), 41)]
+
+
+def test_folder_names_what_is_wrong_with_it(checkpoint: Path) -> None:
+    folder = SafetensorsFolder(str(checkpoint))
+    assert folder.tied
+    assert folder.shapes == {"a.weight": (4, 2), "b.weight": (3,)}
+    assert {m.dtype for m in folder.metas} == {"float32", "bfloat16"}
+    assert [name for bucket in folder.buckets() for name, _ in bucket] == [
+        m.name for m in folder.metas
+    ]
+    with pytest.raises(MissingCheckpointError):
+        SafetensorsFolder(str(checkpoint / "nowhere"))
+    (checkpoint / "config.json").write_text("[]")
+    with pytest.raises(BrokenCheckpointError, match=r"config\.json: not a JSON object"):
+        SafetensorsFolder(str(checkpoint))
+    (checkpoint / "config.json").write_text('{"vocab_size": 10}')
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(BrokenCheckpointError, match=r"model\.safetensors"):
+        SafetensorsFolder(str(checkpoint))
+
+
+def test_environment_of_gpu_engines_keeps_the_compiler(checkpoint: Path) -> None:
+    import dataclasses
+
+    cpu = make_spec(checkpoint)
+    assert engine_environment(cpu)["TORCHDYNAMO_DISABLE"] == "1"
+    assert engine_environment(dataclasses.replace(cpu, threads=3))["OMP_NUM_THREADS"] == "3"
+    gpu = engine_environment(dataclasses.replace(cpu, device="cuda"))
+    assert not {"TORCHDYNAMO_DISABLE", "OMP_NUM_THREADS"} & gpu.keys()
