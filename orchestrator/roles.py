@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import ray
 
+from orchestrator.handles import Experience, Fields, Ref, Rollouts
 from orchestrator.waiting import Pending, Position, everything, first, nothing
 from workers.critic import CriticWorker
 from workers.messages import (
     ExperienceBatch,
     ExperienceSummary,
+    FloatArray,
     GenerationRequest,
     GroupAddress,
     PairCounts,
@@ -54,31 +56,6 @@ from workers.specs import (
     ShapingSpec,
     TrainModelSpec,
 )
-
-Ref = Any  # ray.ObjectRef; the type is erased because refs of several records mix in one list
-
-
-@dataclass(frozen=True, slots=True)
-class Rollouts:
-    """References to the sequences of one step, one shard an engine, and their scalars."""
-
-    shards: tuple[Ref, ...]  # of RolloutBatch
-    summary: RolloutSummary
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """References to one number a token, one shard a rank."""
-
-    shards: tuple[Ref, ...]  # of TokenField
-
-
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """References to sequences ready for PPO, one shard a critic rank, and their scalars."""
-
-    shards: tuple[Ref, ...]  # of ExperienceBatch
-    summaries: tuple[ExperienceSummary, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +200,14 @@ class _Group:
         shards: list[Ref] = []
         return self._all(doing, _keeping(shards, call), lambda _: Fields(tuple(shards)))
 
+    def _bring(self, shards: Sequence[Ref], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
+        """Fetch records that workers have made to the driver."""
+        names = [f"shard {n} of {len(shards)}, fetched by {self.role}" for n in range(len(shards))]
+        seconds = self._launch.call_seconds
+        return Pending(
+            list(shards), names, f"{self.role}: fetch", seconds, self._launch.position, combine
+        )
+
     def _remember(self, infos: list[RoleInfo]) -> list[RoleInfo]:
         self.infos = infos
         return infos
@@ -270,6 +255,10 @@ class RolloutGroup(_Group):
             lambda summaries: Rollouts(tuple(shards), _join_summaries(summaries)),
             ranks=busy,
         )
+
+    def fetch(self, rollouts: Rollouts) -> Pending[RolloutBatch]:
+        """Bring whole sequences to the driver: for texts and labels, never for training."""
+        return self._bring(rollouts.shards, RolloutBatch.concat)
 
     def load_checkpoint(self, path: str, version: int) -> Pending[list[WeightReceipt]]:
         """Load a Hugging Face folder of the same architecture, admitted as `version`."""
@@ -335,6 +324,10 @@ class RewardGroup(_Group):
             ranks=busy,
         )
 
+    def score_batch(self, batch: RolloutBatch) -> Pending[Scores]:
+        """Like `score`, of sequences that the driver holds."""
+        return self.score(Rollouts((ray.put(batch),), batch.summary()))
+
 
 class ReferenceGroup(_Group):
     """n replicas of a frozen language model."""
@@ -356,7 +349,7 @@ class ReferenceGroup(_Group):
             lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
         )
 
-    def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[np.ndarray]]:
+    def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[FloatArray]]:
         """Summed loss of each row's targets, (B,) nats; one batch a replica."""
         return self._all(
             "row losses",
@@ -415,6 +408,10 @@ class PolicyGroup(_TrainerGroup):
             lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
         )
 
+    def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
+        """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
+        return self._bring(fields.shards, everything)
+
     def update(
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
     ) -> Pending[list[StepStats]]:
@@ -470,7 +467,7 @@ class CriticGroup(_TrainerGroup):
             first,
         )
 
-    def score(self, batch: TokenBatch) -> Pending[np.ndarray]:
+    def score(self, batch: TokenBatch) -> Pending[FloatArray]:
         """Reward of whole sequences, (B,); every rank computes the same."""
         return self._all("score", lambda actor, _: actor.score.remote(batch), first)
 
@@ -517,21 +514,6 @@ class CriticGroup(_TrainerGroup):
             lambda actor, rank: actor.update_on.remote(steps[rank], experience.shards, value_clip),
             first,
         )
-
-
-def put_rollouts(batch: RolloutBatch) -> Rollouts:
-    """Hand sequences that the driver holds to the workers."""
-    return Rollouts((ray.put(batch),), batch.summary())
-
-
-def fetch_rollouts(rollouts: Rollouts, seconds: float) -> RolloutBatch:
-    """Bring whole sequences to the driver: for texts and labels, never for training."""
-    return RolloutBatch.concat(ray.get(list(rollouts.shards), timeout=seconds))
-
-
-def fetch_fields(fields: Fields, seconds: float) -> list[TokenField]:
-    """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
-    return ray.get(list(fields.shards), timeout=seconds)
 
 
 def _keeping(

@@ -12,9 +12,8 @@ import numpy as np
 from orchestrator import checkpoint
 from orchestrator.config import Config
 from orchestrator.derive import rollout_spec
-from orchestrator.fleet import Fleet
+from orchestrator.handles import Roles, Rollout
 from orchestrator.live import LiveView
-from orchestrator.roles import RolloutGroup, fetch_rollouts
 from orchestrator.run_folder import RunFolder
 from orchestrator.seeds import derive
 from orchestrator.summary import EvaluationRow, LedgerTotals, Preference
@@ -48,7 +47,7 @@ class Session:
     source: DataSource
     telemetry: Telemetry
     live: LiveView
-    fleet: Fleet
+    fleet: Roles
     position: Position
     started: float  # time.monotonic() at the start of the program
     checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
@@ -81,7 +80,7 @@ class Session:
         self._next_version += 1
         return self._next_version
 
-    def engines_on(self, path: str) -> tuple[RolloutGroup, int]:
+    def engines_on(self, path: str) -> tuple[Rollout, int]:
         """The rollout engines serving the checkpoint at `path`, and its version."""
         version = self.next_version()
         rollout = self.fleet.rollout
@@ -92,7 +91,7 @@ class Session:
             self._engine_started = True
         return rollout, version
 
-    def engines_for(self, path: str) -> tuple[RolloutGroup, int]:
+    def engines_for(self, path: str) -> tuple[Rollout, int]:
         """Like `engines_on`, for a checkpoint of another shape: the engines start afresh."""
         version = self.next_version()
         rollout = self.fleet.rollout
@@ -128,12 +127,12 @@ class Session:
         return Sampling(rollout.temperature, rollout.max_response_tokens)
 
     def sample_texts(
-        self, rollout: RolloutGroup, version: int, prompts: Sequence[Prompt], *path: str | int
+        self, rollout: Rollout, version: int, prompts: Sequence[Prompt], *path: str | int
     ) -> tuple[list[str], RolloutBatch]:
         """One sampled text a prompt, in the order of the prompts, and the sequences themselves."""
         requests = self.requests(prompts, 1, *path)
         rollouts = rollout.generate(requests, self.sampling(), version).result()
-        batch = fetch_rollouts(rollouts, self.config.run.call_seconds)
+        batch = rollout.fetch(rollouts).result()
         row = {int(i): n for n, i in enumerate(batch.ids)}
         batch = batch.select(np.array([row[r.ids[0]] for r in requests]))
         return [self.source.detokenize(batch.response(i)) for i in range(len(batch))], batch

@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.config import RolloutConfig, Transport
-from orchestrator.roles import PolicyGroup, RolloutGroup, fetch_fields, fetch_rollouts
+from orchestrator.handles import Policy, Rollout
 from workers.errors import ChecksumError, ParityError
 from workers.messages import RolloutBatch, TokenField, WeightReceipt
 
@@ -59,19 +59,17 @@ class WeightSync:
 
     def __init__(
         self,
-        policy: PolicyGroup,
-        rollout: RolloutGroup,
+        policy: Policy,
+        rollout: Rollout,
         config: RolloutConfig,
         probe_prompts: list[tuple[int, ...]],
         micro_batch_tokens: int,
-        seconds: float,
     ) -> None:
         self._policy = policy
         self._rollout = rollout
         self._config = config
         self._prompts = probe_prompts
         self._budget = micro_batch_tokens
-        self._seconds = seconds
         if config.transport is not Transport.shm:
             self._connect()
 
@@ -126,7 +124,7 @@ class WeightSync:
         )
         fields = self._policy.logprobs(works, probed, temperature).result()
         parity = compare_logprobs(
-            fetch_rollouts(probed, self._seconds), fetch_fields(fields, self._seconds)
+            self._rollout.fetch(probed).result(), self._policy.fetch(fields).result()
         )
         tolerance = self._config.parity_tolerance
         if not parity.max_difference <= tolerance:  # NaN fails too

@@ -15,7 +15,6 @@ import numpy as np
 
 from orchestrator.config import RewardKind
 from orchestrator.derive import frozen_spec, reward_spec
-from orchestrator.roles import put_rollouts
 from orchestrator.samples import Comparison, write_comparisons
 from orchestrator.session import Session
 from orchestrator.statistics import preference, win_rate
@@ -155,7 +154,7 @@ def _reward_scores(session: Session, batch: RolloutBatch) -> list[float] | None:
         return None
     checkpoint = "" if function else session.need("reward_model")
     session.fleet.reward.load(reward_spec(session.config, checkpoint, session.need("sft"))).result()
-    scores = session.fleet.reward.score(put_rollouts(batch)).result()
+    scores = session.fleet.reward.score_batch(batch).result()
     failures = [failure for failure in scores.failures if failure]
     if failures:
         raise RewardError(

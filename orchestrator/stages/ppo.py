@@ -17,13 +17,12 @@ from orchestrator import batching
 from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
+from orchestrator.handles import Answer, Experience, Fields, Rollouts
 from orchestrator.ledger import Ledger
-from orchestrator.roles import Experience, Fields, Rollouts
 from orchestrator.session import Session
 from orchestrator.stages.ppo_record import Iteration, mean_kl, record_iteration, record_start
 from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
-from orchestrator.waiting import Pending
 from workers.errors import RewardError
 from workers.experience import whitening_moments
 from workers.messages import Finish, IntArray, Scores, StepStats, TokenBatch, Work
@@ -156,7 +155,6 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         config.rollout,
         [p.tokens for p in probe],
         config.trainer.micro_batch_tokens,
-        config.run.call_seconds,
     )
     run = _Run(
         session=session,
@@ -200,7 +198,7 @@ def _sync(run: _Run) -> SyncReport:
     return report
 
 
-def _generate(run: _Run, iteration: int) -> Pending[Rollouts]:
+def _generate(run: _Run, iteration: int) -> Answer[Rollouts]:
     session, settings = run.session, run.session.config.algorithm
     count = settings.prompts_per_iteration
     prompts = session.source.prompts("ppo", iteration * count, count)
@@ -241,12 +239,12 @@ def _works(run: _Run, rollouts: Rollouts, ids: IntArray) -> _Works:
     )
 
 
-def _policy_logprobs(run: _Run, works: _Works, rollouts: Rollouts) -> Pending[Fields]:
+def _policy_logprobs(run: _Run, works: _Works, rollouts: Rollouts) -> Answer[Fields]:
     temperature = run.session.config.rollout.temperature
     return run.session.fleet.policy.logprobs(works.policy, rollouts, temperature)
 
 
-def _reference_logprobs(run: _Run, rollouts: Rollouts) -> Pending[Fields]:
+def _reference_logprobs(run: _Run, rollouts: Rollouts) -> Answer[Fields]:
     reference = run.session.fleet.reference
     works = _shared(run, rollouts, rollouts.summary.ids, reference.size)
     return reference.logprobs(works, rollouts, run.session.config.rollout.temperature)
@@ -292,7 +290,7 @@ def _build(
     old: Fields,
     reference: Fields,
     values: Fields,
-) -> Pending[Experience]:
+) -> Answer[Experience]:
     settings, critic = run.session.config.algorithm, run.session.fleet.critic
     works = _shared(run, rollouts, kept, critic.size)
     shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
@@ -336,7 +334,7 @@ def _pretraining_mix(run: _Run, plan: StepPlan, kept: IntArray) -> list[TokenBat
 
 def _update_policy(
     run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
-) -> Pending[list[StepStats]]:
+) -> Answer[list[StepStats]]:
     settings, policy = run.session.config.algorithm, run.session.fleet.policy
     plan = _step_plan(run, iteration, policy.size, kept)
     steps = batching.policy_steps(
@@ -357,7 +355,7 @@ def _update_policy(
 
 def _update_critic(
     run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
-) -> Pending[list[StepStats]]:
+) -> Answer[list[StepStats]]:
     critic = run.session.fleet.critic
     plan = _step_plan(run, iteration, critic.size, kept)
     steps = batching.critic_steps(kept, *_lengths(rollouts, kept), plan)
@@ -380,14 +378,14 @@ class _Timed:
         self._run = run
         self._iteration = iteration
 
-    def __call__(self, phase: str, pending: Pending[T]) -> _TimedPending[T]:
+    def __call__(self, phase: str, pending: Answer[T]) -> _TimedAnswer[T]:
         span = self._run.session.telemetry.span(self._run.stage, self._iteration, phase)
         span.__enter__()
-        return _TimedPending(pending, span)
+        return _TimedAnswer(pending, span)
 
 
-class _TimedPending(Generic[T]):
-    def __init__(self, pending: Pending[T], span: AbstractContextManager[None]) -> None:
+class _TimedAnswer(Generic[T]):
+    def __init__(self, pending: Answer[T], span: AbstractContextManager[None]) -> None:
         self._pending = pending
         self._span = span
 

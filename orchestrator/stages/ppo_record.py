@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.handles import Experience, Rollouts
 from orchestrator.ledger import LedgerSummary
-from orchestrator.roles import Experience, Rollouts, fetch_rollouts
 from orchestrator.samples import RolloutSample, append_rollouts
 from orchestrator.session import Session
 from orchestrator.sync import SyncReport
@@ -140,7 +140,7 @@ def _gold(session: Session, stage: str, step: int, version: int) -> dict[str, fl
 
 def _keep_samples(session: Session, done: Iteration) -> None:
     """Keep the texts of a few training rollouts."""
-    batch = fetch_rollouts(done.rollouts, session.config.run.call_seconds)
+    batch = session.fleet.rollout.fetch(done.rollouts).result()
     score = dict(zip(done.scores.ids.tolist(), done.scores.values.tolist(), strict=True))
     kl = {
         i: k

@@ -10,7 +10,6 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.derive import train_spec
-from orchestrator.roles import fetch_rollouts
 from orchestrator.run_folder import write_text
 from orchestrator.session import Session
 from workers.data.records import Prompt
@@ -97,7 +96,7 @@ def _sample_from(
     asked = [(prompt, count) for prompt, count in zip(prompts, counts, strict=True) if count]
     requests = session.requests([p for p, _ in asked], [c for _, c in asked], "reward_model", name)
     rollouts = rollout.generate(requests, session.sampling(), version).result()
-    batch = fetch_rollouts(rollouts, session.config.run.call_seconds)
+    batch = rollout.fetch(rollouts).result()
     responses = {int(i): batch.response(row) for row, i in enumerate(batch.ids)}
     index = {prompt.id: n for n, prompt in enumerate(prompts)}
     for request in requests:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator import batching
+from orchestrator.handles import Answer
 from orchestrator.session import Session
-from orchestrator.waiting import Pending
 from workers.messages import StepStats, TextLoss, TokenBatch
 
 _IN_FLIGHT = 2  # the driver prepares the next batch while the trainers work on this one
@@ -29,7 +29,7 @@ def train(session: Session, loop: Loop) -> None:
     """Run `loop.steps` optimizer steps on the policy's trainers and record each."""
     policy = session.fleet.policy
     budget = session.config.trainer.micro_batch_tokens
-    waiting: deque[tuple[int, int, Pending[StepStats]]] = deque()
+    waiting: deque[tuple[int, int, Answer[StepStats]]] = deque()
     clock = time.monotonic()
 
     def settle() -> None:

@@ -1,0 +1,313 @@
+"""What the stages ask of the role groups: verbs, and the records that the verbs pass on.
+
+The stages know these protocols and nothing of Ray. `orchestrator.roles` fulfils them with actors;
+anything else that keeps the same promises can take their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from orchestrator.config import RoleName
+from workers.messages import (
+    ExperienceSummary,
+    FloatArray,
+    GenerationRequest,
+    GroupAddress,
+    PairCounts,
+    PolicyStep,
+    RankingStep,
+    RoleInfo,
+    RolloutBatch,
+    RolloutSummary,
+    Sampling,
+    Scores,
+    StepStats,
+    StepWork,
+    SupervisedStep,
+    TextLoss,
+    TokenBatch,
+    TokenField,
+    WeightOffer,
+    WeightReceipt,
+    Work,
+)
+from workers.specs import (
+    FrozenModelSpec,
+    PolicyLossSpec,
+    RewardSpec,
+    RolloutSpec,
+    ShapingSpec,
+    TrainModelSpec,
+)
+
+T_co = TypeVar("T_co", covariant=True)
+
+Ref = Any  # where a record lies; only the handles that made it can tell what it is
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """References to the sequences of one step, one shard an engine, and their scalars."""
+
+    shards: tuple[Ref, ...]  # of RolloutBatch
+    summary: RolloutSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """References to one number a token, one shard a rank."""
+
+    shards: tuple[Ref, ...]  # of TokenField
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """References to sequences ready for PPO, one shard a critic rank, and their scalars."""
+
+    shards: tuple[Ref, ...]  # of ExperienceBatch
+    summaries: tuple[ExperienceSummary, ...]
+
+
+class Answer(Protocol[T_co]):
+    """A call that has started."""
+
+    def result(self) -> T_co:
+        """Wait for it; raises the typed error of the first rank that failed, died or was late."""
+        ...
+
+
+class Rollout(Protocol):
+    """n independent generation engines."""
+
+    @property
+    def size(self) -> int:
+        """Number of engines."""
+        ...
+
+    def start(self, spec: RolloutSpec, version: int) -> Answer[list[RoleInfo]]:
+        """Build the engines on a checkpoint's weights, admitted as `version`."""
+        ...
+
+    def restart(self, spec: RolloutSpec, version: int) -> Answer[list[RoleInfo]]:
+        """Replace the engines by fresh processes (another architecture)."""
+        ...
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
+    ) -> Answer[Rollouts]:
+        """Sample every request; StaleEngineError unless admitted for exactly `version`."""
+        ...
+
+    def fetch(self, rollouts: Rollouts) -> Answer[RolloutBatch]:
+        """Bring whole sequences to the driver: for texts and labels, never for training."""
+        ...
+
+    def load_checkpoint(self, path: str, version: int) -> Answer[list[WeightReceipt]]:
+        """Load a Hugging Face folder of the same architecture, admitted as `version`."""
+        ...
+
+    def connect(self, address: GroupAddress) -> Answer[None]:
+        """Join the transfer group; the sender is rank 0, engine i is rank 1 + i."""
+        ...
+
+    def receive_weights(self, offer: WeightOffer) -> Answer[list[WeightReceipt]]:
+        """Take an offered transfer; the engines stay unverified until admitted."""
+        ...
+
+    def probe(
+        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+    ) -> Answer[Rollouts]:
+        """Sample a few tokens on every engine, one shard each; serves unverified weights."""
+        ...
+
+    def admit(self, version: int) -> Answer[None]:
+        """Let the engines serve `version`."""
+        ...
+
+
+class Reward(Protocol):
+    """n replicas that score whole sequences."""
+
+    @property
+    def size(self) -> int:
+        """Number of replicas."""
+        ...
+
+    def load(self, spec: RewardSpec) -> Answer[list[RoleInfo]]:
+        """Load the reward model or function."""
+        ...
+
+    def score(self, rollouts: Rollouts) -> Answer[Scores]:
+        """One score or recorded failure a sequence, in the order of the summary."""
+        ...
+
+    def score_batch(self, batch: RolloutBatch) -> Answer[Scores]:
+        """Like `score`, of sequences that the driver holds."""
+        ...
+
+
+class Reference(Protocol):
+    """n replicas of a frozen language model."""
+
+    @property
+    def size(self) -> int:
+        """Number of replicas."""
+        ...
+
+    def load(self, spec: FrozenModelSpec) -> Answer[list[RoleInfo]]:
+        """Load the frozen model."""
+        ...
+
+    def logprobs(
+        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
+    ) -> Answer[Fields]:
+        """Log-probabilities of the response tokens, nats; one work a replica."""
+        ...
+
+    def row_losses(self, batches: Sequence[TokenBatch]) -> Answer[list[FloatArray]]:
+        """Summed loss of each row's targets, (B,) nats; one batch a replica."""
+        ...
+
+
+class Trainer(Protocol):
+    """n ranks of one process group."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        ...
+
+    def load(self, spec: TrainModelSpec) -> Answer[None]:
+        """Build model, optimizer and schedule, replacing what was there."""
+        ...
+
+    def save(self, path: str, tokenizer_from: str) -> Answer[None]:
+        """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
+        ...
+
+
+class Policy(Trainer, Protocol):
+    """The policy's trainers."""
+
+    def train_supervised(self, steps: Sequence[SupervisedStep]) -> Answer[StepStats]:
+        """One optimizer step on next-token loss; one share a rank."""
+        ...
+
+    def evaluate_supervised(self, steps: Sequence[SupervisedStep]) -> Answer[TextLoss]:
+        """Loss without an update; one share a rank."""
+        ...
+
+    def logprobs(
+        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
+    ) -> Answer[Fields]:
+        """Log-probabilities of the response tokens under the current weights, nats."""
+        ...
+
+    def fetch(self, fields: Fields) -> Answer[list[TokenField]]:
+        """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
+        ...
+
+    def update(
+        self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
+    ) -> Answer[list[StepStats]]:
+        """PPO steps in order; `steps[rank]` holds that rank's share of each."""
+        ...
+
+    def transfer_address(self, receivers: int) -> GroupAddress:
+        """Where rank 0 will wait for the engines of a gloo or nccl transfer."""
+        ...
+
+    def connect(self, address: GroupAddress) -> Answer[None]:
+        """Join the transfer group as its sender."""
+        ...
+
+    def publish_weights(self, version: int, transport: str) -> Answer[WeightOffer]:
+        """Offer the current weights; through shared memory they are written at once."""
+        ...
+
+    def send_weights(self, offer: WeightOffer) -> Answer[WeightReceipt]:
+        """Send an offer to the connected engines; all ranks take part in gathering."""
+        ...
+
+
+class Critic(Trainer, Protocol):
+    """The trainers of scalar-head models: the reward model, then the value function."""
+
+    def train_rankings(self, steps: Sequence[RankingStep]) -> Answer[StepStats]:
+        """One optimizer step of the reward model."""
+        ...
+
+    def evaluate_rankings(self, steps: Sequence[RankingStep]) -> Answer[PairCounts]:
+        """Held-out pairs ordered as labeled."""
+        ...
+
+    def score(self, batch: TokenBatch) -> Answer[FloatArray]:
+        """Reward of whole sequences, (B,); every rank computes the same."""
+        ...
+
+    def shift_bias(self, mean: float) -> Answer[None]:
+        """Lower every score by `mean`."""
+        ...
+
+    def values(self, works: Sequence[Work], rollouts: Rollouts) -> Answer[Fields]:
+        """Value of the state before each response token."""
+        ...
+
+    def build_experience(
+        self,
+        works: Sequence[Work],
+        rollouts: Rollouts,
+        old: Fields,
+        reference: Fields,
+        values: Fields,
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> Answer[Experience]:
+        """Token rewards, advantages and returns; each rank builds and keeps its own share."""
+        ...
+
+    def update(
+        self, steps: Sequence[list[StepWork]], experience: Experience, value_clip: float
+    ) -> Answer[list[StepStats]]:
+        """Value-function steps in order."""
+        ...
+
+
+class Roles(Protocol):
+    """The role groups of a run."""
+
+    def bring_up(self, *names: RoleName) -> None:
+        """Make the missing groups, all at the same time, and wait until they stand."""
+        ...
+
+    @property
+    def rollout(self) -> Rollout:
+        """The generation engines; a stage starts them on a checkpoint."""
+        ...
+
+    @property
+    def reward(self) -> Reward:
+        """The reward workers."""
+        ...
+
+    @property
+    def reference(self) -> Reference:
+        """The frozen language models."""
+        ...
+
+    @property
+    def policy(self) -> Policy:
+        """The policy's trainers."""
+        ...
+
+    @property
+    def critic(self) -> Critic:
+        """The scalar-head trainers."""
+        ...
+
+    def infos(self) -> list[RoleInfo]:
+        """Role, rank, process and node of every worker that was made."""
+        ...
