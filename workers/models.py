@@ -13,9 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
@@ -85,22 +83,6 @@ def load_scalar(
         )
     _start_head(model.score, head, bias_absent="score.bias" in new, seed=seed)
     return model
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint folder.
-
-    Raises:
-        MissingCheckpointError: no such folder.
-        BrokenCheckpointError: its tokenizer files are missing or do not parse.
-    """
-    _require_folder(path)
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BrokenCheckpointError(
-            f"the tokenizer does not load: {error}", where=path, mend="save the tokenizer there"
-        ) from error
 
 
 def forward_logits(model: nn.Module, rows: PaddedRows) -> Tensor:
