@@ -31,7 +31,9 @@ import deepspeed.ops
 from deepspeed.utils import (
     groups,
     safe_get_full_fp32_param,
+    safe_get_local_fp32_param,
     safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
 )
 
 _BUCKET_ELEMENTS = 500_000_000  # deepspeed's own default
@@ -113,7 +115,8 @@ class TrainEngine:
         )
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._engine = _initialize(model.to(self.device), optimizer, group)
+        nn.Module.to(model, self.device)
+        self._engine = _initialize(model, optimizer, group)
         self.metas = tuple(
             TensorMeta(name, str(p.dtype).removeprefix("torch."), _shape(p))
             for name, p in self._engine.module.named_parameters()
@@ -178,12 +181,16 @@ class TrainEngine:
     def add_to_weight(self, name: str, amount: float) -> None:
         """Add a number to every element of a weight, master copy and working copy alike."""
         parameter = dict(self._engine.module.named_parameters())[name]
-        master = safe_get_full_fp32_param(parameter)
-        safe_set_full_fp32_param(parameter, master + amount)
-        if self._stage == 3:
-            return  # the partitioned working copy was written along with the master copy
-        with torch.no_grad():
-            parameter.add_(amount)
+        partitioned = self._stage == 3
+        # At ZeRO 3 the whole of a weight with fewer elements than ranks cannot be set: its parts can.
+        read = safe_get_local_fp32_param if partitioned else safe_get_full_fp32_param
+        write = safe_set_local_fp32_param if partitioned else safe_set_full_fp32_param
+        master = read(parameter)
+        assert master is not None, "every weight is trained, so each has a master copy"
+        moved = master + amount  # before the working copy, which may share its memory
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
+            parameter.data.add_(amount)
+        write(parameter, moved)
 
     def close(self) -> None:
         """Free the model and its optimizer state."""
@@ -200,7 +207,6 @@ def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
         "stage": group.zero_stage,
         "overlap_comm": False,
         "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
     }
     if group.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 10_000

@@ -112,8 +112,7 @@ class PolicyWorker(Trainer):
     def connect(self, address: GroupAddress) -> None:
         """Form the transfer group as its sender (rank 0 only)."""
         group = self._joined()
-        backend = "nccl" if group.device == "cuda" else "gloo"
-        self._transfer = GroupSender(address, backend, self.engine.device, group.collective_seconds)
+        self._transfer = GroupSender(address, self.engine.device, group.collective_seconds)
 
     def send_weights(self, offer: WeightOffer) -> WeightReceipt | None:
         """Send what was offered to the connected engines; rank 0 returns the receipt."""

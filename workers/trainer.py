@@ -130,8 +130,8 @@ class Trainer:
             path: Folder; rank 0 writes, all ranks return when it is whole.
             tokenizer_from: Folder whose tokenizer is saved along.
         """
+        from workers.data.tokenizers import load_tokenizer
         from workers.engine import barrier
-        from workers.models import load_tokenizer
 
         state: dict[str, Tensor] = {}
         for bucket in self._weights():

@@ -1,0 +1,108 @@
+"""The same training in plain PyTorch: one process, one row at a time, no padding, no engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from trainer_ranks import LOSS, OPTIMIZER, experience, rankings, texts
+
+# 1e-2 warmed up over two steps, then a straight fall to a tenth over the remaining six.
+RATES = [0.005, 0.01, 0.01, 0.0085]
+
+
+class Loop:
+    """A model and the AdamW loop that every tutorial shows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval()
+        named = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for p in named if p.ndim > 1],
+                    "weight_decay": OPTIMIZER.weight_decay,
+                },
+                {"params": [p for p in named if p.ndim == 1], "weight_decay": 0.0},
+            ],
+            betas=OPTIMIZER.betas,
+            eps=OPTIMIZER.eps,
+        )
+        self.taken = 0
+
+    def step(self, loss: Tensor) -> tuple[float, float]:
+        """One update; the loss and the gradient norm before clipping."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER.max_grad_norm)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = RATES[self.taken]
+        self.optimizer.step()
+        self.taken += 1
+        return float(loss), float(norm)
+
+    def logits(self, tokens: object) -> Tensor:
+        ids = torch.tensor(tokens).long()[None]
+        return self.model(input_ids=ids, use_cache=False).logits[0]
+
+
+def text_loss(loop: Loop) -> Tensor:
+    """Mean over all target tokens."""
+    batch, losses = texts(), []
+    for tokens, targets in zip(batch.tokens.rows(), batch.targets.rows(), strict=True):
+        logp = loop.logits(tokens).log_softmax(-1)
+        losses += [-logp[t - 1, tokens[t]] for t in range(1, len(tokens)) if targets[t]]
+    assert len(losses) == batch.target_count
+    return torch.stack(losses).mean()
+
+
+def response_logprobs(loop: Loop, row: int) -> Tensor:
+    e = experience()
+    tokens, start = e.tokens.row(row), int(e.prompt_lengths[row])
+    logp = (loop.logits(tokens) / LOSS.temperature).log_softmax(-1)
+    return torch.stack([logp[t - 1, tokens[t]] for t in range(start, len(tokens))])
+
+
+def ppo_loss(loop: Loop) -> Tensor:
+    e, losses = experience(), []
+    for i in range(5):
+        new = response_logprobs(loop, i)
+        for t, (old, advantage) in enumerate(
+            zip(e.old_logprobs.row(i), e.advantages.row(i), strict=True)
+        ):
+            ratio = torch.exp(new[t] - float(old))
+            a = (float(advantage) - LOSS.advantage_mean) / LOSS.advantage_std
+            losses.append(-min(ratio * a, torch.clamp(ratio, 0.8, 1.2) * a))
+    return torch.stack(losses).mean()
+
+
+def ranking_loss(loop: Loop) -> Tensor:
+    """Mean over the two rankings that hold a pair; the third only ties."""
+    means = []
+    for ranking in rankings():
+        scores = [loop.logits(row)[-1, 0] for row in ranking.sequences.rows()]
+        pairs = [
+            -torch.log(torch.sigmoid(scores[i] - scores[j]))
+            for i in range(len(scores))
+            for j in range(len(scores))
+            if ranking.ranks[i] < ranking.ranks[j]
+        ]
+        if pairs:
+            means.append(torch.stack(pairs).mean())
+    assert len(means) == 2
+    return torch.stack(means).mean()
+
+
+def response_values(loop: Loop, row: int) -> Tensor:
+    e = experience()
+    tokens, start = e.tokens.row(row), int(e.prompt_lengths[row])
+    return loop.logits(tokens)[start - 1 : len(tokens) - 1, 0]
+
+
+def value_loss(loop: Loop) -> Tensor:
+    e, losses = experience(), []
+    for i in range(5):
+        values = response_values(loop, i)
+        for t, (old, target) in enumerate(zip(e.values.row(i), e.returns.row(i), strict=True)):
+            near = torch.clamp(values[t], float(old) - 0.2, float(old) + 0.2)
+            losses.append(max((values[t] - float(target)) ** 2, (near - float(target)) ** 2) / 2)
+    return torch.stack(losses).mean()
