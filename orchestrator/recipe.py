@@ -61,7 +61,12 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
     with (
         Telemetry(run_folder, config.logger, plain) as telemetry,
         LiveView(config.experiment, names, enabled=config.logger.live) as live,
-        start_cluster(config.cluster, plan.layout, config.run.role_start_seconds) as cluster,
+        start_cluster(
+            config.cluster,
+            plan.layout,
+            config.run.role_start_seconds,
+            error_logs=folder / "logs",
+        ) as cluster,
     ):
         session = Session(
             config=config,

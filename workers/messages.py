@@ -35,7 +35,9 @@ class Ragged:
     offsets: IntArray
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[object] | npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> Self:
+    def from_rows(
+        cls, rows: Sequence[Sequence[object] | npt.NDArray[np.generic]], dtype: npt.DTypeLike
+    ) -> Self:
         """Pack rows; an empty list gives zero rows."""
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(r) for r in rows], out=offsets[1:])
@@ -217,7 +219,7 @@ class TokenBatch:
 
     @property
     def target_count(self) -> int:
-        """Number of counted tokens; the first token of a row has no predecessor and never counts."""
+        """Counted tokens; the first token of a row has no predecessor and never counts."""
         firsts = self.targets.offsets[:-1][self.targets.lengths > 0]
         return int(self.targets.values.sum()) - int(self.targets.values[firsts].sum())
 

@@ -80,7 +80,7 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> _Answers:
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
     measuring.result()
     golds = session.source.gold(prompts, texts)
-    scores = [g.score for g in golds] if golds is not None else _reward_scores(session, batch)
+    scores = [g.score for g in golds] if golds is not None else _reward_scores(session, path, batch)
     return _Answers(texts, golds, scores, _row(session, batch, golds))
 
 
@@ -141,7 +141,7 @@ def _row_losses(session: Session, batch: TokenBatch) -> FloatArray:
     return losses
 
 
-def _reward_scores(session: Session, batch: RolloutBatch) -> list[float] | None:
+def _reward_scores(session: Session, path: str, batch: RolloutBatch) -> list[float] | None:
     """Scores of the run's reward; None where a pairwise judge decides.
 
     Raises:
@@ -153,7 +153,7 @@ def _reward_scores(session: Session, batch: RolloutBatch) -> list[float] | None:
     if not function and not session.checkpoints.get("reward_model"):
         return None
     checkpoint = "" if function else session.need("reward_model")
-    session.fleet.reward.load(reward_spec(session.config, checkpoint, session.need("sft"))).result()
+    session.fleet.reward.load(reward_spec(session.config, checkpoint, path)).result()
     scores = session.fleet.reward.score_batch(batch).result()
     failures = [failure for failure in scores.failures if failure]
     if failures:

@@ -53,7 +53,7 @@ def test_a_save_without_weights_is_not_published(tmp_path: Path) -> None:
     def empty(path: str) -> None:
         (Path(path) / "config.json").write_text("{}")
 
-    with pytest.raises(BrokenCheckpointError, match="no \\*.safetensors"):
+    with pytest.raises(BrokenCheckpointError, match=r"no \*.safetensors"):
         checkpoint.publish(tmp_path / "sft", empty, {})
     assert not (tmp_path / "sft").exists()
 
