@@ -19,7 +19,7 @@ from workers.errors import BrokenCheckpointError, MissingCheckpointError
 MANIFEST = "rehearsal.json"
 SCHEMA_VERSION = 1
 
-Save = Callable[[str], None]  # writes a Hugging Face folder at the path it is given
+Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
 
 
 def publish(final: Path, save: Save, facts: dict[str, Any]) -> Path:

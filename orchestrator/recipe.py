@@ -57,9 +57,11 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
     source = make_source(config, given)
     position = Position()
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    resolved = {str(key): value for key, value in plain.items()}
     names = [stage.value for stage in config.stages]
     with (
-        Telemetry(run_folder, config.logger, plain) as telemetry,
+        Telemetry(run_folder, config.logger, resolved) as telemetry,
         LiveView(config.experiment, names, enabled=config.logger.live) as live,
         start_cluster(
             config.cluster,

@@ -100,7 +100,9 @@ class Session:
         return rollout, version
 
     def _rollout_spec(self, path: str) -> RolloutSpec:
-        return rollout_spec(self.config, path, self.source.tokenizer.eos_token_id)
+        eos = self.source.tokenizer.eos_token_id
+        assert isinstance(eos, int), "a data source refuses a tokenizer without an end token"
+        return rollout_spec(self.config, path, eos)
 
     def requests(
         self, prompts: Sequence[Prompt], samples: int | Sequence[int], *path: str | int

@@ -45,8 +45,12 @@ def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
         fields: the trainer's logprobs of the same sequences, keyed by id.
     """
     trainer = {int(i): f.values.row(row) for f in fields for row, i in enumerate(f.ids)}
-    engine = [batch.logprobs.row(i).astype(np.float64) for i in range(len(batch))]
-    delta = np.concatenate([trainer[int(i)] - e for i, e in zip(batch.ids, engine, strict=True)])
+    delta = np.concatenate(
+        [
+            np.subtract(trainer[int(i)], engine, dtype=np.float64)
+            for i, engine in zip(batch.ids, batch.logprobs.rows(), strict=True)
+        ]
+    )
     return Parity(
         max_difference=float(np.abs(delta).max()),
         mean_difference=float(np.abs(delta).mean()),
