@@ -82,9 +82,10 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         buckets = self._buckets(update_info.offer)
         wanted = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
+        load: Any = self.model.load_weights
         for bucket in buckets:
             # With tied weights the loader skips the output layer, which shares the embedding.
-            wanted -= self.model.load_weights(iter(bucket))
+            wanted -= load(iter(bucket))
             if update_info.offer.transport != "shm":
                 self._keep_pending(bucket[0][1].untyped_storage().data_ptr())
         if self._tied:
@@ -156,7 +157,7 @@ def _lies_at(buffer: int, tensor: torch.Tensor) -> bool:
 class WorkerExtension:
     """Verbs added to vLLM's workers."""
 
-    weight_transfer_engine: PackedTransferEngine
+    weight_transfer_engine: PackedTransferEngine  # pyright: ignore[reportUninitializedInstanceVariable]
 
     def received_checksum(self) -> str:
         """Checksum of the last update that this worker received."""
@@ -190,7 +191,8 @@ class VllmEngine:
             engine.add_request(str(i), prompt, self._parameters(sample.seed, sampling))
         results: dict[int, Generated] = {}
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            outputs: list[Any] = engine.step()
+            for output in outputs:
                 if output.finished:
                     results[int(output.request_id)] = _result(output.outputs[0])
         self._broken = False
