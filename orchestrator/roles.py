@@ -269,9 +269,10 @@ class RolloutGroup(_Group):
         )
 
     def connect(self, address: GroupAddress) -> Pending[None]:
-        """Join the transfer group; the sender is rank 0, engine i is rank 1 + i."""
+        """Join the transfer group: the sender is rank 0, the workers of engine i follow in order."""
+        width = (address.world_size - 1) // self.size  # tensor-parallel workers of one engine
         return self._all(
-            "connect", lambda actor, rank: actor.connect.remote(address, 1 + rank), nothing
+            "connect", lambda actor, rank: actor.connect.remote(address, 1 + rank * width), nothing
         )
 
     def receive_weights(self, offer: WeightOffer) -> Pending[list[WeightReceipt]]:
@@ -422,12 +423,12 @@ class PolicyGroup(_TrainerGroup):
             first,
         )
 
-    def transfer_address(self, receivers: int) -> GroupAddress:
+    def transfer_address(self, receivers: int, backend: str) -> GroupAddress:
         """Where rank 0 will wait for the engines of a gloo or nccl transfer."""
         host, port = self._all(
             "address", lambda actor, _: actor.address.remote(), first, ranks=[0]
         ).result()
-        return GroupAddress(host, port, 1 + receivers)
+        return GroupAddress(host, port, 1 + receivers, backend)
 
     def connect(self, address: GroupAddress) -> Pending[None]:
         """Join the transfer group as its sender."""

@@ -79,7 +79,7 @@ class WeightSync:
 
     def _connect(self) -> None:
         receivers = self._rollout.size * self._config.tensor_parallel_size
-        address = self._policy.transfer_address(receivers)
+        address = self._policy.transfer_address(receivers, self._config.transport.value)
         sender = self._policy.connect(address)
         self._rollout.connect(address).result()
         sender.result()
