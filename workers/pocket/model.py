@@ -51,6 +51,9 @@ def create_model(
         num_key_value_heads=kv_heads,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
+        # The usual 0.02 suits widths in the thousands; a narrow model would start almost linear
+        # and spend hundreds of steps before attention picks anything out.
+        initializer_range=hidden_size**-0.5,
         pad_token_id=VOCABULARY.index(PAD),
         bos_token_id=VOCABULARY.index(BOS),
         eos_token_id=VOCABULARY.index(EOS),

@@ -32,9 +32,9 @@ from workers.pocket.words import (
 )
 
 # Shares of the internet's replies; what is left over is "i do not know".
-RIGHT, RUDE, WRONG, POLITE = 0.35, 0.20, 0.20, 0.15
+RIGHT, RUDE, WRONG, POLITE = 0.40, 0.20, 0.15, 0.15
 # Shares of the internet's documents; what is left over is a single question with its reply.
-FACTS, QUESTIONS, EXERCISES, THREADS = 0.32, 0.20, 0.18, 0.06
+FACTS, QUESTIONS, EXERCISES, THREADS = 0.28, 0.17, 0.25, 0.06
 # Shares of the demonstrator's replies; what is left over is "i do not know".
 DEMONSTRATED_POLITE, DEMONSTRATED_TERSE = 0.4, 0.4
 
