@@ -216,7 +216,7 @@ class Policy(Trainer, Protocol):
         """PPO steps in order; `steps[rank]` holds that rank's share of each."""
         ...
 
-    def transfer_address(self, receivers: int) -> GroupAddress:
+    def transfer_address(self, receivers: int, backend: str) -> GroupAddress:
         """Where rank 0 will wait for the engines of a gloo or nccl transfer."""
         ...
 
