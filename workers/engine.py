@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +30,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.runtime import compiler
 from deepspeed.utils import (
     groups,
     safe_get_full_fp32_param,
@@ -37,6 +40,9 @@ from deepspeed.utils import (
 )
 
 _BUCKET_ELEMENTS = 500_000_000  # deepspeed's own default
+
+# deepspeed's own calls; users of this code can do nothing about them.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
     if spec.device == "cuda":
         device = torch.device("cuda", where.local_rank)
         torch.cuda.set_device(device)
+    _import_muon_uncompiled()
     # An optional operator that deepspeed would compile on the spot; nothing here calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = timedelta(seconds=spec.collective_seconds)
@@ -182,7 +189,7 @@ class TrainEngine:
         """Add a number to every element of a weight, master copy and working copy alike."""
         parameter = dict(self._engine.module.named_parameters())[name]
         partitioned = self._stage == 3
-        # At ZeRO 3 the whole of a weight with fewer elements than ranks cannot be set: its parts can.
+        # ZeRO 3 cannot set the whole of a weight with fewer elements than ranks, only its parts.
         read = safe_get_local_fp32_param if partitioned else safe_get_full_fp32_param
         write = safe_set_local_fp32_param if partitioned else safe_set_full_fp32_param
         master = read(parameter)
@@ -197,6 +204,20 @@ class TrainEngine:
         self._engine.destroy()
         del self._engine
         gc.collect()
+
+
+def _import_muon_uncompiled() -> None:
+    """Import an optimizer of deepspeed's before deepspeed does.
+
+    Nothing here uses it, but ZeRO compares ours with it, and importing it brings in torch's
+    compiler for the sake of three decorators: seconds of start-up and forty megabytes a process.
+    """
+    decorate = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = decorate
 
 
 def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
