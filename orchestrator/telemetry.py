@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO
@@ -102,20 +102,32 @@ class Telemetry:
         for sink in self._sinks:
             sink.write(records)
 
-    @contextmanager
-    def span(self, stage: str, step: int, phase: str) -> Iterator[None]:
-        """Time one phase of one step; a phase entered twice in a step adds up."""
+    def begin(self, stage: str, step: int, phase: str) -> Callable[[], None]:
+        """Start to time one phase of one step; calling what this returns ends it.
+
+        A phase entered twice in a step adds up; one that never ends is not recorded.
+        """
         _check_stage(stage)
         begin = time.perf_counter()
-        try:
-            yield
-        finally:
+
+        def end() -> None:
             seconds = time.perf_counter() - begin
             with self._lock:
                 self._totals[stage, phase] += seconds
                 of_step = self._of_step.setdefault((stage, step), {})
                 of_step[phase] = of_step.get(phase, 0.0) + seconds
                 self._trace.add(stage, step, phase, begin, seconds)
+
+        return end
+
+    @contextmanager
+    def span(self, stage: str, step: int, phase: str) -> Iterator[None]:
+        """Time one phase of one step."""
+        end = self.begin(stage, step, phase)
+        try:
+            yield
+        finally:
+            end()
 
     @contextmanager
     def stage_span(self, stage: str) -> Iterator[None]:
