@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,8 @@ class Session:
     ) -> list[GenerationRequest]:
         """Generation requests with fresh sequence ids and a seed for each sample.
 
+        A small data set can bring a prompt twice: its samples count on, so no seed repeats.
+
         Args:
             prompts: what to sample.
             samples: K for all prompts, or one K a prompt.
@@ -116,10 +119,13 @@ class Session:
         """
         counts = [samples] * len(prompts) if isinstance(samples, int) else list(samples)
         requests: list[GenerationRequest] = []
+        sampled: Counter[int] = Counter()  # samples of each prompt so far
         for prompt, count in zip(prompts, counts, strict=True):
             ids = tuple(range(self._next_id, self._next_id + count))
             self._next_id += count
-            seeds = tuple(self.seed(*path, prompt.id, k) for k in range(count))
+            first = sampled[prompt.id]
+            sampled[prompt.id] += count
+            seeds = tuple(self.seed(*path, prompt.id, k) for k in range(first, first + count))
             requests.append(GenerationRequest(prompt.id, prompt.tokens, ids, seeds))
         return requests
 

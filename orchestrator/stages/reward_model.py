@@ -93,14 +93,15 @@ def _sample_from(
 ) -> None:
     """Append `counts[i]` samples of model `name` to `completions[i]`."""
     rollout, version = session.engines_on(session.need(name))
-    asked = [(prompt, count) for prompt, count in zip(prompts, counts, strict=True) if count]
-    requests = session.requests([p for p, _ in asked], [c for _, c in asked], "reward_model", name)
+    asked = [n for n, count in enumerate(counts) if count]
+    requests = session.requests(
+        [prompts[n] for n in asked], [counts[n] for n in asked], "reward_model", name
+    )
     rollouts = rollout.generate(requests, session.sampling(), version).result()
     batch = rollout.fetch(rollouts).result()
     responses = {int(i): batch.response(row) for row, i in enumerate(batch.ids)}
-    index = {prompt.id: n for n, prompt in enumerate(prompts)}
-    for request in requests:
-        completions[index[request.prompt_id]].extend(responses[i] for i in request.ids)
+    for n, request in zip(asked, requests, strict=True):
+        completions[n].extend(responses[i] for i in request.ids)
 
 
 def _chosen(
