@@ -440,6 +440,14 @@ class AlgorithmConfig:
         )  # fmt: skip
         _fraction(self, "gamma", "lam", "ema_decay")
         _at_least_zero(self, "evaluate_every")
+        sequences = self.prompts_per_iteration * self.samples_per_prompt
+        if self.kl.control is KLControl.adaptive and sequences >= 5 * self.kl.horizon:
+            raise ConfigError(
+                f"horizon={self.kl.horizon} for {sequences} sequences an iteration: one update "
+                "could turn the KL coefficient negative",
+                where="algorithm.kl",
+                mend=f"set algorithm.kl.horizon above {sequences // 5}",
+            )
 
 
 @dataclass(slots=True, kw_only=True)
