@@ -18,6 +18,7 @@ import ray
 from orchestrator.handles import Experience, Fields, Ref, Rollouts
 from orchestrator.waiting import Pending, Position, everything, first, nothing
 from workers.critic import CriticWorker
+from workers.experience import gather_scores
 from workers.messages import (
     ExperienceBatch,
     ExperienceSummary,
@@ -269,7 +270,7 @@ class RolloutGroup(_Group):
         )
 
     def connect(self, address: GroupAddress) -> Pending[None]:
-        """Join the transfer group: the sender is rank 0, the workers of engine i follow in order."""
+        """Join the transfer group: the sender is rank 0, each engine's workers follow in order."""
         width = (address.world_size - 1) // self.size  # tensor-parallel workers of one engine
         return self._all(
             "connect", lambda actor, rank: actor.connect.remote(address, 1 + rank * width), nothing
@@ -321,7 +322,7 @@ class RewardGroup(_Group):
         return self._all(
             "score",
             lambda actor, rank: actor.score_shards.remote(hands[rank], rollouts.shards),
-            lambda parts: _join_scores(parts, ids),
+            lambda parts: gather_scores(parts, ids),
             ranks=busy,
         )
 
@@ -536,14 +537,4 @@ def _join_summaries(parts: list[RolloutSummary]) -> RolloutSummary:
             np.concatenate([getattr(p, name) for p in parts])
             for name in RolloutSummary.__dataclass_fields__
         )
-    )
-
-
-def _join_scores(parts: list[Scores], ids: np.ndarray) -> Scores:
-    at = {int(i): (part, row) for part in parts for row, i in enumerate(part.ids)}
-    found = [at[int(i)] for i in ids]
-    return Scores(
-        ids,
-        np.array([part.values[row] for part, row in found], dtype=np.float32),
-        tuple(part.failures[row] for part, row in found),
     )
