@@ -7,7 +7,7 @@ implemented here. Calls that do not depend on each other are started together an
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -18,7 +18,7 @@ from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
 from orchestrator.handles import Answer, Experience, Fields, Rollouts
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, LedgerSummary
 from orchestrator.session import Session
 from orchestrator.stages.ppo_record import Iteration, mean_kl, record_iteration, record_start
 from orchestrator.summary import LedgerTotals
@@ -71,7 +71,6 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
     for iteration in range(settings.iterations):
         session.position.step = iteration
         _iterate(run, iteration)
-    session.findings.ledger = _added(session.findings.ledger, run.ledger)
     session.publish(stage, lambda path: session.fleet.policy.save(path, sft).result(), stage)
 
 
@@ -99,6 +98,7 @@ def _iterate(run: _Run, iteration: int) -> None:
     session.note_first_step()
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration)
+    session.findings.ledger = _added(session.findings.ledger, counts)
 
     with session.telemetry.span(run.stage, iteration, "weight_sync"):
         synced = _sync(run)
@@ -362,8 +362,7 @@ def _update_critic(
     return critic.update(steps, experience, run.session.config.algorithm.value_clip)
 
 
-def _added(totals: LedgerTotals, ledger: Ledger) -> LedgerTotals:
-    counts = ledger.summary()
+def _added(totals: LedgerTotals, counts: LedgerSummary) -> LedgerTotals:
     return LedgerTotals(
         totals.generated + counts.generated,
         totals.trained + counts.trained,
@@ -372,26 +371,24 @@ def _added(totals: LedgerTotals, ledger: Ledger) -> LedgerTotals:
 
 
 class _Timed:
-    """Spans from the start of a call until its result is awaited; concurrent ones overlap."""
+    """Spans from the start of a call until its result is there; concurrent ones overlap."""
 
     def __init__(self, run: _Run, iteration: int) -> None:
         self._run = run
         self._iteration = iteration
 
-    def __call__(self, phase: str, pending: Answer[T]) -> _TimedAnswer[T]:
-        span = self._run.session.telemetry.span(self._run.stage, self._iteration, phase)
-        span.__enter__()
-        return _TimedAnswer(pending, span)
+    def __call__(self, phase: str, answer: Answer[T]) -> _TimedAnswer[T]:
+        end = self._run.session.telemetry.begin(self._run.stage, self._iteration, phase)
+        return _TimedAnswer(answer, end)
 
 
 class _TimedAnswer(Generic[T]):
-    def __init__(self, pending: Answer[T], span: AbstractContextManager[None]) -> None:
-        self._pending = pending
-        self._span = span
+    def __init__(self, answer: Answer[T], end: Callable[[], None]) -> None:
+        self._answer = answer
+        self._end = end
 
     def result(self) -> T:
         """Wait for the call and end its span."""
-        try:
-            return self._pending.result()
-        finally:
-            self._span.__exit__(None, None, None)
+        value = self._answer.result()
+        self._end()
+        return value

@@ -1,0 +1,97 @@
+"""A session over fakes: the real stages, data, telemetry and records, without a single process."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fakes.hub import Hub
+from fakes.roles import FakeRoles
+from fakes.toy import ToyPolicy, ToyScalar
+from orchestrator.config import (
+    AlgorithmConfig,
+    Config,
+    EvaluateConfig,
+    RewardModelConfig,
+    RolloutConfig,
+)
+from orchestrator.live import LiveView
+from orchestrator.metrics import MetricRecord, comparable, read_metrics
+from orchestrator.run_folder import RunFolder
+from orchestrator.session import Session
+from orchestrator.telemetry import Telemetry
+from workers.data.pocket import PocketSource
+from workers.data.source import Split
+from workers.messages import TokenBatch
+
+
+class RecordingSource(PocketSource):
+    """The pocket world, and which documents were asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0.5, 0.25)
+        self.documents: list[tuple[str, int, int]] = []  # split, start, count
+
+    def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
+        self.documents.append((split, start, count))
+        return super().pretraining(split, start, count)
+
+
+def small_config() -> Config:
+    """Sixteen sequences an iteration, two optimizer steps of eight."""
+    return Config(
+        algorithm=AlgorithmConfig(
+            iterations=2,
+            prompts_per_iteration=8,
+            samples_per_prompt=2,
+            sequences_per_minibatch=8,
+            evaluate_every=1,
+            evaluation_prompts=8,
+        ),
+        rollout=RolloutConfig(parity_prompts=2, parity_tokens=4, max_response_tokens=12),
+        reward_model=RewardModelConfig(
+            prompts=24, heldout_prompts=12, prompts_per_step=8, bias_demonstrations=32
+        ),
+        evaluate=EvaluateConfig(prompts=32, web_documents=16, cloze_tasks=8),
+    )
+
+
+class Run:
+    """One session, and the handles that a test turns."""
+
+    def __init__(self, path: Path, config: Config | None = None, **sizes: int) -> None:
+        self.config = config or small_config()
+        self.hub = Hub()
+        self.roles = FakeRoles(self.hub, **sizes)
+        self.source = RecordingSource()
+        self.folder = RunFolder(path / "run")
+        self.folder.create(overwrite=True)
+        self.telemetry = Telemetry(self.folder, self.config.logger, {}, sinks=[])
+        self.session = Session(
+            config=self.config,
+            folder=self.folder,
+            source=self.source,
+            telemetry=self.telemetry,
+            live=LiveView("test", [], enabled=False),
+            fleet=self.roles,
+            position=self.hub.position,
+            started=time.monotonic(),
+            checkpoints=self._checkpoints(path),
+        )
+
+    def _checkpoints(self, path: Path) -> dict[str, str]:
+        vocabulary = len(self.source.tokenizer)
+        ToyPolicy.create(vocabulary, 1).save(path / "base")
+        ToyPolicy.create(vocabulary, 2).save(path / "sft")
+        ToyScalar.create(vocabulary, 3).save(path / "reward_model")
+        return {name: str(path / name) for name in ("base", "sft", "reward_model")}
+
+    def metrics(self) -> list[MetricRecord]:
+        return read_metrics(self.folder.metrics)
+
+    def series(self, name: str) -> list[float]:
+        """The values of one metric, in the order of recording."""
+        return [record.value for record in self.metrics() if record.name == name]
+
+    def repeatable(self) -> list[object]:
+        return list(comparable(self.metrics()))

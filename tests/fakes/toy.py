@@ -1,0 +1,125 @@
+"""Models small enough to follow by hand, over the tables of one vocabulary.
+
+Policy: the logits of the next token are `weights + table[previous token]`, the table fixed.
+Scalar: the value of a sequence is the mean of `weights` over its tokens, plus a bias.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workers.errors import MissingCheckpointError
+from workers.generation import Generated
+from workers.messages import Finish
+from workers.ops import token_logprobs
+
+
+def _table(vocabulary: int) -> Tensor:
+    generator = torch.Generator().manual_seed(12345)
+    return torch.randn(vocabulary, vocabulary, generator=generator, dtype=torch.float64)
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    file = Path(path) / "model.safetensors"
+    if not file.is_file():
+        raise MissingCheckpointError("no such folder", where=path)
+    return load_file(file)
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    Path(path).mkdir(parents=True, exist_ok=True)
+    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, f"{path}/model.safetensors")
+    (Path(path) / "config.json").write_text(json.dumps({"architectures": ["Toy"]}))
+
+
+def checksum(weights: Tensor) -> str:
+    return f"{zlib.crc32(weights.detach().numpy().tobytes()):08x}"
+
+
+class ToyPolicy:
+    """A bigram model of which only the unigram part learns."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights.detach().clone().requires_grad_()
+        self._table = _table(len(weights))
+
+    @classmethod
+    def create(cls, vocabulary: int, seed: int) -> ToyPolicy:
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.randn(vocabulary, generator=generator, dtype=torch.float64)
+        weights[2] += 2.0  # responses end after a handful of tokens
+        return cls(weights)
+
+    @classmethod
+    def load(cls, path: str) -> ToyPolicy:
+        return cls(_read(path)["policy"])
+
+    def save(self, path: str | Path) -> None:
+        _write(path, {"policy": self.weights})
+
+    def logprobs(self, tokens: Sequence[int], start: int, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of tokens[start:], each given the one before; (S - start,) nats."""
+        row = torch.tensor(np.asarray(tokens), dtype=torch.long)
+        logits = self.weights + self._table[row[start - 1 : -1]]
+        return token_logprobs(logits, row[start:], temperature)
+
+    def sample(
+        self, prompt: Sequence[int], seed: int, temperature: float, most: int, eos: int
+    ) -> Generated:
+        generator = np.random.default_rng(seed)
+        tokens = [*prompt]
+        while len(tokens) < len(prompt) + most and tokens[len(prompt) :][-1:] != [eos]:
+            logits = (self.weights + self._table[tokens[-1]]).detach() / temperature
+            cumulated = torch.softmax(logits, 0).cumsum(0).numpy()
+            token = int(np.searchsorted(cumulated, generator.random() * cumulated[-1]))
+            tokens.append(min(token, len(cumulated) - 1))
+        with torch.no_grad():
+            logprobs = self.logprobs(tokens, len(prompt), temperature).tolist()
+        finish = Finish.STOP if tokens[-1] == eos else Finish.LENGTH
+        return Generated(tokens[len(prompt) :], logprobs, finish)
+
+
+class ToyScalar:
+    """Scores whole sequences and every prefix."""
+
+    def __init__(self, weights: Tensor, bias: float = 0.0) -> None:
+        self.weights = weights.detach().clone().requires_grad_()
+        self.bias = bias
+
+    @classmethod
+    def create(cls, vocabulary: int, seed: int) -> ToyScalar:
+        generator = torch.Generator().manual_seed(seed)
+        return cls(torch.randn(vocabulary, generator=generator, dtype=torch.float64))
+
+    @classmethod
+    def load(cls, path: str, head: str) -> ToyScalar:
+        tensors = _read(path)
+        if head == "keep":
+            return cls(tensors["scalar"], float(tensors["bias"]))
+        size = len(tensors["policy"])
+        return cls.create(size, 7) if head == "random" else cls(torch.zeros(size).double())
+
+    def save(self, path: str | Path) -> None:
+        _write(path, {"scalar": self.weights, "bias": torch.tensor(self.bias).double()})
+
+    def prefix_values(self, tokens: Sequence[int]) -> Tensor:
+        """(S,) the value after each token."""
+        row = torch.tensor(np.asarray(tokens), dtype=torch.long)
+        counts = torch.arange(1, len(row) + 1)
+        return self.weights[row].cumsum(0) / counts + self.bias
+
+
+def gradient_step(weights: Tensor, loss: Tensor, rate: float) -> float:
+    """Plain gradient descent in place; gives the norm of the gradient."""
+    (gradient,) = torch.autograd.grad(loss, weights)
+    with torch.no_grad():
+        weights -= rate * gradient
+    return float(gradient.norm())

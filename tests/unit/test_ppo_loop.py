@@ -1,0 +1,412 @@
+"""The PPO loop over fake roles: who is called when, with what, and what happens when one fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.session import Run, small_config
+
+from orchestrator.config import AlgorithmConfig, Config, KLConfig, KLControl, Transport
+from orchestrator.samples import read_rollouts
+from orchestrator.stages.ppo import ppo, ppo_ptx
+from workers.errors import (
+    ChecksumError,
+    ConfigError,
+    DeadlineError,
+    NonFiniteError,
+    ParityError,
+    RewardError,
+    RoleDiedError,
+    StaleEngineError,
+)
+from workers.messages import Finish, Sampling
+
+SCORERS = ("reward.score", "policy.logprobs", "reference.logprobs", "critic.values")
+
+
+def trained_ids(run: Run, name: str) -> list[list[list[int]]]:
+    """Ids of each optimizer step of each update, over all ranks."""
+    updates = []
+    for facts in run.hub.facts(name):
+        works = [[getattr(s, "ppo", s).work for s in steps] for steps in facts["steps"]]
+        updates.append(
+            [np.concatenate([w.ids for w in step]).tolist() for step in zip(*works, strict=True)]
+        )
+    return updates
+
+
+def generated_ids(run: Run) -> list[list[int]]:
+    """Sequences of each iteration, in the order of the requests."""
+    batches = [f["requests"] for f in run.hub.facts("rollout.generate")]
+    size = run.config.algorithm.samples_per_prompt
+    return [[i for r in b for i in r.ids] for b in batches if len(b[0].ids) == size]
+
+
+def scores_kept(run: Run) -> list[dict[int, float]]:
+    """What each iteration's experience was built from."""
+    found = []
+    for facts in run.hub.facts("critic.build_experience"):
+        scores = facts["scores"]
+        found.append(dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True)))
+    return found
+
+
+class TestOrder:
+    def test_data_flows_from_generation_to_sync(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        hub = run.hub
+        begin = hub.at("start", "reward.score")  # the first iteration; before it, the set-up
+        assert hub.names("result")[: hub.names("result").index("reward.score")][-1] == (
+            "rollout.generate"
+        )
+        built = hub.at("start", "critic.build_experience", begin)
+        updates = [hub.at("start", f"{role}.update", built) for role in ("policy", "critic")]
+        assert hub.at("result", "critic.build_experience", built) < min(updates)
+        published = hub.at("start", "policy.publish_weights", begin)
+        done = [hub.at("result", f"{role}.update", built) for role in ("policy", "critic")]
+        assert max(updates) < min(done)  # both trainers work at the same time
+        assert max(done) < published
+        assert published < hub.at("start", "rollout.generate", begin)
+
+    def test_independent_calls_start_before_any_is_awaited(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        hub = run.hub
+        begin = hub.at("start", "reward.score")
+        starts = [hub.at("start", name, begin) for name in SCORERS]
+        assert max(starts) < min(hub.at("result", name, begin) for name in SCORERS)
+
+    def test_sync_publishes_receives_probes_compares_then_admits(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        names = run.hub.names()
+        at = names.index("policy.publish_weights", names.index("critic.update"))
+        assert names[at : at + 7] == [
+            "policy.publish_weights", "rollout.receive_weights", "rollout.probe",
+            "policy.logprobs", "rollout.fetch", "policy.fetch", "rollout.admit",
+        ]  # fmt: skip
+
+    def test_over_a_network_both_sides_move_at_the_same_time(self, tmp_path: Path):
+        config = small_config()
+        config.rollout.transport = Transport.gloo
+        run = Run(tmp_path, config, rollout=2)
+        ppo(run.session)
+        hub = run.hub
+        assert hub.at("start", "rollout.receive_weights") < hub.at("start", "policy.send_weights")
+        assert hub.at("start", "policy.send_weights") < hub.at("result", "rollout.receive_weights")
+        assert hub.facts("rollout.connect")[0]["address"].world_size == 3
+
+    def test_each_iteration_samples_from_the_version_just_synced(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        admitted = [f["version"] for f in run.hub.facts("rollout.admit")]
+        assert admitted == [2, 3, 4]  # version 1 was the checkpoint
+        sampled = [f["version"] for f in run.hub.facts("rollout.generate")]
+        # gold at the start; then each iteration and the gold after its sync
+        assert sampled == [2, 2, 3, 3, 4]
+        assert run.series("ppo/policy_version") == [2, 3]
+
+    def test_a_second_stage_never_reuses_a_version_or_an_id(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        ppo_ptx(run.session)
+        admitted = [f["version"] for f in run.hub.facts("rollout.admit")]
+        assert admitted == sorted(set(admitted))
+        ids = [i for f in run.hub.facts("rollout.generate") for r in f["requests"] for i in r.ids]
+        assert len(ids) == len(set(ids))
+        assert run.session.findings.ledger.generated == 64
+
+
+class TestLedger:
+    def test_every_sequence_is_trained_once_an_epoch(self, tmp_path: Path):
+        config = small_config()
+        config.algorithm.epochs = 3
+        run = Run(tmp_path, config, policy=2, critic=2)
+        ppo(run.session)
+        for name in ("policy.update", "critic.update"):
+            for steps, ids in zip(trained_ids(run, name), generated_ids(run), strict=True):
+                assert [len(step) for step in steps] == [8] * 6
+                for epoch in range(3):
+                    seen = sorted(steps[2 * epoch] + steps[2 * epoch + 1])
+                    assert seen == sorted(ids)
+                assert {*steps[0]} != {*steps[2]}  # each epoch in another order
+
+    def test_failed_rewards_are_dropped_with_their_reason_and_never_trained(self, tmp_path: Path):
+        run = Run(tmp_path, reward=3, policy=2, critic=2)
+        run.hub.faults.failed_rewards = lambda i: (
+            "no answer" if i % 5 == 0 else "not finite" if i % 7 == 0 else ""
+        )
+        ppo(run.session)
+        failed = {i for ids in generated_ids(run) for i in ids if i % 5 == 0 or i % 7 == 0}
+        assert failed
+        for name in ("policy.update", "critic.update"):
+            for steps, ids in zip(trained_ids(run, name), generated_ids(run), strict=True):
+                assert sorted(i for step in steps for i in step) == sorted(set(ids) - failed)
+                assert max(map(len, steps)) - min(map(len, steps)) <= 1
+        totals = run.session.findings.ledger
+        assert (totals.generated, totals.trained, totals.dropped) == (
+            32, 32 - len(failed), len(failed),
+        )  # fmt: skip
+        per_step = zip(
+            run.series("ppo/generated"), run.series("ppo/trained"), run.series("ppo/dropped"),
+            strict=True,
+        )  # fmt: skip
+        assert all(generated == trained + dropped for generated, trained, dropped in per_step)
+
+    def test_a_dropped_score_moves_no_statistic(self, tmp_path: Path):
+        run = Run(tmp_path)
+        run.hub.faults.failed_rewards = lambda i: "no answer" if i % 2 else ""
+        ppo(run.session)
+        for scores, mean, std in zip(
+            scores_kept(run), run.series("ppo/score_mean"), run.series("ppo/score_std"), strict=True
+        ):
+            kept = [value for i, value in scores.items() if i % 2 == 0]
+            assert mean == pytest.approx(sum(kept) / len(kept))
+            assert std == pytest.approx(np.std(kept))
+
+    def test_one_survivor_still_trains_on_every_rank(self, tmp_path: Path):
+        config = small_config()
+        config.algorithm.iterations = 1
+        run = Run(tmp_path, config, policy=2, critic=2)
+        ids = []
+        run.hub.faults.failed_rewards = lambda i: ids.append(i) or "" if not ids else "no answer"
+        ppo(run.session)
+        assert trained_ids(run, "policy.update") == [[ids[:1]]]
+        assert run.series("ppo/dropped") == [15]
+
+    def test_no_reward_at_all_ends_the_run_before_an_update(self, tmp_path: Path):
+        run = Run(tmp_path)
+        run.hub.faults.failed_rewards = lambda i: "service down" if i > 30 else ""
+        with pytest.raises(RewardError, match=r"none of 16 rewards.*service down") as caught:
+            ppo(run.session)
+        assert caught.value.where == "stage start, step 1"
+        assert len(run.hub.facts("policy.update")) == 1
+        assert "ppo" not in run.session.checkpoints
+
+
+class TestScores:
+    def test_only_cut_sequences_get_the_penalty(self, tmp_path: Path):
+        config = small_config()
+        config.rollout.max_response_tokens = 5
+        config.algorithm.missing_eos_score = -7.5
+        run = Run(tmp_path, config)
+        raw: dict[int, float] = {}
+        finish: dict[int, int] = {}
+        score = run.roles.reward.score
+
+        def spy(rollouts):
+            answer = score(rollouts)
+            scores = answer.result()
+            raw.update(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
+            summary = rollouts.summary
+            finish.update(zip(summary.ids.tolist(), summary.finish.tolist(), strict=True))
+            return answer
+
+        run.roles.reward.score = spy
+        run.hub.faults.failed_rewards = lambda i: "no answer" if i % 6 == 0 else ""
+        ppo(run.session)
+        assert set(finish.values()) == {Finish.STOP, Finish.LENGTH}
+        for scores in scores_kept(run):
+            for i, value in scores.items():
+                if i % 6 == 0:
+                    assert np.isnan(value)  # a failure is no score, cut or not
+                else:
+                    assert value == (-7.5 if finish[i] == Finish.LENGTH else raw[i])
+
+    @pytest.mark.parametrize("target", [1e-6, 1e6])
+    def test_adaptive_coefficient_moves_towards_the_target(self, tmp_path: Path, target: float):
+        config = small_config()
+        config.algorithm.iterations = 4
+        kl = config.algorithm.kl
+        kl.control, kl.target, kl.horizon, kl.coefficient = KLControl.adaptive, target, 160, 0.1
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        used = [f["shaping"].kl_coefficient for f in run.hub.facts("critic.build_experience")]
+        assert run.series("ppo/kl_coefficient") == used
+        measured = run.series("ppo/kl_sequence")
+        assert measured[0] == pytest.approx(0.0, abs=1e-6)
+        expected = [0.1]
+        for kl_sequence in measured[:-1]:  # an error of 20 % at most, times 16 sequences of 160
+            expected.append(expected[-1] * (1.02 if kl_sequence > target else 0.98))
+        assert used == pytest.approx(expected)
+
+    def test_a_horizon_too_short_for_the_batch_is_refused(self):
+        AlgorithmConfig(kl=KLConfig(control=KLControl.adaptive, horizon=26))
+        with pytest.raises(ConfigError, match="horizon=25 for 128 sequences"):
+            AlgorithmConfig(kl=KLConfig(control=KLControl.adaptive, horizon=25))
+
+    def test_fixed_coefficient_stays(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        assert run.series("ppo/kl_coefficient") == [0.05, 0.05]
+
+    def test_whitening_moments_do_not_depend_on_the_critic_shards(self, tmp_path: Path):
+        moments = []
+        for ranks in (1, 2):
+            run = Run(tmp_path / str(ranks), critic=ranks)
+            ppo(run.session)
+            facts = run.hub.facts("policy.update")[0]
+            shards = facts["experience"].shards
+            assert len(shards) == ranks
+            advantages = np.concatenate([s.advantages.values for s in shards]).astype(np.float64)
+            loss = facts["loss"]
+            assert loss.advantage_mean == pytest.approx(advantages.mean(), rel=1e-6)
+            assert loss.advantage_std == pytest.approx(advantages.std(), rel=1e-6)
+            moments.append((loss.advantage_mean, loss.advantage_std))
+        assert moments[0] == pytest.approx(moments[1], rel=1e-12)
+
+    def test_whitening_off(self, tmp_path: Path):
+        config = small_config()
+        config.algorithm.whiten_advantages = False
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        loss = run.hub.facts("policy.update")[0]["loss"]
+        assert (loss.advantage_mean, loss.advantage_std) == (0.0, 1.0)
+
+
+class TestPretrainingMix:
+    def test_documents_are_used_in_order_without_a_gap(self, tmp_path: Path):
+        config = small_config()
+        config.algorithm.epochs = 2
+        config.algorithm.ptx.documents_per_episode = 0.5
+        run = Run(tmp_path, config, policy=2)
+        run.hub.faults.failed_rewards = lambda i: "no answer" if i % 9 == 0 else ""
+        ppo_ptx(run.session)
+        used = [(start, count) for split, start, count in run.source.documents if split == "train"]
+        assert [start for start, _ in used] == np.cumsum([0, *(c for _, c in used[:-1])]).tolist()
+        steps = [step for update in trained_ids(run, "policy.update") for step in update]
+        assert [count for _, count in used] == [max(1, round(len(s) / 2)) for s in steps]
+
+    def test_one_batch_of_documents_joins_each_optimizer_step(self, tmp_path: Path):
+        run = Run(tmp_path, policy=2)
+        ppo_ptx(run.session)
+        for facts in run.hub.facts("policy.update"):
+            assert facts["loss"].ptx_coefficient == 0.5
+            for n in range(2):
+                texts = [steps[n].ptx for steps in facts["steps"]]
+                rows = sum(len(b) for text in texts for b in text.micro_batches)
+                tokens = sum(b.target_count for text in texts for b in text.micro_batches)
+                assert rows == 8
+                assert {text.tokens for text in texts} == {tokens}
+        assert len(run.series("ppo/ptx_loss")) == 2
+
+    def test_plain_ppo_reads_no_document(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        assert run.source.documents == []
+        assert run.series("ppo/ptx_loss") == []
+        assert all(s.ptx is None for f in run.hub.facts("policy.update") for s in f["steps"][0])
+
+
+class TestFailures:
+    def test_a_wrong_checksum_admits_nothing(self, tmp_path: Path):
+        run = Run(tmp_path, rollout=2)
+        run.hub.faults.wrong_checksum = True
+        with pytest.raises(ChecksumError) as caught:
+            ppo(run.session)
+        assert caught.value.where == "rollout rank 1"
+        assert "rollout.admit" not in run.hub.names()
+        with pytest.raises(StaleEngineError):
+            run.roles.rollout.generate(
+                run.session.requests(run.source.prompts("ppo", 0, 2), 1, "x"), Sampling(), 2
+            ).result()
+
+    @pytest.mark.parametrize("offset", [1e-3, float("nan")])
+    def test_engines_off_parity_are_not_admitted(self, tmp_path: Path, offset: float):
+        run = Run(tmp_path)
+        run.hub.faults.parity_offset = offset
+        with pytest.raises(ParityError, match="engine and trainer differ"):
+            ppo(run.session)
+        assert "rollout.admit" not in run.hub.names()
+        assert run.roles.rollout.statuses == ["unverified"]
+
+    def test_a_nan_names_its_sequence_and_stops_before_the_update(self, tmp_path: Path):
+        run = Run(tmp_path)
+        run.hub.faults.nan_logprobs = {11}
+        with pytest.raises(NonFiniteError, match=r"old_logprobs.*sequences 11"):
+            ppo(run.session)
+        assert "policy.update" not in run.hub.names()
+
+    def test_a_nan_in_the_update_syncs_nothing(self, tmp_path: Path):
+        run = Run(tmp_path)
+        run.hub.faults.raising["policy.update"] = NonFiniteError("the policy loss is not finite")
+        with pytest.raises(NonFiniteError):
+            ppo(run.session)
+        assert run.roles.rollout.versions == [2]
+        assert run.session.findings.first_step_seconds is None
+
+    @pytest.mark.parametrize("name", [*SCORERS, "critic.update", "rollout.receive_weights"])
+    def test_a_dead_role_is_named(self, tmp_path: Path, name: str):
+        run = Run(tmp_path)
+        run.hub.position.stage = "ppo"
+        run.hub.faults.dead.add(name)
+        role = name.partition(".")[0]
+        with pytest.raises(RoleDiedError, match=f"{role} rank 0 ended") as caught:
+            ppo(run.session)
+        assert "stage ppo, step 0" in caught.value.what
+
+    def test_a_late_role_is_named(self, tmp_path: Path):
+        run = Run(tmp_path)
+        run.hub.faults.late.add("reference.logprobs")
+        with pytest.raises(DeadlineError, match="reference: logprobs") as caught:
+            ppo(run.session)
+        assert caught.value.where == "reference rank 0"
+
+    def test_what_was_counted_before_a_failure_stays_counted(self, tmp_path: Path):
+        run = Run(tmp_path)
+        run.hub.faults.failed_rewards = lambda i: "service down" if i > 30 else ""
+        with pytest.raises(RewardError):
+            ppo(run.session)
+        assert run.session.findings.ledger.trained == 16
+
+
+class TestRecords:
+    def test_the_same_seed_gives_the_same_run(self, tmp_path: Path):
+        runs = [Run(tmp_path / name, policy=2) for name in ("a", "b")]
+        for run in runs:
+            ppo_ptx(run.session)
+        assert runs[0].repeatable() == runs[1].repeatable()
+        assert len(runs[0].repeatable()) > 40
+
+    def test_another_seed_gives_another(self, tmp_path: Path):
+        scores = []
+        for seed in (0, 1):
+            config: Config = small_config()
+            config.seed = seed
+            run = Run(tmp_path / str(seed), config)
+            ppo(run.session)
+            scores.append(run.series("ppo/score_mean"))
+        assert scores[0] != scores[1]
+
+    def test_every_phase_is_timed_once_an_iteration(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        counts = Counter(r.name for r in run.metrics() if r.name.startswith("ppo/seconds/"))
+        assert len(counts) == 10
+        assert set(counts.values()) == {2}
+
+    def test_samples_tell_what_was_scored(self, tmp_path: Path):
+        run = Run(tmp_path)
+        run.hub.faults.failed_rewards = lambda i: "no answer" if i % 2 else ""
+        ppo(run.session)
+        scores = scores_kept(run)
+        samples = read_rollouts(run.folder)
+        assert {s.step for s in samples} == {1, 2}
+        for sample in samples:
+            assert sample.score == scores[sample.step - 1][sample.id]
+            assert sample.policy_version == sample.step + 1
+
+    def test_the_trained_policy_is_published(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        assert Path(run.session.need("ppo")) == run.folder.checkpoints / "ppo"
+
+    def test_repeated_prompts_are_sampled_with_seeds_of_their_own(self, tmp_path: Path):
+        run = Run(tmp_path)
+        (prompt,) = run.source.prompts("ppo", 0, 1)
+        requests = run.session.requests([prompt, prompt], 2, "ppo", 0)
+        assert len({seed for request in requests for seed in request.seeds}) == 4
