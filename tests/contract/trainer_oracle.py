@@ -38,7 +38,7 @@ class Loop:
             parameters["lr"] = RATES[self.taken]
         self.optimizer.step()
         self.taken += 1
-        return float(loss), float(norm)
+        return float(loss.detach()), float(norm)
 
     def logits(self, tokens: object) -> Tensor:
         ids = torch.tensor(tokens).long()[None]

@@ -1,0 +1,99 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForTokenClassification
+
+from workers.errors import BrokenCheckpointError, MissingCheckpointError
+from workers.models import load_causal_lm, load_scalar
+from workers.pocket.model import create_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "base"
+    create_model(
+        path, hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=24,
+        max_position_embeddings=32, tie_word_embeddings=True, seed=0,
+    )  # fmt: skip
+    return path
+
+
+def test_a_random_head_has_the_promised_spread(base: Path) -> None:
+    model = load_scalar(str(base), dtype="float32", head="random", seed=1)
+    again = load_scalar(str(base), dtype="float32", head="random", seed=1)
+    assert torch.equal(model.score.weight, again.score.weight)
+    assert float(model.score.weight.detach().std()) == pytest.approx(17**-0.5, rel=0.5)
+    assert model.score.bias.tolist() == [0.0]
+    body = load_causal_lm(str(base), dtype="float32").model
+    for name, weight in model.model.named_parameters():
+        assert torch.equal(weight, body.get_parameter(name))
+
+
+def test_a_scalar_model_is_an_ordinary_folder(base: Path, tmp_path: Path) -> None:
+    model = load_scalar(str(base), dtype="float32", head="random")
+    with torch.no_grad():
+        model.score.bias.fill_(-1.5)
+    model.save_pretrained(tmp_path)
+    ids = torch.tensor([[1, 5, 6]])
+    wanted = model(input_ids=ids).logits
+    plain = AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(plain(input_ids=ids).logits, wanted)
+    kept = load_scalar(str(tmp_path), dtype="float32", head="keep")
+    assert torch.equal(kept(input_ids=ids).logits, wanted)
+    zero = load_scalar(str(tmp_path), dtype="float32", head="zero")
+    assert not zero(input_ids=ids).logits.any()
+
+
+def test_a_head_without_a_bias_gets_none_at_random(base: Path, tmp_path: Path) -> None:
+    load_scalar(str(base), dtype="float32", head="random").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["score.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_scalar(str(tmp_path), dtype="float32").score.bias.tolist() == [0.0]
+
+
+def test_a_language_model_has_no_head_to_keep(base: Path) -> None:
+    with pytest.raises(BrokenCheckpointError, match="no scalar head"):
+        load_scalar(str(base), dtype="float32", head="keep")
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(MissingCheckpointError):
+        load_causal_lm(str(tmp_path / "nowhere"), dtype="float32")
+
+
+def _without_a_layer(path: Path) -> None:
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def _truncated(path: Path) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _of_another_shape(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+
+
+def _without_weights(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [_without_a_layer, _truncated, _of_another_shape, _without_weights]
+)
+def test_a_broken_folder_is_refused(base: Path, tmp_path: Path, damage) -> None:
+    path = tmp_path / "broken"
+    shutil.copytree(base, path)
+    damage(path)
+    with pytest.raises(BrokenCheckpointError):
+        load_causal_lm(str(path), dtype="float32")
+    with pytest.raises(BrokenCheckpointError):
+        load_scalar(str(path), dtype="float32", head="random")
