@@ -271,7 +271,7 @@ class FakePolicy(FakeTrainer):
     def evaluate_supervised(self, steps: Sequence[SupervisedStep]) -> FakeAnswer[TextLoss]:
         return self._all(
             "evaluate_supervised",
-            lambda _: TextLoss(float(self._text_loss(steps)), steps[0].tokens),
+            lambda _: TextLoss(float(self._text_loss(steps).detach()), steps[0].tokens),
             first,
             [0],
         )
