@@ -23,7 +23,7 @@ class FrozenModel:
         self.device = torch.device(spec.device)
         self.budget = spec.micro_batch_tokens  # padded tokens in one pass
         self._model: nn.Module = model.eval().requires_grad_(False)
-        self._model.to(self.device)
+        nn.Module.to(model, self.device)
 
     def logits(self, rows: PaddedRows) -> Tensor:
         """Run the model on padded rows: (B, S, V) or (B, S, 1), float32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -124,12 +124,19 @@ def _reencode(
     A response that was cut has no end token on either side.
     """
     prompts, responses = _texts(policy, batch)
-    start = [] if reward.bos_token_id is None else [reward.bos_token_id]
+    start, end = _ends(reward)
     rows: list[list[int]] = []
     for prompt, response, finish in zip(prompts, responses, batch.finish, strict=True):
         head = reward.encode(prompt, add_special_tokens=False)
         if head[: len(start)] == start:  # a chat template may have rendered the start token
             head = head[len(start) :]
-        end = [reward.eos_token_id] if finish == Finish.STOP else []
-        rows.append([*start, *head, *reward.encode(response, add_special_tokens=False), *end])
+        tail = end if finish == Finish.STOP else []
+        rows.append([*start, *head, *reward.encode(response, add_special_tokens=False), *tail])
     return Ragged.from_rows(rows, np.int32)
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Start and end token; a tokenizer may do without the first."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert isinstance(eos, int), "load_tokenizer refuses a tokenizer without one"
+    return ([bos] if isinstance(bos, int) else []), [eos]

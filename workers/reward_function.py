@@ -6,6 +6,7 @@ import importlib
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def load_function(path: str) -> RewardFunction:
         ) from error
     if not callable(found):
         raise ConfigError(f"{path!r} is not callable", where="reward.function")
-    return found
+    return cast(RewardFunction, found)
 
 
 def score_texts(function: RewardFunction, prompts: list[str], responses: list[str]) -> ScoredTexts:
