@@ -55,7 +55,7 @@ class Session:
     findings: Findings = field(default_factory=Findings)
     _next_id: int = 0
     _next_version: int = 0
-    _engine_started: bool = False
+    _engine_shape: str = ""  # of the weights that the engines hold; "" = not started
 
     def need(self, name: str) -> str:
         """The checkpoint `name`, checked.
@@ -81,23 +81,22 @@ class Session:
         self._next_version += 1
         return self._next_version
 
-    def engines_on(self, path: str) -> tuple[Rollout, int]:
-        """The rollout engines serving the checkpoint at `path`, and its version."""
+    def engines_on(self, path: str, shape: str = "policy") -> tuple[Rollout, int]:
+        """The rollout engines serving the checkpoint at `path`, and its version.
+
+        Args:
+            path: Hugging Face folder.
+            shape: names its architecture; engines of another one start afresh.
+        """
         version = self.next_version()
         rollout = self.fleet.rollout
-        if self._engine_started:
+        if self._engine_shape == shape:
             rollout.load_checkpoint(path, version).result()
+        elif self._engine_shape:
+            rollout.restart(self._rollout_spec(path), version).result()
         else:
             rollout.start(self._rollout_spec(path), version).result()
-            self._engine_started = True
-        return rollout, version
-
-    def engines_for(self, path: str) -> tuple[Rollout, int]:
-        """Like `engines_on`, for a checkpoint of another shape: the engines start afresh."""
-        version = self.next_version()
-        rollout = self.fleet.rollout
-        rollout.restart(self._rollout_spec(path), version).result()
-        self._engine_started = True
+        self._engine_shape = shape
         return rollout, version
 
     def _rollout_spec(self, path: str) -> RolloutSpec:

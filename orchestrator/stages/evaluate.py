@@ -60,10 +60,12 @@ def evaluate(session: Session) -> None:
         )
     prompts = session.source.prompts("heldout", 0, session.config.evaluate.prompts)
     answers: dict[str, _Answers] = {}
-    for number, name in enumerate(names):
+    # The large model has another shape than the engines' weights: last, one restart is enough.
+    for number, name in enumerate(sorted(names, key=lambda name: name == "large")):
         session.position.step = number
         answers[name] = _answer(session, name, prompts)
         session.live.advance(number + 1)
+    answers = {name: answers[name] for name in names}
     session.findings.models = {name: a.row for name, a in answers.items()}
     session.findings.preferred = _preferences(session, prompts, answers)
     _keep_comparisons(session, prompts, answers)
@@ -74,9 +76,7 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> _Answers:
     measuring = session.fleet.reference.load(
         frozen_spec(session.config, path, session.config.cluster.roles.reference)
     )
-    # The large base model has another shape than the engines' weights.
-    fresh = name == "large"
-    rollout, version = (session.engines_for if fresh else session.engines_on)(path)
+    rollout, version = session.engines_on(path, shape="large" if name == "large" else "policy")
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
     measuring.result()
     golds = session.source.gold(prompts, texts)
