@@ -45,6 +45,7 @@ from workers.errors import (
     RoleDiedError,
     RoleError,
     StaleEngineError,
+    WeightSyncError,
 )
 from workers.experience import gather_fields, whitening_moments
 from workers.messages import (
@@ -140,6 +141,7 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> World:
     for seed, name in enumerate(("base", "sft")):
         ToyPolicy.create(40, seed).save(folder / name)
     ToyScalar.create(40, 5).save(folder / "reward_model")
+    ToyPolicy.create(40, 6, layers=3).save(folder / "deeper")
     config, hub = make_config(), Hub()
     spare = Hub(hub.position)
 
@@ -159,9 +161,10 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> World:
 def ray_actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One cluster with two CPUs declared, and one process a worker, for all tests here."""
     folder = tmp_path_factory.mktemp("ray_actors")
-    for seed, name in enumerate(("base", "sft")):
+    for seed, name in enumerate(("base", "sft", "deeper")):
         create_model(
-            folder / name, hidden_size=64, layers=2, heads=2, kv_heads=2, intermediate_size=96,
+            folder / name, hidden_size=64, layers=3 if name == "deeper" else 2, heads=2,
+            kv_heads=2, intermediate_size=96,
             max_position_embeddings=96, tie_word_embeddings=True, seed=seed,
         )  # fmt: skip
     config, position = make_config(), Position()
@@ -334,6 +337,15 @@ class TestSync:
         batch = rollout.fetch(rollouts).result()
         fields = policy.logprobs(world.works(rollouts, policy.size), rollouts, 0.8).result()
         assert compare_logprobs(batch, policy.fetch(fields).result()).max_difference < 1e-4
+
+    def test_another_architecture_is_refused_and_nothing_served(self, world: World):
+        version = world.serve("sft")
+        world.version += 1
+        with pytest.raises(WeightSyncError, match="do not fit the model"):
+            world.roles.rollout.load_checkpoint(world.path("deeper"), world.version).result()
+        for each in (version, world.version):
+            with pytest.raises(StaleEngineError):
+                world.roles.rollout.generate(world.requests(1), SAMPLING, each).result()
 
     def test_nobody_admits_what_never_arrived(self, world: World):
         version = world.serve("sft")

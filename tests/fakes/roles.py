@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fakes.hub import FakeAnswer, FakeGroup, Hub, first, nothing
+from fakes.hub import Event, FakeAnswer, FakeGroup, Hub, first, nothing
 from fakes.toy import ToyPolicy, ToyScalar, checksum, gradient_step
 from orchestrator.config import RoleName
 from orchestrator.handles import Experience, Fields, Rollouts
-from workers.errors import RoleError, StaleEngineError
+from workers.errors import RoleError, StaleEngineError, WeightSyncError
 from workers.experience import (
     build_experience,
     gather_experience,
@@ -69,6 +69,7 @@ class FakeRollout(FakeGroup):
         return self._all("start", self._info, version=version, spec=spec)
 
     def restart(self, spec: RolloutSpec, version: int) -> FakeAnswer[list[RoleInfo]]:
+        self.hub.events.append(Event("start", "rollout.restart", {"spec": spec}))
         return self.start(spec, version)
 
     def _info(self, rank: int) -> RoleInfo:
@@ -122,7 +123,11 @@ class FakeRollout(FakeGroup):
 
     def load_checkpoint(self, path: str, version: int) -> FakeAnswer[list[WeightReceipt]]:
         def call(rank: int) -> WeightReceipt:
-            self.models[rank] = ToyPolicy.load(path)
+            found = ToyPolicy.load(path)
+            self.statuses[rank] = "empty"
+            if found.layers != self.models[rank].layers:
+                raise WeightSyncError(f"weights do not fit the model: {found.layers} layers")
+            self.models[rank] = found
             self.versions[rank], self.statuses[rank] = version, "admitted"
             return WeightReceipt(version, checksum(self.models[rank].weights), 8, 0.0)
 
@@ -387,7 +392,7 @@ class FakeCritic(FakeTrainer):
     def evaluate_rankings(self, steps: Sequence[RankingStep]) -> FakeAnswer[PairCounts]:
         def call(_: int) -> PairCounts:
             loss, correct, pairs = self._rank(steps)
-            return PairCounts(correct, pairs, float(loss), steps[0].rankings)
+            return PairCounts(correct, pairs, float(loss.detach()), steps[0].rankings)
 
         return self._all("evaluate_rankings", call, first, [0], steps=steps)
 

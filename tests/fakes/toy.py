@@ -47,23 +47,25 @@ def checksum(weights: Tensor) -> str:
 class ToyPolicy:
     """A bigram model of which only the unigram part learns."""
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Tensor, layers: int = 1) -> None:
+        self.layers = layers  # stands for the shape of the architecture
         self.weights = weights.detach().clone().requires_grad_()
         self._table = _table(len(weights))
 
     @classmethod
-    def create(cls, vocabulary: int, seed: int) -> ToyPolicy:
+    def create(cls, vocabulary: int, seed: int, layers: int = 1) -> ToyPolicy:
         generator = torch.Generator().manual_seed(seed)
         weights = torch.randn(vocabulary, generator=generator, dtype=torch.float64)
         weights[2] += 2.0  # responses end after a handful of tokens
-        return cls(weights)
+        return cls(weights, layers)
 
     @classmethod
     def load(cls, path: str) -> ToyPolicy:
-        return cls(_read(path)["policy"])
+        tensors = _read(path)
+        return cls(tensors["policy"], int(tensors["layers"]))
 
     def save(self, path: str | Path) -> None:
-        _write(path, {"policy": self.weights})
+        _write(path, {"policy": self.weights, "layers": torch.tensor(self.layers)})
 
     def logprobs(self, tokens: Sequence[int], start: int, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of tokens[start:], each given the one before; (S - start,) nats."""

@@ -1,0 +1,163 @@
+"""The evaluation stage over fake roles: who is preferred to whom, and what alignment cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import ToyPolicy
+from fakes.session import Run
+
+from orchestrator.samples import read_comparisons
+from orchestrator.stages.evaluate import evaluate
+from workers.errors import ConfigError, RewardError
+from workers.pocket.labeler import Gold
+
+PLAIN = Gold(score=0.0, correct=False, truthful=True, rude=False, polite=False)
+
+
+def add_model(run: Run, name: str, seed: int, layers: int = 1) -> None:
+    path = run.folder.path.parent / name
+    ToyPolicy.create(len(run.source.tokenizer), seed, layers).save(path)
+    run.session.checkpoints[name] = str(path)
+
+
+def judge_in_turn(monkeypatch: pytest.MonkeyPatch, run: Run, scores: Sequence[Sequence[float]]):
+    """The n-th evaluated model gets the n-th scores, repeated over the prompts."""
+    turns = iter(scores)
+
+    def gold(prompts: Sequence[object], texts: Sequence[str]) -> list[Gold]:
+        mine = next(turns)
+        return [replace(PLAIN, score=mine[n % len(mine)]) for n in range(len(texts))]
+
+    monkeypatch.setattr(run.source, "gold", gold)
+
+
+def rates(run: Run) -> dict[tuple[str, str], float]:
+    return {(p.model, p.over): p.rate for p in run.session.findings.preferred}
+
+
+def test_every_pair_of_models_that_are_there_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Run(tmp_path)
+    add_model(run, "ppo", 4)
+    judge_in_turn(monkeypatch, run, [[0.0], [1.0], [1.0, 2.0]])
+    evaluate(run.session)
+    assert list(run.session.findings.models) == ["base", "sft", "ppo"]
+    # half of the prompts are ties with SFT, half are won
+    assert rates(run) == {("sft", "base"): 1.0, ("ppo", "sft"): 0.75, ("ppo", "base"): 1.0}
+    assert {p.n for p in run.session.findings.preferred} == {32}
+    assert all(p.low <= p.rate <= p.high for p in run.session.findings.preferred)
+    assert run.session.findings.models["ppo"].gold_mean == 1.5
+
+
+def test_models_answer_the_same_held_out_prompts(tmp_path: Path):
+    run = Run(tmp_path, rollout=2)
+    evaluate(run.session)
+    asked = [
+        [r.prompt_tokens for r in facts["requests"]] for facts in run.hub.facts("rollout.generate")
+    ]
+    prompts = run.source.prompts("heldout", 0, 32)
+    assert asked == [[p.tokens for p in prompts]] * 2
+    kept = read_comparisons(run.folder)
+    assert [c.prompt for c in kept] == [p.text for p in prompts[:3]]
+    assert all(set(c.responses) == {"base", "sft"} for c in kept)
+    for comparison, prompt in zip(kept, prompts, strict=False):
+        (verdict,) = run.source.gold([prompt], [comparison.responses["sft"]]) or []
+        assert comparison.gold["sft"] == verdict.score
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_perplexity_and_cloze_of_each_model(tmp_path: Path, replicas: int):
+    run = Run(tmp_path, reference=replicas)
+    evaluate(run.session)
+    documents = run.source.pretraining("heldout", 0, 16)
+    for name in ("base", "sft"):
+        model = ToyPolicy.load(run.session.need(name))
+        with torch.no_grad():
+            nats = [float(-model.logprobs(row, 1).sum()) for row in documents.tokens.rows()]
+            right = 0
+            for task in run.source.cloze("heldout", 0, 8) or []:
+                likely = [
+                    float(model.logprobs([*task.prefix, *c], len(task.prefix)).sum())
+                    for c in task.candidates
+                ]
+                right += int(np.argmax(likely)) == task.answer
+        tokens = sum(len(row) - 1 for row in documents.tokens.rows())
+        row = run.session.findings.models[name]
+        assert row.web_perplexity == pytest.approx(math.exp(sum(nats) / tokens), rel=1e-5)
+        assert row.cloze_accuracy == right / 8
+
+
+def test_the_large_model_restarts_the_engines_once(tmp_path: Path):
+    run = Run(tmp_path)
+    add_model(run, "large", 8, layers=4)
+    add_model(run, "ppo", 9)
+    evaluate(run.session)
+    (restart,) = run.hub.facts("rollout.restart")
+    assert restart["spec"].checkpoint == run.session.need("large")
+    assert list(run.session.findings.models) == ["base", "large", "sft", "ppo"]
+    assert ("ppo", "large") in rates(run)
+    run.session.engines_on(run.session.need("sft"))  # and a later stage gets its shape back
+    assert len(run.hub.facts("rollout.restart")) == 2
+
+
+def without_gold(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
+
+
+def test_without_a_gold_labeler_the_reward_model_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Run(tmp_path, reward=2)
+    without_gold(monkeypatch, run)
+    evaluate(run.session)
+    assert run.hub.names().count("reward.score") == 2
+    assert set(rates(run)) == {("sft", "base")}
+    assert run.session.findings.models["sft"].gold_mean is None
+
+
+def test_a_response_without_a_score_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Run(tmp_path)
+    without_gold(monkeypatch, run)
+    run.hub.faults.failed_rewards = lambda i: "no answer" if i == 3 else ""
+    with pytest.raises(RewardError, match="1 of 32 responses got no score: no answer"):
+        evaluate(run.session)
+
+
+def test_without_any_judge_nobody_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run(tmp_path)
+    without_gold(monkeypatch, run)
+    del run.session.checkpoints["reward_model"]
+    evaluate(run.session)
+    assert run.session.findings.preferred == []
+    assert set(run.session.findings.models) == {"base", "sft"}
+
+
+def longer(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
+    assert len(prompts) == len(a) == len(b)
+    return [1.0 if n % 4 else 0.5 for n in range(len(a))]
+
+
+def test_a_pairwise_judge_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run(tmp_path)
+    without_gold(monkeypatch, run)
+    run.config.evaluate.judge = f"{__name__}:longer"
+    evaluate(run.session)
+    assert rates(run) == {("sft", "base"): 0.875}
+    assert "reward.load" not in run.hub.names()
+
+
+def test_no_model_is_a_mistake_of_the_configuration(tmp_path: Path):
+    run = Run(tmp_path)
+    run.session.checkpoints.clear()
+    with pytest.raises(ConfigError, match="no model to evaluate"):
+        evaluate(run.session)
