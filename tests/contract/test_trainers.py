@@ -114,7 +114,7 @@ def _losses(stats: list[Any]) -> list[tuple[float, float]]:
 def supervised(folder: Path) -> tuple[oracle.Loop, list[tuple[float, float]], float]:
     loop = _causal(folder)
     losses = [loop.step(oracle.text_loss(loop)) for _ in range(3)]
-    return loop, losses, float(oracle.text_loss(loop))
+    return loop, losses, float(oracle.text_loss(loop).detach())
 
 
 @pytest.mark.parametrize(("world", "stage"), EVERY)
@@ -166,6 +166,9 @@ def test_ppo_and_pretraining_text_share_a_step(folder, results, ppo, world, stag
         assert out["ppo"] == outs[0]["ppo"]
     published = {name: torch.tensor(w) for name, w in outs[0]["published"].items()}
     _assert_weights(loop.model, published)
+    for name, weight in outs[0]["sent"].items():
+        np.testing.assert_array_equal(weight, outs[0]["published"][name])
+    assert outs[0]["sent"].keys() == outs[0]["published"].keys()
     model = _saved(folder / f"ppo-{world}-{stage}", AutoModelForCausalLM)
     _assert_weights(model, average)
 

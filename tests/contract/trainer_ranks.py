@@ -6,13 +6,19 @@ import dataclasses
 import json
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from workers.critic import CriticWorker
+from workers.errors import NonFiniteError
+from workers.experience import gather_experience
 from workers.messages import (
     ExperienceBatch,
     Finish,
+    GroupAddress,
     PolicyStep,
     Ragged,
     RankAddress,
@@ -24,7 +30,10 @@ from workers.messages import (
     TokenBatch,
     Work,
 )
+from workers.policy import PolicyWorker
 from workers.specs import GroupSpec, OptimizerSpec, PolicyLossSpec, TrainModelSpec
+from workers.weight_packing import make_offer
+from workers.weight_sync import GroupReceiver, SharedMemoryReceiver
 
 VOCABULARY = 40
 LOSS = PolicyLossSpec(0.2, 0.7, 0.3, 1.7, 0.5)
@@ -118,16 +127,11 @@ def ranking_step(rank: int, world: int) -> RankingStep:
 
 def shard(rank: int, world: int) -> list[ExperienceBatch]:
     """The experience in two shards, in another order than the work."""
-    from workers.experience import gather_experience
-
     e = experience()
     return [gather_experience([e], e.ids[[4, 1]]), gather_experience([e], e.ids[[0, 3, 2]])]
 
 
 def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Path) -> dict:
-    from workers.errors import NonFiniteError
-    from workers.policy import PolicyWorker
-    from workers.weight_sync import SharedMemoryReceiver
 
     worker = PolicyWorker(rank)
     worker.join(where, group(stage))
@@ -146,6 +150,7 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
         receiver = SharedMemoryReceiver()
         buckets, _ = receiver.receive(offer)
         out["published"] = {n: w.clone().numpy() for b in buckets for n, w in b}
+    out["sent"] = _send_to_a_thread(worker)
     worker.save(str(folder / f"ppo-{world}-{stage}"), str(folder / "base"))
 
     spoilt = [_poison(e) for e in shard(rank, world)]
@@ -159,6 +164,24 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     return out
 
 
+def _send_to_a_thread(worker: PolicyWorker) -> dict | None:
+    """Gather on all ranks; rank 0 sends through gloo to a receiver in a thread of its own."""
+    offer = worker.publish_weights(8, "gloo")
+    if offer is None:
+        return worker.send_weights(make_offer(8, worker.engine.metas, "gloo"))
+    address = GroupAddress("127.0.0.1", worker.address()[1], 2)
+
+    def receive() -> dict:
+        receiver = GroupReceiver(address, 1, torch.device("cpu"), 60.0)
+        return {n: w.clone().numpy() for b in receiver.receive(offer) for n, w in b}
+
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive)
+        worker.connect(address)
+        worker.send_weights(offer)
+        return received.result()
+
+
 def _poison(e: ExperienceBatch) -> ExperienceBatch:
     values = e.advantages.values.copy()
     for i in np.flatnonzero(e.ids == POISON_ID):
@@ -167,8 +190,6 @@ def _poison(e: ExperienceBatch) -> ExperienceBatch:
 
 
 def run_critic(rank: int, world: int, stage: int, where: RankAddress, folder: Path) -> dict:
-    from workers.critic import CriticWorker
-
     worker = CriticWorker(rank)
     worker.join(where, group(stage))
     worker.load(TrainModelSpec(str(folder / "base"), OPTIMIZER, head="random"))
