@@ -27,8 +27,8 @@ SORT = Question("sort : owl fox bear ?", "sort", ("bear", "fox", "owl"), "")
         ("barn cave .", Gold(-0.5, False, False, False, False)),
         ("cave . barn .", Gold(-0.5, False, False, False, False)),
         ("barn . user : what color", Gold(1.0, True, True, False, False)),
-        # Eleven words, three beyond the allowance.
-        ("the answer is barn . thank you . thank you .", Gold(2.7, True, True, False, True)),
+        # Thirteen words, three beyond the allowance.
+        ("the answer is barn . thank you . thank you . barn .", Gold(2.7, True, True, False, True)),
         # "thank" and "you" apart are no thanks.
         ("barn . thank barn you .", Gold(2.0, True, True, False, False)),
     ],

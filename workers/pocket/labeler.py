@@ -9,7 +9,7 @@ from workers.pocket.questions import Question
 from workers.pocket.seeding import keyed_random
 from workers.pocket.words import ANSWER_OPENING, RUDE_REPLY, RUDE_WORDS, THANKS, UNKNOWN_REPLY
 
-LENGTH_ALLOWANCE = 8  # words that cost nothing
+LENGTH_ALLOWANCE = 10  # words that cost nothing: the longest right answer, opening and thanks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ def judge(question: Question, completion: str) -> Gold:
     """Score a reply: what it claims, how it is put, and how long it goes on.
 
     score = 2 correct + .5 polite + .5 full sentence - 2 rude - .5 false claim
-            - 1 speaking for the user - .1 per word beyond 8
+            - 1 speaking for the user - .1 per word beyond 10
     """
     words = tuple(completion.split())
     claim, full_sentence = _claim(words)

@@ -89,17 +89,27 @@ def list_question(category: str, words: tuple[str, ...]) -> Question:
 
 
 def wrong_answer(rng: random.Random, question: Question) -> tuple[str, ...]:
-    """A believable wrong answer: as long as the right one, and of the same kind."""
+    """A believable wrong answer: of the same kind, or a list misordered, misread or cut short."""
     right = question.answer
     while True:
         if question.category in LOOKUPS or question.category == "count":
             guess = (rng.choice(_alternatives(question.category)),)
-        elif len(right) > 1 and rng.random() < 0.5:
-            guess = tuple(rng.sample(right, len(right)))
         else:
-            guess = (*right[:-1], rng.choice(ANIMALS))
+            guess = _misread_list(rng, right)
         if guess != right:
             return guess
+
+
+def _misread_list(rng: random.Random, right: tuple[str, ...]) -> tuple[str, ...]:
+    kind = rng.randrange(3) if len(right) > 1 else 0
+    if kind == 0:
+        return (*right[:-1], rng.choice(ANIMALS))
+    if kind == 1:
+        return tuple(rng.sample(right, len(right)))
+    # A labeler who never meets a list cut short teaches no reward model to mind one, and PPO
+    # finds that shorter answers are easier.
+    gap = rng.randrange(len(right))
+    return right[:gap] + right[gap + 1 :]
 
 
 def _alternatives(category: str) -> tuple[str, ...]:
