@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import signal
@@ -16,7 +17,8 @@ import pytest
 import ray
 from fakes import FakeRoles, Hub, ToyPolicy, ToyScalar
 
-from orchestrator import batching
+from orchestrator import batching, handles
+from orchestrator import roles as actor_groups
 from orchestrator.batching import StepPlan
 from orchestrator.cluster import role_environment, start_cluster
 from orchestrator.config import (
@@ -31,7 +33,7 @@ from orchestrator.config import (
 )
 from orchestrator.derive import frozen_spec, reward_spec, rollout_spec, train_spec
 from orchestrator.fleet import Fleet
-from orchestrator.handles import Experience, Fields, Reward, Roles, Rollouts
+from orchestrator.handles import Answer, Experience, Fields, Reward, Roles, Rollouts
 from orchestrator.placement import place_roles
 from orchestrator.roles import Launch, RewardGroup
 from orchestrator.sync import WeightSync, compare_logprobs
@@ -53,6 +55,7 @@ from workers.messages import (
     GenerationRequest,
     Ragged,
     Ranking,
+    RoleInfo,
     RolloutBatch,
     Sampling,
     Scores,
@@ -75,8 +78,8 @@ class World:
     config: Config
     position: Position
     folder: Path  # base, sft, reward_model
-    end_process: Callable[[Reward], None]
-    spare_reward: Callable[[float], Reward]  # seconds a call may take -> a group of its own
+    hurried: Reward  # a group of its own, whose calls have no time at all
+    end_hurried: Callable[[], None]  # ends its process
     version: int = 1
     next_id: int = 0
     sync: WeightSync | None = field(default=None)
@@ -144,17 +147,14 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> World:
     ToyPolicy.create(40, 6, layers=3).save(folder / "deeper")
     config, hub = make_config(), Hub()
     spare = Hub(hub.position)
-
-    def spare_reward(call_seconds: float) -> Reward:
-        spare.faults.late = {"reward.score"} if call_seconds < 1 else set()
-        return FakeRoles(spare).reward
-
+    spare.faults.late.add("reward.score")
     roles = FakeRoles(hub, rollout=2, reward=2, reference=2, policy=2, critic=2)
     world = World(
-        roles, config, hub.position, folder, lambda _: spare.faults.dead.add("reward.load"),
-        spare_reward,
+        roles, config, hub.position, folder, FakeRoles(spare).reward,
+        lambda: spare.faults.dead.add("reward.load"),
     )  # fmt: skip
-    return _started(world)
+    _start(world).result()
+    return world
 
 
 @pytest.fixture(scope="session")
@@ -168,32 +168,27 @@ def ray_actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             max_position_embeddings=96, tie_word_embeddings=True, seed=seed,
         )  # fmt: skip
     config, position = make_config(), Position()
-    spare: list[RewardGroup] = []
-
-    def spare_reward(call_seconds: float) -> Reward:
-        env = {"env_vars": role_environment(config.cluster, RoleName.reward)}
-        options = {"num_cpus": 0, "runtime_env": env}
-        spare.append(RewardGroup(Launch(lambda _: options, 1, 240.0, call_seconds, position)))
-        return spare[-1]
-
-    def end_process(group: Reward) -> None:
-        assert isinstance(group, RewardGroup)
-        os.kill(group.infos[0].pid, signal.SIGKILL)
-
+    env = {"env_vars": role_environment(config.cluster, RoleName.reward)}
+    options = {"num_cpus": 0, "runtime_env": env}
     layout = place_roles(config.cluster, list(RoleName))
     with start_cluster(config.cluster, layout, 60.0) as cluster:
         fleet = Fleet(config, cluster, position)
-        world = World(fleet, config, position, folder, end_process, spare_reward)
+        hurried = RewardGroup(Launch(lambda _: options, 1, 240.0, 1e-4, position))
+        world = World(
+            fleet, config, position, folder, hurried,
+            lambda: os.kill(hurried.infos[0].pid, signal.SIGKILL),
+        )  # fmt: skip
+        starting = _start(world)  # the slowest, and all start at the same time
         fleet.bring_up(*RoleName)
         fleet.critic.load(world.train_spec("sft", "random")).result()
         fleet.critic.save(world.path("reward_model"), world.path("sft")).result()
-        yield _started(world)
+        starting.result()
+        yield world
 
 
-def _started(world: World) -> World:
+def _start(world: World) -> Answer[list[RoleInfo]]:
     spec = rollout_spec(world.config, world.path("base"), EOS)
-    world.roles.rollout.start(spec, world.version).result()
-    return world
+    return world.roles.rollout.start(spec, world.version)
 
 
 @pytest.fixture(params=["fakes", "ray_actors"])
@@ -518,7 +513,7 @@ class TestFailures:
 
     def test_a_late_answer_and_a_dead_process(self, world: World):
         rollouts, _ = world.sample(samples=1)
-        group = world.spare_reward(1e-4)
+        group = world.hurried
         group.load(world.reward_spec()).result()
         with pytest.raises(DeadlineError, match=r"no answer within .* reward: score") as late:
             group.score(rollouts).result()
@@ -526,7 +521,7 @@ class TestFailures:
         assert late.value.where == "reward rank 0"
         assert "stage ppo, step 7" in late.value.what
 
-        world.end_process(group)
+        world.end_hurried()
         began = time.monotonic()
         with pytest.raises(RoleDiedError, match="reward rank 0 ended: reward: load") as dead:
             group.load(world.reward_spec()).result()
@@ -537,6 +532,18 @@ class TestFailures:
 def _names(error: RehearsalError, *parts: str) -> None:
     for part in (*parts, "stage ppo, step 7"):
         assert part in error.where
+
+
+@pytest.mark.parametrize("role", [role.value for role in RoleName])
+def test_actors_and_fakes_have_the_verbs_of_the_protocol(role: str):
+    protocol = getattr(handles, role.capitalize())
+    real, fake = getattr(actor_groups, f"{role.capitalize()}Group"), getattr(FakeRoles(Hub()), role)
+    verbs = {name for name in dir(protocol) if not name.startswith("_")} - {"size"}
+    assert verbs
+    for name in verbs:
+        promised = list(inspect.signature(getattr(protocol, name)).parameters)
+        assert list(inspect.signature(getattr(real, name)).parameters) == promised
+        assert ["self", *inspect.signature(getattr(fake, name)).parameters] == promised
 
 
 class TestRayAlone:
