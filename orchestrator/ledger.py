@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 from workers.errors import LedgerError
 from workers.messages import IntArray
@@ -117,9 +118,8 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from a saved account."""
-        ranges, dropped = state["ranges"], state["dropped"]
-        assert isinstance(ranges, list), "not the state of a ledger"
-        assert isinstance(dropped, dict), "not the state of a ledger"
+        ranges = cast("list[list[int]]", state["ranges"])
+        dropped = cast("dict[str, int]", state["dropped"])
         self._seen = {i for first, last in ranges for i in range(int(first), int(last) + 1)}
         self._open = set()
         self._step = _Counts()

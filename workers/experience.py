@@ -4,6 +4,9 @@ Pure functions on CPU. Whatever arrives is matched by sequence id, never by posi
 from roles that share the sequences out differently.
 """
 
+# torch.from_numpy is not typed.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math

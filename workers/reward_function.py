@@ -6,7 +6,7 @@ import importlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +32,12 @@ _FAILURES = (
 )
 
 
-def load_function(path: str) -> RewardFunction:
+def load_function(path: str, where: str = "reward.function") -> Callable[..., Any]:
     """Import `package.module:callable`.
+
+    Args:
+        path: What to import.
+        where: The configuration key that names it, for errors.
 
     Raises:
         ConfigError: the path is malformed, or nothing callable stands there.
@@ -42,7 +46,7 @@ def load_function(path: str) -> RewardFunction:
     if not module_name or not name:
         raise ConfigError(
             f"not a function path: {path!r}",
-            where="reward.function",
+            where=where,
             mend='write it as "package.module:callable"',
         )
     try:
@@ -50,12 +54,12 @@ def load_function(path: str) -> RewardFunction:
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"cannot import {path!r}: {error}",
-            where="reward.function",
+            where=where,
             mend="make the module importable on every node, for example by PYTHONPATH",
         ) from error
     if not callable(found):
-        raise ConfigError(f"{path!r} is not callable", where="reward.function")
-    return cast(RewardFunction, found)
+        raise ConfigError(f"{path!r} is not callable", where=where)
+    return found
 
 
 def score_texts(function: RewardFunction, prompts: list[str], responses: list[str]) -> ScoredTexts:

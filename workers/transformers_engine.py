@@ -23,7 +23,8 @@ class TransformersEngine:
         model = AutoModelForCausalLM.from_pretrained(
             spec.checkpoint, dtype=getattr(torch, spec.dtype), attn_implementation="sdpa"
         )
-        self._model: PreTrainedModel | None = model.to(self._device).eval()
+        torch.nn.Module.to(model, self._device)
+        self._model: PreTrainedModel | None = model.eval()
         self._shared = SharedMemoryReceiver()
         self._group: GroupReceiver | None = None
 

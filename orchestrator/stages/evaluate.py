@@ -188,7 +188,7 @@ def _preferences(
 def _judge(session: Session) -> Callable[[list[str], list[str], list[str]], list[float]] | None:
     """The user's pairwise judge: 1 where the first text is better, 0 the second, .5 a tie."""
     name = session.config.evaluate.judge
-    return load_function(name) if name else None
+    return load_function(name, "evaluate.judge") if name else None
 
 
 def _keep_comparisons(

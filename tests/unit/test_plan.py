@@ -79,7 +79,8 @@ def test_minibatches_must_divide_the_batch():
 @pytest.mark.parametrize(
     ("kind", "overrides", "words"),
     [
-        (BatchArithmeticError, ["cluster.roles.critic.workers=33", "reward_model.prompts_per_step=64"],
+        (BatchArithmeticError,
+         ["cluster.roles.critic.workers=33", "reward_model.prompts_per_step=64"],
          "32 sequences"),
         (BatchArithmeticError, ["sft.demonstrations_per_step=1", "cluster.roles.policy.workers=2"],
          "1 demonstrations"),
