@@ -17,6 +17,7 @@ from workers.errors import BatchArithmeticError, DataError
 from workers.messages import (
     IntArray,
     PolicyStep,
+    Ragged,
     Ranking,
     RankingStep,
     StepWork,
@@ -236,6 +237,42 @@ def policy_steps(
         [PolicyStep(step, texts[i][rank]) for i, step in enumerate(steps)]
         for rank, steps in enumerate(by_rank)
     ]
+
+
+def pack_documents(batch: TokenBatch, row_tokens: int) -> TokenBatch:
+    """Lay documents end to end in rows of at most `row_tokens`, as GPT-3 was trained.
+
+    Nothing masks one document from the next: its start token tells them apart (arXiv 2005.14165,
+    appendix B). Each document goes into the first row that has room, longest first, so little is
+    wasted on padding. A document's first token is not a target: nothing before it foretells it.
+
+    Args:
+        batch: one document a row.
+        row_tokens: the model's context; a longer document keeps a row of its own.
+
+    Returns:
+        The same tokens in fewer rows, counting the same targets.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    lengths = batch.tokens.lengths
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[document])
+        at = next((i for i, left in enumerate(room) if left >= length), len(rows))
+        if at == len(rows):
+            rows.append([])
+            room.append(row_tokens)
+        rows[at].append(document)
+        room[at] -= length
+    targets = batch.targets.values.copy()
+    targets[batch.targets.offsets[:-1][lengths > 0]] = False
+    counted = Ragged(targets, batch.targets.offsets)
+    return TokenBatch(
+        Ragged.from_rows(
+            [np.concatenate([batch.tokens.row(i) for i in row]) for row in rows], np.int32
+        ),
+        Ragged.from_rows([np.concatenate([counted.row(i) for i in row]) for row in rows], np.bool_),
+    )
 
 
 def supervised_step(batch: TokenBatch, ranks: int, token_budget: int) -> list[SupervisedStep]:

@@ -322,6 +322,7 @@ class PretrainConfig:
 
     steps: int = 1500
     documents_per_step: int = 32
+    row_tokens: int = 128  # documents share rows of this length; ptx text too
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-3, warmup_steps=50, weight_decay=0.01
@@ -329,7 +330,7 @@ class PretrainConfig:
     )
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "documents_per_step")
+        _positive(self, "steps", "documents_per_step", "row_tokens")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator import checkpoint
+from orchestrator import batching, checkpoint
 from orchestrator.config import Config
 from orchestrator.derive import rollout_spec
 from orchestrator.handles import Roles, Rollout
@@ -22,7 +22,7 @@ from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
 from workers.data.records import Prompt
 from workers.data.source import DataSource
-from workers.messages import GenerationRequest, RolloutBatch, Sampling
+from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBatch
 from workers.specs import RolloutSpec
 
 
@@ -103,6 +103,11 @@ class Session:
         eos = self.source.tokenizer.eos_token_id
         assert isinstance(eos, int), "a data source refuses a tokenizer without an end token"
         return rollout_spec(self.config, path, eos)
+
+    def pretraining_rows(self, start: int, count: int) -> TokenBatch:
+        """Training documents `start` to `start + count`, sharing rows."""
+        documents = self.source.pretraining("train", start, count)
+        return batching.pack_documents(documents, self.config.pretrain.row_tokens)
 
     def requests(
         self, prompts: Sequence[Prompt], samples: int | Sequence[int], *path: str | int

@@ -6,6 +6,7 @@ implemented here. Calls that do not depend on each other are started together an
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
 
 def _iterate(run: _Run, iteration: int) -> None:
     """One PPO iteration: sample, score, shape, update, sync."""
+    began = time.monotonic()
     session, timed = run.session, _Timed(run, iteration)
     rollouts = timed("generate", _generate(run, iteration)).result()
     run.ledger.generated(rollouts.summary.ids)
@@ -116,6 +118,7 @@ def _iterate(run: _Run, iteration: int) -> None:
             kl_coefficient=run.kl_coefficient,
             sync=synced,
             counts=counts,
+            seconds=time.monotonic() - began,
         ),
         run.version,
     )
@@ -327,7 +330,7 @@ def _pretraining_mix(run: _Run, plan: StepPlan, kept: IntArray) -> list[TokenBat
     for _ in range(plan.epochs):
         for step in batching.minibatches(kept, plan.per_step, plan.seed, uneven=plan.uneven):
             count = max(1, round(per_episode * len(step)))
-            batches.append(run.session.source.pretraining("train", run.documents_used, count))
+            batches.append(run.session.pretraining_rows(run.documents_used, count))
             run.documents_used += count
     return batches
 

@@ -32,6 +32,7 @@ class Iteration:
     kl_coefficient: float
     sync: SyncReport
     counts: LedgerSummary  # of this iteration alone
+    seconds: float  # from the first request to the admitted weights
 
 
 def mean_kl(experience: Experience) -> float:
@@ -49,7 +50,7 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     settings = session.config.algorithm
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
-    values = _sequences(done) | _losses(done) | _parity(done.sync) | _counts(done)
+    values = _sequences(done) | _losses(done) | _parity(done.sync) | _counts(done) | _speed(done)
     with session.telemetry.span(done.stage, done.index, "record"):
         if due:
             values |= _gold(session, done.stage, step, version)
@@ -121,6 +122,14 @@ def _counts(done: Iteration) -> dict[str, float]:
         "ppo/generated": float(done.counts.generated),
         "ppo/trained": float(done.counts.trained),
         "ppo/dropped": float(done.counts.dropped_total),
+    }
+
+
+def _speed(done: Iteration) -> dict[str, float]:
+    tokens = sum(s.advantage_count for s in done.experience.summaries)
+    return {
+        "ppo/step_seconds": done.seconds,
+        "ppo/tokens_per_second": tokens / done.seconds,
     }
 
 

@@ -35,7 +35,7 @@ def _pretrain(session: Session, stage: str, name: str, model: PocketModelConfig)
             stage=stage,
             family="pretrain",
             steps=settings.steps,
-            batch=lambda step: session.source.pretraining("train", step * count, count),
+            batch=lambda step: session.pretraining_rows(step * count, count),
         ),
     )
     session.publish(

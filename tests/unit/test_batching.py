@@ -216,3 +216,31 @@ def test_ranking_step_keeps_prompts_whole_and_leaves_ties_out() -> None:
 def test_ranking_step_pads_short_ranks_with_dummies() -> None:
     steps = ranking_step([_ranking(0, [5, 5], [1, 2])], ranks=3, token_budget=1)
     assert [s.micro_batches == ((),) for s in steps] == [False, True, True]
+
+
+def _texts(*lengths: int) -> TokenBatch:
+    rows = [np.arange(10 * i, 10 * i + n) for i, n in enumerate(lengths)]
+    return TokenBatch(
+        Ragged.from_rows(rows, np.int32),
+        Ragged.from_rows([np.ones(n, bool) for n in lengths], np.bool_),
+    )
+
+
+def test_packing_lays_documents_end_to_end() -> None:
+    packed = pack_texts(_texts(3, 5, 2, 4), row_tokens=7)
+    assert [r.tolist() for r in packed.tokens.rows()] == [
+        [10, 11, 12, 13, 14, 20, 21],  # 5 + 2
+        [30, 31, 32, 33, 0, 1, 2],  # 4 + 3
+    ]
+    assert [r.tolist() for r in packed.targets.rows()] == [
+        [False, True, True, True, True, False, True],
+        [False, True, True, True, False, True, True],
+    ]
+
+
+def test_packing_counts_the_same_targets_and_keeps_long_texts() -> None:
+    batch = _texts(9, 1, 4, 4, 2)
+    packed = pack_texts(batch, row_tokens=6)
+    assert packed.target_count == batch.target_count
+    assert sorted(packed.tokens.values.tolist()) == sorted(batch.tokens.values.tolist())
+    assert packed.tokens.lengths.tolist() == [9, 6, 5]

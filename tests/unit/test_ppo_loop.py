@@ -24,6 +24,7 @@ from workers.errors import (
 )
 from workers.messages import Finish, Sampling
 
+BOS_ID = 1
 SCORERS = ("reward.score", "policy.logprobs", "reference.logprobs", "critic.values")
 
 
@@ -288,9 +289,10 @@ class TestPretrainingMix:
             assert facts["loss"].ptx_coefficient == 0.5
             for n in range(2):
                 texts = [steps[n].ptx for steps in facts["steps"]]
-                rows = sum(len(b) for text in texts for b in text.micro_batches)
+                packed = [b for text in texts for b in text.micro_batches]
+                starts = sum(int((b.tokens.values == BOS_ID).sum()) for b in packed)
                 tokens = sum(b.target_count for text in texts for b in text.micro_batches)
-                assert rows == 8
+                assert starts == 8
                 assert {text.tokens for text in texts} == {tokens}
         assert len(run.series("ppo/ptx_loss")) == 2
 
