@@ -227,7 +227,7 @@ def _texts(*lengths: int) -> TokenBatch:
 
 
 def test_packing_lays_documents_end_to_end() -> None:
-    packed = pack_texts(_texts(3, 5, 2, 4), row_tokens=7)
+    packed = pack_documents(_texts(3, 5, 2, 4), row_tokens=7)
     assert [r.tolist() for r in packed.tokens.rows()] == [
         [10, 11, 12, 13, 14, 20, 21],  # 5 + 2
         [30, 31, 32, 33, 0, 1, 2],  # 4 + 3
@@ -240,7 +240,7 @@ def test_packing_lays_documents_end_to_end() -> None:
 
 def test_packing_counts_the_same_targets_and_keeps_long_texts() -> None:
     batch = _texts(9, 1, 4, 4, 2)
-    packed = pack_texts(batch, row_tokens=6)
+    packed = pack_documents(batch, row_tokens=6)
     assert packed.target_count == batch.target_count
     assert sorted(packed.tokens.values.tolist()) == sorted(batch.tokens.values.tolist())
     assert packed.tokens.lengths.tolist() == [9, 6, 5]
