@@ -11,6 +11,7 @@ from orchestrator.batching import (
     equal_work,
     micro_batches,
     minibatches,
+    pack_documents,
     partition,
     policy_steps,
     ranking_step,
