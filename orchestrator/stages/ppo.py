@@ -78,7 +78,7 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
 def _iterate(run: _Run, iteration: int) -> None:
     """One PPO iteration: sample, score, shape, update, sync."""
     began = time.monotonic()
-    session, timed = run.session, _Timed(run, iteration)
+    session, timed = run.session, _Timed(run, iteration + 1)
     rollouts = timed("generate", _generate(run, iteration)).result()
     run.ledger.generated(rollouts.summary.ids)
 
@@ -102,7 +102,7 @@ def _iterate(run: _Run, iteration: int) -> None:
     counts = run.ledger.check(iteration)
     session.findings.ledger = _added(session.findings.ledger, counts)
 
-    with session.telemetry.span(run.stage, iteration, "weight_sync"):
+    with session.telemetry.span(run.stage, iteration + 1, "weight_sync"):
         synced = _sync(run)
     record_iteration(
         session,
@@ -376,12 +376,12 @@ def _added(totals: LedgerTotals, counts: LedgerSummary) -> LedgerTotals:
 class _Timed:
     """Spans from the start of a call until its result is there; concurrent ones overlap."""
 
-    def __init__(self, run: _Run, iteration: int) -> None:
+    def __init__(self, run: _Run, step: int) -> None:
         self._run = run
-        self._iteration = iteration
+        self._step = step
 
     def __call__(self, phase: str, answer: Answer[T]) -> _TimedAnswer[T]:
-        end = self._run.session.telemetry.begin(self._run.stage, self._iteration, phase)
+        end = self._run.session.telemetry.begin(self._run.stage, self._step, phase)
         return _TimedAnswer(answer, end)
 
 

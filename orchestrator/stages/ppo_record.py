@@ -51,12 +51,12 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
     values = _sequences(done) | _losses(done) | _parity(done.sync) | _counts(done) | _speed(done)
-    with session.telemetry.span(done.stage, done.index, "record"):
+    with session.telemetry.span(done.stage, step, "record"):
         if due:
             values |= _gold(session, done.stage, step, version)
             _keep_samples(session, done)
         session.telemetry.record(done.stage, step, values)
-    session.telemetry.record_phases(done.stage, done.index)
+    session.telemetry.record_phases(done.stage, step)
     headline = ("score_mean", "kl_sequence", "response_tokens_mean", "gold_mean")
     shown = {name: values[f"ppo/{name}"] for name in headline if f"ppo/{name}" in values}
     session.live.advance(step, **shown)

@@ -390,6 +390,8 @@ class TestRecords:
         counts = Counter(r.name for r in run.metrics() if r.name.startswith("ppo/seconds/"))
         assert len(counts) == 10
         assert set(counts.values()) == {2}
+        steps = {r.step for r in run.metrics() if r.name.startswith("ppo/seconds/")}
+        assert steps == {r.step for r in run.metrics() if r.name == "ppo/step_seconds"} == {1, 2}
 
     def test_samples_tell_what_was_scored(self, tmp_path: Path):
         run = Run(tmp_path)
