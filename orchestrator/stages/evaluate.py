@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.config import RewardKind
+from orchestrator.config import DataSourceKind, RewardKind
 from orchestrator.derive import frozen_spec, reward_spec
 from orchestrator.samples import Comparison, write_comparisons
 from orchestrator.session import Session
@@ -101,10 +101,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _web_perplexity(session: Session) -> float | None:
-    """exp(mean nats a token) of held-out pretraining text; None where there is none."""
-    documents = session.source.pretraining("heldout", 0, session.config.evaluate.web_documents)
-    if not len(documents):
+    """exp(mean nats a token) of held-out pretraining text; None where no text is given."""
+    data = session.config.data
+    if data.source is DataSourceKind.files and not data.files.pretraining:
         return None
+    documents = session.source.pretraining("heldout", 0, session.config.evaluate.web_documents)
     losses = _row_losses(session, documents)
     return math.exp(float(losses.sum(dtype=np.float64)) / documents.target_count)
 
@@ -176,6 +177,12 @@ def _preferences(
         a, b = answers[model], answers[over]
         if judge is not None:
             outcomes = judge([p.text for p in prompts], a.texts, b.texts)
+            if len(outcomes) != len(prompts):
+                raise RewardError(
+                    f"the judge returned {len(outcomes)} outcomes for {len(prompts)} prompts",
+                    where="evaluate.judge",
+                    mend="return 1, .5 or 0 for each prompt, in their order",
+                )
             rate = preference(outcomes)
         elif a.scores is not None and b.scores is not None:
             rate = win_rate(a.scores, b.scores)

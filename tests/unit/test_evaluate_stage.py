@@ -13,6 +13,7 @@ import torch
 from fakes import ToyPolicy
 from fakes.session import Run
 
+from orchestrator.config import DataSourceKind
 from orchestrator.samples import read_comparisons
 from orchestrator.stages.evaluate import evaluate
 from workers.errors import ConfigError, RewardError
@@ -154,6 +155,28 @@ def test_a_pairwise_judge_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     evaluate(run.session)
     assert rates(run) == {("sft", "base"): 0.875}
     assert "reward.load" not in run.hub.names()
+
+
+def terse(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
+    return [1.0]
+
+
+def test_a_judge_that_skips_prompts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run(tmp_path)
+    without_gold(monkeypatch, run)
+    run.config.evaluate.judge = f"{__name__}:terse"
+    with pytest.raises(RewardError, match="1 outcomes for 32 prompts"):
+        evaluate(run.session)
+
+
+def test_files_without_pretraining_text_have_no_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Run(tmp_path)
+    run.config.data.source = DataSourceKind.files
+    monkeypatch.setattr(run.source, "pretraining", lambda *_: pytest.fail("there is no file"))
+    evaluate(run.session)
+    assert run.session.findings.models["sft"].web_perplexity is None
 
 
 def test_no_model_is_a_mistake_of_the_configuration(tmp_path: Path):
