@@ -135,11 +135,11 @@ def _speed(done: Iteration) -> dict[str, float]:
 
 def _gold(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
     """Noise-free scores of held-out prompts, where the data source has a gold labeler."""
+    if session.source.gold([], []) is None:  # nobody could judge the texts: sample none
+        return {}
     prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
     texts, _ = session.sample_texts(session.fleet.rollout, version, prompts, stage, "gold", step)
-    golds = session.source.gold(prompts, texts)
-    if golds is None:
-        return {}
+    golds = session.source.gold(prompts, texts) or []
     return {
         "ppo/gold_mean": _mean([g.score for g in golds]),
         "ppo/gold_rude_rate": _mean([g.rude for g in golds]),

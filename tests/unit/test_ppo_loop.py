@@ -393,6 +393,15 @@ class TestRecords:
         steps = {r.step for r in run.metrics() if r.name.startswith("ppo/seconds/")}
         assert steps == {r.step for r in run.metrics() if r.name == "ppo/step_seconds"} == {1, 2}
 
+    def test_nothing_is_sampled_for_a_gold_score_that_nobody_can_give(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        run = Run(tmp_path)
+        monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
+        ppo(run.session)
+        assert run.hub.names().count("rollout.generate") == 2
+        assert run.series("ppo/gold_mean") == []
+
     def test_samples_tell_what_was_scored(self, tmp_path: Path):
         run = Run(tmp_path)
         run.hub.faults.failed_rewards = lambda i: "no answer" if i % 2 else ""
