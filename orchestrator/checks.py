@@ -28,10 +28,9 @@ _PRODUCTS = {
 }
 _FILES = {
     StageName.sft: ("demonstrations",),
-    StageName.reward_model: ("rankings",),
+    StageName.reward_model: ("rankings", "demonstrations"),  # demonstrations set its zero
     StageName.ppo: ("prompts",),
     StageName.ppo_ptx: ("prompts", "pretraining"),
-    StageName.evaluate: ("evaluation_prompts",),
 }
 _BF16_TOLERANCE = 1e-2  # nats; below it bf16 kernels of two libraries never agree
 
@@ -114,7 +113,10 @@ def _check_files(config: Config, stage: StageName) -> None:
             where="data.source",
             mend="use data=pocket, or start from model.checkpoints.base without this stage",
         )
-    for name in _FILES.get(stage, ()):
+    needed = _FILES.get(stage, ())
+    if stage is StageName.evaluate and not config.data.files.prompts:  # else a tenth is held out
+        needed = ("evaluation_prompts",)
+    for name in needed:
         if not getattr(config.data.files, name):
             raise ConfigError(
                 f"the stage {stage.value} reads a file that is not given",

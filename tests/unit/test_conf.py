@@ -31,7 +31,9 @@ GIVEN = {
     "pocket_scale": [],
     "pocket_tiny": [],
     "sft": ["model.checkpoints.base=B", "data.files.demonstrations=D"],
-    "reward_model": ["model.checkpoints.sft=S", "data.files.rankings=R"],
+    "reward_model": [
+        "model.checkpoints.sft=S", "data.files.rankings=R", "data.files.demonstrations=D",
+    ],
     "ppo": [
         "model.checkpoints.sft=S", "model.checkpoints.reward_model=M", "data.files.prompts=P",
     ],
