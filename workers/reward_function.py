@@ -18,6 +18,8 @@ ScoredTexts = tuple[FloatArray, list[str]]  # (B,) values, NaN where failed; (B,
 
 _log = logging.getLogger(__name__)
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 # What data and services do to a function. A name or a module that does not exist is a mistake in
 # the function itself: it ends the run.
 _FAILURES = (
@@ -110,8 +112,9 @@ def _check(returned: Sequence[float] | str, wanted: int) -> tuple[list[float], l
 def _number(value: float) -> tuple[float, str]:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except _FAILURES:  # a tensor of several numbers is a RuntimeError, a vast integer an overflow
         return math.nan, f"reward function returned a {type(value).__name__}"
-    if not math.isfinite(number):
+    # Beyond float32 a finite number would turn infinite on its way into `Scores`.
+    if not abs(number) <= _LARGEST:
         return math.nan, "reward function: not finite"
     return number, ""

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from workers.errors import ConfigError
 from workers.reward_function import load_function, score_texts
@@ -50,6 +51,19 @@ def test_what_is_no_number_fails() -> None:
     assert reasons == [
         "", "reward function returned a NoneType", "reward function returned a str"
     ]  # fmt: skip
+
+
+def test_a_number_too_large_for_a_score_fails_alone() -> None:
+    values, reasons = scored(lambda *_: [1.0, -1e300, 10**400])
+    assert values[0] == 1.0
+    assert np.isnan(values[1:]).all()
+    assert reasons == ["", "reward function: not finite", "reward function returned a int"]
+
+
+def test_a_tensor_of_several_numbers_fails_alone() -> None:
+    values, reasons = scored(lambda *_: [1.0, torch.tensor([1.0, 2.0]), torch.tensor(3.0)])
+    assert (values[0], values[2]) == (1.0, 3.0)
+    assert reasons == ["", "reward function returned a Tensor", ""]
 
 
 def test_a_mistake_in_the_function_ends_the_run() -> None:
