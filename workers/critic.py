@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from workers.errors import NonFiniteError
 from workers.experience import (
     build_experience,
     gather_experience,
@@ -86,7 +88,17 @@ class CriticWorker(Trainer):
         return sequence_scores(self.engine.logits, batch.tokens, batches, self.engine.device)
 
     def shift_bias(self, mean: float) -> None:
-        """Lower every score by `mean`, by folding it into the head's bias."""
+        """Lower every score by `mean`, by folding it into the head's bias.
+
+        Raises:
+            NonFiniteError: `mean` is NaN or infinite, and would spoil every score.
+        """
+        if not math.isfinite(mean):
+            raise NonFiniteError(
+                f"the mean score to shift by is {mean}",
+                where=self._name,
+                mend="lower the learning rate, or look at the texts that were scored",
+            )
         self.engine.add_to_weight("score.bias", -mean)
 
     def values(self, work: Work, shards: list[RolloutBatch]) -> TokenField:
