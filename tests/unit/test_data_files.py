@@ -19,6 +19,7 @@ from workers.errors import (
     EmptyDatasetError,
     MissingCheckpointError,
 )
+from workers.messages import IntArray
 from workers.pocket.tokenizer import build_tokenizer
 from workers.pocket.words import ANIMALS
 
@@ -234,6 +235,18 @@ def test_bad_rankings_are_named(open_files: Open, change: dict[str, object], mes
 def test_a_byte_order_mark_is_no_error(open_files: Open) -> None:
     source = open_files(prompts=b'\xef\xbb\xbf{"prompt": "fox"}\r\n{"prompt": "owl"}\r\n')
     assert len(source.prompts("ppo", 0, 1)) == 1
+
+
+def test_a_prompt_of_which_no_token_is_left_is_dropped(
+    open_files: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: FileSource, texts: list[str]) -> list[IntArray]:
+        """As a tokenizer without a start token that knows nothing but foxes."""
+        return [np.array([5] * text.count("fox")) for text in texts]
+
+    monkeypatch.setattr(FileSource, "_encode_prompts", encode)
+    source = open_files(prompts=[{"prompt": text} for text in ("fox", "\u200b", "fox fox")])
+    assert source.drops == {"prompts: empty prompt": 1}
 
 
 @pytest.mark.parametrize("rows", [[], [{"prompt": "fox " * 99, "completion": "fox"}]])

@@ -204,7 +204,8 @@ class FileSource:
         return Table.split("pretraining", rows, keys)
 
     def _usable(self, text: str, prompt: IntArray, name: str) -> bool:
-        if not text.strip():
+        # Some tokenizers drop characters; without a start token nothing may be left of a text.
+        if not text.strip() or not len(prompt):
             self.drops[f"{name}: empty prompt"] += 1
         elif len(prompt) > self._max_prompt:
             self.drops[f"{name}: prompt over {self._max_prompt} tokens"] += 1
