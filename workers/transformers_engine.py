@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from workers.errors import RoleError, WeightSyncError
 from workers.generation import Generated, Sample
 from workers.messages import Finish, GroupAddress, Sampling, WeightOffer
+from workers.models import load_causal_lm
 from workers.specs import RolloutSpec
 from workers.weight_sync import GroupReceiver, NamedTensors, SharedMemoryReceiver
 
@@ -20,11 +21,9 @@ class TransformersEngine:
     def __init__(self, spec: RolloutSpec) -> None:
         self._spec = spec
         self._device = torch.device(spec.device)
-        model = AutoModelForCausalLM.from_pretrained(
-            spec.checkpoint, dtype=getattr(torch, spec.dtype), attn_implementation="sdpa"
-        )
+        model = load_causal_lm(spec.checkpoint, dtype=spec.dtype)
         torch.nn.Module.to(model, self._device)
-        self._model: PreTrainedModel | None = model.eval()
+        self._model: PreTrainedModel | None = model
         self._shared = SharedMemoryReceiver()
         self._group: GroupReceiver | None = None
 
