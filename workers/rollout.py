@@ -142,8 +142,9 @@ class RolloutWorker:
         """
         from workers.weight_sync import SharedMemorySender
 
-        self._started()
+        _, folder, _ = self._started()
         other = SafetensorsFolder(path)
+        _require_same_output(other, folder)
         self._status = EMPTY
         sender = SharedMemorySender()
         try:
@@ -209,6 +210,18 @@ class RolloutWorker:
     @property
     def _where(self) -> str:
         return f"rollout worker {self.rank}"
+
+
+def _require_same_output(update: SafetensorsFolder, engine: SafetensorsFolder) -> None:
+    # An engine with a tied output layer would pass over one that comes along, and serve the
+    # embedding in its place.
+    name = "lm_head.weight"
+    if name in update.shapes and name not in engine.shapes:
+        raise WeightSyncError(
+            f"{name} is a weight of its own in the checkpoint, but the engine's is the embedding",
+            where=str(update.path),
+            mend="give all models of a run the same tie_word_embeddings",
+        )
 
 
 def _make_engine(spec: RolloutSpec) -> GenerationEngine:

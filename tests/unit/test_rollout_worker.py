@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -160,6 +161,20 @@ def test_tied_output_layer_may_come_along(engines: list[EchoEngine], checkpoint:
     worker.receive_weights(offer(2, METAS))
     with pytest.raises(WeightSyncError, match=r"b\.weight .*missing"):
         worker.receive_weights(offer(3, (METAS[0], head)))
+
+
+def test_an_untied_checkpoint_is_not_for_a_tied_engine(
+    engines: list[EchoEngine], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("untied")
+    shutil.copytree(checkpoint, other, dirs_exist_ok=True)
+    worker = RolloutWorker(0)
+    worker.start(make_spec(checkpoint), 0)
+    worker.load_checkpoint(str(other), 1)
+    (other / "config.json").write_text('{"vocab_size": 10, "tie_word_embeddings": false}')
+    with pytest.raises(WeightSyncError, match="tie_word_embeddings"):
+        worker.load_checkpoint(str(other), 2)
+    assert worker.state() == EngineState(1, "admitted")  # nothing was transferred
 
 
 def test_probe_seeds_follow_the_engine(
