@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from workers.errors import DeadlineError, RehearsalError, RoleDiedError, RoleError
 
 T = TypeVar("T")
+_PEER_SECONDS = 2.0  # Ray reports a death within half a second
 
 
 @dataclass(slots=True)
@@ -62,12 +64,35 @@ class Pending(Generic[T]):
                 raise DeadlineError(
                     f"no answer within {self._seconds:.0f} s: {self._doing}",
                     where=silent,
-                    mend="raise run.call_seconds if the work is that long; else look at the "
-                    "role's log for what it hangs on",
+                    mend="if the work takes that long raise run.call_seconds, or "
+                    "run.role_start_seconds for a start or a load; else look at the role's log "
+                    "for what it hangs on",
                 )
             for ref in done:
-                results[index[ref]] = self._fetch(ref, self._names[index[ref]])
+                try:
+                    results[index[ref]] = self._fetch(ref, self._names[index[ref]])
+                except RoleError as error:
+                    if type(error) is RoleError:
+                        self._name_the_dead([(other, self._names[index[other]]) for other in left])
+                    raise
         return self._combine(results)
+
+    def _name_the_dead(self, others: list[tuple[Any, str]]) -> None:
+        """Raise RoleDiedError if a peer of a rank that failed has died.
+
+        Who waits in a collective for a dead peer fails too, and often before Ray has noticed the
+        death: its own error would name the wrong rank.
+        """
+        until = time.monotonic() + _PEER_SECONDS
+        for ref, name in others:
+            done, _ = ray.wait([ref], timeout=max(0.0, until - time.monotonic()))
+            if done:
+                try:
+                    self._fetch(ref, name)
+                except RoleDiedError:
+                    raise
+                except RehearsalError:
+                    continue  # another victim
 
     def _fetch(self, ref: Any, name: str) -> Any:
         try:
@@ -97,6 +122,14 @@ def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
     if isinstance(cause, RehearsalError):
         cause.where = f"{cause.where}; {name}, {doing}" if cause.where else f"{name}, {doing}"
         return cause
+    if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+        return RoleError(
+            f"{name} ran out of memory: {str(cause).partition(chr(10))[0]}",
+            where=doing,
+            mend="lower trainer.micro_batch_tokens or reward.micro_batch_tokens, raise "
+            "trainer.zero_stage, or set model.gradient_checkpointing=true; of an engine lower "
+            "rollout.max_concurrent_sequences or rollout.gpu_memory_fraction",
+        )
     return RoleError(
         f"{name} failed: {type(cause).__name__}: {cause}",
         where=doing,
