@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import GetTimeoutError
 
 from orchestrator.handles import Experience, Fields, Ref, Rollouts
 from orchestrator.waiting import Pending, Position, everything, first, nothing
 from workers.critic import CriticWorker
+from workers.errors import DeadlineError
 from workers.experience import gather_scores
 from workers.messages import (
     ExperienceBatch,
@@ -72,7 +74,13 @@ class Launch:
 
 def _fetch(refs: Sequence[Ref]) -> list[Any]:
     """Inside an actor: the records behind references, shared memory where they are local."""
-    return ray.get(list(refs), timeout=_FETCH_SECONDS)
+    try:
+        return ray.get(list(refs), timeout=_FETCH_SECONDS)
+    except GetTimeoutError as error:
+        raise DeadlineError(
+            f"records of other roles did not arrive within {_FETCH_SECONDS:.0f} s",
+            mend="check the network between the nodes and the object store's size",
+        ) from error
 
 
 _FETCH_SECONDS = 600.0
