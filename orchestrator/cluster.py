@@ -238,7 +238,7 @@ def _connect(config: ClusterConfig, layout: Layout, local: _Local | None) -> Non
         else:
             _knock(config.address)
             ray.init(address=config.address, **common)
-    except (ConnectionError, TimeoutError, socket.gaierror) as error:
+    except ConnectionError as error:
         raise ResourceError(
             f"no Ray cluster answers at {config.address!r}: {error}",
             where="cluster.address",
@@ -252,7 +252,10 @@ def _knock(address: str) -> None:
     """Connect to HOST:PORT and hang up: ray.init itself retries a dead address for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "://" not in address:
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+        try:
+            socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+        except OSError as error:  # refused, late, no such name, no route: nobody is there
+            raise ConnectionError(str(error)) from error
 
 
 def _whole(cpus: float) -> int:
