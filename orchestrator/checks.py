@@ -10,12 +10,14 @@ from orchestrator.config import (
     Precision,
     RewardKind,
     RoleName,
+    RolloutEngine,
     StageName,
     TextBridge,
     Transport,
 )
 from orchestrator.placement import Layout
 from orchestrator.sizes import ModelSize, sequences_in_cache
+from orchestrator.summary import MODEL_ORDER
 from workers.errors import BatchArithmeticError, ConfigError, ResourceError
 
 _PRODUCTS = {
@@ -88,8 +90,20 @@ def check_stages(config: Config) -> None:
         for name in inputs(config, stage):
             if name not in made and not getattr(config.model.checkpoints, name):
                 raise _no_checkpoint(config, stage, name)
+        if stage is StageName.evaluate:
+            _check_models(config, made)
         _check_files(config, stage)
         made.add(product(stage))
+
+
+def _check_models(config: Config, made: set[str]) -> None:
+    if not any(name in made or getattr(config.model.checkpoints, name) for name in MODEL_ORDER):
+        raise ConfigError(
+            "there is no model to evaluate",
+            where="stages",
+            mend=f"set model.checkpoints.NAME=DIR, NAME one of {', '.join(MODEL_ORDER)}, or put "
+            "the stages that make them before evaluate",
+        )
 
 
 def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
@@ -129,7 +143,8 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
     """Prompts, responses and probes fit into the model's positions and the engine's cache.
 
     Raises:
-        BatchArithmeticError: more tokens than positions, or a probe longer than a response.
+        BatchArithmeticError: more tokens than positions, a probe longer than a response, or
+            prompts longer than the engines take.
         ResourceError: the KV cache of a CPU engine cannot hold one sequence.
     """
     rollout = config.rollout
@@ -140,6 +155,17 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
             f"{rollout.max_response_tokens}",
             where="rollout.parity_tokens",
             mend="probe no more tokens than a response has",
+        )
+    files = config.data.files
+    if (
+        config.data.source is DataSourceKind.files
+        and files.max_prompt_tokens > rollout.max_prompt_tokens
+    ):
+        raise BatchArithmeticError(
+            f"prompts of the files may have {files.max_prompt_tokens} tokens, those of the engines "
+            f"{rollout.max_prompt_tokens}",
+            where="data.files.max_prompt_tokens",
+            mend=f"lower it to {rollout.max_prompt_tokens}, or raise rollout.max_prompt_tokens",
         )
     if size is None:
         return
@@ -207,6 +233,12 @@ def check_devices(config: Config, layout: Layout) -> None:
 
 def _check_engines(config: Config) -> None:
     shards, gpus = config.rollout.tensor_parallel_size, config.cluster.roles.rollout.gpus
+    if shards > 1 and config.rollout.engine is RolloutEngine.transformers:
+        raise ConfigError(
+            f"tensor_parallel_size={shards} with an engine that runs on one device",
+            where="rollout.tensor_parallel_size",
+            mend="set it to 1, or use rollout.engine=vllm",
+        )
     if config.cluster.accelerator is Accelerator.cuda and shards > 1 and gpus != shards:
         raise ResourceError(
             f"an engine over {shards} GPUs is given {gpus:g}",

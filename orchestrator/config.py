@@ -313,7 +313,10 @@ class RewardConfig:
     kind: RewardKind = RewardKind.model
     function: str = ""  # "package.module:callable" (prompts, responses) -> list[float]
     bridge: TextBridge = TextBridge.tokens
-    micro_batch_tokens: int = 8192
+    micro_batch_tokens: int = 8192  # token budget of one pass, of the reference model too
+
+    def __post_init__(self) -> None:
+        _positive(self, "micro_batch_tokens")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -477,6 +480,10 @@ class RoleResources:
     def __post_init__(self) -> None:
         _positive(self, "workers", "threads")
         _at_least_zero(self, "cpus", "gpus")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ConfigError(
+                f"gpus={self.gpus:g}", where="cluster.roles", mend="use whole GPUs above 1"
+            )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -96,6 +96,10 @@ def test_minibatches_must_divide_the_batch():
         (ConfigError, ["stages=[sft,pretrain]"], "later stage"),
         (ConfigError, ["stages=[pretrain,sft,ppo]"], "'reward_model'"),
         (ConfigError, ["data=files"], "from scratch"),
+        (ConfigError, ["stages=[evaluate]"], "no model to evaluate"),
+        (ConfigError, ["rollout=transformers", "rollout.tensor_parallel_size=2"], "one device"),
+        (ConfigError, ["reward.micro_batch_tokens=0"], "must be positive"),
+        (ConfigError, ["cluster=one_gpu", "cluster.roles.critic.gpus=1.5"], "gpus=1.5"),
         (ConfigError, ["reward.kind=function"], "does not name a function"),
         (ConfigError, ["reward.kind=function", "reward.function=a:b"], "reads text"),
         (ConfigError, ["rollout.precision=bf16"], "bf16"),
@@ -118,6 +122,12 @@ def test_files_of_a_stage_must_be_given():
         make_plan(composed("+experiment=ppo_ptx", "model.checkpoints.sft=S",
                            "model.checkpoints.reward_model=M", "data.files.prompts=P"))  # fmt: skip
     assert caught.value.where == "data.files.pretraining"
+
+
+def test_prompts_of_files_must_fit_the_engines():
+    with pytest.raises(BatchArithmeticError, match="may have 1024 tokens, those of the engines 64"):
+        make_plan(composed("+experiment=evaluate", "model.checkpoints.sft=S",
+                           "data.files.prompts=P", "rollout.max_prompt_tokens=64"))  # fmt: skip
 
 
 def test_only_the_roles_of_the_stages_are_placed():
