@@ -238,7 +238,7 @@ def _connect(config: ClusterConfig, layout: Layout, local: _Local | None) -> Non
         else:
             _knock(config.address)
             ray.init(address=config.address, **common)
-    except ConnectionError as error:
+    except (ConnectionError, TimeoutError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {config.address!r}: {error}",
             where="cluster.address",
