@@ -63,7 +63,9 @@ def execute(composed: DictConfig) -> int:
             sys.stdout.flush()
             if config.run.plan_only:
                 return 0
-            folder = RunFolder(Path(config.run.dir)).create(overwrite=config.run.overwrite)
+            # absolute: roles on a cluster that was joined work in a directory of their own
+            path = Path(config.run.dir).resolve()
+            folder = RunFolder(path).create(overwrite=config.run.overwrite)
             write_text(folder.config, OmegaConf.to_yaml(composed, resolve=True))
             # imported late: a plan or a mistyped key needs neither Ray nor the engines
             from orchestrator.recipe import run_recipe
