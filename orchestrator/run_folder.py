@@ -77,13 +77,21 @@ class RunFolder:
         file. Its checkpoints stay (this run may start from them) and are replaced one by one.
 
         Raises:
-            ConfigError: the path is a file, or the folder is not empty and `overwrite` is off.
+            ConfigError: the path is a file or cannot be made, or the folder is not empty and
+                `overwrite` is off.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(
                 "the run folder is a file", where=str(self.path), mend="choose another run.dir"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the run folder cannot be made: {error.strerror}",
+                where=str(self.path),
+                mend="choose another run.dir",
+            ) from error
         found = sorted(e.name for e in self.path.iterdir() if e.name not in _HYDRA_ENTRIES)
         if found and not overwrite:
             raise ConfigError(
@@ -99,7 +107,8 @@ class RunFolder:
     def _clear_records(self) -> None:
         for file in (self.config, self.metrics, self.summary, self.report, self.error_log):
             file.unlink(missing_ok=True)
-        for directory in (self.samples, self.plots, self.trace):
+        logs, events = self.path / "logs", self.path / "tensorboard"
+        for directory in (self.samples, self.plots, self.trace, logs, events):
             if directory.is_dir():
                 shutil.rmtree(directory)
 

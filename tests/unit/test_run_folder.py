@@ -28,6 +28,8 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
         RunFolder(tmp_path / "file").create(overwrite=True)
+    with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
+        RunFolder(tmp_path / "file" / "run").create()
 
 
 def test_overwrite_clears_records_and_keeps_checkpoints_and_strangers(tmp_path: Path) -> None:
