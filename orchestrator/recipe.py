@@ -34,6 +34,9 @@ from orchestrator.waiting import Position
 from workers.data.files import FileSource
 from workers.data.pocket import PocketSource
 from workers.data.source import DataSource
+from workers.data.tokenizers import load_tokenizer
+from workers.errors import TokenizerMismatchError
+from workers.reward_function import load_function
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
@@ -49,12 +52,15 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
 def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
     """Run the stages of `config` and return what summary.json holds.
 
-    The summary, the report and every finished checkpoint are on disk when a later stage fails.
+    The summary and every finished checkpoint are on disk when a later stage fails;
+    `python -m orchestrator.report` makes the report of what there is.
     """
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
     run_folder = RunFolder(folder)
     given = _given_checkpoints(config)
     source = make_source(config, given)
+    if config.evaluate.judge:  # a mistyped name is found now, not after hours of training
+        load_function(config.evaluate.judge, "evaluate.judge")
     position = Position()
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
@@ -81,6 +87,8 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
             started=started,
             checkpoints=given,
         )
+        for note in left_out(source):
+            live.note(note)
         try:
             for stage in config.stages:
                 _run_stage(session, stage)
@@ -116,7 +124,7 @@ def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
         return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
     files = config.data.files
     return FileSource(
-        next(iter(checkpoints.values())),
+        _tokenizer_folder(checkpoints),
         demonstrations=files.demonstrations,
         rankings=files.rankings,
         prompts=files.prompts,
@@ -126,6 +134,39 @@ def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
         max_completion_tokens=files.max_completion_tokens,
         seed=config.seed,
     )
+
+
+def _tokenizer_folder(checkpoints: dict[str, str]) -> str:
+    """The given language model whose tokenizer reads the files.
+
+    Raises:
+        TokenizerMismatchError: an id or the end token means another thing to another one of them.
+    """
+    # A reward model may have a tokenizer of its own (reward.bridge=text).
+    models = {name: path for name, path in checkpoints.items() if name != "reward_model"}
+    first, *others = models
+    reader = load_tokenizer(models[first])
+    words = {number: word for word, number in reader.get_vocab().items()}
+    for name in others:
+        tokenizer = load_tokenizer(models[name])  # may have words that the reader never writes
+        same = all(words.get(n, word) == word for word, n in tokenizer.get_vocab().items())
+        if not same or tokenizer.eos_token_id != reader.eos_token_id:
+            raise TokenizerMismatchError(
+                f"the checkpoints {first} and {name} do not share a tokenizer",
+                where=f"{models[first]} and {models[name]}",
+                mend="compare models that were tuned from the same base model",
+            )
+    return models[first]
+
+
+def left_out(source: DataSource) -> list[str]:
+    """What a file source did not take as it stands, one sentence a reason."""
+    if not isinstance(source, FileSource):
+        return []
+    return [
+        *(f"left out {count:,} rows of {reason}" for reason, count in source.drops.items()),
+        *(f"cut {count:,} completions of {name}" for name, count in source.cuts.items()),
+    ]
 
 
 def summarise(session: Session) -> Summary:
