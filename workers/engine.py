@@ -16,10 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workers.messages import RankAddress, TensorMeta
-from workers.models import forward_logits
+from workers.models import forward_logits, keep_checkpointing
 from workers.padding import PaddedRows
 from workers.schedule import learning_rate
 from workers.specs import GroupSpec, OptimizerSpec
@@ -144,10 +143,7 @@ class TrainEngine:
             return
         self._training = training
         self._engine.train(training)
-        for module in self._engine.module.modules():
-            # Checkpointing layers look at their own flag alone, dropout layers at theirs.
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = True
+        keep_checkpointing(self._engine.module)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this rank's share of a loss.

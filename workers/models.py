@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
 from workers.padding import PaddedRows
@@ -93,6 +94,20 @@ def forward_logits(model: nn.Module, rows: PaddedRows) -> Tensor:
         position_ids=rows.position_ids,
         use_cache=False,
     ).logits.float()
+
+
+def keep_checkpointing(model: nn.Module) -> None:
+    """Let layers that recompute their activations go on doing so in evaluation mode.
+
+    They look at their own training flag, the dropout layers inside them at theirs. A layer that
+    applies dropout by its own flag (OPT's) stays as it is: dropout that is off matters more than
+    memory.
+    """
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            rate = getattr(module, "dropout", None)
+            if not (isinstance(rate, float) and rate > 0.0):
+                module.training = True
 
 
 def _start_head(score: nn.Linear, head: Head, *, bias_absent: bool, seed: int) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification, OPTConfig, OPTForCausalLM
 
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
-from workers.models import load_causal_lm, load_scalar
+from workers.models import keep_checkpointing, load_causal_lm, load_scalar
 from workers.pocket.model import create_model
 
 
@@ -64,6 +64,32 @@ def test_a_language_model_has_no_head_to_keep(base: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(MissingCheckpointError):
         load_causal_lm(str(tmp_path / "nowhere"), dtype="float32")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_never_turns_dropout_on(checkpointing: bool) -> None:
+    # OPT's layers drop out by the flag that says whether activations are recomputed.
+    config = OPTConfig(
+        vocab_size=20, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, word_embed_proj_dim=16, dropout=0.5,
+    )  # fmt: skip
+    model = OPTForCausalLM(config).eval()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    keep_checkpointing(model)
+    ids = torch.tensor([[2, 5, 6, 7]])
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_checkpointing_goes_on_in_evaluation_mode(base: Path) -> None:
+    model = load_causal_lm(str(base), dtype="float32")
+    layer = model.model.layers[0]
+    keep_checkpointing(model)
+    assert not layer.training
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    keep_checkpointing(model)
+    assert layer.training
+    assert not layer.mlp.training
 
 
 def _without_a_layer(path: Path) -> None:
