@@ -298,7 +298,7 @@ class StepStats:
     loss: float
     grad_norm: float
     learning_rate: float
-    applied: bool  # False when the engine skipped a non-finite step
+    applied: bool  # the engine took the step; one that it skipped raises NonFiniteError
     extra: dict[str, float] = field(default_factory=dict)  # named in the worker's docstring
 
 

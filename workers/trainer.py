@@ -211,9 +211,20 @@ class Trainer:
         return Totals(loss, sums, peaks)
 
     def _step(self, totals: Totals, extra: dict[str, float]) -> StepStats:
-        """Optimizer step after all micro-batches."""
+        """Optimizer step after all micro-batches.
+
+        Raises:
+            NonFiniteError: on every rank, when the gradient is not finite though the loss is. The
+                engine has skipped the step; a run of skipped steps would learn nothing unnoticed.
+        """
         outcome = self.engine.step()
-        if self._average is not None and outcome.applied:
+        if not outcome.applied:
+            raise NonFiniteError(
+                "the gradient is not finite",
+                where=self._name,
+                mend="lower the learning rate; the step was skipped and no weight was changed",
+            )
+        if self._average is not None:
             self._average.update(self._weights(), keep=self.rank == 0)
         return StepStats(
             totals.loss, outcome.grad_norm, outcome.learning_rate, outcome.applied, extra

@@ -195,11 +195,12 @@ def test_ppo_statistics(folder, results) -> None:
 
 
 @pytest.mark.parametrize(("world", "stage"), EVERY)
-def test_a_loss_that_is_not_finite_stops_every_rank(results, world, stage) -> None:
-    # Only one rank holds the sequence; both name it.
+def test_what_is_not_finite_stops_every_rank(results, world, stage) -> None:
+    # Only one rank holds the sequence; both name it where it can be known.
     for out in results[world, "policy", stage]:
         assert str(ranks.POISON_ID) in out["error"]
         assert "policy loss is not finite" in out["error"]
+        assert "the gradient is not finite" in out["gradient_error"]
 
 
 @pytest.fixture(scope="module")

@@ -159,6 +159,11 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     except NonFiniteError as error:
         out["error"] = str(error)
     worker.load(spec)
+    try:
+        worker.update(steps, [_overflow(e) for e in shard(rank, world)], LOSS)
+    except NonFiniteError as error:
+        out["gradient_error"] = str(error)
+    worker.load(spec)
     out["after_error"] = worker.train_supervised(supervised(rank, world))
     worker.unload()
     return out
@@ -187,6 +192,18 @@ def _poison(e: ExperienceBatch) -> ExperienceBatch:
     for i in np.flatnonzero(e.ids == POISON_ID):
         values[e.advantages.offsets[i]] = np.nan
     return dataclasses.replace(e, advantages=Ragged(values, e.advantages.offsets))
+
+
+def _overflow(e: ExperienceBatch) -> ExperienceBatch:
+    """A ratio beyond float32 whose loss is clipped: finite, with a gradient that is not."""
+    old, advantages = e.old_logprobs.values.copy(), e.advantages.values.copy()
+    for i in np.flatnonzero(e.ids == POISON_ID):
+        old[e.old_logprobs.offsets[i]], advantages[e.advantages.offsets[i]] = -200.0, 5.0
+    return dataclasses.replace(
+        e,
+        old_logprobs=Ragged(old, e.old_logprobs.offsets),
+        advantages=Ragged(advantages, e.advantages.offsets),
+    )
 
 
 def run_critic(rank: int, world: int, stage: int, where: RankAddress, folder: Path) -> dict:
