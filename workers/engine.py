@@ -23,8 +23,7 @@ from workers.padding import PaddedRows
 from workers.schedule import learning_rate
 from workers.specs import GroupSpec, OptimizerSpec
 
-# Read by deepspeed while it is imported: which accelerator to drive, and no start-up chatter.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+# Read by deepspeed while it is imported: no start-up chatter.
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed

@@ -87,6 +87,8 @@ class Trainer:
         """Form the process group; once in the life of the process."""
         # Deferred: the driver imports this module to name its actors, and must not pay seconds and
         # hundreds of megabytes for an engine that only the actors run.
+        # deepspeed decides when it is imported, and on a machine with a GPU it decides for that.
+        os.environ["DS_ACCELERATOR"] = spec.device
         from workers.engine import join_group
 
         if self._where is not None:
