@@ -63,7 +63,6 @@ _REWARD_MODEL = {
     "heldout_pair_accuracy": Metric("fraction", "pairs ordered as the labeler did, held out"),
     "pairs_kept": Metric("pairs", "ordered pairs in the step's rankings"),
     "pairs_tied": Metric("pairs", "pairs left out because the labeler called a tie"),
-    "tokens_per_second": Metric("tokens/s", "tokens trained a second", timing=True),
     **_optimizer("reward model"),
 }
 _PPO = {
