@@ -81,7 +81,7 @@ class StageState:
     def seconds_left(self, now: float) -> float | None:
         """Seconds to go at that speed; None while it is unknown."""
         rate = self.rate(now)
-        return None if rate is None else (self.total - self.step) / rate
+        return None if rate is None else max(0, self.total - self.step) / rate
 
     def headline(self) -> str:
         """All headline values in one line."""
