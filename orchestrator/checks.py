@@ -185,6 +185,33 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
         )
 
 
+# What the attention of vLLM 0.32 computes on a CPU; the engine itself would say so, but only after
+# a model has been pretrained.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def check_head_sizes(config: Config) -> None:
+    """The engines can serve the pocket models that this run makes.
+
+    Raises:
+        ConfigError: vLLM on a CPU has no attention of that head size.
+    """
+    if (
+        config.cluster.accelerator is not Accelerator.cpu
+        or config.rollout.engine is not RolloutEngine.vllm
+    ):
+        return
+    made = {StageName.pretrain: config.model.pocket, StageName.pretrain_large: config.model.large}
+    for stage, model in made.items():
+        size = model.hidden_size // model.heads
+        if stage in config.stages and size not in CPU_HEAD_SIZES:
+            raise ConfigError(
+                f"attention heads of size {size}; vLLM on a CPU computes {CPU_HEAD_SIZES}",
+                where=f"the model of stage {stage.value}",
+                mend="choose hidden_size / heads among these, or rollout.engine=transformers",
+            )
+
+
 def check_reward(config: Config) -> None:
     """The reward function is named, and gets text.
 

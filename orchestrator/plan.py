@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, stage_steps
 from orchestrator.checks import (
     check_devices,
+    check_head_sizes,
     check_lengths,
     check_reward,
     check_stages,
@@ -71,6 +72,7 @@ def make_plan(config: Config) -> Plan:
     size = policy_size(config)
     if RoleName.rollout in roles:
         check_lengths(config, size)
+        check_head_sizes(config)
     memory = tuple(role_memory(config, role, size) for role in layout.roles) if size else ()
     return Plan(
         experiment=config.experiment,

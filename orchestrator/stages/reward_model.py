@@ -94,6 +94,7 @@ def _sample_from(
     """Append `counts[i]` samples of model `name` to `completions[i]`."""
     rollout, version = session.engines_on(session.need(name))
     asked = [n for n, count in enumerate(counts) if count]
+    session.live.note(f"sampling {sum(counts):,} completions of {len(asked):,} prompts from {name}")
     requests = session.requests(
         [prompts[n] for n in asked], [counts[n] for n in asked], "reward_model", name
     )

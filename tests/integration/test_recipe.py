@@ -206,3 +206,54 @@ def test_a_damaged_checkpoint_is_refused_before_anything_starts(
     done = launch(tmp_path / "run", "stages=[evaluate]", f"model.checkpoints.sft={broken}")
     assert done.returncode == 4, done.stderr[-3000:]
     assert "model.safetensors" in done.stderr
+
+
+def _lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_stages_run_on_files(recipe: Path, tmp_path: Path) -> None:
+    animals = ["fox", "owl", "bear", "crab", "wolf", "frog", "deer", "swan"]
+    prompts = [f"user : repeat : {a} {b} ? reply :" for a in animals for b in animals if a != b]
+    answers = [f"{p.split()[4]} {p.split()[5]} ." for p in prompts]
+    pairs = list(zip(prompts, answers, strict=True))
+    files = {
+        "demonstrations": [{"prompt": p, "completion": a} for p, a in pairs],
+        "rankings": [
+            {"prompt": p, "completions": [a, "shut up .", "i do not know ."], "ranks": [1, 2, 2]}
+            for p, a in pairs
+        ],
+        "prompts": [{"prompt": p} for p in prompts],
+        "pretraining": [{"text": f"the {a} eats honey ."} for a in animals * 8],
+    }
+    given = [
+        f"data.files.{name}={_lines(tmp_path / f'{name}.jsonl', rows)}"
+        for name, rows in files.items()
+    ]
+    folder = finished(
+        tmp_path / "run",
+        "data=files",
+        "model=checkpoint",
+        "stages=[sft,reward_model,ppo_ptx,evaluate]",
+        f"model.checkpoints.base={recipe / 'checkpoints' / 'base'}",
+        "data.files.max_prompt_tokens=16",
+        "data.files.max_completion_tokens=16",
+        "rollout.engine=transformers",
+        "reward.bridge=text",
+        "logger=tensorboard",
+        *given,
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["evaluation"]["models"]) == {"base", "sft", "ppo_ptx"}
+    assert summary["evaluation"]["models"]["sft"]["gold_mean"] is None
+    assert ("ppo_ptx", "sft") in {
+        (p["model"], p["over"]) for p in summary["evaluation"]["preferred"]
+    }
+    records = read_metrics(folder / "metrics.jsonl")
+    # Two of three pairs are ordered: the second and third completion tie.
+    kept = [value for _, value in series(records, "reward_model", "reward_model/pairs_kept")]
+    tied = [value for _, value in series(records, "reward_model", "reward_model/pairs_tied")]
+    assert [k / 2 for k in kept] == tied
+    assert summary["ledger"]["generated"] == 32
+    assert list(folder.glob("tensorboard/*")) or list(folder.rglob("events.out.tfevents*"))

@@ -79,6 +79,7 @@ def test_minibatches_must_divide_the_batch():
 @pytest.mark.parametrize(
     ("kind", "overrides", "words"),
     [
+        (ConfigError, ["model.pocket.heads=8", "model.pocket.kv_heads=8"], "heads of size 16"),
         (BatchArithmeticError,
          ["cluster.roles.critic.workers=33", "reward_model.prompts_per_step=64"],
          "32 sequences"),
