@@ -139,14 +139,15 @@ def test_the_same_seed_gives_the_same_metrics(recipe: Path, tmp_path: Path) -> N
     assert len(first) > 100
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "transport"), [(2, "shm"), (3, "gloo")])
 def test_two_engines_and_two_ranks_do_what_one_does(
-    recipe: Path, tmp_path: Path, stage: int
+    recipe: Path, tmp_path: Path, stage: int, transport: str
 ) -> None:
     folder = finished(
         tmp_path / "run",
         "stages=[ppo_ptx]",
         f"trainer.zero_stage={stage}",
+        f"rollout.transport={transport}",
         "cluster.roles.rollout.workers=2",
         "cluster.roles.policy.workers=2",
         "cluster.roles.critic.workers=2",
