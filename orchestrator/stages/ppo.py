@@ -275,7 +275,8 @@ def _drop_failed(run: _Run, scores: Scores) -> IntArray:
             reasons[failure].append(i)
     for reason, ids in reasons.items():
         run.ledger.dropped(np.array(ids), reason)
-    kept = scores.ids[[not failure for failure in scores.failures]]
+    # Sorted: engines answer in shards, and minibatches must not depend on who served what.
+    kept = np.sort(scores.ids[[not failure for failure in scores.failures]])
     if not len(kept):
         raise RewardError(
             f"none of {len(scores.ids)} rewards could be computed, first: {scores.failures[0]}",
