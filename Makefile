@@ -5,7 +5,7 @@ demo: setup  ## set up, then run the whole recipe in the pocket world
 	.venv/bin/python -m orchestrator.run +experiment=pocket
 
 test: lint  ## set up, then pass the linters and the tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .
