@@ -240,11 +240,11 @@ def policy_steps(
 
 
 def pack_documents(batch: TokenBatch, row_tokens: int) -> TokenBatch:
-    """Lay documents end to end in rows of at most `row_tokens`, as GPT-3 was trained.
+    """Lay documents end to end in rows of at most `row_tokens`; each attends to itself alone.
 
-    Nothing masks one document from the next: its start token tells them apart (arXiv 2005.14165,
-    appendix B). Each document goes into the first row that has room, longest first, so little is
-    wasted on padding. A document's first token is not a target: nothing before it foretells it.
+    Each document goes into the first row that has room, longest first, so little is wasted on
+    padding, and the losses are those of the documents in rows of their own. A document's first
+    token is not a target: nothing before it foretells it.
 
     Args:
         batch: one document a row.
@@ -272,6 +272,13 @@ def pack_documents(batch: TokenBatch, row_tokens: int) -> TokenBatch:
             [np.concatenate([batch.tokens.row(i) for i in row]) for row in rows], np.int32
         ),
         Ragged.from_rows([np.concatenate([counted.row(i) for i in row]) for row in rows], np.bool_),
+        Ragged.from_rows(
+            [
+                np.concatenate([np.arange(int(lengths[i]), dtype=np.int32) for i in row])
+                for row in rows
+            ],
+            np.int32,
+        ),
     )
 
 

@@ -213,6 +213,9 @@ class TokenBatch:
 
     tokens: Ragged  # int32, S per row
     targets: Ragged  # bool, S per row; True = this token is predicted and counts
+    # int32, S per row: position within its document, where documents share rows; attention then
+    # stays inside each document. None = one document a row.
+    positions: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -225,7 +228,8 @@ class TokenBatch:
 
     def select(self, rows: IntArray | Sequence[int]) -> TokenBatch:
         """The chosen rows."""
-        return TokenBatch(self.tokens.select(rows), self.targets.select(rows))
+        positions = self.positions.select(rows) if self.positions is not None else None
+        return TokenBatch(self.tokens.select(rows), self.targets.select(rows), positions)
 
 
 @dataclass(frozen=True, slots=True)

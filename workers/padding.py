@@ -24,7 +24,7 @@ class PaddedRows:
     """Right-padded token rows, ready for a model. A batch without rows holds one dummy row."""
 
     input_ids: Tensor  # (B, S) int64
-    attention_mask: Tensor  # (B, S) int64, 1 = a token of the row
+    attention_mask: Tensor | None  # (B, S) int64, 1 = a token of the row; None = see positions
     position_ids: Tensor  # (B, S) int64
     lengths: Tensor  # (B,) tokens in each row; 0 = dummy
 
@@ -34,8 +34,13 @@ class PaddedRows:
         return self.input_ids[:, 1:]
 
 
-def pad_rows(rows: Ragged, device: torch.device | str = "cpu") -> PaddedRows:
+def pad_rows(
+    rows: Ragged, device: torch.device | str = "cpu", positions: Ragged | None = None
+) -> PaddedRows:
     """Pad rows of token ids on the right.
+
+    Where documents share rows, transformers finds their borders in the position ids, and only
+    without an attention mask: one of ones would let documents see each other.
 
     Zero rows give one dummy row of two tokens whose length is 0, so that every mask made from
     lengths is empty: a rank that is short of work runs it for the sake of its peers' collectives.
@@ -43,6 +48,7 @@ def pad_rows(rows: Ragged, device: torch.device | str = "cpu") -> PaddedRows:
     Args:
         rows: B rows of token ids.
         device: Where the tensors shall live.
+        positions: Position of each token within its document, where documents share rows.
     """
     if len(rows) == 0:
         ids = torch.zeros((1, _DUMMY_TOKENS), dtype=torch.int64, device=device)
@@ -57,6 +63,8 @@ def pad_rows(rows: Ragged, device: torch.device | str = "cpu") -> PaddedRows:
     columns = torch.arange(width, device=device)
     inside = columns[None, :] < lengths[:, None]
     ids = fill_grid(rows, inside, torch.int64)
+    if positions is not None:
+        return PaddedRows(ids, None, fill_grid(positions, inside, torch.int64), lengths)
     return PaddedRows(ids, inside.long(), columns.expand(len(rows), width), lengths)
 
 

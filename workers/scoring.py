@@ -35,7 +35,7 @@ Device = torch.device | str
 
 def text_nll(forward: Forward, batch: TokenBatch, device: Device) -> tuple[Tensor, IntArray]:
     """Negative log-likelihood (N,) of each target token, nats, and (N,) the row that it is in."""
-    rows = pad_rows(batch.tokens, device)
+    rows = pad_rows(batch.tokens, device, batch.positions)
     mask = target_predictions(rows, batch.targets)
     # Selected before the softmax: what stands at uncounted positions is never touched.
     nll = -token_logprobs(forward(rows)[:, :-1][mask], rows.labels[mask])

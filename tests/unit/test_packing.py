@@ -1,0 +1,37 @@
+"""Documents that share rows have the losses of documents in rows of their own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.batching import pack_documents
+from workers.data.pocket import PocketSource
+from workers.models import forward_logits, load_causal_lm
+from workers.pocket.model import create_model
+from workers.scoring import text_nll
+
+SHAPE = {
+    "hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 128, "tie_word_embeddings": True, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row_tokens", [40, 128])
+def test_packed_losses_and_gradients_equal_those_of_separate_rows(
+    tmp_path: Path, row_tokens: int
+) -> None:
+    create_model(str(tmp_path), **SHAPE)
+    documents = PocketSource(0, 0.5, 0.25).pretraining("train", 0, 12)
+    packed = pack_documents(documents, row_tokens)
+    assert len(packed) < len(documents)
+    losses, gradients = [], []
+    for batch in (documents, packed):
+        model = load_causal_lm(str(tmp_path), dtype="float32", attention="sdpa")
+        nll, _ = text_nll(lambda rows, m=model: forward_logits(m, rows), batch, "cpu")
+        nll.sum().backward()
+        losses.append(np.sort(nll.detach().numpy()))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    np.testing.assert_allclose(losses[0], losses[1], atol=2e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=2e-4, rtol=1e-4)
