@@ -63,9 +63,9 @@ def test_steps_of_every_stage():
     assert steps == {
         StageName.pretrain: 1500,
         StageName.sft: 150,
-        StageName.reward_model: 128,  # 2,048 prompts in steps of 16
-        StageName.ppo: 160,  # 40 iterations of 128 / 32
-        StageName.ppo_ptx: 160,
+        StageName.reward_model: 256,  # twice 2,048 prompts in steps of 16
+        StageName.ppo: 96,  # 40 iterations of 128 / 32
+        StageName.ppo_ptx: 96,
         StageName.evaluate: 0,
     }
 
@@ -197,7 +197,7 @@ def test_zero_stages_divide_what_they_should():
 
 def test_the_plan_shows_the_arithmetic():
     text = render_plan(make_plan(pocket("seed=7")))
-    for words in ("seed 7", "5,120 episodes", "4 minibatches of 32", "node 0", "critic 0"):
+    for words in ("seed 7", "3,072 episodes", "4 minibatches of 32", "node 0", "critic 0"):
         assert words in text
 
 

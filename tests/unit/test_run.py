@@ -84,7 +84,7 @@ def test_plan_only_prints_and_writes_nothing(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     assert command("+experiment=pocket", "run.plan_only=true") == 0
-    assert "5,120 episodes" in capsys.readouterr().out
+    assert "3,072 episodes" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
