@@ -64,7 +64,7 @@ def test_steps_of_every_stage():
         StageName.pretrain: 1500,
         StageName.sft: 150,
         StageName.reward_model: 256,  # twice 2,048 prompts in steps of 16
-        StageName.ppo: 96,  # 40 iterations of 128 / 32
+        StageName.ppo: 96,  # 24 iterations of 128 / 32
         StageName.ppo_ptx: 96,
         StageName.evaluate: 0,
     }
