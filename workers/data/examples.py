@@ -1,0 +1,81 @@
+"""What a line of a data set says, before any tokenizer has seen it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Speaker = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue."""
+
+    role: Speaker
+    content: str
+
+
+Dialogue = tuple[Message, ...]
+# A bare text goes to the tokenizer as it is; a dialogue is rendered by a chat template first.
+Context = str | Dialogue
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A response to imitate.
+
+    A chat of several turns is one demonstration: `context` holds all that came before the last
+    assistant turn, earlier assistant turns included.
+    """
+
+    context: Context
+    response: str
+    where: str  # FILE:LINE, for messages
+    user: str = ""  # who wrote it; rows of one user stay in one split. "" = nobody said
+    source: str = ""  # name of the data set
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """K completions of one context and how somebody ranked them."""
+
+    context: Context
+    completions: tuple[str, ...]  # K >= 2
+    ranks: tuple[int, ...]  # 1 = best, equal = tie
+    where: str
+    user: str = ""
+    source: str = ""
+    annotator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptExample:
+    """A context to sample from."""
+
+    context: Context
+    where: str
+    user: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A piece of pretraining text."""
+
+    text: str
+    where: str
+    user: str = ""
+    source: str = ""
+
+
+Example = Demonstration | Comparison | PromptExample | Document
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that is well formed but cannot be used; counted by reason, never silent."""
+
+    reason: str  # a fixed phrase, so that rows can be counted by it
+    where: str
+    source: str = ""
