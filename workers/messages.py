@@ -247,6 +247,8 @@ class Ranking:
     prompt_id: int
     sequences: Ragged  # int32, K rows: prompt then completion
     ranks: IntArray  # (K,)
+    source: str = ""
+    annotator: str = ""
 
     @property
     def pairs(self) -> int:
