@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator import batching
 from orchestrator.config import DataSourceKind, RewardKind
 from orchestrator.derive import frozen_spec, reward_spec
 from orchestrator.samples import Comparison, write_comparisons
@@ -134,7 +135,8 @@ def _cloze_accuracy(session: Session) -> float | None:
 def _row_losses(session: Session, batch: TokenBatch) -> FloatArray:
     """Summed negative log-likelihood of each row's targets, (B,) nats."""
     reference = session.fleet.reference
-    hands = [np.arange(hand, len(batch), reference.size) for hand in range(reference.size)]
+    rows_of_all = np.arange(len(batch), dtype=np.int64)
+    hands = batching.partition(rows_of_all, batch.tokens.lengths, reference.size)
     parts = reference.row_losses([batch.select(rows) for rows in hands]).result()
     losses = np.empty(len(batch), np.float32)
     for rows, part in zip(hands, parts, strict=True):
