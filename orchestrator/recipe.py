@@ -174,9 +174,10 @@ def summarise(session: Session) -> Summary:
     findings, telemetry = session.findings, session.telemetry
     seconds = findings.sync_seconds
     return Summary(
-        heldout_pair_accuracy=findings.heldout_pair_accuracy,
+        reward_model=findings.reward_model,
         models=findings.models,
         preferred=tuple(findings.preferred),
+        judging=findings.judging,
         ledger=findings.ledger,
         weight_sync=WeightSyncTotals(
             count=len(seconds),

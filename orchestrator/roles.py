@@ -465,11 +465,11 @@ class CriticGroup(_TrainerGroup):
         )
 
     def evaluate_rankings(self, steps: Sequence[RankingStep]) -> Pending[PairCounts]:
-        """Held-out pairs ordered as labeled."""
+        """Held-out pairs ordered as labeled, and every score."""
         return self._all(
             "evaluate rankings",
             lambda actor, rank: actor.evaluate_rankings.remote(steps[rank]),
-            first,
+            _join_counts,
         )
 
     def score(self, batch: TokenBatch) -> Pending[FloatArray]:
@@ -532,6 +532,11 @@ def _keeping(
         return small
 
     return keeping
+
+
+def _join_counts(parts: list[PairCounts]) -> PairCounts:
+    """The counts are those of all ranks already, the scores those of each."""
+    return replace(parts[0], scores=tuple(s for part in parts for s in part.scores))
 
 
 def _join_summaries(parts: list[RolloutSummary]) -> RolloutSummary:
