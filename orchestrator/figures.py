@@ -99,7 +99,8 @@ def _accuracy_json(found: PairAccuracy) -> dict[str, object]:
 
 
 def _accuracy(data: dict[str, Any]) -> PairAccuracy:
-    return PairAccuracy(data["accuracy"], *data["ci95"], data["pairs"], data["prompts"])
+    low, high = data["ci95"]
+    return PairAccuracy(data["accuracy"], low, high, data["pairs"], data["prompts"])
 
 
 def _calibration_json(found: Calibration) -> dict[str, object]:
@@ -113,7 +114,8 @@ def _calibration_json(found: Calibration) -> dict[str, object]:
 
 def _calibration(data: dict[str, Any]) -> Calibration:
     bins = (
-        CalibrationBin(b["predicted"], b["observed"], *b["ci95"], b["pairs"]) for b in data["bins"]
+        CalibrationBin(b["predicted"], b["observed"], b["ci95"][0], b["ci95"][1], b["pairs"])
+        for b in data["bins"]
     )
     return Calibration(data["error"], tuple(bins))
 
@@ -126,4 +128,5 @@ def _agreement_json(found: Agreement) -> dict[str, object]:
 
 def _agreement(data: dict[str, Any]) -> Agreement:
     rest = {key: data[key] for key in ("alpha", "judgements", "prompts", "annotators")}
-    return Agreement(data["agreement"], *data["ci95"], **rest)
+    low, high = data["ci95"]
+    return Agreement(data["agreement"], low, high, **rest)
