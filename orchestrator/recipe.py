@@ -16,6 +16,7 @@ from orchestrator import checkpoint
 from orchestrator.cluster import start_cluster
 from orchestrator.config import Config, DataSourceKind, StageName
 from orchestrator.fleet import Fleet
+from orchestrator.harness import check_harness_ready
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.report import write_report
@@ -61,6 +62,7 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
     source = make_source(config, given)
     if StageName.evaluate in config.stages:
         check_judge_ready(config)
+        check_harness_ready(config)
     position = Position()
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from orchestrator import batching
 from orchestrator.config import DataSourceKind
 from orchestrator.derive import frozen_spec
+from orchestrator.harness import harness_scores
 from orchestrator.samples import Comparison, write_comparisons
 from orchestrator.session import Session
 from orchestrator.stages.judging import Answers, preferences, scores
@@ -47,6 +50,20 @@ def evaluate(session: Session) -> None:
     # Kept before anybody judges: an endpoint may fail, and a rerun then asks for the rest.
     _keep_comparisons(session, prompts, answers)
     session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
+    _run_harness(session, names)
+
+
+def _run_harness(session: Session, names: Sequence[str]) -> None:
+    """Tasks of the evaluation harness, where some are configured."""
+    tasks = session.config.evaluate.lm_eval.tasks
+    if not tasks:
+        return
+    session.live.note(f"lm-evaluation-harness runs {', '.join(tasks)} on {len(names)} models")
+    models = {name: str(Path(session.need(name)).resolve()) for name in names}
+    log = session.folder.path / "logs" / "lm_eval.log"
+    for name, found in harness_scores(session.config, models, log).items():
+        row = session.findings.models[name]
+        session.findings.models[name] = replace(row, lm_eval=found)
 
 
 def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
