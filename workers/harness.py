@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -76,15 +77,15 @@ def read_metrics(tasks: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) 
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 raise DataError(
                     f"the metric {key} is {value}", where=f"task {name}",
                     mend="look at the task's data; a limit of one example leaves some undefined",
                 )  # fmt: skip
             spread = tasks[name].get(f"{metric}_stderr,{kind}")
-            known = isinstance(spread, (int, float)) and spread == spread
-            label = metric if kind == "none" else key
-            scores[name][label] = (float(value), float(spread) if known else None)
+            if not isinstance(spread, (int, float)) or not math.isfinite(spread):
+                spread = None  # the harness writes "N/A" where it has none
+            scores[name][metric if kind == "none" else key] = (float(value), spread)
     return scores
 
 
