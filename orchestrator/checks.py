@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from urllib.parse import urlsplit
+
 from orchestrator.arithmetic import PPO_STAGES
 from orchestrator.config import (
     Accelerator,
     Config,
     DataSourceKind,
+    EndpointConfig,
+    JudgeKind,
     Precision,
     RewardKind,
     RoleName,
@@ -63,8 +68,9 @@ def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
     if stage is StageName.reward_model:
         return (RoleName.rollout, RoleName.critic) if pocket else (RoleName.critic,)
     if stage is StageName.evaluate:
-        judged = (RoleName.reward,) if not pocket and not config.evaluate.judge else ()
-        return (RoleName.rollout, *judged, RoleName.reference)
+        judge = config.evaluate.judge
+        scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)
+        return (RoleName.rollout, *((RoleName.reward,) if scored else ()), RoleName.reference)
     return (RoleName.policy,)
 
 
@@ -92,6 +98,7 @@ def check_stages(config: Config) -> None:
                 raise _no_checkpoint(config, stage, name)
         if stage is StageName.evaluate:
             _check_models(config, made)
+            _check_judging_model(config, made)
         _check_files(config, stage)
         made.add(product(stage))
 
@@ -103,6 +110,17 @@ def _check_models(config: Config, made: set[str]) -> None:
             where="stages",
             mend=f"set model.checkpoints.NAME=DIR, NAME one of {', '.join(MODEL_ORDER)}, or put "
             "the stages that make them before evaluate",
+        )
+
+
+def _check_judging_model(config: Config, made: set[str]) -> None:
+    settings = config.evaluate
+    given = settings.judge_checkpoint or config.model.checkpoints.reward_model
+    if settings.judge is JudgeKind.reward_model and not given and "reward_model" not in made:
+        raise ConfigError(
+            "a reward model shall judge, but none is given and none is made before evaluate",
+            where="evaluate.judge",
+            mend="set evaluate.judge_checkpoint=DIR, or choose another judge",
         )
 
 
@@ -231,6 +249,53 @@ def check_reward(config: Config) -> None:
         raise ConfigError(
             "a reward function reads text, not tokens", where="reward.bridge", mend="use text"
         )
+
+
+def check_judge(config: Config) -> None:
+    """What the judge of the evaluation is told can be understood.
+
+    Raises:
+        ConfigError: no function is named, or the endpoint's address, model, instruction or request
+            make no sense.
+    """
+    settings = config.evaluate
+    if settings.judge is JudgeKind.function:
+        module, colon, name = settings.judge_function.partition(":")
+        if not (module and colon and name):
+            raise ConfigError(
+                f"{settings.judge_function!r} does not name a function",
+                where="evaluate.judge_function",
+                mend="write package.module:callable, taking (prompts, a, b)",
+            )
+    if settings.judge is JudgeKind.endpoint:
+        _check_endpoint(settings.endpoint)
+
+
+def _check_endpoint(endpoint: EndpointConfig) -> None:
+    where = "evaluate.endpoint"
+    url = urlsplit(endpoint.url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
+        # the address itself may hold a password: it is not repeated
+        raise ConfigError("the judge's address is no plain http or https address",
+                          where=f"{where}.url", mend="write https://HOST/v1; a key belongs into "
+                          "the environment variable that key_variable names")  # fmt: skip
+    if not endpoint.model:
+        raise ConfigError("no judging model is named", where=f"{where}.model",
+                          mend="set it to a model that the endpoint serves")  # fmt: skip
+    missing = [p for p in ("{prompt}", "{first}", "{second}") if p not in endpoint.instruction]
+    if missing:
+        raise ConfigError(
+            f"the judge's instruction lacks {', '.join(missing)}",
+            where=f"{where}.instruction",
+            mend="use judge=endpoint, whose instruction is in conf/judge/endpoint.yaml",
+        )
+    try:
+        request: object = json.loads(endpoint.request)
+    except ValueError:
+        request = None
+    if not isinstance(request, dict):
+        raise ConfigError("what is sent with every question is no JSON object",
+                          where=f"{where}.request", mend="write '{}' to send nothing")  # fmt: skip
 
 
 def check_devices(config: Config, layout: Layout) -> None:

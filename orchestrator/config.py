@@ -92,6 +92,16 @@ class RewardKind(Enum):
     function = "function"
 
 
+class JudgeKind(Enum):
+    """Who decides which of two answers is preferred in the evaluation."""
+
+    auto = "auto"  # the gold labeler where there is one, else the reward of the run
+    none = "none"  # nobody: no win rates
+    reward_model = "reward_model"  # judge_checkpoint, or the reward model of the run
+    function = "function"  # judge_function
+    endpoint = "endpoint"  # a chat model behind a URL
+
+
 class TextBridge(Enum):
     """How policy tokens reach the reward model."""
 
@@ -455,6 +465,47 @@ class AlgorithmConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class EndpointConfig:
+    """A chat model behind an OpenAI-compatible URL that judges pairs of answers."""
+
+    url: str = ""  # up to "/v1"; "/chat/completions" is added
+    model: str = ""
+    # environment variable that holds the key; "" = the endpoint asks for none
+    key_variable: str = "OPENAI_API_KEY"
+    instruction: str = ""  # the question, with {prompt}, {first} and {second}
+    request: str = '{"temperature": 0, "max_tokens": 512}'  # JSON, sent with every question
+    cache: str = "outputs/judge_cache"  # folder of verdicts; what it holds is not asked again
+    concurrency: int = 8  # questions at a time
+    request_seconds: float = 60.0  # deadline of one answer
+    retries: int = 5  # after overload, server errors and broken connections
+    backoff_seconds: float = 1.0  # before the first retry; doubles, at most a minute
+    deadline_seconds: float = 3600.0  # for all questions of an evaluation
+    failed_fraction: float = 0.05  # pairs without a verdict that are left out; more end the run
+
+    def __post_init__(self) -> None:
+        _positive(self, "concurrency", "request_seconds", "backoff_seconds", "deadline_seconds")
+        _at_least_zero(self, "retries")
+        _fraction(self, "failed_fraction")
+
+
+@dataclass(slots=True, kw_only=True)
+class LmEvalConfig:
+    """Tasks of lm-evaluation-harness (extra `lm-eval`), run on each evaluated model, offline."""
+
+    tasks: list[str] = field(default_factory=list)  # none = off
+    task_folder: str = ""  # YAML of your own tasks; "" = those of the package
+    limit: int = 0  # examples a task; 0 = all
+    fewshot: int = -1  # examples in the prompt; -1 = as the task says
+    batch_size: int = 8  # sequences
+    device: str = ""  # torch device; "" = that of the cluster
+    deadline_seconds: float = 7200.0  # for all models together
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size", "deadline_seconds")
+        _at_least_zero(self, "limit")
+
+
+@dataclass(slots=True, kw_only=True)
 class EvaluateConfig:
     """Final comparison of all models of the run."""
 
@@ -462,7 +513,11 @@ class EvaluateConfig:
     web_documents: int = 512
     cloze_tasks: int = 256
     samples_shown: int = 3
-    judge: str = ""  # "package.module:callable" (prompts, a, b) -> list of 1, .5 or 0; files only
+    judge: JudgeKind = JudgeKind.auto
+    judge_function: str = ""  # "package.module:callable" (prompts, a, b) -> list of 1, .5 or 0
+    judge_checkpoint: str = ""  # a reward model that PPO did not optimise
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
 
     def __post_init__(self) -> None:
         _positive(self, "prompts", "web_documents", "cloze_tasks", "samples_shown")

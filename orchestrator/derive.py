@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.config import (
     Accelerator,
     Config,
@@ -22,6 +24,9 @@ from workers.specs import (
     RolloutSpec,
     TrainModelSpec,
 )
+
+if TYPE_CHECKING:  # brings an HTTP client
+    from workers.judge_endpoint import EndpointSpec
 
 
 def dtype(precision: Precision) -> Dtype:
@@ -120,6 +125,37 @@ def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenM
         threads=role.threads,
         micro_batch_tokens=config.reward.micro_batch_tokens,
         attention=config.model.attention,
+    )
+
+
+def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
+    """A reward model that judges in the evaluation, whatever rewards PPO."""
+    return RewardSpec(
+        model=frozen_spec(config, judge_checkpoint, config.cluster.roles.reward),
+        function="",
+        bridge=config.reward.bridge.value,
+        policy_checkpoint=policy_checkpoint,
+    )
+
+
+def endpoint_spec(config: Config, key: str) -> EndpointSpec:
+    """The judging chat model; `key` is the secret itself and goes nowhere else."""
+    from workers.judge_endpoint import EndpointSpec
+
+    settings = config.evaluate.endpoint
+    return EndpointSpec(
+        url=settings.url,
+        model=settings.model,
+        instruction=settings.instruction,
+        request=settings.request,
+        key=key,
+        key_variable=settings.key_variable,
+        concurrency=settings.concurrency,
+        request_seconds=settings.request_seconds,
+        retries=settings.retries,
+        backoff_seconds=settings.backoff_seconds,
+        deadline_seconds=settings.deadline_seconds,
+        failed_fraction=settings.failed_fraction,
     )
 
 

@@ -241,7 +241,7 @@ class Critic(Trainer, Protocol):
         ...
 
     def evaluate_rankings(self, steps: Sequence[RankingStep]) -> Answer[PairCounts]:
-        """Held-out pairs ordered as labeled."""
+        """Held-out pairs ordered as labeled, and every score."""
         ...
 
     def score(self, batch: TokenBatch) -> Answer[FloatArray]:

@@ -61,6 +61,13 @@ _REWARD_MODEL = {
     "pair_accuracy": Metric("fraction", "pairs ordered as the labeler did, this step"),
     "heldout_loss": Metric("nats/pair", "ranking loss on held-out rankings"),
     "heldout_pair_accuracy": Metric("fraction", "pairs ordered as the labeler did, held out"),
+    "heldout_pair_accuracy_low": Metric("fraction", "its 95 % interval, clustered by prompt"),
+    "heldout_pair_accuracy_high": Metric("fraction", "its 95 % interval, clustered by prompt"),
+    "heldout_pairs": Metric("pairs", "ordered pairs held out"),
+    "heldout_prompts": Metric("prompts", "prompts that these pairs are of"),
+    "heldout_calibration_error": Metric("fraction", "mean |predicted - observed| agreement"),
+    "annotator_agreement": Metric("fraction", "equal verdicts of two annotators on a pair"),
+    "annotator_alpha": Metric("1", "Krippendorff's alpha of these verdicts, nominal"),
     "pairs_kept": Metric("pairs", "ordered pairs in the step's rankings"),
     "pairs_tied": Metric("pairs", "pairs left out because the labeler called a tie"),
     **_optimizer("reward model"),
@@ -119,6 +126,17 @@ METRICS: dict[str, Metric] = {
 }
 
 
+#: Metrics of which there is one for every part of the data that a run happens to have.
+METRIC_FAMILIES: dict[str, Metric] = {
+    "reward_model/heldout_pair_accuracy/source/": Metric(
+        "fraction", "pairs of one data set ordered as the labeler did, held out"
+    ),
+    "reward_model/heldout_pair_accuracy/completions/": Metric(
+        "fraction", "pairs of rankings of K completions ordered as the labeler did, held out"
+    ),
+}
+
+
 class UnknownMetricError(AssertionError):
     """Code records a metric that the registry does not know."""
 
@@ -141,7 +159,9 @@ class MetricRecord:
         Raises:
             UnknownMetricError: the registry does not know `name`.
         """
-        metric = METRICS.get(name)
+        metric = METRICS.get(name) or next(
+            (m for prefix, m in METRIC_FAMILIES.items() if name.startswith(prefix)), None
+        )
         if metric is None:
             raise UnknownMetricError(f"metric {name!r} is not in METRICS; add it with its unit")
         return cls(stage, step, name, float(value), metric.unit, metric.timing)

@@ -13,7 +13,14 @@ from pathlib import Path
 from orchestrator.page_assets import SCRIPT, STYLE
 from orchestrator.samples import Comparison, RolloutSample
 from orchestrator.summary import MODEL_LABELS, Summary
-from orchestrator.tables import MISSING, evaluation_columns, facts, model_label
+from orchestrator.tables import (
+    MISSING,
+    REWARD_MODEL_HEADS,
+    evaluation_columns,
+    facts,
+    model_label,
+    reward_model_rows,
+)
 
 _MOST_ROLLOUTS = 5000  # samples embedded in the page, the newest; all stay in samples/
 
@@ -62,6 +69,9 @@ def _results(summary: Summary) -> str:
         if what != "roles"
     )
     table = _evaluation(summary) if summary.models else ""
+    if rows := reward_model_rows(summary):
+        cells = [[escape(cell) for cell in row] for row in rows]
+        table += _table(REWARD_MODEL_HEADS, cells, "figures")
     return table + (f'<div class="cards">{cards}</div>' if cards else "")
 
 

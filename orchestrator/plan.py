@@ -10,6 +10,7 @@ from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, stage_steps
 from orchestrator.checks import (
     check_devices,
     check_head_sizes,
+    check_judge,
     check_lengths,
     check_reward,
     check_stages,
@@ -65,6 +66,8 @@ def make_plan(config: Config) -> Plan:
     """
     check_stages(config)
     check_reward(config)
+    if StageName.evaluate in config.stages:
+        check_judge(config)
     stages = tuple(_plan_stage(config, stage) for stage in config.stages)
     roles = {role for stage in stages for role in stage.roles}
     layout = place_roles(config.cluster, roles)

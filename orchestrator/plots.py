@@ -160,6 +160,30 @@ def _pair_accuracy(records: Records, _: Summary) -> Figure | None:
     return figure
 
 
+def _calibration(_: Records, summary: Summary) -> Figure | None:
+    found = summary.reward_model.calibration
+    if found is None:
+        return None
+    figure, (axes,) = _figure(1, width=5.4, height=4.8)
+    axes.plot([0, 1], [0, 1], ":", color=_INK, linewidth=1, label="as sure as right")
+    color = _COLORS["reward_model"]
+    for b in found.bins:
+        axes.plot([b.predicted] * 2, [b.low, b.high], color=color, linewidth=5, alpha=0.3,
+                  solid_capstyle="butt")  # fmt: skip
+    axes.plot(
+        [b.predicted for b in found.bins], [b.observed for b in found.bins], "o-", color=color,
+        markersize=5, linewidth=1.2,
+        label=f"{len(found.bins)} bins of {found.bins[0].pairs:,} held-out pairs",
+    )  # fmt: skip
+    title = f"Calibration of the reward model: error {found.error:.3f}"
+    _style(axes, title, "labeler agrees (95 % interval)")
+    axes.set_xlabel("predicted probability of the model's choice", color=_INK)
+    axes.set_xlim(0.48, 1.02)
+    axes.set_ylim(min(0.48, *(b.low - 0.02 for b in found.bins)), 1.02)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
+
+
 def _perplexity(_: Records, summary: Summary) -> Figure | None:
     rows = [
         (name, row.web_perplexity)
@@ -237,6 +261,7 @@ _PLOTS: dict[str, tuple[str, Callable[[Records, Summary], Figure | None]]] = {
     "reward.png": ("Reward and KL", _reward),
     "gold.png": ("Gold score", _gold),
     "pair_accuracy.png": ("Reward model", _pair_accuracy),
+    "calibration.png": ("Calibration of the reward model", _calibration),
     "losses.png": ("Losses", _losses),
     "lengths.png": ("Responses", _lengths),
     "health.png": ("Health", _health),

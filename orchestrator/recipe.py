@@ -16,6 +16,7 @@ from orchestrator import checkpoint
 from orchestrator.cluster import start_cluster
 from orchestrator.config import Config, DataSourceKind, StageName
 from orchestrator.fleet import Fleet
+from orchestrator.harness import check_harness_ready
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.report import write_report
@@ -23,6 +24,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.samples import read_comparisons
 from orchestrator.session import Session
 from orchestrator.stages.evaluate import evaluate
+from orchestrator.stages.judging import check_judge_ready
 from orchestrator.stages.ppo import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
@@ -36,7 +38,6 @@ from workers.data.pocket import PocketSource
 from workers.data.source import DataSource
 from workers.data.tokenizers import load_tokenizer
 from workers.errors import TokenizerMismatchError
-from workers.reward_function import load_function
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
@@ -59,8 +60,9 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
     run_folder = RunFolder(folder)
     given = _given_checkpoints(config)
     source = make_source(config, given)
-    if config.evaluate.judge:  # a mistyped name is found now, not after hours of training
-        load_function(config.evaluate.judge, "evaluate.judge")
+    if StageName.evaluate in config.stages:
+        check_judge_ready(config)
+        check_harness_ready(config)
     position = Position()
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
@@ -174,9 +176,10 @@ def summarise(session: Session) -> Summary:
     findings, telemetry = session.findings, session.telemetry
     seconds = findings.sync_seconds
     return Summary(
-        heldout_pair_accuracy=findings.heldout_pair_accuracy,
+        reward_model=findings.reward_model,
         models=findings.models,
         preferred=tuple(findings.preferred),
+        judging=findings.judging,
         ledger=findings.ledger,
         weight_sync=WeightSyncTotals(
             count=len(seconds),

@@ -339,7 +339,20 @@ class RewardGroup(_Group):
         return self.score(Rollouts((ray.put(batch),), batch.summary()))
 
 
-class ReferenceGroup(_Group):
+class _LanguageModelGroup(_Group):
+    """Workers that hold a causal language model."""
+
+    def logprobs(
+        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
+    ) -> Pending[Fields]:
+        """Log-probabilities of the response tokens under the current weights, nats."""
+        return self._fields(
+            "logprobs",
+            lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
+        )
+
+
+class ReferenceGroup(_LanguageModelGroup):
     """n replicas of a frozen language model."""
 
     role, worker = "reference", _ReferenceActor
@@ -348,15 +361,6 @@ class ReferenceGroup(_Group):
         """Load the frozen model."""
         return self._all(
             "load", lambda actor, _: actor.load.remote(spec), self._remember, starting=True
-        )
-
-    def logprobs(
-        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
-    ) -> Pending[Fields]:
-        """Log-probabilities of the response tokens, nats; one work a replica."""
-        return self._fields(
-            "logprobs",
-            lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
         )
 
     def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[FloatArray]]:
@@ -392,7 +396,7 @@ class _TrainerGroup(_Group):
         return self._all("save", lambda actor, _: actor.save.remote(path, tokenizer_from), nothing)
 
 
-class PolicyGroup(_TrainerGroup):
+class PolicyGroup(_TrainerGroup, _LanguageModelGroup):
     """The policy's trainers."""
 
     role, worker = "policy", _PolicyActor
@@ -407,15 +411,6 @@ class PolicyGroup(_TrainerGroup):
         """Loss without an update; one share a rank."""
         return self._all(
             "evaluate", lambda actor, rank: actor.evaluate_supervised.remote(steps[rank]), first
-        )
-
-    def logprobs(
-        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
-    ) -> Pending[Fields]:
-        """Log-probabilities of the response tokens under the current weights, nats."""
-        return self._fields(
-            "logprobs",
-            lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
         )
 
     def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
@@ -470,11 +465,11 @@ class CriticGroup(_TrainerGroup):
         )
 
     def evaluate_rankings(self, steps: Sequence[RankingStep]) -> Pending[PairCounts]:
-        """Held-out pairs ordered as labeled."""
+        """Held-out pairs ordered as labeled, and every score."""
         return self._all(
             "evaluate rankings",
             lambda actor, rank: actor.evaluate_rankings.remote(steps[rank]),
-            first,
+            _join_counts,
         )
 
     def score(self, batch: TokenBatch) -> Pending[FloatArray]:
@@ -537,6 +532,11 @@ def _keeping(
         return small
 
     return keeping
+
+
+def _join_counts(parts: list[PairCounts]) -> PairCounts:
+    """The counts are those of all ranks already, the scores those of each."""
+    return replace(parts[0], scores=tuple(s for part in parts for s in part.scores))
 
 
 def _join_summaries(parts: list[RolloutSummary]) -> RolloutSummary:

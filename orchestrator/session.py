@@ -13,11 +13,12 @@ import numpy as np
 from orchestrator import batching, checkpoint
 from orchestrator.config import Config
 from orchestrator.derive import rollout_spec
+from orchestrator.figures import RewardModelFigures
 from orchestrator.handles import Roles, Rollout
 from orchestrator.live import LiveView
 from orchestrator.run_folder import RunFolder
 from orchestrator.seeds import derive
-from orchestrator.summary import EvaluationRow, LedgerTotals, Preference
+from orchestrator.summary import EvaluationRow, Judging, LedgerTotals, Preference
 from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
 from workers.data.records import Prompt
@@ -30,9 +31,10 @@ from workers.specs import RolloutSpec
 class Findings:
     """What the stages found out, for the summary."""
 
-    heldout_pair_accuracy: float | None = None
+    reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
     models: dict[str, EvaluationRow] = field(default_factory=dict)
     preferred: list[Preference] = field(default_factory=list)
+    judging: Judging | None = None
     ledger: LedgerTotals = field(default_factory=LedgerTotals)
     sync_seconds: list[float] = field(default_factory=list)
     parity_max: float | None = None

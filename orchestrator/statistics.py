@@ -34,6 +34,17 @@ class Interval:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class ClusteredRate:
+    """Share of successes with a 95 % interval that knows which trials belong together."""
+
+    rate: float
+    low: float
+    high: float
+    trials: int
+    clusters: int
+
+
 def _finite(
     name: str, values: Sequence[float] | npt.NDArray[np.floating]
 ) -> npt.NDArray[np.float64]:
@@ -83,12 +94,55 @@ def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
     x = _finite("outcomes", outcomes)
     if x.min() < 0 or x.max() > 1:
         raise DataError("an outcome lies outside [0, 1]", mend="use 1, 0.5 or 0")
-    n, p = len(x), float(x.mean())
+    rate = float(x.mean())
+    return WinRate(rate, *_wilson(rate, len(x)), len(x))
+
+
+def _wilson(p: float, n: float) -> tuple[float, float]:
+    """Bounds of the Wilson interval of rate `p` in `n` trials, which may be a fraction."""
     shrink = 1 + Z95**2 / n
     centre = (p + Z95**2 / (2 * n)) / shrink
     half = Z95 / shrink * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
     # With p = 0 or 1 a bound is p itself, which rounding may miss on either side.
-    return WinRate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+
+
+def clustered_rate(
+    outcomes: Sequence[float] | npt.NDArray[np.floating],
+    clusters: Sequence[int] | npt.NDArray[np.integer],
+) -> ClusteredRate:
+    """Share of successes among trials that come in clusters, with a 95 % interval.
+
+    Trials of one cluster (the pairs of one prompt) are alike, so they say less than as many
+    independent ones. The variance of `p = sum_i c_i / sum_i m_i` over n clusters with c_i successes
+    in m_i trials is that of a ratio, `n / (n - 1) * sum_i (c_i - p m_i)^2 / (sum_i m_i)^2`; the
+    number of independent trials of the same variance, `p (1 - p) / variance`, goes into the Wilson
+    interval (J. N. K. Rao and A. J. Scott, "A simple method for the analysis of clustered binary
+    data", Biometrics 48, 1992). It is never taken for more than the trials there are; and where the
+    variance cannot be seen, with p = 0 or 1 or one cluster, each cluster counts as one trial.
+
+    Args:
+        outcomes: (N,) 1 = success, 0 = failure, 0.5 = neither.
+        clusters: (N,) any number that names the cluster of each trial.
+
+    Raises:
+        DataError: there is no outcome, or one lies outside [0, 1].
+        NonFiniteError: an outcome is NaN or infinite.
+    """
+    x = _finite("outcomes", outcomes)
+    if x.min() < 0 or x.max() > 1:
+        raise DataError("an outcome lies outside [0, 1]", mend="use 1, 0.5 or 0")
+    assert len(clusters) == len(x), "one cluster per outcome"
+    _, member = np.unique(np.asarray(clusters, np.int64), return_inverse=True)
+    trials = np.bincount(member).astype(np.float64)
+    successes = np.bincount(member, x)
+    n, total, p = len(trials), len(x), float(x.mean())
+    spread = float(np.square(successes - p * trials).sum())
+    effective = float(n)
+    if n > 1 and spread > 0 and 0 < p < 1:
+        variance = n / (n - 1) * spread / total**2
+        effective = min(float(total), p * (1 - p) / variance)
+    return ClusteredRate(p, *_wilson(p, effective), total, n)
 
 
 def win_rate(

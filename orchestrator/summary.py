@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.figures import RewardModelFigures
 from orchestrator.run_folder import RunFolder, write_json
 from workers.errors import DataError
 from workers.messages import RoleInfo
@@ -23,6 +24,14 @@ MODEL_LABELS = {
 
 
 @dataclass(frozen=True, slots=True)
+class TaskScore:
+    """One metric of one task of the evaluation harness, in that metric's own unit."""
+
+    value: float
+    stderr: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRow:
     """How one model does on held-out prompts and texts. None = not measured on this data."""
 
@@ -33,6 +42,7 @@ class EvaluationRow:
     length_mean: float | None = None  # tokens, end-of-sequence token included
     correct_rate: float | None = None  # fraction of responses
     cloze_accuracy: float | None = None  # fraction of facts completed, pretraining style
+    lm_eval: dict[str, dict[str, TaskScore]] = field(default_factory=dict)  # task -> metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,17 @@ class Preference:
     low: float  # 95 % interval
     high: float
     n: int  # prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """Who decided which answer is preferred, and what became of the questions."""
+
+    judge: str  # gold | reward_model | reward_function | function | endpoint
+    asked: int = 0  # questions answered by the endpoint, two a pair of answers
+    cached: int = 0  # questions answered by an earlier run
+    failed: int = 0  # pairs of answers without a verdict; left out of the win rates
+    order_dependent: int = 0  # pairs whose verdict changed with their order; counted as ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +100,10 @@ class Timing:
 class Summary:
     """Everything in summary.json."""
 
-    heldout_pair_accuracy: float | None = None  # of the reward model
+    reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
     models: dict[str, EvaluationRow] = field(default_factory=dict)  # base, sft, ppo, ppo_ptx, large
     preferred: tuple[Preference, ...] = ()
+    judging: Judging | None = None
     ledger: LedgerTotals = LedgerTotals()
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
@@ -127,7 +149,7 @@ def to_json(summary: Summary) -> dict[str, object]:
     """The summary as plain JSON values; the key names are fixed."""
     sync, timing = summary.weight_sync, summary.timing
     return {
-        "stages": {"reward_model": {"heldout_pair_accuracy": summary.heldout_pair_accuracy}},
+        "stages": {"reward_model": summary.reward_model.to_json()},
         "evaluation": {
             "models": {name: _row(summary.models[name]) for name in summary.ordered_models()},
             "preferred": [
@@ -140,6 +162,7 @@ def to_json(summary: Summary) -> dict[str, object]:
                 }
                 for p in summary.preferred
             ],
+            "judging": asdict(summary.judging) if summary.judging else None,
         },
         "ledger": {
             "generated": summary.ledger.generated,
@@ -164,27 +187,45 @@ def to_json(summary: Summary) -> dict[str, object]:
     }
 
 
-def _row(row: EvaluationRow) -> dict[str, float | None]:
-    fields: dict[str, float | None] = {
+def _row(row: EvaluationRow) -> dict[str, object]:
+    fields: dict[str, object] = {
         "gold_mean": row.gold_mean,
         "web_perplexity": row.web_perplexity,
         "truthful_rate": row.truthful_rate,
         "rude_rate": row.rude_rate,
         "length_mean": row.length_mean,
     }
-    extra = {"correct_rate": row.correct_rate, "cloze_accuracy": row.cloze_accuracy}
+    extra: dict[str, object] = {
+        "correct_rate": row.correct_rate,
+        "cloze_accuracy": row.cloze_accuracy,
+        "lm_eval": {
+            task: {name: asdict(score) for name, score in metrics.items()}
+            for task, metrics in row.lm_eval.items()
+        }
+        or None,
+    }
     return fields | {name: value for name, value in extra.items() if value is not None}
+
+
+def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
+    tasks = {
+        task: {name: TaskScore(**score) for name, score in metrics.items()}
+        for task, metrics in data.get("lm_eval", {}).items()
+    }
+    figures = {name: value for name, value in data.items() if name != "lm_eval"}
+    return EvaluationRow(**figures, lm_eval=tasks)
 
 
 def _from_json(data: dict[str, Any]) -> Summary:
     evaluation = data["evaluation"]
     return Summary(
-        heldout_pair_accuracy=data["stages"]["reward_model"]["heldout_pair_accuracy"],
-        models={name: EvaluationRow(**row) for name, row in evaluation["models"].items()},
+        reward_model=RewardModelFigures.from_json(data["stages"]["reward_model"]),
+        models={name: _row_from_json(row) for name, row in evaluation["models"].items()},
         preferred=tuple(
             Preference(p["model"], p["over"], p["rate"], p["ci95"][0], p["ci95"][1], p["n"])
             for p in evaluation["preferred"]
         ),
+        judging=Judging(**evaluation["judging"]) if evaluation["judging"] else None,
         ledger=LedgerTotals(**data["ledger"]),
         weight_sync=WeightSyncTotals(**data["weight_sync"]),
         timing=Timing(**data["timing"]),

@@ -12,9 +12,11 @@ from rich.text import Text
 from orchestrator.live import duration
 from orchestrator.run_folder import RunFolder
 from orchestrator.samples import Comparison
-from orchestrator.summary import MODEL_LABELS, Preference, Summary
+from orchestrator.summary import MODEL_LABELS, EvaluationRow, Preference, Summary, TaskScore
 
 MISSING = "-"
+WIDTH = 80  # columns of a terminal that every table fits
+_GAP = 3  # columns between two cells, and at both edges together
 
 
 def model_label(name: str) -> str:
@@ -38,16 +40,64 @@ def evaluation_columns(summary: Summary) -> list[tuple[str, list[str]]]:
         ("tokens", [_cell(row.length_mean, "{:.1f}") for row in rows]),
         ("web perplexity", [_cell(row.web_perplexity, "{:.2f}") for row in rows]),
         ("cloze", [_percent(row.cloze_accuracy) for row in rows]),
+        *_task_columns(rows),
     ]
     return [(title, cells) for title, cells in columns if any(cell != MISSING for cell in cells)]
 
 
+def reward_model_rows(summary: Summary) -> list[list[str]]:
+    """Held-out accuracy by part of the data: part, accuracy, interval, pairs, prompts.
+
+    Empty where there is but one part: then it stands among the facts.
+    """
+    found = summary.reward_model
+    parts = {name or "unnamed source": accuracy for name, accuracy in found.by_source.items()}
+    if len(found.by_completions) > 1:
+        parts |= {f"K = {k}": accuracy for k, accuracy in found.by_completions.items()}
+    return [
+        [part, _percent(a.accuracy), _interval(a.low, a.high), f"{a.pairs:,}", f"{a.prompts:,}"]
+        for part, a in parts.items()
+    ]
+
+
+REWARD_MODEL_HEADS = ("reward model on held-out pairs", "accuracy", "95 %", "pairs", "prompts")
+
+
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """What else is worth knowing, as (what, figure)."""
+    return [*_judging_facts(summary), *_reward_model_facts(summary), *_run_facts(summary)]
+
+
+def _judging_facts(summary: Summary) -> list[tuple[str, str]]:
+    judging = summary.judging
+    if judging is None:
+        return []
+    text = judging.judge.replace("_", " ")
+    if judging.asked or judging.cached:
+        text += f", {judging.asked:,} questions asked, {judging.cached:,} known"
+        text += f"; {judging.order_dependent:,} pairs tied by their order"
+        text += f", {judging.failed:,} failed"
+    return [("preferred by", text)]
+
+
+def _reward_model_facts(summary: Summary) -> list[tuple[str, str]]:
+    figures = summary.reward_model
+    found: list[tuple[str, str]] = []
+    if (a := figures.heldout) is not None:
+        text = f"{_percent(a.accuracy)} {_interval(a.low, a.high)} of {a.pairs:,} pairs"
+        found.append(("reward model, held-out pairs", f"{text}, {a.prompts:,} prompts"))
+    if figures.calibration is not None:
+        found.append(("reward model, calibration error", f"{figures.calibration.error:.3f}"))
+    if (b := figures.agreement) is not None:
+        text = f"{_percent(b.rate)} {_interval(b.low, b.high)}"
+        alpha = f", alpha {_cell(b.alpha, '{:.2f}')}"
+        found.append(("annotators agree", f"{text}{alpha}, {b.annotators:,} annotators"))
+    return found
+
+
+def _run_facts(summary: Summary) -> list[tuple[str, str]]:
     ledger, sync, timing = summary.ledger, summary.weight_sync, summary.timing
     found: list[tuple[str, str]] = []
-    if summary.heldout_pair_accuracy is not None:
-        found.append(("reward model, held-out pairs", _percent(summary.heldout_pair_accuracy)))
     if ledger.generated:
         text = f"{ledger.generated:,} generated = {ledger.trained:,} trained"
         found.append(("sequences", f"{text} + {ledger.dropped:,} dropped"))
@@ -66,10 +116,12 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
 
 
 def render_table(summary: Summary) -> RenderableType:
-    """The evaluation table and the facts under it."""
+    """The evaluation tables and the facts under them, at most WIDTH columns wide."""
     parts: list[RenderableType] = []
     if summary.models:
         parts.append(_evaluation_table(summary))
+    if rows := reward_model_rows(summary):
+        parts.append(_table(REWARD_MODEL_HEADS, rows))
     grid = Table.grid(padding=(0, 2, 0, 1))
     for what, figure in facts(summary):
         grid.add_row(Text(what, style="dim"), figure)
@@ -108,13 +160,48 @@ def render_result(
 
 def _evaluation_table(summary: Summary) -> Table:
     # Models side by side: with ten measures this fits 80 columns, the other way round it does not.
+    heads = ["held-out prompts", *(model_label(name) for name in summary.ordered_models())]
+    rows = [[title, *cells] for title, cells in evaluation_columns(summary)]
+    if _width(heads, rows) > WIDTH:  # the intervals of win rates go under them
+        rows = [[title, *(cell.replace(" [", "\n[") for cell in cells)] for title, *cells in rows]
+    return _table(heads, rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Names to the left, figures to the right; a name that is too long goes on below."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold")
-    table.add_column("held-out prompts", no_wrap=True)
-    for name in summary.ordered_models():
-        table.add_column(model_label(name), justify="right", no_wrap=True)
-    for title, cells in evaluation_columns(summary):
-        table.add_row(title, *cells)
+    figures = [[row[column] for row in rows] for column in range(1, len(heads))]
+    wide = [max(map(_longest, [h, *f])) + _GAP for h, f in zip(heads[1:], figures, strict=True)]
+    room = max(12, WIDTH - sum(wide) - _GAP - 1)
+    table.add_column(heads[0], overflow="fold", max_width=room)
+    for head in heads[1:]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _width(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of the terminal that a table takes when nothing is folded."""
+    columns = zip(heads, *rows, strict=True)
+    return 1 + sum(max(map(_longest, column)) + _GAP for column in columns)
+
+
+def _longest(cell: str) -> int:
+    return max(map(len, cell.split("\n")))
+
+
+def _task_columns(rows: Sequence[EvaluationRow]) -> list[tuple[str, list[str]]]:
+    """One column for each task and metric of the evaluation harness."""
+    names = {(task, metric): None for r in rows for task, m in r.lm_eval.items() for metric in m}
+    return [
+        (f"{task} {metric}", [_score(row.lm_eval.get(task, {}).get(metric)) for row in rows])
+        for task, metric in names
+    ]
+
+
+def _score(score: TaskScore | None) -> str:
+    return MISSING if score is None else f"{score.value:.4g}"
 
 
 def _rivals(summary: Summary) -> list[str]:
@@ -131,8 +218,12 @@ def _wins(summary: Summary, names: Sequence[str], over: str) -> list[str]:
 def _win(preference: Preference | None) -> str:
     if preference is None:
         return MISSING
-    interval = f"{100 * preference.low:.0f}-{100 * preference.high:.0f}"
-    return f"{100 * preference.rate:.0f} % [{interval}]"
+    interval = f"[{100 * preference.low:.0f}-{100 * preference.high:.0f}]"
+    return f"{100 * preference.rate:.0f} % {interval}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{100 * low:.1f}-{100 * high:.1f}]"
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -69,17 +69,21 @@ class CriticWorker(Trainer):
         return self._step(totals, {"pair_accuracy": accuracy})
 
     def evaluate_rankings(self, step: RankingStep) -> PairCounts:
-        """Pairs ordered right and the summed loss, over all ranks, without an update."""
+        """Pairs ordered right and the summed loss over all ranks, and the scores of this share."""
         self.engine.mode(training=False)
         tally = Tally("ranking")
+        found: list[FloatArray] = []
         with torch.no_grad():
             for rankings in step.micro_batches:
                 scores, loss = self._rank(rankings, 1)
                 _count_pairs(tally, scores, rankings)
                 tally.loss += float(loss)
+                found += [s.float().cpu().numpy() for s in scores[: len(rankings)]]
         totals = self._total(tally)
         counts = {name: int(value) for name, value in totals.sums.items()}
-        return PairCounts(counts["correct"], counts["pairs"], totals.loss, counts["rankings"])
+        return PairCounts(
+            counts["correct"], counts["pairs"], totals.loss, counts["rankings"], tuple(found)
+        )
 
     def score(self, batch: TokenBatch) -> FloatArray:
         """Reward at the last token of each row, (B,); every rank computes all of them."""

@@ -138,3 +138,7 @@ class DeadlineError(RoleError, TimeoutError):
 
 class RewardError(RoleError):
     """The reward could not be computed for any sequence of a batch."""
+
+
+class JudgeError(RewardError):
+    """A judge gave too few usable verdicts to compare models."""

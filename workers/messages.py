@@ -244,9 +244,11 @@ class SupervisedStep:
 class Ranking:
     """K completions of one prompt with ranks (1 = best, equal = tie), as token ids."""
 
-    prompt_id: int
+    prompt_id: int  # equal for all rankings of one prompt: their pairs are no independent evidence
     sequences: Ragged  # int32, K rows: prompt then completion
     ranks: IntArray  # (K,)
+    source: str = ""
+    annotator: str = ""
 
     @property
     def pairs(self) -> int:
@@ -386,6 +388,9 @@ class PairCounts:
     pairs: int
     loss_sum: float  # summed over rankings
     rankings: int
+    # (K,) scores of each ranking in the order of the steps, rank after rank, reward units; from a
+    # worker those of its own share
+    scores: tuple[FloatArray, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,51 +1,31 @@
 """Evaluation: every model answers the same held-out prompts; who is preferred, and at what tax.
 
-In the pocket world the gold labeler judges. Elsewhere the reward model does, or a pairwise judge
-function of the user's. Perplexity of pretraining-style text and cloze accuracy show what alignment
-cost (InstructGPT, section 4.2).
+`orchestrator.stages.judging` finds who is preferred. Perplexity of pretraining-style text, cloze
+accuracy and the tasks of the evaluation harness show what alignment cost (InstructGPT, section
+4.2).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from orchestrator.config import DataSourceKind, RewardKind
-from orchestrator.derive import frozen_spec, reward_spec
+from orchestrator import batching
+from orchestrator.config import DataSourceKind
+from orchestrator.derive import frozen_spec
+from orchestrator.harness import harness_scores
 from orchestrator.samples import Comparison, write_comparisons
 from orchestrator.session import Session
-from orchestrator.statistics import preference, win_rate
-from orchestrator.summary import MODEL_ORDER, EvaluationRow, Preference
+from orchestrator.stages.judging import Answers, preferences, scores
+from orchestrator.summary import MODEL_ORDER, EvaluationRow
 from workers.data.records import Prompt
-from workers.errors import ConfigError, RewardError
+from workers.errors import ConfigError
 from workers.messages import FloatArray, Ragged, RolloutBatch, TokenBatch
 from workers.pocket.labeler import Gold
-from workers.reward_function import load_function
-
-# Each pair (model, over) whose win rate is reported, where both were evaluated.
-PAIRS = (
-    ("sft", "base"),
-    ("ppo", "sft"),
-    ("ppo_ptx", "sft"),
-    ("ppo", "base"),
-    ("ppo_ptx", "base"),
-    ("ppo", "large"),
-    ("ppo_ptx", "large"),
-    ("ppo_ptx", "ppo"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """What one model said to the held-out prompts, and what the judge of the run thought of it."""
-
-    texts: list[str]
-    golds: list[Gold] | None
-    scores: list[float] | None  # None: only a pairwise judge can tell
-    row: EvaluationRow
 
 
 def evaluate(session: Session) -> None:
@@ -59,7 +39,7 @@ def evaluate(session: Session) -> None:
             mend="give model.checkpoints.NAME=PATH or add training stages",
         )
     prompts = session.source.prompts("heldout", 0, session.config.evaluate.prompts)
-    answers: dict[str, _Answers] = {}
+    answers: dict[str, Answers] = {}
     # The large model has another shape than the engines' weights: last, one restart is enough.
     for number, name in enumerate(sorted(names, key=lambda name: name == "large")):
         session.position.step = number
@@ -67,11 +47,26 @@ def evaluate(session: Session) -> None:
         session.live.advance(number + 1)
     answers = {name: answers[name] for name in names}
     session.findings.models = {name: a.row for name, a in answers.items()}
-    session.findings.preferred = _preferences(session, prompts, answers)
+    # Kept before anybody judges: an endpoint may fail, and a rerun then asks for the rest.
     _keep_comparisons(session, prompts, answers)
+    session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
+    _run_harness(session, names)
 
 
-def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> _Answers:
+def _run_harness(session: Session, names: Sequence[str]) -> None:
+    """Tasks of the evaluation harness, where some are configured."""
+    tasks = session.config.evaluate.lm_eval.tasks
+    if not tasks:
+        return
+    session.live.note(f"lm-evaluation-harness runs {', '.join(tasks)} on {len(names)} models")
+    models = {name: str(Path(session.need(name)).resolve()) for name in names}
+    log = session.folder.path / "logs" / "lm_eval.log"
+    for name, found in harness_scores(session.config, models, log).items():
+        row = session.findings.models[name]
+        session.findings.models[name] = replace(row, lm_eval=found)
+
+
+def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     path = session.need(name)
     measuring = session.fleet.reference.load(
         frozen_spec(session.config, path, session.config.cluster.roles.reference)
@@ -80,8 +75,8 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> _Answers:
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
     measuring.result()
     golds = session.source.gold(prompts, texts)
-    scores = [g.score for g in golds] if golds is not None else _reward_scores(session, path, batch)
-    return _Answers(texts, golds, scores, _row(session, batch, golds))
+    judged = scores(session, path, batch, golds)
+    return Answers(texts, golds, judged, _row(session, batch, golds))
 
 
 def _row(session: Session, batch: RolloutBatch, golds: list[Gold] | None) -> EvaluationRow:
@@ -134,7 +129,8 @@ def _cloze_accuracy(session: Session) -> float | None:
 def _row_losses(session: Session, batch: TokenBatch) -> FloatArray:
     """Summed negative log-likelihood of each row's targets, (B,) nats."""
     reference = session.fleet.reference
-    hands = [np.arange(hand, len(batch), reference.size) for hand in range(reference.size)]
+    rows_of_all = np.arange(len(batch), dtype=np.int64)
+    hands = batching.partition(rows_of_all, batch.tokens.lengths, reference.size)
     parts = reference.row_losses([batch.select(rows) for rows in hands]).result()
     losses = np.empty(len(batch), np.float32)
     for rows, part in zip(hands, parts, strict=True):
@@ -142,64 +138,8 @@ def _row_losses(session: Session, batch: TokenBatch) -> FloatArray:
     return losses
 
 
-def _reward_scores(session: Session, path: str, batch: RolloutBatch) -> list[float] | None:
-    """Scores of the run's reward; None where a pairwise judge decides.
-
-    Raises:
-        RewardError: a response could not be scored, so models cannot be compared fairly.
-    """
-    if session.config.evaluate.judge:
-        return None
-    function = session.config.reward.kind is RewardKind.function
-    if not function and not session.checkpoints.get("reward_model"):
-        return None
-    checkpoint = "" if function else session.need("reward_model")
-    session.fleet.reward.load(reward_spec(session.config, checkpoint, path)).result()
-    scores = session.fleet.reward.score_batch(batch).result()
-    failures = [failure for failure in scores.failures if failure]
-    if failures:
-        raise RewardError(
-            f"{len(failures)} of {len(scores.failures)} responses got no score: {failures[0]}",
-            where="evaluate",
-            mend="mend the reward function; the same prompts are in samples/comparison.json",
-        )
-    return scores.values.tolist()
-
-
-def _preferences(
-    session: Session, prompts: Sequence[Prompt], answers: dict[str, _Answers]
-) -> list[Preference]:
-    judge = _judge(session)
-    found: list[Preference] = []
-    for model, over in PAIRS:
-        if model not in answers or over not in answers:
-            continue
-        a, b = answers[model], answers[over]
-        if judge is not None:
-            outcomes = judge([p.text for p in prompts], a.texts, b.texts)
-            if len(outcomes) != len(prompts):
-                raise RewardError(
-                    f"the judge returned {len(outcomes)} outcomes for {len(prompts)} prompts",
-                    where="evaluate.judge",
-                    mend="return 1, .5 or 0 for each prompt, in their order",
-                )
-            rate = preference(outcomes)
-        elif a.scores is not None and b.scores is not None:
-            rate = win_rate(a.scores, b.scores)
-        else:
-            continue
-        found.append(Preference(model, over, rate.rate, rate.low, rate.high, rate.n))
-    return found
-
-
-def _judge(session: Session) -> Callable[[list[str], list[str], list[str]], list[float]] | None:
-    """The user's pairwise judge: 1 where the first text is better, 0 the second, .5 a tie."""
-    name = session.config.evaluate.judge
-    return load_function(name, "evaluate.judge") if name else None
-
-
 def _keep_comparisons(
-    session: Session, prompts: Sequence[Prompt], answers: dict[str, _Answers]
+    session: Session, prompts: Sequence[Prompt], answers: dict[str, Answers]
 ) -> None:
     kept = range(min(session.config.evaluate.samples_shown, len(prompts)))
     write_comparisons(

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator import batching
+from orchestrator.agreement import annotator_agreement
 from orchestrator.derive import train_spec
+from orchestrator.figures import Agreement
 from orchestrator.run_folder import write_text
 from orchestrator.session import Session
+from orchestrator.stages.reward_model_record import record_heldout
 from workers.data.records import Prompt
 from workers.errors import EmptyDatasetError
-from workers.messages import PairCounts, Ragged, Ranking
+from workers.messages import Ragged, Ranking
 
 
 def reward_model(session: Session) -> None:
@@ -23,7 +26,9 @@ def reward_model(session: Session) -> None:
     sft = session.need("sft")
     expected = -(-settings.prompts // settings.prompts_per_step) * settings.epochs
     session.live.stage("reward_model", expected)
-    train, heldout = _rankings(session)
+    given = _rankings(session)
+    agreement = annotator_agreement([ranking for split in given for ranking in split])
+    train, heldout = _with_pairs(given)
     steps_per_epoch = -(-len(train) // settings.prompts_per_step)
     total = steps_per_epoch * settings.epochs
     session.fleet.critic.load(
@@ -32,7 +37,7 @@ def reward_model(session: Session) -> None:
     for step in range(total):
         session.position.step = step
         _train_step(session, step, _chosen(session, train, step, steps_per_epoch))
-    _evaluate(session, heldout, total)
+    _evaluate(session, heldout, agreement, total)
     _centre(session)
     session.publish(
         "reward_model", lambda path: session.fleet.critic.save(path, sft).result(), "reward_model"
@@ -49,6 +54,14 @@ def _rankings(session: Session) -> tuple[list[Ranking], list[Ranking]]:
         prompts = session.source.prompts("reward_model", 0, count)
         labeled = _sample_and_label(session, prompts)
         train, heldout = labeled[: settings.prompts], labeled[settings.prompts :]
+    return train, heldout
+
+
+def _with_pairs(
+    given: tuple[list[Ranking], list[Ranking]],
+) -> tuple[list[Ranking], list[Ranking]]:
+    """Training and held-out rankings without those of ties alone."""
+    train, heldout = given
     kept = [r for r in train if r.pairs], [r for r in heldout if r.pairs]
     for name, rankings in zip(("training", "held-out"), kept, strict=True):
         if not rankings:
@@ -141,21 +154,14 @@ def _all_pairs(ranking: Ranking) -> int:
     return k * (k - 1) // 2
 
 
-def _evaluate(session: Session, heldout: list[Ranking], step: int) -> None:
+def _evaluate(
+    session: Session, heldout: list[Ranking], agreement: Agreement | None, step: int
+) -> None:
     critic = session.fleet.critic
     shares = batching.ranking_step(heldout, critic.size, session.config.trainer.micro_batch_tokens)
-    counts: PairCounts = critic.evaluate_rankings(shares).result()
-    accuracy = counts.correct / counts.pairs
-    session.findings.heldout_pair_accuracy = accuracy
-    session.telemetry.record(
-        "reward_model",
-        step,
-        {
-            "reward_model/heldout_pair_accuracy": accuracy,
-            "reward_model/heldout_loss": counts.loss_sum / counts.rankings,
-        },
-    )
-    session.live.note(f"held-out pairs ordered as labeled: {accuracy:.3f} of {counts.pairs}")
+    counts = critic.evaluate_rankings(shares).result()
+    scored = [r for share in shares for batch in share.micro_batches for r in batch]
+    record_heldout(session, scored, counts, agreement, step)
 
 
 def _centre(session: Session) -> None:

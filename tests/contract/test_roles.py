@@ -387,6 +387,15 @@ class TestTraining:
         shares = batching.ranking_step(_rankings(), critic.size, 64)
         before = critic.evaluate_rankings(shares).result()
         assert (before.pairs, before.rankings) == (6 + 32 + 10, 3)
+        # every score comes back, in the order of the shares, so pairs can be looked at one by one
+        scored = [r for share in shares for batch in share.micro_batches for r in batch]
+        right = sum(
+            int(ranking.ranks[a] < ranking.ranks[b] and found[a] > found[b])
+            for ranking, found in zip(scored, before.scores, strict=True)
+            for a, b in itertools.permutations(range(len(found)), 2)
+        )
+        assert [len(found) for found in before.scores] == [len(r.ranks) for r in scored]
+        assert right == before.correct
         steps = [critic.train_rankings(shares).result() for _ in range(5)]
         assert steps[0].loss == pytest.approx(before.loss_sum / 3, rel=1e-3)
         assert steps[0].extra["pair_accuracy"] == pytest.approx(before.correct / before.pairs)

@@ -372,27 +372,30 @@ class FakeCritic(FakeTrainer):
     def _scores(self, rows: Ragged) -> torch.Tensor:
         return torch.stack([self._loaded().prefix_values(row)[-1] for row in rows.rows()])
 
-    def _rank(self, steps: Sequence[RankingStep]) -> tuple[torch.Tensor, int, int]:
-        """Summed loss over rankings, and pairs ordered right of all."""
+    def _rank(
+        self, steps: Sequence[RankingStep]
+    ) -> tuple[torch.Tensor, int, int, list[torch.Tensor]]:
+        """Summed loss over rankings, pairs ordered right of all, and scores."""
         _same_count(steps)
         rankings = [r for step in steps for batch in step.micro_batches for r in batch]
         scores = [self._scores(r.sequences) for r in rankings]
         ranks = [torch.tensor(r.ranks) for r in rankings]
         counts = [pair_accuracy(s.detach(), r) for s, r in zip(scores, ranks, strict=True)]
         loss = rankings_loss(scores, ranks, denominator=1)
-        return loss, sum(int(c) for c, _ in counts), sum(int(p) for _, p in counts)
+        return loss, sum(int(c) for c, _ in counts), sum(int(p) for _, p in counts), scores
 
     def train_rankings(self, steps: Sequence[RankingStep]) -> FakeAnswer[StepStats]:
         def call(_: int) -> StepStats:
-            loss, correct, pairs = self._rank(steps)
+            loss, correct, pairs, _ = self._rank(steps)
             return self._step(loss / steps[0].rankings, {"pair_accuracy": correct / pairs})
 
         return self._all("train_rankings", call, first, [0], steps=steps)
 
     def evaluate_rankings(self, steps: Sequence[RankingStep]) -> FakeAnswer[PairCounts]:
         def call(_: int) -> PairCounts:
-            loss, correct, pairs = self._rank(steps)
-            return PairCounts(correct, pairs, float(loss.detach()), steps[0].rankings)
+            loss, correct, pairs, scores = self._rank(steps)
+            found = tuple(s.detach().numpy().astype(np.float32) for s in scores)
+            return PairCounts(correct, pairs, float(loss.detach()), steps[0].rankings, found)
 
         return self._all("evaluate_rankings", call, first, [0], steps=steps)
 

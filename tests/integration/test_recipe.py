@@ -51,7 +51,12 @@ def summary(recipe: Path) -> dict:
 
 
 def test_the_summary_has_every_promised_figure(summary: dict) -> None:
-    assert 0 <= summary["stages"]["reward_model"]["heldout_pair_accuracy"] <= 1
+    reward_model = summary["stages"]["reward_model"]
+    low, high = reward_model["heldout_pair_accuracy_ci95"]
+    assert 0 <= low <= reward_model["heldout_pair_accuracy"] <= high <= 1
+    assert reward_model["heldout_pairs"] > reward_model["heldout_prompts"] > 0
+    assert 0 <= reward_model["calibration"]["error"] <= 1
+    assert summary["evaluation"]["judging"]["judge"] == "gold"
     for model in ("base", "sft", "ppo", "ppo_ptx"):
         row = summary["evaluation"]["models"][model]
         assert row["web_perplexity"] > 1
@@ -122,7 +127,7 @@ def test_training_moved_the_weights(recipe: Path) -> None:
 
 
 def test_people_get_plots_a_report_and_the_resolved_configuration(recipe: Path) -> None:
-    for plot in ("reward", "gold", "losses", "lengths", "perplexity"):
+    for plot in ("reward", "gold", "losses", "lengths", "perplexity", "calibration"):
         assert (recipe / "plots" / f"{plot}.png").stat().st_size > 10_000
     assert "<html" in (recipe / "report.html").read_text()[:500]
     assert "iterations: 2" in (recipe / "config.yaml").read_text()

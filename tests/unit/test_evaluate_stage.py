@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import ToyPolicy
+from fakes import ToyPolicy, ToyScalar
 from fakes.session import Run
 
-from orchestrator.config import DataSourceKind
+from orchestrator.config import DataSourceKind, JudgeKind
 from orchestrator.samples import read_comparisons
 from orchestrator.stages.evaluate import evaluate
-from workers.errors import ConfigError, RewardError
+from orchestrator.summary import Judging
+from workers.errors import ConfigError, JudgeError, RewardError
 from workers.pocket.labeler import Gold
 
 PLAIN = Gold(score=0.0, correct=False, truthful=True, rude=False, polite=False)
@@ -151,10 +152,15 @@ def longer(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
 def test_a_pairwise_judge_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = Run(tmp_path)
     without_gold(monkeypatch, run)
-    run.config.evaluate.judge = f"{__name__}:longer"
+    judged_by(run, "longer")
     evaluate(run.session)
     assert rates(run) == {("sft", "base"): 0.875}
     assert "reward.load" not in run.hub.names()
+
+
+def judged_by(run: Run, function: str) -> None:
+    run.config.evaluate.judge = JudgeKind.function
+    run.config.evaluate.judge_function = f"{__name__}:{function}"
 
 
 def terse(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
@@ -164,9 +170,63 @@ def terse(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
 def test_a_judge_that_skips_prompts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = Run(tmp_path)
     without_gold(monkeypatch, run)
-    run.config.evaluate.judge = f"{__name__}:terse"
+    judged_by(run, "terse")
     with pytest.raises(RewardError, match="1 outcomes for 32 prompts"):
         evaluate(run.session)
+
+
+def crash(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
+    raise ModuleNotFoundError("numpie")
+
+
+def boast(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
+    return [1.0, 2.0] * (len(prompts) // 2)
+
+
+def ramble(prompts: list[str], a: list[str], b: list[str]) -> list[str]:
+    return ["first"] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("crash", "raised ModuleNotFoundError: numpie"),
+        ("boast", "outcome 1 of the judge is 2.0"),
+        ("ramble", "outcome 0 of the judge is 'first'"),
+    ],
+)
+def test_a_judge_that_fails_is_named(tmp_path: Path, function: str, says: str):
+    run = Run(tmp_path)
+    judged_by(run, function)
+    with pytest.raises(JudgeError, match=says) as caught:
+        evaluate(run.session)
+    assert isinstance(caught.value, RewardError)
+    assert caught.value.where == "evaluate.judge_function"
+    assert caught.value.mend
+    assert read_comparisons(run.folder)  # the answers are kept
+
+
+def test_another_reward_model_than_the_one_that_ppo_optimised_judges(tmp_path: Path):
+    run = Run(tmp_path)
+    folder = tmp_path / "judge"
+    ToyScalar.create(len(run.source.tokenizer), 11).save(folder)
+    run.config.evaluate.judge = JudgeKind.reward_model
+    run.config.evaluate.judge_checkpoint = str(folder)
+    evaluate(run.session)
+    specs = [facts["spec"] for facts in run.hub.facts("reward.load")]
+    assert [spec.model.checkpoint for spec in specs] == [str(folder)] * 2
+    assert set(rates(run)) == {("sft", "base")}
+    # the gold labeler still measures
+    assert run.session.findings.models["sft"].gold_mean is not None
+    assert run.session.findings.judging == Judging("reward_model")
+
+
+def test_nobody_judges_when_told_so(tmp_path: Path):
+    run = Run(tmp_path)
+    run.config.evaluate.judge = JudgeKind.none
+    evaluate(run.session)
+    assert run.session.findings.preferred == []
+    assert run.session.findings.judging is None
 
 
 def test_files_without_pretraining_text_have_no_perplexity(

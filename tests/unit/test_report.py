@@ -1,6 +1,7 @@
 import json
 import re
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,13 @@ import pytest
 from rich.console import Console
 
 from orchestrator.config import LoggerConfig
+from orchestrator.figures import (
+    Agreement,
+    Calibration,
+    CalibrationBin,
+    PairAccuracy,
+    RewardModelFigures,
+)
 from orchestrator.plots import running_mean
 from orchestrator.report import write_report
 from orchestrator.run_folder import RunFolder
@@ -20,15 +28,17 @@ from orchestrator.samples import (
 )
 from orchestrator.summary import (
     EvaluationRow,
+    Judging,
     LedgerTotals,
     Preference,
     Summary,
+    TaskScore,
     Timing,
     WeightSyncTotals,
     read_summary,
     write_summary,
 )
-from orchestrator.tables import render_result
+from orchestrator.tables import model_label, render_result, render_table
 from orchestrator.telemetry import Telemetry
 from workers.errors import DataError
 from workers.messages import RoleInfo
@@ -36,11 +46,23 @@ from workers.messages import RoleInfo
 EVIL = "</script><script>alert(1)</script> & <b>bold</b>"
 
 SUMMARY = Summary(
-    heldout_pair_accuracy=0.75,
+    reward_model=RewardModelFigures(
+        heldout=PairAccuracy(0.75, 0.7, 0.8, 1200, 300),
+        by_source={"hh": PairAccuracy(0.8, 0.72, 0.85, 700, 200)},
+        by_completions={2: PairAccuracy(0.7, 0.6, 0.8, 500, 100)},
+        calibration=Calibration(
+            0.03,
+            (CalibrationBin(0.6, 0.62, 0.5, 0.7, 600), CalibrationBin(0.9, 0.85, 0.8, 0.9, 600)),
+        ),
+        agreement=Agreement(0.72, 0.7, 0.74, 0.45, 90, 30, 3),
+    ),
+    judging=Judging("endpoint", asked=7, cached=1, failed=2, order_dependent=3),
     models={
         "ppo": EvaluationRow(2.0, 3.0, 0.9, 0.0, 8.0),
         "base": EvaluationRow(gold_mean=-0.5, cloze_accuracy=0.25),
-        "sft": EvaluationRow(1.0, 2.5, 0.5, 0.125, 6.5),
+        "sft": EvaluationRow(
+            1.0, 2.5, 0.5, 0.125, 6.5, lm_eval={"sums": {"acc": TaskScore(0.5, 0.1)}}
+        ),
     },
     preferred=(
         Preference("ppo", "sft", 0.77, 0.72, 0.81, 100),
@@ -72,7 +94,28 @@ def show(renderable: object, width: int = 80) -> str:
 def test_summary_json_has_the_promised_keys_and_reads_back(folder: RunFolder) -> None:
     write_summary(folder, SUMMARY)
     data = json.loads(folder.summary.read_text())
-    assert data["stages"] == {"reward_model": {"heldout_pair_accuracy": 0.75}}
+    assert data["stages"]["reward_model"] == {
+        "heldout_pair_accuracy": 0.75, "heldout_pair_accuracy_ci95": [0.7, 0.8],
+        "heldout_pairs": 1200, "heldout_prompts": 300,
+        "by_source": {"hh": {"accuracy": 0.8, "ci95": [0.72, 0.85], "pairs": 700, "prompts": 200}},
+        "by_completions": {
+            "2": {"accuracy": 0.7, "ci95": [0.6, 0.8], "pairs": 500, "prompts": 100}
+        },
+        "calibration": {"error": 0.03, "bins": [
+            {"predicted": 0.6, "observed": 0.62, "ci95": [0.5, 0.7], "pairs": 600},
+            {"predicted": 0.9, "observed": 0.85, "ci95": [0.8, 0.9], "pairs": 600},
+        ]},
+        "annotators": {
+            "agreement": 0.72, "ci95": [0.7, 0.74], "alpha": 0.45, "judgements": 90, "prompts": 30,
+            "annotators": 3,
+        },
+    }  # fmt: skip
+    assert data["evaluation"]["judging"] == {
+        "judge": "endpoint", "asked": 7, "cached": 1, "failed": 2, "order_dependent": 3,
+    }  # fmt: skip
+    assert data["evaluation"]["models"]["sft"]["lm_eval"] == {
+        "sums": {"acc": {"value": 0.5, "stderr": 0.1}}
+    }
     assert list(data["evaluation"]["models"]) == ["base", "sft", "ppo"]
     assert data["evaluation"]["models"]["base"] == {
         "gold_mean": -0.5, "web_perplexity": None, "truthful_rate": None, "rude_rate": None,
@@ -109,6 +152,9 @@ def test_the_final_table_fits_eighty_columns(folder: RunFolder) -> None:
     assert re.search(r"held-out prompts\s+base\s+SFT\s+PPO\s*\n", text)
     assert re.search(r"gold score\s+-0.50\s+1.00\s+2.00\s*\n", text)
     assert re.search(r"preferred to SFT\s+-\s+-\s+77 %", text)
+    assert re.search(r"hh\s+80.0 %\s+\[72.0-85.0\]\s+700\s+200\s*\n", text)
+    assert "75.0 % [70.0-80.0] of 1,200 pairs, 300 prompts" in text
+    assert re.search(r"sums acc\s+-\s+0.5\s+-\s*\n", text)
     assert "correct" not in text  # nobody measured it
     assert "(empty)" in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text  # nothing was cut
@@ -146,6 +192,30 @@ def test_the_page_is_self_contained_and_sampled_text_stays_text(folder: RunFolde
     assert data is not None
     assert json.loads(data[1])[0]["response"] == EVIL
     assert "experiment: &lt;pocket&gt;" in text
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_tables_of_any_number_of_models_fit_eighty_columns(count: int) -> None:
+    names = ["base", "sft", "ppo", "ppo_ptx", "large"][:count]
+    row = EvaluationRow(
+        -12.34, 1234.56, 1.0, 1.0, 123.4, 1.0, 1.0,
+        {"a_task_with_quite_a_long_name_of_its_own": {"acc_norm": TaskScore(-1.234e-5)}},
+    )  # fmt: skip
+    preferred = [
+        Preference(model, over, 1.0, 0.991, 1.0, 1024)
+        for model in names for over in names if model != over
+    ]  # fmt: skip
+    summary = replace(SUMMARY, models=dict.fromkeys(names, row), preferred=tuple(preferred))
+    text = show(render_table(summary))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert text.count("100 %") >= len(preferred)
+    assert text.count("[99-100]") == len(preferred)
+    assert text.count("-1.234e-05") == count
+    labels = "".join(line.split()[0] for line in text.splitlines() if line.split())
+    assert "a_task_with_quite_a_long_name_of_its_own" in labels
+    for name in names:
+        assert model_label(name) in text
 
 
 def test_plots_without_data_are_not_drawn(folder: RunFolder) -> None:

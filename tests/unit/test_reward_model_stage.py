@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -110,9 +111,58 @@ def test_demonstrations_score_zero_on_average_under_the_published_model(run: Run
 
 def test_held_out_accuracy_is_found_and_recorded(run: Run):
     reward_model(run.session)
-    (accuracy,) = run.series("reward_model/heldout_pair_accuracy")
-    assert run.session.findings.heldout_pair_accuracy == accuracy
-    assert 0.0 < accuracy < 1.0
+    saved = ToyScalar.load(run.session.need("reward_model"), "keep")
+    right = total = 0
+    prompts = set()
+    for ranking in rankings(run, "critic.evaluate_rankings"):
+        scores = [float(saved.prefix_values(row)[-1].detach()) for row in ranking.sequences.rows()]
+        for a, b in itertools.combinations(range(len(scores)), 2):
+            if ranking.ranks[a] != ranking.ranks[b]:
+                prompts.add(ranking.prompt_id)
+                total += 1
+                right += (ranking.ranks[a] < ranking.ranks[b]) == (scores[a] > scores[b])
+    found = run.session.findings.reward_model.heldout
+    assert found is not None
+    assert (found.accuracy, found.pairs, found.prompts) == (right / total, total, len(prompts))
+    assert run.series("reward_model/heldout_pair_accuracy") == [right / total]
+    assert run.series("reward_model/heldout_pair_accuracy_low") == [found.low]
+    assert run.series("reward_model/heldout_pairs") == [total]
+    assert found.low < found.accuracy < found.high
+
+
+def test_accuracy_by_source_and_by_completions_and_agreement_of_annotators(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    def given(split: str) -> list[Ranking]:
+        first = 0 if split == "train" else 100
+        made = []
+        for n in range(first, first + 10):
+            asked = n % 80 + 10
+            rows = Ragged.from_rows([[1, asked, 6], [1, asked, 9]], np.int32)
+            for who, ranks in (("ann", [1, 2]), ("bob", [1, 2] if n % 2 else [2, 1])):
+                made.append(Ranking(n, rows, np.array(ranks), source="chat", annotator=who))
+            rows = Ragged.from_rows([[1, asked, w] for w in (6, 7, 8)], np.int32)
+            made.append(Ranking(n, rows, np.array([1, 2, 3])))
+        return made
+
+    monkeypatch.setattr(run.source, "rankings", given)
+    reward_model(run.session)
+    found = run.session.findings.reward_model
+    assert {name: (a.pairs, a.prompts) for name, a in found.by_source.items()} == {
+        "": (30, 10), "chat": (20, 10),
+    }  # fmt: skip
+    assert {k: (a.pairs, a.prompts) for k, a in found.by_completions.items()} == {
+        2: (20, 10), 3: (30, 10),
+    }  # fmt: skip
+    # the two annotators say the same of every second pair, so a model can be right on 3 of 4 there
+    assert found.by_source["chat"].accuracy in (0.25, 0.5, 0.75)
+    assert run.series("reward_model/heldout_pair_accuracy/source/chat") == [
+        found.by_source["chat"].accuracy
+    ]
+    assert found.agreement is not None
+    assert (found.agreement.rate, found.agreement.judgements) == (0.5, 20)
+    assert (found.agreement.prompts, found.agreement.annotators) == (20, 2)
+    assert run.series("reward_model/annotator_agreement") == [0.5]
 
 
 def test_given_rankings_are_not_sampled_again(run: Run, monkeypatch: pytest.MonkeyPatch):

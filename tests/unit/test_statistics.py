@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.statistics import normal_interval, preference, win_rate
+from orchestrator.statistics import clustered_rate, normal_interval, preference, win_rate
 from workers.errors import DataError, NonFiniteError
 
 
@@ -62,6 +62,56 @@ def test_ties_only_raise_the_coverage() -> None:
     draws = np.random.default_rng(0).choice([0.0, 0.5, 1.0], size=(500, 100), p=[0.2, 0.4, 0.4])
     hits = [r.low <= 0.6 <= r.high for r in map(preference, draws)]
     assert np.mean(hits) > 0.97
+
+
+def test_one_trial_a_cluster_is_nearly_the_wilson_interval() -> None:
+    # The unbiased variance of n independent outcomes divides by n - 1: 262 trials' worth, not 263.
+    found = clustered_rate([1.0] * 81 + [0.0] * 182, range(263))
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=2e-4)
+    assert (found.trials, found.clusters) == (263, 263)
+
+
+def test_a_hand_computed_variance_of_clusters() -> None:
+    # Clusters 3/4, 1/1, 0/3: p = .5, deviations 1, .5, -1.5, squares sum to 3.5,
+    # variance = 3/2 * 3.5 / 64 = .08203125, so the 8 trials are worth .25 / .08203125 = 3.047619.
+    found = clustered_rate([1, 1, 1, 0, 1, 0, 0, 0], [7, 7, 7, 7, 9, 2, 2, 2])
+    assert found.rate == 0.5
+    # the score test at p0 = low: (.5 - low)^2 = 1.96^2 low (1 - low) / 3.047619
+    for bound in (found.low, found.high):
+        z = abs(0.5 - bound) / math.sqrt(bound * (1 - bound) / 3.0476190476)
+        assert z == pytest.approx(1.95996, abs=1e-4)
+
+
+def test_repeating_a_trial_in_its_cluster_adds_no_evidence() -> None:
+    outcomes = [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    once = clustered_rate(outcomes, range(6))
+    often = clustered_rate(np.repeat(outcomes, 9), np.repeat(range(6), 9))
+    assert (often.rate, often.low, often.high) == pytest.approx((once.rate, once.low, once.high))
+    assert (often.trials, often.clusters) == (54, 6)
+
+
+def test_where_no_variance_shows_clusters_count_as_one_trial() -> None:
+    all_right = clustered_rate([1.0] * 60, np.repeat(range(20), 3))
+    assert (all_right.low, all_right.high) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    one_cluster = clustered_rate([1.0, 0.0, 1.0, 1.0], [5, 5, 5, 5])
+    single = preference([0.75])
+    assert (one_cluster.low, one_cluster.high) == (single.low, single.high)
+
+
+def test_coverage_with_alike_trials() -> None:
+    # Each of 60 clusters has its own rate: 4 to 9 completions give 6 to 36 pairs that go together.
+    rng = np.random.default_rng(0)
+    hits = naive = 0
+    for _ in range(600):
+        rates = rng.beta(7, 3, 60)
+        sizes = rng.integers(6, 37, 60)
+        clusters = np.repeat(np.arange(60), sizes)
+        outcomes = (rng.random(len(clusters)) < rates[clusters]).astype(float)
+        found, blind = clustered_rate(outcomes, clusters), preference(outcomes)
+        hits += found.low <= 0.7 <= found.high
+        naive += blind.low <= 0.7 <= blind.high
+    assert hits / 600 == pytest.approx(0.945, abs=0.025)
+    assert naive / 600 < 0.85
 
 
 def test_normal_interval_literals() -> None:

@@ -147,6 +147,7 @@ class FileSource:
         texts = [line.text("prompt") for line in lines]
         rows: list[Ranking] = []
         keys: list[str] = []
+        ids: dict[str, int] = {}  # several people may have ranked completions of one prompt
         for i, (line, prompt) in enumerate(zip(lines, self._encode_prompts(texts), strict=True)):
             completions = line.texts("completions")
             if len(completions) < 2:
@@ -157,7 +158,7 @@ class FileSource:
             elif self._usable(texts[i], prompt, "rankings"):
                 ended = [self._ended(c, "rankings") for c in self._encode(completions)]
                 sequences = Ragged.from_rows([np.append(prompt, c) for c in ended], np.int32)
-                rows.append(Ranking(i, sequences, ranks))
+                rows.append(Ranking(ids.setdefault(texts[i], i), sequences, ranks))
                 keys.append(texts[i])
         return Table.split("rankings", rows, keys, held)
 

@@ -1,0 +1,203 @@
+"""Who is preferred to whom: the judges of the evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import checkpoint
+from orchestrator.config import Config, JudgeKind, RewardKind
+from orchestrator.derive import endpoint_spec, judge_spec, reward_spec
+from orchestrator.session import Session
+from orchestrator.statistics import WinRate, preference, win_rate
+from orchestrator.summary import EvaluationRow, Judging, Preference
+from workers.data.records import Prompt
+from workers.errors import ConfigError, RewardError
+from workers.messages import RolloutBatch
+from workers.pocket.labeler import Gold
+from workers.reward_function import load_function
+
+# Each pair (model, over) whose win rate is reported, where both were evaluated.
+PAIRS = (
+    ("sft", "base"),
+    ("ppo", "sft"),
+    ("ppo_ptx", "sft"),
+    ("ppo", "base"),
+    ("ppo_ptx", "base"),
+    ("ppo", "large"),
+    ("ppo_ptx", "large"),
+    ("ppo_ptx", "ppo"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one model said to the held-out prompts, and what the judge of the run thought of it."""
+
+    texts: list[str]
+    golds: list[Gold] | None
+    scores: list[float] | None  # None: only a pairwise judge can tell
+    row: EvaluationRow
+
+
+def check_judge_ready(config: Config) -> None:
+    """What the judge needs is there: found out now, not after hours of training.
+
+    Raises:
+        ConfigError: the function cannot be imported, or the key is not in the environment.
+        CheckpointError: the judging reward model is missing or broken.
+    """
+    settings = config.evaluate
+    if settings.judge is JudgeKind.function:
+        load_function(settings.judge_function, "evaluate.judge_function")
+    if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
+        checkpoint.require(settings.judge_checkpoint, "judge")
+    if settings.judge is JudgeKind.endpoint:
+        _key(config)
+
+
+def _key(config: Config) -> str:
+    """The endpoint's key from the environment; "" where none is needed.
+
+    Raises:
+        ConfigError: the variable is not set.
+    """
+    variable = config.evaluate.endpoint.key_variable
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not (key and key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the environment variable {variable} " + ("holds no key" if key else "is not set"),
+            where="evaluate.endpoint.key_variable",
+            mend=f"export {variable}=KEY, or set the key to '' for an endpoint without keys",
+        )
+    return key
+
+
+def scores(
+    session: Session, path: str, batch: RolloutBatch, golds: list[Gold] | None
+) -> list[float] | None:
+    """Scores of one model's answers; None where a pairwise judge decides, or nobody.
+
+    Raises:
+        RewardError: a response could not be scored, so models cannot be compared fairly.
+    """
+    judge = session.config.evaluate.judge
+    if judge is JudgeKind.reward_model:
+        given = session.config.evaluate.judge_checkpoint
+        folder = checkpoint.require(given, "judge") if given else session.need("reward_model")
+        spec = judge_spec(session.config, str(Path(folder).resolve()), path)
+    elif judge is not JudgeKind.auto:
+        return None
+    elif golds is not None:
+        return [gold.score for gold in golds]
+    elif session.config.reward.kind is RewardKind.function:
+        spec = reward_spec(session.config, "", path)
+    elif session.checkpoints.get("reward_model"):
+        spec = reward_spec(session.config, session.need("reward_model"), path)
+    else:
+        return None
+    session.fleet.reward.load(spec).result()
+    found = session.fleet.reward.score_batch(batch).result()
+    failures = [failure for failure in found.failures if failure]
+    if failures:
+        raise RewardError(
+            f"{len(failures)} of {len(found.failures)} responses got no score: {failures[0]}",
+            where="evaluate",
+            mend="mend the reward function or the reward model",
+        )
+    return found.values.tolist()
+
+
+def preferences(
+    session: Session, prompts: Sequence[Prompt], answers: Mapping[str, Answers]
+) -> tuple[list[Preference], Judging | None]:
+    """Win rates of every pair of models that are there, and who judged them.
+
+    Raises:
+        JudgeError: the pairwise judge failed, or gave too few verdicts.
+        ConfigError: the endpoint refuses the key, or knows no such model.
+        DeadlineError: the endpoint took too long.
+    """
+    pairs = [(model, over) for model, over in PAIRS if model in answers and over in answers]
+    kind = session.config.evaluate.judge
+    if kind is JudgeKind.function:
+        rates, judging = _by_function(session, prompts, answers, pairs)
+    elif kind is JudgeKind.endpoint:
+        rates, judging = _by_endpoint(session, prompts, answers, pairs)
+    else:
+        rates, judging = _by_scores(session, answers, pairs)
+    found = [
+        Preference(model, over, rate.rate, rate.low, rate.high, rate.n)
+        for (model, over), rate in zip(pairs, rates, strict=True)
+        if rate is not None
+    ]
+    return found, judging if found else None
+
+
+_Rates = tuple[list[WinRate | None], Judging]
+
+
+def _by_scores(
+    session: Session, answers: Mapping[str, Answers], pairs: Sequence[tuple[str, str]]
+) -> _Rates:
+    rates: list[WinRate | None] = []
+    for model, over in pairs:
+        a, b = answers[model].scores, answers[over].scores
+        rates.append(win_rate(a, b) if a is not None and b is not None else None)
+    gold = any(each.golds is not None for each in answers.values())
+    config = session.config
+    if config.evaluate.judge is JudgeKind.reward_model:
+        return rates, Judging("reward_model")
+    function = config.reward.kind is RewardKind.function
+    return rates, Judging("gold" if gold else "reward_function" if function else "reward_model")
+
+
+def _by_function(
+    session: Session,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Answers],
+    pairs: Sequence[tuple[str, str]],
+) -> _Rates:
+    from workers.judge_function import call_judge
+
+    function = load_function(session.config.evaluate.judge_function, "evaluate.judge_function")
+    texts = [prompt.text for prompt in prompts]
+    rates: list[WinRate | None] = [
+        preference(call_judge(function, texts, answers[model].texts, answers[over].texts))
+        for model, over in pairs
+    ]
+    return rates, Judging("function")
+
+
+def _by_endpoint(
+    session: Session,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Answers],
+    pairs: Sequence[tuple[str, str]],
+) -> _Rates:
+    # imported late: no other judge needs an HTTP client
+    from workers.judge_cache import VerdictCache
+    from workers.judge_endpoint import AnswerPair, judge_pairs
+
+    asked = [
+        AnswerPair(prompt.text, a, b)
+        for model, over in pairs
+        for prompt, a, b in zip(prompts, answers[model].texts, answers[over].texts, strict=True)
+    ]
+    settings = session.config.evaluate.endpoint
+    session.live.note(f"{settings.model} judges {len(asked):,} pairs of answers in both orders")
+    cache = VerdictCache(Path(settings.cache))
+    try:
+        judged = judge_pairs(endpoint_spec(session.config, _key(session.config)), cache, asked)
+    finally:
+        cache.close()
+    rates: list[WinRate | None] = []
+    for number in range(len(pairs)):
+        mine = judged.outcomes[number * len(prompts) : (number + 1) * len(prompts)]
+        known = [outcome for outcome in mine if outcome is not None]
+        rates.append(preference(known) if known else None)
+    return rates, Judging(
+        "endpoint", judged.asked, judged.cached, judged.failed, judged.order_dependent
+    )

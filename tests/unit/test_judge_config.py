@@ -1,0 +1,80 @@
+"""What a judge is told is checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from composing import composed
+
+from orchestrator.config import JudgeKind, RoleName, StageName
+from orchestrator.plan import make_plan
+from orchestrator.stages.judging import check_judge_ready
+from workers.errors import ConfigError, MissingCheckpointError
+
+EVALUATE = ("+experiment=evaluate", "model.checkpoints.ppo=O", "data.files.evaluation_prompts=E")
+ENDPOINT = (
+    "judge=endpoint",
+    "evaluate.endpoint.url=https://example.org/v1",
+    "evaluate.endpoint.model=m",
+)
+
+
+def test_the_instruction_and_the_request_of_the_endpoint_are_in_conf():
+    config = composed(*EVALUATE, *ENDPOINT)
+    assert config.evaluate.judge is JudgeKind.endpoint
+    assert "[[A]]" in config.evaluate.endpoint.instruction
+    (stage,) = make_plan(config).stages
+    assert stage.name is StageName.evaluate
+    assert RoleName.reward not in stage.roles
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("evaluate.endpoint.url=example.org/v1", "no plain http"),
+        ("evaluate.endpoint.url=https://me:sk-123@example.org/v1", "no plain http"),
+        ("evaluate.endpoint.model=''", "no judging model"),
+        ("evaluate.endpoint.instruction='{prompt} {first}'", r"lacks \{second\}"),
+        ("evaluate.endpoint.request='[1]'", "no JSON object"),
+    ],
+)
+def test_an_endpoint_that_makes_no_sense(override: str, says: str):
+    with pytest.raises(ConfigError, match=says) as caught:
+        make_plan(composed(*EVALUATE, *ENDPOINT, override))
+    assert "sk-123" not in str(caught.value)
+    assert caught.value.mend
+
+
+def test_a_judging_reward_model_must_come_from_somewhere():
+    with pytest.raises(ConfigError, match="a reward model shall judge"):
+        make_plan(composed(*EVALUATE, "judge=reward_model"))
+    config = composed(*EVALUATE, "judge=reward_model", "evaluate.judge_checkpoint=nowhere")
+    (stage,) = make_plan(config).stages
+    assert RoleName.reward in stage.roles
+    with pytest.raises(MissingCheckpointError):
+        check_judge_ready(config)
+
+
+def test_a_function_must_be_named_and_found():
+    with pytest.raises(ConfigError, match="does not name a function"):
+        make_plan(composed(*EVALUATE, "judge=function"))
+    config = composed(*EVALUATE, "judge=function", "evaluate.judge_function=no_such:f")
+    make_plan(config)
+    with pytest.raises(ConfigError, match="cannot import"):
+        check_judge_ready(config)
+
+
+def test_the_key_must_be_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    config = composed(*EVALUATE, *ENDPOINT, "evaluate.endpoint.key_variable=A_JUDGE_KEY")
+    monkeypatch.delenv("A_JUDGE_KEY", raising=False)
+    with pytest.raises(ConfigError, match="A_JUDGE_KEY is not set"):
+        check_judge_ready(config)
+    monkeypatch.setenv("A_JUDGE_KEY", "sk-\u20ac")
+    with pytest.raises(ConfigError, match="holds no key") as caught:
+        check_judge_ready(config)
+    assert "sk-" not in str(caught.value)
+    monkeypatch.setenv("A_JUDGE_KEY", "sk-1\n")
+    check_judge_ready(config)
+    config.evaluate.endpoint.key_variable = ""
+    check_judge_ready(config)
