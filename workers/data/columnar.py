@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workers.data.jsonl import Line
 from workers.data.lines import MAX_LINE_BYTES, Meter, bounded_lines
 from workers.errors import DataError, DataLineError
+
+if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
+    from pyarrow import RecordBatch
 
 _BATCH_ROWS = 256  # Parquet rows in memory at a time
 _MEND = "correct or delete this row"
@@ -127,10 +131,7 @@ def _csv_row(header: list[str], cells: list[str], where: str) -> Line | DataLine
     return Line(fields, where, typed=False)
 
 
-def _parquet_row(batch: object, i: int, where: str) -> Line | DataLineError:
-    import pyarrow as pa
-
-    assert isinstance(batch, pa.RecordBatch)
+def _parquet_row(batch: RecordBatch, i: int, where: str) -> Line | DataLineError:
     fields: dict[str, object] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:

@@ -36,7 +36,7 @@ def is_dialogue(value: object) -> bool:
 
 
 def parse_dialogue(line: Line, name: str) -> Dialogue:
-    """A field as turns: a list of messages, or one text with "\\n\\nHuman:" before each turn.
+    """A field as turns: a list of messages, or one text that names the speaker of each turn.
 
     Raises:
         DataLineError: If it is neither.

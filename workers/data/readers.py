@@ -96,9 +96,7 @@ def scan_rows(
     yield from rows
 
 
-def _scan(
-    path: str, declared: str, split: str, subset: str, meter: Meter | None
-) -> Iterator[Row]:
+def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None) -> Iterator[Row]:
     place = Path(path)
     if declared not in ("auto", "datasets"):
         name = _by_suffix(path) if declared == "csv" and _by_suffix(path) == "tsv" else declared

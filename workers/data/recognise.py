@@ -71,15 +71,34 @@ def read_examples(
                 # as a list: of a row of which a part is bad, no part is used
                 yield from list(_SHAPES[kind](line, name))
         except Unusable as unusable:
-            yield Rejected(str(unusable), _where(row), name)
+            yield Rejected(str(unusable), row.where, name)
         except DataLineError as error:
             if on_bad_line == "fail":
                 raise
             yield Rejected("bad line", error.where, name)
 
 
-def _where(row: Line | DataLineError) -> str:
-    return row.where
+def kind_of_row(row: Line, columns: Columns | None = None) -> Kind:
+    """What a row can be read as, the richest first: comparisons before demonstrations.
+
+    Raises:
+        ConfigError: If `columns` names a field that there is not.
+        DataLineError: If it has no shape of any kind.
+    """
+    check_columns(columns or {})
+    line = map_columns(row, columns or {})
+    for kind in ("comparisons", "demonstrations", "prompts", "pretraining"):
+        try:
+            list(_SHAPES[kind](line, ""))
+        except DataLineError:
+            continue
+        except Unusable:
+            return kind
+        return kind
+    line.fail(
+        f"a row of no known shape: found {line.found()}",
+        mend="; ".join(f"{kind}: {accepted}" for kind, accepted in shapes.ACCEPTED.items()),
+    )
 
 
 def _is_repeated(line: Line, seen: set[bytes]) -> bool:

@@ -145,20 +145,20 @@ def _replies(line: Line) -> Iterator[tuple[Context, str]]:
 def _context(line: Line, kind: str) -> Context:
     """What comes before the reply, by the fields that ask."""
     asking = _asking(line)
+    if not asking:
+        _unknown(line, kind)
     if asking == "instruction":
         return _instructed(line, line)
     if asking == "question":
         return _asked(line, _with_input(line.text("question"), line))
-    if asking == "prompt":
-        if isinstance(line.fields["prompt"], list):
-            return until_user(_with_system(line, parse_dialogue(line, "prompt")))
-        text = line.text("prompt")
-        if _first(line, _SYSTEMS):
-            return _asked(line, text)
-        if not text.strip():
-            raise Unusable("empty prompt")
-        return text
-    _unknown(line, kind)
+    if isinstance(line.fields["prompt"], list):
+        return until_user(_with_system(line, parse_dialogue(line, "prompt")))
+    text = line.text("prompt")
+    if _first(line, _SYSTEMS):
+        return _asked(line, text)
+    if not text.strip():
+        raise Unusable("empty prompt")
+    return text
 
 
 def _asking(line: Line) -> str:
@@ -202,13 +202,17 @@ def _ranked(line: Line) -> tuple[Context, list[str], list[int]]:
     completions = [checked_reply(text) for text in line.texts("completions")]
     if len(completions) < 2:
         line.fail('"completions" needs at least two entries')
+    return context, completions, _ranks(line, len(completions))
+
+
+def _ranks(line: Line, count: int) -> list[int]:
     if "ranks" in line.fields:
-        return context, completions, line.ranks("ranks", len(completions))
-    if "scores" in line.fields:
-        scores = line.scores("scores", len(completions))
-        order = sorted(set(scores), reverse=True)
-        return context, completions, [1 + order.index(score) for score in scores]
-    line.fail(f'neither "ranks" nor "scores" beside "completions" (found {line.found()})')
+        return line.ranks("ranks", count)
+    if "scores" not in line.fields:
+        line.fail(f'neither "ranks" nor "scores" beside "completions" (found {line.found()})')
+    scores = line.scores("scores", count)
+    order = sorted(set(scores), reverse=True)
+    return [1 + order.index(score) for score in scores]
 
 
 def _pair(line: Line) -> tuple[Context, list[str]]:
