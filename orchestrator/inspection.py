@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice
+from functools import partial
+from itertools import combinations, islice, pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from workers.data.examples import (
@@ -44,7 +45,7 @@ class Seen:
     where: str
     prompts: tuple[int, ...]  # lengths
     completions: tuple[int, ...]  # lengths, end tokens included
-    pieces: tuple[Piece, ...]
+    pieces: Callable[[], Sequence[Piece]]  # made for the few rows that are shown
     cut: int = 0  # completions that a limit cut
     ranks: tuple[int, ...] = ()
 
@@ -100,7 +101,9 @@ class Inspection:
 class Measure(Protocol):
     """Turns a batch of examples into what is counted of them, one each, in order."""
 
-    def __call__(self, examples: list[Example], /) -> Iterable[Seen | Rejected]: ...
+    def __call__(self, examples: list[Example], /) -> Iterable[Seen | Rejected]:
+        """One result an example."""
+        ...
 
 
 def inspect(
@@ -118,12 +121,11 @@ def measure_characters(examples: list[Example]) -> Iterator[Seen]:
     """Lengths in characters, as no tokenizer is given."""
     for example in examples:
         prompt, replies = _texts(example)
-        pieces = [Piece(prompt, trained=False)] if prompt else []
         yield Seen(
             example.where,
             (len(prompt),) if prompt else (),
             tuple(len(reply) for reply in replies),
-            (*pieces, *(Piece(reply, trained=True) for reply in replies)),
+            partial(_pieces_of_text, prompt, replies),
             ranks=example.ranks if isinstance(example, Comparison) else (),
         )
 
@@ -153,34 +155,31 @@ class MeasureTokens:
             yield row if isinstance(row, Rejected) else self._seen(row)
 
     def _seen(self, row: TokenRow | RankedRow | PromptRow | list[DocumentRow]) -> Seen:
+        pieces = partial(self._pieces, row)
         if isinstance(row, TokenRow):
             targets = int(row.targets.sum())
-            return Seen(
-                row.where, (len(row.tokens) - targets,), (targets,), self._runs(row), int(row.cut)
-            )
+            return Seen(row.where, (len(row.tokens) - targets,), (targets,), pieces, int(row.cut))
         if isinstance(row, RankedRow):
-            replies = (Piece(self._text(each), trained=True) for each in row.completions)
-            return Seen(
-                row.where,
-                (len(row.tokens),),
-                tuple(len(each) for each in row.completions),
-                (Piece(self._text(row.tokens), trained=False), *replies),
-                row.cut,
-                row.ranks,
-            )
+            lengths = tuple(len(each) for each in row.completions)
+            return Seen(row.where, (len(row.tokens),), lengths, pieces, row.cut, row.ranks)
         if isinstance(row, PromptRow):
-            prompt = Piece(self._text(row.tokens), trained=False)
-            return Seen(row.where, (len(row.tokens),), (), (prompt,))
-        windows = tuple(Piece(self._text(each.tokens), trained=True) for each in row)
-        return Seen(row[0].where, (), (sum(len(each.tokens) for each in row),), windows)
+            return Seen(row.where, (len(row.tokens),), (), pieces)
+        return Seen(row[0].where, (), (sum(len(each.tokens) for each in row),), pieces)
 
-    def _runs(self, row: TokenRow) -> tuple[Piece, ...]:
-        """The row as stretches that are all trained, or all not."""
-        edges = [0, *((row.targets[1:] != row.targets[:-1]).nonzero()[0] + 1), len(row.tokens)]
-        return tuple(
-            Piece(self._text(row.tokens[a:b]), trained=bool(row.targets[a]))
-            for a, b in zip(edges, edges[1:], strict=False)
-        )
+    def _pieces(self, row: TokenRow | RankedRow | PromptRow | list[DocumentRow]) -> list[Piece]:
+        if isinstance(row, TokenRow):
+            edges = [0, *((row.targets[1:] != row.targets[:-1]).nonzero()[0] + 1), len(row.tokens)]
+            return [
+                Piece(self._text(row.tokens[a:b]), trained=bool(row.targets[a]))
+                for a, b in pairwise(edges)
+            ]
+        if isinstance(row, list):
+            return [Piece(self._text(each.tokens), trained=True) for each in row]
+        replies = row.completions if isinstance(row, RankedRow) else ()
+        return [
+            Piece(self._text(row.tokens), trained=False),
+            *(Piece(self._text(each), trained=True) for each in replies),
+        ]
 
     def _text(self, ids: Iterable[int]) -> str:
         text = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -235,6 +234,11 @@ def _texts(example: Example) -> tuple[str, tuple[str, ...]]:
     if isinstance(example, Demonstration):
         return prompt, (example.response,)
     return prompt, example.completions if isinstance(example, Comparison) else ()
+
+
+def _pieces_of_text(prompt: str, replies: Sequence[str]) -> list[Piece]:
+    before = [Piece(prompt, trained=False)] if prompt else []
+    return [*before, *(Piece(reply, trained=True) for reply in replies)]
 
 
 def _plain(context: Context) -> str:

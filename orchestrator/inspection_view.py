@@ -89,9 +89,10 @@ def _progress(inspection: Inspection, meter: Meter, seconds: float) -> str:
 
 
 def _counts(inspection: Inspection, source: str, seconds: float, meter: Meter) -> Table:
-    table = Table(box=SIMPLE, show_header=False, title=source, title_justify="left")
+    table = Table(box=SIMPLE, show_header=False)
     table.add_column()
-    table.add_column(justify="right")
+    table.add_column(justify="right", overflow="fold")
+    table.add_row("data set", source)
     table.add_row("read as", inspection.kind)
     table.add_row("examples read", f"{inspection.read:,}")
     table.add_row("usable", _share(inspection.usable, inspection.read))
@@ -109,7 +110,7 @@ def _counts(inspection: Inspection, source: str, seconds: float, meter: Meter) -
 
 
 def _drops(inspection: Inspection) -> Table:
-    table = Table("dropped because", box=SIMPLE, title="Drops", title_justify="left")
+    table = Table("dropped because", box=SIMPLE)
     table.add_column("rows", justify="right")
     table.add_column("first at", overflow="fold")
     for reason, count in inspection.drops.most_common():
@@ -117,10 +118,10 @@ def _drops(inspection: Inspection) -> Table:
     return table
 
 
-def _histogram(name: str, lengths: Counter[int]) -> Table:
+def _histogram(name: str, lengths: Counter[int]) -> RenderableType:
     marks = ((0.5, "median"), (0.9, "90 %"), (0.99, "99 %"), (1.0, "longest"))
     facts = ", ".join(f"{label} {quantile(lengths, share):,}" for share, label in marks)
-    table = Table(box=SIMPLE, title=f"{name}: {facts}", title_justify="left", show_header=False)
+    table = Table(box=SIMPLE, show_header=False)
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column()
@@ -129,12 +130,12 @@ def _histogram(name: str, lengths: Counter[int]) -> Table:
     for first, last, count in rows:
         bar = "█" * max(round(_BAR * count / most), 1 if count else 0)
         table.add_row(f"{first:,}-{last:,}", f"{count:,}", bar)
-    return table
+    return Group(Text(f"{name}: {facts}", style="bold"), table)
 
 
 def _sample(sample: Seen, number: int) -> RenderableType:
     text = Text()
-    for i, piece in enumerate(sample.pieces):
+    for i, piece in enumerate(sample.pieces()):
         # completions of one ranking follow each other: each is named
         if sample.ranks and i:
             text.append(f"\n(rank {sample.ranks[i - 1]}) ", style="bold")

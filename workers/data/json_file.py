@@ -133,9 +133,10 @@ class _Text:
             except ValueError as error:
                 if self._ended:
                     raise self.error(f"not valid JSON: {error}") from error
-            if len(self._text) - self._at > MAX_LINE_BYTES:
+            at_hand = len(self._text) - self._at
+            if at_hand > MAX_LINE_BYTES:
                 raise too_long(f"{self.path} before byte {self._bytes}")
-            self._more(max(_CHUNK, len(self._text) - self._at))
+            self._more(min(max(_CHUNK, at_hand), MAX_LINE_BYTES + 1 - at_hand))
 
     def error(self, what: str) -> DataError:
         """The error at the cursor."""

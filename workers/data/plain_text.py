@@ -39,7 +39,7 @@ def scan_text(path: str, meter: Meter | None = None) -> Iterator[Line | DataLine
             piece, size, first, text = [], 0, number, text[_LONGEST:]
         piece.append(text)
         size += len(text)
-    if piece:
+    if "".join(piece).strip():
         yield Line({"text": "".join(piece)}, f"{path}:{first}")
 
 

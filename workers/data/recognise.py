@@ -87,18 +87,24 @@ def kind_of_row(row: Line, columns: Columns | None = None) -> Kind:
     """
     check_columns(columns or {})
     line = map_columns(row, columns or {})
-    for kind in ("comparisons", "demonstrations", "prompts", "pretraining"):
-        try:
-            list(_SHAPES[kind](line, ""))
-        except DataLineError:
-            continue
-        except Unusable:
-            return kind
-        return kind
-    line.fail(
-        f"a row of no known shape: found {line.found()}",
-        mend="; ".join(f"{kind}: {accepted}" for kind, accepted in shapes.ACCEPTED.items()),
-    )
+    kinds: tuple[Kind, ...] = ("comparisons", "demonstrations", "prompts", "pretraining")
+    found = next((kind for kind in kinds if _has_shape(line, kind)), None)
+    if found is None:
+        line.fail(
+            f"a row of no known shape: found {line.found()}",
+            mend="; ".join(f"{kind}: {accepted}" for kind, accepted in shapes.ACCEPTED.items()),
+        )
+    return found
+
+
+def _has_shape(line: Line, kind: Kind) -> bool:
+    try:
+        list(_SHAPES[kind](line, ""))
+    except DataLineError:
+        return False
+    except Unusable:
+        return True
+    return True
 
 
 def _is_repeated(line: Line, seen: set[bytes]) -> bool:

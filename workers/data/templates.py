@@ -54,8 +54,9 @@ class ControlTokens:
 
         A tokenizer that changes case or spaces first could read one where none is spelled.
         """
-        held = sum(i in self._ids for i in ids)
-        return held == len(self.pattern.findall(text)) if held else not self.in_text(text)
+        if self._ids.isdisjoint(ids):
+            return not self.in_text(text)
+        return sum(i in self._ids for i in ids) == len(self.pattern.findall(text))
 
 
 class ChatTemplate:
