@@ -39,6 +39,7 @@ class _Turn:
     prompt: str
     reply: str  # without its end token
     bare: bool  # not rendered by a template: the beginning token is missing
+    tail: str = ""  # the end of the prompt, behind which the reply is tokenized
 
 
 class Renderer:
@@ -169,7 +170,7 @@ class Renderer:
         context = example.context
         if isinstance(context, tuple) and self._train_on == "all":
             dialogue = (*context, Message("assistant", example.response))
-            return [_Turn(*turn, bare=False) for turn in self._template.turns(dialogue)]
+            return [self._rendered(*turn) for turn in self._template.turns(dialogue)]
         return [self._turn(context, self._prompt_text(context), example.response)]
 
     def _prompt_text(self, context: Context) -> str:
@@ -185,10 +186,13 @@ class Renderer:
 
     def _turn(self, context: Context, prompt: str, reply: str) -> _Turn:
         if isinstance(context, tuple):
-            return _Turn(prompt, self._template.reply(context, prompt, reply), bare=False)
+            return self._rendered(prompt, self._template.reply(context, prompt, reply))
         if self._control.in_text(reply):
             raise Unusable("holds a control token")
         return _Turn(prompt, reply, bare=True)
+
+    def _rendered(self, prompt: str, reply: str) -> _Turn:
+        return _Turn(prompt, reply, bare=False, tail=self._control.tail(prompt))
 
     def _joined(
         self, turns: list[_Turn], ids: dict[str, list[int]]
@@ -230,9 +234,9 @@ class Renderer:
         if turn.bare:
             reply = ids[turn.reply]
         else:
-            whole = ids[turn.prompt + turn.reply]
-            in_place = whole[: len(prompt)] == prompt
-            reply = whole[len(prompt) :] if in_place else self._encode([turn.reply])[turn.reply]
+            before, whole = ids[turn.tail], ids[turn.tail + turn.reply]
+            in_place = whole[: len(before)] == before == prompt[len(prompt) - len(before) :]
+            reply = whole[len(before) :] if in_place else self._encode([turn.reply])[turn.reply]
         if not reply:
             raise Unusable("empty completion")
         if not self._control.agree(turn.reply, reply):
@@ -259,7 +263,11 @@ class Renderer:
 def _texts(turns: list[_Turn]) -> Iterable[str]:
     for turn in turns:
         yield turn.prompt
-        yield turn.reply if turn.bare else turn.prompt + turn.reply
+        if turn.bare:
+            yield turn.reply
+        else:
+            yield turn.tail
+            yield turn.tail + turn.reply
 
 
 def _tried(examples: Sequence[_Some], plan: Callable[[_Some], _Row]) -> list[_Row | Rejected]:

@@ -40,6 +40,7 @@ class ControlTokens:
         if tokenizer.unk_token not in offices:
             tokens.discard(str(tokenizer.unk_token))
         longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+        self._tokens = longest_first
         self.pattern = re.compile("|".join(re.escape(token) for token in longest_first))
         ids = tokenizer.convert_tokens_to_ids(longest_first)
         assert isinstance(ids, list), "one id a token"
@@ -48,6 +49,14 @@ class ControlTokens:
     def in_text(self, text: str) -> bool:
         """Whether a text spells one."""
         return self.pattern.search(text) is not None
+
+    def tail(self, text: str) -> str:
+        """The text from its last control token on; all of it where there is none.
+
+        Tokenizers split a text at control tokens before all else, so how a tail is tokenized does
+        not depend on what stands before it.
+        """
+        return text[max(0, *(text.rfind(token) for token in self._tokens)) :]
 
     def agree(self, text: str, ids: Sequence[int]) -> bool:
         """Whether the ids of a text hold exactly the control tokens that it spells.
