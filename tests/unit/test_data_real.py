@@ -81,8 +81,8 @@ def test_the_pairs_of_k_way_rankings_are_counted_exactly() -> None:
     pairs = [a < b or b < a for row in kept for a, b in combinations(row.ranks, 2)]
     # from the file itself: n right of four solutions make n * (4 - n) pairs of right and wrong
     right = [sum(json.loads(line)[m]["is_correct"] for m in MODELS) for line in path.open()]
-    assert sum(pairs) == sum(n * (4 - n) for n in right) == 2496
-    assert len(pairs) - sum(pairs) == 6 * sum(n not in (0, 4) for n in right) - 2496 == 1890
+    assert sum(pairs) == sum(n * (4 - n) for n in right) == 2429
+    assert len(pairs) - sum(pairs) == 6 * sum(n not in (0, 4) for n in right) - 2429 == 1957
 
 
 def test_contexts_of_real_dialogues() -> None:
@@ -116,7 +116,10 @@ def start_of(name: str) -> tuple[bytes, ...]:
     path = real_data(SETS[name].file)
     opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     with opened as stream:
-        return tuple(line for _, line in zip(range(40), stream, strict=False))
+        lines = [line for _, line in zip(range(40), stream, strict=False)]
+    if name == "GSM8K K=4":  # those that do not tie, so that damage is what drops a row
+        lines = [x for x in lines if len({json.loads(x)[m]["is_correct"] for m in MODELS}) == 2]
+    return tuple(lines)
 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Damage:
@@ -154,7 +157,7 @@ def wrong_type(row: dict[str, Any]) -> None:
 def empty_list(row: dict[str, Any]) -> None:
     lists = {"instances": [], "turns": []}
     emptied = {key: value for key, value in lists.items() if key in row}
-    row.update(emptied or dict.fromkeys(("chosen", "answer", "6b_finetuning"), []))
+    row.update(emptied or {key: [] for key in ("chosen", "answer", "6b_finetuning")})
 
 
 def nan_score(row: dict[str, Any]) -> None:
@@ -201,12 +204,16 @@ def renderings(rows: list[Any]) -> list[Any]:
 
 def outcome(path: Path, chosen: Set, **options: Any) -> str:
     """The message of the error and where it is, or the reasons of drops."""
+    failure: DataError | None = None
+    rows: list[Any] = []
     try:
         rows = renderings(list(read(path, chosen, **options)))
     except DataError as error:
-        assert path.name in error.where
-        assert error.mend
-        return error.what
+        failure = error
+    if failure is not None:
+        assert path.name in failure.where
+        assert failure.mend
+        return failure.what
     return ", ".join(sorted({f"drop: {row.reason}" for row in rows if isinstance(row, Rejected)}))
 
 
@@ -232,3 +239,16 @@ def test_a_truncated_gzip_file(tmp_path: Path, name: str) -> None:
     path.write_bytes(gzip.compress(b"".join(start_of(name)))[:-100])
     for option in ("fail", "drop"):
         assert outcome(path, SETS[name], on_bad_line=option) == "the gzip file is truncated"
+
+
+def test_the_table_in_the_docs_is_true() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "data.md"
+    table = [line for line in docs.read_text().splitlines() if line.startswith("| ")]
+    damages = {what: set[str]() for _, what, _, _ in CASES} | {"truncated gzip": {"error"}}
+    for _, what, _, expected in CASES:
+        damages[what].add(expected if expected.startswith("drop") else "error")
+    for what, ends in damages.items():
+        (row,) = [line for line in table if line.startswith(f"| {what} |")]
+        for end in ends:
+            shown = f'dropped: "{end.removeprefix("drop: ")}"' if end != "error" else "typed error"
+            assert shown in row

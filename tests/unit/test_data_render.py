@@ -284,7 +284,8 @@ def test_a_reply_is_tokenized_in_its_place() -> None:
     core = Tokenizer(models.BPE({"<s>": 0, "▁": 1, "a": 2, "b": 3, "<e>": 4, "[": 5}, []))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<e>")
-    tokenizer.chat_template = "<s>{% for m in messages %}{{ m.content }}{{ '[' if m.role == 'user' else '<e>' }}{% endfor %}"
+    end = "{{ '[' if m.role == 'user' else '<e>' }}"
+    tokenizer.chat_template = "<s>{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
     row = one(
         renderer(tokenizer).demonstrations([Demonstration((Message("user", "a"),), "b", "F:1")])
     )
