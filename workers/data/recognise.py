@@ -88,13 +88,14 @@ def kind_of_row(row: Line, columns: Columns | None = None) -> Kind:
     check_columns(columns or {})
     line = map_columns(row, columns or {})
     kinds: tuple[Kind, ...] = ("comparisons", "demonstrations", "prompts", "pretraining")
-    found = next((kind for kind in kinds if _has_shape(line, kind)), None)
-    if found is None:
-        line.fail(
-            f"a row of no known shape: found {line.found()}",
-            mend="; ".join(f"{kind}: {accepted}" for kind, accepted in shapes.ACCEPTED.items()),
-        )
-    return found
+    for kind in kinds:
+        if _has_shape(line, kind):
+            return kind
+    raise DataLineError(
+        f"a row of no known shape: found {line.found()}",
+        where=line.where,
+        mend="; ".join(f"{kind}: {accepted}" for kind, accepted in shapes.ACCEPTED.items()),
+    )
 
 
 def _has_shape(line: Line, kind: Kind) -> bool:
