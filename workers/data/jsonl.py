@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from workers.errors import DataError, DataLineError
+from workers.data.lines import Meter, bounded_lines
+from workers.errors import DataLineError
+
+_MEND = "correct or delete this line"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One object of a file, with typed access to its fields."""
+    """One row of a data set, with typed access to its fields."""
 
     fields: Mapping[str, object]
-    where: str  # FILE:LINE
+    where: str  # FILE:LINE, or FILE row N
+    typed: bool = True  # False: every value is text, as in CSV; numbers and lists are parsed
 
     def text(self, name: str) -> str:
         """A string field.
@@ -24,101 +29,193 @@ class Line:
         Raises:
             DataLineError: If it is missing, not a string, or not encodable.
         """
-        return self._checked_text(self._field(name), name)
+        return self.checked_text(self.field(name), name)
 
     def texts(self, name: str) -> list[str]:
         """A field that lists strings."""
-        return [self._checked_text(item, f"{name}[{i}]") for i, item in enumerate(self._list(name))]
+        return [self.checked_text(item, f"{name}[{i}]") for i, item in enumerate(self.list(name))]
 
     def ranks(self, name: str, count: int) -> list[int]:
         """A field that lists `count` whole numbers of at least 1."""
-        ranks = self._list(name)
-        if len(ranks) != count:
-            self.fail(f'"{name}" has {len(ranks)} entries for {count} completions')
+        ranks = self._counted(name, count)
         return [self._checked_rank(item, f"{name}[{i}]") for i, item in enumerate(ranks)]
 
-    def fail(self, what: str) -> NoReturn:
-        """Refuse the line."""
-        raise DataLineError(what, where=self.where, mend="correct or delete this line")
+    def scores(self, name: str, count: int) -> list[float]:
+        """A field that lists `count` finite numbers or booleans (True counts 1)."""
+        scores = self._counted(name, count)
+        return [self._checked_score(item, f"{name}[{i}]") for i, item in enumerate(scores)]
 
-    def _field(self, name: str) -> object:
+    def name(self, name: str) -> str:
+        """An optional field that names somebody or something; "" where it is missing or null."""
+        value = self.fields.get(name)
+        if value is None:
+            return ""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.checked_text(value, name)
+
+    def field(self, name: str) -> object:
+        """Any field."""
         if name not in self.fields:
-            found = ", ".join(f'"{key}"' for key in self.fields) or "nothing"
-            self.fail(f'field "{name}" is missing (found {found})')
+            self.fail(f'field "{name}" is missing (found {self.found()})')
         return self.fields[name]
 
-    def _list(self, name: str) -> list[object]:
-        value = self._field(name)
+    def list(self, name: str) -> list[object]:
+        """A field that is a list of anything."""
+        value = self.field(name)
+        if not self.typed and isinstance(value, str) and value.lstrip().startswith("["):
+            value = parse_json(value, self.where)
         if not isinstance(value, list):
-            self.fail(f'"{name}" must be a list, not {_kind(value)}')
+            self.fail(f'"{name}" must be a list, not {kind_of(value)}')
         return value
 
-    def _checked_text(self, value: object, name: str) -> str:
+    def checked_text(self, value: object, name: str) -> str:
+        """The value, which must be a string that can be encoded."""
         if not isinstance(value, str):
-            self.fail(f'"{name}" must be a string, not {_kind(value)}')
+            self.fail(f'"{name}" must be a string, not {kind_of(value)}')
         try:
             value.encode()
         except UnicodeEncodeError:  # JSON can escape half of a surrogate pair
             self.fail(f'"{name}" holds an unpaired surrogate')
         return value
 
+    def found(self) -> str:
+        """The names of the fields, for messages."""
+        return ", ".join(f'"{key}"' for key in self.fields) or "nothing"
+
+    def fail(self, what: str, mend: str = _MEND) -> NoReturn:
+        """Refuse the line."""
+        raise DataLineError(what, where=self.where, mend=mend)
+
+    def _counted(self, name: str, count: int) -> list[object]:
+        values = self.list(name)
+        if len(values) != count:
+            self.fail(f'"{name}" has {len(values)} entries for {count} completions')
+        return values
+
     def _checked_rank(self, value: object, name: str) -> int:
+        value = self._number(value)
+        if isinstance(value, float) and value.is_integer():  # tables store whole numbers so
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(f'"{name}" must be a whole number, not {_kind(value)}')
+            self.fail(f'"{name}" must be a whole number, not {kind_of(value)}')
         if value < 1:
             self.fail(f'"{name}" is {value}; ranks start at 1 (best)')
         return value
+
+    def _checked_score(self, value: object, name: str) -> float:
+        value = self._number(value)
+        if not isinstance(value, bool | int | float):
+            self.fail(f'"{name}" must be a number or a boolean, not {kind_of(value)}')
+        try:
+            score = float(value)
+        except OverflowError:
+            score = math.inf
+        if not math.isfinite(score):
+            self.fail(f'"{name}" is {score}, and a score must be finite')
+        return score
+
+    def _number(self, value: object) -> object:
+        if self.typed or not isinstance(value, str):
+            return value
+        if value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        try:
+            return float(value)
+        except ValueError:
+            return value
 
 
 def read_jsonl(path: str | Path) -> Iterator[Line]:
     """Yield the objects of a file; blank lines are skipped.
 
     Raises:
-        DataError: If the file cannot be opened.
-        DataLineError: If a line is not UTF-8, not JSON, not an object, or holds NaN or Infinity.
+        DataError: If the file cannot be opened, or its compression is broken.
+        DataLineError: If a line is not UTF-8, not JSON, not an object, too long, or holds NaN or
+            Infinity.
     """
-    try:
-        stream = Path(path).open("rb")  # noqa: SIM115 - closed by the with below
-    except OSError as error:
-        raise DataError(
-            f"cannot open the data file: {error.strerror}",
-            where=str(path),
-            mend="correct the path under data.files",
-        ) from error
-    with stream:
-        for number, raw in enumerate(stream, start=1):
-            if raw.strip():
+    for line in scan_jsonl(str(path)):
+        if isinstance(line, DataLineError):
+            raise line
+        yield line
+
+
+def scan_jsonl(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
+    """As `read_jsonl`, with the error of a bad line in its place and unraised."""
+    for number, raw in bounded_lines(path, meter):
+        if isinstance(raw, DataLineError):
+            yield raw
+        elif raw.strip():
+            try:
                 yield _parse(raw, f"{path}:{number}")
+            except DataLineError as error:
+                yield error
 
 
-def _parse(raw: bytes, where: str) -> Line:
+def parse_json(text: str, where: str) -> object:
+    """Parse one JSON value strictly.
+
+    Raises:
+        DataLineError: If it is not JSON, or holds NaN or Infinity; names the field that does.
+    """
+    odd: list[str] = []
+
+    def note(name: str) -> float:
+        odd.append(name)
+        return float(name)
+
     try:
-        value: object = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        reason = f"invalid UTF-8 at byte {error.start + 1} of the line"
+        value: object = json.loads(text, parse_constant=note)
     except RecursionError:
         reason = "nested too deeply"
-    except ValueError as error:  # malformed JSON, NaN, or an integer of absurd length
+    except ValueError as error:  # malformed JSON, or an integer of absurd length
         reason = f"not valid JSON: {error}"
     else:
-        if isinstance(value, dict):
-            return Line(value, where)
-        reason = f"a line must be a JSON object, not {_kind(value)}"
-    raise DataLineError(reason, where=where, mend="correct or delete this line")
+        if not odd:
+            return value
+        reason = f'"{_place_of_constant(value)}" is {odd[0]}, which is not a JSON number'
+    raise DataLineError(reason, where=where, mend=_MEND)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a parsed value is, in words."""
     if value is None:
         return "null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     names: dict[type, str] = {
         bool: "a boolean",
         int: "a number",
         float: "a number",
         str: "a string",
+        list: "a list",
+        dict: "an object",
     }
-    names |= {list: "a list", dict: "an object"}
-    return names[type(value)]
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+def _parse(raw: bytes, where: str) -> Line:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataLineError(
+            f"invalid UTF-8 at byte {error.start + 1} of the line", where=where, mend=_MEND
+        ) from error
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise DataLineError(
+            f"a line must be a JSON object, not {kind_of(value)}", where=where, mend=_MEND
+        )
+    return Line(value, where)
+
+
+def _place_of_constant(value: object, path: str = "") -> str:
+    """Dotted path of the first NaN or infinite number; "" where there is none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else path
+    items: list[tuple[str, object]] = []
+    if isinstance(value, dict):
+        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+    return next((place for key, item in items if (place := _place_of_constant(item, key))), "")

@@ -1,0 +1,141 @@
+"""Tables: CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workers.data.jsonl import Line
+from workers.data.lines import MAX_LINE_BYTES, Meter, bounded_lines
+from workers.errors import DataError, DataLineError
+
+if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
+    from pyarrow import RecordBatch
+
+_BATCH_ROWS = 256  # Parquet rows in memory at a time
+_MEND = "correct or delete this row"
+
+
+def scan_csv(
+    path: str, meter: Meter | None = None, delimiter: str = ","
+) -> Iterator[Line | DataLineError]:
+    """Yield the rows under a header line; every value is text, and an empty cell is null.
+
+    Raises:
+        DataError: If the file cannot be opened, its compression is broken, or the header line is
+            no list of distinct names.
+    """
+    source = _CsvLines(path, meter)
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        where = f"{path}:{source.number + 1}"
+        row: Line | DataLineError | None = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            yield from source.errors
+            return
+        except csv.Error as error:
+            row = DataLineError(f"not valid CSV: {error}", where=where, mend=_MEND)
+        else:
+            if header is None and cells:
+                header = _header(cells, path)
+            elif header is not None and cells:
+                row = _csv_row(header, cells, where)
+        yield from source.errors
+        source.errors.clear()
+        if row is not None:
+            yield row
+
+
+def scan_parquet(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
+    """Yield the rows, batch by batch.
+
+    Raises:
+        DataError: If the file cannot be opened, or is no readable Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not Path(path).is_file():
+        raise DataError(
+            "cannot open the data file: no such file",
+            where=path,
+            mend="correct the path under data.files",
+        )
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            if meter is not None:
+                meter.total, meter.unit = file.metadata.num_rows, "rows"
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for i in range(batch.num_rows):
+                    number += 1
+                    yield _parquet_row(batch, i, f"{path} row {number}")
+                if meter is not None:
+                    meter.done = number
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"not a readable Parquet file: {error}",
+            where=f"{path} after row {number}",
+            mend="fetch or write the file again",
+        ) from error
+
+
+class _CsvLines:
+    """Decoded lines for the CSV reader; lines that it must not see become errors."""
+
+    def __init__(self, path: str, meter: Meter | None) -> None:
+        self.number = 0  # of the line handed out last
+        self.errors: list[DataLineError] = []
+        self._lines = bounded_lines(path, meter)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        for number, raw in self._lines:
+            self.number = number
+            if not isinstance(raw, DataLineError):
+                # bad bytes become lone surrogates, by which their cell is found
+                text = raw.decode("utf-8", errors="surrogateescape")
+                return text.removeprefix("\ufeff") if number == 1 else text
+            self.errors.append(raw)
+        raise StopIteration
+
+
+def _header(cells: list[str], path: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(
+            f"the header line must hold distinct names, not {', '.join(names)!r}",
+            where=f"{path}:1",
+            mend="name each column once in the first line",
+        )
+    return names
+
+
+def _csv_row(header: list[str], cells: list[str], where: str) -> Line | DataLineError:
+    if len(cells) != len(header):
+        what = f"{len(cells)} cells for {len(header)} columns"
+        return DataLineError(what, where=where, mend=_MEND)
+    fields: dict[str, object] = {}
+    for name, cell in zip(header, cells, strict=True):
+        if not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell):
+            return DataLineError(f'"{name}" holds invalid UTF-8', where=where, mend=_MEND)
+        fields[name] = cell or None
+    return Line(fields, where, typed=False)
+
+
+def _parquet_row(batch: RecordBatch, i: int, where: str) -> Line | DataLineError:
+    fields: dict[str, object] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            fields[name] = column[i].as_py()
+        except UnicodeDecodeError:
+            return DataLineError(f'"{name}" holds invalid UTF-8', where=where, mend=_MEND)
+    return Line(fields, where)

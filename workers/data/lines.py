@@ -1,0 +1,99 @@
+"""Lines of a plain or gzipped file, a bounded piece at a time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from workers.errors import DataError, DataLineError
+
+MAX_LINE_BYTES = 8 * 2**20  # a longer line is refused without being read into memory
+_GZIP = b"\x1f\x8b"
+_METER_LINES = 256  # lines between two looks at the file position
+
+
+@dataclass(slots=True)
+class Meter:
+    """How far reading has come, for a progress bar; in bytes on disk, or in rows."""
+
+    total: int = 0  # 0 = unknown
+    done: int = 0
+    unit: str = "B"
+
+
+@contextmanager
+def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open a file and, where its content is gzip, decompress it.
+
+    Yields:
+        The stream to read, and the file on disk beneath it, whose position tells the progress.
+
+    Raises:
+        DataError: If the file cannot be opened or read, or its compression is broken.
+    """
+    try:
+        raw = Path(path).open("rb")  # noqa: SIM115 - closed by the with below
+    except OSError as error:
+        raise DataError(
+            f"cannot open the data file: {error.strerror}",
+            where=path,
+            mend="correct the path under data.files",
+        ) from error
+    with raw:
+        try:
+            if meter is not None:
+                meter.total = Path(path).stat().st_size
+            if raw.peek(2)[:2] == _GZIP:
+                # GzipFile reads through a buffer of its own, so a line costs no Python per byte
+                yield io.BufferedReader(gzip.GzipFile(fileobj=raw), 2**20), raw  # pyright: ignore[reportArgumentType]
+            else:
+                yield raw, raw
+        except EOFError as error:
+            raise _broken("the gzip file is truncated", path) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise _broken(f"the gzip file is broken: {error}", path) from error
+        except OSError as error:
+            raise _broken(f"cannot read the data file: {error}", path) from error
+
+
+def bounded_lines(
+    path: str, meter: Meter | None = None, limit: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, bytes | DataLineError]]:
+    """Yield each line with its number from 1; for a line over `limit` bytes an error, unraised.
+
+    Raises:
+        DataError: As `open_bytes`.
+    """
+    with open_bytes(path, meter) as (stream, raw):
+        number = 0
+        while line := stream.readline(limit + 1):
+            number += 1
+            if meter is not None and number % _METER_LINES == 0:
+                meter.done = raw.tell()
+            if len(line) <= limit or line.endswith(b"\n"):
+                yield number, line
+                continue
+            while (rest := stream.readline(limit)) and not rest.endswith(b"\n"):
+                pass
+            yield number, too_long(f"{path}:{number}", limit)
+    if meter is not None:
+        meter.done = meter.total
+
+
+def too_long(where: str, limit: int = MAX_LINE_BYTES) -> DataLineError:
+    """The error for a row that is too long to be read."""
+    return DataLineError(
+        f"longer than {limit / 2**20:g} MiB",
+        where=where,
+        mend="break the line up, or delete it; a damaged file often lost its line ends",
+    )
+
+
+def _broken(what: str, path: str) -> DataError:
+    return DataError(what, where=path, mend="fetch or write the file again")

@@ -1,0 +1,216 @@
+"""Chat templates: dialogues as text, and where in it a reply begins and ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workers.data.dialogues import Unusable
+from workers.data.examples import Dialogue, Message
+from workers.errors import DataError
+
+if TYPE_CHECKING:  # seconds to import, and only a type here
+    from transformers import PreTrainedTokenizerBase
+
+# For base models, whose vocabulary has no control tokens but the end of a sequence: speakers stand
+# on lines of their own, and the end token ends each reply.
+DEFAULT_TEMPLATE = (
+    "{{ bos_token if bos_token else '' }}"
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize + ':\n' + message['content'] }}"
+    "{{ (eos_token if message['role'] == 'assistant' else '') + '\n\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+_DEFAULT_MARKS = re.compile(r"^(System|User|Assistant):$", re.MULTILINE)
+
+
+class ControlTokens:
+    """The tokens of a tokenizer that structure a sequence, and so must not come out of content.
+
+    The unknown-word token is none of them unless it has another office too: it structures nothing.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        tokens = {str(token) for token in tokenizer.all_special_tokens}
+        tokens |= {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        offices = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+        if tokenizer.unk_token not in offices:
+            tokens.discard(str(tokenizer.unk_token))
+        longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+        self._tokens = longest_first
+        self.pattern = re.compile("|".join(re.escape(token) for token in longest_first))
+        ids = tokenizer.convert_tokens_to_ids(longest_first)
+        assert isinstance(ids, list), "one id a token"
+        self._ids = frozenset(ids)
+
+    def in_text(self, text: str) -> bool:
+        """Whether a text spells one."""
+        return self.pattern.search(text) is not None
+
+    def tail(self, text: str) -> str:
+        """The text from its last control token on; all of it where there is none.
+
+        Tokenizers split a text at control tokens before all else, so how a tail is tokenized does
+        not depend on what stands before it.
+        """
+        return text[max(0, *(text.rfind(token) for token in self._tokens)) :]
+
+    def agree(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether the ids of a text hold exactly the control tokens that it spells.
+
+        A tokenizer that changes case or spaces first could read one where none is spelled.
+        """
+        if self._ids.isdisjoint(ids):
+            return not self.in_text(text)
+        return sum(i in self._ids for i in ids) == len(self.pattern.findall(text))
+
+
+class ChatTemplate:
+    """Renders dialogues as the text that the engine and the trainer both tokenize.
+
+    Args:
+        tokenizer: Its own template is used unless another is named.
+        name: "auto" = the tokenizer's, "default" = `DEFAULT_TEMPLATE`, else a Jinja file.
+        control: The tokenizer's control tokens.
+
+    Raises:
+        DataError: If the Jinja file cannot be read.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, name: str, control: ControlTokens
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._control = control
+        self._marks = _DEFAULT_MARKS if name == "default" else None
+        self._source = _source(name)
+        self._name = name if self._source else f"the chat template of {tokenizer.name_or_path}"
+
+    def prompt(self, context: Dialogue) -> str:
+        """The dialogue up to where the assistant begins to speak.
+
+        Raises:
+            DataError: If there is no template, or it is no valid Jinja.
+            Unusable: If a turn spells a control token, or the template refuses the dialogue.
+        """
+        self._check(context)
+        return self._render(context, to_reply=True)
+
+    def reply(self, context: Dialogue, prompt: str, reply: str) -> str:
+        """What the assistant says after `prompt`, up to its end token, which is left out.
+
+        Raises:
+            DataError: If the template does not continue its own prompt, or does not end the turn
+                with the tokenizer's end-of-sequence token.
+            Unusable: If the reply spells a control token, or the template refuses or alters it.
+        """
+        turn = Message("assistant", reply)
+        self._check((turn,))
+        whole = self._render((*context, turn), to_reply=False)
+        if not whole.startswith(prompt):
+            raise self._error(
+                "a reply does not stand where the template asks for one: the rendered dialogue "
+                "does not begin with its own prompt",
+            )
+        rest = whole[len(prompt) :]
+        place = rest.find(reply.strip())
+        if place < 0:
+            raise Unusable("chat template alters the reply")
+        end = self._control.pattern.search(rest, place + len(reply.strip()))
+        self._check_end(end.group() if end else "")
+        assert end is not None
+        return rest[: end.start()]
+
+    def turns(self, dialogue: Dialogue) -> list[tuple[str, str]]:
+        """Prompt and reply of every assistant turn that follows a turn of the user.
+
+        Raises:
+            DataError: As `reply`; or if a turn is rendered otherwise once more turns follow it.
+            Unusable: As `prompt` and `reply`.
+        """
+        self._check(dialogue)
+        turns: list[tuple[str, str]] = []
+        so_far = ""
+        for i, turn in enumerate(dialogue):
+            if turn.role != "assistant" or not any(t.role == "user" for t in dialogue[:i]):
+                continue
+            prompt = self._render(dialogue[:i], to_reply=True)
+            if not prompt.startswith(so_far):
+                raise self._error(
+                    "the template renders a turn otherwise once more turns follow it, so not every "
+                    "turn can be trained in one row",
+                    " or train on the last turn alone (data.train_on=last)",
+                )
+            turns.append((prompt, self.reply(dialogue[:i], prompt, turn.content)))
+            so_far = "".join((*turns[-1], str(self._tokenizer.eos_token)))
+        return turns
+
+    def _check(self, dialogue: Dialogue) -> None:
+        for turn in dialogue:
+            if self._control.in_text(turn.content) or (
+                self._marks is not None and self._marks.search(turn.content)
+            ):
+                raise Unusable("holds a control token")
+
+    def _check_end(self, found: str) -> None:
+        eos = str(self._tokenizer.eos_token)
+        if found == eos:
+            return
+        ends = f"by {found!r}" if found else "by no token"
+        mend = f"; or set eos_token to {found!r} in tokenizer_config.json" if found else ""
+        raise self._error(
+            f"the template ends the assistant's turn {ends}, but the tokenizer's end-of-sequence "
+            f"token is {eos!r}: a model trained so would not stop",
+            mend,
+        )
+
+    def _render(self, dialogue: Dialogue, *, to_reply: bool) -> str:
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        if self._source is None and self._tokenizer.chat_template is None:
+            raise DataError(
+                "a dialogue needs a chat template, and the tokenizer has none",
+                where=str(self._tokenizer.name_or_path),
+                mend="set data.chat_template=default (plain speakers' names, for base models), or "
+                "to the path of a Jinja file",
+            )
+        messages = [{"role": turn.role, "content": turn.content} for turn in dialogue]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._source,
+                tokenize=False,
+                add_generation_prompt=to_reply,
+            )
+        except TemplateSyntaxError as error:
+            raise self._error(f"not a valid Jinja template: {error}") from error
+        except (TemplateError, TypeError) as error:  # such as a second system turn
+            raise Unusable("chat template refuses the dialogue") from error
+        assert isinstance(text, str)
+        return text
+
+    def _error(self, what: str, mend: str = "") -> DataError:
+        return DataError(
+            what,
+            where=self._name,
+            mend="choose another template (data.chat_template=default, or the path of a Jinja "
+            f"file){mend}",
+        )
+
+
+def _source(name: str) -> str | None:
+    if name == "auto":
+        return None
+    if name == "default":
+        return DEFAULT_TEMPLATE
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read the chat template: {error}",
+            where=name,
+            mend="data.chat_template is auto, default, or the path of a Jinja file",
+        ) from error
