@@ -34,6 +34,7 @@ _PRODUCTS = {
     StageName.pretrain_large: "large",
 }
 _FILES = {
+    StageName.pretrain: ("pretraining",),
     StageName.sft: ("demonstrations",),
     StageName.reward_model: ("rankings", "demonstrations"),  # demonstrations set its zero
     StageName.ppo: ("prompts",),
@@ -50,6 +51,8 @@ def product(stage: StageName) -> str:
 def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
     """The names of the checkpoints that a stage starts from."""
     pocket = config.data.source is DataSourceKind.pocket
+    if stage is StageName.pretrain:
+        return () if pocket else ("initial",)
     if stage is StageName.sft:
         return ("base",)
     if stage is StageName.reward_model:
@@ -125,7 +128,13 @@ def _check_judging_model(config: Config, made: set[str]) -> None:
 
 
 def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
-    maker = next(each for each, made in _PRODUCTS.items() if made == name)
+    maker = next((each for each, made in _PRODUCTS.items() if made == name), None)
+    if maker is None:
+        return ConfigError(
+            f"the stage {stage.value} starts from a checkpoint that is not given",
+            where=f"model.checkpoints.{name}",
+            mend="name a folder; `python -m orchestrator.new_model` makes one from scratch",
+        )
     late = "later " if maker in config.stages else ""
     return ConfigError(
         f"the stage {stage.value} needs the checkpoint {name!r}, which is not given"
@@ -139,11 +148,11 @@ def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
 def _check_files(config: Config, stage: StageName) -> None:
     if config.data.source is DataSourceKind.pocket:
         return
-    if stage in (StageName.pretrain, StageName.pretrain_large):
+    if stage is StageName.pretrain_large:
         raise ConfigError(
-            f"the stage {stage.value} makes a model of the pocket world from scratch",
+            "the stage pretrain_large makes a model of the pocket world from scratch",
             where="data.source",
-            mend="use data=pocket, or start from model.checkpoints.base without this stage",
+            mend="use data=pocket",
         )
     needed = _FILES.get(stage, ())
     if stage is StageName.evaluate and not config.data.files.prompts:  # else a tenth is held out

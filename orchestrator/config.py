@@ -190,6 +190,7 @@ class PocketModelConfig:
 class CheckpointPaths:
     """Given Hugging Face checkpoint folders; an empty one must be made by a stage of this run."""
 
+    initial: str = ""  # where pretraining on files starts: fresh weights, or a model to go on with
     base: str = ""
     sft: str = ""
     reward_model: str = ""
@@ -331,7 +332,7 @@ class RewardConfig:
 
 @dataclass(slots=True, kw_only=True)
 class PretrainConfig:
-    """From-scratch next-token training on the pocket world's web text."""
+    """Next-token training on the pocket world's web text, or on `data.files.pretraining`."""
 
     steps: int = 1500
     documents_per_step: int = 32

@@ -18,7 +18,7 @@ from orchestrator.checks import (
     product,
     stage_roles,
 )
-from orchestrator.config import Accelerator, Config, RoleName, StageName
+from orchestrator.config import Accelerator, Config, DataSourceKind, RoleName, StageName
 from orchestrator.placement import Layout, place_roles
 from orchestrator.sizes import (
     ModelSize,
@@ -91,10 +91,11 @@ def make_plan(config: Config) -> Plan:
 
 def policy_size(config: Config) -> ModelSize | None:
     """The size of the model that the run tunes; None when its folder cannot be read yet."""
-    if StageName.pretrain in config.stages:
+    pocket = config.data.source is DataSourceKind.pocket
+    if StageName.pretrain in config.stages and pocket:
         return pocket_size(config.model.pocket)
     given = config.model.checkpoints
-    for folder in (given.base, given.sft, given.ppo, given.ppo_ptx):
+    for folder in (given.initial, given.base, given.sft, given.ppo, given.ppo_ptx):
         if folder:
             return checkpoint_size(Path(folder))
     return None
@@ -123,11 +124,11 @@ def _facts(config: Config, stage: StageName) -> list[str]:
             f"{config.evaluate.prompts:,} held-out prompts and "
             f"{config.evaluate.web_documents:,} documents a model"
         ]
-    model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
-    return [
-        f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents",
-        f"{pocket_size(model).parameters:,} parameters",
-    ]
+    facts = [f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents"]
+    if config.data.source is DataSourceKind.pocket:
+        model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
+        facts.append(f"{pocket_size(model).parameters:,} parameters")
+    return facts
 
 
 def _reward_model_facts(config: Config) -> list[str]:

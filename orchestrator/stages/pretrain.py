@@ -1,10 +1,11 @@
-"""Pretraining from scratch on the pocket world's web text: the base model of a run."""
+"""Pretraining on web text: the base model of a run.
+
+In the pocket world it starts from scratch; on files from `model.checkpoints.initial`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from orchestrator.config import PocketModelConfig
+from orchestrator.config import DataSourceKind, PocketModelConfig
 from orchestrator.derive import train_spec
 from orchestrator.session import Session
 from orchestrator.stages import supervised
@@ -13,20 +14,30 @@ from workers.pocket.model import create_model
 
 def pretrain(session: Session) -> None:
     """Make the base model."""
-    _pretrain(session, "pretrain", "base", session.config.model.pocket)
+    if session.config.data.source is DataSourceKind.pocket:
+        initial = _from_scratch(session, "pretrain", "base", session.config.model.pocket)
+    else:
+        initial = session.need("initial")
+    _pretrain(session, "pretrain", "base", initial)
+    heldout = session.source.pretraining("heldout", 0, session.config.evaluate.web_documents)
+    loss = supervised.mean_loss(session, heldout)
+    session.telemetry.record(
+        "pretrain", session.config.pretrain.steps, {"pretrain/validation_loss": loss}
+    )
+    session.live.note(f"held-out loss {loss:.3f} nats a token")
 
 
 def pretrain_large(session: Session) -> None:
     """Make the bigger base model that the aligned one is compared with."""
-    _pretrain(session, "pretrain_large", "large", session.config.model.large)
+    initial = _from_scratch(session, "pretrain_large", "large", session.config.model.large)
+    _pretrain(session, "pretrain_large", "large", initial)
 
 
-def _pretrain(session: Session, stage: str, name: str, model: PocketModelConfig) -> None:
+def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
     settings = session.config.pretrain
     session.live.stage(stage, settings.steps)
-    initial = _initial_weights(session, stage, name, model)
     session.fleet.policy.load(
-        train_spec(session.config, str(initial), settings.optimizer, settings.steps)
+        train_spec(session.config, initial, settings.optimizer, settings.steps)
     ).result()
     count = settings.documents_per_step
     supervised.train(
@@ -38,13 +49,11 @@ def _pretrain(session: Session, stage: str, name: str, model: PocketModelConfig)
             batch=lambda step: session.pretraining_rows(step * count, count),
         ),
     )
-    session.publish(
-        name, lambda path: session.fleet.policy.save(path, str(initial)).result(), stage
-    )
+    session.publish(name, lambda path: session.fleet.policy.save(path, initial).result(), stage)
 
 
-def _initial_weights(session: Session, stage: str, name: str, model: PocketModelConfig) -> Path:
-    return session.publish(
+def _from_scratch(session: Session, stage: str, name: str, model: PocketModelConfig) -> str:
+    folder = session.publish(
         f"{name}_initial",
         lambda path: create_model(
             path,
@@ -59,3 +68,4 @@ def _initial_weights(session: Session, stage: str, name: str, model: PocketModel
         ),
         stage,
     )
+    return str(folder)
