@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.arithmetic import PPO_STAGES
@@ -24,6 +25,7 @@ from orchestrator.placement import Layout
 from orchestrator.sizes import ModelSize, sequences_in_cache
 from orchestrator.summary import MODEL_ORDER
 from workers.errors import BatchArithmeticError, ConfigError, ResourceError
+from workers.model_shape import read_shape
 
 _PRODUCTS = {
     StageName.pretrain: "base",
@@ -196,7 +198,7 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
         )
     if size is None:
         return
-    if longest > size.positions:
+    if size.positions is not None and longest > size.positions:
         raise BatchArithmeticError(
             f"{rollout.max_prompt_tokens} prompt and {rollout.max_response_tokens} response tokens "
             f"make {longest}; the model has {size.positions} positions",
@@ -218,10 +220,11 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_head_sizes(config: Config) -> None:
-    """The engines can serve the pocket models that this run makes.
+    """The engines can serve the models that this run is given or makes.
 
     Raises:
         ConfigError: vLLM on a CPU has no attention of that head size.
+        BrokenCheckpointError: a given folder has a config.json that does not parse.
     """
     if (
         config.cluster.accelerator is not Accelerator.cpu
@@ -230,13 +233,21 @@ def check_head_sizes(config: Config) -> None:
         return
     made = {StageName.pretrain: config.model.pocket, StageName.pretrain_large: config.model.large}
     for stage, model in made.items():
-        size = model.hidden_size // model.heads
-        if stage in config.stages and size not in CPU_HEAD_SIZES:
-            raise ConfigError(
-                f"attention heads of size {size}; vLLM on a CPU computes {CPU_HEAD_SIZES}",
-                where=f"the model of stage {stage.value}",
-                mend="choose hidden_size / heads among these, or rollout.engine=transformers",
-            )
+        if stage in config.stages:
+            _check_head_size(model.hidden_size // model.heads, f"the model of stage {stage.value}")
+    for name in MODEL_ORDER:
+        folder = Path(getattr(config.model.checkpoints, name) or "/")
+        if (folder / "config.json").is_file():
+            _check_head_size(read_shape(folder).head_size, f"model.checkpoints.{name}")
+
+
+def _check_head_size(size: int, where: str) -> None:
+    if size not in CPU_HEAD_SIZES:
+        raise ConfigError(
+            f"attention heads of size {size}; vLLM on a CPU computes {CPU_HEAD_SIZES}",
+            where=where,
+            mend="choose hidden_size / heads among these, or rollout.engine=transformers",
+        )
 
 
 def check_reward(config: Config) -> None:

@@ -197,6 +197,7 @@ class CheckpointPaths:
     ppo: str = ""
     ppo_ptx: str = ""
     large: str = ""  # the bigger base model that pocket_scale compares with
+    critic: str = ""  # what the value function starts from, if not the reward model
 
 
 @dataclass(slots=True, kw_only=True)

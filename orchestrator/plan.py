@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, stage_steps
+from orchestrator.backbones import check_backbones, plan_critic
 from orchestrator.checks import (
     check_devices,
     check_head_sizes,
@@ -76,6 +77,7 @@ def make_plan(config: Config) -> Plan:
     if RoleName.rollout in roles:
         check_lengths(config, size)
         check_head_sizes(config)
+    check_backbones(config, size)
     memory = tuple(role_memory(config, role, size) for role in layout.roles) if size else ()
     return Plan(
         experiment=config.experiment,
@@ -181,6 +183,9 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
             f"each engine takes {rollout.gpu_memory_fraction:.0%} of its GPUs for weights and KV "
             "cache together"
         )
+    critic = plan_critic(config)
+    if critic is not None and critic.note:
+        notes.append(critic.note)
     if size is None:
         notes.append("no memory estimate: the policy's checkpoint cannot be read from here")
     return notes

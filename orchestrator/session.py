@@ -24,6 +24,7 @@ from orchestrator.waiting import Position
 from workers.data.records import Prompt
 from workers.data.source import DataSource
 from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBatch
+from workers.model_shape import read_shape
 from workers.specs import RolloutSpec
 
 
@@ -57,7 +58,7 @@ class Session:
     findings: Findings = field(default_factory=Findings)
     _next_id: int = 0
     _next_version: int = 0
-    _engine_shape: str = ""  # of the weights that the engines hold; "" = not started
+    _engine_shape: str = ""  # architecture that the engines hold; "" = not started
 
     def need(self, name: str) -> str:
         """The checkpoint `name`, checked.
@@ -83,14 +84,15 @@ class Session:
         self._next_version += 1
         return self._next_version
 
-    def engines_on(self, path: str, shape: str = "policy") -> tuple[Rollout, int]:
+    def engines_on(self, path: str) -> tuple[Rollout, int]:
         """The rollout engines serving the checkpoint at `path`, and its version.
+
+        Engines that hold a model of another architecture, by config.json, start afresh.
 
         Args:
             path: Hugging Face folder.
-            shape: names its architecture; engines of another one start afresh.
         """
-        version = self.next_version()
+        version, shape = self.next_version(), read_shape(Path(path)).key
         rollout = self.fleet.rollout
         if self._engine_shape == shape:
             rollout.load_checkpoint(path, version).result()

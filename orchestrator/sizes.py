@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.config import Accelerator, Config, PocketModelConfig, Precision, RoleName
 from workers.errors import BrokenCheckpointError
+from workers.model_shape import read_shape
 from workers.pocket.words import VOCABULARY
 
 _FLOAT = 4  # bytes of an fp32 number
@@ -31,7 +32,7 @@ class ModelSize:
 
     parameters: int
     vocabulary: int
-    positions: int
+    positions: int | None  # None = no limit (ALiBi)
     kv_numbers_per_token: int  # keys and values of one token over all layers
 
 
@@ -75,26 +76,23 @@ def checkpoint_size(folder: Path) -> ModelSize | None:
         BrokenCheckpointError: a header does not parse, or config.json lacks the model's shape.
     """
     shards = sorted(folder.glob("*.safetensors"))
-    config = folder / "config.json"
-    if not config.is_file() or not shards:
+    if not (folder / "config.json").is_file() or not shards:
         return None
+    shape = read_shape(folder)
     try:
-        shape = json.loads(config.read_text(encoding="utf-8"))
-        heads = shape["num_attention_heads"]
-        head = shape.get("head_dim") or shape["hidden_size"] // heads
-        kv_heads = shape.get("num_key_value_heads") or heads
-        return ModelSize(
-            parameters=sum(_numbers(shard) for shard in shards),
-            vocabulary=shape["vocab_size"],
-            positions=shape["max_position_embeddings"],
-            kv_numbers_per_token=2 * shape["num_hidden_layers"] * kv_heads * head,
-        )
+        parameters = sum(_numbers(shard) for shard in shards)
     except (ValueError, KeyError, struct.error) as error:
         raise BrokenCheckpointError(
-            f"cannot read the model's shape: {type(error).__name__}: {error}",
+            f"cannot read the header of the weights: {type(error).__name__}: {error}",
             where=str(folder),
             mend="the folder must hold a causal language model as save_pretrained writes it",
         ) from error
+    return ModelSize(
+        parameters=parameters,
+        vocabulary=shape.vocabulary,
+        positions=shape.positions,
+        kv_numbers_per_token=2 * shape.layers * shape.kv_heads * shape.head_size,
+    )
 
 
 def _numbers(shard: Path) -> int:

@@ -103,7 +103,10 @@ class CriticWorker(Trainer):
                 where=self._name,
                 mend="lower the learning rate, or look at the texts that were scored",
             )
-        self.engine.add_to_weight("score.bias", -mean)
+        from workers.models import scalar_head
+
+        name, _ = scalar_head(self.engine.module)
+        self.engine.add_to_weight(f"{name}.bias", -mean)
 
     def values(self, work: Work, shards: list[RolloutBatch]) -> TokenField:
         """Value of the state before each response token, reward units."""

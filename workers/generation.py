@@ -18,6 +18,7 @@ from workers.messages import (
     Sampling,
     WeightOffer,
 )
+from workers.safetensors_folder import OUTPUT_LAYERS, bare_name
 
 if TYPE_CHECKING:
     from workers.specs import RolloutSpec
@@ -67,10 +68,13 @@ def require_complete(offer: WeightOffer, shapes: Mapping[str, tuple[int, ...]]) 
     """Raise WeightSyncError unless an offer brings every weight of the model, in its shape.
 
     Engines accept partial updates silently and would then mix the weights of two versions.
+
+    Args:
+        offer: What would travel.
+        shapes: Of every weight, by its name within the body of the model.
     """
-    offered = {
-        m.name: m.shape for m in offer.metas if m.name in shapes or m.name != "lm_head.weight"
-    }
+    arriving = [(bare_name(m.name), m.shape) for m in offer.metas]
+    offered = {n: shape for n, shape in arriving if n in shapes or n not in OUTPUT_LAYERS}
     wrong = sorted(
         name for name in offered.keys() | shapes.keys() if offered.get(name) != shapes.get(name)
     )

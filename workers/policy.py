@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,9 @@ from workers.messages import (
     StepStats,
     StepWork,
     SupervisedStep,
+    TensorMeta,
     TextLoss,
+    TokenBatch,
     TokenField,
     WeightOffer,
     WeightReceipt,
@@ -43,6 +46,7 @@ class PolicyWorker(Trainer):
         super().__init__(rank)
         self._shared_memory: SharedMemorySender | None = None
         self._transfer: GroupSender | None = None
+        self._shares_rows = False  # documents may share rows without seeing each other
 
     def train_supervised(self, step: SupervisedStep) -> StepStats:
         """One optimizer step on the mean loss of the target tokens, nats a token.
@@ -60,7 +64,8 @@ class PolicyWorker(Trainer):
         from workers.engine import gather_rows
 
         self.engine.mode(training=False)
-        parts = [text_loss(self.engine.logits, b, self.engine.device) for b in step.micro_batches]
+        batches = [self._rows(batch) for batch in step.micro_batches]
+        parts = [text_loss(self.engine.logits, b, self.engine.device) for b in batches]
         nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
         totals = gather_rows([nll, tokens]).sum(dim=0).tolist()
         return TextLoss(totals[0], int(totals[1]))
@@ -100,14 +105,14 @@ class PolicyWorker(Trainer):
         """
         bucket_bytes = self._joined().weight_bucket_bytes
         if transport != "shm":
-            offer = make_offer(version, self.engine.metas, transport, bucket_bytes)
+            offer = make_offer(version, self._sent_metas(), transport, bucket_bytes)
             return offer if self.rank == 0 else None
         if self.rank != 0:
             self._pass_weights()
             return None
         if self._shared_memory is None:
             self._shared_memory = SharedMemorySender(bucket_bytes)
-        return self._shared_memory.publish(version, self.engine.metas, self._weights())
+        return self._shared_memory.publish(version, self._sent_metas(), self._sent_weights())
 
     def connect(self, address: GroupAddress) -> None:
         """Form the transfer group as its sender (rank 0 only)."""
@@ -121,12 +126,29 @@ class PolicyWorker(Trainer):
             return None
         if self._transfer is None:
             raise RoleError("no transfer group", where=self._name, mend="call connect first")
-        return self._transfer.send(offer, self._weights())
+        return self._transfer.send(offer, self._sent_weights())
 
     def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
-        from workers.models import load_causal_lm
+        from workers.models import keeps_documents_apart, load_causal_lm
 
-        return load_causal_lm(spec.checkpoint, dtype=group.dtype, attention=spec.attention)
+        model = load_causal_lm(spec.checkpoint, dtype=group.dtype, attention=spec.attention)
+        self._shares_rows = keeps_documents_apart(model)
+        return model
+
+    def _sent_metas(self) -> tuple[TensorMeta, ...]:
+        from workers.checkpoint_form import checkpoint_metas
+
+        return checkpoint_metas(self.engine.module, self.engine.metas)
+
+    def _sent_weights(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """Whole weights under the names that engines know: those of the model's folder."""
+        from workers.checkpoint_form import checkpoint_form
+
+        for bucket in self._weights():
+            yield from checkpoint_form(self.engine.module, bucket)
+
+    def _rows(self, batch: TokenBatch) -> TokenBatch:
+        return batch if self._shares_rows else batch.one_document_a_row()
 
     def _pass_weights(self) -> None:
         """Take part in gathering weights that only rank 0 uses."""
@@ -179,7 +201,7 @@ class PolicyWorker(Trainer):
         Rows have no ids: an error names them by their number within this rank's step.
         """
         first = 0
-        for batch in step.micro_batches:
+        for batch in map(self._rows, step.micro_batches):
             nll, names = text_nll(self.engine.logits, batch, self.engine.device)
             total = nll.sum()
             tally.add("nll", float(total.detach()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from workers.errors import RoleError, TokenizerMismatchError
 from workers.experience import gather_rollouts
 from workers.frozen import FrozenModel, identity
 from workers.messages import Finish, IntArray, Ragged, RoleInfo, RolloutBatch, Scores
+from workers.model_shape import read_shape
 from workers.models import load_scalar
 from workers.padding import token_budget_batches
 from workers.reward_function import ScoredTexts, load_function, score_texts
@@ -70,18 +72,34 @@ class RewardWorker:
 
 
 class _ModelScorer:
-    """The scalar at the last token of each sequence."""
+    """The scalar at the last token of each sequence.
+
+    Re-encoded for the reward model a sequence can be longer than its positions, or empty: it then
+    has no reward, and the reason is on record.
+    """
 
     def __init__(self, spec: RewardSpec, model: FrozenModelSpec) -> None:
         self._bridge = _make_bridge(spec, model)
         loaded = load_scalar(model.checkpoint, dtype=model.dtype, attention=model.attention)
         self._model = FrozenModel(loaded, model)
+        self._positions = read_shape(Path(model.checkpoint)).positions
 
     def __call__(self, batch: RolloutBatch) -> ScoredTexts:
         rows, model = self._bridge(batch), self._model
-        batches = token_budget_batches(rows.lengths, model.budget)
-        values = sequence_scores(model.logits, rows, batches, model.device)
+        fits = rows.lengths > 0
+        if self._positions is not None:
+            fits &= rows.lengths <= self._positions
+        fitting = rows.select(np.flatnonzero(fits))
+        batches = token_budget_batches(fitting.lengths, model.budget)
+        values = np.full(len(rows), np.nan, np.float32)
+        values[fits] = sequence_scores(model.logits, fitting, batches, model.device)
         reasons = ["" if np.isfinite(v) else "reward model: not finite" for v in values]
+        for row in np.flatnonzero(~fits):
+            reasons[row] = (
+                f"reward model: more than its {self._positions} tokens"
+                if rows.lengths[row]
+                else "reward model: no tokens"
+            )
         return np.where(np.isfinite(values), values, np.float32("nan")), reasons
 
 

@@ -30,7 +30,7 @@ from workers.messages import (
     WeightOffer,
     WeightReceipt,
 )
-from workers.safetensors_folder import SafetensorsFolder
+from workers.safetensors_folder import OUTPUT_LAYERS, SafetensorsFolder
 
 if TYPE_CHECKING:
     from workers.specs import RolloutSpec
@@ -215,10 +215,11 @@ class RolloutWorker:
 def _require_same_output(update: SafetensorsFolder, engine: SafetensorsFolder) -> None:
     # An engine with a tied output layer would pass over one that comes along, and serve the
     # embedding in its place.
-    name = "lm_head.weight"
-    if name in update.shapes and name not in engine.shapes:
+    own = OUTPUT_LAYERS & update.shapes.keys() - engine.shapes.keys()
+    if own and engine.tied:
         raise WeightSyncError(
-            f"{name} is a weight of its own in the checkpoint, but the engine's is the embedding",
+            f"{min(own)} is a weight of its own in the checkpoint, but the engine's is the "
+            "embedding",
             where=str(update.path),
             mend="give all models of a run the same tie_word_embeddings",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,26 @@ from safetensors import SafetensorError, safe_open
 
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
 from workers.messages import TensorMeta
+from workers.model_shape import read_shape
 
 if TYPE_CHECKING:
     from workers.weight_packing import NamedTensors
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# What the families call the output layer; with tied weights it is the embedding.
+OUTPUT_LAYERS = frozenset({"lm_head.weight", "embed_out.weight"})
+# The body of a model under its language-modelling head; published folders of the body alone (GPT-2)
+# leave it out, and every loader adds it.
+_BODIES = ("transformer.", "model.", "gpt_neox.")
+# Constants that older versions of transformers wrote beside the weights; no model reads them.
+_CONSTANTS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 _MEND = "save the model again with save_pretrained(..., safe_serialization=True)"
+
+
+def bare_name(name: str) -> str:
+    """Name of a weight within the body of its model: equal however the folder was written."""
+    body = next((body for body in _BODIES if name.startswith(body)), "")
+    return name.removeprefix(body)
 
 
 class SafetensorsFolder:
@@ -36,28 +51,28 @@ class SafetensorsFolder:
             raise MissingCheckpointError(
                 "no such checkpoint folder", where=path, mend="check the path, or run its stage"
             )
-        self.config = self._json("config.json")
+        self.shape = read_shape(self.path)
         self._files = self._shards()
         self.metas = tuple(m for file in self._files for m in self._header(file))
 
     @property
     def tied(self) -> bool:
         """True when the output layer shares its weights with the embedding."""
-        return bool(self.config.get("tie_word_embeddings", False))
+        return self.shape.tied
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids that the embedding knows."""
-        size = self.config.get("vocab_size")
-        if not isinstance(size, int):
-            raise self._broken("config.json", "no vocab_size")
-        return size
+        return self.shape.vocabulary
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each weight that an update must bring; a tied output layer is not one."""
-        skip = {"lm_head.weight"} if self.tied else set()
-        return {m.name: m.shape for m in self.metas if m.name not in skip}
+        """Shape of each weight that an update must bring; a tied output layer is not one.
+
+        Keys are names within the body of the model (`bare_name`).
+        """
+        skip = OUTPUT_LAYERS if self.tied else frozenset()
+        return {bare_name(m.name): m.shape for m in self.metas if m.name not in skip}
 
     def buckets(self) -> Iterator[NamedTensors]:
         """Yield the tensors in the order of `metas`, one file at a time, one tensor a bucket."""
@@ -81,7 +96,11 @@ class SafetensorsFolder:
     def _header(self, file: Path) -> list[TensorMeta]:
         try:
             with safe_open(file, framework="np") as weights:
-                slices = {name: weights.get_slice(name) for name in weights.offset_keys()}
+                slices = {
+                    name: weights.get_slice(name)
+                    for name in weights.offset_keys()
+                    if not _CONSTANTS.search(name)
+                }
                 return [
                     TensorMeta(name, _DTYPES[s.get_dtype()], tuple(s.get_shape()))
                     for name, s in slices.items()

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from workers.checkpoint_form import CheckpointFormReader
 from workers.errors import RoleError, WeightSyncError
 from workers.generation import Generated, Sample
 from workers.messages import Finish, GroupAddress, Sampling, WeightOffer
 from workers.models import load_causal_lm
+from workers.safetensors_folder import OUTPUT_LAYERS
 from workers.specs import RolloutSpec
 from workers.weight_sync import GroupReceiver, NamedTensors, SharedMemoryReceiver
 
@@ -24,6 +26,8 @@ class TransformersEngine:
         model = load_causal_lm(spec.checkpoint, dtype=spec.dtype)
         torch.nn.Module.to(model, self._device)
         self._model: PreTrainedModel | None = model
+        self._reader = CheckpointFormReader(model)
+        self._tied = bool(model.config.tie_word_embeddings)
         self._shared = SharedMemoryReceiver()
         self._group: GroupReceiver | None = None
 
@@ -58,16 +62,13 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the model."""
         self._model, self._group = None, None
+        del self._reader
         self._shared.close()
 
-    @torch.no_grad()
     def _load(self, bucket: NamedTensors) -> None:
-        parameters = dict(self._require_model().named_parameters())
-        for name, tensor in bucket:
-            if name in parameters:  # a tied output layer may come along and is the embedding itself
-                parameters[name].copy_(tensor)
-            elif name != "lm_head.weight":
-                raise WeightSyncError(f"the model has no weight {name}")
+        self._require_model()
+        # A tied output layer may come along and is the embedding itself.
+        self._reader.read([(n, t) for n, t in bucket if not (self._tied and n in OUTPUT_LAYERS)])
 
     def _require_model(self) -> PreTrainedModel:
         if self._model is None:

@@ -33,6 +33,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from workers.errors import ConfigError, RoleError, WeightSyncError
 from workers.generation import Generated, Sample
 from workers.messages import Finish, GroupAddress, Sampling, WeightOffer
+from workers.safetensors_folder import OUTPUT_LAYERS
 from workers.specs import RolloutSpec
 from workers.weight_sync import GroupReceiver, NamedTensors, SharedMemoryReceiver
 
@@ -81,6 +82,8 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         """Load every bucket; raises WeightSyncError when the model did not get all its weights."""
         buckets = self._buckets(update_info.offer)
         wanted = {name for name, _ in self.model.named_parameters()}
+        if self.device.type == "cpu":
+            self._forget_expert_kernels()
         initialize_layerwise_reload(self.model)
         load: Any = self.model.load_weights
         for bucket in buckets:
@@ -89,11 +92,19 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
             if update_info.offer.transport != "shm":
                 self._keep_pending(bucket[0][1].untyped_storage().data_ptr())
         if self._tied:
-            wanted.discard("lm_head.weight")
+            wanted -= OUTPUT_LAYERS
         if wanted:
             raise WeightSyncError(
                 f"{len(wanted)} weights of the engine were not updated, {min(wanted)} among them"
             )
+
+    def _forget_expert_kernels(self) -> None:
+        # On CPU experts multiply with packed weights, and vLLM packs them only while it makes the
+        # kernel: a reload would leave plain weights where the kernel reads packed ones.
+        for layer in self.model.modules():
+            method: Any = getattr(layer, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None
 
     def _keep_pending(self, buffer: int) -> None:
         # A layer that waits for more elements holds views of the receive buffer, which the next
@@ -132,6 +143,8 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
             for m in self.model.modules()
             if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
         ]
+        if not heads and len(embeddings) == 1:
+            return  # the output layer is the embedding itself, and was loaded as such
         if len(heads) != 1 or len(embeddings) != 1:
             raise WeightSyncError(
                 f"tied model with {len(heads)} output layers and {len(embeddings)} embeddings",

@@ -25,6 +25,7 @@ from orchestrator.summary import MODEL_ORDER, EvaluationRow
 from workers.data.records import Prompt
 from workers.errors import ConfigError
 from workers.messages import FloatArray, Ragged, RolloutBatch, TokenBatch
+from workers.model_shape import read_shape
 from workers.pocket.labeler import Gold
 
 
@@ -40,8 +41,7 @@ def evaluate(session: Session) -> None:
         )
     prompts = session.source.prompts("heldout", 0, session.config.evaluate.prompts)
     answers: dict[str, Answers] = {}
-    # The large model has another shape than the engines' weights: last, one restart is enough.
-    for number, name in enumerate(sorted(names, key=lambda name: name == "large")):
+    for number, name in enumerate(_by_architecture(session, names)):
         session.position.step = number
         answers[name] = _answer(session, name, prompts)
         session.live.advance(number + 1)
@@ -51,6 +51,13 @@ def evaluate(session: Session) -> None:
     _keep_comparisons(session, prompts, answers)
     session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
     _run_harness(session, names)
+
+
+def _by_architecture(session: Session, names: list[str]) -> list[str]:
+    """The models, those of one architecture in a row: each change restarts the engines."""
+    shapes = {name: read_shape(Path(session.need(name))).key for name in names}
+    order = list(shapes.values())
+    return sorted(names, key=lambda name: order.index(shapes[name]))
 
 
 def _run_harness(session: Session, names: Sequence[str]) -> None:
@@ -71,7 +78,7 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     measuring = session.fleet.reference.load(
         frozen_spec(session.config, path, session.config.cluster.roles.reference)
     )
-    rollout, version = session.engines_on(path, shape="large" if name == "large" else "policy")
+    rollout, version = session.engines_on(path)
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
     measuring.result()
     golds = session.source.gold(prompts, texts)

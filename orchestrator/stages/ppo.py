@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from orchestrator import batching
+from orchestrator.backbones import critic_start
 from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
@@ -132,6 +133,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
     fleet.bring_up(*RoleName)
     steps = settings.iterations * _steps_per_iteration(session)
     reward_model = _reward_checkpoint(session)
+    critic = critic_start(config, session.checkpoints)
     loading = [
         fleet.policy.load(
             train_spec(config, sft, settings.policy_optimizer, steps, ema_decay=settings.ema_decay)
@@ -139,10 +141,10 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         fleet.critic.load(
             train_spec(
                 config,
-                reward_model or sft,
+                session.need(critic.checkpoint),
                 settings.critic_optimizer,
                 steps,
-                head="keep" if reward_model else "zero",
+                head=critic.head,
             )
         ),
         fleet.reference.load(frozen_spec(config, sft, config.cluster.roles.reference)),

@@ -68,13 +68,18 @@ def serve(connection: Connection, rank: int) -> None:
 class Remote:
     """Calls the verbs of a worker in another process."""
 
-    def __init__(self, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        monkeypatch: pytest.MonkeyPatch,
+        target: Callable[[Connection, int], None] = serve,
+    ) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            self._process = spawn.Process(target=serve, args=(theirs, 0), daemon=True)
+            self._process = spawn.Process(target=target, args=(theirs, 0), daemon=True)
             self._process.start()
 
     def begin(self, verb: str, *arguments: Any) -> None:

@@ -37,7 +37,10 @@ def _read(path: str) -> dict[str, Tensor]:
 def _write(path: str | Path, tensors: dict[str, Tensor]) -> None:
     Path(path).mkdir(parents=True, exist_ok=True)
     save_file({n: t.detach().contiguous() for n, t in tensors.items()}, f"{path}/model.safetensors")
-    (Path(path) / "config.json").write_text(json.dumps({"architectures": ["Toy"]}))
+    config = {"architectures": ["Toy"], "model_type": "llama", "num_hidden_layers": 1}
+    if "layers" in tensors:
+        config["num_hidden_layers"] = int(tensors["layers"])
+    (Path(path) / "config.json").write_text(json.dumps(config))
 
 
 def checksum(weights: Tensor) -> str:

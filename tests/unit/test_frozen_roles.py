@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_models import build_family
 
 from workers.errors import ConfigError, LedgerError, RoleError, TokenizerMismatchError
 from workers.messages import Finish, Ragged, RolloutBatch, TokenBatch, Work
@@ -183,3 +184,26 @@ def test_a_function_reads_texts(folders) -> None:
 def test_a_function_must_exist(folders) -> None:
     with pytest.raises(ConfigError):
         RewardWorker(0).load(RewardSpec(None, "nowhere:f", "tokens", str(folders["base"])))
+
+
+def test_a_row_that_does_not_fit_the_reward_model_is_a_failure(tmp_path) -> None:
+    base = build_family("gpt2", tmp_path / "base", n_positions=8)
+    model = load_scalar(str(base), dtype="float32", head="random")
+    model.save_pretrained(tmp_path / "reward")
+    build_tokenizer().save_pretrained(tmp_path / "reward")
+    batch = _rollouts(3, 12)
+    fits = batch.tokens.lengths <= 8
+    assert 0 < fits.sum() < 12
+    worker = RewardWorker(0)
+    worker.load(RewardSpec(spec(tmp_path / "reward"), "", "text", str(base)))
+    scores = worker.score(batch.ids, [batch])
+    assert {reason for reason, fit in zip(scores.failures, fits, strict=True) if not fit} == {
+        "reward model: more than its 8 tokens"
+    }
+    assert np.isfinite(scores.values).tolist() == fits.tolist()
+    wanted = [
+        float(_row_logits(model, row)[-1, 0])
+        for row, fit in zip(batch.tokens.rows(), fits, strict=True)
+        if fit
+    ]
+    np.testing.assert_allclose(scores.values[fits], wanted, atol=1e-5)

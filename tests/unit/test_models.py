@@ -2,14 +2,25 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from family_models import FAMILIES, build_family
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification, OPTConfig, OPTForCausalLM
 
-from workers.errors import BrokenCheckpointError, MissingCheckpointError
-from workers.models import keep_checkpointing, load_causal_lm, load_scalar
+from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
+from workers.messages import Ragged, TokenBatch
+from workers.models import (
+    forward_logits,
+    keep_checkpointing,
+    keeps_documents_apart,
+    load_causal_lm,
+    load_scalar,
+    scalar_head,
+)
 from workers.pocket.model import create_model
+from workers.scoring import text_loss
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +134,62 @@ def test_a_broken_folder_is_refused(base: Path, tmp_path: Path, damage) -> None:
         load_causal_lm(str(path), dtype="float32")
     with pytest.raises(BrokenCheckpointError):
         load_scalar(str(path), dtype="float32", head="random")
+
+
+ALONE = ("bloom", "falcon", "opt")  # their positions do not tell documents apart
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_documents_that_share_a_row_do_not_see_each_other(name: str, tmp_path: Path) -> None:
+    folder = str(build_family(name, tmp_path))
+    model = load_causal_lm(folder, dtype="float32", attention=FAMILIES[name].attention)
+    assert keeps_documents_apart(model) == (name not in ALONE)
+    documents = [[5, 9, 11, 7, 6], [8, 4, 30, 31]]
+    shared = TokenBatch(
+        Ragged.from_rows([[*documents[0], *documents[1]]], np.int32),
+        Ragged.from_rows([[False, True, True, True, True, False, True, True, True]], np.bool_),
+        Ragged.from_rows([[0, 1, 2, 3, 4, 0, 1, 2, 3]], np.int32),
+    )
+    apart = shared.one_document_a_row()
+    assert [row.tolist() for row in apart.tokens.rows()] == documents
+    assert apart.target_count == shared.target_count == 7
+    wanted = sum(
+        -float(model(input_ids=torch.tensor([d])).logits[0].log_softmax(-1)[t - 1, d[t]])
+        for d in documents
+        for t in range(1, len(d))
+    )
+    batch = apart if name in ALONE else shared
+    loss = text_loss(lambda rows: forward_logits(model, rows), batch, "cpu")
+    assert loss.nll == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].head])
+def test_every_family_carries_a_scalar_head(name: str, tmp_path: Path) -> None:
+    build_family(name, tmp_path / "base")
+    how = {"dtype": "float32", "attention": FAMILIES[name].attention}
+    model = load_scalar(str(tmp_path / "base"), head="random", **how)
+    head, linear = scalar_head(model)
+    assert head == FAMILIES[name].head
+    assert linear.bias.tolist() == [0.0]
+    model.save_pretrained(tmp_path / "scalar")
+    ids = torch.tensor([[1, 5, 6]])
+    wanted = model(input_ids=ids).logits
+    plain, info = AutoModelForTokenClassification.from_pretrained(
+        tmp_path / "scalar", output_loading_info=True, attn_implementation=how["attention"]
+    )
+    assert not info["missing_keys"]
+    assert torch.equal(plain.eval()(input_ids=ids).logits, wanted)
+    kept = load_scalar(str(tmp_path / "scalar"), head="keep", **how)
+    assert torch.equal(kept(input_ids=ids).logits, wanted)
+    with pytest.raises(BrokenCheckpointError, match="no scalar head"):
+        load_scalar(str(tmp_path / "base"), head="keep", **how)
+
+
+def test_a_family_without_such_a_class_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'opt'"):
+        load_scalar(str(build_family("opt", tmp_path)), dtype="float32", head="zero")
+
+
+def test_attention_that_a_family_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.attention=eager"):
+        load_causal_lm(str(build_family("bloom", tmp_path)), dtype="float32")

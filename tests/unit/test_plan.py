@@ -160,8 +160,8 @@ def test_parameters_equal_the_model_that_transformers_makes():
 def checkpoint(folder: Path, **shape: object) -> Path:
     folder.mkdir()
     config = {
-        "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 50,
-        "max_position_embeddings": 4096, **shape,
+        "model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3,
+        "vocab_size": 50, "max_position_embeddings": 4096, **shape,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v}))
     save_file({"a": torch.zeros(5, 7), "b": torch.zeros(11)}, folder / "model-1.safetensors")
@@ -177,7 +177,7 @@ def test_checkpoint_size_reads_headers(tmp_path: Path):
     assert size.kv_numbers_per_token == 2 * 3 * 1 * 4
     assert checkpoint_size(tmp_path / "absent") is None
     with pytest.raises(BrokenCheckpointError):
-        checkpoint_size(checkpoint(tmp_path / "broken", vocab_size=None))
+        checkpoint_size(checkpoint(tmp_path / "broken", model_type=None))
 
 
 def test_zero_stages_divide_what_they_should():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ class EchoEngine:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text('{"vocab_size": 10, "tie_word_embeddings": true}')
+    config = {"model_type": "llama", "vocab_size": 10, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = {"a.weight": torch.zeros(4, 2), "b.weight": torch.zeros(3, dtype=torch.bfloat16)}
     save_file({**tensors, "lm_head.weight": torch.zeros(4, 2)}, tmp_path / "model.safetensors")
     return tmp_path
@@ -171,7 +173,8 @@ def test_an_untied_checkpoint_is_not_for_a_tied_engine(
     worker = RolloutWorker(0)
     worker.start(make_spec(checkpoint), 0)
     worker.load_checkpoint(str(other), 1)
-    (other / "config.json").write_text('{"vocab_size": 10, "tie_word_embeddings": false}')
+    config = {"model_type": "llama", "vocab_size": 10, "tie_word_embeddings": False}
+    (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightSyncError, match="tie_word_embeddings"):
         worker.load_checkpoint(str(other), 2)
     assert worker.state() == EngineState(1, "admitted")  # nothing was transferred
@@ -206,7 +209,7 @@ def test_folder_names_what_is_wrong_with_it(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("[]")
     with pytest.raises(BrokenCheckpointError, match=r"config\.json: not a JSON object"):
         SafetensorsFolder(str(checkpoint))
-    (checkpoint / "config.json").write_text('{"vocab_size": 10}')
+    (checkpoint / "config.json").write_text('{"model_type": "llama"}')
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(BrokenCheckpointError, match=r"model\.safetensors"):
         SafetensorsFolder(str(checkpoint))

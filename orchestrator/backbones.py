@@ -1,0 +1,132 @@
+"""Which models carry the scalar heads: where the critic starts, and whether backbones fit.
+
+A reward model and a critic may be of another family or size than the policy. The critic reads the
+policy's token ids, so it can only start from a model that shares the policy's tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.arithmetic import PPO_STAGES
+from orchestrator.config import Config, RewardKind, StageName, TextBridge
+from orchestrator.sizes import ModelSize, checkpoint_size
+from workers.errors import BatchArithmeticError, TokenizerMismatchError
+from workers.model_shape import read_shape, require_scalar_class
+
+
+@dataclass(frozen=True, slots=True)
+class CriticStart:
+    """What the value function starts from."""
+
+    checkpoint: Literal["critic", "reward_model", "sft"]
+    head: Literal["keep", "zero"]
+    note: str = ""  # for people, where it is not the reward model as usual
+
+
+def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
+    """Where the critic starts: `critic` if given, else the reward model, else the SFT model.
+
+    The reward model is left aside where it has another tokenizer than the policy
+    (reward.bridge=text): token ids would mean other words to it.
+
+    Args:
+        config: The run.
+        folders: Known checkpoints by name; "" or absent = not there yet.
+
+    Raises:
+        BrokenCheckpointError: a folder holds no tokenizer that can be read.
+    """
+    if folders.get("critic"):
+        head = "keep" if _has_head(Path(folders["critic"])) else "zero"
+        return CriticStart(
+            "critic", head, f"the critic starts from its own checkpoint, head {head}"
+        )
+    if config.reward.kind is RewardKind.function:
+        return CriticStart("sft", "zero")
+    policy, reward = folders.get("sft") or folders.get("base"), folders.get("reward_model")
+    if config.reward.bridge is TextBridge.text and policy and reward:
+        from workers.data.fingerprint import tokenizer_fingerprint
+        from workers.data.tokenizers import load_tokenizer
+
+        mine, theirs = (tokenizer_fingerprint(load_tokenizer(f)) for f in (policy, reward))
+        if mine != theirs:
+            return CriticStart(
+                "sft",
+                "zero",
+                "the critic starts from the SFT model with a head of zero: the reward model has "
+                "another tokenizer",
+            )
+    return CriticStart("reward_model", "keep")
+
+
+def _has_head(folder: Path) -> bool:
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+    return any(str(name).endswith("ForTokenClassification") for name in names or ())
+
+
+def plan_critic(config: Config) -> CriticStart | None:
+    """Where the critic of the run's PPO stages will start; None without one."""
+    if not any(stage in PPO_STAGES for stage in config.stages):
+        return None
+    given = config.model.checkpoints
+    names = ("critic", "reward_model", "sft", "base")
+    folders = {name: getattr(given, name) for name in names}
+    if StageName.reward_model in config.stages:
+        folders["reward_model"] = ""  # made from the SFT model, whose tokenizer it keeps
+    known = {n: f for n, f in folders.items() if f and (Path(f) / "config.json").is_file()}
+    return critic_start(config, known)
+
+
+def check_backbones(config: Config, policy: ModelSize | None) -> None:
+    """The given models that carry a scalar head can, and take every sequence of the policy.
+
+    Args:
+        config: The run.
+        policy: Its size, if it is known already.
+
+    Raises:
+        ConfigError: a family without a token-classification class.
+        BatchArithmeticError: fewer positions than a sequence may have tokens.
+        TokenizerMismatchError: fewer words than the policy has.
+    """
+    rollout = config.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    for name, reads_ids in _carriers(config):
+        folder = Path(getattr(config.model.checkpoints, name) or "/")
+        if not (folder / "config.json").is_file():
+            continue  # made by a stage of this run, or said to be missing by whoever loads it
+        where = f"model.checkpoints.{name}"
+        require_scalar_class(read_shape(folder).family, where)
+        size = checkpoint_size(folder)
+        if not reads_ids or size is None:
+            continue
+        if size.positions is not None and longest > size.positions:
+            raise BatchArithmeticError(
+                f"sequences of up to {longest} tokens; this model has {size.positions} positions",
+                where=where,
+                mend="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
+            )
+        if policy is not None and size.vocabulary < policy.vocabulary:
+            raise TokenizerMismatchError(
+                f"the policy samples from {policy.vocabulary} token ids, this model knows "
+                f"{size.vocabulary}",
+                where=where,
+                mend="give a model with the policy's tokenizer, or set reward.bridge=text",
+            )
+
+
+def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
+    """Names of given checkpoints that get a scalar head, and whether they read policy tokens."""
+    if StageName.reward_model in config.stages:
+        yield "sft" if config.model.checkpoints.sft else "base", True
+    start = plan_critic(config)
+    if start is None:
+        return
+    yield start.checkpoint, True
+    if config.reward.kind is RewardKind.model and start.checkpoint != "reward_model":
+        yield "reward_model", config.reward.bridge is TextBridge.tokens

@@ -1,0 +1,115 @@
+"""What config.json says about a model's shape, under the names of any family."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from workers.errors import BrokenCheckpointError, ConfigError
+
+_MEND = "the folder must hold a causal language model as save_pretrained writes it"
+# What a run or a library writes into config.json without changing the model that it describes.
+_INCIDENTAL = frozenset(
+    {
+        "_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype",
+        "use_cache", "id2label", "label2id", "num_labels", "classifier_dropout",
+        "token_classification_bias", "bos_token_id", "eos_token_id", "pad_token_id",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a causal language model that plans and engines depend on."""
+
+    family: str  # transformers' model_type
+    layers: int
+    kv_heads: int  # key and value heads of a layer
+    head_size: int
+    vocabulary: int
+    positions: int | None  # longest sequence in tokens; None = no limit (ALiBi)
+    tied: bool  # the output layer is the embedding
+    content: str  # config.json without what does not change the model, as JSON
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for folders whose weights fit the same engine, 16 hexadecimal digits."""
+        return sha256(self.content.encode()).hexdigest()[:16]
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """Read config.json as transformers does, with the family's defaults for absent keys.
+
+    Raises:
+        BrokenCheckpointError: there is none, it does not parse, or it describes no language model.
+    """
+    # Deferred: seconds to import, and the driver looks at folders only in some runs.
+    from transformers import AutoConfig
+
+    try:
+        if not isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict):
+            raise ValueError("not a JSON object")
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return _shape(whole.get_text_config(decoder=True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenCheckpointError(
+            f"cannot read config.json: {error}",
+            where=str(folder),
+            mend=_MEND,
+        ) from error
+
+
+def _shape(config: Any) -> ModelShape:
+    heads, width = config.num_attention_heads, config.hidden_size
+    positions = getattr(config, "max_position_embeddings", None)
+    return ModelShape(
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        kv_heads=_kv_heads(config, heads),
+        head_size=getattr(config, "head_dim", None) or width // heads,
+        vocabulary=config.vocab_size,
+        positions=None if getattr(config, "alibi", False) else positions,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        content=_content(config),
+    )
+
+
+def _kv_heads(config: Any, heads: int) -> int:
+    if getattr(config, "multi_query", False) and not getattr(
+        config, "new_decoder_architecture", False
+    ):  # Falcon and GPT-BigCode: one key for all queries, whatever num_kv_heads says
+        return 1
+    return (
+        getattr(config, "num_key_value_heads", None)
+        or getattr(config, "num_kv_heads", None)
+        or heads
+    )
+
+
+def _content(config: Any) -> str:
+    values = {k: v for k, v in config.to_dict().items() if k not in _INCIDENTAL}
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def require_scalar_class(family: str, where: str) -> None:
+    """Refuse a family for which transformers has no token-classification class.
+
+    Raises:
+        ConfigError: names the family.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    if family not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES:
+        raise ConfigError(
+            f"transformers has no token-classification class for {family!r} models, so they cannot "
+            "carry the scalar head of a reward model or critic",
+            where=where,
+            mend="take a reward model or critic of another family (model.checkpoints.critic), for "
+            "example Llama, Qwen, Mistral, Gemma, GPT-2 or GPT-NeoX",
+        )
