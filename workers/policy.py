@@ -126,7 +126,9 @@ class PolicyWorker(Trainer):
     def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
         from workers.models import load_causal_lm
 
-        return load_causal_lm(spec.checkpoint, dtype=group.dtype, attention=spec.attention)
+        return load_causal_lm(
+            spec.checkpoint, dtype=group.dtype, attention=spec.attention, dropout=spec.dropout
+        )
 
     def _pass_weights(self) -> None:
         """Take part in gathering weights that only rank 0 uses."""

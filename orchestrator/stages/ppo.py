@@ -16,7 +16,7 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.batching import StepPlan
-from orchestrator.config import KLControl, RewardKind, RoleName
+from orchestrator.config import CriticInit, KLControl, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
 from orchestrator.handles import Answer, Experience, Fields, Rollouts
 from orchestrator.ledger import Ledger, LedgerSummary
@@ -94,16 +94,24 @@ def _iterate(run: _Run, iteration: int) -> None:
         "experience",
         _build(run, rollouts, kept, scores, old.result(), reference.result(), values.result()),
     ).result()
-    updating = timed("policy_update", _update_policy(run, iteration, rollouts, kept, experience))
+    warming = iteration < session.config.algorithm.critic_warmup_iterations
+    updating = None
+    if not warming:
+        updating = timed(
+            "policy_update", _update_policy(run, iteration, rollouts, kept, experience)
+        )
     fitting = timed("critic_update", _update_critic(run, iteration, rollouts, kept, experience))
-    policy_stats, critic_stats = updating.result(), fitting.result()
+    policy_stats = updating.result() if updating is not None else []
+    critic_stats = fitting.result()
     session.note_first_step()
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration)
     session.findings.ledger = _added(session.findings.ledger, counts)
 
-    with session.telemetry.span(run.stage, iteration + 1, "weight_sync"):
-        synced = _sync(run)
+    synced = None  # while only the critic learns, the engines hold what the policy is
+    if not warming:
+        with session.telemetry.span(run.stage, iteration + 1, "weight_sync"):
+            synced = _sync(run)
     record_iteration(
         session,
         Iteration(
@@ -122,7 +130,7 @@ def _iterate(run: _Run, iteration: int) -> None:
         ),
         run.version,
     )
-    if run.adaptive_kl is not None:
+    if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
 
 
@@ -130,19 +138,22 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
     """Load every role's model, at the same time, and sync the first weights."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
     fleet.bring_up(*RoleName)
-    steps = settings.iterations * _steps_per_iteration(session)
+    each = _steps_per_iteration(session)
+    steps = settings.iterations * each
+    taught = steps - settings.critic_warmup_iterations * each
     reward_model = _reward_checkpoint(session)
+    from_reward = bool(reward_model) and settings.critic_init is CriticInit.reward_model
     loading = [
         fleet.policy.load(
-            train_spec(config, sft, settings.policy_optimizer, steps, ema_decay=settings.ema_decay)
+            train_spec(config, sft, settings.policy_optimizer, taught, ema_decay=settings.ema_decay)
         ),
         fleet.critic.load(
             train_spec(
                 config,
-                reward_model or sft,
+                reward_model if from_reward else sft,
                 settings.critic_optimizer,
                 steps,
-                head="keep" if reward_model else "zero",
+                head="keep" if from_reward else "zero",
             )
         ),
         fleet.reference.load(frozen_spec(config, sft, config.cluster.roles.reference)),
