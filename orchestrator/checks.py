@@ -149,7 +149,7 @@ def _check_files(config: Config, stage: StageName) -> None:
     if config.data.source is DataSourceKind.pocket:
         if stage is StageName.sft and config.sft.epochs:
             raise ConfigError(
-                "the pocket world generates demonstrations without end: there is no pass over them",
+                "the pocket world's demonstrations have no end, so there is no pass over them",
                 where="sft.epochs",
                 mend="set sft.steps and leave sft.epochs at 0, or use data=files",
             )

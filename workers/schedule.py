@@ -10,8 +10,8 @@ from workers.specs import OptimizerSpec
 def learning_rate(spec: OptimizerSpec, step: int) -> float:
     """Learning rate of optimizer step `step` (from 0).
 
-    Linear warm-up, then constant, or a fall from lr to lr * min_ratio over the remaining steps, on a
-    straight line or half a cosine. Warm-up starts at lr * start_ratio and arrives at lr after
+    Linear warm-up, then constant, or a fall from lr to lr * min_ratio over the remaining steps, on
+    a straight line or half a cosine. Warm-up starts at lr * start_ratio and arrives at lr after
     `warmup` steps (InstructGPT, appendix C.4, starts at .1); with a ratio of 0 it is
     lr * (step + 1) / warmup, so that no step is lost at rate 0.
 

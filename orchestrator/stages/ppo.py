@@ -97,9 +97,8 @@ def _iterate(run: _Run, iteration: int) -> None:
     warming = iteration < session.config.algorithm.critic_warmup_iterations
     updating = None
     if not warming:
-        updating = timed(
-            "policy_update", _update_policy(run, iteration, rollouts, kept, experience)
-        )
+        update = _update_policy(run, iteration, rollouts, kept, experience)
+        updating = timed("policy_update", update)
     fitting = timed("critic_update", _update_critic(run, iteration, rollouts, kept, experience))
     policy_stats = updating.result() if updating is not None else []
     critic_stats = fitting.result()

@@ -52,7 +52,6 @@ class PocketSource:
 
     def demonstration_count(self) -> None:
         """None: they are generated without end."""
-        return None
 
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
         """Questions as prompts; word lists of "heldout" occur in no other split."""
