@@ -109,9 +109,8 @@ def save_adapter(
     config = _peft_config(model, spec)
     config.modules_to_save = list(heads) or None
     config.base_model_name_or_path, config.inference_mode = base, True
-    config.target_modules = {
-        name for name, module in model.named_modules() if hasattr(module, "lora_A")
-    }
+    # A list: peft writes sets in an order that differs from run to run.
+    config.target_modules = [n for n, module in model.named_modules() if hasattr(module, "lora_A")]
     folder.mkdir(parents=True)
     config.save_pretrained(str(folder))
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
