@@ -91,6 +91,23 @@ def reward_model_steps(config: Config) -> int | None:
     return math.ceil(settings.prompts / settings.prompts_per_step) * settings.epochs
 
 
+def sft_rows(config: Config) -> tuple[int, int]:
+    """Demonstrations and pretraining documents of one optimizer step of fine-tuning.
+
+    Raises:
+        BatchArithmeticError: the share rounds to no document, or leaves no demonstration.
+    """
+    rows, share = config.sft.demonstrations_per_step, config.sft.pretraining_fraction
+    documents = round(share * rows)
+    if share > 0.0 and not 0 < documents < rows:
+        raise BatchArithmeticError(
+            f"a share of {share:g} of {rows} rows is {documents} documents",
+            where="sft.pretraining_fraction",
+            mend="raise sft.demonstrations_per_step, or choose a share that leaves both",
+        )
+    return rows - documents, documents
+
+
 def stage_steps(config: Config, stage: StageName) -> int | None:
     """Optimizer steps of a stage; None where only the data can tell.
 
@@ -101,15 +118,19 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
     if stage is StageName.evaluate:
         return 0
     if stage in PPO_STAGES:
-        steps: int | None = ppo_arithmetic(config, stage).optimizer_steps
-        algorithm = config.algorithm
-        _warmup(algorithm.policy_optimizer.warmup_steps, steps, "algorithm.policy_optimizer")
+        sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
+        steps: int | None = sizes.optimizer_steps
+        taught = steps - algorithm.critic_warmup_iterations * sizes.steps_per_iteration
+        _warmup(algorithm.policy_optimizer.warmup_steps, taught, "algorithm.policy_optimizer")
         _warmup(algorithm.critic_optimizer.warmup_steps, steps, "algorithm.critic_optimizer")
         return steps
     if stage is StageName.reward_model:
         steps, optimizer = reward_model_steps(config), config.reward_model.optimizer
     elif stage is StageName.sft:
         steps, optimizer = config.sft.steps, config.sft.optimizer
+        if config.sft.epochs:
+            steps = None
+        sft_rows(config)
         _enough(
             config, RoleName.policy, config.sft.demonstrations_per_step,
             "sft.demonstrations_per_step", "demonstrations",

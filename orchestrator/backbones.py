@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.arithmetic import PPO_STAGES
-from orchestrator.config import Config, RewardKind, StageName, TextBridge
+from orchestrator.config import Config, CriticInit, RewardKind, StageName, TextBridge
 from orchestrator.sizes import ModelSize, checkpoint_size
 from workers.errors import BatchArithmeticError, TokenizerMismatchError
 from workers.model_shape import read_shape, require_scalar_class
@@ -31,8 +31,8 @@ class CriticStart:
 def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
     """Where the critic starts: `critic` if given, else the reward model, else the SFT model.
 
-    The reward model is left aside where it has another tokenizer than the policy
-    (reward.bridge=text): token ids would mean other words to it.
+    The reward model is left aside where `algorithm.critic_init` says so, and where it has another
+    tokenizer than the policy (reward.bridge=text): token ids would mean other words to it.
 
     Args:
         config: The run.
@@ -48,6 +48,10 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
         )
     if config.reward.kind is RewardKind.function:
         return CriticStart("sft", "zero")
+    if config.algorithm.critic_init is CriticInit.sft:
+        return CriticStart("sft", "zero", "the critic starts from the SFT model, head zero")
+            "sft", "zero", "the critic starts from the SFT model with a head of zero"
+        )
     policy, reward = folders.get("sft") or folders.get("base"), folders.get("reward_model")
     if config.reward.bridge is TextBridge.text and policy and reward:
         from workers.data.fingerprint import tokenizer_fingerprint

@@ -149,6 +149,12 @@ def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
 
 def _check_files(config: Config, stage: StageName) -> None:
     if config.data.source is DataSourceKind.pocket:
+        if stage is StageName.sft and config.sft.epochs:
+            raise ConfigError(
+                "the pocket world's demonstrations have no end, so there is no pass over them",
+                where="sft.epochs",
+                mend="set sft.steps and leave sft.epochs at 0, or use data=files",
+            )
         return
     if stage is StageName.pretrain_large:
         raise ConfigError(
@@ -157,6 +163,8 @@ def _check_files(config: Config, stage: StageName) -> None:
             mend="use data=pocket",
         )
     needed = _FILES.get(stage, ())
+    if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
+        needed = (*needed, "pretraining")
     if stage is StageName.evaluate and not config.data.files.prompts:  # else a tenth is held out
         needed = ("evaluation_prompts",)
     for name in needed:

@@ -78,6 +78,21 @@ class Schedule(Enum):
     cosine = "cosine"  # to `min_learning_rate_ratio` of the peak
 
 
+class Offload(Enum):
+    """What a trainer keeps in host memory while it is not in use."""
+
+    none = "none"
+    optimizer = "optimizer"  # optimizer state; the update is computed on the host
+    parameters = "parameters"  # weights as well; ZeRO-3 only
+
+
+class CriticInit(Enum):
+    """Where the value function starts."""
+
+    reward_model = "reward_model"  # as InstructGPT's; the SFT model where a function rewards
+    sft = "sft"  # with a head of zeros
+
+
 class KLControl(Enum):
     """How the KL coefficient moves."""
 
@@ -201,6 +216,25 @@ class CheckpointPaths:
 
 
 @dataclass(slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in SFT, reward model, policy and critic; never in pretraining."""
+
+    rank: int = 0  # 0 = off: every weight trains
+    alpha: float = 16.0  # the update is alpha / rank * B A
+    dropout: float = 0.0  # of what enters an adapter; SFT and reward model only
+    target: list[str] = field(default_factory=lambda: ["all-linear"])  # or names: [q_proj,v_proj]
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "rank")
+        _positive(self, "alpha")
+        _fraction(self, "dropout")
+        if not self.target:
+            raise ConfigError(
+                "no layer gets an adapter", where="model.lora.target", mend="use [all-linear]"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
 class ModelConfig:
     """The policy's model: given checkpoints, or a pocket model made from scratch."""
 
@@ -209,6 +243,17 @@ class ModelConfig:
     large: PocketModelConfig = field(default_factory=PocketModelConfig)  # stage pretrain_large
     attention: str = "sdpa"  # transformers' attn_implementation
     gradient_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    # Weights that do not train after pretraining: patterns of their names, or `embeddings`.
+    freeze: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.lora.rank and self.freeze:
+            raise ConfigError(
+                f"freeze={self.freeze} beside adapters, which freeze every weight already",
+                where="model.freeze",
+                mend="set model.lora.rank=0 or model.freeze=[]",
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -260,12 +305,13 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     schedule: Schedule = Schedule.cosine
     warmup_steps: int = 0
+    warmup_start_ratio: float = 0.0  # of the peak, at the first step; 0 = 1 / warmup_steps
     min_learning_rate_ratio: float = 0.1
 
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "eps", "max_grad_norm")
         _at_least_zero(self, "weight_decay", "warmup_steps")
-        _fraction(self, "beta1", "beta2", "min_learning_rate_ratio")
+        _fraction(self, "beta1", "beta2", "warmup_start_ratio", "min_learning_rate_ratio")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -278,6 +324,7 @@ class TrainerConfig:
         4096  # token budget of one forward and backward pass, padding included
     )
     weight_bucket_mib: int = 64  # ZeRO-3 gathers weights for a sync in buckets of this size
+    offload: Offload = Offload.none
 
     def __post_init__(self) -> None:
         _positive(self, "micro_batch_tokens", "weight_bucket_mib")
@@ -286,6 +333,12 @@ class TrainerConfig:
                 f"zero_stage={self.zero_stage}",
                 where="trainer",
                 mend="use 1, 2 or 3 (0 reports no gradient norm and lets NaN into the weights)",
+            )
+        if self.offload is Offload.parameters and self.zero_stage != 3:
+            raise ConfigError(
+                f"offload=parameters with zero_stage={self.zero_stage}, which keeps whole weights",
+                where="trainer.offload",
+                mend="use trainer.zero_stage=3, or trainer.offload=optimizer",
             )
 
 
@@ -353,21 +406,29 @@ class SFTConfig:
     """Supervised fine-tuning on demonstrations; loss on response tokens only."""
 
     steps: int = 150
-    demonstrations_per_step: int = 32
+    epochs: int = 0  # passes over data.files.demonstrations instead of `steps`; 0 = `steps`
+    demonstrations_per_step: int = 32  # rows of one optimizer step, pretraining text included
+    pretraining_fraction: float = 0.0  # share of these rows that is pretraining text (paper: .1)
     validation_demonstrations: int = 256
+    dropout: float | None = None  # paper: .2; 0 = off, null = as the checkpoint's config.json says
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
     )
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "demonstrations_per_step", "validation_demonstrations")
+        _at_least_zero(self, "epochs")
+        _fraction(self, "pretraining_fraction")
+        if self.dropout is not None:
+            _fraction(self, "dropout")
 
 
 @dataclass(slots=True, kw_only=True)
 class RewardModelConfig:
     """Reward modelling on K-way rankings."""
 
-    prompts: int = 2048  # prompts to sample and label (pocket world); all of the file otherwise
+    prompts: int = 2048  # prompts to sample and label (pocket world)
+    max_rankings: int = 0  # training rankings used, the first of them; 0 = all
     min_completions: int = 4  # K is drawn per prompt from [min, max]
     max_completions: int = 9
     base_fraction: float = 0.25  # share of completions sampled from the base model, rest from SFT
@@ -384,6 +445,7 @@ class RewardModelConfig:
             self, "prompts", "heldout_prompts", "epochs", "prompts_per_step", "bias_demonstrations"
         )
         _fraction(self, "base_fraction")
+        _at_least_zero(self, "max_rankings")
         if not 2 <= self.min_completions <= self.max_completions <= 9:
             raise ConfigError(
                 f"min_completions={self.min_completions}, max_completions={self.max_completions}",
@@ -435,6 +497,8 @@ class AlgorithmConfig:
     missing_eos_score: float = -1.0  # replaces the score of a response that was cut
     kl: KLConfig = field(default_factory=KLConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx
+    critic_init: CriticInit = CriticInit.reward_model
+    critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
     ema_decay: float = 0.0  # 0 = off; the saved policy is the average when on (paper: .992)
     evaluate_every: int = 8  # iterations between gold scores of held-out prompts; 0 = never
     evaluation_prompts: int = 128
@@ -455,7 +519,14 @@ class AlgorithmConfig:
             "sequences_per_minibatch", "epochs", "clip", "value_clip", "evaluation_prompts",
         )  # fmt: skip
         _fraction(self, "gamma", "lam", "ema_decay")
-        _at_least_zero(self, "evaluate_every")
+        _at_least_zero(self, "evaluate_every", "critic_warmup_iterations")
+        if self.critic_warmup_iterations >= self.iterations:
+            raise ConfigError(
+                f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "
+                "iterations",
+                where="algorithm.critic_warmup_iterations",
+                mend=f"set it below algorithm.iterations={self.iterations}",
+            )
         sequences = self.prompts_per_iteration * self.samples_per_prompt
         if self.kl.control is KLControl.adaptive and sequences >= 5 * self.kl.horizon:
             raise ConfigError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config import (
     Accelerator,
     Config,
+    LoraConfig,
     OptimizerConfig,
     Precision,
     RewardKind,
@@ -19,6 +20,7 @@ from workers.specs import (
     Dtype,
     FrozenModelSpec,
     GroupSpec,
+    LoraSpec,
     OptimizerSpec,
     RewardSpec,
     RolloutSpec,
@@ -77,6 +79,7 @@ def group_spec(config: Config, role: RoleResources) -> GroupSpec:
         collective_seconds=config.run.collective_seconds,
         weight_bucket_bytes=config.trainer.weight_bucket_mib << 20,
         seed=derive(config.seed, "trainer"),
+        offload=config.trainer.offload.value,
     )
 
 
@@ -92,6 +95,7 @@ def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpe
         warmup_steps=optimizer.warmup_steps,
         min_learning_rate_ratio=optimizer.min_learning_rate_ratio,
         total_steps=total_steps,
+        warmup_start_ratio=optimizer.warmup_start_ratio,
     )
 
 
@@ -103,8 +107,10 @@ def train_spec(
     *,
     head: str = "keep",
     ema_decay: float = 0.0,
+    dropout: float | None = None,
+    whole: bool = False,
 ) -> TrainModelSpec:
-    """A model to train from `checkpoint`."""
+    """A model to train from `checkpoint`; `whole` leaves out adapters and frozen weights."""
     assert head in ("keep", "random", "zero")
     return TrainModelSpec(
         checkpoint=checkpoint,
@@ -113,7 +119,17 @@ def train_spec(
         gradient_checkpointing=config.model.gradient_checkpointing,
         ema_decay=ema_decay,
         head=head,
+        lora=None if whole else lora_spec(config.model.lora),
+        freeze=() if whole else tuple(config.model.freeze),
+        dropout=dropout,
     )
+
+
+def lora_spec(lora: LoraConfig) -> LoraSpec | None:
+    """Adapters, or None where every weight trains."""
+    if lora.rank == 0:
+        return None
+    return LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.target))
 
 
 def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenModelSpec:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, stage_steps
+from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, sft_rows, stage_steps
 from orchestrator.backbones import check_backbones, plan_critic
 from orchestrator.checks import (
     check_devices,
@@ -118,7 +118,7 @@ def _facts(config: Config, stage: StageName) -> list[str]:
     if stage in PPO_STAGES:
         return _ppo_facts(config, stage)
     if stage is StageName.sft:
-        return [f"{config.sft.steps:,} x {config.sft.demonstrations_per_step} demonstrations"]
+        return _sft_facts(config)
     if stage is StageName.reward_model:
         return _reward_model_facts(config)
     if stage is StageName.evaluate:
@@ -131,6 +131,14 @@ def _facts(config: Config, stage: StageName) -> list[str]:
         model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
         facts.append(f"{pocket_size(model).parameters:,} parameters")
     return facts
+
+
+def _sft_facts(config: Config) -> list[str]:
+    demonstrations, documents = sft_rows(config)
+    epochs = config.sft.epochs
+    times = f"{epochs} pass(es) in steps of" if epochs else f"{config.sft.steps:,} x"
+    mixed = f" and {documents} pretraining documents" if documents else ""
+    return [f"{times} {demonstrations} demonstrations{mixed}"]
 
 
 def _reward_model_facts(config: Config) -> list[str]:
@@ -156,6 +164,8 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
         f"{config.trainer.micro_batch_tokens:,} tokens a step and rank",
     ]
+    if algorithm.critic_warmup_iterations:
+        facts.append(f"only the critic learns in the first {algorithm.critic_warmup_iterations}")
     if sizes.documents_per_step:
         facts.append(f"{sizes.documents_per_step} pretraining documents a step")
     return facts

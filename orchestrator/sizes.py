@@ -132,15 +132,20 @@ def _trained_bytes(config: Config, parameters: int, ranks: int, *, averaged: boo
     """Weights, gradients and AdamW state of one rank.
 
     AdamW keeps two fp32 moments, and a fp32 copy of bf16 weights. ZeRO-1 divides this over ranks,
-    ZeRO-2 also gradients (fp32), ZeRO-3 also weights (ZeRO, arXiv 1910.02054, section 3).
+    ZeRO-2 also gradients (fp32), ZeRO-3 also weights (ZeRO, arXiv 1910.02054, section 3). Adapters
+    leave nothing but the weights to count: of a d x d matrix, those of rank r train 2 r / d. What
+    `model.freeze` saves depends on names and is not taken off, nor what `trainer.offload` moves to
+    the host.
     """
     bf16 = config.trainer.precision is Precision.bf16
     weights, gradients = _bytes(config.trainer.precision), _FLOAT
     state = 2 * _FLOAT + (_FLOAT if bf16 else 0)
     stage = config.trainer.zero_stage
-    each = state / ranks
+    each = weights / (ranks if stage >= 3 else 1)
+    if config.model.lora.rank:
+        return math.ceil(parameters * each)
+    each += state / ranks
     each += gradients / (ranks if stage >= 2 else 1)
-    each += weights / (ranks if stage >= 3 else 1)
     if averaged and config.algorithm.ema_decay > 0:
         each += _FLOAT
     return math.ceil(parameters * each)

@@ -37,5 +37,6 @@ class WeightAverage:
                     self._average[name].lerp_(w.to("cpu", torch.float32), 1.0 - self._decay)
 
     def cast_like(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The average under the same names and dtypes as `weights`."""
-        return {name: self._average[name].to(w.dtype) for name, w in weights.items()}
+        """`weights` with the average, in their dtypes, in the place of all that is averaged."""
+        averaged = {n: average.to(weights[n].dtype) for n, average in self._average.items()}
+        return weights | averaged

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workers.adapters import Source, sources
 from workers.messages import RankAddress, TensorMeta
 from workers.models import forward_logits, keep_checkpointing
 from workers.padding import PaddedRows
@@ -28,7 +29,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
 import deepspeed.ops
-from deepspeed.runtime import compiler
+from deepspeed.runtime import bf16_optimizer, compiler
 from deepspeed.utils import (
     groups,
     safe_get_full_fp32_param,
@@ -38,6 +39,9 @@ from deepspeed.utils import (
 )
 
 _BUCKET_ELEMENTS = 500_000_000  # deepspeed's own default
+
+# ZeRO-1 in bf16 would print the memory in use six times for each model that it is given.
+bf16_optimizer.see_memory_usage = lambda *_, **__: None
 
 # deepspeed's own calls; users of this code can do nothing about them.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
@@ -63,7 +67,6 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
         The device that this rank computes on.
     """
     torch.set_num_threads(spec.threads)
-    torch.manual_seed(spec.seed)
     # deepspeed reads these even when it is told rank and address.
     os.environ.update(
         RANK=str(where.rank),
@@ -122,10 +125,10 @@ class TrainEngine:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         nn.Module.to(model, self.device)
         self._engine = _initialize(model, optimizer, group)
-        self.metas = tuple(
-            TensorMeta(name, str(p.dtype).removeprefix("torch."), _shape(p))
-            for name, p in self._engine.module.named_parameters()
-        )
+        live = dict(self._engine.module.named_parameters())
+        self.sources: dict[str, Source] = {s.name: s for s in sources(self._engine.module)}
+        self.trained = frozenset(name for name, p in live.items() if p.requires_grad)
+        self.metas = tuple(_meta(s.name, live[s.parts[0]]) for s in self.sources.values())
 
     @property
     def module(self) -> PreTrainedModel:
@@ -166,13 +169,27 @@ class TrainEngine:
         return StepOutcome(math.nan if norm is None else float(norm), rate, applied)
 
     def full_weights(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
-        """Yield whole weights, bucket by bucket; at ZeRO 3 each bucket is gathered first.
+        """Yield whole weights, bucket by bucket, adapters merged into them.
 
-        The tensors are the live weights, valid until the next bucket is asked for: copy or send
-        them at once. Every rank has to run through all buckets.
+        A weight without an adapter is the live one, valid until the next bucket is asked for: copy
+        or send it at once. Every rank has to run through all buckets.
 
         Args:
             buckets: Names of the weights, each once.
+        """
+        chosen = [[self.sources[name] for name in names] for names in buckets]
+        parts = self.parts([[p for s in bucket for p in s.parts] for bucket in chosen])
+        for bucket, tensors in zip(chosen, parts, strict=True):
+            live = dict(tensors)
+            yield [(s.name, s.merge([live[p] for p in s.parts])) for s in bucket]
+
+    def parts(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
+        """Yield live parameters, bucket by bucket; at ZeRO 3 each bucket is gathered first.
+
+        Like `full_weights`, with the factors of adapters on their own.
+
+        Args:
+            buckets: Live names, each once.
         """
         parameters = dict(self._engine.module.named_parameters())
         for names in buckets:
@@ -184,21 +201,32 @@ class TrainEngine:
         """Add a number to every element of a weight, master copy and working copy alike."""
         parameter = dict(self._engine.module.named_parameters())[name]
         partitioned = self._stage == 3
-        # ZeRO 3 cannot set the whole of a weight with fewer elements than ranks, only its parts.
-        read = safe_get_local_fp32_param if partitioned else safe_get_full_fp32_param
-        write = safe_set_local_fp32_param if partitioned else safe_set_full_fp32_param
-        master = read(parameter)
-        assert master is not None, "every weight is trained, so each has a master copy"
-        moved = master + amount  # before the working copy, which may share its memory
+        master = self.master(parameter)
+        # Before the working copy, which may share its memory.
+        moved = None if master is None else master + amount
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
             parameter.data.add_(amount)
-        write(parameter, moved)
+        if moved is not None:
+            write = safe_set_local_fp32_param if partitioned else safe_set_full_fp32_param
+            write(parameter, moved)
+
+    def master(self, parameter: nn.Parameter) -> Tensor | None:
+        """The fp32 copy of a weight, at ZeRO 3 this rank's part of it; None of a frozen weight."""
+        if not parameter.requires_grad:
+            return None
+        # ZeRO 3 cannot set the whole of a weight with fewer elements than ranks, only its parts.
+        read = safe_get_local_fp32_param if self._stage == 3 else safe_get_full_fp32_param
+        master = read(parameter)
+        assert master is not None, "every weight that is trained has a master copy"
+        return master
 
     def close(self) -> None:
         """Free the model and its optimizer state."""
         self._engine.destroy()
         del self._engine
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for the other roles on this GPU
 
 
 def _import_muon_uncompiled() -> None:
@@ -223,6 +251,7 @@ def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
         "stage": group.zero_stage,
         "overlap_comm": False,
         "reduce_bucket_size": bucket,
+        **_offload(group),
     }
     if group.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 10_000
@@ -263,8 +292,19 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _shape(parameter: Any) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+def _meta(name: str, parameter: Any) -> TensorMeta:
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # at ZeRO 3 its own is that of a part
+    return TensorMeta(name, str(parameter.dtype).removeprefix("torch."), tuple(shape))
+
+
+def _offload(group: GroupSpec) -> dict[str, Any]:
+    """Where ZeRO keeps optimizer state, and at stage 3 the weights, between uses."""
+    where = {"device": "cpu", "pin_memory": group.device == "cuda"}
+    if group.offload == "optimizer":
+        return {"offload_optimizer": where}
+    if group.offload == "parameters":
+        return {"offload_optimizer": where, "offload_param": dict(where)}
+    return {}
 
 
 def gather_rows(row: Sequence[float]) -> Tensor:

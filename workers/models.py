@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workers.dropout import set_dropout
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 from workers.model_shape import require_scalar_class
 from workers.padding import PaddedRows
@@ -31,19 +32,27 @@ transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-def load_causal_lm(path: str, *, dtype: Dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_causal_lm(
+    path: str, *, dtype: Dtype, attention: str = "sdpa", dropout: float | None = None
+) -> PreTrainedModel:
     """Load a causal language model from a folder, in evaluation mode.
 
     Args:
         path: Hugging Face folder.
         dtype: Number format of the weights.
         attention: transformers' `attn_implementation`.
+        dropout: Rate in training; None = as the folder's configuration says.
 
     Raises:
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape.
+        ConfigError: the architecture has no dropout to set.
     """
-    model, absent = _load(AutoModelForCausalLM, path, _config(path), dtype, attention)
+    config = _config(path)
+    before = set_dropout(config, dropout)
+    model, absent = _load(AutoModelForCausalLM, path, config, dtype, attention)
+    # Layers have read their rate, and a saved folder shall not carry it into the next stage.
+    model.config.update(before)
     if absent:
         raise _incomplete(path, absent)
     return model

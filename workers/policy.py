@@ -131,7 +131,9 @@ class PolicyWorker(Trainer):
     def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
         from workers.models import keeps_documents_apart, load_causal_lm
 
-        model = load_causal_lm(spec.checkpoint, dtype=group.dtype, attention=spec.attention)
+        model = load_causal_lm(
+            spec.checkpoint, dtype=group.dtype, attention=spec.attention, dropout=spec.dropout
+        )
         self._shares_rows = keeps_documents_apart(model)
         return model
 

@@ -42,6 +42,7 @@ class GroupSpec:
     collective_seconds: float  # deadline of every collective
     weight_bucket_bytes: int
     seed: int
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # what rests in host memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,17 @@ class OptimizerSpec:
     warmup_steps: int
     min_learning_rate_ratio: float
     total_steps: int
+    warmup_start_ratio: float = 0.0  # share of the peak at the first step; 0 = 1 / warmup_steps
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Low-rank adapters: W + alpha / rank * B A, of which only A and B train."""
+
+    rank: int
+    alpha: float
+    dropout: float  # of what enters an adapter; off in RL
+    target: tuple[str, ...]  # names of linear layers, or ("all-linear",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,9 @@ class TrainModelSpec:
     # Scalar-head models only. "keep": the checkpoint must hold the head. "random": N(0, 1/(d+1)).
     # "zero": backbone from the checkpoint, head starts at 0 (value functions).
     head: Literal["keep", "random", "zero"] = "keep"
+    lora: LoraSpec | None = None
+    freeze: tuple[str, ...] = ()  # patterns of names of weights that do not train
+    dropout: float | None = None  # None = as the checkpoint's configuration says
 
 
 @dataclass(frozen=True, slots=True)

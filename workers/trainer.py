@@ -8,9 +8,11 @@ import platform
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from workers.averaging import WeightAverage
@@ -100,24 +102,33 @@ class Trainer:
     def load(self, spec: TrainModelSpec) -> None:
         """Build model, optimizer and schedule; frees the model that was there before.
 
+        What a model draws does not depend on what the process trained before: every load seeds
+        torch's generator anew, with a stream of its own for the dropout of each rank.
+
         Raises:
             MissingCheckpointError: no such folder.
             BrokenCheckpointError: the folder does not hold the whole model.
+            ConfigError: the model does not have the layers to adapt, freeze or drop out.
         """
+        from workers.adapters import add_adapters
         from workers.engine import TrainEngine
+        from workers.freezing import freeze
 
         group = self._joined()
         self.unload()
+        torch.manual_seed(group.seed)
+        model = self._build(spec, group)
+        freeze(model, spec.freeze)
+        if spec.lora is not None:
+            add_adapters(model, spec.lora)
         self._engine = TrainEngine(
-            self._build(spec, group),
-            spec.optimizer,
-            group,
-            gradient_checkpointing=spec.gradient_checkpointing,
+            model, spec.optimizer, group, gradient_checkpointing=spec.gradient_checkpointing
         )
         self._spec = spec
+        torch.manual_seed(group.seed + 1 + self.rank)
         if spec.ema_decay > 0.0:
             self._average = WeightAverage(spec.ema_decay)
-            self._average.start(self._weights(), keep=self.rank == 0)
+            self._average.start(self._parts(trained_only=True), keep=self.rank == 0)
 
     def unload(self) -> None:
         """Free the model."""
@@ -128,6 +139,8 @@ class Trainer:
     def save(self, path: str, tokenizer_from: str) -> None:
         """Write a Hugging Face folder, of the averaged weights when averaging is on.
 
+        With adapters the weights are merged, and the adapters alone lie in its subfolder `adapter`.
+
         Args:
             path: Folder; rank 0 writes, all ranks return when it is whole.
             tokenizer_from: Folder whose tokenizer is saved along.
@@ -136,15 +149,26 @@ class Trainer:
         from workers.engine import barrier
 
         state: dict[str, Tensor] = {}
-        for bucket in self._weights():
+        for bucket in self._parts():
             if self.rank == 0:
                 state.update((name, w.to("cpu", copy=True)) for name, w in bucket)
         if self.rank == 0:
             if self._average is not None:
                 state = self._average.cast_like(state)
-            self.engine.module.save_pretrained(path, state_dict=state)
+            self._write(path, state)
             load_tokenizer(tokenizer_from).save_pretrained(path)
         barrier()
+
+    def _write(self, path: str, state: dict[str, Tensor]) -> None:
+        from workers.adapters import FOLDER, save_adapter
+
+        assert self._spec is not None
+        sources, module = self.engine.sources.values(), self.engine.module
+        merged = {s.name: s.merge([state[part] for part in s.parts]) for s in sources}
+        module.save_pretrained(path, state_dict=merged)
+        if self._spec.lora is not None:
+            base = self._spec.checkpoint
+            save_adapter(Path(path) / FOLDER, module, self._spec.lora, state, base)
 
     @property
     def engine(self) -> TrainEngine:
@@ -173,10 +197,28 @@ class Trainer:
 
     def _weights(self) -> Iterator[list[tuple[str, Tensor]]]:
         """Whole weights in buckets of whole layers; a collective at ZeRO 3."""
+        return self.engine.full_weights(self._buckets())
+
+    def _parts(self, *, trained_only: bool = False) -> Iterator[list[tuple[str, Tensor]]]:
+        """Live parameters in the same buckets, adapters on their own; a collective at ZeRO 3."""
+        engine = self.engine
+        return engine.parts(
+            [
+                [
+                    part
+                    for name in bucket
+                    for part in engine.sources[name].parts
+                    if part in engine.trained or not trained_only
+                ]
+                for bucket in self._buckets()
+            ]
+        )
+
+    def _buckets(self) -> list[list[str]]:
         from workers.weight_packing import plan_buckets
 
         plan = plan_buckets(self.engine.metas, self._joined().weight_bucket_bytes)
-        return self.engine.full_weights([[s.meta.name for s in bucket.slots] for bucket in plan])
+        return [[s.meta.name for s in bucket.slots] for bucket in plan]
 
     def _accumulate(self, tally: Tally, share: Share) -> None:
         """Backward of one micro-batch.
@@ -227,7 +269,7 @@ class Trainer:
                 mend="lower the learning rate; the step was skipped and no weight was changed",
             )
         if self._average is not None:
-            self._average.update(self._weights(), keep=self.rank == 0)
+            self._average.update(self._parts(trained_only=True), keep=self.rank == 0)
         return StepStats(
             totals.loss, outcome.grad_norm, outcome.learning_rate, outcome.applied, extra
         )

@@ -95,16 +95,23 @@ def _iterate(run: _Run, iteration: int) -> None:
         "experience",
         _build(run, rollouts, kept, scores, old.result(), reference.result(), values.result()),
     ).result()
-    updating = timed("policy_update", _update_policy(run, iteration, rollouts, kept, experience))
+    warming = iteration < session.config.algorithm.critic_warmup_iterations
+    updating = None
+    if not warming:
+        update = _update_policy(run, iteration, rollouts, kept, experience)
+        updating = timed("policy_update", update)
     fitting = timed("critic_update", _update_critic(run, iteration, rollouts, kept, experience))
-    policy_stats, critic_stats = updating.result(), fitting.result()
+    policy_stats = updating.result() if updating is not None else []
+    critic_stats = fitting.result()
     session.note_first_step()
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration)
     session.findings.ledger = _added(session.findings.ledger, counts)
 
-    with session.telemetry.span(run.stage, iteration + 1, "weight_sync"):
-        synced = _sync(run)
+    synced = None  # while only the critic learns, the engines hold what the policy is
+    if not warming:
+        with session.telemetry.span(run.stage, iteration + 1, "weight_sync"):
+            synced = _sync(run)
     record_iteration(
         session,
         Iteration(
@@ -123,7 +130,7 @@ def _iterate(run: _Run, iteration: int) -> None:
         ),
         run.version,
     )
-    if run.adaptive_kl is not None:
+    if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
 
 
@@ -131,12 +138,14 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
     """Load every role's model, at the same time, and sync the first weights."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
     fleet.bring_up(*RoleName)
-    steps = settings.iterations * _steps_per_iteration(session)
+    each = _steps_per_iteration(session)
+    steps = settings.iterations * each
+    taught = steps - settings.critic_warmup_iterations * each
     reward_model = _reward_checkpoint(session)
     critic = critic_start(config, session.checkpoints)
     loading = [
         fleet.policy.load(
-            train_spec(config, sft, settings.policy_optimizer, steps, ema_decay=settings.ema_decay)
+            train_spec(config, sft, settings.policy_optimizer, taught, ema_decay=settings.ema_decay)
         ),
         fleet.critic.load(
             train_spec(

@@ -27,10 +27,10 @@ class Iteration:
     rollouts: Rollouts
     scores: Scores
     experience: Experience
-    policy: list[StepStats]
+    policy: list[StepStats]  # none while only the critic learns
     critic: list[StepStats]
     kl_coefficient: float
-    sync: SyncReport
+    sync: SyncReport | None  # None: the policy did not change
     counts: LedgerSummary  # of this iteration alone
     seconds: float  # from the first request to the admitted weights
 
@@ -50,7 +50,9 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     settings = session.config.algorithm
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
-    values = _sequences(done) | _losses(done) | _parity(done.sync) | _counts(done) | _speed(done)
+    values = _sequences(done) | _losses(done) | _counts(done) | _speed(done)
+    if done.sync is not None:
+        values |= _parity(done.sync)
     with session.telemetry.span(done.stage, step, "record"):
         if due:
             values |= _gold(session, done.stage, step, version)
@@ -88,19 +90,25 @@ def _sequences(done: Iteration) -> dict[str, float]:
 def _losses(done: Iteration) -> dict[str, float]:
     """Means over the optimizer steps of the iteration; the largest ratio is a maximum."""
     values = {
-        "ppo/policy_loss": _mean([s.loss for s in done.policy]),
         "ppo/value_loss": _mean([s.loss for s in done.critic]),
-        "ppo/policy_grad_norm": _mean([s.grad_norm for s in done.policy]),
         "ppo/critic_grad_norm": _mean([s.grad_norm for s in done.critic]),
-        "ppo/policy_learning_rate": done.policy[-1].learning_rate,
         "ppo/critic_learning_rate": done.critic[-1].learning_rate,
-        "ppo/ratio_max": max(s.extra["ratio_max"] for s in done.policy),
     }
-    for name in ("clip_fraction", "approx_kl", "entropy", "ptx_loss"):
-        if name in done.policy[0].extra:
-            values[f"ppo/{name}"] = _mean([s.extra[name] for s in done.policy])
     for name in ("explained_variance", "value_clip_fraction"):
         values[f"ppo/{name}"] = _mean([s.extra[name] for s in done.critic])
+    return values | (_policy_losses(done.policy) if done.policy else {})
+
+
+def _policy_losses(steps: list[StepStats]) -> dict[str, float]:
+    values = {
+        "ppo/policy_loss": _mean([s.loss for s in steps]),
+        "ppo/policy_grad_norm": _mean([s.grad_norm for s in steps]),
+        "ppo/policy_learning_rate": steps[-1].learning_rate,
+        "ppo/ratio_max": max(s.extra["ratio_max"] for s in steps),
+    }
+    for name in ("clip_fraction", "approx_kl", "entropy", "ptx_loss"):
+        if name in steps[0].extra:
+            values[f"ppo/{name}"] = _mean([s.extra[name] for s in steps])
     return values
 
 

@@ -37,7 +37,7 @@ def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
     settings = session.config.pretrain
     session.live.stage(stage, settings.steps)
     session.fleet.policy.load(
-        train_spec(session.config, initial, settings.optimizer, settings.steps)
+        train_spec(session.config, initial, settings.optimizer, settings.steps, whole=True)
     ).result()
     count = settings.documents_per_step
     supervised.train(

@@ -54,7 +54,8 @@ def _rankings(session: Session) -> tuple[list[Ranking], list[Ranking]]:
         prompts = session.source.prompts("reward_model", 0, count)
         labeled = _sample_and_label(session, prompts)
         train, heldout = labeled[: settings.prompts], labeled[settings.prompts :]
-    return train, heldout
+    most = session.config.reward_model.max_rankings
+    return train[:most] if most else train, heldout
 
 
 def _with_pairs(

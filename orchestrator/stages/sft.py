@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import math
+
+from orchestrator.arithmetic import sft_rows
 from orchestrator.derive import train_spec
 from orchestrator.session import Session
 from orchestrator.stages import supervised
+from workers.data.batches import stack_batches
+from workers.errors import ConfigError
+from workers.messages import TokenBatch
 
 
 def sft(session: Session) -> None:
     """Fine-tune the base model on the demonstrator's replies."""
     settings = session.config.sft
-    session.live.stage("sft", settings.steps)
+    steps = _steps(session)
+    session.live.stage("sft", steps)
     base = session.need("base")
-    session.fleet.policy.load(
-        train_spec(session.config, base, settings.optimizer, settings.steps)
-    ).result()
-    count = settings.demonstrations_per_step
+    spec = train_spec(session.config, base, settings.optimizer, steps, dropout=settings.dropout)
+    session.fleet.policy.load(spec).result()
     supervised.train(
         session,
         supervised.Loop(
-            stage="sft",
-            family="sft",
-            steps=settings.steps,
-            batch=lambda step: session.source.demonstrations("train", step * count, count),
+            stage="sft", family="sft", steps=steps, batch=lambda step: _batch(session, step)
         ),
     )
     heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
     loss = supervised.mean_loss(session, heldout)
-    session.telemetry.record("sft", settings.steps, {"sft/validation_loss": loss})
+    session.telemetry.record("sft", steps, {"sft/validation_loss": loss})
     session.live.note(f"held-out loss {loss:.3f} nats a response token")
     session.publish("sft", lambda path: session.fleet.policy.save(path, base).result(), "sft")
+
+
+def _steps(session: Session) -> int:
+    """Optimizer steps: as configured, or as many as the passes over the file take.
+
+    Raises:
+        ConfigError: the passes are over before the warm-up is.
+    """
+    settings = session.config.sft
+    if settings.epochs == 0:
+        return settings.steps
+    rows = session.source.demonstration_count()
+    assert rows is not None, "checked before anything started: a pass has an end"
+    demonstrations, _ = sft_rows(session.config)
+    steps = math.ceil(settings.epochs * rows / demonstrations)
+    if settings.optimizer.warmup_steps >= steps:
+        raise ConfigError(
+            f"{settings.epochs} passes over {rows} demonstrations are {steps} optimizer steps, "
+            f"over before a warm-up of {settings.optimizer.warmup_steps}",
+            where="sft.optimizer.warmup_steps",
+            mend=f"set it below {steps}",
+        )
+    return steps
+
+
+def _batch(session: Session, step: int) -> TokenBatch:
+    """The rows of one optimizer step: demonstrations, and pretraining text where it is mixed in."""
+    demonstrations, documents = sft_rows(session.config)
+    batch = session.source.demonstrations("train", step * demonstrations, demonstrations)
+    if documents == 0:
+        return batch
+    text = session.source.pretraining("train", step * documents, documents)
+    return stack_batches(batch, text)

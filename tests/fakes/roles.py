@@ -270,6 +270,7 @@ class FakePolicy(FakeTrainer):
             lambda _: self._step(self._text_loss(steps) / steps[0].tokens, {}),
             first,
             [0],
+            steps=steps,
             tokens=steps[0].tokens,
         )
 

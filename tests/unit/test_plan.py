@@ -107,6 +107,12 @@ def test_minibatches_must_divide_the_batch():
         (ConfigError, ["rollout.transport=nccl"], "needs GPUs"),
         (ConfigError, ["cluster=one_gpu", "rollout.transport=nccl"], "on one GPU"),
         (ConfigError, ["cluster=multi_node", "rollout.transport=shm"], "other nodes"),
+        (ConfigError, ["trainer.offload=parameters"], "keeps whole weights"),
+        (ConfigError, ["model.lora.rank=4", "model.freeze=[embeddings]"], "beside adapters"),
+        (ConfigError, ["sft.epochs=1"], "no pass over them"),
+        (BatchArithmeticError, ["sft.pretraining_fraction=0.01"], "0 documents"),
+        (ConfigError, ["algorithm.critic_warmup_iterations=24"], "24 of 24"),
+        (ConfigError, ["algorithm.critic_warmup_iterations=22"], "within 8 optimizer steps"),
         (ResourceError, ["rollout.kv_cache_mib=1", "model.pocket.hidden_size=1024"], "KV cache"),
         (ResourceError, ["cluster.roles.policy.gpus=1"], "do not fit"),
         (ResourceError, ["cluster=one_gpu", "cluster.roles.critic.gpus=0"], "0 GPUs on a cuda"),
@@ -193,6 +199,8 @@ def test_zero_stages_divide_what_they_should():
     assert policy_bytes(2, 2) == pytest.approx(10)
     assert policy_bytes(3, 2) == pytest.approx(8)
     assert policy_bytes(3, 2, "algorithm.ema_decay=0.9") == pytest.approx(12)
+    # Adapters: only the weights, of which rank-r factors are a small part.
+    assert policy_bytes(1, 1, "model.lora.rank=8") == pytest.approx(4)
 
 
 def test_the_plan_shows_the_arithmetic():

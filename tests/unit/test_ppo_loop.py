@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes.session import Run, small_config
 
-from orchestrator.config import AlgorithmConfig, Config, KLConfig, KLControl, Transport
+from orchestrator.config import (
+    AlgorithmConfig,
+    Config,
+    CriticInit,
+    KLConfig,
+    KLControl,
+    Transport,
+)
 from orchestrator.samples import read_rollouts
 from orchestrator.stages.ppo import ppo, ppo_ptx
 from workers.errors import (
@@ -120,6 +128,57 @@ class TestOrder:
         ids = [i for f in run.hub.facts("rollout.generate") for r in f["requests"] for i in r.ids]
         assert len(ids) == len(set(ids))
         assert run.session.findings.ledger.generated == 64
+
+
+class TestCriticWarmup:
+    def run(self, path: Path) -> Run:
+        config = small_config()
+        config.algorithm = replace(config.algorithm, iterations=3, critic_warmup_iterations=2)
+        run = Run(path, config)
+        ppo(run.session)
+        return run
+
+    def test_only_the_critic_learns_in_the_first_iterations(self, tmp_path: Path):
+        run = self.run(tmp_path)
+        assert run.hub.names().count("critic.update") == 3
+        assert run.hub.names().count("policy.update") == 1
+        assert len(run.series("ppo/policy_loss")) == 1
+        assert run.series("ppo/kl_sequence")[:2] == [0.0, 0.0]
+        steps = [f["spec"].optimizer.total_steps for f in run.hub.facts("policy.load")]
+        assert steps == [2]  # one iteration of two optimizer steps
+
+    def test_weights_that_did_not_change_are_not_sent(self, tmp_path: Path):
+        run = self.run(tmp_path)
+        assert run.hub.names().count("policy.publish_weights") == 2  # the first, and the last
+        versions = run.series("ppo/policy_version")
+        assert versions[0] == versions[1] == versions[2]
+        assert run.session.findings.ledger.generated == run.session.findings.ledger.trained == 48
+
+    def test_an_adaptive_coefficient_waits(self, tmp_path: Path):
+        config = small_config()
+        kl = KLConfig(control=KLControl.adaptive, coefficient=0.1, target=1.0, horizon=100)
+        config.algorithm = replace(
+            config.algorithm, iterations=3, critic_warmup_iterations=2, kl=kl
+        )
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        assert run.series("ppo/kl_coefficient") == [0.1, 0.1, 0.1]
+
+    def test_some_iteration_must_be_left_to_the_policy(self):
+        with pytest.raises(ConfigError, match="critic alone learns in 2 of 2"):
+            AlgorithmConfig(iterations=2, critic_warmup_iterations=2)
+
+    @pytest.mark.parametrize(
+        ("init", "name", "head"),
+        [(CriticInit.reward_model, "reward_model", "keep"), (CriticInit.sft, "sft", "zero")],
+    )
+    def test_where_the_critic_starts(self, tmp_path: Path, init: CriticInit, name: str, head: str):
+        config = small_config()
+        config.algorithm = replace(config.algorithm, critic_init=init)
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        spec = run.hub.facts("critic.load")[0]["spec"]
+        assert (Path(spec.checkpoint).name, spec.head) == (name, head)
 
 
 class TestLedger:

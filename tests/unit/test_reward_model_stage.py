@@ -73,6 +73,13 @@ def test_held_out_prompts_are_never_trained_on(run: Run):
     assert heldout
 
 
+def test_at_most_so_many_rankings_train(run: Run):
+    run.config.reward_model.max_rankings = 9
+    reward_model(run.session)
+    assert {r.prompt_id for r in rankings(run, "critic.train_rankings")} <= set(range(9))
+    assert min(r.prompt_id for r in rankings(run, "critic.evaluate_rankings")) >= 24
+
+
 def test_every_ranking_once_an_epoch_in_a_new_order(tmp_path: Path):
     run = Run(tmp_path)
     run.config.reward_model.epochs = 2

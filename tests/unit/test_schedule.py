@@ -32,3 +32,9 @@ def test_a_cosine_falls_late() -> None:
 
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert rates("linear", warmup_steps=0)[0] == 8
+
+
+def test_a_warm_up_can_start_above_zero() -> None:
+    # From a quarter of 8, in four equal rises; the paper's is from .1 over ten iterations.
+    spec = dataclasses.replace(SPEC, warmup_start_ratio=0.25)
+    assert [learning_rate(spec, step) for step in range(6)] == pytest.approx([2, 3.5, 5, 6.5, 8, 8])

@@ -26,3 +26,11 @@ def demonstration_batch(prompts: TokenRows, responses: TokenRows) -> TokenBatch:
         Ragged.from_rows([[*prompt, *response] for prompt, response in pairs], np.int32),
         Ragged.from_rows([np.arange(len(p) + len(r)) >= len(p) for p, r in pairs], bool),
     )
+
+
+def stack_batches(first: TokenBatch, second: TokenBatch) -> TokenBatch:
+    """The rows of both, in order; each row is one document."""
+    assert first.positions is second.positions is None, "rows hold one document each"
+    return TokenBatch(
+        Ragged.concat([first.tokens, second.tokens]), Ragged.concat([first.targets, second.targets])
+    )

@@ -86,6 +86,10 @@ class FileSource:
         pairs = [table.rows[i] for i in table.take(split, start, count, self._seed)]
         return demonstration_batch([p for p, _ in pairs], [c for _, c in pairs])
 
+    def demonstration_count(self) -> int:
+        """Demonstrations to train on."""
+        return len(self._demonstrations.numbers("train"))
+
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
         """Prompts; "reward_model" and "ppo" both read the training rows."""
         return [self._prompts.rows[i] for i in self._prompts.take(split, start, count, self._seed)]

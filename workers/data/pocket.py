@@ -50,6 +50,9 @@ class PocketSource:
             [[*_encode(reply), _EOS] for _, reply in pairs],
         )
 
+    def demonstration_count(self) -> None:
+        """None: they are generated without end."""
+
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
         """Questions as prompts; word lists of "heldout" occur in no other split."""
         slot = _PROMPT_SPLITS.index(split)

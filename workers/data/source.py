@@ -38,6 +38,10 @@ class DataSource(Protocol):
         """Prompt and demonstrated response; targets are the response and its end token."""
         ...
 
+    def demonstration_count(self) -> int | None:
+        """Rows of one pass over the training demonstrations; None where they have no end."""
+        ...
+
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
         """Prompts to sample from."""
         ...

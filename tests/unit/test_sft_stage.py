@@ -1,0 +1,82 @@
+"""Supervised fine-tuning over fakes: what each optimizer step reads, and how many there are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.session import Run, small_config
+
+from orchestrator.config import Config, OptimizerConfig, SFTConfig
+from orchestrator.stages.sft import sft
+from workers.errors import ConfigError
+
+
+def config(**settings: object) -> Config:
+    optimizer = OptimizerConfig(warmup_steps=1)
+    return dataclasses.replace(
+        small_config(),
+        sft=SFTConfig(demonstrations_per_step=10, optimizer=optimizer, **settings),
+    )
+
+
+def batches(run: Run) -> list[list[np.ndarray]]:
+    """Token rows of each optimizer step, over all ranks and micro-batches."""
+    return [
+        [row for share in facts["steps"] for b in share.micro_batches for row in b.tokens.rows()]
+        for facts in run.hub.facts("policy.train_supervised")
+    ]
+
+
+def as_set(rows: list[np.ndarray]) -> set[tuple[int, ...]]:
+    return {tuple(row.tolist()) for row in rows}
+
+
+def test_a_share_of_each_step_is_pretraining_text(tmp_path: Path) -> None:
+    run = Run(tmp_path, config(steps=3, pretraining_fraction=0.2))
+    sft(run.session)
+    assert run.source.documents == [("train", 0, 2), ("train", 2, 2), ("train", 4, 2)]
+    for step, rows in enumerate(batches(run)):
+        assert len(rows) == 10
+        text = as_set(list(run.source.pretraining("train", 2 * step, 2).tokens.rows()))
+        replies = as_set(list(run.source.demonstrations("train", 8 * step, 8).tokens.rows()))
+        assert as_set(rows) == text | replies
+
+
+def test_every_token_of_the_text_counts_and_of_a_demonstration_its_reply(tmp_path: Path) -> None:
+    run = Run(tmp_path, config(steps=2, pretraining_fraction=0.2))
+    sft(run.session)
+    counted = [facts["tokens"] for facts in run.hub.facts("policy.train_supervised")]
+    text = run.source.pretraining("train", 0, 2).target_count
+    replies = run.source.demonstrations("train", 0, 8).target_count
+    assert counted[0] == text + replies
+
+
+def test_without_a_share_no_document_is_read(tmp_path: Path) -> None:
+    run = Run(tmp_path, config(steps=2))
+    sft(run.session)
+    assert not run.source.documents
+
+
+def test_passes_over_the_demonstrations_set_the_steps(tmp_path: Path, monkeypatch) -> None:
+    run = Run(tmp_path, config(steps=99, epochs=2))
+    monkeypatch.setattr(run.source, "demonstration_count", lambda: 17)
+    sft(run.session)
+    assert len(batches(run)) == 4  # 34 rows in steps of 10
+    assert run.hub.facts("policy.load")[0]["spec"].optimizer.total_steps == 4
+    assert [r.step for r in run.metrics() if r.name == "sft/validation_loss"] == [4]
+
+
+def test_passes_that_end_within_the_warm_up_are_refused(tmp_path: Path, monkeypatch) -> None:
+    run = Run(tmp_path, config(epochs=1))
+    monkeypatch.setattr(run.source, "demonstration_count", lambda: 10)
+    with pytest.raises(ConfigError, match="1 passes over 10 demonstrations are 1 optimizer steps"):
+        sft(run.session)
+
+
+def test_dropout_reaches_the_trainers(tmp_path: Path) -> None:
+    run = Run(tmp_path, config(steps=2, dropout=0.2))
+    sft(run.session)
+    assert run.hub.facts("policy.load")[0]["spec"].dropout == 0.2
