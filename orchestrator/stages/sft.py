@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from orchestrator.batching import pack_documents
 from orchestrator.derive import train_spec
 from orchestrator.session import Session
 from orchestrator.stages import supervised
+from workers.messages import TokenBatch
 
 
 def sft(session: Session) -> None:
@@ -16,13 +18,20 @@ def sft(session: Session) -> None:
         train_spec(session.config, base, settings.optimizer, settings.steps)
     ).result()
     count = settings.demonstrations_per_step
+
+    def batch(step: int) -> TokenBatch:
+        demonstrations = session.source.demonstrations("train", step * count, count)
+        if not settings.pack_tokens:
+            return demonstrations
+        return pack_documents(demonstrations, settings.pack_tokens)
+
     supervised.train(
         session,
         supervised.Loop(
             stage="sft",
             family="sft",
             steps=settings.steps,
-            batch=lambda step: session.source.demonstrations("train", step * count, count),
+            batch=batch,
         ),
     )
     heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
