@@ -50,8 +50,6 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
         return CriticStart("sft", "zero")
     if config.algorithm.critic_init is CriticInit.sft:
         return CriticStart("sft", "zero", "the critic starts from the SFT model, head zero")
-            "sft", "zero", "the critic starts from the SFT model with a head of zero"
-        )
     policy, reward = folders.get("sft") or folders.get("base"), folders.get("reward_model")
     if config.reward.bridge is TextBridge.text and policy and reward:
         from workers.data.fingerprint import tokenizer_fingerprint

@@ -21,9 +21,11 @@ from orchestrator.config import (
     TextBridge,
     Transport,
 )
+from orchestrator.data_sets import all_sets, kinds
 from orchestrator.placement import Layout
 from orchestrator.sizes import ModelSize, sequences_in_cache
 from orchestrator.summary import MODEL_ORDER
+from workers.data.sets import SHORTHANDS, SetKind
 from workers.errors import BatchArithmeticError, ConfigError, ResourceError
 from workers.model_shape import read_shape
 
@@ -35,12 +37,13 @@ _PRODUCTS = {
     StageName.ppo_ptx: "ppo_ptx",
     StageName.pretrain_large: "large",
 }
-_FILES = {
-    StageName.pretrain: ("pretraining",),
-    StageName.sft: ("demonstrations",),
-    StageName.reward_model: ("rankings", "demonstrations"),  # demonstrations set its zero
-    StageName.ppo: ("prompts",),
-    StageName.ppo_ptx: ("prompts", "pretraining"),
+_SETS = {
+    StageName.pretrain: (SetKind.pretraining,),
+    StageName.sft: (SetKind.demonstrations,),
+    # demonstrations set the zero of the reward
+    StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
+    StageName.ppo: (SetKind.prompts,),
+    StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
 }
 _BF16_TOLERANCE = 1e-2  # nats; below it bf16 kernels of two libraries never agree
 
@@ -155,6 +158,7 @@ def _check_files(config: Config, stage: StageName) -> None:
                 where="sft.epochs",
                 mend="set sft.steps and leave sft.epochs at 0, or use data=files",
             )
+        _check_unread(config)
         return
     if stage is StageName.pretrain_large:
         raise ConfigError(
@@ -162,18 +166,30 @@ def _check_files(config: Config, stage: StageName) -> None:
             where="data.source",
             mend="use data=pocket",
         )
-    needed = _FILES.get(stage, ())
+    given = kinds(config.data)
+    needed = _SETS.get(stage, ())
     if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
-        needed = (*needed, "pretraining")
-    if stage is StageName.evaluate and not config.data.files.prompts:  # else a tenth is held out
-        needed = ("evaluation_prompts",)
-    for name in needed:
-        if not getattr(config.data.files, name):
+        needed = (*needed, SetKind.pretraining)
+    if stage is StageName.evaluate and SetKind.prompts not in given:  # else a part is held out
+        needed = (SetKind.evaluation_prompts,)
+    for kind in needed:
+        if kind not in given:
+            name = next(name for name, each in SHORTHANDS.items() if each is kind)
             raise ConfigError(
-                f"the stage {stage.value} reads a file that is not given",
+                f"the stage {stage.value} reads {kind.value}, and no data set holds any",
                 where=f"data.files.{name}",
-                mend=f"set data.files.{name}=FILE (JSON lines; FilesConfig lists the fields)",
+                mend=f"set data.files.{name}=FILE, or data.sets.NAME.kind={kind.value} and "
+                "data.sets.NAME.path (docs/data.md lists the formats)",
             )
+
+
+def _check_unread(config: Config) -> None:
+    for each in all_sets(config.data):
+        raise ConfigError(
+            "a data set is given, but the run reads the pocket world",
+            where=each.key,
+            mend="add data=files, or leave the set out",
+        )
 
 
 def check_lengths(config: Config, size: ModelSize | None) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
+from orchestrator.data_sets import data_set
 from workers.errors import ConfigError
 
 
@@ -129,6 +131,34 @@ class DataSourceKind(Enum):
 
     pocket = "pocket"
     files = "files"
+
+
+class TrainOn(Enum):
+    """Which turns of a dialogue are targets."""
+
+    last = "last"  # the last assistant turn
+    all = "all"  # every assistant turn
+
+
+class OnBadLine(Enum):
+    """What a line that does not parse does to a run."""
+
+    fail = "fail"
+    drop = "drop"  # counted
+
+
+class PersonalData(Enum):
+    """What happens to training rows with e-mail addresses, phone or card numbers and the like."""
+
+    keep = "keep"
+    drop = "drop"  # counted by kind
+
+
+class RowOrder(Enum):
+    """The order in which demonstrations and pretraining text are read."""
+
+    shuffled = "shuffled"
+    length_grouped = "length_grouped"  # batches of rows of about equal length, in random order
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -258,13 +288,13 @@ class ModelConfig:
 
 @dataclass(slots=True, kw_only=True)
 class FilesConfig:
-    """JSONL files (one JSON object a line) for runs outside the pocket world."""
+    """One data set of weight 1 a key, and the token limits of all sets."""
 
-    demonstrations: str = ""  # {"prompt": str, "completion": str}
-    rankings: str = ""  # {"prompt": str, "completions": [str], "ranks": [int], 1 = best}
-    prompts: str = ""  # {"prompt": str}
-    evaluation_prompts: str = ""  # {"prompt": str}
-    pretraining: str = ""  # {"text": str}
+    demonstrations: str = ""
+    rankings: str = ""  # comparisons
+    prompts: str = ""
+    evaluation_prompts: str = ""
+    pretraining: str = ""
     max_prompt_tokens: int = 1024  # longer prompts are dropped and counted
     max_completion_tokens: int = 1024  # longer completions are cut and counted
 
@@ -291,6 +321,32 @@ class DataConfig:
     source: DataSourceKind = DataSourceKind.pocket
     pocket: PocketWorldConfig = field(default_factory=PocketWorldConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
+    # name -> DataSetConfig. Declared as Any because Hydra cannot add to a dictionary of dataclasses
+    # from the command line; __post_init__ leaves DataSetConfig in it.
+    sets: dict[str, Any] = field(default_factory=dict)
+    chat_template: str = (
+        "auto"  # auto = the tokenizer's | default = the built-in one | a Jinja file
+    )
+    train_on: TrainOn = TrainOn.last
+    on_bad_line: OnBadLine = OnBadLine.fail
+    heldout_fraction: float = 0.1  # of users, or of prompts where no user is named
+    dedup_prefix_characters: int = 0  # prompts that share so long a beginning are one; 0 = off
+    max_rows_per_user: int = 0  # of one kind; 0 = no limit (InstructGPT: 200)
+    pii: PersonalData = PersonalData.keep  # training rows only
+    order: RowOrder = RowOrder.shuffled
+    length_group_batches: int = 50  # batches sorted together when length_grouped
+    workers: int = 1  # processes that render and tokenise; 1 = the run's own. Changes no result
+
+    def __post_init__(self) -> None:
+        _positive(self, "length_group_batches", "workers")
+        _at_least_zero(self, "dedup_prefix_characters", "max_rows_per_user")
+        if not 0.0 < self.heldout_fraction < 1.0:
+            raise ConfigError(
+                f"heldout_fraction={self.heldout_fraction:g} must lie between 0 and 1",
+                where="data",
+                mend="hold out some rows and keep some, such as 0.1",
+            )
+        self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -409,6 +465,8 @@ class SFTConfig:
     epochs: int = 0  # passes over data.files.demonstrations instead of `steps`; 0 = `steps`
     demonstrations_per_step: int = 32  # rows of one optimizer step, pretraining text included
     pretraining_fraction: float = 0.0  # share of these rows that is pretraining text (paper: .1)
+    # demonstrations share rows of this many tokens, each attending to itself alone; 0 = off
+    pack_tokens: int = 0
     validation_demonstrations: int = 256
     dropout: float | None = None  # paper: .2; 0 = off, null = as the checkpoint's config.json says
     optimizer: OptimizerConfig = field(
@@ -421,6 +479,7 @@ class SFTConfig:
         _fraction(self, "pretraining_fraction")
         if self.dropout is not None:
             _fraction(self, "dropout")
+        _at_least_zero(self, "pack_tokens")
 
 
 @dataclass(slots=True, kw_only=True)

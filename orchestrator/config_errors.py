@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from orchestrator.config import Config
+from orchestrator.data_sets import KEYS, unknown_set_key
 from workers.errors import ConfigError, UnknownKeyError
 
 
@@ -56,7 +57,11 @@ def reject_unknown_keys(composed: DictConfig) -> None:
     """Raise UnknownKeyError for the first key of `composed` that is not in the schema."""
     known = set(schema_keys())
     for key in _keys(OmegaConf.to_container(composed, resolve=False)):
-        if key not in known:
+        if key.startswith("data.sets."):
+            _, _, name, *rest = key.split(".")
+            if rest and rest[0] not in KEYS:
+                raise unknown_set_key(name, rest[0])
+        elif key not in known:
             raise unknown_key(key)
 
 

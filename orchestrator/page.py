@@ -44,6 +44,7 @@ def render_page(page: Page) -> str:
         ("plots", "Plots", _plots(page.plots)),
         ("samples", "Samples side by side", _comparisons(page.comparisons)),
         ("rollouts", "Rollouts", _rollouts(page.rollouts)),
+        ("data", "Data", _data(page.summary)),
         ("roles", "Roles", _roles(page.summary)),
         ("config", "Configuration", _config(page.config)),
     ]
@@ -148,6 +149,21 @@ def _roles(summary: Summary) -> str:
         for r in summary.roles
     ]
     return _table(["role", "rank", "process", "node", "device"], rows, "plain") if rows else ""
+
+
+def _data(summary: Summary) -> str:
+    rows = [
+        [
+            escape(each.name),
+            escape(each.kind),
+            f"{each.weight:g}",
+            *(f"{n:,}" for n in (each.read, each.train, each.heldout, each.tokens, each.cut)),
+            "<br>".join(f"{n:,} {escape(reason)}" for reason, n in each.dropped.items()),
+        ]
+        for each in summary.data
+    ]
+    heads = ["set", "kind", "weight", "rows", "training", "held out", "tokens", "cut", "left out"]
+    return _table(heads, rows, "plain") if rows else ""
 
 
 def _config(config: str) -> str:

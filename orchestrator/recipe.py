@@ -13,8 +13,18 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from orchestrator import checkpoint
+from orchestrator.arithmetic import sft_rows
 from orchestrator.cluster import start_cluster
-from orchestrator.config import Config, DataSourceKind, StageName
+from orchestrator.config import (
+    Config,
+    DataSourceKind,
+    OnBadLine,
+    PersonalData,
+    RowOrder,
+    StageName,
+    TrainOn,
+)
+from orchestrator.data_sets import all_sets
 from orchestrator.fleet import Fleet
 from orchestrator.harness import check_harness_ready
 from orchestrator.live import LiveView
@@ -33,8 +43,10 @@ from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summar
 from orchestrator.tables import render_result
 from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
+from workers.data.accounts import SetAccount
 from workers.data.files import FileSource
 from workers.data.pocket import PocketSource
+from workers.data.sets import Feeding, Rendering, SetKind
 from workers.data.source import DataSource
 from workers.data.tokenizers import load_tokenizer
 from workers.errors import TokenizerMismatchError
@@ -124,17 +136,37 @@ def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
     if config.data.source is DataSourceKind.pocket:
         pocket = config.data.pocket
         return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
-    files = config.data.files
     return FileSource(
-        _tokenizer_folder(checkpoints),
-        demonstrations=files.demonstrations,
-        rankings=files.rankings,
-        prompts=files.prompts,
-        evaluation_prompts=files.evaluation_prompts,
-        pretraining=files.pretraining,
-        max_prompt_tokens=files.max_prompt_tokens,
-        max_completion_tokens=files.max_completion_tokens,
+        all_sets(config.data), _rendering(config, _tokenizer_folder(checkpoints)), _feeding(config)
+    )
+
+
+def _rendering(config: Config, tokenizer: str) -> Rendering:
+    data = config.data
+    return Rendering(
+        checkpoint=tokenizer,
+        max_prompt_tokens=data.files.max_prompt_tokens,
+        max_completion_tokens=data.files.max_completion_tokens,
+        chat_template=data.chat_template,
+        train_on="all" if data.train_on is TrainOn.all else "last",
+        prefix_characters=data.dedup_prefix_characters,
+        find_pii=data.pii is PersonalData.drop,
+    )
+
+
+def _feeding(config: Config) -> Feeding:
+    data = config.data
+    return Feeding(
         seed=config.seed,
+        on_bad_line="drop" if data.on_bad_line is OnBadLine.drop else "fail",
+        heldout_fraction=data.heldout_fraction,
+        max_rows_per_user=data.max_rows_per_user,
+        drop_pii=data.pii is PersonalData.drop,
+        length_grouped=data.order is RowOrder.length_grouped,
+        length_group_batches=data.length_group_batches,
+        batch_rows={SetKind.demonstrations: sft_rows(config)[0]},
+        workers=data.workers,
+        call_seconds=config.run.call_seconds,
     )
 
 
@@ -162,13 +194,27 @@ def _tokenizer_folder(checkpoints: dict[str, str]) -> str:
 
 
 def left_out(source: DataSource) -> list[str]:
-    """What a file source did not take as it stands, one sentence a reason."""
-    if not isinstance(source, FileSource):
-        return []
-    return [
-        *(f"left out {count:,} rows of {reason}" for reason, count in source.drops.items()),
-        *(f"cut {count:,} completions of {name}" for name, count in source.cuts.items()),
-    ]
+    """What a file source read, kept and did not take as it stands: a sentence a set and reason."""
+    notes: list[str] = []
+    for each in accounts(source):
+        notes.append(
+            f"{each.name}: {each.read:,} rows, {each.train:,} to train on, {each.heldout:,} held "
+            f"out, {each.tokens:,} tokens"
+        )
+        notes += [f"left out {n:,} rows of {each.name}: {why}" for why, n in each.dropped.items()]
+        if each.cut:
+            notes.append(f"cut {each.cut:,} completions of {each.name}")
+        if each.train_pairs or each.heldout_pairs:
+            notes.append(
+                f"{each.name}: {each.train_pairs:,} pairs to train on, {each.heldout_pairs:,} held "
+                f"out, {each.tied_pairs:,} tied"
+            )
+    return notes
+
+
+def accounts(source: DataSource) -> tuple[SetAccount, ...]:
+    """What became of the rows of each data set; () in the pocket world."""
+    return tuple(source.accounts) if isinstance(source, FileSource) else ()
 
 
 def summarise(session: Session) -> Summary:
@@ -193,4 +239,5 @@ def summarise(session: Session) -> Summary:
             ppo_phases=telemetry.phase_seconds(),
         ),
         roles=tuple(session.fleet.infos()),
+        data=accounts(session.source),
     )

@@ -23,6 +23,7 @@ from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
 from workers.data.records import Prompt
 from workers.data.source import DataSource
+from workers.data.tokenizers import dress
 from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBatch
 from workers.model_shape import read_shape
 from workers.specs import RolloutSpec
@@ -69,9 +70,19 @@ class Session:
         return str(checkpoint.require(self.checkpoints.get(name, ""), name))
 
     def publish(self, name: str, save: checkpoint.Save, stage: str) -> Path:
-        """Save a stage's product into the run folder and hand it to the later stages."""
+        """Save a stage's product into the run folder and hand it to the later stages.
+
+        A chat template of the run's own goes into the folder, so that later stages, vLLM and users
+        render dialogues as the model has seen them.
+        """
+
+        def whole(path: str) -> None:
+            save(path)
+            if self.source.chat_template:
+                dress(path, self.source.tokenizer, self.source.chat_template)
+
         facts = {"stage": stage, "seed": self.config.seed, "experiment": self.config.experiment}
-        folder = checkpoint.publish(self.folder.checkpoints / name, save, facts)
+        folder = checkpoint.publish(self.folder.checkpoints / name, whole, facts)
         self.checkpoints[name] = str(folder)
         return folder
 

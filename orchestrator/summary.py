@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.figures import RewardModelFigures
 from orchestrator.run_folder import RunFolder, write_json
+from workers.data.accounts import SetAccount
 from workers.errors import DataError
 from workers.messages import RoleInfo
 
@@ -108,6 +109,7 @@ class Summary:
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
     roles: tuple[RoleInfo, ...] = ()
+    data: tuple[SetAccount, ...] = ()  # of runs on files
 
     def ordered_models(self) -> list[str]:
         """The evaluated models in the order of the recipe; others after them."""
@@ -184,6 +186,10 @@ def to_json(summary: Summary) -> dict[str, object]:
             {"role": r.role, "rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device}
             for r in summary.roles
         ],
+        "data": {
+            each.name: {key: value for key, value in asdict(each).items() if key != "name"}
+            for each in summary.data
+        },
     }
 
 
@@ -230,4 +236,5 @@ def _from_json(data: dict[str, Any]) -> Summary:
         weight_sync=WeightSyncTotals(**data["weight_sync"]),
         timing=Timing(**data["timing"]),
         roles=tuple(RoleInfo(**role) for role in data["roles"]),
+        data=tuple(SetAccount(name=name, **each) for name, each in data["data"].items()),
     )

@@ -255,8 +255,8 @@ class Ranking:
     prompt_id: int  # equal for all rankings of one prompt: their pairs are no independent evidence
     sequences: Ragged  # int32, K rows: prompt then completion
     ranks: IntArray  # (K,)
-    source: str = ""
-    annotator: str = ""
+    source: str = ""  # name of the data set
+    annotator: str = ""  # who ranked them, where the set says so
 
     @property
     def pairs(self) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.config import DataSourceKind
+from orchestrator.data_sets import kinds
 from orchestrator.derive import frozen_spec
 from orchestrator.harness import harness_scores
 from orchestrator.samples import Comparison, write_comparisons
@@ -23,6 +24,7 @@ from orchestrator.session import Session
 from orchestrator.stages.judging import Answers, preferences, scores
 from orchestrator.summary import MODEL_ORDER, EvaluationRow
 from workers.data.records import Prompt
+from workers.data.sets import SetKind
 from workers.errors import ConfigError
 from workers.messages import FloatArray, Ragged, RolloutBatch, TokenBatch
 from workers.model_shape import read_shape
@@ -105,7 +107,7 @@ def _mean(values: Sequence[float]) -> float:
 def _web_perplexity(session: Session) -> float | None:
     """exp(mean nats a token) of held-out pretraining text; None where no text is given."""
     data = session.config.data
-    if data.source is DataSourceKind.files and not data.files.pretraining:
+    if data.source is DataSourceKind.files and SetKind.pretraining not in kinds(data):
         return None
     documents = session.source.pretraining("heldout", 0, session.config.evaluate.web_documents)
     losses = _row_losses(session, documents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from orchestrator.arithmetic import sft_rows
+from orchestrator.batching import pack_documents
 from orchestrator.derive import train_spec
 from orchestrator.session import Session
 from orchestrator.stages import supervised
@@ -61,7 +62,8 @@ def _batch(session: Session, step: int) -> TokenBatch:
     """The rows of one optimizer step: demonstrations, and pretraining text where it is mixed in."""
     demonstrations, documents = sft_rows(session.config)
     batch = session.source.demonstrations("train", step * demonstrations, demonstrations)
-    if documents == 0:
-        return batch
-    text = session.source.pretraining("train", step * documents, documents)
-    return stack_batches(batch, text)
+    if documents:
+        text = session.source.pretraining("train", step * documents, documents)
+        batch = stack_batches(batch, text)
+    together = session.config.sft.pack_tokens
+    return pack_documents(batch, together) if together else batch

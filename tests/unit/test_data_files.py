@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from data_files import Files, account
 
-from workers.data.files import FileSource
-from workers.data.sampler import PermutationSampler
-from workers.data.splits import split_rows
+from workers.data.sets import DataSet, SetKind
 from workers.errors import (
     BrokenCheckpointError,
     ConfigError,
@@ -19,11 +15,8 @@ from workers.errors import (
     EmptyDatasetError,
     MissingCheckpointError,
 )
-from workers.messages import IntArray
 from workers.pocket.tokenizer import build_tokenizer
 from workers.pocket.words import ANIMALS
-
-Open = Callable[..., FileSource]
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +27,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def open_files(tmp_path: Path, checkpoint: Path) -> Open:
-    """Write the given rows (or raw bytes) as files and open them as one source."""
-
-    def opened(*, prompt_limit: int = 16, completion_limit: int = 8, **files: Any) -> FileSource:
-        paths: dict[str, str] = {}
-        for name, rows in files.items():
-            path = tmp_path / f"{name}.jsonl"
-            if isinstance(rows, bytes):
-                path.write_bytes(rows)
-            else:
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            paths[name] = str(path)
-        return FileSource(
-            str(checkpoint),
-            **paths,
-            max_prompt_tokens=prompt_limit,
-            max_completion_tokens=completion_limit,
-            seed=0,
-        )
-
-    return opened
+def open_files(tmp_path: Path, checkpoint: Path) -> Files:
+    return Files(tmp_path, checkpoint)
 
 
 PAIRS = [f"{a} {b}" for a in ANIMALS for b in ANIMALS]
@@ -64,7 +38,7 @@ def demonstrations(n: int) -> list[dict[str, str]]:
     return [{"prompt": f"repeat : {p} ?", "completion": f"{p} ."} for p in PAIRS[:n]]
 
 
-def test_demonstrations(open_files: Open) -> None:
+def test_demonstrations(open_files: Files) -> None:
     source = open_files(demonstrations=demonstrations(40))
     train = source.demonstrations("train", 0, 200)
     held = source.demonstrations("heldout", 0, 200)
@@ -79,14 +53,14 @@ def test_demonstrations(open_files: Open) -> None:
     assert (row[0], row[-1]) == (1, 2)
 
 
-def test_a_cursor_resumes_anywhere(open_files: Open) -> None:
+def test_a_cursor_resumes_anywhere(open_files: Files) -> None:
     source = open_files(demonstrations=demonstrations(20))
     whole = source.demonstrations("train", 0, 50).tokens
     part = source.demonstrations("train", 33, 17).tokens
     assert np.array_equal(whole.select(range(33, 50)).values, part.values)
 
 
-def test_long_rows_are_dropped_or_cut_and_counted(open_files: Open) -> None:
+def test_long_rows_are_dropped_or_cut_and_counted(open_files: Files) -> None:
     rows = [
         *demonstrations(2),
         {"prompt": "fox " * 16, "completion": "fox"},
@@ -95,12 +69,13 @@ def test_long_rows_are_dropped_or_cut_and_counted(open_files: Open) -> None:
         {"prompt": " ", "completion": "fox"},
     ]
     source = open_files(demonstrations=rows)
-    assert source.drops == {
-        "demonstrations: prompt over 16 tokens": 1,
-        "demonstrations: empty completion": 1,
-        "demonstrations: empty prompt": 1,
+    counted = account(source, "demonstrations")
+    assert counted.dropped == {
+        "prompt over 16 tokens": 1,
+        "empty completion": 1,
+        "empty prompt": 1,
     }
-    assert source.cuts == {"demonstrations": 1}
+    assert (counted.cut, counted.read, counted.train + counted.heldout) == (1, 6, 3)
     ids = [
         row.tolist()
         for split in ("train", "heldout")
@@ -116,19 +91,19 @@ def ranking(i: int, ranks: list[int]) -> dict[str, object]:
     return {"prompt": PAIRS[i], "completions": completions, "ranks": ranks}
 
 
-def test_rankings(open_files: Open) -> None:
+def test_rankings(open_files: Files) -> None:
     source = open_files(rankings=[ranking(0, [2, 1, 2]), ranking(1, [1, 2]), ranking(2, [1, 1])])
     train, held = source.rankings("train"), source.rankings("heldout")
     assert train is not None
     assert held is not None
-    assert source.drops == {"rankings: every completion ties": 1}
+    assert account(source, "rankings").dropped == {"every completion ties": 1}
     both = {r.prompt_id: r for r in (*train, *held)}
     assert both[0].ranks.tolist() == [2, 1, 2]
     assert both[0].pairs == 2
     assert both[0].sequences.row(1).tolist() == [1, *source.tokenizer.encode("bear bear owl"), 2]
 
 
-def test_without_rankings_there_is_none_and_no_labeler(open_files: Open) -> None:
+def test_without_rankings_there_is_none_and_no_labeler(open_files: Files) -> None:
     source = open_files()
     assert source.rankings("train") is None
     assert source.gold([], []) is None
@@ -137,9 +112,9 @@ def test_without_rankings_there_is_none_and_no_labeler(open_files: Open) -> None
         source.label([], [])
 
 
-def test_prompts(open_files: Open) -> None:
+def test_prompts(open_files: Files) -> None:
     source = open_files(prompts=[{"prompt": p} for p in (*PAIRS[:30], PAIRS[0])])
-    assert source.drops == {"prompts: repeated": 1}
+    assert account(source, "prompts").dropped == {"repeated": 1}
     train = {p.text: p for p in source.prompts("ppo", 0, 60)}
     held = {p.text: p for p in source.prompts("heldout", 0, 60)}
     assert train.keys() | held.keys() == set(PAIRS[:30])
@@ -150,7 +125,7 @@ def test_prompts(open_files: Open) -> None:
     assert len({p.key for p in (*train.values(), *held.values())}) == 30
 
 
-def test_evaluation_prompts_are_trained_on_nowhere(open_files: Open) -> None:
+def test_evaluation_prompts_are_trained_on_nowhere(open_files: Files) -> None:
     rows = [*demonstrations(40), {"prompt": PAIRS[0], "completion": "fox"}]
     source = open_files(
         prompts=[{"prompt": p} for p in PAIRS[:10]],
@@ -159,12 +134,12 @@ def test_evaluation_prompts_are_trained_on_nowhere(open_files: Open) -> None:
     )
     assert [p.text for p in source.prompts("heldout", 0, 99)] == PAIRS[:3]
     assert {p.text for p in source.prompts("ppo", 0, 7)} == set(PAIRS[3:10])
-    assert source.drops == {"prompts: also an evaluation prompt": 3}
+    assert account(source, "prompts").dropped == {"also an evaluation prompt": 3}
     trained = [source.detokenize(r) for r in source.demonstrations("train", 0, 99).tokens.rows()]
     assert f"{PAIRS[0]} fox" not in trained
 
 
-def test_a_prompt_is_held_out_in_all_files_or_in_none(open_files: Open) -> None:
+def test_a_prompt_is_held_out_in_all_files_or_in_none(open_files: Files) -> None:
     source = open_files(
         prompts=[{"prompt": p} for p in PAIRS[:100]],
         rankings=[ranking(i, [1, 2]) for i in range(50, 150)],
@@ -176,7 +151,7 @@ def test_a_prompt_is_held_out_in_all_files_or_in_none(open_files: Open) -> None:
     assert not held_prompts & ranked
 
 
-def test_documents_come_whole_in_windows(open_files: Open) -> None:
+def test_documents_come_whole_in_windows(open_files: Files) -> None:
     texts = [" ".join(PAIRS[i : i + 30]) for i in range(3)]
     source = open_files(pretraining=[{"text": t} for t in texts], prompt_limit=10)
     for split in ("train", "heldout"):
@@ -207,7 +182,7 @@ def test_documents_come_whole_in_windows(open_files: Open) -> None:
         (b'{"prompt": ' + b"1" * 5000 + b"}", "not valid JSON"),
     ],
 )
-def test_bad_lines_are_named(open_files: Open, line: bytes, message: str) -> None:
+def test_bad_lines_are_named(open_files: Files, line: bytes, message: str) -> None:
     good = b'{"prompt": "fox", "completion": "owl"}'
     with pytest.raises(DataLineError, match=message) as caught:
         open_files(demonstrations=b"\n".join([good, b"", line, good]))
@@ -227,76 +202,34 @@ def test_bad_lines_are_named(open_files: Open, line: bytes, message: str) -> Non
         ({"completions": ["fox"], "ranks": [1]}, "at least two"),
     ],
 )
-def test_bad_rankings_are_named(open_files: Open, change: dict[str, object], message: str) -> None:
+def test_bad_rankings_are_named(open_files: Files, change: dict[str, object], message: str) -> None:
     with pytest.raises(DataLineError, match=message):
         open_files(rankings=[ranking(0, [1, 2, 3]) | change])
 
 
-def test_a_byte_order_mark_is_no_error(open_files: Open) -> None:
+def test_a_byte_order_mark_is_no_error(open_files: Files) -> None:
     source = open_files(prompts=b'\xef\xbb\xbf{"prompt": "fox"}\r\n{"prompt": "owl"}\r\n')
     assert len(source.prompts("ppo", 0, 1)) == 1
 
 
-def test_a_prompt_of_which_no_token_is_left_is_dropped(
-    open_files: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def encode(self: FileSource, texts: list[str]) -> list[IntArray]:
-        """As a tokenizer without a start token that knows nothing but foxes."""
-        return [np.array([5] * text.count("fox")) for text in texts]
-
-    monkeypatch.setattr(FileSource, "_encode_prompts", encode)
-    source = open_files(prompts=[{"prompt": text} for text in ("fox", "\u200b", "fox fox")])
-    assert source.drops == {"prompts: empty prompt": 1}
-
-
 @pytest.mark.parametrize("rows", [[], [{"prompt": "fox " * 99, "completion": "fox"}]])
-def test_empty_data_sets(open_files: Open, rows: list[dict[str, str]]) -> None:
-    source = open_files(demonstrations=rows)
+def test_empty_data_sets(open_files: Files, rows: list[dict[str, str]]) -> None:
     with pytest.raises(EmptyDatasetError) as caught:
-        source.demonstrations("train", 0, 1)
-    assert "data.files.demonstrations" in caught.value.where
+        open_files(demonstrations=rows)
+    assert "demonstrations" in caught.value.where
+    assert ("prompt over 16 tokens" in caught.value.mend) == bool(rows)
 
 
-def test_missing_files_and_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
-    limits = {"max_prompt_tokens": 8, "max_completion_tokens": 8, "seed": 0}
-    with pytest.raises(DataError, match="cannot open"):
-        FileSource(str(checkpoint), prompts=str(tmp_path / "none.jsonl"), **limits)
+def test_a_kind_that_no_set_holds(open_files: Files) -> None:
+    with pytest.raises(EmptyDatasetError, match="demonstrations"):
+        open_files(prompts=[{"prompt": "fox"}]).demonstrations("train", 0, 1)
+
+
+def test_missing_files_and_checkpoints(open_files: Files, tmp_path: Path) -> None:
+    missing = DataSet("mine", SetKind.prompts, str(tmp_path / "none.jsonl"))
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        open_files(missing)
     with pytest.raises(MissingCheckpointError):
-        FileSource(str(tmp_path / "none"), **limits)
+        open_files(rendering={"checkpoint": str(tmp_path / "none")})
     with pytest.raises(BrokenCheckpointError):
-        FileSource(str(tmp_path), **limits)
-
-
-def test_sampler_reads_every_row_once_an_epoch() -> None:
-    sampler = PermutationSampler(7, (3,))
-    stream = sampler.take(0, 21).reshape(3, 7)
-    assert [sorted(epoch) for epoch in stream.tolist()] == [list(range(7))] * 3
-    assert len({tuple(epoch) for epoch in stream.tolist()}) == 3, "each epoch has its own order"
-    for start in range(0, 21, 4):
-        fresh = PermutationSampler(7, (3,)).take(start, 4)
-        assert fresh.tolist() == sampler.take(0, 25)[start : start + 4].tolist()
-    assert PermutationSampler(7, (4,)).take(0, 7).tolist() != stream[0].tolist()
-    assert sampler.take(5, 0).tolist() == []
-
-
-def test_split_is_stable_and_keeps_equal_keys_together() -> None:
-    keys = [f"key {i}" for i in range(1000)]
-    train, held = split_rows(keys)
-    assert 70 <= len(held) <= 130
-    assert sorted([*train, *held]) == list(range(1000))
-    names = {keys[i] for i in held}
-    assert {keys[::-1][i] for i in split_rows(keys[::-1])[1]} == names
-    grown = [*keys, *keys, *(f"new {i}" for i in range(100))]
-    assert {grown[i] for i in split_rows(grown)[1] if grown[i] in set(keys)} == names
-
-
-@pytest.mark.parametrize("n", range(2, 12))
-def test_small_files_have_both_sides(n: int) -> None:
-    train, held = split_rows([str(i) for i in range(n)])
-    assert len(train) > 0
-    assert len(held) > 0
-
-
-def test_one_row_is_for_training() -> None:
-    train, held = split_rows(["only"], held=["other"])
-    assert (train.tolist(), held.tolist()) == ([0], [])
+        open_files(rendering={"checkpoint": str(tmp_path)})

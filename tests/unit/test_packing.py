@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fakes.session import Run, small_config
 
 from orchestrator.batching import pack_documents
+from orchestrator.config import SFTConfig
+from orchestrator.stages.sft import sft
 from workers.data.pocket import PocketSource
 from workers.models import forward_logits, load_causal_lm
 from workers.pocket.model import create_model
@@ -19,13 +22,15 @@ SHAPE = {
 
 
 @pytest.mark.parametrize("row_tokens", [40, 128])
+@pytest.mark.parametrize("kind", ["pretraining", "demonstrations"])
 def test_packed_losses_and_gradients_equal_those_of_separate_rows(
-    tmp_path: Path, row_tokens: int
+    tmp_path: Path, kind: str, row_tokens: int
 ) -> None:
     create_model(str(tmp_path), **SHAPE)
-    documents = PocketSource(0, 0.5, 0.25).pretraining("train", 0, 12)
+    documents = getattr(PocketSource(0, 0.5, 0.25), kind)("train", 0, 12)
     packed = pack_documents(documents, row_tokens)
     assert len(packed) < len(documents)
+    assert packed.target_count == documents.target_count
     losses, gradients = [], []
     for batch in (documents, packed):
         model = load_causal_lm(str(tmp_path), dtype="float32", attention="sdpa")
@@ -35,3 +40,18 @@ def test_packed_losses_and_gradients_equal_those_of_separate_rows(
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     np.testing.assert_allclose(losses[0], losses[1], atol=2e-5)
     torch.testing.assert_close(gradients[0], gradients[1], atol=2e-4, rtol=1e-4)
+
+
+def test_packing_demonstrations_changes_no_loss_of_the_stage(tmp_path: Path) -> None:
+    losses = []
+    for pack_tokens in (0, 64):
+        config = small_config()
+        config.sft = SFTConfig(
+            steps=3, demonstrations_per_step=8, validation_demonstrations=8, pack_tokens=pack_tokens
+        )
+        config.sft.optimizer.warmup_steps = 0
+        run = Run(tmp_path / str(pack_tokens), config)
+        sft(run.session)
+        losses.append(run.series("sft/loss") + run.series("sft/validation_loss"))
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)

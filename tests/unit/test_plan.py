@@ -97,6 +97,7 @@ def test_minibatches_must_divide_the_batch():
         (ConfigError, ["stages=[sft,pretrain]"], "later stage"),
         (ConfigError, ["stages=[pretrain,sft,ppo]"], "'reward_model'"),
         (ConfigError, ["data=files"], "not given"),
+        (ConfigError, ["data.files.prompts=P"], "reads the pocket world"),
         (ConfigError, ["stages=[evaluate]"], "no model to evaluate"),
         (ConfigError, ["rollout=transformers", "rollout.tensor_parallel_size=2"], "one device"),
         (ConfigError, ["reward.micro_batch_tokens=0"], "must be positive"),

@@ -16,6 +16,8 @@ from orchestrator.figures import (
     PairAccuracy,
     RewardModelFigures,
 )
+from orchestrator.page import Page as PageContent
+from orchestrator.page import render_page
 from orchestrator.plots import running_mean
 from orchestrator.report import write_report
 from orchestrator.run_folder import RunFolder
@@ -40,6 +42,7 @@ from orchestrator.summary import (
 )
 from orchestrator.tables import model_label, render_result, render_table
 from orchestrator.telemetry import Telemetry
+from workers.data.accounts import SetAccount
 from workers.errors import DataError
 from workers.messages import RoleInfo
 
@@ -72,6 +75,19 @@ SUMMARY = Summary(
     weight_sync=WeightSyncTotals(4, 0.5, 2e-6),
     timing=Timing(70.0, 9.0, {"sft": 3.0}, {"generate": 2.0}),
     roles=(RoleInfo("policy", 0, 42, "n1", "cpu"),),
+    data=(
+        SetAccount(
+            "mine",
+            "prompts",
+            "p.jsonl",
+            0.5,
+            read=12,
+            train=8,
+            heldout=1,
+            dropped={"repeated": 2, "prompt over <9> tokens": 1},
+            tokens=1234,
+        ),
+    ),
 )
 
 
@@ -135,7 +151,19 @@ def test_summary_json_has_the_promised_keys_and_reads_back(folder: RunFolder) ->
     assert data["roles"][0] | {"device": "cpu"} == {
         "role": "policy", "rank": 0, "pid": 42, "node": "n1", "device": "cpu",
     }  # fmt: skip
+    assert data["data"]["mine"] | {"path": "p.jsonl"} == {
+        "kind": "prompts", "path": "p.jsonl", "weight": 0.5, "read": 12, "train": 8, "heldout": 1,
+        "dropped": {"repeated": 2, "prompt over <9> tokens": 1}, "cut": 0, "tokens": 1234,
+        "train_pairs": 0, "heldout_pairs": 0, "tied_pairs": 0,
+    }  # fmt: skip
     assert read_summary(folder.summary) == SUMMARY
+
+
+def test_the_page_shows_what_became_of_the_data() -> None:
+    page = render_page(PageContent("run", SUMMARY, [], [], [], ""))
+    row = page[page.index("<td>mine</td>") :].split("</tr>")[0]
+    assert "<td>12</td><td>8</td><td>1</td><td>1,234</td>" in row
+    assert "2 repeated<br>1 prompt over &lt;9&gt; tokens" in row
 
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:

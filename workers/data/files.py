@@ -1,104 +1,117 @@
-"""JSONL files as a data source."""
+"""Data sets in files as a data source."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from workers.data.batches import demonstration_batch, document_batch
-from workers.data.jsonl import read_jsonl
+from workers.data.accounts import SetAccount
+from workers.data.batches import document_batch
+from workers.data.encode import Encoder
+from workers.data.mixture import quotas
+from workers.data.pool import Encode, open_encoder
+from workers.data.recognise import Kind, read_examples
 from workers.data.records import ClozeTokens, Prompt
+from workers.data.sets import DataSet, Feeding, Rendering, SetKind
 from workers.data.source import PromptSplit, Split
-from workers.data.table import Table
-from workers.data.tokenizers import detokenize, load_tokenizer
+from workers.data.table import Gatherer, Table
+from workers.data.tokenizers import detokenize
 from workers.errors import ConfigError
 from workers.messages import IntArray, Ragged, Ranking, TokenBatch
 from workers.pocket.labeler import Gold
 
-_BATCH = 4096  # texts handed to the tokenizer at once
+if TYPE_CHECKING:  # seconds to import, and only a type here
+    from transformers import PreTrainedTokenizerBase
+
+_SPLIT_BY_PROMPT = (SetKind.demonstrations, SetKind.comparisons, SetKind.prompts)
 
 
 class FileSource:
-    """Demonstrations, rankings, prompts and pretraining text of JSONL files.
+    """Demonstrations, comparisons, prompts and pretraining text of any number of data sets.
 
-    Every file that is named is read and checked at once, so a bad line ends the run before any
-    training. Prompts are used as written, after the beginning-of-sequence token where the
-    tokenizer has one. The last tenth of each file by stable hash of its prompt (or text) is held
-    out. `evaluation_prompts`, when given, replaces the held-out part of `prompts`; its prompts are
-    held out of demonstrations and rankings too.
+    Every set is read, tokenised and checked at once, so a bad line ends the run before any
+    training; tokens beyond a few MB lie in a file that is mapped, not in memory. Sets of one kind
+    are mixed in proportion to their weights. `evaluation_prompts`, when given, replace the
+    held-out part of `prompts`; they are held out of demonstrations and comparisons too.
 
     Args:
-        checkpoint: Hugging Face folder whose tokenizer is used.
-        demonstrations: File of {"prompt", "completion"}; empty = none, as for the others.
-        rankings: File of {"prompt", "completions", "ranks"}.
-        prompts: File of {"prompt"}.
-        evaluation_prompts: File of {"prompt"}; its prompts are taken out of `prompts`.
-        pretraining: File of {"text"}.
-        max_prompt_tokens: Rows with a longer prompt are left out and counted.
-        max_completion_tokens: Longer completions are cut (and get no end token) and counted.
-        seed: Fixes the order of training rows.
+        sets: What to read; names are unique.
+        rendering: Tokenizer, chat template and token limits.
+        feeding: Filters, split, order and number of data-loading processes.
 
     Attributes:
-        drops: Rows left out, counted by "file: reason".
-        cuts: Completions cut, counted by file.
+        tokenizer: Of every token id handed out; it carries the chat template that was used.
+        chat_template: The template, where it is another than the tokenizer's own; else "".
+        accounts: What became of the rows of each set.
+
+    Raises:
+        DataError: A file cannot be read, or a line of it, and `on_bad_line` is "fail".
+        EmptyDatasetError: A set has no usable row.
+        ConfigError: A weight is out of range.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        *,
-        demonstrations: str = "",
-        rankings: str = "",
-        prompts: str = "",
-        evaluation_prompts: str = "",
-        pretraining: str = "",
-        max_prompt_tokens: int,
-        max_completion_tokens: int,
-        seed: int,
-    ) -> None:
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
-        eos = self.tokenizer.eos_token_id
-        assert isinstance(eos, int), "load_tokenizer refuses a tokenizer without one"
-        self._eos = eos
-        self.drops: Counter[str] = Counter()
-        self.cuts: Counter[str] = Counter()
-        self._max_prompt = max_prompt_tokens
-        self._max_completion = max_completion_tokens
-        self._seed = seed
-        evaluation = self._prompt_rows(evaluation_prompts, "evaluation_prompts")
-        held = frozenset(prompt.text for prompt in evaluation)
-        self._demonstrations = self._read_demonstrations(demonstrations, held)
-        self._rankings = self._read_rankings(rankings, held) if rankings else None
-        self._prompts = self._join_prompts(prompts, evaluation)
-        self._documents = self._read_documents(pretraining)
+    def __init__(self, sets: Sequence[DataSet], rendering: Rendering, feeding: Feeding) -> None:
+        encoder = Encoder(rendering)
+        self.tokenizer: PreTrainedTokenizerBase = encoder.tokenizer
+        self.chat_template: str = encoder.chat_template
+        if self.chat_template:
+            self.tokenizer.chat_template = self.chat_template
+        self._feeding = feeding
+        self._sets = {kind: [s for s in sets if s.kind is kind] for kind in SetKind}
+        for own in self._sets.values():
+            if own:
+                quotas([each.weight for each in own])  # a wrong weight is found before any reading
+        self._accounts = {
+            kind: [SetAccount(s.name, s.kind.value, s.path, s.weight) for s in own]
+            for kind, own in self._sets.items()
+        }
+        with open_encoder(rendering, feeding.workers, feeding.call_seconds, encoder) as encode:
+            evaluation = self._read(SetKind.evaluation_prompts, encode, np.zeros(0, np.uint64))
+            held = evaluation.held_keys(of_users=False)
+            self._tables = {SetKind.evaluation_prompts: evaluation} | {
+                kind: self._read(kind, encode, held)
+                for kind in SetKind
+                if kind is not SetKind.evaluation_prompts
+            }
+        self._finish()
+
+    @property
+    def accounts(self) -> list[SetAccount]:
+        """What became of the rows of each set, in the order of kinds."""
+        return [account for kind in SetKind for account in self._accounts[kind]]
 
     def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
         """Documents in windows of at most the prompt and completion limits together."""
-        chosen = self._documents.take(split, start, count, self._seed)
-        return document_batch([self._documents.rows[i] for i in chosen])
+        table = self._tables[SetKind.pretraining]
+        tokens = table.rows.tokens
+        return document_batch([_ids(tokens, i) for i in table.take(split, start, count)])
 
     def demonstrations(self, split: Split, start: int, count: int) -> TokenBatch:
-        """Demonstrations; targets are the completion and its end token."""
-        table = self._demonstrations
-        pairs = [table.rows[i] for i in table.take(split, start, count, self._seed)]
-        return demonstration_batch([p for p, _ in pairs], [c for _, c in pairs])
+        """Demonstrations; targets are the trained responses and their end tokens."""
+        table = self._tables[SetKind.demonstrations]
+        chosen = table.take(split, start, count)
+        return TokenBatch(table.rows.tokens.select(chosen), table.rows.targets.select(chosen))
 
     def demonstration_count(self) -> int:
         """Demonstrations to train on."""
-        return len(self._demonstrations.numbers("train"))
+        return len(self._tables[SetKind.demonstrations].numbers("train"))
 
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
         """Prompts; "reward_model" and "ppo" both read the training rows."""
-        return [self._prompts.rows[i] for i in self._prompts.take(split, start, count, self._seed)]
+        evaluation = self._tables[SetKind.evaluation_prompts]
+        given, table = len(evaluation.rows.keys), self._tables[SetKind.prompts]
+        if split == "heldout" and given:
+            return [_prompt(evaluation, i, i) for i in evaluation.take(split, start, count)]
+        return [_prompt(table, i, given + i) for i in table.take(split, start, count)]
 
     def rankings(self, split: Split) -> list[Ranking] | None:
-        """All rankings of a split in file order; None when no file is given."""
-        if self._rankings is None:
+        """One pass over the rankings of a split; None when no set holds any."""
+        table = self._tables[SetKind.comparisons]
+        if not table.sets:
             return None
-        return [self._rankings.rows[i] for i in self._rankings.numbers(split)]
+        return [_ranking(table, i) for i in table.mixed(split)]
 
     def label(
         self,
@@ -128,116 +141,62 @@ class FileSource:
         """Text of token ids, special tokens left out."""
         return detokenize(self.tokenizer, ids)
 
-    def _read_demonstrations(
-        self, path: str, held: frozenset[str]
-    ) -> Table[tuple[IntArray, IntArray]]:
-        lines = list(read_jsonl(path)) if path else []
-        texts = [line.text("prompt") for line in lines]
-        completions = self._encode([line.text("completion") for line in lines])
-        rows: list[tuple[IntArray, IntArray]] = []
-        keys: list[str] = []
-        for text, prompt, completion in zip(
-            texts, self._encode_prompts(texts), completions, strict=True
-        ):
-            if not len(completion):
-                self.drops["demonstrations: empty completion"] += 1
-            elif self._usable(text, prompt, "demonstrations"):
-                rows.append((prompt, self._ended(completion, "demonstrations")))
-                keys.append(text)
-        return Table.split("demonstrations", rows, keys, held)
-
-    def _read_rankings(self, path: str, held: frozenset[str]) -> Table[Ranking]:
-        lines = list(read_jsonl(path))
-        texts = [line.text("prompt") for line in lines]
-        rows: list[Ranking] = []
-        keys: list[str] = []
-        ids: dict[str, int] = {}  # several people may have ranked completions of one prompt
-        for i, (line, prompt) in enumerate(zip(lines, self._encode_prompts(texts), strict=True)):
-            completions = line.texts("completions")
-            if len(completions) < 2:
-                line.fail('"completions" needs at least two entries')
-            ranks = np.array(line.ranks("ranks", len(completions)), dtype=np.int64)
-            if len(set(ranks.tolist())) == 1:
-                self.drops["rankings: every completion ties"] += 1
-            elif self._usable(texts[i], prompt, "rankings"):
-                ended = [self._ended(c, "rankings") for c in self._encode(completions)]
-                sequences = Ragged.from_rows([np.append(prompt, c) for c in ended], np.int32)
-                rows.append(Ranking(ids.setdefault(texts[i], i), sequences, ranks))
-                keys.append(texts[i])
-        return Table.split("rankings", rows, keys, held)
-
-    def _join_prompts(self, path: str, evaluation: list[Prompt]) -> Table[Prompt]:
-        held = frozenset(prompt.text for prompt in evaluation)
-        rows = [*evaluation, *self._prompt_rows(path, "prompts", held, len(evaluation))]
-        if not evaluation:
-            return Table.split("prompts", rows, [prompt.text for prompt in rows])
-        return Table(
-            "prompts", rows, np.arange(len(evaluation), len(rows)), np.arange(len(evaluation))
-        )
-
-    def _prompt_rows(
-        self, path: str, name: str, held: frozenset[str] = frozenset(), first_id: int = 0
-    ) -> list[Prompt]:
-        texts = [line.text("prompt") for line in read_jsonl(path)] if path else []
-        rows: list[Prompt] = []
-        seen: set[str] = set()
-        for text, tokens in zip(texts, self._encode_prompts(texts), strict=True):
-            if text in held:
-                self.drops[f"{name}: also an evaluation prompt"] += 1
-            elif text in seen:
-                self.drops[f"{name}: repeated"] += 1
-            elif self._usable(text, tokens, name):
-                number = first_id + len(rows)
-                rows.append(Prompt(number, tuple(tokens.tolist()), text, number))
-            seen.add(text)
-        return rows
-
-    def _read_documents(self, path: str) -> Table[IntArray]:
-        texts = [line.text("text") for line in read_jsonl(path)] if path else []
-        window = self._max_prompt + self._max_completion
-        rows: list[IntArray] = []
-        keys: list[str] = []
-        for text, ids in zip(texts, self._encode_prompts(texts), strict=True):
-            if not text.strip():
-                self.drops["pretraining: empty text"] += 1
-                continue
-            document = np.append(ids, self._eos)
-            # A window of one token would hold no target: its first token has no predecessor.
-            windows = [document[i : i + window] for i in range(0, len(document) - 1, window)]
-            rows += windows
-            keys += [text] * len(windows)
-        return Table.split("pretraining", rows, keys)
-
-    def _usable(self, text: str, prompt: IntArray, name: str) -> bool:
-        # Some tokenizers drop characters; without a start token nothing may be left of a text.
-        if not text.strip() or not len(prompt):
-            self.drops[f"{name}: empty prompt"] += 1
-        elif len(prompt) > self._max_prompt:
-            self.drops[f"{name}: prompt over {self._max_prompt} tokens"] += 1
-        else:
-            return True
-        return False
-
-    def _ended(self, completion: IntArray, name: str) -> IntArray:
-        # The end token counts towards the limit, as it does when a response is sampled.
-        if len(completion) < self._max_completion:
-            return np.append(completion, self._eos)
-        self.cuts[name] += 1
-        return completion[: self._max_completion]
-
-    def _encode_prompts(self, texts: Sequence[str]) -> list[IntArray]:
-        bos = self.tokenizer.bos_token_id
-        rows = self._encode(texts)
-        if bos is None:
-            return rows
-        # A prompt that was rendered by a chat template may start with the token already.
-        return [row if len(row) and row[0] == bos else np.append(bos, row) for row in rows]
-
-    def _encode(self, texts: Sequence[str]) -> list[IntArray]:
-        rows: list[IntArray] = []
-        for first in range(0, len(texts), _BATCH):
-            batch = self.tokenizer(
-                list(texts[first : first + _BATCH]), add_special_tokens=False, verbose=False
+    def _read(self, kind: SetKind, encode: Encode, held: np.ndarray) -> Table:
+        gatherer = Gatherer()
+        accounts = self._accounts[kind]
+        for number, each in enumerate(self._sets[kind]):
+            examples = read_examples(
+                each.path,
+                _shape(kind),
+                format=each.format,
+                columns=each.columns,
+                split=each.split,
+                subset=each.subset,
+                name=each.name,
+                on_bad_line=self._feeding.on_bad_line,
             )
-            rows += [np.array(ids, dtype=np.int64) for ids in batch["input_ids"]]
-        return rows
+            for chunk in encode(kind, examples):
+                gatherer.add(number, chunk, accounts[number])
+        return Table(kind, self._sets[kind], accounts, gatherer.finish(), self._feeding, held)
+
+    def _finish(self) -> None:
+        tables = [self._tables[kind] for kind in _SPLIT_BY_PROMPT]
+        held = np.concatenate([table.held_keys(of_users=False) for table in tables])
+        of_users = np.concatenate([table.held_keys(of_users=True) for table in tables])
+        for table in tables:
+            table.drop_from_training(held, of_users)
+        for table in self._tables.values():
+            if self._feeding.drop_pii:
+                table.drop_pii()
+            table.close()
+        comparisons = self._tables[SetKind.comparisons]
+        if comparisons.sets:
+            comparisons.count_pairs()
+
+
+def _shape(kind: SetKind) -> Kind:
+    return cast("Kind", "prompts" if kind is SetKind.evaluation_prompts else kind.value)
+
+
+def _ids(rows: Ragged, number: int) -> IntArray:
+    return cast("IntArray", rows.row(number))
+
+
+def _prompt(table: Table, row: int, number: int) -> Prompt:
+    tokens = tuple(table.rows.tokens.row(row).tolist())
+    text = bytes(table.rows.texts.row(row)).decode()
+    return Prompt(int(number), tokens, text, int(number))
+
+
+def _ranking(table: Table, row: int) -> Ranking:
+    rows = table.rows
+    first, last = rows.ranks.offsets[row : row + 2]
+    start = rows.tokens.offsets[first]
+    offsets = rows.tokens.offsets[first : last + 1]
+    return Ranking(
+        table.first_of_prompt(row),
+        Ragged(rows.tokens.values[start : offsets[-1]], offsets - start),
+        rows.ranks.row(row).astype(np.int64),
+        source=table.sets[rows.sets[row]].name,
+        annotator=bytes(rows.texts.row(row)).decode(),
+    )

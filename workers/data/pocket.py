@@ -32,6 +32,8 @@ class PocketSource:
         tie_width: Completions whose noisy scores differ by less are ranked equal.
     """
 
+    chat_template = ""  # its texts are no dialogues
+
     def __init__(self, seed: int, label_noise: float, tie_width: float) -> None:
         self.world = World(seed)
         self.labeler = Labeler(label_noise, tie_width, seed)

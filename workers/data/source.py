@@ -30,6 +30,11 @@ class DataSource(Protocol):
         """The tokenizer of every token id below."""
         ...
 
+    @property
+    def chat_template(self) -> str:
+        """The template that rendered dialogues, where it is not the tokenizer's own; else ""."""
+        ...
+
     def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
         """Pretraining text; every token is a target."""
         ...

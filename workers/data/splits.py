@@ -1,40 +1,44 @@
-"""Which rows of a file are held out."""
+"""Which rows of a data set are held out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 
 from workers.messages import IntArray
 
-HELDOUT_FROM = 0.9  # keys whose hash lies in the last tenth of its range
+HashArray = npt.NDArray[np.uint64]
+BoolArray = npt.NDArray[np.bool_]
 
 
-def split_rows(keys: Sequence[str], held: Collection[str] = ()) -> tuple[IntArray, IntArray]:
-    """Split rows into training and held-out ones by a stable hash of their keys.
+def stable_hash(text: str) -> int:
+    """64 bits of a text, equal in every process and on every machine; never 0."""
+    digest = blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") or 1
 
-    The hash alone decides, so a prompt that stands in several files is held out in all of them or
-    in none, and neither the order nor the growth of a file moves a row. Of two or more distinct
-    keys at least one falls on each side, whatever their hashes.
+
+def split_rows(keys: HashArray, fraction: float, held: BoolArray) -> tuple[IntArray, IntArray]:
+    """Split rows into training and held-out ones by the stable hashes of their keys.
+
+    The hash alone decides, so a key that stands in several sets is held out in all of them or in
+    none, and neither the order nor the growth of a set moves a row. Of two or more distinct keys
+    at least one falls on each side, whatever their hashes.
 
     Args:
-        keys: One key a row, such as its prompt; equal keys stay together.
-        held: Keys that are held out in any case.
+        keys: (N,) hash of each row's user or, where nobody is named, of its prompt; equal keys
+            stay together.
+        fraction: Share of the keys that is held out.
+        held: (N,) True = this row, and every other one of its key, is held out in any case.
 
     Returns:
-        Row numbers of the training rows and of the held-out rows, in file order.
+        Row numbers of the training rows and of the held-out rows, in order.
     """
-    order = sorted(set(keys) - set(held), key=_place)
-    count = sum(_place(key) >= HELDOUT_FROM for key in order)
-    if len(order) > 1:
-        count = min(max(count, 1), len(order) - 1)
-    held_keys = {*held, *order[len(order) - count :]}
-    is_held = np.array([key in held_keys for key in keys], dtype=bool)
+    held_keys = np.unique(keys[held])
+    free = np.setdiff1d(keys, held_keys)  # sorted
+    count = int((free.astype(np.float64) >= (1.0 - fraction) * 2.0**64).sum())
+    if len(free) > 1:
+        count = min(max(count, 1), len(free) - 1)
+    is_held = np.isin(keys, np.concatenate([held_keys, free[len(free) - count :]]))
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
-
-
-def _place(key: str) -> float:
-    digest = blake2b(key.encode(), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48

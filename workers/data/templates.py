@@ -86,7 +86,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._control = control
         self._marks = _DEFAULT_MARKS if name == "default" else None
-        self._source = _source(name)
+        self._source = template_source(name)
         self._name = name if self._source else f"the chat template of {tokenizer.name_or_path}"
 
     def prompt(self, context: Dialogue) -> str:
@@ -201,7 +201,12 @@ class ChatTemplate:
         )
 
 
-def _source(name: str) -> str | None:
+def template_source(name: str) -> str | None:
+    """The Jinja text of a template; None = the tokenizer's own ("auto").
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
     if name == "auto":
         return None
     if name == "default":

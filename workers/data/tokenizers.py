@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from workers.data.fingerprint import tokenizer_fingerprint
 from workers.errors import BrokenCheckpointError, DataError, MissingCheckpointError
 
 
@@ -39,6 +40,21 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
             mend="set eos_token in tokenizer_config.json",
         )
     return tokenizer
+
+
+def dress(folder: str | Path, speaks: PreTrainedTokenizerBase, template: str) -> None:
+    """Make `template` the chat template of a checkpoint's tokenizer.
+
+    Args:
+        folder: Checkpoint folder with a tokenizer.
+        speaks: The tokenizer that the template was used with; a folder of another one (a reward
+            model of another family) is left as it is, for the template may name tokens of `speaks`.
+        template: Jinja.
+    """
+    tokenizer = load_tokenizer(folder)
+    if tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(speaks):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
 
 
 def detokenize(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:

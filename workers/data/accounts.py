@@ -1,0 +1,28 @@
+"""What became of the rows of a data set: read = kept in training + held out + dropped (reason)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class SetAccount:
+    """Counts of one data set. A pretraining document of several windows is as many rows."""
+
+    name: str
+    kind: str
+    path: str
+    weight: float
+    read: int = 0
+    train: int = 0  # kept for training
+    heldout: int = 0  # kept for validation
+    dropped: dict[str, int] = field(default_factory=dict)  # by reason
+    cut: int = 0  # completions that lost their end to the token limit
+    tokens: int = 0  # of the rows that were kept
+    train_pairs: int = 0  # comparisons: pairs of different rank
+    heldout_pairs: int = 0
+    tied_pairs: int = 0  # comparisons: pairs of equal rank among the rows that were kept
+
+    def drop(self, reason: str, count: int) -> None:
+        """Count rows that were left out."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count

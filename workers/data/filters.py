@@ -1,0 +1,56 @@
+"""Which rows a data set gives up, as masks over columns of hashes: True = the row stays.
+
+Every function keeps the first rows in order, so appending to a set never drops a row of before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from workers.data.examples import Context
+from workers.data.splits import BoolArray, HashArray
+
+
+def prompt_key(context: Context) -> str:
+    """What makes two prompts the same: the words, not how a template dresses them.
+
+    A dialogue of one user turn equals the bare text of that turn.
+    """
+    if isinstance(context, str):
+        return context.strip()
+    if len(context) == 1:
+        return context[0].content.strip()
+    return "\x1e".join(f"{turn.role}\x1f{turn.content.strip()}" for turn in context)
+
+
+def conversation_text(context: Context) -> str:
+    """The words of a context without its system turns, which whole data sets share."""
+    if isinstance(context, str):
+        return context
+    return "\n\n".join(turn.content for turn in context if turn.role != "system")
+
+
+def first_of_each(hashes: HashArray) -> BoolArray:
+    """(N,) True = no earlier row has this hash; rows of hash 0 all stay.
+
+    With hashes of the first n characters (0 for shorter texts) this is the paper's "deduplicate
+    prompts by checking for prompts that share a long common prefix" (InstructGPT, section 3.2).
+    """
+    stays = hashes == 0
+    _, first = np.unique(hashes, return_index=True)
+    stays[first] = True
+    return stays
+
+
+def at_most_per_user(users: HashArray, most: int) -> BoolArray:
+    """(N,) True = among the first `most` rows of its user; rows of user 0 (nobody named) all stay.
+
+    InstructGPT, section 3.2: at most 200 prompts a user id.
+    """
+    order = np.argsort(users, kind="stable")
+    ordered = users[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint64(1)) != 0)
+    counts = np.diff(np.append(starts, len(users)))
+    stays = np.empty(len(users), bool)
+    stays[order] = np.arange(len(users)) - np.repeat(starts, counts) < most
+    return stays | (users == 0)
