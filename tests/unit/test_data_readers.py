@@ -39,7 +39,7 @@ def fields(path: str, **options: str) -> list[object]:
     ("name", "content"),
     [
         ("rows.jsonl", JSONL),
-        ("rows.jsonl.gz", gzip.compress(JSONL)),
+        ("rows.jsonl.gz", gzip.compress(JSONL, mtime=0)),
         ("rows.ndjson", b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n")),
         ("rows.json", JSONL),
         ("rows.json", json.dumps(ROWS, indent=2)),
@@ -185,7 +185,7 @@ def test_a_line_of_ten_megabytes_is_refused(put: Put, name: str) -> None:
     [
         ("none.jsonl", None, "cannot open"),
         ("none.parquet", None, "cannot open"),
-        ("cut.jsonl.gz", gzip.compress(JSONL * 99)[:-20], "gzip file is truncated"),
+        ("cut.jsonl.gz", gzip.compress(JSONL * 99, mtime=0)[:-20], "gzip file is truncated"),
         ("bad.jsonl.gz", b"\x1f\x8b" + b"\0" * 50, "gzip file is broken"),
         ("cut.parquet", b"PAR1" + b"\0" * 50, "not a readable Parquet file"),
         ("rows.bin", b"\x00\x01\x02", "format of the data file is not known"),
