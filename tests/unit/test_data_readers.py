@@ -43,7 +43,7 @@ def fields(path: str, **options: str) -> list[object]:
         ("rows.ndjson", b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n")),
         ("rows.json", JSONL),
         ("rows.json", json.dumps(ROWS, indent=2)),
-        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
         ("rows.json", json.dumps({"version": 1.5, "about": {"by": []}, "data": ROWS})),
         ("no_suffix", JSONL),
         ("no_suffix", json.dumps(ROWS)),
