@@ -40,3 +40,12 @@ class WeightAverage:
         """`weights` with the average, in their dtypes, in the place of all that is averaged."""
         averaged = {n: average.to(weights[n].dtype) for n, average in self._average.items()}
         return weights | averaged
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The average itself, float32 by name; empty on ranks that do not keep it."""
+        return self._average
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a saved average."""
+        self._average = dict(tensors)

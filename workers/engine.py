@@ -23,6 +23,13 @@ from workers.models import forward_logits, keep_checkpointing
 from workers.padding import PaddedRows
 from workers.schedule import learning_rate
 from workers.specs import GroupSpec, OptimizerSpec
+from workers.state_files import Piece, StateFiles
+from workers.zero_state import (
+    moment_kinds,
+    optimizer_numbers,
+    restore_training,
+    training_tensors,
+)
 
 # Read by deepspeed while it is imported: no start-up chatter.
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -219,6 +226,25 @@ class TrainEngine:
         master = read(parameter)
         assert master is not None, "every weight that is trained has a master copy"
         return master
+
+    def training_state(self) -> tuple[dict[str, Tensor], list[Piece], dict[str, Any]]:
+        """Views of this rank's part of masters and moments, their pieces, and what goes with them.
+
+        The views are live: copy them before the next step.
+        """
+        tensors, pieces = training_tensors(self._engine, self._stage)
+        facts = {
+            "steps": self._steps,
+            "numbers": optimizer_numbers(self._engine, self._stage),
+            "kinds": moment_kinds(self._engine, self._stage),
+        }
+        return tensors, pieces, facts
+
+    def restore_training_state(self, files: StateFiles) -> None:
+        """Go on from a saved state; only before the first step, on all ranks."""
+        facts = files.facts
+        restore_training(self._engine, self._stage, files, facts["kinds"], facts["numbers"])
+        self._steps = int(facts["steps"])
 
     def close(self) -> None:
         """Free the model and its optimizer state."""

@@ -92,6 +92,12 @@ class BrokenCheckpointError(CheckpointError):
     """A checkpoint that is incomplete or fails its checks."""
 
 
+class StoppedError(RehearsalError):
+    """The run was asked to stop and did, at a step boundary; what it did is saved."""
+
+    exit_code = 8
+
+
 class WeightSyncError(RehearsalError, RuntimeError):
     """A weight transfer that did not leave every engine on exactly the intended weights."""
 

@@ -381,6 +381,15 @@ class RoleInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a checkpoint, as it was when it was written."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyStep:
     """One rank's share of one PPO optimizer step, with pretraining text when ptx is on."""
 

@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from workers.averaging import WeightAverage
 from workers.errors import NonFiniteError, RoleError
-from workers.messages import IntArray, RankAddress, RoleInfo, StepStats
+from workers.messages import FileRecord, IntArray, RankAddress, RoleInfo, StepStats
 from workers.specs import GroupSpec, TrainModelSpec
+from workers.state_files import StateFiles, file_name, write_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,6 +79,8 @@ class Trainer:
         self._spec: TrainModelSpec | None = None
         self._engine: TrainEngine | None = None
         self._average: WeightAverage | None = None
+        self._writer = ThreadPoolExecutor(1, "snapshot")
+        self._writing: Future[FileRecord] | None = None
 
     def address(self) -> tuple[str, int]:
         """This host as its peers see it, and a port that is free now."""
@@ -169,6 +173,46 @@ class Trainer:
         if self._spec.lora is not None:
             base = self._spec.checkpoint
             save_adapter(Path(path) / FOLDER, module, self._spec.lora, state, base)
+
+    def snapshot(self, folder: str) -> None:
+        """Copy the training state to host memory; a thread writes it while training goes on.
+
+        Args:
+            folder: Gets one file of each rank; `written` tells when they are whole.
+        """
+        assert self._writing is None, "the files of the snapshot before were not asked for"
+        tensors, pieces, facts = self.engine.training_state()
+        tensors |= {f"rng/{device}": state for device, state in _random_states().items()}
+        if self._average is not None:
+            tensors |= {f"average/{name}": w for name, w in self._average.tensors.items()}
+        copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        facts |= {"rank": self.rank, "role": self.role}
+        path = Path(folder) / file_name(self.role, self.rank)
+        self._writing = self._writer.submit(write_state, path, copies, pieces, facts)
+
+    def written(self) -> FileRecord:
+        """Wait for the file of the last snapshot.
+
+        Raises:
+            CheckpointError: it could not be written; the state in memory is as it was.
+        """
+        assert self._writing is not None, "there was no snapshot"
+        writing, self._writing = self._writing, None
+        return writing.result()
+
+    def restore(self, folder: str) -> None:
+        """Go on from a snapshot, on any number of ranks; only right after `load`.
+
+        On the number of ranks and the ZeRO stage that wrote it every later step has the same bits.
+
+        Raises:
+            BrokenCheckpointError: files are missing, or are not of this model.
+        """
+        files = StateFiles(Path(folder), self.role)
+        self.engine.restore_training_state(files)
+        if self._average is not None and self.rank == 0:
+            self._average.restore(files.own(0, "average"))
+        _set_random_states(files.own(self.rank, "rng"))
 
     @property
     def engine(self) -> TrainEngine:
@@ -283,6 +327,22 @@ def _non_finite(loss_name: str, ids: list[int], where: str) -> NonFiniteError:
         where=where,
         mend="lower the learning rate, or look at these rows; no weight was changed",
     )
+
+
+def _random_states() -> dict[str, Tensor]:
+    """The state of torch's random numbers, by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    """Go on with saved random numbers; a rank that saved none keeps those of its seed."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _own_address() -> str:
