@@ -46,7 +46,7 @@ def publish(final: Path, save: Save, facts: dict[str, Any]) -> Path:
     manifest = {"schema": SCHEMA_VERSION, "facts": facts, "files": files}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in [*partial.rglob("*"), partial]:
-        _flush(path)
+        flush(path)
     _replace(partial, final)
     return final
 
@@ -130,7 +130,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the kernel write a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -145,5 +146,5 @@ def _replace(partial: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -195,6 +195,43 @@ def _fraction(owner: object, *names: str) -> None:
 
 
 @dataclass(slots=True, kw_only=True)
+class StageSteps:
+    """One number for each stage that trains: optimizer steps, of PPO iterations."""
+
+    pretrain: int = 250
+    sft: int = 50
+    reward_model: int = 50
+    ppo: int = 5
+    ppo_ptx: int = 5
+    pretrain_large: int = 250
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "pretrain", "sft", "reward_model", "ppo", "ppo_ptx", "pretrain_large")
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointConfig:
+    """How often a run saves itself, and what it keeps. The end of a stage is always saved."""
+
+    every_steps: int | None = None  # in every stage; null = the numbers of stage_steps
+    stage_steps: StageSteps = field(default_factory=StageSteps)  # 0 = not within the stage
+    keep_last: int = 2  # newest checkpoints that stay
+    keep_every: int = 0  # steps that this divides stay too; 0 = none
+
+    def __post_init__(self) -> None:
+        _positive(self, "keep_last")
+        _at_least_zero(self, "keep_every")
+        if self.every_steps is not None:
+            _at_least_zero(self, "every_steps")
+
+    def steps(self, stage: str) -> int:
+        """Steps of a stage between two checkpoints; 0 = none within it."""
+        if self.every_steps is not None:
+            return self.every_steps
+        return getattr(self.stage_steps, stage, 0)
+
+
+@dataclass(slots=True, kw_only=True)
 class RunConfig:
     """Where the run writes, and how long anything may take."""
 
@@ -204,9 +241,12 @@ class RunConfig:
     role_start_seconds: float = 300.0  # deadline for a role to come up
     call_seconds: float = 1800.0  # deadline for one call to a role
     collective_seconds: float = 300.0  # deadline inside a collective
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    grace_seconds: float = 30.0  # from SIGTERM to the next step boundary; 0 = stop at once
 
     def __post_init__(self) -> None:
         _positive(self, "role_start_seconds", "call_seconds", "collective_seconds")
+        _at_least_zero(self, "grace_seconds")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -731,6 +771,7 @@ class Config:
 
     experiment: str = "custom"
     seed: int = 0
+    resume: str = ""  # auto: run.dir; latest: of this experiment; a run folder or a checkpoint
     stages: list[StageName] = field(default_factory=list)
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from orchestrator.config import RoleName
 from workers.messages import (
     ExperienceSummary,
+    FileRecord,
     FloatArray,
     GenerationRequest,
     GroupAddress,
@@ -186,6 +187,18 @@ class Trainer(Protocol):
 
     def save(self, path: str, tokenizer_from: str) -> Answer[None]:
         """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
+        ...
+
+    def snapshot(self, folder: str) -> Answer[None]:
+        """Copy the training state; it is written into `folder` while training goes on."""
+        ...
+
+    def written(self) -> Answer[list[FileRecord]]:
+        """The files of the last snapshot, one a rank, once they are whole."""
+        ...
+
+    def restore(self, folder: str) -> Answer[None]:
+        """Go on from a snapshot, right after `load`."""
         ...
 
 

@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import psutil
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from orchestrator import checkpoint
@@ -29,9 +28,12 @@ from orchestrator.fleet import Fleet
 from orchestrator.harness import check_harness_ready
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
+from orchestrator.progress import apply
 from orchestrator.report import write_report
+from orchestrator.resume import Start, package_versions, plain_config
 from orchestrator.run_folder import RunFolder
 from orchestrator.samples import read_comparisons
+from orchestrator.saves import Saves
 from orchestrator.session import Session
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.judging import check_judge_ready
@@ -39,6 +41,7 @@ from orchestrator.stages.ppo import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
+from orchestrator.stopping import StopRequest
 from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summary
 from orchestrator.tables import render_result
 from orchestrator.telemetry import Telemetry
@@ -62,8 +65,12 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
 }
 
 
-def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
+def run_recipe(
+    config: Config, plan: Plan, folder: Path, start: Start, stop: StopRequest
+) -> Summary:
     """Run the stages of `config` and return what summary.json holds.
+
+    Stages that were finished before `start.saved` was made are not run again.
 
     The summary and every finished checkpoint are on disk when a later stage fails;
     `python -m orchestrator.report` makes the report of what there is.
@@ -76,12 +83,19 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
         check_judge_ready(config)
         check_harness_ready(config)
     position = Position()
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(plain, dict)
-    resolved = {str(key): value for key, value in plain.items()}
-    names = [stage.value for stage in config.stages]
+    resolved = plain_config(config)
+    saved = start.saved
+    saves = Saves(
+        run_folder,
+        config.run.checkpoint,
+        stop,
+        {"config": resolved, "versions": package_versions()},
+        saved,
+    )
+    names = [stage.value for stage in config.stages if stage.value not in saves.finished]
+    run_id = saved.progress["telemetry"]["run_id"] if saved else ""
     with (
-        Telemetry(run_folder, config.logger, resolved) as telemetry,
+        Telemetry(run_folder, config.logger, resolved, run_id=run_id) as telemetry,
         LiveView(config.experiment, names, enabled=config.logger.live) as live,
         start_cluster(
             config.cluster,
@@ -100,12 +114,16 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
             position=position,
             started=started,
             checkpoints=given,
+            saves=saves,
         )
-        for note in left_out(source):
+        if saved is not None:
+            apply(session, saved.progress)
+            live.note(f"going on after {saved}")
+        for note in (*start.notes, *left_out(source)):
             live.note(note)
         try:
-            for stage in config.stages:
-                _run_stage(session, stage)
+            for name in names:
+                _run_stage(session, StageName(name), last=name == names[-1])
         finally:
             summary = summarise(session)
             write_summary(run_folder, summary)
@@ -114,10 +132,11 @@ def run_recipe(config: Config, plan: Plan, folder: Path) -> Summary:
     return summary
 
 
-def _run_stage(session: Session, stage: StageName) -> None:
+def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:
     session.position.stage, session.position.step = stage.value, 0
     with session.telemetry.stage_span(stage.value):
         STAGES[stage](session)
+    session.finish(stage.value, last=last)
     session.live.finish_stage()
 
 

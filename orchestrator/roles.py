@@ -24,6 +24,7 @@ from workers.experience import gather_scores
 from workers.messages import (
     ExperienceBatch,
     ExperienceSummary,
+    FileRecord,
     FloatArray,
     GenerationRequest,
     GroupAddress,
@@ -394,6 +395,20 @@ class _TrainerGroup(_Group):
     def save(self, path: str, tokenizer_from: str) -> Pending[None]:
         """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
         return self._all("save", lambda actor, _: actor.save.remote(path, tokenizer_from), nothing)
+
+    def snapshot(self, folder: str) -> Pending[None]:
+        """Copy the training state; each rank writes its part while training goes on."""
+        return self._all("snapshot", lambda actor, _: actor.snapshot.remote(folder), nothing)
+
+    def written(self) -> Pending[list[FileRecord]]:
+        """The files of the last snapshot, once they are whole."""
+        return self._all("write snapshot", lambda actor, _: actor.written.remote(), everything)
+
+    def restore(self, folder: str) -> Pending[None]:
+        """Go on from a snapshot."""
+        return self._all(
+            "restore", lambda actor, _: actor.restore.remote(folder), nothing, starting=True
+        )
 
 
 class PolicyGroup(_TrainerGroup, _LanguageModelGroup):

@@ -8,13 +8,9 @@ the run folder.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -26,9 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
-from orchestrator.plan import make_plan, render_plan
+from orchestrator.plan import Plan, make_plan, render_plan
+from orchestrator.resume import Start, find_start
 from orchestrator.run_folder import RunFolder, write_text
-from workers.errors import RehearsalError
+from orchestrator.saved_run import SavedRuns
+from orchestrator.stopping import StopRequest, stop_on_signals
+from workers.errors import RehearsalError, StoppedError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -60,30 +59,52 @@ def _may_add(argument: str) -> str:
 
 def execute(composed: DictConfig) -> int:
     """One run; returns its exit code."""
-    folder: RunFolder | None = None
-    caught: list[signal.Signals] = []
-    try:
-        with _stop_on_signals(caught):
+    start: Start | None = None
+    with stop_on_signals() as stop:
+        try:
             config = to_config(composed)
+            found = find_start(config)
+            if config.resume:
+                composed.run.dir = config.run.dir = str(found.folder.path)
             plan = make_plan(config)
             sys.stdout.write(render_plan(plan) + "\n")
             sys.stdout.flush()
             if config.run.plan_only:
                 return 0
-            # absolute: roles on a cluster that was joined work in a directory of their own
-            path = Path(config.run.dir).resolve()
-            folder = RunFolder(path).create(overwrite=config.run.overwrite)
-            write_text(folder.config, OmegaConf.to_yaml(composed, resolve=True))
-            # imported late: a plan or a mistyped key needs neither Ray nor the engines
-            from orchestrator.recipe import run_recipe
-
-            run_recipe(config, plan, folder.path)
-    except RehearsalError as error:
-        return _report(error, folder)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped by {caught[0].name}; everything the run started is shut down\n")
-        return 128 + caught[0]
+            _open(found, config)
+            start = found
+            with start.folder.locked():
+                write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
+                _run(config, plan, start, stop)
+        except StoppedError as stopped:
+            sys.stderr.write(f"{stopped}\n")
+            return stopped.exit_code
+        except RehearsalError as error:
+            return _report(error, start.folder if start else None)
+        except KeyboardInterrupt:
+            assert stop.caught is not None
+            sys.stderr.write(
+                f"stopped by {stop.caught.name}; everything the run started is shut down\n"
+            )
+            return 128 + stop.caught
     return 0
+
+
+def _open(start: Start, config: Config) -> None:
+    """Make the run folder, or set it back to what it was when the checkpoint was saved."""
+    if start.saved is None:
+        start.folder.create(overwrite=config.run.overwrite or start.clear)
+    else:
+        SavedRuns(start.folder).continue_from(start.saved)
+        start.folder.reopen(start.saved.progress["appended"])
+
+
+def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
+    # imported late: a plan or a mistyped key needs neither Ray nor the engines
+    from orchestrator.recipe import run_recipe
+
+    stop.grace_seconds = config.run.grace_seconds
+    run_recipe(config, plan, start.folder.path, start, stop)
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -113,32 +134,6 @@ def _report(error: RehearsalError, folder: RunFolder | None) -> int:
         write_text(folder.error_log, "".join(traceback.format_exception(error)))
         sys.stderr.write(f"  traceback: {folder.error_log}\n")
     return error.exit_code
-
-
-@contextmanager
-def _stop_on_signals(caught: list[signal.Signals]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt, and append it to `caught`.
-
-    No other exception gets out of a wait inside Ray: its native code drops them. A second signal
-    ends the process at once; Ray's processes of a local cluster follow, since the kernel tells
-    them.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        if caught:
-            os._exit(128 + number)
-        caught.append(signal.Signals(number))
-        raise KeyboardInterrupt
-
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for each in before:
-        signal.signal(each, stop)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +69,19 @@ class RunFolder:
         return self.path / "trace"
 
     @property
+    def state(self) -> Path:
+        """Folder of the checkpoints that a killed run goes on from."""
+        return self.path / "state"
+
+    @property
+    def rankings(self) -> Path:
+        """What the reward model learns from, as tokens, once it is sampled and labeled."""
+        return self.state / "rankings.safetensors"
+
+    @property
     def directories(self) -> tuple[Path, ...]:
         """The folders inside the run folder."""
-        return (self.samples, self.plots, self.checkpoints, self.trace)
+        return (self.samples, self.plots, self.checkpoints, self.trace, self.state)
 
     def create(self, *, overwrite: bool = False) -> RunFolder:
         """Make the folder and its subfolders.
@@ -104,11 +117,46 @@ class RunFolder:
             directory.mkdir(exist_ok=True)
         return self
 
+    def reopen(self, appended: Mapping[str, int]) -> RunFolder:
+        """Go on in the folder of a run that ended early, as it was when a checkpoint was saved.
+
+        Args:
+            appended: bytes that each file which only grows had then, by its path in the folder;
+                what was written later is cut off, and will be written again.
+        """
+        for directory in self.directories:
+            directory.mkdir(exist_ok=True)
+        for name, size in appended.items():
+            path = self.path / name
+            if path.exists():
+                os.truncate(path, size)
+        for file in (self.summary, self.report, self.error_log):
+            file.unlink(missing_ok=True)
+        return self
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against other processes, until this one ends in whatever way.
+
+        Raises:
+            ConfigError: another process works in it.
+        """
+        with (self.state / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    "another process works in this run folder",
+                    where=str(self.path),
+                    mend="wait until it has ended, or end it; two would overwrite each other",
+                ) from error
+            yield
+
     def _clear_records(self) -> None:
         for file in (self.config, self.metrics, self.summary, self.report, self.error_log):
             file.unlink(missing_ok=True)
         logs, events = self.path / "logs", self.path / "tensorboard"
-        for directory in (self.samples, self.plots, self.trace, logs, events):
+        for directory in (self.samples, self.plots, self.trace, self.state, logs, events):
             if directory.is_dir():
                 shutil.rmtree(directory)
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from orchestrator import batching, checkpoint
+from orchestrator import batching, checkpoint, progress
 from orchestrator.config import Config
 from orchestrator.derive import rollout_spec
 from orchestrator.figures import RewardModelFigures
-from orchestrator.handles import Roles, Rollout
+from orchestrator.handles import Roles, Rollout, Trainer
 from orchestrator.live import LiveView
 from orchestrator.run_folder import RunFolder
+from orchestrator.saves import Saves
 from orchestrator.seeds import derive
 from orchestrator.summary import EvaluationRow, Judging, LedgerTotals, Preference
 from orchestrator.telemetry import Telemetry
@@ -54,8 +56,9 @@ class Session:
     live: LiveView
     fleet: Roles
     position: Position
-    started: float  # time.monotonic() at the start of the program
+    started: float  # time.monotonic() at the start of the program, less what earlier ones took
     checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
+    saves: Saves
     findings: Findings = field(default_factory=Findings)
     _next_id: int = 0
     _next_version: int = 0
@@ -85,6 +88,53 @@ class Session:
         folder = checkpoint.publish(self.folder.checkpoints / name, whole, facts)
         self.checkpoints[name] = str(folder)
         return folder
+
+    def boundary(
+        self, stage: str, step: int, total: int, own: Mapping[str, Any], *trainers: Trainer
+    ) -> None:
+        """Between two steps of a stage: save the run if that is due, or if it is asked to stop.
+
+        Args:
+            stage: the stage.
+            step: steps done; all their metrics are recorded, and no call to `trainers` is open.
+            total: steps of the whole stage; its end is saved by `finish`, with what it made.
+            own: what the stage needs beside the trainers' state, JSON-ready.
+            trainers: whose state is saved.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+            StoppedError: a signal asked for it, and everything is saved.
+        """
+        self.saves.settle()
+        if step >= total or not self.saves.due(stage, step):
+            return
+        state = progress.capture(self, stage, step, own)
+        self.saves.start(state, trainers, progress.products(self, stage))
+        self.stop_if_asked()
+
+    def finish(self, stage: str, *, last: bool) -> None:
+        """Save that a stage is done; later processes use what it made."""
+        self.saves.settle()
+        self.saves.finished.append(stage)
+        state = progress.capture(self, stage, self.position.step + 1, {})
+        self.saves.start(state, [], progress.products(self, ""))
+        self.saves.settle()
+        if not last:
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """End the run here if a signal asked for it; what is being saved is finished first."""
+        if self.saves.stopping:
+            self.saves.settle()
+        self.saves.stop_if_asked(str(self.position))
+
+    def counters(self) -> dict[str, int]:
+        """What makes ids and versions unique in a run."""
+        return {"next_id": self._next_id, "next_version": self._next_version}
+
+    def restore_counters(self, counters: Mapping[str, int]) -> None:
+        """Go on counting."""
+        self._next_id, self._next_version = counters["next_id"], counters["next_version"]
 
     def seed(self, *path: str | int) -> int:
         """The seed of one random choice of this run."""

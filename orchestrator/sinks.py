@@ -162,8 +162,11 @@ class WandbSink:
 
     name = "wandb"
 
-    def __init__(self, folder: Path, logger: LoggerConfig, config: dict[str, object]) -> None:
+    def __init__(
+        self, folder: Path, logger: LoggerConfig, config: dict[str, object], run_id: str
+    ) -> None:
         self._folder = folder
+        self._run_id = run_id
         self._logger = logger
         self._config = config
         self._run: Any = None
@@ -178,6 +181,8 @@ class WandbSink:
         self._run = wandb.init(
             project=self._logger.wandb_project,
             name=self._folder.name,
+            id=self._run_id,
+            resume="allow",
             dir=str(self._folder),
             mode=self._logger.wandb_mode,
             config=self._config,
@@ -227,7 +232,9 @@ class TensorBoardSink:
         self._writer.close()
 
 
-def configured_sinks(folder: Path, logger: LoggerConfig, config: dict[str, object]) -> list[Sink]:
+def configured_sinks(
+    folder: Path, logger: LoggerConfig, config: dict[str, object], run_id: str
+) -> list[Sink]:
     """The sinks that the configuration asks for, not yet open.
 
     Raises:
@@ -236,7 +243,7 @@ def configured_sinks(folder: Path, logger: LoggerConfig, config: dict[str, objec
     sinks: list[Sink] = []
     if logger.wandb:
         _require("wandb")
-        sinks.append(WandbSink(folder, logger, config))
+        sinks.append(WandbSink(folder, logger, config, run_id))
     if logger.tensorboard:
         _require("tensorboard")
         sinks.append(TensorBoardSink(folder))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from orchestrator.config import LoggerConfig, StageName
 from orchestrator.metrics import (
@@ -55,6 +58,7 @@ class Telemetry:
         *,
         warn: Warn | None = None,
         sinks: Sequence[Sink] | None = None,
+        run_id: str = "",
     ) -> None:
         """Open metrics.jsonl and start the sinks.
 
@@ -64,14 +68,17 @@ class Telemetry:
             config: The resolved configuration as plain values, shown by sinks.
             warn: Takes the one warning a dropped sink gives; the log by default.
             sinks: Replaces the configured sinks.
+            run_id: Name of the run in services that keep one, when it goes on; else a new one.
         """
+        self.run_id = run_id or uuid.uuid4().hex[:12]
         warn = warn or logging.getLogger(__name__).warning
         if sinks is None:
-            sinks = configured_sinks(folder.path, logger, dict(config))
+            sinks = configured_sinks(folder.path, logger, dict(config), self.run_id)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
         self._trace = _Trace(folder)
         self._lock = threading.Lock()
         self._stage_seconds: dict[str, float] = defaultdict(float)
+        self._running: dict[str, float] = {}  # stage -> when it began
         self._totals: dict[tuple[str, str], float] = defaultdict(float)
         self._of_step: dict[tuple[str, int], dict[str, float]] = {}
         self._sinks = [BackgroundSink(sink, logger.sink_seconds, warn) for sink in sinks]
@@ -133,12 +140,13 @@ class Telemetry:
     def stage_span(self, stage: str) -> Iterator[None]:
         """Time a whole stage."""
         _check_stage(stage)
-        begin = time.perf_counter()
+        begin = self._running[stage] = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - begin
             with self._lock:
+                del self._running[stage]
                 self._stage_seconds[stage] += seconds
                 self._trace.add(stage, None, stage, begin, seconds)
 
@@ -163,6 +171,29 @@ class Telemetry:
                     sums[phase] += seconds
         return dict(sums)
 
+    def sync(self) -> dict[str, int]:
+        """Have metrics.jsonl on disk; its size in bytes by its name."""
+        os.fsync(self._metrics.fileno())
+        return {Path(self._metrics.name).name: os.fstat(self._metrics.fileno()).st_size}
+
+    def state(self) -> dict[str, object]:
+        """Seconds so far, as plain values; those of stages in progress too."""
+        now = time.perf_counter()
+        with self._lock:
+            seconds = dict(self._stage_seconds)
+            for stage, begin in self._running.items():
+                seconds[stage] = seconds.get(stage, 0.0) + now - begin
+            phases = [[stage, phase, s] for (stage, phase), s in self._totals.items()]
+        return {"stages": seconds, "phases": phases, "run_id": self.run_id}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Add the seconds of the processes that worked on this run before."""
+        with self._lock:
+            for stage, seconds in state["stages"].items():
+                self._stage_seconds[stage] += seconds
+            for stage, phase, seconds in state["phases"]:
+                self._totals[stage, phase] += seconds
+
     def close(self) -> None:
         """Close the files and let the sinks finish within their deadline."""
         self._metrics.close()
@@ -179,7 +210,10 @@ class _Trace:
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        self._file: TextIO = (folder.trace / "spans.json").open("w", encoding="utf-8")
+        # A run that goes on after it was killed keeps the spans of each of its processes.
+        number = len(list(folder.trace.glob("spans*.json")))
+        name = f"spans-{number}.json" if number else "spans.json"
+        self._file: TextIO = (folder.trace / name).open("w", encoding="utf-8")
         self._file.write("[")
         self._separator = "\n"
         self._start = time.perf_counter()

@@ -45,6 +45,7 @@ def evaluate(session: Session) -> None:
     answers: dict[str, Answers] = {}
     for number, name in enumerate(_by_architecture(session, names)):
         session.position.step = number
+        session.stop_if_asked()
         answers[name] = _answer(session, name, prompts)
         session.live.advance(number + 1)
     answers = {name: answers[name] for name in names}

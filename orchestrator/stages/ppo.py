@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -70,9 +70,11 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
     session.live.stage(stage, settings.iterations)
     sft = session.need("sft")
     run = _set_up(session, stage, ptx_coefficient, sft)
-    for iteration in range(settings.iterations):
+    for iteration in range(_begin(run), settings.iterations):
         session.position.step = iteration
         _iterate(run, iteration)
+        trainers = (session.fleet.policy, session.fleet.critic)
+        session.boundary(stage, iteration + 1, settings.iterations, _state(run), *trainers)
     session.publish(stage, lambda path: session.fleet.policy.save(path, sft).result(), stage)
 
 
@@ -80,7 +82,9 @@ def _iterate(run: _Run, iteration: int) -> None:
     """One PPO iteration: sample, score, shape, update, sync."""
     began = time.monotonic()
     session, timed = run.session, _Timed(run, iteration + 1)
-    rollouts = timed("generate", _generate(run, iteration)).result()
+    generating = timed("generate", _generate(run, iteration))
+    session.saves.settle()  # the trainers have nothing else to do
+    rollouts = generating.result()
     run.ledger.generated(rollouts.summary.ids)
 
     everything = _works(run, rollouts, rollouts.summary.ids)
@@ -170,7 +174,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         [p.tokens for p in probe],
         config.trainer.micro_batch_tokens,
     )
-    run = _Run(
+    return _Run(
         session=session,
         stage=stage,
         ptx_coefficient=ptx_coefficient,
@@ -179,8 +183,43 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         adaptive_kl=_controller(session),
         ledger=Ledger(),
     )
-    record_start(session, stage, _sync(run), run.version)
-    return run
+
+
+def _begin(run: _Run) -> int:
+    """Sync the first weights, or those that the run was interrupted with; returns the iteration."""
+    session = run.session
+    saved = session.saves.within(run.stage)
+    if saved is None:
+        record_start(session, run.stage, _sync(run), run.version)
+        return 0
+    restoring = [
+        trainer.restore(saved.folder) for trainer in (session.fleet.policy, session.fleet.critic)
+    ]
+    for pending in restoring:
+        pending.result()
+    _set_state(run, saved.own)
+    run.sync.run(run.version)  # not among the findings: the undisturbed run has no such sync
+    return saved.step
+
+
+def _state(run: _Run) -> dict[str, Any]:
+    """What the trainers do not know of this run, as plain values."""
+    return {
+        "version": run.version,
+        "counters": run.session.counters(),
+        "kl": run.adaptive_kl.state_dict() if run.adaptive_kl is not None else None,
+        "ledger": run.ledger.state_dict(),
+        "documents_used": run.documents_used,
+    }
+
+
+def _set_state(run: _Run, state: Mapping[str, Any]) -> None:
+    run.version = state["version"]
+    run.session.restore_counters(state["counters"])  # starting the engines took a version
+    if run.adaptive_kl is not None:
+        run.adaptive_kl.load_state_dict(state["kl"])
+    run.ledger.load_state_dict(state["ledger"])
+    run.documents_used = state["documents_used"]
 
 
 def _reward_checkpoint(session: Session) -> str:

@@ -12,6 +12,7 @@ from orchestrator import batching
 from orchestrator.agreement import annotator_agreement
 from orchestrator.derive import train_spec
 from orchestrator.figures import Agreement
+from orchestrator.rankings import load_rankings, save_rankings
 from orchestrator.run_folder import write_text
 from orchestrator.session import Session
 from orchestrator.stages.reward_model_record import record_heldout
@@ -26,7 +27,8 @@ def reward_model(session: Session) -> None:
     sft = session.need("sft")
     expected = -(-settings.prompts // settings.prompts_per_step) * settings.epochs
     session.live.stage("reward_model", expected)
-    given = _rankings(session)
+    saved = session.saves.within("reward_model")
+    given = _rankings(session, labeled=saved is not None)
     agreement = annotator_agreement([ranking for split in given for ranking in split])
     train, heldout = _with_pairs(given)
     steps_per_epoch = -(-len(train) // settings.prompts_per_step)
@@ -34,9 +36,12 @@ def reward_model(session: Session) -> None:
     session.fleet.critic.load(
         train_spec(session.config, sft, settings.optimizer, total, head="random")
     ).result()
-    for step in range(total):
+    if saved is not None and saved.step:
+        session.fleet.critic.restore(saved.folder).result()
+    for step in range(saved.step if saved else 0, total):
         session.position.step = step
         _train_step(session, step, _chosen(session, train, step, steps_per_epoch))
+        session.boundary("reward_model", step + 1, total, {}, session.fleet.critic)
     _evaluate(session, heldout, agreement, total)
     _centre(session)
     session.publish(
@@ -44,16 +49,14 @@ def reward_model(session: Session) -> None:
     )
 
 
-def _rankings(session: Session) -> tuple[list[Ranking], list[Ranking]]:
-    """Training and held-out rankings: from the data source, or sampled and labeled now."""
+def _rankings(session: Session, *, labeled: bool) -> tuple[list[Ranking], list[Ranking]]:
+    """Training and held-out rankings: from the data source, or sampled and labeled once a run."""
     train = session.source.rankings("train")
     heldout = session.source.rankings("heldout")
     if train is None or heldout is None:
-        settings = session.config.reward_model
-        count = settings.prompts + settings.heldout_prompts
-        prompts = session.source.prompts("reward_model", 0, count)
-        labeled = _sample_and_label(session, prompts)
-        train, heldout = labeled[: settings.prompts], labeled[settings.prompts :]
+        rankings = load_rankings(session.folder.rankings) if labeled else _label_and_keep(session)
+        count = session.config.reward_model.prompts
+        train, heldout = rankings[:count], rankings[count:]
     most = session.config.reward_model.max_rankings
     return train[:most] if most else train, heldout
 
@@ -72,6 +75,16 @@ def _with_pairs(
                 mend="give more rankings, or raise reward_model.prompts",
             )
     return kept
+
+
+def _label_and_keep(session: Session) -> list[Ranking]:
+    """Sample and label, and save the run at once: labels are what costs most to make again."""
+    settings = session.config.reward_model
+    count = settings.prompts + settings.heldout_prompts
+    rankings = _sample_and_label(session, session.source.prompts("reward_model", 0, count))
+    save_rankings(session.folder.rankings, rankings)
+    session.boundary("reward_model", 0, count, {})
+    return rankings
 
 
 def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranking]:

@@ -40,13 +40,20 @@ def train(session: Session, loop: Loop) -> None:
         _record(session, loop, step, stats, tokens / (now - clock))
         clock = now
 
-    for step in range(loop.steps):
+    saved = session.saves.within(loop.stage)
+    if saved is not None:
+        policy.restore(saved.folder).result()
+    for step in range(saved.step if saved else 0, loop.steps):
         session.position.step = step
         batch = loop.batch(step)
         shares = batching.supervised_step(batch, policy.size, budget)
         waiting.append((step, batch.target_count, policy.train_supervised(shares)))
         if len(waiting) == _IN_FLIGHT:
             settle()
+        if session.saves.due(loop.stage, step + 1):
+            while waiting:
+                settle()
+            session.boundary(loop.stage, step + 1, loop.steps, {}, policy)
     while waiting:
         settle()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from workers.experience import (
 )
 from workers.generation import pack
 from workers.messages import (
+    FileRecord,
     GenerationRequest,
     GroupAddress,
     PairCounts,
@@ -241,6 +244,28 @@ class FakeTrainer(FakeGroup):
     def save(self, path: str, tokenizer_from: str) -> FakeAnswer[None]:
         return self._all("save", lambda _: self._loaded().save(path), nothing, [0])
 
+    def snapshot(self, folder: str) -> FakeAnswer[None]:
+        def call(_: int) -> None:
+            self._snapshot = Path(folder) / f"{self.role}.0"
+            self._loaded().save(self._snapshot)
+
+        return self._all("snapshot", call, nothing, [0], folder=folder)
+
+    def written(self) -> FakeAnswer[list[FileRecord]]:
+        def call(_: int) -> FileRecord:
+            file = self._snapshot / "model.safetensors"
+            data = file.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            return FileRecord(f"{self._snapshot.name}/{file.name}", len(data), digest)
+
+        return self._all("written", call, lambda parts: parts, [0])
+
+    def restore(self, folder: str) -> FakeAnswer[None]:
+        return self._all("restore", lambda _: self._restore(folder), nothing, [0], folder=folder)
+
+    def _restore(self, folder: str) -> None:
+        raise NotImplementedError
+
     def _loaded(self) -> Any:
         if self.model is None:
             raise RoleError("no model is loaded", where=f"{self.role} rank 0", mend="call load")
@@ -257,6 +282,9 @@ class FakePolicy(FakeTrainer):
 
     def _load(self, spec: TrainModelSpec) -> None:
         self.model = ToyPolicy.load(spec.checkpoint)
+
+    def _restore(self, folder: str) -> None:
+        self.model = ToyPolicy.load(f"{folder}/policy.0")
 
     def _text_loss(self, steps: Sequence[SupervisedStep]) -> torch.Tensor:
         _same_count(steps)
@@ -369,6 +397,9 @@ class FakeCritic(FakeTrainer):
 
     def _load(self, spec: TrainModelSpec) -> None:
         self.model = ToyScalar.load(spec.checkpoint, spec.head)
+
+    def _restore(self, folder: str) -> None:
+        self.model = ToyScalar.load(f"{folder}/critic.0", "keep")
 
     def _scores(self, rows: Ragged) -> torch.Tensor:
         return torch.stack([self._loaded().prefix_values(row)[-1] for row in rows.rows()])

@@ -17,8 +17,12 @@ from orchestrator.config import (
 )
 from orchestrator.live import LiveView
 from orchestrator.metrics import MetricRecord, comparable, read_metrics
+from orchestrator.progress import apply
 from orchestrator.run_folder import RunFolder
+from orchestrator.saved_run import SavedRun, SavedRuns
+from orchestrator.saves import Saves
 from orchestrator.session import Session
+from orchestrator.stopping import StopRequest
 from orchestrator.telemetry import Telemetry
 from workers.data.pocket import PocketSource
 from workers.data.source import Split
@@ -57,15 +61,26 @@ def small_config() -> Config:
 
 
 class Run:
-    """One session, and the handles that a test turns."""
+    """One session, and the handles that a test turns; `resumed` makes it go on in its folder."""
 
-    def __init__(self, path: Path, config: Config | None = None, **sizes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Config | None = None,
+        resumed: SavedRun | None = None,
+        **sizes: int,
+    ) -> None:
         self.config = config or small_config()
         self.hub = Hub()
         self.roles = FakeRoles(self.hub, **sizes)
         self.source = RecordingSource()
         self.folder = RunFolder(path / "run")
-        self.folder.create(overwrite=True)
+        if resumed is None:
+            self.folder.create(overwrite=True)
+        else:
+            SavedRuns(self.folder).continue_from(resumed)
+            self.folder.reopen(resumed.progress["appended"])
+        self.stop = StopRequest()
         self.telemetry = Telemetry(self.folder, self.config.logger, {}, sinks=[])
         self.session = Session(
             config=self.config,
@@ -77,7 +92,10 @@ class Run:
             position=self.hub.position,
             started=time.monotonic(),
             checkpoints=self._checkpoints(path),
+            saves=Saves(self.folder, self.config.run.checkpoint, self.stop, None, resumed),
         )
+        if resumed is not None:
+            apply(self.session, resumed.progress)
 
     def _checkpoints(self, path: Path) -> dict[str, str]:
         vocabulary = len(self.source.tokenizer)

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from orchestrator import run
 from orchestrator.config import Config
 from orchestrator.config_errors import nearest_keys
-from orchestrator.plan import Plan
 from workers.errors import DataLineError, NonFiniteError, RehearsalError
 
 Command = Callable[..., int]
@@ -39,7 +38,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
     """Puts a function in the place of the recipe."""
 
-    def install(function: Callable[[Config, Plan, Path], None]) -> None:
+    def install(function: Callable[..., None]) -> None:
         module = types.ModuleType("orchestrator.recipe")
         module.run_recipe = function  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "orchestrator.recipe", module)
@@ -90,7 +89,7 @@ def test_plan_only_prints_and_writes_nothing(
 
 def test_the_resolved_configuration_is_saved_and_composes_again(command, recipe, tmp_path: Path):
     seen: list[Path] = []
-    recipe(lambda config, plan, folder: seen.append(folder))
+    recipe(lambda config, plan, folder, *_: seen.append(folder))
     assert command("+experiment=pocket_tiny", "seed=3") == 0
     assert seen[0].parent == tmp_path / "outputs" / "pocket_tiny"  # roles may work elsewhere
     saved = OmegaConf.load(seen[0] / "config.yaml")
@@ -111,7 +110,7 @@ def test_the_resolved_configuration_is_saved_and_composes_again(command, recipe,
 def test_expected_failures_are_short_and_logged(
     command, recipe, capsys: pytest.CaptureFixture[str], error: RehearsalError
 ):
-    def fail(config: Config, plan: Plan, folder: Path) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     recipe(fail)
@@ -123,7 +122,7 @@ def test_expected_failures_are_short_and_logged(
 
 
 def test_a_used_folder_is_refused_unless_overwritten(command, recipe):
-    recipe(lambda config, plan, folder: None)
+    recipe(lambda *_: None)
     line = ["+experiment=pocket_tiny", "run.dir=here"]
     assert command(*line) == 0
     assert command(*line) == 2
@@ -132,7 +131,7 @@ def test_a_used_folder_is_refused_unless_overwritten(command, recipe):
 
 def test_a_sweep_gives_every_job_a_folder(command, recipe):
     folders: list[Path] = []
-    recipe(lambda config, plan, folder: folders.append(folder))
+    recipe(lambda config, plan, folder, *_: folders.append(folder))
     assert command("-m", "+experiment=pocket_tiny", "seed=1,2", "hydra.sweep.dir=sweep") == 0
     assert [folder.name for folder in folders] == ["0", "1"]
     assert [OmegaConf.load(folder / "config.yaml").seed for folder in folders] == [1, 2]
@@ -142,7 +141,7 @@ def test_a_sweep_gives_every_job_a_folder(command, recipe):
 def test_a_signal_unwinds_the_run(command, recipe, number: signal.Signals):
     unwound: list[bool] = []
 
-    def wait(config: Config, plan: Plan, folder: Path) -> None:
+    def wait(*_: object) -> None:
         try:
             os.kill(os.getpid(), number)
             time.sleep(5)
@@ -151,7 +150,7 @@ def test_a_signal_unwinds_the_run(command, recipe, number: signal.Signals):
 
     recipe(wait)
     before = signal.getsignal(number)
-    assert command("+experiment=pocket_tiny") == 128 + number
+    assert command("+experiment=pocket_tiny", "run.grace_seconds=0") == 128 + number
     assert unwound == [True]
     assert signal.getsignal(number) is before
 

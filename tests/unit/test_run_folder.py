@@ -12,7 +12,7 @@ def test_create_makes_the_subfolders_and_accepts_what_hydra_left(tmp_path: Path)
     (tmp_path / "run" / "run.log").touch()
     folder = RunFolder(tmp_path / "run").create()
     assert sorted(p.name for p in folder.path.iterdir() if p.is_dir()) == [
-        ".hydra", "checkpoints", "plots", "samples", "trace",
+        ".hydra", "checkpoints", "plots", "samples", "state", "trace",
     ]  # fmt: skip
 
 

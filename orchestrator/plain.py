@@ -1,0 +1,34 @@
+"""Records to plain JSON values and back, driven by their type annotations."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """The inverse of `dataclasses.asdict` after a way through JSON.
+
+    Args:
+        kind: a dataclass, or an annotation made of dataclasses, list, tuple, dict, `| None` and
+            JSON's own types.
+        value: what JSON gave.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if value is None:
+        return None
+    if origin in (Union, types.UnionType):
+        return from_plain(next(each for each in inner if each is not type(None)), value)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(  # type: ignore[operator]
+            **{f.name: from_plain(hints[f.name], value[f.name]) for f in fields(kind)}
+        )
+    if origin is dict:
+        return {key: from_plain(inner[1], each) for key, each in value.items()}
+    if origin is list or (origin is tuple and inner[-1] is Ellipsis):
+        return origin(from_plain(inner[0], each) for each in value)
+    if origin is tuple:
+        return tuple(from_plain(k, each) for k, each in zip(inner, value, strict=True))
+    return value

@@ -1,0 +1,63 @@
+"""What the driver knows of a run, as plain values: into a checkpoint and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import checkpoint
+from orchestrator.plain import from_plain
+
+if TYPE_CHECKING:
+    from orchestrator.session import Session
+
+
+def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything a later process needs beside the trainers' state; all records are on disk."""
+    home = session.folder.path
+    return {
+        "stage": stage,
+        "step": step,
+        "own": dict(own),
+        "finished": list(session.saves.finished),
+        "counters": session.counters(),
+        "seconds": time.monotonic() - session.started,
+        "checkpoints": {name: str(path.relative_to(home)) for name, path in _made(session).items()},
+        "findings": asdict(session.findings),
+        "telemetry": session.telemetry.state(),
+        "appended": session.telemetry.sync() | _sizes(session),
+    }
+
+
+def apply(session: Session, progress: Mapping[str, Any]) -> None:
+    """Put a captured state into a session that has not done anything yet."""
+    session.restore_counters(progress["counters"])
+    session.started -= progress["seconds"]
+    for name, path in progress["checkpoints"].items():
+        session.checkpoints[name] = str(session.folder.path / path)
+    session.findings = from_plain(type(session.findings), progress["findings"])
+    session.telemetry.restore(progress["telemetry"])
+
+
+def products(session: Session, stage: str) -> list[Path]:
+    """The files outside a checkpoint that it relies on: manifests of what finished stages made."""
+    files = [path / checkpoint.MANIFEST for path in _made(session).values()]
+    if stage == "reward_model" and session.folder.rankings.exists():
+        files.append(session.folder.rankings)
+    return files
+
+
+def _made(session: Session) -> dict[str, Path]:
+    """The checkpoints that this run made itself; given ones lie elsewhere."""
+    home = session.folder.checkpoints
+    paths = {name: Path(path) for name, path in session.checkpoints.items()}
+    return {name: path for name, path in paths.items() if path.parent == home}
+
+
+def _sizes(session: Session) -> dict[str, int]:
+    file = session.folder.samples / "rollouts.jsonl"
+    size = file.stat().st_size if file.exists() else 0
+    return {str(file.relative_to(session.folder.path)): size}

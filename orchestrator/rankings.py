@@ -1,0 +1,42 @@
+"""Labeled rankings on disk, as the tokens that were sampled: texts would tokenize otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from workers.messages import Ragged, Ranking
+
+
+def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
+    """Write rankings so that the file is whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    sequences = Ragged.concat([r.sequences for r in rankings])
+    save_file(
+        {
+            "prompt_ids": np.array([r.prompt_id for r in rankings], np.int64),
+            "completions": np.array([len(r.ranks) for r in rankings], np.int64),
+            "ranks": np.concatenate([r.ranks for r in rankings]),
+            "tokens": sequences.values,
+            "offsets": sequences.offsets,
+        },
+        temporary,
+    )
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_rankings(path: Path) -> list[Ranking]:
+    """Rankings that `save_rankings` wrote, in their order."""
+    arrays = load_file(path)
+    sequences = Ragged(arrays["tokens"], arrays["offsets"])
+    ends = arrays["completions"].cumsum()
+    return [
+        Ranking(int(i), sequences.select(np.arange(end - k, end)), arrays["ranks"][end - k : end])
+        for i, k, end in zip(arrays["prompt_ids"], arrays["completions"], ends, strict=True)
+    ]

@@ -1,0 +1,223 @@
+"""Checkpoints of a run: one folder a saved step, published whole or not at all, checked on reading.
+
+`state/000007-ppo-12/` holds a file of each trainer rank, progress.json with everything the driver
+knows, and manifest.json with size and hash of both. It is written under `.partial`, flushed and
+renamed, so a name without an ending is a whole checkpoint; hashes find what broke since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import checkpoint
+from orchestrator.run_folder import RunFolder, write_json
+from workers.errors import BrokenCheckpointError, CheckpointError, RehearsalError
+from workers.messages import FileRecord
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+SCHEMA_VERSION = 1
+_PARTIAL, _BROKEN, _SUPERSEDED = ".partial", ".broken", ".superseded"
+_MEND = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRun:
+    """A checkpoint that was read and found whole."""
+
+    path: Path
+    number: int  # counts the checkpoints of a run
+    stage: str
+    step: int  # of the stage; what was done, not what comes next
+    progress: dict[str, Any]
+    config: dict[str, Any]  # the resolved configuration that it was saved under
+    versions: dict[str, str]  # of the packages
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder that it belongs to."""
+        return RunFolder(self.path.parent.parent)
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}, step {self.step} ({self.path.name})"
+
+
+class SavedRuns:
+    """The checkpoints in one run folder."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self.path = run.state
+
+    def whole(self) -> list[Path]:
+        """Published checkpoints, oldest first."""
+        return sorted(p for p in self.path.glob("*-*-*") if p.is_dir() and not p.suffix)
+
+    def begin(self, stage: str, step: int) -> Path:
+        """A new empty folder for trainers to write into.
+
+        Raises:
+            CheckpointError: it cannot be made.
+        """
+        number = 1 + max((_number(p) for p in self.path.glob("*-*-*")), default=0)
+        partial = self.path / f"{number:06d}-{stage}-{step}{_PARTIAL}"
+        with _typed(partial):
+            partial.mkdir(parents=True)
+        return partial
+
+    def publish(
+        self,
+        partial: Path,
+        records: Iterable[FileRecord],
+        progress: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        products: Iterable[Path],
+    ) -> Path:
+        """Make a folder from `begin` a checkpoint.
+
+        Args:
+            partial: the folder; all files in `records` are in it and on disk.
+            records: what the trainers wrote.
+            progress: what the driver knows, JSON-ready.
+            facts: configuration and versions, JSON-ready.
+            products: files elsewhere in the run folder that the checkpoint relies on.
+
+        Raises:
+            CheckpointError: the disk is full or read-only; checkpoints before this one are intact.
+        """
+        with _typed(partial):
+            write_json(partial / PROGRESS, dict(progress))
+            files = {r.name: {"bytes": r.nbytes, "sha256": r.sha256} for r in records}
+            files[PROGRESS] = _entry(partial / PROGRESS)
+            elsewhere = {str(p.relative_to(self._run.path)): _entry(p) for p in products}
+            manifest = {"schema": SCHEMA_VERSION, **facts, "files": files, "elsewhere": elsewhere}
+            write_json(partial / MANIFEST, manifest)
+            checkpoint.flush(partial)
+            final = partial.with_suffix("")
+            partial.rename(final)
+            checkpoint.flush(self.path)
+        return final
+
+    def discard(self, partial: Path) -> None:
+        """Give up a folder from `begin`; frees its space."""
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def prune(self, keep_last: int, keep_every: int) -> None:
+        """Delete all but the newest `keep_last`, and those whose step `keep_every` divides.
+
+        Call it right after `publish`: what was just written is among the newest.
+        """
+        for path in self.whole()[:-keep_last]:
+            step = int(path.name.rpartition("-")[2])
+            if not (keep_every and step and step % keep_every == 0):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def read(self, path: Path) -> SavedRun:
+        """Read a checkpoint after checking size and hash of every file it relies on.
+
+        Raises:
+            BrokenCheckpointError: something is missing, truncated or altered.
+        """
+        manifest = _json(path / MANIFEST)
+        if manifest.get("schema") != SCHEMA_VERSION:
+            raise _broken(path, f"{MANIFEST} has schema {manifest.get('schema')!r}, not 1")
+        for name, entry in manifest["files"].items():
+            _check(path / name, entry)
+        for name, entry in manifest["elsewhere"].items():
+            _check(self._run.path / name, entry)
+            if Path(name).name == checkpoint.MANIFEST:
+                checkpoint.require(str((self._run.path / name).parent), "finished")
+        progress = _json(path / PROGRESS)
+        for name, size in progress["appended"].items():
+            file = self._run.path / name
+            if (file.stat().st_size if file.exists() else 0) < size:
+                raise _broken(path, f"{name} is shorter than the {size} bytes it had")
+        return SavedRun(
+            path,
+            _number(path),
+            progress["stage"],
+            progress["step"],
+            progress,
+            manifest["config"],
+            manifest["versions"],
+        )
+
+    def newest(self) -> tuple[SavedRun | None, list[str]]:
+        """The newest whole checkpoint, and why newer ones were not taken."""
+        skipped: list[str] = []
+        for path in reversed(self.whole()):
+            try:
+                return self.read(path), skipped
+            except RehearsalError as error:
+                skipped.append(f"skipped {path.name}: {error.what}, in {error.where}")
+        return None, skipped
+
+    def continue_from(self, saved: SavedRun) -> None:
+        """Take what is newer than `saved`, or unfinished, out of the way; delete nothing whole."""
+        for path in self.path.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.whole():
+            if _number(path) > saved.number:
+                ending = _SUPERSEDED
+                try:
+                    self.read(path)
+                except RehearsalError:
+                    ending = _BROKEN
+                path.rename(path.with_name(path.name + ending))
+
+
+def _number(path: Path) -> int:
+    head = path.name.partition("-")[0]
+    return int(head) if head.isdigit() else 0
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _check(path: Path, entry: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise _broken(path.parent, f"{path.name} is missing")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise _broken(path, f"{path.name} has {size} bytes instead of {entry['bytes']}")
+    if _entry(path) != entry:
+        raise _broken(path, f"{path.name} was altered after it was saved")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _broken(path, f"{path.name} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise _broken(path, f"{path.name} is no JSON object")
+    return value
+
+
+def _broken(path: Path, why: str) -> BrokenCheckpointError:
+    return BrokenCheckpointError(why, where=str(path), mend=_MEND)
+
+
+@contextmanager
+def _typed(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint cannot be written: {os.strerror(error.errno or 0)}",
+            where=str(where),
+            mend="free space on that disk, then go on with resume=auto from the checkpoint before",
+        ) from error

@@ -1,0 +1,133 @@
+"""When a run saves itself, and what of a stage was saved before it was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.config import CheckpointConfig
+from orchestrator.handles import Answer, Trainer
+from orchestrator.run_folder import RunFolder
+from orchestrator.saved_run import SavedRun, SavedRuns
+from orchestrator.stopping import StopRequest
+from workers.errors import RehearsalError, StoppedError
+from workers.messages import FileRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SavedStage:
+    """A stage in its middle, as a checkpoint holds it."""
+
+    step: int  # steps done
+    own: dict[str, Any]  # what the stage itself noted
+    folder: str  # for `Trainer.restore`
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """A checkpoint whose trainers still write."""
+
+    folder: Path
+    progress: dict[str, Any]
+    trainers: Sequence[Trainer]
+    products: list[Path]
+
+
+class Teller(Protocol):
+    """Tells the person something."""
+
+    def __call__(self, text: str) -> None:
+        """Tell it."""
+        ...
+
+
+class Saves:
+    """The checkpoints of one run: made at step boundaries, published while training goes on."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: CheckpointConfig,
+        stop: StopRequest | None = None,
+        facts: Mapping[str, Any] | None = None,
+        resumed: SavedRun | None = None,
+    ) -> None:
+        """Prepare the saving.
+
+        Args:
+            run: The run folder.
+            config: How often, and how many stay.
+            stop: Who is asked whether the run shall end.
+            facts: Resolved configuration and package versions, for the manifest.
+            resumed: The checkpoint that the run goes on from.
+        """
+        self._runs = SavedRuns(run)
+        self._config = config
+        self._stop = stop or StopRequest()
+        self._facts = {"config": {}, "versions": {}} | dict(facts or {})
+        self._resumed = resumed
+        self._saving: _Saving | None = None
+        self.finished: list[str] = list(resumed.progress["finished"]) if resumed else []
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal asked for the end."""
+        return self._stop.requested
+
+    def within(self, stage: str) -> SavedStage | None:
+        """Where the run was interrupted in this stage; None: the stage begins at its start."""
+        saved = self._resumed
+        if saved is None or saved.stage != stage or stage in self.finished:
+            return None
+        return SavedStage(saved.step, saved.progress["own"], str(saved.path))
+
+    def due(self, stage: str, step: int) -> bool:
+        """Whether a checkpoint is to be made after this many steps."""
+        every = self._config.steps(stage)
+        return self._stop.requested or bool(every and step % every == 0)
+
+    def start(
+        self, progress: dict[str, Any], trainers: Sequence[Trainer], products: list[Path]
+    ) -> None:
+        """Have the trainers copy their state; they write it while training goes on."""
+        self.settle()
+        folder = self._runs.begin(progress["stage"], progress["step"])
+        self._saving = _Saving(folder, progress, trainers, products)
+        copying: list[Answer[None]] = [trainer.snapshot(str(folder)) for trainer in trainers]
+        for pending in copying:
+            pending.result()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and publish it.
+
+        Raises:
+            CheckpointError: it could not be written; the one before is untouched.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            writing = [trainer.written() for trainer in saving.trainers]
+            records: list[FileRecord] = [r for answer in writing for r in answer.result()]
+            self._runs.publish(
+                saving.folder, records, saving.progress, self._facts, saving.products
+            )
+        except RehearsalError:
+            self._runs.discard(saving.folder)
+            raise
+        self._runs.prune(self._config.keep_last, self._config.keep_every)
+
+    def stop_if_asked(self, where: str) -> None:
+        """End the run here if a signal asked for it.
+
+        Raises:
+            StoppedError: it did.
+        """
+        if self._stop.requested:
+            raise StoppedError(
+                f"stopped; everything up to {where} is saved",
+                where=str(self._runs.path.parent),
+                mend=f"go on with resume={self._runs.path.parent}",
+            )

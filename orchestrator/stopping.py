@@ -1,0 +1,72 @@
+"""How a run is asked to stop: signals, and the time it gets to reach a step boundary."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether the run has been asked to save itself and end at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.grace_seconds = 0.0  # 0: a signal ends the run at once
+        self.caught: signal.Signals | None = None  # the first signal
+        self._timer: threading.Timer | None = None
+        self._unwinding = False
+        self._late = False
+
+        self.requested = False  # True from the first signal on
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler.
+
+        SIGTERM gives the run its grace to save itself. Without grace, when it is over, and on
+        SIGINT, the run unwinds by KeyboardInterrupt: no other exception gets out of a wait inside
+        Ray, whose native code drops them. A second signal ends the process at once; Ray's
+        processes of a local cluster follow, since the kernel tells them.
+        """
+        del frame
+        if self._late and not self._unwinding:
+            self._unwinding = True
+            raise KeyboardInterrupt
+        if self.requested:
+            os._exit(128 + number)
+        self.caught, self.requested = signal.Signals(number), True
+        if number == signal.SIGTERM and self.grace_seconds > 0:
+            self._timer = threading.Timer(self.grace_seconds, self._expire)
+            self._timer.daemon = True
+            self._timer.start()
+            return
+        self._unwinding = True
+        raise KeyboardInterrupt
+
+    def _expire(self) -> None:
+        self._late = True
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)  # wakes it from a system call, unlike a flag
+
+    def close(self) -> None:
+        """Forget the time limit."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Handle SIGINT and SIGTERM by a StopRequest until the block ends."""
+    stop = StopRequest()
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, stop.handle)
+    try:
+        yield stop
+    finally:
+        stop.close()
+        for each, handler in before.items():
+            signal.signal(each, handler)
