@@ -1,4 +1,4 @@
-"""Every stage, interrupted at every step and continued by a new session, does what it would have."""
+"""Every stage, interrupted at every step and continued by a new session, ends as it would have."""
 
 from __future__ import annotations
 

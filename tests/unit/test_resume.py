@@ -1,0 +1,155 @@
+"""Which checkpoint `resume` finds, and which configurations may go on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import Config, RunConfig
+from orchestrator.plain import from_plain
+from orchestrator.resume import find_start, package_versions, plain_config
+from orchestrator.run_folder import RunFolder
+from orchestrator.saved_run import SavedRuns
+from orchestrator.session import Findings
+from orchestrator.summary import EvaluationRow, LedgerTotals, Preference
+from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
+
+
+def _config(folder: Path, resume: str = "", **fields: object) -> Config:
+    config = Config(experiment="pocket", resume=resume, run=RunConfig(dir=str(folder)))
+    for name, value in fields.items():
+        owner, _, last = name.rpartition("__")
+        target = config
+        for part in owner.split("__") if owner else ():
+            target = getattr(target, part)
+        setattr(target, last, value)
+    return config
+
+
+def _run(folder: Path, *steps: int, experiment: str = "pocket") -> list[Path]:
+    run = RunFolder(folder).create()
+    run.config.write_text(f"experiment: {experiment}\n")
+    runs = SavedRuns(run)
+    facts = {"config": plain_config(_config(folder)), "versions": package_versions()}
+    saved = []
+    for step in steps:
+        progress = {"stage": "ppo", "step": step, "appended": {}}
+        saved.append(runs.publish(runs.begin("ppo", step), [], progress, facts, []))
+    return saved
+
+
+def test_without_resume_a_run_is_fresh(tmp_path: Path) -> None:
+    _run(tmp_path / "run", 1)
+    start = find_start(_config(tmp_path / "run"))
+    assert (start.saved, start.clear) == (None, False)
+
+
+def test_auto_goes_on_or_starts(tmp_path: Path) -> None:
+    start = find_start(_config(tmp_path / "new", "auto"))
+    assert (start.saved, start.clear, start.folder.path) == (None, False, tmp_path / "new")
+    _run(tmp_path / "unsaved")  # killed before its first checkpoint
+    assert find_start(_config(tmp_path / "unsaved", "auto")).clear
+    _run(tmp_path / "run", 1, 2)
+    start = find_start(_config(tmp_path / "run", "auto"))
+    assert start.saved is not None
+    assert (start.saved.step, start.notes) == (2, [])
+
+
+def test_auto_never_starts_over_where_all_checkpoints_are_damaged(tmp_path: Path) -> None:
+    for path in _run(tmp_path / "run", 1, 2):
+        (path / "progress.json").unlink()
+    with pytest.raises(BrokenCheckpointError, match="none of 2 checkpoints is whole") as caught:
+        find_start(_config(tmp_path / "run", "auto"))
+    assert "progress.json is missing" in str(caught.value)
+
+
+def test_latest_is_the_newest_run_of_the_experiment(tmp_path: Path) -> None:
+    times = {"a": 30, "b": 20, "other": 40, "none": 50}
+    for name, when in times.items():
+        steps = () if name == "none" else (1,)
+        other = "sft" if name == "other" else "pocket"
+        for path in _run(tmp_path / name, *steps, experiment=other):
+            os.utime(path, (when, when))
+    start = find_start(_config(tmp_path / "new", "latest"))
+    assert start.folder.path == tmp_path / "a"
+    with pytest.raises(MissingCheckpointError, match="no checkpoint to resume from"):
+        find_start(_config(tmp_path / "deeper" / "new", "latest"))
+
+
+def test_a_path_is_a_run_folder_or_one_of_its_checkpoints(tmp_path: Path) -> None:
+    first, _ = _run(tmp_path / "run", 1, 2)
+    for path, step in ((tmp_path / "run", 2), (first, 1)):
+        start = find_start(_config(tmp_path / "elsewhere", str(path)))
+        assert start.saved is not None
+        assert (start.saved.step, start.folder.path) == (step, tmp_path / "run")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "run" / "samples"):
+        with pytest.raises(MissingCheckpointError):
+            find_start(_config(tmp_path / "run", str(path)))
+
+
+def test_a_damaged_newest_one_is_said_and_the_one_before_used(tmp_path: Path) -> None:
+    _, second = _run(tmp_path / "run", 1, 2)
+    (second / "manifest.json").write_text("[]")
+    start = find_start(_config(tmp_path / "run", "auto"))
+    assert start.saved is not None
+    assert start.saved.step == 1
+    assert start.notes[0].startswith("skipped 000002-ppo-2: manifest.json is no JSON object")
+
+
+def test_keys_that_matter_are_refused_by_name(tmp_path: Path) -> None:
+    _run(tmp_path / "run", 1)
+    config = _config(tmp_path / "run", "auto", seed=1, algorithm__kl__coefficient=0.1)
+    with pytest.raises(ConfigError) as caught:
+        find_start(config)
+    assert "algorithm.kl.coefficient 0.05 -> 0.1; seed 0 -> 1" in caught.value.what
+
+
+def test_where_and_how_long_may_change_silently_and_the_layout_is_said(tmp_path: Path) -> None:
+    _run(tmp_path / "run", 1)
+    free = _config(
+        tmp_path / "run", "auto", run__call_seconds=9.0, run__checkpoint__keep_last=7,
+        logger__tensorboard=True,
+    )  # fmt: skip
+    assert find_start(free).notes == []
+    layout = _config(
+        tmp_path / "run", "auto", trainer__zero_stage=3, cluster__roles__policy__workers=2
+    )
+    (note,) = find_start(layout).notes
+    assert "cluster.roles.policy.workers 1 -> 2; trainer.zero_stage 1 -> 3" in note
+    assert "not bit-identical" in note
+
+
+def test_other_package_versions_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run(tmp_path / "run", 1)
+    now = package_versions() | {"torch": "99.0"}
+    monkeypatch.setattr("orchestrator.resume.package_versions", lambda: now)
+    (note,) = find_start(_config(tmp_path / "run", "auto")).notes
+    assert "-> 99.0" in note
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+    with (
+        folder.locked(),
+        pytest.raises(ConfigError, match="another process works"),
+        folder.locked(),
+    ):
+        pass
+    with folder.locked():
+        pass
+
+
+def test_findings_survive_json() -> None:
+    findings = Findings(
+        heldout_pair_accuracy=0.5,
+        models={"sft": EvaluationRow(gold_mean=1.0)},
+        preferred=[Preference("ppo", "sft", 0.6, 0.5, 0.7, 8)],
+        ledger=LedgerTotals(3, 2, 1),
+        sync_seconds=[0.1],
+        parity_max=None,
+    )
+    assert from_plain(Findings, json.loads(json.dumps(asdict(findings)))) == findings

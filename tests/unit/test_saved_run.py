@@ -1,0 +1,177 @@
+"""Checkpoints of a run on disk: what counts as whole, what is kept, what a full disk does."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import checkpoint
+from orchestrator.run_folder import RunFolder
+from orchestrator.saved_run import SavedRuns
+from workers.errors import BrokenCheckpointError, CheckpointError
+from workers.messages import FileRecord
+
+FACTS = {"config": {"seed": 0}, "versions": {"torch": "1"}}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> SavedRuns:
+    folder = RunFolder(tmp_path / "run").create()
+    folder.metrics.write_text("123456789\n")
+    sft = folder.checkpoints / "sft"
+    sft.mkdir()
+    (sft / "model.safetensors").write_bytes(b"weights")
+    manifest = {"files": {"model.safetensors": _entry(b"weights")}}
+    (sft / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    return SavedRuns(folder)
+
+
+def _entry(data: bytes) -> dict:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _save(runs: SavedRuns, step: int, stage: str = "ppo") -> Path:
+    partial = runs.begin(stage, step)
+    data = b"state of the policy"
+    (partial / "policy.0.safetensors").write_bytes(data)
+    record = FileRecord("policy.0.safetensors", len(data), hashlib.sha256(data).hexdigest())
+    progress = {"stage": stage, "step": step, "appended": {"metrics.jsonl": 10}}
+    return runs.publish(partial, [record], progress, FACTS, [])
+
+
+def _newest(runs: SavedRuns) -> tuple[int | None, str]:
+    saved, skipped = runs.newest()
+    return (saved.step if saved else None), "; ".join(skipped)
+
+
+def test_the_newest_is_found_with_what_was_saved(runs: SavedRuns) -> None:
+    assert _newest(runs) == (None, "")
+    _save(runs, 1)
+    path = _save(runs, 2)
+    saved, skipped = runs.newest()
+    assert saved is not None
+    assert (saved.path, saved.number, saved.stage, saved.step) == (path, 2, "ppo", 2)
+    assert saved.config == {"seed": 0}
+    assert saved.versions == {"torch": "1"}
+    assert skipped == []
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path / "policy.0.safetensors", 5)
+
+
+def _flip(path: Path) -> None:
+    file = path / "policy.0.safetensors"
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def _schema(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"schema": 2}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_cut, "has 5 bytes instead of 19"),
+        (_flip, "policy.0.safetensors was altered"),
+        (lambda p: (p / "policy.0.safetensors").unlink(), "policy.0.safetensors is missing"),
+        (lambda p: (p / "manifest.json").unlink(), "manifest.json cannot be read"),
+        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda p: (p / "progress.json").write_text("{}"), "progress.json has 2 bytes"),
+        (_schema, "has schema 2, not 1"),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_with_its_reason(
+    runs: SavedRuns, damage: Callable[[Path], object], says: str
+) -> None:
+    _save(runs, 1)
+    damage(_save(runs, 2))
+    step, why = _newest(runs)
+    assert step == 1
+    assert why.startswith("skipped 000002-ppo-2: ")
+    assert says in why
+
+
+def test_a_checkpoint_needs_what_finished_stages_made(runs: SavedRuns) -> None:
+    folder = runs.path.parent / "checkpoints" / "sft"
+    partial = runs.begin("ppo", 1)
+    progress = {"stage": "ppo", "step": 1, "appended": {}}
+    path = runs.publish(partial, [], progress, FACTS, [folder / checkpoint.MANIFEST])
+    (folder / checkpoint.MANIFEST).write_text("{}")
+    with pytest.raises(BrokenCheckpointError, match=r"rehearsal\.json has 2 bytes"):
+        runs.read(path)
+    shutil.rmtree(folder)
+    with pytest.raises(BrokenCheckpointError, match=r"rehearsal\.json is missing"):
+        runs.read(path)
+
+
+def test_records_shorter_than_they_were_are_damage(runs: SavedRuns) -> None:
+    path = _save(runs, 1)
+    os.truncate(runs.path.parent / "metrics.jsonl", 9)
+    with pytest.raises(BrokenCheckpointError, match="shorter than the 10 bytes"):
+        runs.read(path)
+
+
+def test_a_save_that_was_killed_leaves_nothing_to_read(runs: SavedRuns) -> None:
+    _save(runs, 1)
+    partial = runs.begin("ppo", 2)
+    (partial / "policy.0.safetensors").write_bytes(b"half")
+    saved, skipped = runs.newest()
+    assert saved is not None
+    assert (saved.step, skipped) == (1, [])
+    runs.continue_from(saved)
+    assert not partial.exists()
+
+
+def test_going_back_moves_newer_ones_aside(runs: SavedRuns) -> None:
+    first, second, third = (_save(runs, step) for step in (1, 2, 3))
+    _cut(third)
+    runs.continue_from(runs.read(first))
+    assert runs.whole() == [first]
+    assert second.with_name(second.name + ".superseded").is_dir()
+    assert third.with_name(third.name + ".broken").is_dir()
+    assert _save(runs, 2).name == "000004-ppo-2"  # no number is used twice
+
+
+@pytest.mark.parametrize(
+    ("last", "every", "left"),
+    [(1, 0, [7]), (2, 0, [6, 7]), (1, 3, [3, 6, 7]), (9, 0, [1, 2, 3, 4, 5, 6, 7])],
+)
+def test_pruning(runs: SavedRuns, last: int, every: int, left: list[int]) -> None:
+    for step in range(1, 8):
+        _save(runs, step)
+        runs.prune(last, every)
+    assert [int(p.name.rpartition("-")[2]) for p in runs.whole()] == left
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_is_a_typed_error_and_the_last_one_stays(
+    runs: SavedRuns, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    _save(runs, 1)
+    partial = runs.begin("ppo", 2)
+
+    def fail(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "flush", fail)
+        with pytest.raises(CheckpointError, match=os.strerror(number)) as caught:
+            runs.publish(partial, [], {"stage": "ppo", "step": 2, "appended": {}}, FACTS, [])
+    assert isinstance(caught.value, OSError)
+    assert caught.value.exit_code == 4
+    assert "resume=auto" in caught.value.mend
+    runs.discard(partial)
+    assert _newest(runs) == (1, "")
+    with pytest.raises(CheckpointError, match="Not a directory"):
+        SavedRuns(RunFolder(runs.path.parent / "metrics.jsonl")).begin("ppo", 1)
