@@ -16,7 +16,10 @@ from omegaconf import OmegaConf
 from orchestrator import run
 from orchestrator.config import Config
 from orchestrator.config_errors import nearest_keys
-from workers.errors import DataLineError, NonFiniteError, RehearsalError
+from orchestrator.resume import Start, package_versions, plain_config
+from orchestrator.saved_run import SavedRuns
+from orchestrator.stopping import StopRequest
+from workers.errors import DataLineError, NonFiniteError, RehearsalError, StoppedError
 
 Command = Callable[..., int]
 
@@ -153,6 +156,82 @@ def test_a_signal_unwinds_the_run(command, recipe, number: signal.Signals):
     assert command("+experiment=pocket_tiny", "run.grace_seconds=0") == 128 + number
     assert unwound == [True]
     assert signal.getsignal(number) is before
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_lets_the_run_reach_a_step_boundary(command, recipe, capsys):
+    def run_a_step(config: Config, plan: object, folder: Path, start: object, stop: StopRequest):
+        assert not stop.requested
+        _terminate()
+        assert stop.requested
+        raise StoppedError("stopped; everything is saved", mend=f"resume={folder}")
+
+    recipe(run_a_step)
+    assert command("+experiment=pocket_tiny", "run.dir=here") == 8
+    printed = capsys.readouterr().err
+    assert "everything is saved" in printed
+    assert "error" not in printed
+    assert not Path("here/error.log").exists()
+
+
+def test_a_run_that_ends_within_its_grace_has_succeeded(command, recipe):
+    recipe(lambda *_: _terminate())
+    assert command("+experiment=pocket_tiny") == 0
+
+
+def test_after_its_grace_the_run_unwinds(command, recipe):
+    unwound: list[bool] = []
+
+    def wait(*_: object) -> None:
+        try:
+            _terminate()
+            time.sleep(5)
+        finally:
+            unwound.append(True)
+
+    recipe(wait)
+    assert command("+experiment=pocket_tiny", "run.grace_seconds=0.1") == 128 + signal.SIGTERM
+    assert unwound == [True]
+
+
+def test_a_second_signal_ends_the_process_at_once(command, recipe, monkeypatch):
+    class ExitedError(Exception):
+        pass
+
+    def leave(code: int) -> None:
+        raise ExitedError(code)
+
+    def wait(*_: object) -> None:
+        _terminate()
+        _terminate()
+
+    recipe(wait)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(ExitedError, match="143"):
+        command("+experiment=pocket_tiny")
+
+
+def test_resume_goes_on_in_the_folder_it_names(command, recipe, tmp_path: Path):
+    starts: list[Start] = []
+
+    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+        starts.append(start)
+        runs = SavedRuns(start.folder)
+        progress = {"stage": "ppo", "step": 1, "appended": {"metrics.jsonl": 0}}
+        facts = {"config": plain_config(config), "versions": package_versions()}
+        runs.publish(runs.begin("ppo", 1), [], progress, facts, [])
+        start.folder.metrics.write_text("after the checkpoint\n")
+
+    recipe(save)
+    assert command("+experiment=pocket_tiny", "run.dir=here", "resume=auto") == 0
+    assert command("+experiment=pocket_tiny", "resume=here") == 0
+    assert command("+experiment=pocket_tiny", "resume=here", "seed=9") == 2
+    assert [start.saved is not None for start in starts] == [False, True]
+    assert {start.folder.path for start in starts} == {tmp_path / "here"}
+    assert OmegaConf.load("here/config.yaml").run.dir == str(tmp_path / "here")
 
 
 def test_nearest_keys():

@@ -1,0 +1,120 @@
+"""Runs that are killed, as a machine kills them, and go on: real Ray, vLLM and DeepSpeed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.metrics import comparable, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+POINTS = ("pretrain-3", "sft-2", "reward_model-0", "reward_model-1", "ppo-1", "ppo_ptx-1")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "orchestrator.run", "+experiment=pocket_tiny"]
+    always = [f"run.dir={folder}", "run.checkpoint.every_steps=1", "run.checkpoint.keep_last=100"]
+    return subprocess.Popen(
+        [*command, *always, *overrides],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "120"},
+        stdout=(folder.parent / "stdout").open("ab"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
+    said = folder.parent / "stdout"
+    assert process.wait(timeout=900) == 0, said.read_text()[-3000:]
+
+
+def wait_for(process: subprocess.Popen[bytes], folder: Path, point: str) -> None:
+    until = time.monotonic() + 600
+    while not [p for p in folder.glob(f"state/*-{point}") if not p.suffix]:
+        assert process.poll() is None, (folder.parent / "stdout").read_text()[-3000:]
+        assert time.monotonic() < until, f"{point} was never saved"
+        time.sleep(0.02)
+
+
+def traces(folder: Path) -> dict[str, object]:
+    """Everything that must not depend on interruptions."""
+    summary = json.loads((folder / "summary.json").read_text())
+    weights = sorted(folder.glob("checkpoints/*/model.safetensors"))
+    texts = ("rollouts.jsonl", "rankings.jsonl", "comparison.json")
+    return {
+        "metrics": comparable(read_metrics(folder / "metrics.jsonl")),
+        "weights": {w.parent.name: hashlib.sha256(w.read_bytes()).hexdigest() for w in weights},
+        "texts": [(folder / "samples" / name).read_text() for name in texts],
+        "ledger": summary["ledger"],
+        "evaluation": summary["evaluation"],
+        "syncs": summary["weight_sync"]["count"],
+        "parity": summary["weight_sync"]["parity_max_abs_logprob_diff"],
+        "stages": set(summary["timing"]["stages"]),
+    }
+
+
+@pytest.mark.parametrize(("zero", "ranks"), [(1, 1), (2, 2), (3, 2)])
+def test_a_run_killed_in_every_stage_ends_in_the_same(
+    tmp_path: Path, zero: int, ranks: int
+) -> None:
+    layout = [
+        f"trainer.zero_stage={zero}",
+        f"cluster.roles.policy.workers={ranks}",
+        f"cluster.roles.critic.workers={ranks}",
+    ]
+    once, often = tmp_path / "once" / "run", tmp_path / "often" / "run"
+    for folder in (once, often):
+        folder.parent.mkdir()
+    finish(start(once, *layout), once)
+    for point in POINTS:
+        process = start(often, *layout, "resume=auto")
+        try:
+            wait_for(process, often, point)
+        finally:
+            process.kill()
+            process.wait()
+    finish(start(often, *layout, "resume=auto"), often)
+    assert traces(often) == traces(once)
+
+
+def test_sigterm_saves_a_step_and_the_newest_whole_checkpoint_goes_on(tmp_path: Path) -> None:
+    once, often = tmp_path / "once" / "run", tmp_path / "often" / "run"
+    for folder in (once, often):
+        folder.parent.mkdir()
+    finish(start(once), once)
+    process = start(often, "run.grace_seconds=300")
+    wait_for(process, often, "ppo-1")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=600) == 8
+    newest = max(p for p in often.glob("state/*-*-*") if not p.suffix)
+    file = next(file for file in newest.iterdir() if file.name != "manifest.json")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    finish(start(often, f"resume={often}"), often)
+    assert traces(often) == traces(once)
+    assert (
+        f"skipped {newest.name}: {file.name} was altered" in (often.parent / "stdout").read_text()
+    )
+
+
+def test_another_layout_goes_on_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, "stages=[pretrain]")
+    wait_for(process, folder, "pretrain-3")
+    process.kill()
+    process.wait()
+    moved = ["trainer.zero_stage=3", "cluster.roles.policy.workers=2"]
+    finish(start(folder, "stages=[pretrain]", "resume=auto", *moved), folder)
+    losses = [r.step for r in read_metrics(folder / "metrics.jsonl") if r.name == "pretrain/loss"]
+    assert losses == list(range(8))
+    assert "not bit-identical from here on" in (tmp_path / "stdout").read_text()
