@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.config import Config
 from orchestrator.run_folder import RunFolder
@@ -97,12 +97,16 @@ def _newest_run(home: Path, experiment: str) -> RunFolder:
     saved: list[tuple[float, Path]] = []
     for state in home.glob("*/state"):
         whole = SavedRuns(RunFolder(state.parent)).whole()
-        config = state.parent / "config.yaml"
-        if whole and config.is_file() and OmegaConf.load(config).get("experiment") == experiment:
+        if whole and _experiment(state.parent / "config.yaml") == experiment:
             saved.append((max(p.stat().st_mtime for p in whole), state.parent))
     if not saved:
         raise _nothing(home)
     return RunFolder(max(saved)[1])
+
+
+def _experiment(file: Path) -> str | None:
+    config = OmegaConf.load(file) if file.is_file() else None
+    return config.get("experiment") if isinstance(config, DictConfig) else None
 
 
 def _at(path: Path) -> Start:

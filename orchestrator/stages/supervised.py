@@ -48,6 +48,7 @@ def train(session: Session, loop: Loop) -> None:
         batch = loop.batch(step)
         shares = batching.supervised_step(batch, policy.size, budget)
         waiting.append((step, batch.target_count, policy.train_supervised(shares)))
+        session.saves.settle()  # of the step before: written while the driver made this batch
         if len(waiting) == _IN_FLIGHT:
             settle()
         if session.saves.due(loop.stage, step + 1):
