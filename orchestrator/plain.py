@@ -11,8 +11,8 @@ def from_plain(kind: Any, value: Any) -> Any:
     """The inverse of `dataclasses.asdict` after a way through JSON.
 
     Args:
-        kind: a dataclass, or an annotation made of dataclasses, list, tuple, dict, `| None` and
-            JSON's own types.
+        kind: a dataclass, or an annotation made of dataclasses, list, tuple, dict (of str or int),
+            `| None` and JSON's own types.
         value: what JSON gave.
     """
     origin, inner = get_origin(kind), get_args(kind)
@@ -26,7 +26,8 @@ def from_plain(kind: Any, value: Any) -> Any:
             **{f.name: from_plain(hints[f.name], value[f.name]) for f in fields(kind)}
         )
     if origin is dict:
-        return {key: from_plain(inner[1], each) for key, each in value.items()}
+        # JSON's keys are strings.
+        return {inner[0](key): from_plain(inner[1], each) for key, each in value.items()}
     if origin is list or (origin is tuple and inner[-1] is Ellipsis):
         return origin(from_plain(inner[0], each) for each in value)
     if origin is tuple:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from workers.messages import Ragged, Ranking
@@ -25,6 +27,7 @@ def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
             "offsets": sequences.offsets,
         },
         temporary,
+        {"names": json.dumps([[r.source, r.annotator] for r in rankings])},
     )
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -34,9 +37,18 @@ def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
 def load_rankings(path: Path) -> list[Ranking]:
     """Rankings that `save_rankings` wrote, in their order."""
     arrays = load_file(path)
+    with safe_open(path, framework="np") as file:
+        names = json.loads(file.metadata()["names"])
     sequences = Ragged(arrays["tokens"], arrays["offsets"])
     ends = arrays["completions"].cumsum()
     return [
-        Ranking(int(i), sequences.select(np.arange(end - k, end)), arrays["ranks"][end - k : end])
-        for i, k, end in zip(arrays["prompt_ids"], arrays["completions"], ends, strict=True)
+        Ranking(
+            int(i),
+            sequences.select(np.arange(end - k, end)),
+            arrays["ranks"][end - k : end],
+            *name,
+        )
+        for i, k, end, name in zip(
+            arrays["prompt_ids"], arrays["completions"], ends, names, strict=True
+        )
     ]

@@ -7,16 +7,25 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator.config import Config, RunConfig
+from orchestrator.figures import (
+    Calibration,
+    CalibrationBin,
+    PairAccuracy,
+    RewardModelFigures,
+)
 from orchestrator.plain import from_plain
+from orchestrator.rankings import load_rankings, save_rankings
 from orchestrator.resume import find_start, package_versions, plain_config
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
 from orchestrator.session import Findings
 from orchestrator.summary import EvaluationRow, LedgerTotals, Preference
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
+from workers.messages import Ragged, Ranking
 
 
 def _config(folder: Path, resume: str = "", **fields: object) -> Config:
@@ -145,7 +154,11 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_findings_survive_json() -> None:
     findings = Findings(
-        heldout_pair_accuracy=0.5,
+        reward_model=RewardModelFigures(
+            heldout=PairAccuracy(0.5, 0.25, 0.75, 4, 2),
+            by_completions={4: PairAccuracy(0.5, 0.25, 0.75, 4, 2)},
+            calibration=Calibration(0.1, (CalibrationBin(0.6, 0.5, 0.4, 0.6, 3),)),
+        ),
         models={"sft": EvaluationRow(gold_mean=1.0)},
         preferred=[Preference("ppo", "sft", 0.6, 0.5, 0.7, 8)],
         ledger=LedgerTotals(3, 2, 1),
@@ -153,3 +166,17 @@ def test_findings_survive_json() -> None:
         parity_max=None,
     )
     assert from_plain(Findings, json.loads(json.dumps(asdict(findings)))) == findings
+
+
+def test_rankings_come_back_as_they_were(tmp_path: Path) -> None:
+    rankings = [
+        Ranking(7, Ragged.from_rows([[1, 2], [3], [4, 5, 6]], np.int32), np.array([2, 1, 1])),
+        Ranking(3, Ragged.from_rows([[9], [8, 8]], np.int32), np.array([1, 2]), "web", "ann"),
+    ]
+    save_rankings(tmp_path / "rankings.safetensors", rankings)
+    found = load_rankings(tmp_path / "rankings.safetensors")
+    assert [(r.prompt_id, r.source, r.annotator) for r in found] == [(7, "", ""), (3, "web", "ann")]
+    assert [r.ranks.tolist() for r in found] == [[2, 1, 1], [1, 2]]
+    rows = [[row.tolist() for row in r.sequences.rows()] for r in found]
+    assert rows == [[[1, 2], [3], [4, 5, 6]], [[9], [8, 8]]]
+    assert [p.name for p in tmp_path.iterdir()] == ["rankings.safetensors"]

@@ -74,7 +74,7 @@ def _traces(run: Run) -> dict[str, object]:
         "preferred": findings.preferred,
         "syncs": len(findings.sync_seconds),
         "parity": findings.parity_max,
-        "pairs": findings.heldout_pair_accuracy,
+        "reward_model": findings.reward_model,
     }
 
 
