@@ -47,6 +47,7 @@ def _seconds(description: str) -> Metric:
 
 _PRETRAIN = {
     "loss": Metric("nats/token", "next-token loss of the step's documents"),
+    "validation_loss": Metric("nats/token", "the same loss on held-out documents"),
     "tokens_per_second": Metric("tokens/s", "counted tokens trained a second", timing=True),
     **_optimizer("model"),
 }
