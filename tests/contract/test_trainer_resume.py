@@ -128,7 +128,7 @@ def test_other_ranks_and_stages_start_on_the_same_bits(
         for job in JOBS:
             one, two = first[0]["first", stage % 3 + 1, job], second[0][2, stage, job]
             assert two["restored"] == one["states"][1]
-            if job != "sft":  # dropout draws other numbers on other ranks
+            if job in ("ppo_ptx", "value"):  # dropout draws other numbers on other ranks
                 _assert_close(two["end"], one["states"][-1])
 
 
