@@ -98,6 +98,8 @@ class Saves:
         copying: list[Answer[None]] = [trainer.snapshot(str(folder)) for trainer in trainers]
         for pending in copying:
             pending.result()
+        if not trainers:
+            self.settle()  # nobody writes: there is nothing to wait for
 
     def settle(self) -> None:
         """Wait for the checkpoint that is being written, if there is one, and publish it.
