@@ -13,7 +13,8 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,8 @@ _RAY_SWITCHES = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
+_QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+_SLOW_START = "node timed out during startup"  # in the bare Exception that Ray raises
 _KNOCK_SECONDS = 10.0
 _LEAVE_SECONDS = 10.0  # processes of a local cluster that live longer than this are killed
 
@@ -197,19 +200,21 @@ def start_cluster(
     Args:
         config: Where the cluster is and what its nodes look like.
         layout: What to reserve (`Plan.layout`).
-        seconds: Deadline for the reservation.
+        seconds: Deadline for starting a local cluster, and again for the reservation.
         error_logs: Gets the logs of the roles' processes when the `with` block ends in an error
             (local clusters; a cluster that was joined keeps its own logs).
 
     Raises:
         ResourceError: there is no cluster at the address, or its nodes are too small.
-        DeadlineError: the cluster is large enough, but its resources did not become free in time.
+        DeadlineError: Ray did not start, or the cluster is large enough, but its resources did not
+            become free in time.
     """
     for name, value in _RAY_SWITCHES.items():
         os.environ.setdefault(name, value)
-    local = _Local() if config.address == "local" else None
+    local = _start_local(config, layout, seconds) if config.address == "local" else None
     try:
-        _connect(config, layout, local)
+        if local is None:
+            _join(config)
         _check_nodes(config, layout)
         group = _reserve(layout, seconds)
     except BaseException:
@@ -221,29 +226,57 @@ def start_cluster(
     return Cluster(config, layout, group, local, error_logs)
 
 
-def _connect(config: ClusterConfig, layout: Layout, local: _Local | None) -> None:
-    # ray.init installs its own SIGTERM handler, which exits without unwinding the stack
-    handler = signal.getsignal(signal.SIGTERM)
-    common: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    try:
-        if local is not None:
-            ray.init(
-                address="local",
-                num_cpus=_whole(max(config.cpus_per_node, layout.cpus)),
-                include_dashboard=False,
-                object_store_memory=config.object_store_mib << 20,
-                _temp_dir=str(local.folder),
-                **common,
-            )
+def _start_local(config: ClusterConfig, layout: Layout, seconds: float) -> _Local:
+    """Start Ray's servers on this machine, again if they were slow.
+
+    Ray gives its own servers half a minute and no more, which a busy machine can take.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        local = _Local()
+        try:
+            with _own_signals():
+                ray.init(
+                    address="local",
+                    num_cpus=_whole(max(config.cpus_per_node, layout.cpus)),
+                    include_dashboard=False,
+                    object_store_memory=config.object_store_mib << 20,
+                    _temp_dir=str(local.folder),
+                    **_QUIET,
+                )
+        except BaseException as error:
+            local.close()
+            if _SLOW_START not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"Ray's servers did not start within {seconds:.0f} s: {error}",
+                    where="cluster",
+                    mend="free the machine, or raise run.role_start_seconds",
+                ) from error
         else:
-            _knock(config.address)
-            ray.init(address=config.address, **common)
+            return local
+
+
+def _join(config: ClusterConfig) -> None:
+    try:
+        _knock(config.address)
+        with _own_signals():
+            ray.init(address=config.address, **_QUIET)
     except (ConnectionError, TimeoutError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {config.address!r}: {error}",
             where="cluster.address",
             mend="start one with `ray start --head`, or use cluster.address=local",
         ) from error
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our SIGTERM handler: ray.init installs one that exits without unwinding the stack."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, handler)
 

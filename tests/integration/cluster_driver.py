@@ -31,7 +31,7 @@ class Spinner:
             pass
 
 
-def recipe(config: Config, plan: Plan, folder: Path) -> None:
+def recipe(config: Config, plan: Plan, folder: Path, start: object, stop: object) -> None:
     with start_cluster(config.cluster, plan.layout, 60, folder / "logs") as cluster:
         options = cluster.bundle(RoleName.policy, 0, {"EXTRA": "1"})
         actor = ray.remote(Spinner).options(**options).remote()

@@ -33,7 +33,7 @@ class Driver:
         self.folder = folder / "run"
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER), ending, "+experiment=pocket_tiny", "stages=[pretrain]",
-             f"run.dir={self.folder}"],
+             f"run.dir={self.folder}", "run.grace_seconds=2"],
             env={**os.environ, MARK: self.mark, "TMPDIR": "/tmp"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         )  # fmt: skip
