@@ -531,6 +531,8 @@ class RewardModelConfig:
     min_completions: int = 4  # K is drawn per prompt from [min, max]
     max_completions: int = 9
     base_fraction: float = 0.25  # share of completions sampled from the base model, rest from SFT
+    # of the completions to rank; above 1 also shows odd ones, which PPO would stumble upon unjudged
+    temperature: float = 1.0
     heldout_prompts: int = 256
     epochs: int = 1
     prompts_per_step: int = 16
@@ -541,8 +543,9 @@ class RewardModelConfig:
 
     def __post_init__(self) -> None:
         _positive(
-            self, "prompts", "heldout_prompts", "epochs", "prompts_per_step", "bias_demonstrations"
-        )
+            self, "prompts", "heldout_prompts", "epochs", "prompts_per_step",
+            "bias_demonstrations", "temperature",
+        )  # fmt: skip
         _fraction(self, "base_fraction")
         _at_least_zero(self, "max_rankings")
         if not 2 <= self.min_completions <= self.max_completions <= 9:

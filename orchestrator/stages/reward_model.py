@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -125,7 +126,8 @@ def _sample_from(
     requests = session.requests(
         [prompts[n] for n in asked], [counts[n] for n in asked], "reward_model", name
     )
-    rollouts = rollout.generate(requests, session.sampling(), version).result()
+    sampling = replace(session.sampling(), temperature=session.config.reward_model.temperature)
+    rollouts = rollout.generate(requests, sampling, version).result()
     batch = rollout.fetch(rollouts).result()
     responses = {int(i): batch.response(row) for row, i in enumerate(batch.ids)}
     for n, request in zip(asked, requests, strict=True):
