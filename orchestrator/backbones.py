@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.arithmetic import PPO_STAGES
-from orchestrator.config import Config, CriticInit, RewardKind, StageName, TextBridge
+from orchestrator.config import (
+    Config,
+    CriticInit,
+    RewardKind,
+    RoleName,
+    StageName,
+    TextBridge,
+)
 from orchestrator.sizes import ModelSize, checkpoint_size
 from workers.errors import BatchArithmeticError, TokenizerMismatchError
 from workers.model_shape import read_shape, require_scalar_class
@@ -82,6 +89,24 @@ def plan_critic(config: Config) -> CriticStart | None:
         folders["reward_model"] = ""  # made from the SFT model, whose tokenizer it keeps
     known = {n: f for n, f in folders.items() if f and (Path(f) / "config.json").is_file()}
     return critic_start(config, known)
+
+
+def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | None]:
+    """The largest model that each role holds; None without one that can be read yet."""
+    made = StageName.reward_model in config.stages  # from the SFT model, by the critic's trainers
+    given = config.model.checkpoints
+    reward = policy if made else checkpoint_size(Path(given.reward_model or "/"))
+    if config.reward.kind is RewardKind.function:
+        reward = None
+    critic, start = policy if made else None, plan_critic(config)
+    if start is not None:
+        starts = {"critic": checkpoint_size(Path(given.critic or "/")), "reward_model": reward}
+        sizes = (critic, starts.get(start.checkpoint, policy))
+        critic = max((s for s in sizes if s), key=lambda size: size.parameters, default=None)
+    return dict.fromkeys(RoleName, policy) | {
+        RoleName.reward: reward,
+        RoleName.critic: critic,
+    }
 
 
 def check_backbones(config: Config, policy: ModelSize | None) -> None:

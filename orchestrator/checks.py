@@ -198,7 +198,7 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
     Raises:
         BatchArithmeticError: more tokens than positions, a probe longer than a response, or
             prompts longer than the engines take.
-        ResourceError: the KV cache of a CPU engine cannot hold one sequence.
+        ResourceError: the KV cache of an engine cannot hold one sequence.
     """
     rollout = config.rollout
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
@@ -229,13 +229,26 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
             where="rollout",
             mend="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
         )
-    if config.cluster.accelerator is Accelerator.cpu and sequences_in_cache(config, size) < 1:
-        raise ResourceError(
+    if sequences_in_cache(config, size) < 1:
+        raise _no_room(config, longest)
+
+
+def _no_room(config: Config, longest: int) -> ResourceError:
+    rollout = config.rollout
+    if config.cluster.accelerator is Accelerator.cpu:
+        return ResourceError(
             f"a KV cache of {rollout.kv_cache_mib} MiB cannot hold one sequence of {longest} "
             "tokens",
             where="rollout.kv_cache_mib",
             mend="raise rollout.kv_cache_mib",
         )
+    return ResourceError(
+        f"{rollout.gpu_memory_fraction:.0%} of {config.cluster.gpu_memory_gib:g} GiB a GPU hold no "
+        f"engine's weights and one sequence of {longest} tokens",
+        where="rollout.gpu_memory_fraction",
+        mend="raise it, or rollout.tensor_parallel_size and cluster.roles.rollout.gpus, or set "
+        "cluster.gpu_memory_gib to what the GPUs have",
+    )
 
 
 # What the attention of vLLM 0.32 computes on a CPU; the engine itself would say so, but only after

@@ -740,12 +740,13 @@ class ClusterConfig:
     nodes: int = 1
     cpus_per_node: float = 2.0
     gpus_per_node: int = 0
+    gpu_memory_gib: float = 80.0  # of one GPU; the plan refuses models that cannot fit
     object_store_mib: int = 512  # local only
     placement: Placement = Placement.packed
     roles: RolesConfig = field(default_factory=RolesConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "nodes", "cpus_per_node", "object_store_mib")
+        _positive(self, "nodes", "cpus_per_node", "gpu_memory_gib", "object_store_mib")
         _at_least_zero(self, "gpus_per_node")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, sft_rows, stage_steps
-from orchestrator.backbones import check_backbones, plan_critic
+from orchestrator.backbones import check_backbones, plan_critic, role_sizes
 from orchestrator.checks import (
     check_devices,
     check_head_sizes,
@@ -19,7 +19,15 @@ from orchestrator.checks import (
     product,
     stage_roles,
 )
-from orchestrator.config import Accelerator, Config, DataSourceKind, RoleName, StageName
+from orchestrator.config import (
+    Accelerator,
+    Config,
+    DataSourceKind,
+    RewardKind,
+    RoleName,
+    StageName,
+)
+from orchestrator.gpu_memory import check_gpu_memory
 from orchestrator.placement import Layout, place_roles
 from orchestrator.sizes import (
     ModelSize,
@@ -78,7 +86,7 @@ def make_plan(config: Config) -> Plan:
         check_lengths(config, size)
         check_head_sizes(config)
     check_backbones(config, size)
-    memory = tuple(role_memory(config, role, size) for role in layout.roles) if size else ()
+    memory = _memory(config, layout, size)
     return Plan(
         experiment=config.experiment,
         seed=config.seed,
@@ -87,8 +95,36 @@ def make_plan(config: Config) -> Plan:
         layout=layout,
         size=size,
         memory=memory,
-        notes=tuple(_notes(config, layout, size)),
+        notes=(
+            *_notes(config, layout, size),
+            *_unknown(config, layout, memory),
+            *check_gpu_memory(config, layout, memory),
+        ),
     )
+
+
+def _memory(config: Config, layout: Layout, size: ModelSize | None) -> tuple[RoleMemory, ...]:
+    """One worker of each role that holds a model whose size is known."""
+    if size is None:
+        return ()
+    sizes = role_sizes(config, size)
+    return tuple(
+        role_memory(config, role, held)
+        for role in layout.roles
+        if (held := sizes[role]) is not None
+    )
+
+
+def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:
+    known = {each.role for each in memory}
+    if known and config.reward.kind is RewardKind.function:
+        known.add(RoleName.reward)  # which then holds no model
+    names = [role.value for role in layout.roles if role not in known]
+    if not known or not names:
+        return []
+    return [
+        f"no memory estimate of {' and '.join(names)}: no checkpoint that can be read from here"
+    ]
 
 
 def policy_size(config: Config) -> ModelSize | None:
@@ -181,7 +217,7 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
             f"a sequence may have {longest:,} tokens, more than trainer.micro_batch_tokens="
             f"{config.trainer.micro_batch_tokens:,}: it then is a micro-batch of its own"
         )
-    if engines and size and config.cluster.accelerator is Accelerator.cpu:
+    if engines and size:
         held = sequences_in_cache(config, size)
         wanted = rollout.max_concurrent_sequences
         notes.append(
@@ -216,7 +252,7 @@ def render_plan(plan: Plan) -> str:
         lines.append(f"  node {index}: {workers} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)")
     if plan.size and plan.memory:
         lines.append(f"memory of one worker, estimated for {plan.size.parameters:,} parameters")
-        lines += [_memory_line(each) for each in plan.memory]
+        lines += [_memory_line(each, plan.size) for each in plan.memory]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 
@@ -236,14 +272,14 @@ def _ranks(ranks: list[int]) -> str:
     return ",".join(str(rank) for rank in ranks)
 
 
-def _memory_line(memory: RoleMemory) -> str:
+def _memory_line(memory: RoleMemory, policy: ModelSize) -> str:
     kind = "KV cache" if memory.role is RoleName.rollout else "logits"
-    parts = f"model {_size(memory.model)}, {kind} {_size(memory.working)}"
+    other = memory.parameters != policy.parameters
+    parts = [f"{memory.parameters:,} parameters"] if other else []
+    parts += [f"model {_size(memory.model)}", f"{kind} {_size(memory.working)}"]
+    parts.append(f"{'host' if memory.on_gpu else 'process'} {_size(memory.host)}")
     count = f" x {memory.workers}" if memory.workers > 1 else ""
-    return (
-        f"  {memory.role.value:<15}{_size(memory.total)}{count} ({parts}, process "
-        f"{_size(memory.process)})"
-    )
+    return f"  {memory.role.value:<15}{_size(memory.total)}{count} ({', '.join(parts)})"
 
 
 def _size(number: int) -> str:

@@ -8,7 +8,14 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.config import Accelerator, Config, PocketModelConfig, Precision, RoleName
+from orchestrator.config import (
+    Accelerator,
+    Config,
+    Offload,
+    PocketModelConfig,
+    Precision,
+    RoleName,
+)
 from workers.errors import BrokenCheckpointError
 from workers.model_shape import read_shape
 from workers.pocket.words import VOCABULARY
@@ -42,14 +49,22 @@ class RoleMemory:
 
     role: RoleName
     workers: int
-    model: int  # weights, and in a trainer gradients and optimizer state
-    working: int  # logits of one micro-batch, or the KV cache of a CPU engine
-    process: int  # host memory before any model
+    parameters: int
+    model: int  # weights, and in a trainer gradients and optimizer state, on the device
+    working: int  # logits of one micro-batch, or the KV cache of an engine
+    host: int  # the process before any model, and what of a model on a GPU rests in host memory
+    loading: int  # weights that pass through the device before they are divided over ranks
+    on_gpu: bool  # then host memory is another memory than that of model and logits
+
+    @property
+    def device(self) -> int:
+        """The most that a GPU holds, while it loads or while it works."""
+        return max(self.model + self.working, self.loading)
 
     @property
     def total(self) -> int:
-        """All of one worker."""
-        return self.model + self.working + self.process
+        """What one worker takes at work, of its GPU if it has one."""
+        return self.model + self.working + (0 if self.on_gpu else self.host)
 
 
 def pocket_size(model: PocketModelConfig) -> ModelSize:
@@ -108,52 +123,84 @@ def _numbers(shard: Path) -> int:
 def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
     """Estimate the memory of one worker of `role` that holds a model of `size`."""
     workers = config.cluster.roles.of(role).workers
+    resting = 0
     if role in (RoleName.policy, RoleName.critic):
-        model = _trained_bytes(config, size.parameters, workers, averaged=role is RoleName.policy)
-        tokens = config.trainer.micro_batch_tokens
+        model, resting = _trained_bytes(
+            config, size.parameters, workers, averaged=role is RoleName.policy
+        )
+        tokens, loading = config.trainer.micro_batch_tokens, _bytes(config.trainer.precision)
     elif role is RoleName.rollout:
         number = _bytes(config.rollout.precision)
         model = size.parameters * number // config.rollout.tensor_parallel_size
-        tokens = 0
+        tokens, loading = 0, 0
     else:
         model = size.parameters * _bytes(config.trainer.precision)
-        tokens = config.reward.micro_batch_tokens
+        tokens, loading = config.reward.micro_batch_tokens, 0
     working = tokens * size.vocabulary * _FLOAT * _LOGIT_COPIES.get(role, 0)
-    if role is RoleName.rollout and config.cluster.accelerator is Accelerator.cpu:
-        working = config.rollout.kv_cache_mib << 20
-    return RoleMemory(role, workers, model, working, _PROCESS_BYTES[role])
+    on_gpu = config.cluster.accelerator is Accelerator.cuda
+    if role is RoleName.rollout:
+        share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
+        working = max(0, share - model) if on_gpu else config.rollout.kv_cache_mib << 20
+    return RoleMemory(
+        role=role,
+        workers=workers,
+        parameters=size.parameters,
+        model=model,
+        working=working,
+        host=_PROCESS_BYTES[role] + resting,
+        loading=size.parameters * loading,
+        on_gpu=on_gpu,
+    )
 
 
 def _bytes(precision: Precision) -> int:
     return 2 if precision is Precision.bf16 else _FLOAT
 
 
-def _trained_bytes(config: Config, parameters: int, ranks: int, *, averaged: bool) -> int:
-    """Weights, gradients and AdamW state of one rank.
+def _trained_bytes(
+    config: Config, parameters: int, ranks: int, *, averaged: bool
+) -> tuple[int, int]:
+    """Weights, gradients and AdamW state of one rank: (on its device, beside a GPU on the host).
 
     AdamW keeps two fp32 moments, and a fp32 copy of bf16 weights. ZeRO-1 divides this over ranks,
     ZeRO-2 also gradients (fp32), ZeRO-3 also weights (ZeRO, arXiv 1910.02054, section 3). Adapters
     leave nothing but the weights to count: of a d x d matrix, those of rank r train 2 r / d. What
-    `model.freeze` saves depends on names and is not taken off, nor what `trainer.offload` moves to
-    the host.
+    `model.freeze` saves depends on names and is not taken off. Offloaded state takes the gradients
+    with it; the moving average always rests on the host.
     """
-    bf16 = config.trainer.precision is Precision.bf16
-    weights, gradients = _bytes(config.trainer.precision), _FLOAT
-    state = 2 * _FLOAT + (_FLOAT if bf16 else 0)
-    stage = config.trainer.zero_stage
-    each = weights / (ranks if stage >= 3 else 1)
-    if config.model.lora.rank:
-        return math.ceil(parameters * each)
-    each += state / ranks
-    each += gradients / (ranks if stage >= 2 else 1)
-    if averaged and config.algorithm.ema_decay > 0:
-        each += _FLOAT
-    return math.ceil(parameters * each)
+    offload, stage = config.trainer.offload, config.trainer.zero_stage
+    weights = _bytes(config.trainer.precision) / (ranks if stage >= 3 else 1)
+    state = average = 0.0
+    if not config.model.lora.rank:
+        bf16 = config.trainer.precision is Precision.bf16
+        state = (2 * _FLOAT + (_FLOAT if bf16 else 0)) / ranks
+        state += _FLOAT / (ranks if stage >= 2 else 1)
+        average = _FLOAT if averaged and config.algorithm.ema_decay > 0 else 0
+    device = (0.0 if offload is Offload.parameters else weights) + (
+        state if offload is Offload.none else 0.0
+    )
+    host = weights + state + average - device
+    if config.cluster.accelerator is Accelerator.cpu:
+        device, host = device + host, 0.0
+    return math.ceil(parameters * device), math.ceil(parameters * host)
 
 
 def sequences_in_cache(config: Config, size: ModelSize) -> int:
-    """How many sequences of full length the KV cache of one CPU engine holds at once."""
+    """How many sequences of full length the KV cache of one engine holds at once.
+
+    A GPU engine's cache is what `rollout.gpu_memory_fraction` leaves beside the weights; tensor
+    parallel shards divide both.
+    """
     rollout = config.rollout
+    number = _bytes(rollout.precision)
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
-    per_sequence = tokens * size.kv_numbers_per_token * _bytes(rollout.precision)
-    return (rollout.kv_cache_mib << 20) // per_sequence
+    cache = rollout.kv_cache_mib << 20
+    if config.cluster.accelerator is Accelerator.cuda:
+        share = rollout.gpu_memory_fraction * rollout.tensor_parallel_size
+        cache = int(share * gpu_bytes(config)) - size.parameters * number
+    return max(0, cache) // (tokens * size.kv_numbers_per_token * number)
+
+
+def gpu_bytes(config: Config) -> int:
+    """Memory of one GPU."""
+    return int(config.cluster.gpu_memory_gib * (1 << 30))

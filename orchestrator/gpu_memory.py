@@ -1,0 +1,98 @@
+"""Whether the roles' models fit into the GPUs that they are given, by the plan's estimates.
+
+Estimates leave activations out, so what does not fit by them does not fit at all and is refused;
+what fits narrowly is noted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from orchestrator.config import Accelerator, Config, RoleName
+from orchestrator.placement import Layout
+from orchestrator.sizes import RoleMemory, gpu_bytes
+from workers.errors import ResourceError
+
+_NARROW = 0.9  # of a GPU; the rest is little for activations and what libraries keep
+_GIB = 1 << 30
+_TRAINERS = (RoleName.policy, RoleName.critic)
+
+
+def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory]) -> list[str]:
+    """Refuse workers that need more than their GPU; what is narrow is returned as notes.
+
+    A worker with whole GPUs computes on one of them, but for an engine, whose share is checked with
+    its KV cache. Workers with parts of a GPU are added up.
+
+    Raises:
+        ResourceError: names the role, what it needs and what there is.
+    """
+    if config.cluster.accelerator is not Accelerator.cuda:
+        return []
+    notes: list[str] = []
+    for who, need in _needs(config, memory):
+        limit = gpu_bytes(config) * (
+            1 if isinstance(who, RoleName) else _shared_gpus(config, layout)
+        )
+        name = who.value if isinstance(who, RoleName) else who
+        text = f"{name} needs {need / _GIB:.3g} of {limit / _GIB:.3g} GiB, activations not counted"
+        frozen = bool(config.model.freeze)  # the estimate is then too high
+        if need > limit and not frozen:
+            raise ResourceError(text, where=_where(who), mend=_mend(who))
+        if need > _NARROW * limit:
+            notes.append(text)
+    return [*notes, *_loading_notes(config, layout, memory)]
+
+
+def _needs(config: Config, memory: Sequence[RoleMemory]) -> Iterator[tuple[RoleName | str, int]]:
+    """Roles with GPUs of their own and the need of one worker; then what the others share."""
+    shared, names = 0, list[str]()
+    for each in memory:
+        engine = each.role is RoleName.rollout
+        gpus = config.cluster.roles.of(each.role).gpus
+        if 0 < gpus < 1:
+            share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
+            shared += each.workers * (share if engine else each.device)
+            names.append(each.role.value)
+        elif gpus and not engine:
+            yield each.role, each.device
+    if names:
+        yield f"what shares GPUs ({', '.join(names)})", shared
+
+
+def _shared_gpus(config: Config, layout: Layout) -> int:
+    needs = [config.cluster.roles.of(role) for role in layout.roles]
+    return math.ceil(round(sum(n.workers * n.gpus for n in needs if n.gpus < 1), 4))
+
+
+def _where(who: RoleName | str) -> str:
+    return f"cluster.roles.{who.value}" if isinstance(who, RoleName) else "cluster.roles"
+
+
+def _mend(who: RoleName | str) -> str:
+    real = "set cluster.gpu_memory_gib to what the GPUs have"
+    if who in _TRAINERS:
+        return (
+            "raise its workers, use trainer.zero_stage=3 or trainer.offload=optimizer, lower "
+            f"trainer.micro_batch_tokens, or {real}"
+        )
+    if isinstance(who, RoleName):
+        return (
+            "a model that only scores lies on one GPU whole: lower reward.micro_batch_tokens, take "
+            f"a smaller model, or {real}"
+        )
+    return f"give these roles more GPUs, or {real}"
+
+
+def _loading_notes(config: Config, layout: Layout, memory: Sequence[RoleMemory]) -> Iterator[str]:
+    """Trainers read whole weights into host memory, one copy a rank."""
+    for each in memory:
+        if each.role not in _TRAINERS:
+            continue
+        most = max(sum(p.role is each.role for p in node.places) for node in layout.nodes)
+        if most * each.loading > gpu_bytes(config):
+            yield (
+                f"while {each.role.value} loads, a node holds {most} copies of its weights in host "
+                f"memory, {most * each.loading / _GIB:,.0f} GiB"
+            )
