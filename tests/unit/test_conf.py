@@ -26,6 +26,10 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (run.CONF / group).glob("*.yaml"))
 
 
+WHOLE = [
+    "model.checkpoints.base=B", "data.files.demonstrations=D", "data.files.rankings=R",
+    "data.files.prompts=P", "data.files.pretraining=T",
+]  # fmt: skip
 GIVEN = {
     "pocket": [],
     "pocket_scale": [],
@@ -42,6 +46,20 @@ GIVEN = {
         "data.files.pretraining=T",
     ],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
+    "small_sft": [
+        "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",
+    ],
+    "small_reward_model": [
+        "model.checkpoints.sft=S", "data.files.rankings=R", "data.files.demonstrations=D",
+    ],
+    "small_ppo": [
+        "model.checkpoints.sft=S", "model.checkpoints.reward_model=M", "data.files.prompts=P",
+    ],
+    "instructgpt": WHOLE,
+    "instructgpt_sft": WHOLE[:2],
+    "instructgpt_1b": WHOLE,
+    "instructgpt_8b": WHOLE,
+    "instructgpt_70b": [*WHOLE, "model.checkpoints.reward_model=M"],
 }  # fmt: skip
 
 
@@ -51,11 +69,12 @@ def test_every_experiment_is_covered():
 
 @pytest.mark.parametrize(
     ("experiment", "cluster"),
-    [(experiment, "local_cpu") for experiment in sorted(GIVEN)]
+    [(experiment, "") for experiment in sorted(GIVEN)]
     + [(experiment, c) for experiment in ("pocket", "ppo_ptx") for c in options("cluster")[1:]],
 )
 def test_experiment_plans_on_cluster(experiment: str, cluster: str):
-    config = composed(f"+experiment={experiment}", f"cluster={cluster}", *GIVEN[experiment])
+    chosen = [f"cluster={cluster}"] if cluster else []  # "" = the experiment's own
+    config = composed(f"+experiment={experiment}", *chosen, *GIVEN[experiment])
     plan = make_plan(config)
     assert config.experiment == experiment
     assert [stage.name for stage in plan.stages] == config.stages
