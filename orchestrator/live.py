@@ -162,6 +162,11 @@ class LiveView:
             if self._lines:
                 self._lines.started(stage)
 
+    def expect(self, total_steps: int) -> None:
+        """Correct the number of steps of the current stage, once its data has told."""
+        with self._lock:
+            self._current().total = total_steps
+
     def advance(self, step: int, **headline: float) -> None:
         """Report that `step` steps of the current stage are done, with its headline values."""
         with self._lock:

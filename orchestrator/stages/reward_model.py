@@ -34,6 +34,7 @@ def reward_model(session: Session) -> None:
     train, heldout = _with_pairs(given)
     steps_per_epoch = -(-len(train) // settings.prompts_per_step)
     total = steps_per_epoch * settings.epochs
+    session.live.expect(total)
     session.fleet.critic.load(
         train_spec(session.config, sft, settings.optimizer, total, head="random")
     ).result()

@@ -53,6 +53,16 @@ def test_plain_lines_of_slow_stages_come_every_five_seconds() -> None:
     assert lines(stream)[1].endswith("KL to SFT 2.000 nats/sequence | 2.0 s/step | 33:14 left")
 
 
+def test_the_number_of_steps_is_corrected_once_the_data_is_read() -> None:
+    stream = io.StringIO()
+    with LiveView("run", stream=stream) as view:
+        view.stage("reward_model", 128)
+        view.expect(3)
+        view.advance(3)
+        view.finish_stage()
+    assert lines(stream)[-1].startswith("reward_model: done, 3 steps")
+
+
 def test_notes_appear_and_a_step_without_a_stage_is_a_bug() -> None:
     stream = io.StringIO()
     with LiveView("run", stream=stream) as view:
