@@ -9,32 +9,27 @@ only Ray's transport between driver and worker is left out.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
+from benchmarks.common import DATA, ROOT, machine, make_model, require, write_result
 from orchestrator import batching
 from workers.data.files import FileSource
+from workers.data.sets import DataSet, Feeding, Rendering, SetKind
 from workers.messages import RankAddress, SupervisedStep, TokenBatch
 from workers.policy import PolicyWorker
 from workers.specs import GroupSpec, OptimizerSpec, TrainModelSpec
 
-ROOT = Path(__file__).resolve().parent
 RATE, BETAS, EPS, CLIP = 1e-3, (0.9, 0.95), 1e-5, 1.0
 VALIDATION_ROWS = 64
 
@@ -65,8 +60,8 @@ class Clock:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    beside = ROOT.parent.parent / "shared" / "data" / "gsm8k_train.jsonl"
-    parser.add_argument("--data", type=Path, default=beside, help="gsm8k_train.jsonl")
+    parser.add_argument("--data", type=Path, default=DATA / "gsm8k_train.jsonl",
+                        help="GSM8K's training questions (JSONL)")  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each side")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of a turn")
     parser.add_argument("--rows", type=int, default=16, help="demonstrations of a step")
@@ -80,44 +75,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_demonstrations(data: Path, folder: Path) -> Path:
-    """GSM8K's questions and answers as a file of demonstrations."""
-    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
-    lines = [json.dumps({"prompt": r["question"], "completion": r["answer"]}) for r in rows]
-    path = folder / "demonstrations.jsonl"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def make_model(args: argparse.Namespace, file: Path, folder: Path) -> None:
-    """A tokenizer of the file's own text, and a model with random weights."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>"]
-    bpe.train_from_iterator(
-        (f"{r['prompt']}\n{r['completion']}" for r in rows),
-        trainers.BpeTrainer(
-            vocab_size=args.vocabulary,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    pad, bos, eos = special
-    PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=pad, bos_token=bos, eos_token=eos
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=args.vocabulary, hidden_size=args.hidden, num_hidden_layers=args.layers,
-            intermediate_size=args.hidden * 11 // 4, num_attention_heads=args.hidden // 64,
-            num_key_value_heads=args.hidden // 64, max_position_embeddings=1024,
-            tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-        )
-    ).save_pretrained(folder)  # fmt: skip
+def data_source(model: Path, data: Path) -> FileSource:
+    """GSM8K as bare text: question, then answer."""
+    columns = {"prompt": "question", "completion": "answer"}
+    questions = DataSet("gsm8k", SetKind.demonstrations, str(data), columns=columns)
+    return FileSource([questions], Rendering(str(model), 512, 512), Feeding())
 
 
 def read(source: FileSource, args: argparse.Namespace, step: int) -> TokenBatch:
@@ -200,12 +162,12 @@ def padded(batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return ids, mask, labels
 
 
-def count_responses(source: FileSource, file: Path, args: argparse.Namespace) -> tuple[int, int]:
+def count_responses(source: FileSource, args: argparse.Namespace) -> tuple[int, int]:
     """Targets of the first step, as planned and by encoding the answers of its questions anew."""
     batch = read(source, args, 0)
     share: SupervisedStep = batching.supervised_step(batch, 1, args.budget)[0]
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    answers = {r["prompt"]: r["completion"] for r in rows}
+    rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    answers = {r["question"]: r["answer"] for r in rows}
     expected = 0
     for tokens, targets in zip(batch.tokens.rows(), batch.targets.rows(), strict=True):
         question = source.detokenize(tokens[~targets])
@@ -219,22 +181,6 @@ def take_turns(sides: Sequence[Callable[[], Measured]], repetitions: int) -> lis
     for side in sides:
         side()
     return [[side() for side in sides] for _ in range(repetitions)]
-
-
-def machine() -> dict[str, object]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    return {
-        "commit": commit,
-        "cpus": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def report(pairs: list[list[Measured]]) -> dict[str, object]:
@@ -257,20 +203,19 @@ def report(pairs: list[list[Measured]]) -> dict[str, object]:
 
 def main() -> None:
     args = arguments()
-    if not args.data.is_file():
-        raise SystemExit(f"no file {args.data}: give --data FILE (GSM8K, training split)")
+    require(args.data)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        file, model = write_demonstrations(args.data, Path(folder)), Path(folder) / "model"
-        make_model(args, file, model)
-        source = FileSource(
-            str(model), demonstrations=str(file), max_prompt_tokens=512, max_completion_tokens=512,
-            seed=0,
-        )  # fmt: skip
+        model, heads = Path(folder) / "model", args.hidden // 64
+        make_model(model, args.data, [
+            f"--hidden-size={args.hidden}", f"--layers={args.layers}", f"--heads={heads}",
+            f"--vocabulary={args.vocabulary}",
+        ])  # fmt: skip
+        source = data_source(model, args.data)
         ours, plain = Ours(args, source, model), Plain(args, source, model)
         before = ours.validation_loss()
         pairs = take_turns([ours.turn, plain.turn], args.repetitions)
-        counted, expected = count_responses(source, file, args)
+        counted, expected = count_responses(source, args)
         found = {
             "question": __doc__.splitlines()[0],
             "machine": machine(),
@@ -283,9 +228,7 @@ def main() -> None:
             "response_tokens_of_first_step": {"counted": counted, "encoded_anew": expected},
             "pairs": [[asdict(m) for m in pair] for pair in pairs],
         }
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{datetime.date.today().isoformat()}_sft_throughput.json"
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    path = write_result(args.out, "sft_throughput", found)
     print(f"{'turn':>4} {'ours':>10} {'plain':>10} {'ratio':>7}   (tokens/s)")
     for turn, (a, b) in enumerate(pairs):
         speeds = a.tokens_per_second, b.tokens_per_second

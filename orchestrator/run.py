@@ -37,7 +37,7 @@ ConfigStore.instance().store("schema", Config)
 def main() -> int:
     """Run the command line in `sys.argv`; return the exit code (of a sweep: the highest)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand composition errors to us instead of printing them
-    sys.argv[1:] = [_may_add(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [may_add(argument) for argument in sys.argv[1:]]
     codes = [0]
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -51,7 +51,7 @@ def main() -> int:
     return max(codes)
 
 
-def _may_add(argument: str) -> str:
+def may_add(argument: str) -> str:
     """Let `data.sets.NAME.key=value` add what is not there yet, without Hydra's plus."""
     bare = argument.lstrip("+")
     return f"++{bare}" if bare.startswith("data.sets.") else argument
