@@ -26,7 +26,25 @@ from orchestrator.statistics import WinRate, preference
 from workers.data.source import DataSource
 from workers.messages import Ranking
 
-RECIPE = "hh_reward_model"
+SETTINGS = (
+    "+experiment=small_reward_model",
+    "stages=[sft,reward_model]",
+    "data.pii=keep",  # every one of the 2,000 pairs
+    "data.train_on=all",
+    "data.heldout_fraction=0.13",
+    "data.files.max_prompt_tokens=800",
+    "data.files.max_completion_tokens=224",
+    "data.sets.chosen.kind=demonstrations",
+    "data.sets.chosen.columns.messages=chosen",
+    "data.sets.pairs.kind=comparisons",
+    "sft.steps=120",
+    "sft.demonstrations_per_step=16",
+    "sft.optimizer.learning_rate=2e-3",
+    "reward_model.max_rankings=2000",
+    "reward_model.epochs=2",
+    "reward_model.prompts_per_step=16",
+    "reward_model.optimizer.learning_rate=2e-3",
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -45,7 +63,7 @@ def arguments() -> argparse.Namespace:
 def overrides(args: argparse.Namespace, folder: Path) -> list[str]:
     """The command line of the run."""
     return [
-        f"+experiment={RECIPE}",
+        *SETTINGS,
         f"model.checkpoints.base={folder / 'model'}",
         f"data.sets.chosen.path={args.data}",
         f"data.sets.pairs.path={args.data}",

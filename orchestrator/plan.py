@@ -179,11 +179,13 @@ def _sft_facts(config: Config) -> list[str]:
 
 def _reward_model_facts(config: Config) -> list[str]:
     settings = config.reward_model
-    return [
+    facts = [
         f"{settings.prompts_per_step} prompts a step, every pair of a prompt in one step, "
-        f"{settings.epochs} pass(es)",
-        f"K = {settings.min_completions} to {settings.max_completions} completions",
+        f"{settings.epochs} pass(es)"
     ]
+    if config.data.source is DataSourceKind.pocket:  # the rankings of a set say themselves
+        facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
+    return facts
 
 
 def _ppo_facts(config: Config, stage: StageName) -> list[str]:

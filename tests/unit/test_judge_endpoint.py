@@ -37,6 +37,11 @@ def prefers_longer(question: str) -> Answer:
     return says("Because. [[" + {1: "A", -1: "B", 0: "C"}[order] + "]]")
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up on purpose are no news."""
+
+
 class Server:
     """Answers by a function of the question, and remembers what it was asked."""
 
@@ -66,7 +71,7 @@ class Server:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _QuietServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
