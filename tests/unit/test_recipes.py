@@ -19,7 +19,7 @@ from orchestrator import run
 from orchestrator.config import Config, RoleName
 from orchestrator.config_errors import reject_unknown_keys, schema_keys
 from orchestrator.plan import Plan, make_plan, render_plan
-from orchestrator.run import _may_add
+from orchestrator.run import may_add
 from workers.errors import ResourceError
 
 ROOT = Path(__file__).parents[2]
@@ -229,7 +229,7 @@ def commands(page: str) -> list[list[str]]:
 )
 def test_commands_of_the_pages_make_a_plan(command: list[str]):
     with initialize_config_dir(version_base="1.3", config_dir=str(run.CONF)):
-        plain = compose("config", overrides=[_may_add(word) for word in command])
+        plain = compose("config", overrides=[may_add(word) for word in command])
     reject_unknown_keys(plain)
     config = OmegaConf.to_object(plain)
     assert isinstance(config, Config)
