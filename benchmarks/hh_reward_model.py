@@ -37,13 +37,13 @@ SETTINGS = (
     "data.sets.chosen.kind=demonstrations",
     "data.sets.chosen.columns.messages=chosen",
     "data.sets.pairs.kind=comparisons",
-    "sft.steps=120",
+    "sft.steps=360",
     "sft.demonstrations_per_step=16",
     "sft.optimizer.learning_rate=2e-3",
     "reward_model.max_rankings=2000",
-    "reward_model.epochs=2",
+    "reward_model.epochs=1",
     "reward_model.prompts_per_step=16",
-    "reward_model.optimizer.learning_rate=2e-3",
+    "reward_model.optimizer.learning_rate=5e-4",
 )
 
 
