@@ -54,10 +54,11 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
     }
     if spec.device == "cpu":
         # One helper of the sampler is compiled whenever logprobs are asked for, eager mode or not:
-        # 20 s before the first token. Threads beyond the machine's cores spin-wait on each other.
+        # 20 s before the first token. Threads that wait must leave their core to others.
         environment |= {
             "TORCHDYNAMO_DISABLE": "1",
             "OMP_NUM_THREADS": str(spec.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
     return environment
