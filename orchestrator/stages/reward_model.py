@@ -19,7 +19,7 @@ from orchestrator.session import Session
 from orchestrator.stages.reward_model_record import record_heldout
 from workers.data.records import Prompt
 from workers.errors import EmptyDatasetError
-from workers.messages import Ragged, Ranking
+from workers.messages import Ragged, Ranking, TokenBatch
 
 
 def reward_model(session: Session) -> None:
@@ -32,6 +32,8 @@ def reward_model(session: Session) -> None:
     given = _rankings(session, labeled=saved is not None)
     agreement = annotator_agreement([ranking for split in given for ranking in split])
     train, heldout = _with_pairs(given)
+    # read before training, so that a missing held-out part costs none
+    zero = session.source.demonstrations("heldout", 0, settings.bias_demonstrations)
     steps_per_epoch = -(-len(train) // settings.prompts_per_step)
     total = steps_per_epoch * settings.epochs
     session.live.expect(total)
@@ -45,7 +47,7 @@ def reward_model(session: Session) -> None:
         _train_step(session, step, _chosen(session, train, step, steps_per_epoch))
         session.boundary("reward_model", step + 1, total, {}, session.fleet.critic)
     _evaluate(session, heldout, agreement, total)
-    _centre(session)
+    _centre(session, zero)
     session.publish(
         "reward_model", lambda path: session.fleet.critic.save(path, sft).result(), "reward_model"
     )
@@ -181,10 +183,8 @@ def _evaluate(
     record_heldout(session, scored, counts, agreement, step)
 
 
-def _centre(session: Session) -> None:
+def _centre(session: Session, demonstrations: TokenBatch) -> None:
     """Shift the bias so that demonstrations score 0 on average (InstructGPT, section 3.5)."""
-    count = session.config.reward_model.bias_demonstrations
-    demonstrations = session.source.demonstrations("heldout", 0, count)
     scores = session.fleet.critic.score(demonstrations).result()
     session.fleet.critic.shift_bias(float(np.mean(scores, dtype=np.float64))).result()
 

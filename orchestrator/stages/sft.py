@@ -28,11 +28,11 @@ def sft(session: Session) -> None:
             stage="sft", family="sft", steps=steps, batch=lambda step: _batch(session, step)
         ),
     )
+    session.publish("sft", lambda path: session.fleet.policy.save(path, base).result(), "sft")
     heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
     loss = supervised.mean_loss(session, heldout)
     session.telemetry.record("sft", steps, {"sft/validation_loss": loss})
     session.live.note(f"held-out loss {loss:.3f} nats a response token")
-    session.publish("sft", lambda path: session.fleet.policy.save(path, base).result(), "sft")
 
 
 def _steps(session: Session) -> int:

@@ -222,7 +222,29 @@ def test_empty_data_sets(open_files: Files, rows: list[dict[str, str]]) -> None:
 
 def test_a_kind_that_no_set_holds(open_files: Files) -> None:
     with pytest.raises(EmptyDatasetError, match="demonstrations"):
-        open_files(prompts=[{"prompt": "fox"}]).demonstrations("train", 0, 1)
+        open_files(prompts=[{"prompt": "fox"}, {"prompt": "owl"}]).demonstrations("train", 0, 1)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"demonstrations": [row | {"user": "ann"} for row in demonstrations(9)]},
+        {"demonstrations": demonstrations(1) * 9},
+        {"rankings": [{"prompt": "fox", "chosen": a, "rejected": "fox"} for a in ANIMALS[1:5]]},
+        {"pretraining": [{"text": "fox owl"}]},
+        {"prompts": [{"prompt": "fox"}]},
+    ],
+)
+def test_a_kind_of_which_nothing_is_held_out(open_files: Files, files: dict[str, object]) -> None:
+    with pytest.raises(EmptyDatasetError, match="is held out") as caught:
+        open_files(**files)
+    assert caught.value.where == f"data.files.{next(iter(files))}"
+    assert "data.heldout_fraction" in caught.value.mend
+
+
+def test_evaluation_prompts_are_the_held_out_part_of_prompts(open_files: Files) -> None:
+    source = open_files(prompts=[{"prompt": "fox"}], evaluation_prompts=[{"prompt": "owl"}])
+    assert account(source, "prompts").train == account(source, "evaluation_prompts").heldout == 1
 
 
 def test_missing_files_and_checkpoints(open_files: Files, tmp_path: Path) -> None:

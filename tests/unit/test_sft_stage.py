@@ -11,7 +11,7 @@ from fakes.session import Run, small_config
 
 from orchestrator.config import Config, OptimizerConfig, SFTConfig
 from orchestrator.stages.sft import sft
-from workers.errors import ConfigError
+from workers.errors import ConfigError, EmptyDatasetError
 
 
 def config(**settings: object) -> Config:
@@ -80,3 +80,20 @@ def test_dropout_reaches_the_trainers(tmp_path: Path) -> None:
     run = Run(tmp_path, config(steps=2, dropout=0.2))
     sft(run.session)
     assert run.hub.facts("policy.load")[0]["spec"].dropout == 0.2
+
+
+def test_the_model_is_published_before_it_is_measured(tmp_path: Path, monkeypatch) -> None:
+    run = Run(tmp_path, config(steps=2))
+
+    def no_held_out(*_: object) -> object:
+        raise EmptyDatasetError("no usable row for 'heldout'")
+
+    train = run.source.demonstrations
+    monkeypatch.setattr(
+        run.source,
+        "demonstrations",
+        lambda split, *place: (train if split == "train" else no_held_out)(split, *place),
+    )
+    with pytest.raises(EmptyDatasetError):
+        sft(run.session)
+    assert (run.folder.checkpoints / "sft").is_dir()

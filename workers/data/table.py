@@ -149,6 +149,8 @@ class Table:
         self._sieve = Sieve(rows, accounts)
         self._stream: Stream | None = None
         self._firsts: IntArray | None = None
+        # evaluation prompts take the place of the held-out part of prompts
+        self._held_elsewhere = kind is SetKind.prompts and len(held) > 0
         self._train, self._heldout = self._split(held)
 
     def held_keys(self, *, of_users: bool) -> HashArray:
@@ -183,7 +185,8 @@ class Table:
         """Count what is kept.
 
         Raises:
-            EmptyDatasetError: A set has no row left for its purpose.
+            EmptyDatasetError: A set has no row left for its purpose, or the kind has none that is
+                held out.
         """
         lengths = self.rows.lengths()
         for number, (each, account) in enumerate(zip(self.sets, self.accounts, strict=True)):
@@ -193,6 +196,8 @@ class Table:
             evaluates = self.kind is SetKind.evaluation_prompts
             if not len(heldout if evaluates else train):
                 raise _empty([each], [account], "evaluation" if evaluates else "training")
+        if self.sets and not len(self._heldout) and not self._held_elsewhere:
+            raise self._nothing_held_out()
 
     def count_pairs(self) -> None:
         """Count the pairs of comparisons that are kept, and those that tie."""
@@ -270,13 +275,26 @@ class Table:
         nothing = left[:0]
         if self.kind is SetKind.evaluation_prompts:
             return nothing, left
-        if self.kind is SetKind.prompts and len(held):
+        if self._held_elsewhere:
             return left, nothing
         if self.kind is SetKind.pretraining:
             is_held = np.zeros_like(is_held)
         units = np.where(rows.users != 0, rows.users, rows.keys)[left]
         train, heldout = split_rows(units, self._feeding.heldout_fraction, is_held[left])
         return left[train], left[heldout]
+
+    def _nothing_held_out(self) -> EmptyDatasetError:
+        rows = self._train
+        users = len(np.unique(self.rows.users[rows][self.rows.users[rows] != 0]))
+        prompts = len(np.unique(self.rows.keys[rows]))
+        return EmptyDatasetError(
+            f"no row of {self.kind.value} is held out, and a stage would have nothing to measure "
+            f"itself on: {len(rows):,} rows of {prompts:,} different prompts or texts, "
+            f"{users:,} users named",
+            where=", ".join(each.key for each in self.sets),
+            mend="all rows of one user or of one prompt are on one side: give rows of more users "
+            "or prompts, map no user, or raise data.heldout_fraction",
+        )
 
     def _drop_training(self, gone: IntArray, reason: str) -> None:
         where = np.zeros(len(self.rows.keys), bool)
