@@ -121,7 +121,7 @@ def test_users_stay_on_one_side(files: Files) -> None:
     assert 3 <= len(users["heldout"]) <= 16
     assert not users["train"] & users["heldout"]
     assert not prompts["train"] & prompts["heldout"]
-    leaks = counted.dropped.get("its prompt is held out with another user", 0)
+    leaks = counted.dropped.get("its prompt is held out with another row", 0)
     assert leaks > 0
     assert counted.train + counted.heldout + leaks == counted.read == 180
 
@@ -138,6 +138,43 @@ def test_a_user_is_held_out_in_every_kind(files: Files) -> None:
     held = {text.removeprefix("repeat : ").split(" ?")[0] for text in texts(source, "heldout", 99)}
     assert held == {p.text for p in source.prompts("heldout", 0, 99)}
     assert held
+
+
+def test_what_one_kind_alone_must_hold_out_is_no_training_row_of_another(files: Files) -> None:
+    # of two prompts one is held out, whatever their hashes; among 40 others it need not be
+    for pair in zip(PAIRS[:12:2], PAIRS[1:12:2], strict=True):
+        source = files(
+            demonstrations=[{"prompt": p, "completion": "fox"} for p in pair],
+            prompts=[{"prompt": p} for p in PAIRS[:40]],
+            evaluation_prompts=[{"prompt": PAIRS[50]}],
+        )
+        (held,) = texts(source, "heldout", 9)
+        trained = {p.text for p in source.prompts("ppo", 0, 99)}
+        assert trained == set(PAIRS[:40]) - {held.removesuffix(" fox")}
+
+
+def test_a_user_with_an_evaluation_prompt_is_held_out_in_every_kind(files: Files) -> None:
+    users = [f"user {i}" for i in range(20)]
+    asked = {
+        "demonstrations": [{"prompt": p, "completion": "fox"} for p in PAIRS[:20]],
+        "rankings": [{"prompt": p, "chosen": "fox", "rejected": "owl"} for p in PAIRS[20:40]],
+        "prompts": [{"prompt": p} for p in PAIRS[40:60]],
+        "pretraining": [{"text": p} for p in PAIRS[60:80]],
+    }
+    rows = {
+        kind: [row | {"user": user} for row, user in zip(own, users, strict=True)]
+        for kind, own in asked.items()
+    }
+    for user, asking in zip(users, PAIRS[80:90], strict=False):
+        number = users.index(user)
+        source = files(**rows, evaluation_prompts=[{"prompt": asking, "user": user}])
+        held = texts(source, "heldout", 20)
+        assert f"{PAIRS[number]} fox" in held
+        rankings = source.rankings("heldout") or []
+        assert any(PAIRS[20 + number] in source.detokenize(r.sequences.row(0)) for r in rankings)
+        assert PAIRS[40 + number] not in {p.text for p in source.prompts("ppo", 0, 99)}
+        documents = source.pretraining("heldout", 0, 20).tokens.rows()
+        assert PAIRS[60 + number] in {source.detokenize(row) for row in documents}
 
 
 def test_rows_of_a_user_are_limited(files: Files) -> None:

@@ -169,8 +169,9 @@ def test_every_turn_of_a_dialogue_can_be_trained(checkpoint: Path, tmp_path: Pat
     messages = [
         {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)
     ]
+    other = [{"role": "user", "content": "Ho."}, *messages[1:]]  # one of the two is held out
     path = tmp_path / "chat.jsonl"
-    path.write_text((json.dumps({"messages": messages}) + "\n") * 3)
+    path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in (messages, other)))
     chat = DataSet("chat", SetKind.demonstrations, str(path))
     for train_on, wanted in (("last", ["Because."]), ("all", ["Hello!", "Because."])):
         source = opened(checkpoint, chat, train_on=train_on)

@@ -16,7 +16,7 @@ from workers.data.recognise import Kind, read_examples
 from workers.data.records import ClozeTokens, Prompt
 from workers.data.sets import DataSet, Feeding, Rendering, SetKind
 from workers.data.source import PromptSplit, Split
-from workers.data.table import Gatherer, Table
+from workers.data.table import Gatherer, Held, Table
 from workers.data.tokenizers import detokenize
 from workers.errors import ConfigError
 from workers.messages import IntArray, Ragged, Ranking, TokenBatch
@@ -25,8 +25,6 @@ from workers.pocket.labeler import Gold
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
 
-_SPLIT_BY_PROMPT = (SetKind.demonstrations, SetKind.comparisons, SetKind.prompts)
-
 
 class FileSource:
     """Demonstrations, comparisons, prompts and pretraining text of any number of data sets.
@@ -34,7 +32,7 @@ class FileSource:
     Every set is read, tokenised and checked at once, so a bad line ends the run before any
     training; tokens beyond a few MB lie in a file that is mapped, not in memory. Sets of one kind
     are mixed in proportion to their weights. `evaluation_prompts`, when given, replace the
-    held-out part of `prompts`; they are held out of demonstrations and comparisons too.
+    held-out part of `prompts`; they and all rows of their users are held out elsewhere too.
 
     Args:
         sets: What to read; names are unique.
@@ -68,8 +66,8 @@ class FileSource:
             for kind, own in self._sets.items()
         }
         with open_encoder(rendering, feeding.workers, feeding.call_seconds, encoder) as encode:
-            evaluation = self._read(SetKind.evaluation_prompts, encode, np.zeros(0, np.uint64))
-            held = evaluation.held_keys(of_users=False)
+            evaluation = self._read(SetKind.evaluation_prompts, encode, Held.together([]))
+            held = evaluation.held_out()
             self._tables = {SetKind.evaluation_prompts: evaluation} | {
                 kind: self._read(kind, encode, held)
                 for kind in SetKind
@@ -141,7 +139,7 @@ class FileSource:
         """Text of token ids, special tokens left out."""
         return detokenize(self.tokenizer, ids)
 
-    def _read(self, kind: SetKind, encode: Encode, held: np.ndarray) -> Table:
+    def _read(self, kind: SetKind, encode: Encode, held: Held) -> Table:
         gatherer = Gatherer()
         accounts = self._accounts[kind]
         for number, each in enumerate(self._sets[kind]):
@@ -160,12 +158,9 @@ class FileSource:
         return Table(kind, self._sets[kind], accounts, gatherer.finish(), self._feeding, held)
 
     def _finish(self) -> None:
-        tables = [self._tables[kind] for kind in _SPLIT_BY_PROMPT]
-        held = np.concatenate([table.held_keys(of_users=False) for table in tables])
-        of_users = np.concatenate([table.held_keys(of_users=True) for table in tables])
-        for table in tables:
-            table.drop_from_training(held, of_users)
+        held = Held.together([table.held_out() for table in self._tables.values()])
         for table in self._tables.values():
+            table.drop_from_training(held)
             if self._feeding.drop_pii:
                 table.drop_pii()
             table.close()

@@ -67,6 +67,23 @@ class Gatherer:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What no stage may train on."""
+
+    keys: HashArray  # of prompts
+    users: HashArray  # never 0
+
+    @classmethod
+    def together(cls, parts: Sequence[Held]) -> Held:
+        """All of several."""
+        empty = np.zeros(0, np.uint64)
+        return cls(
+            np.concatenate([empty, *(part.keys for part in parts)]),
+            np.concatenate([empty, *(part.users for part in parts)]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Columns of R rows; see `workers.data.encode.Chunk`."""
 
@@ -129,7 +146,7 @@ class Table:
         accounts: One a set; drops are counted in them.
         rows: What was gathered.
         feeding: Filters, split and order.
-        held: (H,) keys of evaluation prompts: held out in any case, and of `prompts` dropped.
+        held: Evaluation prompts and their users: held out in any case, and of `prompts` dropped.
     """
 
     def __init__(
@@ -139,7 +156,7 @@ class Table:
         accounts: Sequence[SetAccount],
         rows: Rows,
         feeding: Feeding,
-        held: HashArray,
+        held: Held,
     ) -> None:
         self.kind = kind
         self.sets = sets
@@ -150,29 +167,30 @@ class Table:
         self._stream: Stream | None = None
         self._firsts: IntArray | None = None
         # evaluation prompts take the place of the held-out part of prompts
-        self._held_elsewhere = kind is SetKind.prompts and len(held) > 0
+        self._held_elsewhere = kind is SetKind.prompts and len(held.keys) > 0
         self._train, self._heldout = self._split(held)
 
-    def held_keys(self, *, of_users: bool) -> HashArray:
-        """Keys of held-out rows; with `of_users` only those of rows that name a user."""
+    def held_out(self) -> Held:
+        """Prompts and users of the held-out rows; of pretraining text the users alone."""
         rows = self._heldout
-        return self.rows.keys[rows[self.rows.users[rows] != 0] if of_users else rows]
+        keys, users = self.rows.keys[rows], self.rows.users[rows]
+        # a text that happens to be a prompt is none
+        asked = keys[:0] if self.kind is SetKind.pretraining else keys
+        return Held(asked, users[users != 0])
 
-    def drop_from_training(self, held: HashArray, held_of_users: HashArray) -> None:
-        """Take out of training what another row's user holds out.
+    def drop_from_training(self, held: Held) -> None:
+        """Take out of training what any table of the run holds out.
 
         A user's rows stay together and equal prompts stay together; where both cannot hold, the
         training row goes.
-
-        Args:
-            held: (H,) keys of all held-out rows of the run.
-            held_of_users: (H',) those of rows that name a user.
         """
         rows = self._train
-        keys = self.rows.keys[rows]
-        leaks = np.isin(keys, held_of_users)
-        leaks |= (self.rows.users[rows] != 0) & np.isin(keys, held)
-        self._drop_training(rows[leaks], "its prompt is held out with another user")
+        if self.kind is not SetKind.pretraining:  # its keys are of texts, not of prompts
+            leaks = np.isin(self.rows.keys[rows], held.keys)
+            self._drop_training(rows[leaks], "its prompt is held out with another row")
+        rows = self._train
+        leaks = np.isin(self.rows.users[rows], held.users)
+        self._drop_training(rows[leaks], "its user is held out with another row")
 
     def drop_pii(self) -> None:
         """Take rows with personal data out of training."""
@@ -259,12 +277,13 @@ class Table:
             return rows
         return self._mixture(rows).take(0, len(rows))
 
-    def _split(self, held: HashArray) -> tuple[IntArray, IntArray]:
+    def _split(self, held: Held) -> tuple[IntArray, IntArray]:
         rows, sieve = self.rows, self._sieve
-        is_held = np.isin(rows.keys, held)
+        is_held, by_user = np.isin(rows.keys, held.keys), np.isin(rows.users, held.users)
         prompts = self.kind in (SetKind.prompts, SetKind.evaluation_prompts)
         if self.kind is SetKind.prompts:
             sieve.drop(is_held, "also an evaluation prompt")
+            sieve.drop(by_user, "of a user with an evaluation prompt")
         if prompts:
             sieve.keep_first(rows.keys, "repeated")
         if self.kind not in (SetKind.evaluation_prompts, SetKind.pretraining):
@@ -278,7 +297,8 @@ class Table:
         if self._held_elsewhere:
             return left, nothing
         if self.kind is SetKind.pretraining:
-            is_held = np.zeros_like(is_held)
+            is_held[:] = False
+        is_held |= by_user
         units = np.where(rows.users != 0, rows.users, rows.keys)[left]
         train, heldout = split_rows(units, self._feeding.heldout_fraction, is_held[left])
         return left[train], left[heldout]
