@@ -103,6 +103,12 @@ def test_rankings(open_files: Files) -> None:
     assert both[0].sequences.row(1).tolist() == [1, *source.tokenizer.encode("bear bear owl"), 2]
 
 
+def test_ranks_may_have_gaps_and_any_size(open_files: Files) -> None:
+    source = open_files(rankings=[ranking(0, [40000, 7, 10**30]), ranking(1, [5, 9, 9])])
+    found = [*(source.rankings("train") or ()), *(source.rankings("heldout") or ())]
+    assert sorted(r.ranks.tolist() for r in found) == [[1, 2, 2], [2, 1, 3]]
+
+
 def test_without_rankings_there_is_none_and_no_labeler(open_files: Files) -> None:
     source = open_files()
     assert source.rankings("train") is None

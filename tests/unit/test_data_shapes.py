@@ -124,7 +124,7 @@ A, B = ([Q, {"role": "assistant", "content": text}] for text in "ab")
             {"prompt": "p", "completions": list("abcdefghi"), "ranks": [9, 8, 7, 6, 5, 4, 3, 1, 1]},
             "p",
             tuple("abcdefghi"),
-            (9, 8, 7, 6, 5, 4, 3, 1, 1),
+            (8, 7, 6, 5, 4, 3, 2, 1, 1),
         ),
         (
             {"prompt": "p", "completions": list("abcd"), "scores": [0.5, 2, -1, 0.5]},

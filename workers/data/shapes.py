@@ -206,13 +206,16 @@ def _ranked(line: Line) -> tuple[Context, list[str], list[int]]:
 
 
 def _ranks(line: Line, count: int) -> list[int]:
+    """Ranks without gaps, from 1 on: only their order counts, and any whole number may be given."""
     if "ranks" in line.fields:
-        return line.ranks("ranks", count)
+        ranks = line.ranks("ranks", count)
+        place = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
+        return [place[rank] for rank in ranks]
     if "scores" not in line.fields:
         line.fail(f'neither "ranks" nor "scores" beside "completions" (found {line.found()})')
     scores = line.scores("scores", count)
-    order = sorted(set(scores), reverse=True)
-    return [1 + order.index(score) for score in scores]
+    best_first = {score: i for i, score in enumerate(sorted(set(scores), reverse=True), 1)}
+    return [best_first[score] for score in scores]
 
 
 def _pair(line: Line) -> tuple[Context, list[str]]:
