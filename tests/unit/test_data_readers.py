@@ -12,6 +12,7 @@ import pytest
 
 from workers.data.lines import Meter, bounded_lines
 from workers.data.readers import read_rows, scan_rows
+from workers.data.recognise import read_examples
 from workers.errors import ConfigError, DataError, DataLineError, EmptyDatasetError
 
 ROWS = [{"prompt": "a é\n", "n": 1}, {"prompt": "b", "n": 2}]
@@ -100,6 +101,8 @@ def test_csv(put: Put) -> None:
         (b"a,b\n1,2\n1\n", "1 cells for 2 columns", 3),
         (b"a,b\n1,2\n1,\xff\n", '"b" holds invalid UTF-8', 3),
         (b'a,b\n1,2\n"1"x,2\n', "not valid CSV", 3),
+        (b'a,b\n1,2\n1,"x\n2,y\n', "not valid CSV: unexpected end", 3),
+        (b'a,b\n1,2\n1,"x\n' + b"2,y\n" * 1000 + b'3,z"\n4,q\n', "more than 1,000 lines", 3),
         (b"a,a\n1,2\n", "distinct names", 1),
     ],
 )
@@ -107,6 +110,18 @@ def test_bad_csv_is_named(put: Put, content: bytes, message: str, line: int) -> 
     with pytest.raises(DataError, match=message) as caught:
         list(read_rows(put("rows.csv", content)))
     assert caught.value.where.endswith(f"rows.csv:{line}")
+
+
+@pytest.mark.parametrize("row", ['2,"x', '"2"x,y'])
+def test_a_stray_quotation_mark_is_no_bad_line_to_drop(put: Put, row: str) -> None:
+    path = put("rows.csv", f"id,text\n1,a\n{row}\n" + "3,b\n" * 9)
+    with pytest.raises(DataError, match="not valid CSV"):
+        list(read_examples(path, "pretraining", on_bad_line="drop"))
+
+
+def test_a_cell_of_many_lines(put: Put) -> None:
+    text = "a\n" * 900
+    assert fields(put("rows.csv", f'text\n"{text}"\n')) == [{"text": text}]
 
 
 def test_text_is_cut_at_blank_lines_and_nothing_is_lost(put: Put) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
     from pyarrow import RecordBatch
 
 _BATCH_ROWS = 256  # Parquet rows in memory at a time
+_ROW_LINES = 1000  # physical lines of a CSV row; more are the work of a stray quotation mark
 _MEND = "correct or delete this row"
 
 
@@ -24,15 +25,17 @@ def scan_csv(
     """Yield the rows under a header line; every value is text, and an empty cell is null.
 
     Raises:
-        DataError: If the file cannot be opened, its compression is broken, or the header line is
-            no list of distinct names.
+        DataError: If the file cannot be opened, its compression is broken, the header line is no
+            list of distinct names, or a quotation mark is amiss: no row behind it is then sure to
+            begin where it seems to, so the rows cannot be told from one another.
     """
     source = _CsvLines(path, meter)
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        where = f"{path}:{source.number + 1}"
+        begin = source.number
+        where = f"{path}:{begin + 1}"
         row: Line | DataLineError | None = None
         try:
             cells = next(reader)
@@ -40,8 +43,10 @@ def scan_csv(
             yield from source.errors
             return
         except csv.Error as error:
-            row = DataLineError(f"not valid CSV: {error}", where=where, mend=_MEND)
+            raise _amiss(str(error), where) from error
         else:
+            if source.number - begin > _ROW_LINES:
+                raise _amiss(f"a row of more than {_ROW_LINES:,} lines", where)
             if header is None and cells:
                 header = _header(cells, path)
             elif header is not None and cells:
@@ -106,6 +111,15 @@ class _CsvLines:
                 return text.removeprefix("\ufeff") if number == 1 else text
             self.errors.append(raw)
         raise StopIteration
+
+
+def _amiss(what: str, where: str) -> DataError:
+    return DataError(
+        f"not valid CSV: {what}",
+        where=where,
+        mend='correct the quotation marks: a cell is quoted whole or not at all, and "" stands '
+        "for one within",
+    )
 
 
 def _header(cells: list[str], path: str) -> list[str]:
