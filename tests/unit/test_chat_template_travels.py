@@ -26,6 +26,8 @@ CHAT = [{"role": "user", "content": "Why?"}]
 
 def source_of(tmp_path: Path, template: str) -> FileSource:
     rows = [{"messages": [*CHAT, {"role": "assistant", "content": f"{i}."}]} for i in range(9)]
+    # of two prompts the one of the larger hash is held out, which is this one
+    rows.append({"messages": [{"role": "user", "content": "Where?"}, rows[0]["messages"][1]]})
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     checkpoint = byte_tokenizer(tmp_path / "bytes")
