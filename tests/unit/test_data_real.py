@@ -188,7 +188,6 @@ CASES: list[tuple[str, str, Damage, str]] = [
     ),
     *((n, "control tokens", inject(n), "drop: holds a control token") for n in SETS),
     ("GSM8K K=4", "NaN score", edit(nan_score), '"6b_verification.is_correct" is NaN'),
-    ("MT-Bench", "repeated id", repeat_id, "drop: duplicate id"),
     ("Self-Instruct", "repeated id", repeat_id, "drop: duplicate id"),
 ]
 

@@ -233,6 +233,19 @@ def test_a_repeated_id_is_counted(read: Read) -> None:
     assert found == ["", "", "duplicate id", "duplicate id", "", ""]
 
 
+def test_rankings_of_one_prompt_may_share_its_id(read: Read) -> None:
+    ann, bob = {"id": 7, "annotator": "ann"}, {"id": 7, "annotator": "bob"}
+    ab, ac = ({"prompt": "p", "chosen": "a", "rejected": other} for other in "bc")
+    rows = [ann | ab, bob | ab, ann | ac, bob | ab, {"id": 8, "annotator": "ann"} | ab]
+    found = [getattr(e, "reason", "") for e in read("comparisons", *rows)]
+    assert found == ["", "", "", "duplicate id", ""]
+
+
+def test_the_id_of_a_question_is_not_that_of_a_row(read: Read) -> None:
+    rows = [{"question_id": 81, "question": "q", "answer": answer} for answer in "ab"]
+    assert [getattr(e, "response", "") for e in read("demonstrations", *rows)] == ["a", "b"]
+
+
 RANKED = {"prompt": "p", "completions": ["a", "b"]}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Literal
 
 from workers.data import shapes
 from workers.data.columns import Columns, check_columns, map_columns
 from workers.data.dialogues import Unusable
-from workers.data.examples import Example, Rejected
+from workers.data.examples import Comparison, Example, Rejected
 from workers.data.jsonl import Line
 from workers.data.lines import Meter
 from workers.data.readers import scan_rows
@@ -23,7 +23,6 @@ _SHAPES: dict[Kind, Callable[[Line, str], Iterator[Example]]] = {
     "prompts": shapes.prompts,
     "pretraining": shapes.documents,
 }
-_IDS = ("id", "question_id")
 
 
 def read_examples(
@@ -65,11 +64,12 @@ def read_examples(
             if isinstance(row, DataLineError):
                 raise row
             line = map_columns(row, columns)
-            if _is_repeated(line, seen):
+            # as a list: of a row of which a part is bad, no part is used
+            examples = list(_SHAPES[kind](line, name))
+            if _is_repeated(line, examples, seen):
                 yield Rejected("duplicate id", line.where, name)
             else:
-                # as a list: of a row of which a part is bad, no part is used
-                yield from list(_SHAPES[kind](line, name))
+                yield from examples
         except Unusable as unusable:
             yield Rejected(str(unusable), row.where, name)
         except DataLineError as error:
@@ -108,12 +108,19 @@ def _has_shape(line: Line, kind: Kind) -> bool:
     return True
 
 
-def _is_repeated(line: Line, seen: set[bytes]) -> bool:
-    """Whether a row of the same id came before; ids are kept as 8 bytes each."""
-    name = next((name for name in _IDS if line.fields.get(name) is not None), "")
-    if not name:
+def _is_repeated(line: Line, examples: Sequence[Example], seen: set[bytes]) -> bool:
+    """Whether the same row came before, by its id.
+
+    Rankings often carry the id of their prompt: they are the same only if the same annotator ranked
+    the same completions. An id is remembered by a digest, in about 75 bytes of memory.
+    """
+    if line.fields.get("id") is None:
         return False
-    digest = blake2b(line.name(name).encode(), digest_size=8).digest()
+    parts = [line.name("id")]
+    for example in examples:
+        if isinstance(example, Comparison):
+            parts += [example.annotator, *example.completions]
+    digest = blake2b("\x1e".join(parts).encode(), digest_size=8).digest()
     if digest in seen:
         return True
     seen.add(digest)
