@@ -198,6 +198,23 @@ def test_prompts_with_a_long_common_beginning_are_one(files: Files) -> None:
     assert account(off, "prompts").dropped == {}
 
 
+def test_rows_of_one_prompt_share_more_than_its_beginning(files: Files) -> None:
+    prompts = [f"fox owl bear {p}" for p in PAIRS[:2]] + ["owl"]
+    rows = [
+        {"prompt": p, "chosen": "fox", "rejected": "owl", "annotator": a}
+        for a in ("ann", "bob")
+        for p in prompts
+    ]
+    answers = [{"prompt": p, "completion": c} for p in prompts for c in ("fox", "owl")]
+    source = files(rankings=rows, demonstrations=answers, rendering={"prefix_characters": 13})
+    rankings = [*(source.rankings("train") or ()), *(source.rankings("heldout") or ())]
+    assert Counter(r.annotator for r in rankings) == {"ann": 2, "bob": 2}
+    for name, kept in (("rankings", 4), ("demonstrations", 4)):
+        counted = account(source, name)
+        assert counted.dropped == {"shares a long beginning with an earlier row": 2}
+        assert counted.train + counted.heldout == kept
+
+
 def test_personal_data_is_dropped_from_training_alone(files: Files) -> None:
     rows = [
         {"prompt": f"{p} ?", "completion": f"{p} a@b.org" if i % 2 else p}

@@ -31,15 +31,19 @@ def conversation_text(context: Context) -> str:
 
 
 def first_of_each(hashes: HashArray) -> BoolArray:
-    """(N,) True = no earlier row has this hash; rows of hash 0 all stay.
+    """(N,) True = no earlier row has this hash; rows of hash 0 all stay."""
+    return first_of_each_beginning(hashes, np.arange(len(hashes), dtype=np.uint64))
 
-    With hashes of the first n characters (0 for shorter texts) this is the paper's "deduplicate
-    prompts by checking for prompts that share a long common prefix" (InstructGPT, section 3.2).
+
+def first_of_each_beginning(beginnings: HashArray, keys: HashArray) -> BoolArray:
+    """(N,) True = no earlier row of another key has this beginning; rows of beginning 0 all stay.
+
+    With hashes of the first n characters (0 for shorter texts) and of whole prompts, this is the
+    paper's "deduplicate prompts by checking for prompts that share a long common prefix"
+    (InstructGPT, section 3.2); other rows of the first prompt itself are no duplicates of it.
     """
-    stays = hashes == 0
-    _, first = np.unique(hashes, return_index=True)
-    stays[first] = True
-    return stays
+    _, first, number = np.unique(beginnings, return_index=True, return_inverse=True)
+    return (beginnings == 0) | (keys == keys[first[number]])
 
 
 def at_most_per_user(users: HashArray, most: int) -> BoolArray:

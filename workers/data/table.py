@@ -9,7 +9,7 @@ import numpy as np
 
 from workers.data.accounts import SetAccount
 from workers.data.encode import Chunk, PiiArray
-from workers.data.filters import at_most_per_user, first_of_each
+from workers.data.filters import at_most_per_user, first_of_each, first_of_each_beginning
 from workers.data.mixture import interleave
 from workers.data.pii import PII_KINDS
 from workers.data.sampler import LengthGroupedSampler, MixedSampler, Stream
@@ -125,6 +125,11 @@ class Sieve:
     def keep_first(self, hashes: HashArray, reason: str) -> None:
         """Of the rows that are left, keep the first of each hash."""
         self._keep(first_of_each(hashes[self.left]), reason)
+
+    def keep_first_beginnings(self, reason: str) -> None:
+        """Of the rows that are left and begin alike, keep those of the first one's prompt."""
+        prefixes, keys = self._rows.prefixes[self.left], self._rows.keys[self.left]
+        self._keep(first_of_each_beginning(prefixes, keys), reason)
 
     def keep_of_user(self, most: int) -> None:
         """Of the rows that are left, keep the first `most` of each user."""
@@ -287,7 +292,7 @@ class Table:
         if prompts:
             sieve.keep_first(rows.keys, "repeated")
         if self.kind not in (SetKind.evaluation_prompts, SetKind.pretraining):
-            sieve.keep_first(rows.prefixes, "shares a long beginning with an earlier row")
+            sieve.keep_first_beginnings("shares a long beginning with an earlier row")
             if self._feeding.max_rows_per_user:
                 sieve.keep_of_user(self._feeding.max_rows_per_user)
         left = np.flatnonzero(sieve.left)
