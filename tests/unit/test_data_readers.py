@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -82,6 +83,27 @@ def test_parquet_with_invalid_text_names_row_and_column(tmp_path: Path) -> None:
     assert isinstance(second, DataLineError)
     assert second.where.endswith("row 2")
     assert '"text" holds invalid UTF-8' in str(second)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0, 10**7], pa.date32()),  # days; Python's calendar ends after 2.9 million
+        pa.array([0, 10**18], pa.timestamp("us")),
+        pa.array([0, 2**62], pa.duration("s")),
+    ],
+)
+def test_parquet_with_times_beyond_the_calendar(tmp_path: Path, column: pa.Array) -> None:
+    table = pa.table({"text": ["a", "b"], "at": column})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    first, second = scan_rows(str(tmp_path / "rows.parquet"))
+    assert not isinstance(first, DataLineError)
+    assert isinstance(second, DataLineError)
+    assert '"at" of type ' in second.what
+    assert second.where.endswith("row 2")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match="cannot read the data set"):
+        list(read_rows(str(tmp_path / "saved")))
 
 
 def test_csv(put: Put) -> None:
@@ -213,6 +235,11 @@ def test_a_line_of_ten_megabytes_is_refused(put: Put, name: str) -> None:
         ("rows.json", b'[{"a": 1}, 3]', "must be a JSON object, not a number"),
         ("rows.json", b'[{"a": {"b": [1, NaN]}}]', r'"a.b\[1\]" is NaN'),
         ("rows.json", b"[" * 100_000, "nested too deeply"),
+        ("rows.json", b'[{"a": ' + b"[" * 600 + b"NaN" + b"]" * 600 + b"}]", r"\[0\]\" is NaN"),
+        ("rows.jsonl", b'{"a": ' * 600 + b"NaN" + b"}" * 600, r"a\.a.*\.a\" is NaN"),
+        ("rows.jsonl", b'{"a": ' * 90_000 + b"1" + b"}" * 90_000, "nested too deeply"),
+        ("rows\0.jsonl", None, "null byte"),
+        ("r" * 300 + ".jsonl", None, "too long"),
     ],
 )
 def test_bad_files_are_named(
@@ -221,7 +248,8 @@ def test_bad_files_are_named(
     path = str(tmp_path / name) if content is None else put(name, content)
     with pytest.raises(DataError, match=message) as caught:
         list(read_rows(path))
-    assert name in caught.value.where
+    assert name.replace("\0", r"\x00") in caught.value.where
+    assert len(caught.value.what) < 300
     assert caught.value.mend
 
 

@@ -152,4 +152,7 @@ def _parquet_row(batch: RecordBatch, i: int, where: str) -> Line | DataLineError
             fields[name] = column[i].as_py()
         except UnicodeDecodeError:
             return DataLineError(f'"{name}" holds invalid UTF-8', where=where, mend=_MEND)
+        except (OverflowError, ValueError, LookupError) as error:  # a time of no calendar or zone
+            what = f'"{name}" of type {column.type} cannot be read: {error}'
+            return DataLineError(what, where=where, mend=_MEND)
     return Line(fields, where)

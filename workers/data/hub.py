@@ -110,7 +110,10 @@ def _refusals(path: str, split: str) -> Iterator[None]:
             mend="correct the path; or go online; or save the data set where it can be reached "
             "(datasets.load_dataset(...).save_to_disk(FOLDER)) and name the folder",
         ) from error
-    except (DatasetsError, pa.ArrowException, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (
+        *(DatasetsError, pa.ArrowException, OSError, ValueError, LookupError, RuntimeError),
+        OverflowError,  # a date of no calendar
+    ) as error:
         raise DataError(
             f"cannot read the data set: {error}",
             where=f"{path}, split {split!r}",

@@ -13,6 +13,7 @@ from workers.data.lines import Meter, bounded_lines
 from workers.errors import DataLineError
 
 _MEND = "correct or delete this line"
+_PLACE_CHARACTERS = 200  # of a place within a row; the middle of a longer one is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +210,29 @@ def _parse(raw: bytes, where: str) -> Line:
     return Line(value, where)
 
 
-def _place_of_constant(value: object, path: str = "") -> str:
-    """Dotted path of the first NaN or infinite number; "" where there is none."""
-    if isinstance(value, float):
-        return "" if math.isfinite(value) else path
-    items: list[tuple[str, object]] = []
+def _place_of_constant(value: object) -> str:
+    """Dotted path of the first NaN or infinite number, its middle left out where it is long.
+
+    By a stack of its own: the parser goes deeper than Python functions may call each other.
+    """
+    ahead: list[tuple[str, object]] = [("", value)]
+    while ahead:
+        path, value = ahead.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return path
+        ahead += reversed(list(_entries(path, value)))
+    return ""
+
+
+def _entries(path: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
-        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+        for key, item in value.items():
+            yield _shortened(f"{path}.{key}" if path else str(key)), item
     elif isinstance(value, list):
-        items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
-    return next((place for key, item in items if (place := _place_of_constant(item, key))), "")
+        for i, item in enumerate(value):
+            yield _shortened(f"{path}[{i}]"), item
+
+
+def _shortened(place: str) -> str:
+    half = _PLACE_CHARACTERS // 2
+    return place if len(place) <= _PLACE_CHARACTERS else f"{place[:half]}...{place[-half:]}"

@@ -97,6 +97,7 @@ def scan_rows(
 
 
 def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None) -> Iterator[Row]:
+    _check_name(path)
     place = Path(path)
     if declared not in ("auto", "datasets"):
         name = _by_suffix(path) if declared == "csv" and _by_suffix(path) == "tsv" else declared
@@ -108,6 +109,20 @@ def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None
     if not place.exists() and (declared == "datasets" or _may_be_hub_id(path)):
         return hub.scan_hub(path, split, subset, meter)
     return _SCANS[_by_suffix(path) or _by_content(path)](path, meter)
+
+
+def _check_name(path: str) -> None:
+    """Refuse a path that no system call would take, or that may not even be looked at."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # told in the words of the format, or the id of a data set
+    except (OSError, ValueError) as error:  # too long, forbidden, a NUL character
+        raise DataError(
+            f"cannot open the data file: {getattr(error, 'strerror', None) or error}",
+            where=repr(path),
+            mend="correct the path",
+        ) from error
 
 
 def _scan_files(files: list[str], meter: Meter | None) -> Iterator[Row]:
