@@ -155,6 +155,30 @@ def test_who_wrote_and_who_ranked(read: Read) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "typed", "name"),
+    [
+        (7, True, "7"),
+        (7.0, True, "7"),
+        (-7.0, True, "-7"),
+        (2.0**53, True, "9007199254740992"),
+        ("7.0", True, "7.0"),
+        ("7.0", False, "7"),
+        ("v7.0", False, "v7.0"),
+        ("7.05", False, "7.05"),
+        (None, True, ""),
+    ],
+)
+def test_whole_numbers_name_somebody_by_their_digits(value: object, typed: bool, name: str) -> None:
+    assert Line({"user": value}, "F:1", typed).name("user") == name
+
+
+@pytest.mark.parametrize("value", [7.5, math.nan, math.inf, True, 2.0**54])
+def test_numbers_that_name_nobody(value: float) -> None:
+    with pytest.raises(DataLineError, match='"user"'):
+        Line({"user": value}, "F:1").name("user")
+
+
+@pytest.mark.parametrize(
     ("row", "context"),
     [
         ({"prompt": "p"}, "p"),

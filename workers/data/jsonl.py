@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from workers.data.lines import Meter, bounded_lines
 from workers.errors import DataLineError
 
 _MEND = "correct or delete this line"
+_IDS = "write names of users, annotators and rows as text or as whole numbers"
+_WHOLE = re.compile(r"-?[0-9]+\.0")  # how tables write a whole number of a column with gaps
+_EXACT = 2.0**53  # whole numbers beyond have no decimal number of their own
 _PLACE_CHARACTERS = 200  # of a place within a row; the middle of a longer one is left out
 
 
@@ -47,10 +51,20 @@ class Line:
         return [self._checked_score(item, f"{name}[{i}]") for i, item in enumerate(scores)]
 
     def name(self, name: str) -> str:
-        """An optional field that names somebody or something; "" where it is missing or null."""
+        """An optional field that names somebody or something; "" where it is missing or null.
+
+        Whole numbers are names by their digits. Tables turn them into 7.0 where a row of the column
+        holds none, which is 7 again here; beyond 2^53 such numbers are no longer the ones meant.
+        """
         value = self.fields.get(name)
         if value is None:
             return ""
+        if not self.typed and isinstance(value, str) and _WHOLE.fullmatch(value):
+            return value.partition(".")[0]
+        if isinstance(value, float) and value.is_integer():
+            if abs(value) > _EXACT:
+                self.fail(f'"{name}" is {value:.0f}, a decimal number too large to be exact', _IDS)
+            return str(int(value))
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         return self.checked_text(value, name)
