@@ -10,6 +10,7 @@ import difflib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from workers.data.columns import check_columns
 from workers.data.sets import SHORTHANDS, DataSet, SetKind
 from workers.errors import ConfigError, UnknownKeyError
 
@@ -139,7 +140,9 @@ def _columns(value: object, where: str) -> dict[str, Any]:
             where=f"{where}.columns",
             mend=f"write {where}.columns.prompt=COLUMN",
         )
-    return {str(key): each for key, each in value.items()}
+    columns = {str(key): each for key, each in value.items()}
+    check_columns(columns, f"{where}.columns")
+    return columns
 
 
 def _weight(value: object, where: str) -> float:

@@ -58,6 +58,12 @@ def test_a_set_from_the_command_line(monkeypatch: pytest.MonkeyPatch, plus: str)
         ({"weight": True}, "weight=True", "leave the set out"),
         ({"columns": "prompt"}, "no column mapping", "columns.prompt=COLUMN"),
         ({"path": ["a"]}, "no text", "path"),
+        ({"columns": {"prompt": 3}}, "3 names no column", "as text"),
+        ({"columns": {"prompt": None}}, "None names no column", "as text"),
+        ({"columns": {"scores": ["a", 1]}}, "1 names no column", "as text"),
+        ({"columns": {"scores": []}}, "[] names no column", "as text"),
+        ({"columns": {"prompt": ["a"]}}, "not a list of columns", "name one column"),
+        ({"columns": {"promt": "a"}}, "no field 'promt'", "did you mean 'prompt'?"),
     ],
 )
 def test_sets_that_are_none(change: dict[str, object], what: str, mend: str) -> None:

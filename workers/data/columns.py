@@ -20,11 +20,12 @@ FIELDS = (
 _LISTS = ("completions", "ranks", "scores")
 
 
-def check_columns(columns: Columns) -> None:
-    """Check the keys of a mapping, and that lists of columns stand where lists belong.
+def check_columns(columns: Mapping[str, object], where: str = "columns") -> None:
+    """Check the keys of a mapping, and that names or lists of names stand where they belong.
 
     Raises:
-        ConfigError: If a key is no canonical field, or a list of columns stands for one value.
+        ConfigError: If a key is no canonical field, a column is no text, or a list of columns
+            stands for one value.
     """
     for field, source in columns.items():
         if field not in FIELDS:
@@ -32,15 +33,22 @@ def check_columns(columns: Columns) -> None:
             guess = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(
                 f"no field {field!r} to map a column to",
-                where="columns",
+                where=where,
                 mend=f"{guess}fields: {', '.join(FIELDS)}",
             )
-        if not isinstance(source, str) and field not in _LISTS:
+        if isinstance(source, list | tuple) and field not in _LISTS:
             raise ConfigError(
                 f"{field!r} holds one value, not a list of columns",
-                where="columns",
+                where=f"{where}.{field}",
                 mend=f"name one column; lists are for {', '.join(_LISTS)}",
             )
+        for name in source if isinstance(source, list | tuple) and source else [source]:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(
+                    f"{name!r} names no column",
+                    where=f"{where}.{field}",
+                    mend="give the name of a column as text, a number in quotation marks: '\"3\"'",
+                )
 
 
 def map_columns(line: Line, columns: Columns) -> Line:
