@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import TextIO
 
 from rich.box import SIMPLE
@@ -23,13 +24,15 @@ _SAMPLE_CHARACTERS = 1200  # of each stretch; the middle of a longer one is left
 _BAR = 40  # characters of the longest histogram bar
 _LINE_SECONDS = 5.0
 _PIPE_WIDTH = 100  # columns where there is no terminal to ask
+# shows paths and reasons as they are, whatever they would mean to rich
+_PlainConsole = partial(Console, markup=False, emoji=False)
 
 
 def follow(
     steps: Iterable[Inspection], meter: Meter, source: str, stream: TextIO | None = None
 ) -> None:
     """Run an inspection to its end: a progress bar on a terminal, a line every 5 s elsewhere."""
-    console = Console(file=stream or sys.stderr)
+    console = _PlainConsole(file=stream or sys.stderr)
     if console.is_terminal and not console.is_dumb_terminal:
         _follow_with_bar(steps, meter, source, console)
         return
@@ -56,9 +59,9 @@ def render(inspection: Inspection, source: str, seconds: float, meter: Meter) ->
 
 def print_report(report: RenderableType, stream: TextIO | None = None) -> None:
     """Write a report to standard output, or to a stream."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = _PlainConsole(file=stream or sys.stdout, highlight=False)
     if not console.is_terminal:
-        console = Console(file=stream or sys.stdout, highlight=False, width=_PIPE_WIDTH)
+        console = _PlainConsole(file=stream or sys.stdout, highlight=False, width=_PIPE_WIDTH)
     console.print(report)
 
 
@@ -66,9 +69,9 @@ def _follow_with_bar(
     steps: Iterable[Inspection], meter: Meter, source: str, console: Console
 ) -> None:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}", markup=False),
         TimeRemainingColumn(),
     )
     began = time.monotonic()
@@ -140,7 +143,7 @@ def _sample(sample: Seen, number: int) -> RenderableType:
         if sample.ranks and i:
             text.append(f"\n(rank {sample.ranks[i - 1]}) ", style="bold")
         text.append_text(_marked(piece))
-    title = f"sample {number}: {sample.where}"
+    title = Text(f"sample {number}: {sample.where}")  # a string would be read as markup
     return Padding(Panel(text, title=title, subtitle="⟦trained⟧", title_align="left"), (1, 0, 0, 0))
 
 

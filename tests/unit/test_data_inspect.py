@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,9 @@ from fakes.chat import byte_tokenizer
 
 from orchestrator.data import main, parse_columns
 from orchestrator.inspection import Inspection, Seen, buckets, inspect, measure_characters, quantile
+from orchestrator.inspection_view import follow
 from workers.data.examples import Comparison, PromptExample, Rejected
+from workers.data.lines import Meter
 from workers.errors import ConfigError
 
 PAIRS = [{"question": "q" * n, "answer": "a"} for n in (1, 2, 3, 4, 40)]
@@ -30,6 +33,27 @@ def test_the_report_in_characters(rows: Path, capsys: pytest.CaptureFixture[str]
     for text in ("demonstrations", "5 (83.3%)", "empty prompt", "prompt characters", "⟦a⟧"):
         assert text in out
     assert "\x1b" not in out, "no escape codes in a pipe"
+
+
+@pytest.mark.parametrize("name", ["[red]x.jsonl", "[/red]x.jsonl", ":smile:.jsonl"])
+def test_paths_are_shown_as_they_are(
+    rows: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (rows.parent / name).parent.mkdir(exist_ok=True)
+    path = rows.rename(rows.parent / name)
+    assert main(["inspect", str(path), "--samples", "1"]) == 0
+    out = "".join(line.strip() for line in capsys.readouterr().out.splitlines())
+    assert out.count(name) == 3, "the data set, the first drop and the sample"
+
+
+def test_a_path_is_shown_as_it_is_while_a_bar_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    inspection = Inspection("prompts", "characters")
+    steps = inspect([PromptExample("p", "F:1")], inspection, measure_characters)
+    follow(steps, Meter(), "[/red]x.jsonl", stream)
+    assert "[/red]x.jsonl" in stream.getvalue()
 
 
 def test_the_report_in_tokens(
