@@ -11,6 +11,7 @@ from fakes.chat import CHATML, byte_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from orchestrator.inspection import MeasureTokens
 from workers.data.examples import (
     Comparison,
     Demonstration,
@@ -161,6 +162,17 @@ def test_documents_are_windows_of_the_text_and_its_end() -> None:
     assert all(isinstance(w, DocumentRow) and w.text == "abcdefgh" for w in windows)
     (windows,) = render.documents([Document("abcde" * 2, "F:1")])
     assert [len(w.tokens) for w in windows] == [5, 5, 2]
+
+
+@pytest.mark.parametrize("bos", ["", "<s>"])
+def test_a_document_of_no_token_is_of_no_use(bos: str) -> None:
+    tokenizer = byte_tokenizer(bos=bos) if bos else byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")
+    rows = renderer(tokenizer).documents([Document("x", "F:1"), Document("xa", "F:2")])
+    assert rows[0] == Rejected("empty text", "F:1")
+    assert isinstance(rows[1], list)
+    shown = list(MeasureTokens(tokenizer, renderer(tokenizer))([Document("x", "F:1")]))
+    assert shown == [Rejected("empty text", "F:1")]
 
 
 def test_the_pocket_tokenizer_reads_the_default_template() -> None:

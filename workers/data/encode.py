@@ -156,8 +156,7 @@ class Encoder:
                 columns.dropped[rows.reason] += 1
                 continue
             windows: list[DocumentRow] = rows
-            if windows:
-                self._describe(columns, example.text, example.user)
+            self._describe(columns, example.text, example.user)
             for column in (columns.keys, columns.users, columns.prefixes, columns.pii):
                 column += column[-1:] * (len(windows) - 1)
             columns.tokens += [window.tokens for window in windows]

@@ -155,6 +155,8 @@ class Renderer:
         window = self._max_prompt + self._max_completion
 
         def rows(example: Document, text: str) -> list[DocumentRow]:
+            if not ids[text]:  # some tokenizers drop characters
+                raise Unusable("empty text")
             tokens = np.array([*self._begun(text, ids), self._eos], np.int64)
             # a window of one token would hold no target: its first token has no predecessor
             return [
