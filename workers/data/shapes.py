@@ -224,7 +224,8 @@ def _pair(line: Line) -> tuple[Context, list[str]]:
     if whole[0] != whole[1]:
         line.fail('"chosen" and "rejected" must both be dialogues, or both be text')
     asking = _asking(line)
-    if whole[0] and not (asking and isinstance(line.fields["chosen"], str)):
+    as_text = isinstance(line.fields["chosen"], str)
+    if whole[0] and not (asking and as_text and not all(_repeats(line, name) for name in names)):
         return _pair_of_dialogues(line, asking)
     if not asking:
         _unknown(line, "comparisons")
@@ -244,6 +245,19 @@ def _pair_of_dialogues(line: Line, asking: str) -> tuple[Context, list[str]]:
     if chosen != rejected:
         raise Unusable("dialogues differ before the last reply")
     return chosen, [best, worst]
+
+
+def _repeats(line: Line, name: str) -> bool:
+    """Whether a dialogue written as one text begins with what another field of the row asks."""
+    asked = _context(line, "comparisons")
+    turns = parse_dialogue(line, name)
+    if isinstance(asked, tuple):
+        before = tuple(turn for turn in asked if turn.role != "system")
+    elif asked.lstrip().startswith(("Human:", "Assistant:")):
+        return line.text(name).lstrip().startswith(asked.strip())
+    else:
+        before = (Message("user", asked.strip()),)
+    return turns[: len(before)] == before
 
 
 def _only_turn(line: Line, name: str) -> str:
