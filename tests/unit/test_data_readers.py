@@ -55,6 +55,19 @@ def test_json_in_every_dress(put: Put, name: str, content: bytes | str) -> None:
     assert fields(put(name, content)) == ROWS
 
 
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+SHARED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize("row", [{"messages": TURNS}, {"id": 1, "conversations": SHARED}])
+def test_a_file_of_one_dialogue(put: Put, row: object) -> None:
+    assert fields(put("one.json", json.dumps(row))) == [row], "on one line, as in JSONL"
+    assert fields(put("one.json", json.dumps([row], indent=2))) == [row]
+    with pytest.raises(DataError, match="one dialogue") as caught:
+        fields(put("one.json", json.dumps(row, indent=2)))
+    assert "[ before it and ] behind it" in caught.value.mend
+
+
 def test_places_of_rows(put: Put) -> None:
     path = put("rows.jsonl", b"\n" + JSONL)
     assert [row.where for row in read_rows(path)] == [f"{path}:2", f"{path}:3"]

@@ -13,6 +13,8 @@ from workers.errors import DataError, DataLineError
 
 _CHUNK = 2**18
 _SHAPE = "a JSON data file is a list of objects, or an object that holds one list of objects"
+_MEND = "correct the file, or declare its format by data.format"
+_ONE_ROW = "if the object is a row itself, make a list of it: [ before it and ] behind it"
 _SPACE = " \t\r\n"
 
 
@@ -37,6 +39,13 @@ def scan_json(path: str, meter: Meter | None = None) -> Iterator[Line | DataLine
             raise text.error("more text after the end of the JSON value")
 
 
+def is_turn(value: object) -> bool:
+    """Whether a value is a turn of a dialogue, which is no row."""
+    return isinstance(value, dict) and (
+        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    )
+
+
 def _rows_of_object(text: _Text) -> Iterator[Line | DataLineError]:
     text.take("{")
     seen = False
@@ -46,15 +55,18 @@ def _rows_of_object(text: _Text) -> Iterator[Line | DataLineError]:
         if text.peek() != "[":
             text.value()
         elif seen:
-            raise text.error(f"the object holds a second list; {_SHAPE}")
+            raise text.error(f"the object holds a second list; {_SHAPE}", _ONE_ROW)
         else:
             seen = True
-            yield from _rows(text)
+            for row in _rows(text):
+                if isinstance(row, Line) and is_turn(row.fields):
+                    raise text.error("the object is one dialogue, its list the turns", _ONE_ROW)
+                yield row
         if text.peek() != "}":
             text.take(",")
     text.take("}")
     if not seen:
-        raise text.error(f"the object holds no list; {_SHAPE}")
+        raise text.error(f"the object holds no list; {_SHAPE}", _ONE_ROW)
 
 
 def _rows(text: _Text) -> Iterator[Line | DataLineError]:
@@ -138,13 +150,9 @@ class _Text:
                 raise too_long(f"{self.path} before byte {self._bytes}")
             self._more(min(max(_CHUNK, at_hand), MAX_LINE_BYTES + 1 - at_hand))
 
-    def error(self, what: str) -> DataError:
+    def error(self, what: str, mend: str = _MEND) -> DataError:
         """The error at the cursor."""
-        return DataError(
-            what,
-            where=f"{self.path} before byte {self._bytes}",
-            mend="correct the file, or declare its format by data.format",
-        )
+        return DataError(what, where=f"{self.path} before byte {self._bytes}", mend=mend)
 
     def _more(self, size: int) -> bool:
         data = self._stream.read(size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workers.data import hub
 from workers.data.columnar import scan_csv, scan_parquet
-from workers.data.json_file import scan_json
+from workers.data.json_file import is_turn, scan_json
 from workers.data.jsonl import Line, scan_jsonl
 from workers.data.lines import Meter, open_bytes
 from workers.data.plain_text import scan_text
@@ -170,5 +170,10 @@ def _has_row_a_line(path: str) -> bool:
     if isinstance(first, DataLineError):
         return False
     lists = [value for value in first.fields.values() if isinstance(value, list)]
-    holds_rows = len(lists) == 1 and bool(lists[0]) and isinstance(lists[0][0], dict)
+    # the list of a dialogue holds turns: such an object is a row itself
+    holds_rows = (
+        len(lists) == 1
+        and isinstance(next(iter(lists[0]), None), dict)
+        and not is_turn(lists[0][0])
+    )
     return len(found) == 2 or not holds_rows
