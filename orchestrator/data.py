@@ -1,8 +1,8 @@
 """The command that looks at data before it is trained on: `python -m orchestrator.data inspect`.
 
-Reads a data set exactly as a run would, and prints counts, drops by reason, a histogram of lengths
-and samples with the trained tokens marked. Every expected failure ends in one short message on
-stderr and an exit code, as in `orchestrator.run`.
+Reads and renders a data set as a run would, before filters and splits, and prints counts, drops by
+reason, a histogram of lengths and samples with the trained tokens marked. Every expected failure
+ends in one short message on stderr and an exit code, as in `orchestrator.run`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from orchestrator.inspection import Inspection, Measure, MeasureTokens, inspect,
 from orchestrator.inspection_view import follow, print_report, render
 from workers.data.columns import Columns
 from workers.data.lines import Meter
-from workers.data.readers import FORMATS, read_rows
-from workers.data.recognise import Kind, kind_of_row, read_examples
+from workers.data.readers import FORMATS
+from workers.data.recognise import Kind, kind_of_data, read_examples
 from workers.errors import ConfigError, RehearsalError
 
 _NO_LIMIT = 2**31
@@ -63,8 +63,7 @@ def _inspect(options: argparse.Namespace) -> None:
     reading = {"format": options.format, "split": options.split, "subset": options.subset}
     kind: Kind = options.kind
     if kind is None:
-        first = next(read_rows(options.source, **reading))
-        kind = kind_of_row(first, columns)
+        kind = kind_of_data(options.source, columns, options.on_bad_line, **reading)
     meter = Meter()
     rows = read_examples(
         options.source,
@@ -107,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = commands.add_parser("inspect", help="show what a run would read from a data set")
     look.add_argument("source", help="file, folder, or id of a Hugging Face data set")
-    look.add_argument("--kind", choices=get_args(Kind), help="by default told by the first row")
+    look.add_argument(
+        "--kind", choices=get_args(Kind), help="by default told by the first good row"
+    )
     look.add_argument("--format", choices=FORMATS, default="auto")
     look.add_argument("--split", default="train", help="of a data set with several")
     look.add_argument("--subset", default="", help="configuration of a Hugging Face data set")

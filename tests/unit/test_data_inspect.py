@@ -68,6 +68,23 @@ def test_the_report_in_tokens(
         assert text in out
 
 
+def test_the_kind_is_told_by_the_first_good_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    bad = '{"prompt": NaN}\n{"unknown": 1}\n'
+    path.write_text(bad + "".join(json.dumps(row) + "\n" for row in PAIRS))
+    assert main(["inspect", str(path)]) == 3
+    capsys.readouterr()
+    assert main(["inspect", str(path), "--on-bad-line", "drop"]) == 0
+    out = capsys.readouterr().out
+    for text in ("demonstrations", "bad line", "2 (28.6%)", "5 (71.4%)"):
+        assert text in out
+    path.write_text(bad)
+    assert main(["inspect", str(path), "--on-bad-line", "drop"]) == 3
+    assert '"prompt" is NaN' in capsys.readouterr().err
+
+
 def test_kind_columns_and_limit(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["inspect", str(rows), "--kind", "pretraining", "--limit", "2", "--samples", "0"]
     assert main([*arguments, "--columns", "text=question"]) == 0

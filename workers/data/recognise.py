@@ -78,6 +78,35 @@ def read_examples(
             yield Rejected("bad line", error.where, name)
 
 
+def kind_of_data(
+    path: str,
+    columns: Columns | None = None,
+    on_bad_line: OnBadLine = "fail",
+    *,
+    format: str = "auto",  # noqa: A002
+    split: str = "train",
+    subset: str = "",
+) -> Kind:
+    """What a data set can be read as, by its first row or, with "drop", the first one of any shape.
+
+    Raises:
+        ConfigError: If `columns` names a field that there is not.
+        DataError: As `read_rows`.
+        DataLineError: If the row has no shape of any kind; with "drop", if no row has one.
+    """
+    refused: list[DataLineError] = []
+    for row in scan_rows(path, format=format, split=split, subset=subset):
+        try:
+            if isinstance(row, DataLineError):
+                raise row
+            return kind_of_row(row, columns)
+        except DataLineError as error:
+            refused = refused or [error]
+            if on_bad_line == "fail":
+                break
+    raise refused[0]
+
+
 def kind_of_row(row: Line, columns: Columns | None = None) -> Kind:
     """What a row can be read as, the richest first: comparisons before demonstrations.
 
