@@ -265,6 +265,61 @@ def test_evaluation_prompts_are_the_same_in_any_dress(files: Files, dialogue: bo
     assert len(set(ids)) == 10
 
 
+def dialogue(*texts: str, system: str = "") -> list[dict[str, str]]:
+    turns = [
+        {"role": "user" if i % 2 == 0 else "assistant", "content": text}
+        for i, text in enumerate(texts)
+    ]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def test_dialogues_that_begin_with_an_evaluation_prompt_are_no_training_rows(files: Files) -> None:
+    first, second, *others = PAIRS[:40]
+    talk = (first, "fox", second)  # an evaluation prompt of three turns
+    leaking = [
+        dialogue(*talk, "owl", "bear", "fox"),
+        dialogue(second, "fox", "owl", "bear"),
+        dialogue(second, "fox", "owl", "bear", system="wolf"),
+        dialogue(second, "fox", system="wolf"),
+    ]
+    # these begin otherwise, or with a part of an evaluation prompt
+    clean = [dialogue(first, "owl"), dialogue(first, "owl", second, "owl")]
+    clean += [dialogue(p, "fox", second, "owl") for p in others]
+    source = files(
+        evaluation_prompts=[{"messages": dialogue(*talk)}, {"prompt": second}],
+        demonstrations=[{"messages": turns} for turns in (*leaking, *clean)],
+        rankings=[
+            {"chosen": [*turns[:-1], {"role": "assistant", "content": "mouse"}], "rejected": turns}
+            for turns in (*leaking, *clean)
+        ],
+        prompts=[{"messages": turns} for turns in (*leaking[:3], *clean)],
+        prompt_limit=64,
+        rendering={"chat_template": "default"},
+    )
+    for name, gone in (("demonstrations", 4), ("rankings", 4), ("prompts", 3)):
+        counted = account(source, name)
+        reason = "a dialogue that begins with an evaluation prompt"
+        assert counted.dropped[reason] == gone, name
+        assert counted.train + counted.heldout == counted.read - sum(counted.dropped.values())
+    assert account(source, "demonstrations").read == len(leaking) + len(clean)
+
+
+def test_nor_are_those_that_begin_with_a_held_out_prompt(files: Files) -> None:
+    asked = PAIRS[:60]
+    source = files(
+        prompts=[{"prompt": p} for p in asked],
+        demonstrations=[{"messages": dialogue(p, "fox", "owl", "bear")} for p in asked],
+        prompt_limit=64,
+        rendering={"chat_template": "default"},
+    )
+    counted = account(source, "demonstrations")
+    held = {p.text for p in source.prompts("heldout", 0, 99)}
+    begun = {" ".join(text.split()[:2]) for text in texts(source, "train", counted.train)}
+    rest = {" ".join(text.split()[:2]) for text in texts(source, "heldout", counted.heldout)}
+    assert len(held) > 2
+    assert begun == set(asked) - held - rest
+
+
 def test_any_number_of_processes_gives_the_same_rows(files: Files) -> None:
     sets = mixture(files)
     more = {

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.data.examples import Message
-from workers.data.filters import at_most_per_user, conversation_text, first_of_each, prompt_key
+from workers.data.filters import (
+    at_most_per_user,
+    conversation_text,
+    first_of_each,
+    prompt_key,
+    prompts_within,
+)
 from workers.data.splits import split_rows, stable_hash
 
 
@@ -48,6 +54,15 @@ def test_a_bare_text_and_a_dialogue_of_one_turn_are_the_same_prompt() -> None:
     assert prompt_key(more) != prompt_key((turn,))
     swapped = (Message("assistant", "why?"), Message("user", "so"), Message("user", "why?"))
     assert prompt_key(more) != prompt_key(swapped)
+
+
+def test_a_dialogue_asks_all_that_its_user_asked() -> None:
+    system, one, two = Message("system", "s"), Message("user", " a"), Message("user", "b")
+    so = Message("assistant", "so")
+    talk = (system, one, so, two)
+    assert prompts_within(" a") == prompts_within((one,)) == prompts_within((system, one)) == ["a"]
+    assert prompts_within(talk) == ["a", prompt_key((one, so, two))]
+    assert prompts_within((*talk, so)) == ["a", prompt_key(talk[1:]), prompt_key((*talk[1:], so))]
 
 
 def test_system_turns_are_no_common_prefix() -> None:

@@ -18,7 +18,7 @@ from workers.data.examples import (
     PromptExample,
     Rejected,
 )
-from workers.data.filters import conversation_text, prompt_key
+from workers.data.filters import conversation_text, prompt_key, prompts_within
 from workers.data.pii import find_pii
 from workers.data.render import Renderer
 from workers.data.rows import DocumentRow, PromptRow, RankedRow, TokenRow
@@ -39,6 +39,7 @@ class Chunk:
     users: HashArray  # (R,) 0 = nobody named
     prefixes: HashArray  # (R,) of the first characters of the prompt; 0 = shorter
     pii: PiiArray  # (R,) index into PII_KINDS; -1 = none found, or not looked for
+    within: Ragged  # uint64, hashes of `prompts_within`; pretraining: none
     tokens: Ragged  # int32, one row a sequence
     targets: Ragged  # bool, demonstrations: as tokens
     ranks: Ragged  # int16, comparisons: K a row
@@ -55,6 +56,7 @@ class _Columns:
     users: list[int] = field(default_factory=list)
     prefixes: list[int] = field(default_factory=list)
     pii: list[int] = field(default_factory=list)
+    within: list[HashArray] = field(default_factory=list)
     tokens: list[npt.NDArray[np.generic]] = field(default_factory=list)
     targets: list[npt.NDArray[np.generic]] = field(default_factory=list)
     ranks: list[Sequence[int]] = field(default_factory=list)
@@ -68,6 +70,7 @@ class _Columns:
             np.array(self.users, np.uint64),
             np.array(self.prefixes, np.uint64),
             np.array(self.pii, np.int8),
+            Ragged.from_rows(self.within, np.uint64),
             Ragged.from_rows(self.tokens, np.int32),
             Ragged.from_rows(self.targets, np.bool_),
             Ragged.from_rows(self.ranks, np.int16),
@@ -156,13 +159,21 @@ class Encoder:
                 columns.dropped[rows.reason] += 1
                 continue
             windows: list[DocumentRow] = rows
-            self._describe(columns, example.text, example.user)
-            for column in (columns.keys, columns.users, columns.prefixes, columns.pii):
+            self._describe(columns, example.text, example.user, asks=False)
+            for column in (
+                *(columns.keys, columns.users, columns.prefixes, columns.pii, columns.within),
+            ):
                 column += column[-1:] * (len(windows) - 1)
             columns.tokens += [window.tokens for window in windows]
 
     def _describe(
-        self, columns: _Columns, context: Context, user: str, texts: Sequence[str] = ()
+        self,
+        columns: _Columns,
+        context: Context,
+        user: str,
+        texts: Sequence[str] = (),
+        *,
+        asks: bool = True,  # pretraining text does not
     ) -> None:
         """The columns that filters and splits look at."""
         columns.keys.append(stable_hash(prompt_key(context)))
@@ -171,6 +182,8 @@ class Encoder:
         beginning = conversation_text(context)[:size] if size else ""
         columns.prefixes.append(stable_hash(beginning) if size and len(beginning) == size else 0)
         columns.pii.append(self._pii(context, texts))
+        within = [stable_hash(key) for key in prompts_within(context)] if asks else []
+        columns.within.append(np.array(within, np.uint64))
 
     def _pii(self, context: Context, texts: Sequence[str]) -> int:
         if not self._rendering.find_pii:

@@ -159,8 +159,12 @@ class FileSource:
 
     def _finish(self) -> None:
         held = Held.together([table.held_out() for table in self._tables.values()])
+        # the given evaluation prompts, or else the held-out part of the prompts
+        evaluated = (SetKind.evaluation_prompts, SetKind.prompts)
+        asked = np.concatenate([self._tables[kind].asked() for kind in evaluated])
         for table in self._tables.values():
             table.drop_from_training(held)
+            table.drop_continued(asked)
             if self._feeding.drop_pii:
                 table.drop_pii()
             table.close()

@@ -23,6 +23,19 @@ def prompt_key(context: Context) -> str:
     return "\x1e".join(f"{turn.role}\x1f{turn.content.strip()}" for turn in context)
 
 
+def prompts_within(context: Context) -> list[str]:
+    """Keys of all that is asked in the course of a prompt, up to each turn of the user.
+
+    System turns are left out, as they dress a question and do not change it. The last key is that
+    of the whole prompt; bare text has this one alone.
+    """
+    if isinstance(context, str):
+        return [prompt_key(context)]
+    turns = tuple(turn for turn in context if turn.role != "system")
+    ends = [i + 1 for i, turn in enumerate(turns[:-1]) if turn.role == "user"]
+    return [prompt_key(turns[:end]) for end in (*ends, len(turns))]
+
+
 def conversation_text(context: Context) -> str:
     """The words of a context without its system turns, which whole data sets share."""
     if isinstance(context, str):

@@ -27,6 +27,7 @@ class Gatherer:
         self._columns: tuple[list[HashArray], ...] = ([], [], [])
         self._pii: list[PiiArray] = []
         self._sets: list[IntArray] = []
+        self._within = RowStore(np.uint64)
         self._tokens = RowStore(np.int32)
         self._targets = RowStore(np.bool_)
         self._ranks = RowStore(np.int16)
@@ -40,6 +41,7 @@ class Gatherer:
             column.append(part)
         self._pii.append(chunk.pii)
         self._sets.append(np.full(len(chunk.keys), number, np.int64))
+        self._within.extend(chunk.within)
         self._tokens.extend(chunk.tokens)
         self._targets.extend(chunk.targets)
         self._ranks.extend(chunk.ranks)
@@ -59,6 +61,7 @@ class Gatherer:
             users,
             prefixes,
             np.concatenate([*self._pii, np.zeros(0, np.int8)]),
+            self._within.finish(),
             self._tokens.finish(),
             self._targets.finish(),
             self._ranks.finish(),
@@ -92,6 +95,7 @@ class Rows:
     users: HashArray
     prefixes: HashArray
     pii: PiiArray
+    within: Ragged
     tokens: Ragged
     targets: Ragged
     ranks: Ragged
@@ -196,6 +200,19 @@ class Table:
         rows = self._train
         leaks = np.isin(self.rows.users[rows], held.users)
         self._drop_training(rows[leaks], "its user is held out with another row")
+
+    def asked(self) -> HashArray:
+        """The prompts of the held-out rows, system turns left out."""
+        within = self.rows.within
+        return np.asarray(within.values[within.offsets[1:][self._heldout] - 1], np.uint64)
+
+    def drop_continued(self, asked: HashArray) -> None:
+        """Take dialogues out of training in whose course one of these prompts is asked."""
+        within = self.rows.within
+        found = np.cumsum([0, *np.isin(within.values, asked)])[within.offsets]
+        continues = found[1:] > found[:-1]
+        gone = self._train[continues[self._train]]
+        self._drop_training(gone, "a dialogue that begins with an evaluation prompt")
 
     def drop_pii(self) -> None:
         """Take rows with personal data out of training."""
