@@ -29,6 +29,7 @@ from orchestrator.config import (
 )
 from orchestrator.gpu_memory import check_gpu_memory
 from orchestrator.placement import Layout, place_roles
+from orchestrator.row_lengths import check_rows
 from orchestrator.sizes import (
     ModelSize,
     RoleMemory,
@@ -69,7 +70,7 @@ def make_plan(config: Config) -> Plan:
     """Derive the plan and check the configuration across its groups.
 
     Raises:
-        BatchArithmeticError: batch sizes or token limits that do not fit together.
+        BatchArithmeticError: batch sizes, token limits or models that do not fit together.
         ResourceError: roles that do not fit on the cluster described.
         ConfigError: stages whose inputs nobody gives or makes, and other contradictions.
     """
@@ -85,6 +86,7 @@ def make_plan(config: Config) -> Plan:
     if RoleName.rollout in roles:
         check_lengths(config, size)
         check_head_sizes(config)
+    check_rows(config)
     check_backbones(config, size)
     memory = _memory(config, layout, size)
     return Plan(

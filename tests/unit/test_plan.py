@@ -91,6 +91,9 @@ def test_minibatches_must_divide_the_batch():
         (ConfigError, ["sft.steps=10"], "warm-up"),
         (ConfigError, ["algorithm.iterations=2", "algorithm.sequences_per_minibatch=64"],
          "warm-up"),
+        (BatchArithmeticError, ["pretrain.row_tokens=200"],
+         "pretrain reads rows of up to 200 tokens; its model has 128"),
+        (BatchArithmeticError, ["sft.pack_tokens=129"], "sft reads rows of up to 129"),
         (ConfigError, ["stages=[]"], "no stages"),
         (ConfigError, ["stages=[pretrain,sft,sft]"], "twice: sft"),
         (ConfigError, ["stages=[sft]"], "'base'"),
@@ -185,6 +188,46 @@ def test_checkpoint_size_reads_headers(tmp_path: Path):
     assert checkpoint_size(tmp_path / "absent") is None
     with pytest.raises(BrokenCheckpointError):
         checkpoint_size(checkpoint(tmp_path / "broken", model_type=None))
+
+
+SHORT = ["data.files.max_prompt_tokens=200", "data.files.max_completion_tokens=56"]
+GIVEN = ["data.files.demonstrations=D", "data.files.rankings=R", "data.files.prompts=P",
+         "data.files.pretraining=T"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name", "stage"),
+    [
+        ("small_sft", "initial", "pretrain"),
+        ("sft", "base", "sft"),
+        ("reward_model", "sft", "reward_model"),
+        ("ppo_ptx", "sft", "ppo_ptx"),
+        ("evaluate", "ppo", "evaluate"),
+    ],
+)
+def test_rows_of_files_must_fit_the_model(tmp_path: Path, experiment: str, name: str, stage: str):
+    model = checkpoint(
+        tmp_path / "m", model_type="gpt2", n_positions=256, max_position_embeddings=None
+    )
+    line = [
+        f"+experiment={experiment}", "model.checkpoints.reward_model=M", *GIVEN,
+        f"model.checkpoints.{name}={model}", "rollout=transformers",
+        "rollout.max_prompt_tokens=200", "rollout.max_response_tokens=56",
+    ]  # fmt: skip
+    assert make_plan(composed(*line, *SHORT)).stages  # 200 + 56 = 256
+    with pytest.raises(BatchArithmeticError) as caught:
+        make_plan(composed(*line, SHORT[0], "data.files.max_completion_tokens=57"))
+    assert f"stage {stage} reads rows of up to 257 tokens; its model has 256" in caught.value.what
+    assert caught.value.where == "data.files.max_completion_tokens"
+    assert "to 256 together" in caught.value.mend
+
+
+def test_what_ppo_reads_of_files_are_prompts(tmp_path: Path):
+    model = checkpoint(tmp_path / "m", max_position_embeddings=256)
+    line = ["+experiment=ppo", f"model.checkpoints.sft={model}", "rollout=transformers",
+            "model.checkpoints.reward_model=M", "data.files.prompts=P", SHORT[0],
+            "rollout.max_prompt_tokens=200", "rollout.max_response_tokens=56"]  # fmt: skip
+    assert make_plan(composed(*line, "data.files.max_completion_tokens=1024")).stages
 
 
 def test_zero_stages_divide_what_they_should():
