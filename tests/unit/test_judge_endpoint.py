@@ -258,6 +258,18 @@ def test_what_is_no_verdict_is_a_failure_and_never_a_tie(
         judge_pairs(replace(spec, failed_fraction=0.0), cache, PAIRS)
 
 
+def test_a_pair_both_of_whose_questions_fail_is_one_pair(
+    server: Server, spec: EndpointSpec, cache: VerdictCache
+) -> None:
+    many = [AnswerPair(f"q{n}", "long answer", "no") for n in range(10)]
+    server.answer = lambda q: prefers_longer(q) if q > "q2" else (400, {}, "")
+    found = judge_pairs(replace(spec, failed_fraction=0.2), cache, many)  # 2 of 10 pairs
+    assert found.failed == 2
+    assert found.outcomes == (None, None, *[1.0] * 8)
+    with pytest.raises(JudgeError, match="no verdict on 2 of 10 pairs"):
+        judge_pairs(replace(spec, failed_fraction=0.19, concurrency=1), cache, many)
+
+
 def test_after_too_many_failures_what_was_learnt_is_kept(
     server: Server, spec: EndpointSpec, tmp_path: Path
 ) -> None:
