@@ -311,11 +311,17 @@ def check_reward(config: Config) -> None:
 def check_judge(config: Config) -> None:
     """What the judge of the evaluation is told can be understood.
 
+    The address is checked in every run: it may hold a secret, and each writes its config.yaml.
+
     Raises:
         ConfigError: no function is named, or the endpoint's address, model, instruction or request
             make no sense.
     """
     settings = config.evaluate
+    if settings.endpoint.url:
+        _check_address(settings.endpoint.url)
+    if StageName.evaluate not in config.stages:
+        return
     if settings.judge is JudgeKind.function:
         module, colon, name = settings.judge_function.partition(":")
         if not (module and colon and name):
@@ -330,12 +336,9 @@ def check_judge(config: Config) -> None:
 
 def _check_endpoint(endpoint: EndpointConfig) -> None:
     where = "evaluate.endpoint"
-    url = urlsplit(endpoint.url)
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
-        # the address itself may hold a password: it is not repeated
-        raise ConfigError("the judge's address is no plain http or https address",
-                          where=f"{where}.url", mend="write https://HOST/v1; a key belongs into "
-                          "the environment variable that key_variable names")  # fmt: skip
+    if not endpoint.url:
+        raise ConfigError("the judge has no address", where=f"{where}.url",
+                          mend="write https://HOST/v1")  # fmt: skip
     if not endpoint.model:
         raise ConfigError("no judging model is named", where=f"{where}.model",
                           mend="set it to a model that the endpoint serves")  # fmt: skip
@@ -353,6 +356,30 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
     if not isinstance(request, dict):
         raise ConfigError("what is sent with every question is no JSON object",
                           where=f"{where}.request", mend="write '{}' to send nothing")  # fmt: skip
+
+
+def _check_address(address: str) -> None:
+    if not _is_plain(address):
+        # the address itself may hold a password: it is not repeated, nor the error that names it
+        raise ConfigError(
+            "the judge's address is no plain http or https address",
+            where="evaluate.endpoint.url",
+            mend="write https://HOST/v1 or https://HOST:PORT/v1, nothing behind it; a key belongs "
+            "into the environment variable that key_variable names",
+        )
+
+
+def _is_plain(address: str) -> bool:
+    """Scheme, host, port and path alone."""
+    if any(c in "?#" or c.isspace() or not c.isprintable() for c in address):
+        return False
+    try:
+        url = urlsplit(address)
+        port = url.port
+    except ValueError:  # a bracket is left open, or the port is no number up to 65535
+        return False
+    host = url.hostname and "@" not in url.netloc
+    return url.scheme in ("http", "https") and bool(host) and port != 0
 
 
 def check_devices(config: Config, layout: Layout) -> None:

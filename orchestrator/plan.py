@@ -76,8 +76,7 @@ def make_plan(config: Config) -> Plan:
     """
     check_stages(config)
     check_reward(config)
-    if StageName.evaluate in config.stages:
-        check_judge(config)
+    check_judge(config)
     stages = tuple(_plan_stage(config, stage) for stage in config.stages)
     roles = {role for stage in stages for role in stage.roles}
     layout = place_roles(config.cluster, roles)

@@ -178,6 +178,12 @@ class _Interview:
             except TimeoutError:
                 reason = f"no answer within {self._spec.request_seconds:g} s"
                 continue
+            except httpx.InvalidURL as error:
+                raise ConfigError(
+                    f"the judge's address is none: {error}",
+                    where=f"evaluate.endpoint.url={self._spec.url}",
+                    mend="write https://HOST/v1 or https://HOST:PORT/v1",
+                ) from error
             except httpx.RequestError as error:
                 reason = f"no connection: {type(error).__name__}"
                 continue

@@ -34,6 +34,14 @@ def test_the_instruction_and_the_request_of_the_endpoint_are_in_conf():
     [
         ("evaluate.endpoint.url=example.org/v1", "no plain http"),
         ("evaluate.endpoint.url=https://me:sk-123@example.org/v1", "no plain http"),
+        ("evaluate.endpoint.url=https://example.org/v1?key=sk-123", "no plain http"),
+        ("evaluate.endpoint.url=https://example.org/v1#sk-123", "no plain http"),
+        ("evaluate.endpoint.url=http://[::1/v1", "no plain http"),
+        ("evaluate.endpoint.url=http://example.org:abc/v1", "no plain http"),
+        ("evaluate.endpoint.url=http://example.org:99999/v1", "no plain http"),
+        ("evaluate.endpoint.url=http://example.org:0/v1", "no plain http"),
+        ("evaluate.endpoint.url='http://exam ple.org/v1'", "no plain http"),
+        ("evaluate.endpoint.url=''", "no address"),
         ("evaluate.endpoint.model=''", "no judging model"),
         ("evaluate.endpoint.instruction='{prompt} {first}'", r"lacks \{second\}"),
         ("evaluate.endpoint.request='[1]'", "no JSON object"),
@@ -44,6 +52,18 @@ def test_an_endpoint_that_makes_no_sense(override: str, says: str):
         make_plan(composed(*EVALUATE, *ENDPOINT, override))
     assert "sk-123" not in str(caught.value)
     assert caught.value.mend
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8000/v1", "http://localhost:8000/v1"])
+def test_addresses_that_are_fine(url: str):
+    make_plan(composed(*EVALUATE, *ENDPOINT, f"evaluate.endpoint.url={url}"))
+
+
+def test_a_secret_in_the_address_is_refused_where_nobody_judges():
+    url = "evaluate.endpoint.url=https://example.org/v1?key=sk-123"
+    with pytest.raises(ConfigError, match="no plain http") as caught:
+        make_plan(composed("+experiment=pocket", "stages=[pretrain]", url))
+    assert "sk-123" not in str(caught.value)
 
 
 def test_a_judging_reward_model_must_come_from_somewhere():

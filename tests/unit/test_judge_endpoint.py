@@ -338,6 +338,12 @@ def test_nobody_at_the_address(spec: EndpointSpec, cache: VerdictCache, server: 
         judge_pairs(spec, cache, PAIRS)
 
 
+def test_an_address_that_no_client_understands(spec: EndpointSpec, cache: VerdictCache) -> None:
+    with pytest.raises(ConfigError, match="address is none") as caught:
+        judge_pairs(replace(spec, url="http://example.org:abc/v1"), cache, PAIRS)
+    assert caught.value.mend
+
+
 def test_a_torn_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
     first = VerdictCache(tmp_path)
     first.put("k1", "A")
