@@ -108,7 +108,8 @@ def judge_pairs(spec: EndpointSpec, cache: VerdictCache, pairs: Sequence[AnswerP
 def _question(spec: EndpointSpec, prompt: str, first: str, second: str) -> tuple[str, str]:
     """Key and text. One pass over the instruction: texts may hold braces of their own."""
     texts = {"prompt": prompt, "first": first, "second": second}
-    key = question_key(_FORMAT, spec.model, spec.instruction, spec.request, prompt, first, second)
+    asked = (spec.url.rstrip("/"), spec.model, spec.instruction, spec.request)
+    key = question_key(_FORMAT, *asked, prompt, first, second)
     return key, _PLACE.sub(lambda place: texts[place[1]], spec.instruction)
 
 

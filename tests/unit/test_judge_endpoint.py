@@ -99,7 +99,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     running = Server()
     yield running
     running.close()
@@ -161,14 +161,16 @@ def test_a_rerun_asks_nothing_again(server: Server, spec: EndpointSpec, tmp_path
     text = (tmp_path / "verdicts.jsonl").read_text()
     assert KEY not in text
     assert "long answer" not in text
-    # another model, instruction or request is another question
+    # another address, model, instruction or request is another question
     cache = VerdictCache(tmp_path)
     for other in (
+        replace(spec, url=server.url.replace("127.0.0.1", "localhost")),
         replace(spec, model="m"),
         replace(spec, instruction="?" + spec.instruction.replace("?", "")),
         replace(spec, request="{}"),
     ):
         assert judge_pairs(other, cache, PAIRS[:1]).asked == 2
+    assert judge_pairs(replace(spec, url=server.url + "/"), cache, PAIRS[:1]).asked == 0
     cache.close()
 
 
@@ -357,6 +359,14 @@ def test_a_torn_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
     third = VerdictCache(tmp_path)
     assert (third.get("k1"), third.get("k3")) == ("A", "B")
     third.close()
+
+
+@pytest.mark.parametrize("verdict", ['"D"', '"a"', '""', '"AB"', "null", '["A"]', "{}"])
+def test_a_line_with_another_verdict_is_passed_over(tmp_path: Path, verdict: str) -> None:
+    (tmp_path / "verdicts.jsonl").write_text(f'{{"key": "k", "verdict": {verdict}}}\n')
+    found = VerdictCache(tmp_path)
+    assert found.get("k") is None
+    found.close()
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
