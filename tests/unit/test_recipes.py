@@ -14,6 +14,7 @@ import pytest
 from composing import composed
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from real_data import real_data
 
 from orchestrator import run
 from orchestrator.config import Config, RoleName
@@ -222,6 +223,20 @@ def commands(page: str) -> list[list[str]]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
     starts = ".venv/bin/python -m orchestrator.run "
     return [shlex.split(line)[3:] for line in text.splitlines() if line.startswith(starts)]
+
+
+def questions(name: str) -> set[str]:
+    return {json.loads(line)["question"] for line in real_data(name).read_text().splitlines()}
+
+
+def test_the_walk_compares_on_prompts_that_no_reward_was_learnt_from():
+    given = dict(word.split("=", 1) for command in commands("small.md") for word in command)
+    assert given["data.sets.solutions.path"] == "gsm8k_model_solutions_k4.jsonl"
+    assert given["data.files.prompts"] == given["data.files.demonstrations"] == "gsm8k_train.jsonl"
+    assert "data.files.evaluation_prompts" not in given  # so a part of the prompts is held out
+    ranked = questions("gsm8k_model_solutions_k4.jsonl")
+    assert len(ranked) == 1319
+    assert not ranked & questions("gsm8k_train.jsonl")
 
 
 @pytest.mark.parametrize(
