@@ -155,10 +155,11 @@ class PersonalData(Enum):
 
 
 class RowOrder(Enum):
-    """The order in which demonstrations and pretraining text are read."""
+    """The order in which demonstrations are trained on; rows of other kinds are always shuffled."""
 
-    shuffled = "shuffled"
-    length_grouped = "length_grouped"  # batches of rows of about equal length, in random order
+    shuffled = "shuffled"  # each set permuted anew in each of its passes
+    # `length_group_batches` batches at a time, sorted by length and cut anew; then these shuffled
+    length_grouped = "length_grouped"
 
 
 def _positive(owner: object, *names: str) -> None:
