@@ -195,6 +195,17 @@ def _fraction(owner: object, *names: str) -> None:
             )
 
 
+def _below_one(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0.0 <= value < 1.0:
+            raise ConfigError(
+                f"{name}={value} must lie in [0, 1)",
+                where=type(owner).__name__,
+                mend=f"set {name} to 0 or above, and below 1",
+            )
+
+
 @dataclass(slots=True, kw_only=True)
 class StageSteps:
     """One number for each stage that trains: optimizer steps, of PPO iterations."""
@@ -408,7 +419,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "eps", "max_grad_norm")
         _at_least_zero(self, "weight_decay", "warmup_steps")
-        _fraction(self, "beta1", "beta2", "warmup_start_ratio", "min_learning_rate_ratio")
+        _fraction(self, "warmup_start_ratio", "min_learning_rate_ratio")
+        _below_one(self, "beta1", "beta2")  # an average that takes nothing in
 
 
 @dataclass(slots=True, kw_only=True)
@@ -621,7 +633,8 @@ class AlgorithmConfig:
             self, "iterations", "prompts_per_iteration", "samples_per_prompt",
             "sequences_per_minibatch", "epochs", "clip", "value_clip", "evaluation_prompts",
         )  # fmt: skip
-        _fraction(self, "gamma", "lam", "ema_decay")
+        _fraction(self, "gamma", "lam")
+        _below_one(self, "ema_decay")  # at 1 the saved policy would be the SFT model
         _at_least_zero(self, "evaluate_every", "critic_warmup_iterations")
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(
