@@ -11,7 +11,7 @@ import torch
 from composing import composed
 from safetensors.torch import save_file
 
-from orchestrator.arithmetic import ppo_arithmetic
+from orchestrator.arithmetic import ppo_arithmetic, stage_steps
 from orchestrator.config import Config, StageName
 from orchestrator.plan import make_plan, render_plan
 from orchestrator.sizes import checkpoint_size, pocket_size
@@ -70,6 +70,16 @@ def test_steps_of_every_stage():
     }
 
 
+def test_steps_of_reward_modelling_are_those_of_the_rankings_that_train():
+    def steps(*overrides: str) -> int | None:
+        return stage_steps(pocket(*overrides), StageName.reward_model)
+
+    assert steps("reward_model.max_rankings=100") == 14  # twice 100 rankings in steps of 16
+    assert steps("reward_model.max_rankings=9999") == 256
+    files = ["data=files", "data.files.rankings=R"]
+    assert steps(*files, "reward_model.max_rankings=100") is None  # there may be fewer
+
+
 def test_minibatches_must_divide_the_batch():
     error = refused(BatchArithmeticError, "algorithm.sequences_per_minibatch=48")
     assert "128 sequences" in error.what
@@ -86,6 +96,8 @@ def test_minibatches_must_divide_the_batch():
         (BatchArithmeticError, ["sft.demonstrations_per_step=1", "cluster.roles.policy.workers=2"],
          "1 demonstrations"),
         (BatchArithmeticError, ["reward_model.prompts=8"], "fewer than one step"),
+        (BatchArithmeticError, ["reward_model.max_rankings=15"], "fewer than one step of 16"),
+        (ConfigError, ["reward_model.max_rankings=80"], "within 10 optimizer steps"),
         (BatchArithmeticError, ["rollout.max_prompt_tokens=110"], "128 positions"),
         (BatchArithmeticError, ["rollout.parity_tokens=25"], "max_response_tokens"),
         (ConfigError, ["sft.steps=10"], "warm-up"),
