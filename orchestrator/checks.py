@@ -167,9 +167,7 @@ def _check_files(config: Config, stage: StageName) -> None:
             mend="use data=pocket",
         )
     given = kinds(config.data)
-    needed = _SETS.get(stage, ())
-    if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
-        needed = (*needed, SetKind.pretraining)
+    needed = _needed(config, stage)
     if stage is StageName.evaluate and SetKind.prompts not in given:  # else a part is held out
         needed = (SetKind.evaluation_prompts,)
     for kind in needed:
@@ -181,6 +179,32 @@ def _check_files(config: Config, stage: StageName) -> None:
                 mend=f"set data.files.{name}=FILE, or data.sets.NAME.kind={kind.value} and "
                 "data.sets.NAME.path (docs/data.md lists the formats)",
             )
+
+
+def _needed(config: Config, stage: StageName) -> tuple[SetKind, ...]:
+    """Kinds of sets without which a stage cannot run; those of evaluate stand for each other."""
+    needed = _SETS.get(stage, ())
+    if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
+        needed = (*needed, SetKind.pretraining)
+    return needed
+
+
+def unused_sets(config: Config) -> list[str]:
+    """A sentence on each data set that is given, but that no stage of the run uses."""
+    given = kinds(config.data)
+    used: set[SetKind] = set()
+    for stage in config.stages:
+        used.update(_needed(config, stage))
+        if stage in PPO_STAGES:  # the probes of weight syncs
+            used.add(SetKind.evaluation_prompts)
+        if stage is StageName.evaluate:
+            held_out = SetKind.evaluation_prompts
+            used |= {held_out if held_out in given else SetKind.prompts, SetKind.pretraining}
+    return [
+        f"{each.key} is read, but no stage of this run uses {each.kind.value.replace('_', ' ')}"
+        for each in all_sets(config.data)
+        if each.kind not in used
+    ]
 
 
 def _check_unread(config: Config) -> None:

@@ -18,6 +18,7 @@ from orchestrator.checks import (
     inputs,
     product,
     stage_roles,
+    unused_sets,
 )
 from orchestrator.config import (
     Accelerator,
@@ -97,6 +98,7 @@ def make_plan(config: Config) -> Plan:
         size=size,
         memory=memory,
         notes=(
+            *unused_sets(config),
             *_notes(config, layout, size),
             *_unknown(config, layout, memory),
             *check_gpu_memory(config, layout, memory),

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from orchestrator.arithmetic import ppo_arithmetic, stage_steps
 from orchestrator.config import Config, StageName
+from orchestrator.data_sets import data_set
 from orchestrator.plan import make_plan, render_plan
 from orchestrator.sizes import checkpoint_size, pocket_size
 from workers.errors import (
@@ -148,6 +149,44 @@ def test_files_of_a_stage_must_be_given():
         make_plan(composed("+experiment=ppo_ptx", "model.checkpoints.sft=S",
                            "model.checkpoints.reward_model=M", "data.files.prompts=P"))  # fmt: skip
     assert caught.value.where == "data.files.pretraining"
+
+
+@pytest.mark.parametrize(
+    ("stages", "unused"),
+    [
+        ("[sft]", ["rankings", "prompts", "evaluation_prompts", "pretraining", "sets.more"]),
+        ("[pretrain]", ["demonstrations", "rankings", "prompts", "evaluation_prompts",
+                        "sets.more"]),
+        ("[reward_model]", ["prompts", "evaluation_prompts", "pretraining"]),
+        ("[ppo]", ["demonstrations", "rankings", "pretraining", "sets.more"]),
+        ("[ppo_ptx]", ["demonstrations", "rankings", "sets.more"]),
+        ("[evaluate]", ["demonstrations", "rankings", "prompts", "sets.more"]),
+        ("[sft,reward_model,ppo,evaluate]", []),
+    ],
+)  # fmt: skip
+def test_data_that_no_stage_uses_is_noted(stages: str, unused: list[str]):
+    config = composed(
+        "data=files", "model=checkpoint", f"stages={stages}", "model.checkpoints.initial=I",
+        "model.checkpoints.base=B", "model.checkpoints.sft=S", "model.checkpoints.reward_model=M",
+        "reward_model.optimizer.warmup_steps=0", *GIVEN, "data.files.evaluation_prompts=E",
+        "data.files.max_prompt_tokens=64",
+    )  # fmt: skip
+    config.data.sets["more"] = data_set("more", {"kind": "comparisons", "path": "C"})
+    notes = make_plan(config).notes
+    noted = [note.split()[0] for note in notes if "no stage of this run uses" in note]
+    assert noted == [f"data.{n}" if "." in n else f"data.files.{n}" for n in unused]
+
+
+def test_what_replaces_held_out_prompts_or_mixes_text_in_is_used():
+    line = ["data=files", "model=checkpoint", "model.checkpoints.base=B", *GIVEN,
+            "data.files.max_prompt_tokens=64"]  # fmt: skip
+    sft = make_plan(composed(*line, "stages=[sft]", "sft.pretraining_fraction=.1"))
+    assert "data.files.pretraining" not in str(sft.notes)
+    compared = make_plan(composed(*line, "stages=[evaluate]"))
+    assert "data.files.prompts" not in str(compared.notes)  # a part of them is held out
+    assert "data.files.rankings is read, but no stage of this run uses comparisons" in (
+        compared.notes
+    )
 
 
 def test_prompts_of_files_must_fit_the_engines():
