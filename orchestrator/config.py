@@ -72,6 +72,16 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Attention(Enum):
+    """What computes attention in trainers and frozen models: transformers' implementations."""
+
+    sdpa = "sdpa"  # PyTorch's own kernels
+    eager = "eager"  # plain matrix products; every family has it
+    flash_attention_2 = "flash_attention_2"  # GPU, extra package
+    flash_attention_3 = "flash_attention_3"  # GPU, extra package
+    flex_attention = "flex_attention"
+
+
 class Schedule(Enum):
     """Learning-rate schedule after warm-up."""
 
@@ -323,7 +333,7 @@ class ModelConfig:
     checkpoints: CheckpointPaths = field(default_factory=CheckpointPaths)
     pocket: PocketModelConfig = field(default_factory=PocketModelConfig)
     large: PocketModelConfig = field(default_factory=PocketModelConfig)  # stage pretrain_large
-    attention: str = "sdpa"  # transformers' attn_implementation
+    attention: Attention = Attention.sdpa
     gradient_checkpointing: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
     # Weights that do not train after pretraining: patterns of their names, or `embeddings`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ from workers.model_shape import require_scalar_class
 from workers.padding import PaddedRows
 from workers.specs import Dtype
 
-_SDPA = "torch.nn.functional.scaled_dot_product_attention"
+# What transformers says of an attention that a family, a device or an installation lacks.
+_NO_ATTENTION = re.compile("attention implementation|attn_implementation|Flash ?Attention")
 Head = Literal["keep", "random", "zero"]
 
 # The library warns about every head it adds and draws a bar for every load; what matters of both
@@ -46,7 +48,7 @@ def load_causal_lm(
     Raises:
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape.
-        ConfigError: the architecture has no dropout to set.
+        ConfigError: the architecture has no dropout to set, or no such attention.
     """
     config = _config(path)
     before = set_dropout(config, dropout)
@@ -79,7 +81,7 @@ def load_scalar(
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape; with
             `head="keep"` also when the folder holds no head.
-        ConfigError: the family has no class with such a head.
+        ConfigError: the family has no class with such a head, or no such attention.
     """
     config = _config(path)
     require_scalar_class(config.model_type, path)
@@ -196,13 +198,16 @@ def _load(kind: Any, path: str, config: Any, dtype: Dtype, attention: str) -> tu
             local_files_only=True,
             use_safetensors=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if f"attention implementation through {_SDPA}" in str(error):
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if _NO_ATTENTION.search(str(error)):
             raise ConfigError(
-                f"{config.model_type!r} models have no sdpa attention in transformers",
+                f"{config.model_type!r} models do not load with {attention} attention here: "
+                + str(error).partition(". ")[0],
                 where=path,
-                mend="set model.attention=eager",
+                mend="set model.attention=eager" + ("" if attention == "sdpa" else " or sdpa"),
             ) from error
+        if isinstance(error, ImportError):
+            raise
         raise BrokenCheckpointError(
             f"the weights do not load: {error}",
             where=path,

@@ -190,6 +190,9 @@ def test_a_family_without_such_a_class_is_named(tmp_path: Path) -> None:
         load_scalar(str(build_family("opt", tmp_path)), dtype="float32", head="zero")
 
 
-def test_attention_that_a_family_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.attention=eager"):
-        load_causal_lm(str(build_family("bloom", tmp_path)), dtype="float32")
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2", "flex_attention"])
+def test_attention_that_a_family_lacks_is_named(tmp_path: Path, attention: str) -> None:
+    folder = str(build_family("bloom", tmp_path))
+    with pytest.raises(ConfigError, match=rf"'bloom' models do not load with {attention}") as error:
+        load_causal_lm(folder, dtype="float32", attention=attention)
+    assert "model.attention=eager" in error.value.mend
