@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +55,9 @@ def load_causal_lm(
     before = set_dropout(config, dropout)
     model, absent = _load(AutoModelForCausalLM, path, config, dtype, attention)
     # Layers have read their rate, and a saved folder shall not carry it into the next stage.
-    model.config.update(before)
+    if before:
+        _own_configs(model)
+        model.config.update(before)
     if absent:
         raise _incomplete(path, absent)
     return model
@@ -141,18 +144,32 @@ def keeps_documents_apart(model: nn.Module) -> bool:
     return bool(beside < 0.1 * joined)
 
 
+def _own_configs(model: nn.Module) -> None:
+    """Let layers that look their dropout up in every pass (Falcon's) keep the rate of now."""
+    kept = copy.deepcopy(model.config)
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel) and hasattr(module, "config"):
+            module.config = kept
+
+
 def keep_checkpointing(model: nn.Module) -> None:
     """Let layers that recompute their activations go on doing so in evaluation mode.
 
     They look at their own training flag, the dropout layers inside them at theirs. A layer that
-    applies dropout by its own flag (OPT's) stays as it is: dropout that is off matters more than
-    memory.
+    applies dropout by its own flag (OPT's, Falcon's) stays as it is: dropout that is off matters
+    more than memory.
     """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-            rate = getattr(module, "dropout", None)
-            if not (isinstance(rate, float) and rate > 0.0):
-                module.training = True
+            module.training = module.training or not _drops_by_own_flag(module)
+
+
+def _drops_by_own_flag(layer: nn.Module) -> bool:
+    """Whether a layer has a dropout rate of its own, or looks one up in its configuration."""
+    config = getattr(layer, "config", None)
+    rates = [getattr(layer, "dropout", None)]
+    rates += [getattr(config, name, None) for name in ("hidden_dropout", "attention_dropout")]
+    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
 
 def _start_head(score: nn.Linear, head: Head, *, bias_absent: bool, seed: int) -> None:
