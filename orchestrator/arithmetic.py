@@ -72,6 +72,8 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
 def reward_model_steps(config: Config) -> int | None:
     """Optimizer steps of reward modelling; None where the number of rankings is in a file.
 
+    Rankings of ties alone take no part, so a run may take fewer steps.
+
     Raises:
         BatchArithmeticError: a step would leave a rank without work.
     """
@@ -80,15 +82,27 @@ def reward_model_steps(config: Config) -> int | None:
         config, RoleName.critic, settings.prompts_per_step, "reward_model.prompts_per_step",
         "prompts",
     )  # fmt: skip
-    if config.data.source is DataSourceKind.files:
+    pocket = config.data.source is DataSourceKind.pocket
+    known = {"max_rankings": settings.max_rankings} if settings.max_rankings else {}
+    if pocket:
+        known["prompts"] = settings.prompts
+    if not known:
         return None
-    if settings.prompts < settings.prompts_per_step:
+    name = min(known, key=known.__getitem__)
+    rankings = known[name]
+    if rankings < settings.prompts_per_step:
         raise BatchArithmeticError(
-            f"{settings.prompts} prompts are fewer than one step of {settings.prompts_per_step}",
-            where="reward_model.prompts",
-            mend="raise reward_model.prompts or lower reward_model.prompts_per_step",
+            f"{rankings} rankings are fewer than one step of {settings.prompts_per_step}",
+            where=f"reward_model.{name}",
+            mend=f"raise reward_model.{name} or lower reward_model.prompts_per_step",
         )
-    return math.ceil(settings.prompts / settings.prompts_per_step) * settings.epochs
+    return ranking_steps(config, rankings) if pocket else None
+
+
+def ranking_steps(config: Config, rankings: int) -> int:
+    """Optimizer steps of all passes over so many rankings; the last of a pass may be smaller."""
+    settings = config.reward_model
+    return math.ceil(rankings / settings.prompts_per_step) * settings.epochs
 
 
 def sft_rows(config: Config) -> tuple[int, int]:
@@ -121,8 +135,8 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
         sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
         steps: int | None = sizes.optimizer_steps
         taught = steps - algorithm.critic_warmup_iterations * sizes.steps_per_iteration
-        _warmup(algorithm.policy_optimizer.warmup_steps, taught, "algorithm.policy_optimizer")
-        _warmup(algorithm.critic_optimizer.warmup_steps, steps, "algorithm.critic_optimizer")
+        check_warmup(algorithm.policy_optimizer.warmup_steps, taught, "algorithm.policy_optimizer")
+        check_warmup(algorithm.critic_optimizer.warmup_steps, steps, "algorithm.critic_optimizer")
         return steps
     if stage is StageName.reward_model:
         steps, optimizer = reward_model_steps(config), config.reward_model.optimizer
@@ -142,7 +156,7 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
             "pretrain.documents_per_step", "documents",
         )  # fmt: skip
     where = "pretrain" if stage is StageName.pretrain_large else stage.value
-    _warmup(optimizer.warmup_steps, steps, f"{where}.optimizer")
+    check_warmup(optimizer.warmup_steps, steps, f"{where}.optimizer")
     return steps
 
 
@@ -156,7 +170,17 @@ def _enough(config: Config, role: RoleName, amount: int, key: str, unit: str) ->
         )
 
 
-def _warmup(warmup: int, steps: int | None, where: str) -> None:
+def check_warmup(warmup: int, steps: int | None, where: str) -> None:
+    """The warm-up ends before training does.
+
+    Args:
+        warmup: optimizer steps.
+        steps: of the stage; None = not known yet.
+        where: key of the optimizer, for the message.
+
+    Raises:
+        ConfigError: it does not.
+    """
     if steps is not None and warmup >= steps:
         raise ConfigError(
             f"a warm-up of {warmup} steps does not end within {steps} optimizer steps",

@@ -30,7 +30,7 @@ def calibrate(pairs: Pairs, bins: int = BINS) -> Calibration:
         DataError: there is no pair.
         NonFiniteError: a score is NaN or infinite.
     """
-    margins = pairs.margins
+    margins = np.where(np.isfinite(pairs.margins), pairs.margins, np.nan)
     # tanh form of the logistic function: nothing overflows at large margins
     predicted = 0.5 * (1 + np.tanh(np.abs(margins) / 2))
     agreed = 0.5 * (1 + np.sign(margins))  # a model that is undecided agrees half

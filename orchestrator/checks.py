@@ -167,9 +167,7 @@ def _check_files(config: Config, stage: StageName) -> None:
             mend="use data=pocket",
         )
     given = kinds(config.data)
-    needed = _SETS.get(stage, ())
-    if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
-        needed = (*needed, SetKind.pretraining)
+    needed = _needed(config, stage)
     if stage is StageName.evaluate and SetKind.prompts not in given:  # else a part is held out
         needed = (SetKind.evaluation_prompts,)
     for kind in needed:
@@ -181,6 +179,32 @@ def _check_files(config: Config, stage: StageName) -> None:
                 mend=f"set data.files.{name}=FILE, or data.sets.NAME.kind={kind.value} and "
                 "data.sets.NAME.path (docs/data.md lists the formats)",
             )
+
+
+def _needed(config: Config, stage: StageName) -> tuple[SetKind, ...]:
+    """Kinds of sets without which a stage cannot run; those of evaluate stand for each other."""
+    needed = _SETS.get(stage, ())
+    if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
+        needed = (*needed, SetKind.pretraining)
+    return needed
+
+
+def unused_sets(config: Config) -> list[str]:
+    """A sentence on each data set that is given, but that no stage of the run uses."""
+    given = kinds(config.data)
+    used: set[SetKind] = set()
+    for stage in config.stages:
+        used.update(_needed(config, stage))
+        if stage in PPO_STAGES:  # the probes of weight syncs
+            used.add(SetKind.evaluation_prompts)
+        if stage is StageName.evaluate:
+            held_out = SetKind.evaluation_prompts
+            used |= {held_out if held_out in given else SetKind.prompts, SetKind.pretraining}
+    return [
+        f"{each.key} is read, but no stage of this run uses {each.kind.value.replace('_', ' ')}"
+        for each in all_sets(config.data)
+        if each.kind not in used
+    ]
 
 
 def _check_unread(config: Config) -> None:
@@ -311,11 +335,17 @@ def check_reward(config: Config) -> None:
 def check_judge(config: Config) -> None:
     """What the judge of the evaluation is told can be understood.
 
+    The address is checked in every run: it may hold a secret, and each writes its config.yaml.
+
     Raises:
         ConfigError: no function is named, or the endpoint's address, model, instruction or request
             make no sense.
     """
     settings = config.evaluate
+    if settings.endpoint.url:
+        _check_address(settings.endpoint.url)
+    if StageName.evaluate not in config.stages:
+        return
     if settings.judge is JudgeKind.function:
         module, colon, name = settings.judge_function.partition(":")
         if not (module and colon and name):
@@ -330,12 +360,9 @@ def check_judge(config: Config) -> None:
 
 def _check_endpoint(endpoint: EndpointConfig) -> None:
     where = "evaluate.endpoint"
-    url = urlsplit(endpoint.url)
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
-        # the address itself may hold a password: it is not repeated
-        raise ConfigError("the judge's address is no plain http or https address",
-                          where=f"{where}.url", mend="write https://HOST/v1; a key belongs into "
-                          "the environment variable that key_variable names")  # fmt: skip
+    if not endpoint.url:
+        raise ConfigError("the judge has no address", where=f"{where}.url",
+                          mend="write https://HOST/v1")  # fmt: skip
     if not endpoint.model:
         raise ConfigError("no judging model is named", where=f"{where}.model",
                           mend="set it to a model that the endpoint serves")  # fmt: skip
@@ -353,6 +380,30 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
     if not isinstance(request, dict):
         raise ConfigError("what is sent with every question is no JSON object",
                           where=f"{where}.request", mend="write '{}' to send nothing")  # fmt: skip
+
+
+def _check_address(address: str) -> None:
+    if not _is_plain(address):
+        # the address itself may hold a password: it is not repeated, nor the error that names it
+        raise ConfigError(
+            "the judge's address is no plain http or https address",
+            where="evaluate.endpoint.url",
+            mend="write https://HOST/v1 or https://HOST:PORT/v1, nothing behind it; a key belongs "
+            "into the environment variable that key_variable names",
+        )
+
+
+def _is_plain(address: str) -> bool:
+    """Scheme, host, port and path alone."""
+    if any(c in "?#" or c.isspace() or not c.isprintable() for c in address):
+        return False
+    try:
+        url = urlsplit(address)
+        port = url.port
+    except ValueError:  # a bracket is left open, or the port is no number up to 65535
+        return False
+    host = url.hostname and "@" not in url.netloc
+    return url.scheme in ("http", "https") and bool(host) and port != 0
 
 
 def check_devices(config: Config, layout: Layout) -> None:

@@ -72,6 +72,16 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Attention(Enum):
+    """What computes attention in trainers and frozen models: transformers' implementations."""
+
+    sdpa = "sdpa"  # PyTorch's own kernels
+    eager = "eager"  # plain matrix products; every family has it
+    flash_attention_2 = "flash_attention_2"  # GPU, extra package
+    flash_attention_3 = "flash_attention_3"  # GPU, extra package
+    flex_attention = "flex_attention"
+
+
 class Schedule(Enum):
     """Learning-rate schedule after warm-up."""
 
@@ -155,10 +165,11 @@ class PersonalData(Enum):
 
 
 class RowOrder(Enum):
-    """The order in which demonstrations and pretraining text are read."""
+    """The order in which demonstrations are trained on; rows of other kinds are always shuffled."""
 
-    shuffled = "shuffled"
-    length_grouped = "length_grouped"  # batches of rows of about equal length, in random order
+    shuffled = "shuffled"  # each set permuted anew in each of its passes
+    # `length_group_batches` batches at a time, sorted by length and cut anew; then these shuffled
+    length_grouped = "length_grouped"
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -191,6 +202,17 @@ def _fraction(owner: object, *names: str) -> None:
                 f"{name}={value} must lie in [0, 1]",
                 where=type(owner).__name__,
                 mend=f"set {name} between 0 and 1",
+            )
+
+
+def _below_one(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0.0 <= value < 1.0:
+            raise ConfigError(
+                f"{name}={value} must lie in [0, 1)",
+                where=type(owner).__name__,
+                mend=f"set {name} to 0 or above, and below 1",
             )
 
 
@@ -311,7 +333,7 @@ class ModelConfig:
     checkpoints: CheckpointPaths = field(default_factory=CheckpointPaths)
     pocket: PocketModelConfig = field(default_factory=PocketModelConfig)
     large: PocketModelConfig = field(default_factory=PocketModelConfig)  # stage pretrain_large
-    attention: str = "sdpa"  # transformers' attn_implementation
+    attention: Attention = Attention.sdpa
     gradient_checkpointing: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
     # Weights that do not train after pretraining: patterns of their names, or `embeddings`.
@@ -407,7 +429,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "eps", "max_grad_norm")
         _at_least_zero(self, "weight_decay", "warmup_steps")
-        _fraction(self, "beta1", "beta2", "warmup_start_ratio", "min_learning_rate_ratio")
+        _fraction(self, "warmup_start_ratio", "min_learning_rate_ratio")
+        _below_one(self, "beta1", "beta2")  # an average that takes nothing in
 
 
 @dataclass(slots=True, kw_only=True)
@@ -620,7 +643,8 @@ class AlgorithmConfig:
             self, "iterations", "prompts_per_iteration", "samples_per_prompt",
             "sequences_per_minibatch", "epochs", "clip", "value_clip", "evaluation_prompts",
         )  # fmt: skip
-        _fraction(self, "gamma", "lam", "ema_decay")
+        _fraction(self, "gamma", "lam")
+        _below_one(self, "ema_decay")  # at 1 the saved policy would be the SFT model
         _at_least_zero(self, "evaluate_every", "critic_warmup_iterations")
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(

@@ -115,7 +115,7 @@ def train_spec(
     return TrainModelSpec(
         checkpoint=checkpoint,
         optimizer=optimizer_spec(optimizer, total_steps),
-        attention=config.model.attention,
+        attention=config.model.attention.value,
         gradient_checkpointing=config.model.gradient_checkpointing,
         ema_decay=ema_decay,
         head=head,
@@ -140,7 +140,7 @@ def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenM
         device=device(config),
         threads=role.threads,
         micro_batch_tokens=config.reward.micro_batch_tokens,
-        attention=config.model.attention,
+        attention=config.model.attention.value,
     )
 
 

@@ -31,34 +31,43 @@ def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory
     if config.cluster.accelerator is not Accelerator.cuda:
         return []
     notes: list[str] = []
-    for who, need in _needs(config, memory):
+    for who, need, least in _needs(config, memory):
         limit = gpu_bytes(config) * (
             1 if isinstance(who, RoleName) else _shared_gpus(config, layout)
         )
         name = who.value if isinstance(who, RoleName) else who
-        text = f"{name} needs {need / _GIB:.3g} of {limit / _GIB:.3g} GiB, activations not counted"
-        frozen = bool(config.model.freeze)  # the estimate is then too high
-        if need > limit and not frozen:
-            raise ResourceError(text, where=_where(who), mend=_mend(who))
+        of = f"of {limit / _GIB:.3g} GiB, activations not counted"
+        if least > limit:
+            raise ResourceError(
+                f"{name} needs {least / _GIB:.3g} {of}", where=_where(who), mend=_mend(who)
+            )
         if need > _NARROW * limit:
-            notes.append(text)
+            frozen = "" if least == need else ", less what model.freeze saves"
+            notes.append(f"{name} needs {need / _GIB:.3g} {of}{frozen}")
     return [*notes, *_loading_notes(config, layout, memory)]
 
 
-def _needs(config: Config, memory: Sequence[RoleMemory]) -> Iterator[tuple[RoleName | str, int]]:
-    """Roles with GPUs of their own and the need of one worker; then what the others share."""
-    shared, names = 0, list[str]()
+def _needs(
+    config: Config, memory: Sequence[RoleMemory]
+) -> Iterator[tuple[RoleName | str, int, int]]:
+    """Roles with GPUs of their own and the need of one worker; then what the others share.
+
+    Each with the estimate and with what of it is certain: weights that are frozen have neither
+    gradient nor optimizer state, and how many they are only their names tell.
+    """
+    shared, least, names = 0, 0, list[str]()
     for each in memory:
         engine = each.role is RoleName.rollout
         gpus = config.cluster.roles.of(each.role).gpus
         if 0 < gpus < 1:
             share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
             shared += each.workers * (share if engine else each.device)
+            least += each.workers * (share if engine else each.least_device)
             names.append(each.role.value)
         elif gpus and not engine:
-            yield each.role, each.device
+            yield each.role, each.device, each.least_device
     if names:
-        yield f"what shares GPUs ({', '.join(names)})", shared
+        yield f"what shares GPUs ({', '.join(names)})", shared, least
 
 
 def _shared_gpus(config: Config, layout: Layout) -> int:

@@ -205,6 +205,10 @@ class Trainer(Protocol):
 class Policy(Trainer, Protocol):
     """The policy's trainers."""
 
+    def shares_rows(self) -> Answer[bool]:
+        """Whether documents may share a row under the loaded model without seeing each other."""
+        ...
+
     def train_supervised(self, steps: Sequence[SupervisedStep]) -> Answer[StepStats]:
         """One optimizer step on next-token loss; one share a rank."""
         ...

@@ -62,8 +62,8 @@ def pair_accuracy(pairs: Pairs) -> PairAccuracy:
         DataError: there is no pair.
         NonFiniteError: a score is NaN or infinite.
     """
-    found = clustered_rate(np.where(np.isnan(pairs.margins), np.nan, pairs.margins > 0),
-                           pairs.prompts)  # fmt: skip
+    right = np.where(np.isfinite(pairs.margins), pairs.margins > 0, np.nan)
+    found = clustered_rate(right, pairs.prompts)
     return PairAccuracy(found.rate, found.low, found.high, found.trials, found.clusters)
 
 

@@ -18,6 +18,7 @@ from orchestrator.checks import (
     inputs,
     product,
     stage_roles,
+    unused_sets,
 )
 from orchestrator.config import (
     Accelerator,
@@ -29,6 +30,7 @@ from orchestrator.config import (
 )
 from orchestrator.gpu_memory import check_gpu_memory
 from orchestrator.placement import Layout, place_roles
+from orchestrator.row_lengths import check_rows
 from orchestrator.sizes import (
     ModelSize,
     RoleMemory,
@@ -69,14 +71,13 @@ def make_plan(config: Config) -> Plan:
     """Derive the plan and check the configuration across its groups.
 
     Raises:
-        BatchArithmeticError: batch sizes or token limits that do not fit together.
+        BatchArithmeticError: batch sizes, token limits or models that do not fit together.
         ResourceError: roles that do not fit on the cluster described.
         ConfigError: stages whose inputs nobody gives or makes, and other contradictions.
     """
     check_stages(config)
     check_reward(config)
-    if StageName.evaluate in config.stages:
-        check_judge(config)
+    check_judge(config)
     stages = tuple(_plan_stage(config, stage) for stage in config.stages)
     roles = {role for stage in stages for role in stage.roles}
     layout = place_roles(config.cluster, roles)
@@ -85,6 +86,7 @@ def make_plan(config: Config) -> Plan:
     if RoleName.rollout in roles:
         check_lengths(config, size)
         check_head_sizes(config)
+    check_rows(config)
     check_backbones(config, size)
     memory = _memory(config, layout, size)
     return Plan(
@@ -96,6 +98,7 @@ def make_plan(config: Config) -> Plan:
         size=size,
         memory=memory,
         notes=(
+            *unused_sets(config),
             *_notes(config, layout, size),
             *_unknown(config, layout, memory),
             *check_gpu_memory(config, layout, memory),

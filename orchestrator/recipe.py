@@ -80,7 +80,7 @@ def run_recipe(
     given = _given_checkpoints(config)
     source = make_source(config, given)
     if StageName.evaluate in config.stages:
-        check_judge_ready(config)
+        check_judge_ready(config, source.tokenizer)
         check_harness_ready(config)
     position = Position()
     resolved = plain_config(config)

@@ -416,6 +416,10 @@ class PolicyGroup(_TrainerGroup, _LanguageModelGroup):
 
     role, worker = "policy", _PolicyActor
 
+    def shares_rows(self) -> Pending[bool]:
+        """Whether documents may share a row under the loaded model without seeing each other."""
+        return self._all("ask", lambda actor, _: actor.shares_rows.remote(), first, ranks=[0])
+
     def train_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[StepStats]:
         """One optimizer step on next-token loss; one share a rank."""
         return self._all(

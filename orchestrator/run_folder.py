@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.errors import ConfigError
+from workers.errors import ConfigError, NonFiniteError
 
 # Hydra makes these in the folder before the run sees it.
 _HYDRA_ENTRIES = frozenset({".hydra", "run.log"})
@@ -178,10 +178,18 @@ def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically.
 
     Raises:
-        ValueError: a float is NaN or infinite, which JSON cannot hold.
+        NonFiniteError: a float is NaN or infinite, which JSON cannot hold.
         TypeError: a value is no JSON type.
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise NonFiniteError(
+            f"a figure is NaN or infinite: {error}",
+            where=str(path),
+            mend="metrics.jsonl shows which: its lines with the key nonfinite",
+        ) from error
+    write_text(path, text + "\n")
 
 
 def _some(names: list[str], shown: int = 4) -> str:

@@ -169,9 +169,22 @@ class Session:
         assert isinstance(eos, int), "a data source refuses a tokenizer without an end token"
         return rollout_spec(self.config, path, eos)
 
-    def pretraining_rows(self, start: int, count: int) -> TokenBatch:
-        """Training documents `start` to `start + count`, sharing rows."""
+    def rows_are_shared(self) -> bool:
+        """Whether documents may share rows under the policy that is loaded; else a note says so.
+
+        Asked once a stage: a family that lets documents see each other gets a row a document, dealt
+        into micro-batches as such, so that none exceeds its token budget.
+        """
+        shared = self.fleet.policy.shares_rows().result()
+        if not shared:
+            self.live.note("a row a document: in this family, those that share one see each other")
+        return shared
+
+    def pretraining_rows(self, start: int, count: int, *, shared: bool) -> TokenBatch:
+        """Training documents `start` to `start + count`, sharing rows where `shared` says so."""
         documents = self.source.pretraining("train", start, count)
+        if not shared:
+            return documents
         return batching.pack_documents(documents, self.config.pretrain.row_tokens)
 
     def requests(

@@ -15,6 +15,7 @@ from orchestrator.config import (
     PocketModelConfig,
     Precision,
     RoleName,
+    StageName,
 )
 from workers.errors import BrokenCheckpointError
 from workers.model_shape import read_shape
@@ -29,6 +30,7 @@ _PROCESS_BYTES = {
     RoleName.policy: 500 << 20,
     RoleName.critic: 500 << 20,
 }
+_WHOLE = (StageName.pretrain, StageName.pretrain_large)  # stages that train frozen weights too
 # Copies of a (tokens, vocabulary) fp32 array alive at once: logits, their log-softmax, a gradient.
 _LOGIT_COPIES = {RoleName.policy: 3, RoleName.reference: 2}
 
@@ -51,6 +53,7 @@ class RoleMemory:
     workers: int
     parameters: int
     model: int  # weights, and in a trainer gradients and optimizer state, on the device
+    least: int  # of `model`, the part that is there whichever weights `model.freeze` names
     working: int  # logits of one micro-batch, or the KV cache of an engine
     host: int  # the process before any model, and what of a model on a GPU rests in host memory
     loading: int  # weights that pass through the device before they are divided over ranks
@@ -60,6 +63,11 @@ class RoleMemory:
     def device(self) -> int:
         """The most that a GPU holds, while it loads or while it works."""
         return max(self.model + self.working, self.loading)
+
+    @property
+    def least_device(self) -> int:
+        """What a GPU holds in any case, whichever weights are frozen."""
+        return max(self.least + self.working, self.loading)
 
     @property
     def total(self) -> int:
@@ -123,11 +131,14 @@ def _numbers(shard: Path) -> int:
 def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
     """Estimate the memory of one worker of `role` that holds a model of `size`."""
     workers = config.cluster.roles.of(role).workers
-    resting = 0
+    resting, least = 0, None  # least: None = as `model`
     if role in (RoleName.policy, RoleName.critic):
-        model, resting = _trained_bytes(
-            config, size.parameters, workers, averaged=role is RoleName.policy
-        )
+        averaged = role is RoleName.policy
+        model, resting = _trained_bytes(config, size.parameters, workers, averaged=averaged)
+        if config.model.freeze and not (averaged and set(_WHOLE) & set(config.stages)):
+            least, _ = _trained_bytes(
+                config, size.parameters, workers, averaged=False, trains=False
+            )
         tokens, loading = config.trainer.micro_batch_tokens, _bytes(config.trainer.precision)
     elif role is RoleName.rollout:
         number = _bytes(config.rollout.precision)
@@ -146,6 +157,7 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
         workers=workers,
         parameters=size.parameters,
         model=model,
+        least=least if least is not None else model,
         working=working,
         host=_PROCESS_BYTES[role] + resting,
         loading=size.parameters * loading,
@@ -158,20 +170,21 @@ def _bytes(precision: Precision) -> int:
 
 
 def _trained_bytes(
-    config: Config, parameters: int, ranks: int, *, averaged: bool
+    config: Config, parameters: int, ranks: int, *, averaged: bool, trains: bool = True
 ) -> tuple[int, int]:
     """Weights, gradients and AdamW state of one rank: (on its device, beside a GPU on the host).
 
     AdamW keeps two fp32 moments, and a fp32 copy of bf16 weights. ZeRO-1 divides this over ranks,
     ZeRO-2 also gradients (fp32), ZeRO-3 also weights (ZeRO, arXiv 1910.02054, section 3). Adapters
     leave nothing but the weights to count: of a d x d matrix, those of rank r train 2 r / d. What
-    `model.freeze` saves depends on names and is not taken off. Offloaded state takes the gradients
+    `model.freeze` saves depends on names and is not taken off; `trains=False` takes off all that it
+    could. Offloaded state takes the gradients
     with it; the moving average always rests on the host.
     """
     offload, stage = config.trainer.offload, config.trainer.zero_stage
     weights = _bytes(config.trainer.precision) / (ranks if stage >= 3 else 1)
     state = average = 0.0
-    if not config.model.lora.rank:
+    if trains and not config.model.lora.rank:
         bf16 = config.trainer.precision is Precision.bf16
         state = (2 * _FLOAT + (_FLOAT if bf16 else 0)) / ranks
         state += _FLOAT / (ranks if stage >= 2 else 1)

@@ -128,7 +128,7 @@ def write_summary(folder: RunFolder, summary: Summary) -> None:
     """Write summary.json atomically; what was not measured is null.
 
     Raises:
-        ValueError: a figure is NaN or infinite.
+        NonFiniteError: a figure is NaN or infinite.
     """
     write_json(folder.summary, to_json(summary))
 

@@ -8,16 +8,19 @@ from pathlib import Path
 
 from workers.errors import ConfigError
 
+_VERDICTS = ("A", "B", "C")
+
 
 def question_key(*parts: str) -> str:
-    """Hash of everything that an answer depends on: model, instruction, request and texts."""
+    """Hash of everything that an answer depends on: address, model, instruction, request, texts."""
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class VerdictCache:
     """One JSON line a verdict, added at once and read back at the start.
 
-    A process that is killed leaves at most one torn line, which is passed over; several runs may
+    A process that is killed leaves at most one torn line, which is passed over, as is a line
+    without a verdict that is A, B or C; several runs may
     add to one file. Keys are hashes: neither texts nor credentials are written.
     """
 
@@ -60,6 +63,7 @@ class VerdictCache:
 def _verdict(line: bytes) -> tuple[str, str] | None:
     try:
         fields = json.loads(line)
-        return str(fields["key"]), str(fields["verdict"])
+        key, verdict = str(fields["key"]), fields["verdict"]
     except (ValueError, KeyError, TypeError):
         return None
+    return (key, verdict) if verdict in _VERDICTS else None

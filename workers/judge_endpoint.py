@@ -92,7 +92,10 @@ def judge_pairs(spec: EndpointSpec, cache: VerdictCache, pairs: Sequence[AnswerP
         questions |= dict(both) if pair.a != pair.b else {}
     unknown = {key: text for key, text in questions.items() if cache.get(key) is None}
     if unknown:
-        uses = Counter(key for both in keys if both for key in both)
+        uses: dict[str, list[int]] = {}
+        for number, both in enumerate(keys):
+            for key in both or ():
+                uses.setdefault(key, []).append(number)
         asyncio.run(_Interview(spec, cache, uses, len(pairs)).run(unknown))
     verdicts = [(cache.get(k[0]), cache.get(k[1])) if k else ("C", "C") for k in keys]
     outcomes = tuple(_outcome(*both) for both in verdicts)
@@ -105,7 +108,8 @@ def judge_pairs(spec: EndpointSpec, cache: VerdictCache, pairs: Sequence[AnswerP
 def _question(spec: EndpointSpec, prompt: str, first: str, second: str) -> tuple[str, str]:
     """Key and text. One pass over the instruction: texts may hold braces of their own."""
     texts = {"prompt": prompt, "first": first, "second": second}
-    key = question_key(_FORMAT, spec.model, spec.instruction, spec.request, prompt, first, second)
+    asked = (spec.url.rstrip("/"), spec.model, spec.instruction, spec.request)
+    key = question_key(_FORMAT, *asked, prompt, first, second)
     return key, _PLACE.sub(lambda place: texts[place[1]], spec.instruction)
 
 
@@ -119,14 +123,14 @@ class _Interview:
     """All questions of one evaluation, `concurrency` at a time."""
 
     def __init__(
-        self, spec: EndpointSpec, cache: VerdictCache, uses: Counter[str], pairs: int
+        self, spec: EndpointSpec, cache: VerdictCache, uses: dict[str, list[int]], pairs: int
     ) -> None:
         self._spec = spec
         self._cache = cache
-        self._uses = uses  # pairs that need each question
+        self._uses = uses  # numbers of the pairs that need each question
         self._pairs = pairs
         self._reasons: Counter[str] = Counter()
-        self._failed = 0  # pairs, at most
+        self._failed: set[int] = set()  # numbers of pairs; both questions of one may fail
         self._streak = 0
         self._resume_at = 0.0  # nobody asks before
         self._ends_at = time.monotonic() + spec.deadline_seconds
@@ -175,6 +179,12 @@ class _Interview:
             except TimeoutError:
                 reason = f"no answer within {self._spec.request_seconds:g} s"
                 continue
+            except httpx.InvalidURL as error:
+                raise ConfigError(
+                    f"the judge's address is none: {error}",
+                    where=f"evaluate.endpoint.url={self._spec.url}",
+                    mend="write https://HOST/v1 or https://HOST:PORT/v1",
+                ) from error
             except httpx.RequestError as error:
                 reason = f"no connection: {type(error).__name__}"
                 continue
@@ -240,14 +250,14 @@ class _Interview:
 
     def _count(self, key: str, reason: str) -> None:
         self._reasons[reason] += 1
-        self._failed += self._uses[key]
+        self._failed.update(self._uses[key])
         self._streak += 1
         allowed = self._spec.failed_fraction * self._pairs
-        if self._failed <= allowed and self._streak < _STREAK:
+        if len(self._failed) <= allowed and self._streak < _STREAK:
             return
         reasons = "; ".join(f"{count} x {text}" for text, count in self._reasons.most_common(3))
         raise JudgeError(
-            f"the judge gave no verdict on {self._failed} of {self._pairs} pairs, the last "
+            f"the judge gave no verdict on {len(self._failed)} of {self._pairs} pairs, the last "
             f"{self._streak} in a row: {reasons}",
             where=f"evaluate.endpoint.url={self._spec.url}",
             mend=f"mend the endpoint and run again: verdicts are kept in {self._cache.path}; "

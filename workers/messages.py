@@ -231,14 +231,6 @@ class TokenBatch:
         positions = self.positions.select(rows) if self.positions is not None else None
         return TokenBatch(self.tokens.select(rows), self.targets.select(rows), positions)
 
-    def one_document_a_row(self) -> TokenBatch:
-        """The same documents in rows of their own; the same targets count."""
-        if self.positions is None:
-            return self
-        starts = np.flatnonzero(self.positions.values == 0)
-        offsets = np.append(starts, len(self.positions.values))
-        return TokenBatch(Ragged(self.tokens.values, offsets), Ragged(self.targets.values, offsets))
-
 
 @dataclass(frozen=True, slots=True)
 class SupervisedStep:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,8 @@ from workers.model_shape import require_scalar_class
 from workers.padding import PaddedRows
 from workers.specs import Dtype
 
-_SDPA = "torch.nn.functional.scaled_dot_product_attention"
+# What transformers says of an attention that a family, a device or an installation lacks.
+_NO_ATTENTION = re.compile("attention implementation|attn_implementation|Flash ?Attention")
 Head = Literal["keep", "random", "zero"]
 
 # The library warns about every head it adds and draws a bar for every load; what matters of both
@@ -46,13 +49,15 @@ def load_causal_lm(
     Raises:
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape.
-        ConfigError: the architecture has no dropout to set.
+        ConfigError: the architecture has no dropout to set, or no such attention.
     """
     config = _config(path)
     before = set_dropout(config, dropout)
     model, absent = _load(AutoModelForCausalLM, path, config, dtype, attention)
     # Layers have read their rate, and a saved folder shall not carry it into the next stage.
-    model.config.update(before)
+    if before:
+        _own_configs(model)
+        model.config.update(before)
     if absent:
         raise _incomplete(path, absent)
     return model
@@ -79,7 +84,7 @@ def load_scalar(
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape; with
             `head="keep"` also when the folder holds no head.
-        ConfigError: the family has no class with such a head.
+        ConfigError: the family has no class with such a head, or no such attention.
     """
     config = _config(path)
     require_scalar_class(config.model_type, path)
@@ -139,18 +144,32 @@ def keeps_documents_apart(model: nn.Module) -> bool:
     return bool(beside < 0.1 * joined)
 
 
+def _own_configs(model: nn.Module) -> None:
+    """Let layers that look their dropout up in every pass (Falcon's) keep the rate of now."""
+    kept = copy.deepcopy(model.config)
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel) and hasattr(module, "config"):
+            module.config = kept
+
+
 def keep_checkpointing(model: nn.Module) -> None:
     """Let layers that recompute their activations go on doing so in evaluation mode.
 
     They look at their own training flag, the dropout layers inside them at theirs. A layer that
-    applies dropout by its own flag (OPT's) stays as it is: dropout that is off matters more than
-    memory.
+    applies dropout by its own flag (OPT's, Falcon's) stays as it is: dropout that is off matters
+    more than memory.
     """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-            rate = getattr(module, "dropout", None)
-            if not (isinstance(rate, float) and rate > 0.0):
-                module.training = True
+            module.training = module.training or not _drops_by_own_flag(module)
+
+
+def _drops_by_own_flag(layer: nn.Module) -> bool:
+    """Whether a layer has a dropout rate of its own, or looks one up in its configuration."""
+    config = getattr(layer, "config", None)
+    rates = [getattr(layer, "dropout", None)]
+    rates += [getattr(config, name, None) for name in ("hidden_dropout", "attention_dropout")]
+    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
 
 def _start_head(score: nn.Linear, head: Head, *, bias_absent: bool, seed: int) -> None:
@@ -196,13 +215,16 @@ def _load(kind: Any, path: str, config: Any, dtype: Dtype, attention: str) -> tu
             local_files_only=True,
             use_safetensors=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if f"attention implementation through {_SDPA}" in str(error):
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if _NO_ATTENTION.search(str(error)):
             raise ConfigError(
-                f"{config.model_type!r} models have no sdpa attention in transformers",
+                f"{config.model_type!r} models do not load with {attention} attention here: "
+                + str(error).partition(". ")[0],
                 where=path,
-                mend="set model.attention=eager",
+                mend="set model.attention=eager" + ("" if attention == "sdpa" else " or sdpa"),
             ) from error
+        if isinstance(error, ImportError):
+            raise
         raise BrokenCheckpointError(
             f"the weights do not load: {error}",
             where=path,

@@ -20,7 +20,6 @@ from workers.messages import (
     SupervisedStep,
     TensorMeta,
     TextLoss,
-    TokenBatch,
     TokenField,
     WeightOffer,
     WeightReceipt,
@@ -48,6 +47,11 @@ class PolicyWorker(Trainer):
         self._transfer: GroupSender | None = None
         self._shares_rows = False  # documents may share rows without seeing each other
 
+    def shares_rows(self) -> bool:
+        """Whether documents may share a row under this model without seeing each other."""
+        self._joined()
+        return self._shares_rows
+
     def train_supervised(self, step: SupervisedStep) -> StepStats:
         """One optimizer step on the mean loss of the target tokens, nats a token.
 
@@ -64,8 +68,7 @@ class PolicyWorker(Trainer):
         from workers.engine import gather_rows
 
         self.engine.mode(training=False)
-        batches = [self._rows(batch) for batch in step.micro_batches]
-        parts = [text_loss(self.engine.logits, b, self.engine.device) for b in batches]
+        parts = [text_loss(self.engine.logits, b, self.engine.device) for b in step.micro_batches]
         nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
         totals = gather_rows([nll, tokens]).sum(dim=0).tolist()
         return TextLoss(totals[0], int(totals[1]))
@@ -149,9 +152,6 @@ class PolicyWorker(Trainer):
         for bucket in self._weights():
             yield from checkpoint_form(self.engine.module, bucket)
 
-    def _rows(self, batch: TokenBatch) -> TokenBatch:
-        return batch if self._shares_rows else batch.one_document_a_row()
-
     def _pass_weights(self) -> None:
         """Take part in gathering weights that only rank 0 uses."""
         for _ in self._weights():
@@ -203,7 +203,8 @@ class PolicyWorker(Trainer):
         Rows have no ids: an error names them by their number within this rank's step.
         """
         first = 0
-        for batch in map(self._rows, step.micro_batches):
+        for batch in step.micro_batches:
+            assert batch.positions is None or self._shares_rows, "documents would see each other"
             nll, names = text_nll(self.engine.logits, batch, self.engine.device)
             total = nll.sum()
             tally.add("nll", float(total.detach()))

@@ -30,6 +30,8 @@ from workers.messages import FloatArray, Ragged, RolloutBatch, TokenBatch
 from workers.model_shape import read_shape
 from workers.pocket.labeler import Gold
 
+_MOST_NATS = 700.0  # exp(709.8) is the largest float
+
 
 def evaluate(session: Session) -> None:
     """Compare all models of the run."""
@@ -106,13 +108,21 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _web_perplexity(session: Session) -> float | None:
-    """exp(mean nats a token) of held-out pretraining text; None where no text is given."""
+    """exp(mean nats a token) of held-out pretraining text.
+
+    None where no text is given, or where the mean is beyond any number: JSON holds no infinity, and
+    the other figures of such a model are worth keeping.
+    """
     data = session.config.data
     if data.source is DataSourceKind.files and SetKind.pretraining not in kinds(data):
         return None
     documents = session.source.pretraining("heldout", 0, session.config.evaluate.web_documents)
     losses = _row_losses(session, documents)
-    return math.exp(float(losses.sum(dtype=np.float64)) / documents.target_count)
+    nats = float(losses.sum(dtype=np.float64)) / documents.target_count
+    if not nats < _MOST_NATS:  # NaN too
+        session.live.note(f"no perplexity: the mean loss of held-out text is {nats:g} nats a token")
+        return None
+    return math.exp(nats)
 
 
 def _cloze_accuracy(session: Session) -> float | None:

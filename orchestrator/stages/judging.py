@@ -6,18 +6,31 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import checkpoint
-from orchestrator.config import Config, JudgeKind, RewardKind
+from orchestrator.config import (
+    Config,
+    DataSourceKind,
+    JudgeKind,
+    RewardKind,
+    StageName,
+    TextBridge,
+)
 from orchestrator.derive import endpoint_spec, judge_spec, reward_spec
 from orchestrator.session import Session
 from orchestrator.statistics import WinRate, preference, win_rate
 from orchestrator.summary import EvaluationRow, Judging, Preference
+from workers.data.fingerprint import tokenizer_fingerprint
 from workers.data.records import Prompt
-from workers.errors import ConfigError, RewardError
+from workers.data.tokenizers import load_tokenizer
+from workers.errors import ConfigError, RewardError, TokenizerMismatchError
 from workers.messages import RolloutBatch
 from workers.pocket.labeler import Gold
 from workers.reward_function import load_function
+
+if TYPE_CHECKING:  # seconds to import, and only a type here
+    from transformers import PreTrainedTokenizerBase
 
 # Each pair (model, over) whose win rate is reported, where both were evaluated.
 PAIRS = (
@@ -42,12 +55,17 @@ class Answers:
     row: EvaluationRow
 
 
-def check_judge_ready(config: Config) -> None:
+def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """What the judge needs is there: found out now, not after hours of training.
+
+    Args:
+        config: The run.
+        tokenizer: That of the models that are judged.
 
     Raises:
         ConfigError: the function cannot be imported, or the key is not in the environment.
         CheckpointError: the judging reward model is missing or broken.
+        TokenizerMismatchError: it would be handed the token ids of another tokenizer.
     """
     settings = config.evaluate
     if settings.judge is JudgeKind.function:
@@ -56,6 +74,31 @@ def check_judge_ready(config: Config) -> None:
         checkpoint.require(settings.judge_checkpoint, "judge")
     if settings.judge is JudgeKind.endpoint:
         _key(config)
+    folder = _given_model(config)
+    if folder and config.reward.bridge is TextBridge.tokens:
+        _check_tokenizer(folder, tokenizer)
+
+
+def _given_model(config: Config) -> str:
+    """The folder of the reward model that judges; "" if none does, or a stage makes it."""
+    judge, judging = config.evaluate.judge, config.evaluate.judge_checkpoint
+    by_reward = judge is JudgeKind.auto and config.data.source is DataSourceKind.files
+    if judge is not JudgeKind.reward_model:
+        if not by_reward or config.reward.kind is RewardKind.function:
+            return ""
+        judging = ""
+    made = StageName.reward_model in config.stages
+    return judging or ("" if made else config.model.checkpoints.reward_model)
+
+
+def _check_tokenizer(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
+        raise TokenizerMismatchError(
+            "the judging reward model has another tokenizer than the models that it judges, so "
+            "token ids mean other words to it",
+            where=folder,
+            mend="set reward.bridge=text, or give a judge with the same tokenizer",
+        )
 
 
 def _key(config: Config) -> str:

@@ -55,6 +55,7 @@ class _Run:
     version: int  # what the engines serve
     adaptive_kl: AdaptiveKLController | None  # None = fixed
     ledger: Ledger
+    shares_rows: bool = False  # pretraining documents, among themselves
     documents_used: int = 0  # cursor into the pretraining text
 
     @property
@@ -181,6 +182,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         sync=sync,
         version=0,
         adaptive_kl=_controller(session),
+        shares_rows=ptx_coefficient > 0.0 and session.rows_are_shared(),
         ledger=Ledger(),
     )
 
@@ -381,7 +383,9 @@ def _pretraining_mix(run: _Run, plan: StepPlan, kept: IntArray) -> list[TokenBat
     for _ in range(plan.epochs):
         for step in batching.minibatches(kept, plan.per_step, plan.seed, uneven=plan.uneven):
             count = max(1, round(per_episode * len(step)))
-            batches.append(run.session.pretraining_rows(run.documents_used, count))
+            batches.append(
+                run.session.pretraining_rows(run.documents_used, count, shared=run.shares_rows)
+            )
             run.documents_used += count
     return batches
 

@@ -39,14 +39,14 @@ def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
     session.fleet.policy.load(
         train_spec(session.config, initial, settings.optimizer, settings.steps, whole=True)
     ).result()
-    count = settings.documents_per_step
+    count, shared = settings.documents_per_step, session.rows_are_shared()
     supervised.train(
         session,
         supervised.Loop(
             stage=stage,
             family="pretrain",
             steps=settings.steps,
-            batch=lambda step: session.pretraining_rows(step * count, count),
+            batch=lambda step: session.pretraining_rows(step * count, count, shared=shared),
         ),
     )
     session.publish(name, lambda path: session.fleet.policy.save(path, initial).result(), stage)

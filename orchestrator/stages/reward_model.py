@@ -11,6 +11,7 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.agreement import annotator_agreement
+from orchestrator.arithmetic import check_warmup, ranking_steps, reward_model_steps
 from orchestrator.derive import train_spec
 from orchestrator.figures import Agreement
 from orchestrator.rankings import load_rankings, save_rankings
@@ -26,17 +27,19 @@ def reward_model(session: Session) -> None:
     """Train the reward model from the SFT model and set its zero to the demonstrations' mean."""
     settings = session.config.reward_model
     sft = session.need("sft")
-    expected = -(-settings.prompts // settings.prompts_per_step) * settings.epochs
-    session.live.stage("reward_model", expected)
+    planned = reward_model_steps(session.config)
+    session.live.stage("reward_model", planned or ranking_steps(session.config, settings.prompts))
     saved = session.saves.within("reward_model")
     given = _rankings(session, labeled=saved is not None)
     agreement = annotator_agreement([ranking for split in given for ranking in split])
     train, heldout = _with_pairs(given)
     # read before training, so that a missing held-out part costs none
     zero = session.source.demonstrations("heldout", 0, settings.bias_demonstrations)
-    steps_per_epoch = -(-len(train) // settings.prompts_per_step)
-    total = steps_per_epoch * settings.epochs
+    total = ranking_steps(session.config, len(train))
+    steps_per_epoch = total // settings.epochs
     session.live.expect(total)
+    # the plan knew neither the rankings of a file nor which are ties alone
+    check_warmup(settings.optimizer.warmup_steps, total, "reward_model.optimizer")
     session.fleet.critic.load(
         train_spec(session.config, sft, settings.optimizer, total, head="random")
     ).result()

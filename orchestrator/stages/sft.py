@@ -22,10 +22,14 @@ def sft(session: Session) -> None:
     base = session.need("base")
     spec = train_spec(session.config, base, settings.optimizer, steps, dropout=settings.dropout)
     session.fleet.policy.load(spec).result()
+    together = settings.pack_tokens if settings.pack_tokens and session.rows_are_shared() else 0
     supervised.train(
         session,
         supervised.Loop(
-            stage="sft", family="sft", steps=steps, batch=lambda step: _batch(session, step)
+            stage="sft",
+            family="sft",
+            steps=steps,
+            batch=lambda step: _batch(session, step, together),
         ),
     )
     session.publish("sft", lambda path: session.fleet.policy.save(path, base).result(), "sft")
@@ -58,12 +62,17 @@ def _steps(session: Session) -> int:
     return steps
 
 
-def _batch(session: Session, step: int) -> TokenBatch:
-    """The rows of one optimizer step: demonstrations, and pretraining text where it is mixed in."""
+def _batch(session: Session, step: int, together: int) -> TokenBatch:
+    """The rows of one optimizer step: demonstrations, and pretraining text where it is mixed in.
+
+    Args:
+        session: of the run.
+        step: counted from 0.
+        together: tokens of rows that several share; 0 = a row each.
+    """
     demonstrations, documents = sft_rows(session.config)
     batch = session.source.demonstrations("train", step * demonstrations, demonstrations)
     if documents:
         text = session.source.pretraining("train", step * documents, documents)
         batch = stack_batches(batch, text)
-    together = session.config.sft.pack_tokens
     return pack_documents(batch, together) if together else batch

@@ -319,6 +319,7 @@ class TestSync:
     def test_a_transaction_ends_on_the_trained_weights(self, world: World):
         policy, rollout = world.roles.policy, world.roles.rollout
         policy.load(world.train_spec("sft")).result()
+        assert policy.shares_rows().result()  # a Llama
         policy.train_supervised(_share(_demonstrations(), policy.size)).result()
         sync = WeightSync(policy, rollout, world.config.rollout, PROMPTS, BUDGET)
         for _ in range(2):

@@ -279,12 +279,16 @@ class FakeTrainer(FakeGroup):
 class FakePolicy(FakeTrainer):
     role = "policy"
     model: ToyPolicy | None = None
+    keeps_documents_apart = True  # a bigram model does, but for their first tokens
 
     def _load(self, spec: TrainModelSpec) -> None:
         self.model = ToyPolicy.load(spec.checkpoint)
 
     def _restore(self, folder: str) -> None:
         self.model = ToyPolicy.load(f"{folder}/policy.0")
+
+    def shares_rows(self) -> FakeAnswer[bool]:
+        return self._all("shares_rows", lambda _: self.keeps_documents_apart, first, [0])
 
     def _text_loss(self, steps: Sequence[SupervisedStep]) -> torch.Tensor:
         _same_count(steps)

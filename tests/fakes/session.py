@@ -12,6 +12,7 @@ from orchestrator.config import (
     AlgorithmConfig,
     Config,
     EvaluateConfig,
+    OptimizerConfig,
     RewardModelConfig,
     RolloutConfig,
 )
@@ -54,7 +55,11 @@ def small_config() -> Config:
         ),
         rollout=RolloutConfig(parity_prompts=2, parity_tokens=4, max_response_tokens=12),
         reward_model=RewardModelConfig(
-            prompts=24, heldout_prompts=12, prompts_per_step=8, bias_demonstrations=32
+            prompts=24,
+            heldout_prompts=12,
+            prompts_per_step=8,
+            bias_demonstrations=32,
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
         ),
         evaluate=EvaluateConfig(prompts=32, web_documents=16, cloze_tasks=8),
     )

@@ -364,7 +364,11 @@ def test_length_groups_hold_the_same_rows(files: Files) -> None:
         )
     ]
     assert waste[0] < 1.15 < 1.3 < waste[1]
-    part = files(demonstrations=rows, feeding={**grouped, "batch_rows": by_batch})
+    part = files(
+        demonstrations=rows, prompts=rows[:50], feeding={**grouped, "batch_rows": by_batch}
+    )
+    others = files(demonstrations=rows, prompts=rows[:50])
+    assert part.prompts("ppo", 0, 80) == others.prompts("ppo", 0, 80)  # no other kind is grouped
     again = part.demonstrations("train", 100, 50)
     assert np.array_equal(again.tokens.values, whole.tokens.select(range(100, 150)).values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from fakes.session import Run
 from orchestrator.config import DataSourceKind, JudgeKind
 from orchestrator.samples import read_comparisons
 from orchestrator.stages.evaluate import evaluate
-from orchestrator.summary import Judging
+from orchestrator.summary import Judging, Summary, read_summary, write_summary
 from workers.errors import ConfigError, JudgeError, RewardError
 from workers.pocket.labeler import Gold
 
@@ -95,6 +96,22 @@ def test_perplexity_and_cloze_of_each_model(tmp_path: Path, replicas: int):
         row = run.session.findings.models[name]
         assert row.web_perplexity == pytest.approx(math.exp(sum(nats) / tokens), rel=1e-5)
         assert row.cloze_accuracy == right / 8
+
+
+def test_a_perplexity_beyond_all_numbers_is_left_out(tmp_path: Path):
+    run = Run(tmp_path)
+    spoilt = ToyPolicy.load(run.session.need("base"))
+    with torch.no_grad():
+        spoilt.weights[5] = 1e6  # nats that every other token costs
+    spoilt.save(run.session.need("base"))
+    evaluate(run.session)
+    write_summary(run.folder, Summary(models=run.session.findings.models))
+    summary = json.loads(run.folder.summary.read_text(), parse_constant=pytest.fail)
+    rows = summary["evaluation"]["models"]
+    assert rows["base"]["web_perplexity"] is None
+    assert rows["base"]["length_mean"] > 0
+    assert rows["sft"]["web_perplexity"] > 1
+    assert read_summary(run.folder.summary).models["base"].web_perplexity is None
 
 
 def test_the_large_model_restarts_the_engines_once(tmp_path: Path):

@@ -99,7 +99,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     running = Server()
     yield running
     running.close()
@@ -161,14 +161,16 @@ def test_a_rerun_asks_nothing_again(server: Server, spec: EndpointSpec, tmp_path
     text = (tmp_path / "verdicts.jsonl").read_text()
     assert KEY not in text
     assert "long answer" not in text
-    # another model, instruction or request is another question
+    # another address, model, instruction or request is another question
     cache = VerdictCache(tmp_path)
     for other in (
+        replace(spec, url=server.url.replace("127.0.0.1", "localhost")),
         replace(spec, model="m"),
         replace(spec, instruction="?" + spec.instruction.replace("?", "")),
         replace(spec, request="{}"),
     ):
         assert judge_pairs(other, cache, PAIRS[:1]).asked == 2
+    assert judge_pairs(replace(spec, url=server.url + "/"), cache, PAIRS[:1]).asked == 0
     cache.close()
 
 
@@ -258,6 +260,18 @@ def test_what_is_no_verdict_is_a_failure_and_never_a_tie(
         judge_pairs(replace(spec, failed_fraction=0.0), cache, PAIRS)
 
 
+def test_a_pair_both_of_whose_questions_fail_is_one_pair(
+    server: Server, spec: EndpointSpec, cache: VerdictCache
+) -> None:
+    many = [AnswerPair(f"q{n}", "long answer", "no") for n in range(10)]
+    server.answer = lambda q: prefers_longer(q) if q > "q2" else (400, {}, "")
+    found = judge_pairs(replace(spec, failed_fraction=0.2), cache, many)  # 2 of 10 pairs
+    assert found.failed == 2
+    assert found.outcomes == (None, None, *[1.0] * 8)
+    with pytest.raises(JudgeError, match="no verdict on 2 of 10 pairs"):
+        judge_pairs(replace(spec, failed_fraction=0.19, concurrency=1), cache, many)
+
+
 def test_after_too_many_failures_what_was_learnt_is_kept(
     server: Server, spec: EndpointSpec, tmp_path: Path
 ) -> None:
@@ -326,6 +340,12 @@ def test_nobody_at_the_address(spec: EndpointSpec, cache: VerdictCache, server: 
         judge_pairs(spec, cache, PAIRS)
 
 
+def test_an_address_that_no_client_understands(spec: EndpointSpec, cache: VerdictCache) -> None:
+    with pytest.raises(ConfigError, match="address is none") as caught:
+        judge_pairs(replace(spec, url="http://example.org:abc/v1"), cache, PAIRS)
+    assert caught.value.mend
+
+
 def test_a_torn_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
     first = VerdictCache(tmp_path)
     first.put("k1", "A")
@@ -339,6 +359,14 @@ def test_a_torn_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
     third = VerdictCache(tmp_path)
     assert (third.get("k1"), third.get("k3")) == ("A", "B")
     third.close()
+
+
+@pytest.mark.parametrize("verdict", ['"D"', '"a"', '""', '"AB"', "null", '["A"]', "{}"])
+def test_a_line_with_another_verdict_is_passed_over(tmp_path: Path, verdict: str) -> None:
+    (tmp_path / "verdicts.jsonl").write_text(f'{{"key": "k", "verdict": {verdict}}}\n')
+    found = VerdictCache(tmp_path)
+    assert found.get("k") is None
+    found.close()
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:

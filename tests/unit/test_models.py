@@ -150,8 +150,10 @@ def test_documents_that_share_a_row_do_not_see_each_other(name: str, tmp_path: P
         Ragged.from_rows([[False, True, True, True, True, False, True, True, True]], np.bool_),
         Ragged.from_rows([[0, 1, 2, 3, 4, 0, 1, 2, 3]], np.int32),
     )
-    apart = shared.one_document_a_row()
-    assert [row.tolist() for row in apart.tokens.rows()] == documents
+    apart = TokenBatch(
+        Ragged.from_rows(documents, np.int32),
+        Ragged.from_rows([[True] * 5, [True] * 4], np.bool_),
+    )
     assert apart.target_count == shared.target_count == 7
     wanted = sum(
         -float(model(input_ids=torch.tensor([d])).logits[0].log_softmax(-1)[t - 1, d[t]])
@@ -190,6 +192,9 @@ def test_a_family_without_such_a_class_is_named(tmp_path: Path) -> None:
         load_scalar(str(build_family("opt", tmp_path)), dtype="float32", head="zero")
 
 
-def test_attention_that_a_family_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.attention=eager"):
-        load_causal_lm(str(build_family("bloom", tmp_path)), dtype="float32")
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2", "flex_attention"])
+def test_attention_that_a_family_lacks_is_named(tmp_path: Path, attention: str) -> None:
+    folder = str(build_family("bloom", tmp_path))
+    with pytest.raises(ConfigError, match=rf"'bloom' models do not load with {attention}") as error:
+        load_causal_lm(folder, dtype="float32", attention=attention)
+    assert "model.attention=eager" in error.value.mend

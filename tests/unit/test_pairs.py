@@ -56,8 +56,11 @@ def test_without_a_named_source_there_is_no_breakdown() -> None:
 
 def test_equal_scores_are_wrong_and_no_number_is_no_score() -> None:
     assert pair_accuracy(pairs_of([0.0, 1.0])).accuracy == 0.5
-    with pytest.raises(NonFiniteError):
-        pair_accuracy(pairs_of([1.0, math.nan]))
+    for margin in (math.nan, math.inf, -math.inf):
+        with pytest.raises(NonFiniteError):
+            pair_accuracy(pairs_of([1.0, margin]))
+        with pytest.raises(NonFiniteError):
+            calibrate(pairs_of([1.0, margin]))
     with pytest.raises(DataError):
         pair_accuracy(pairs_of([]))
 

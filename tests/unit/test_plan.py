@@ -11,8 +11,9 @@ import torch
 from composing import composed
 from safetensors.torch import save_file
 
-from orchestrator.arithmetic import ppo_arithmetic
+from orchestrator.arithmetic import ppo_arithmetic, stage_steps
 from orchestrator.config import Config, StageName
+from orchestrator.data_sets import data_set
 from orchestrator.plan import make_plan, render_plan
 from orchestrator.sizes import checkpoint_size, pocket_size
 from workers.errors import (
@@ -70,6 +71,16 @@ def test_steps_of_every_stage():
     }
 
 
+def test_steps_of_reward_modelling_are_those_of_the_rankings_that_train():
+    def steps(*overrides: str) -> int | None:
+        return stage_steps(pocket(*overrides), StageName.reward_model)
+
+    assert steps("reward_model.max_rankings=100") == 14  # twice 100 rankings in steps of 16
+    assert steps("reward_model.max_rankings=9999") == 256
+    files = ["data=files", "data.files.rankings=R"]
+    assert steps(*files, "reward_model.max_rankings=100") is None  # there may be fewer
+
+
 def test_minibatches_must_divide_the_batch():
     error = refused(BatchArithmeticError, "algorithm.sequences_per_minibatch=48")
     assert "128 sequences" in error.what
@@ -86,11 +97,16 @@ def test_minibatches_must_divide_the_batch():
         (BatchArithmeticError, ["sft.demonstrations_per_step=1", "cluster.roles.policy.workers=2"],
          "1 demonstrations"),
         (BatchArithmeticError, ["reward_model.prompts=8"], "fewer than one step"),
+        (BatchArithmeticError, ["reward_model.max_rankings=15"], "fewer than one step of 16"),
+        (ConfigError, ["reward_model.max_rankings=80"], "within 10 optimizer steps"),
         (BatchArithmeticError, ["rollout.max_prompt_tokens=110"], "128 positions"),
         (BatchArithmeticError, ["rollout.parity_tokens=25"], "max_response_tokens"),
         (ConfigError, ["sft.steps=10"], "warm-up"),
         (ConfigError, ["algorithm.iterations=2", "algorithm.sequences_per_minibatch=64"],
          "warm-up"),
+        (BatchArithmeticError, ["pretrain.row_tokens=200"],
+         "pretrain reads rows of up to 200 tokens; its model has 128"),
+        (BatchArithmeticError, ["sft.pack_tokens=129"], "sft reads rows of up to 129"),
         (ConfigError, ["stages=[]"], "no stages"),
         (ConfigError, ["stages=[pretrain,sft,sft]"], "twice: sft"),
         (ConfigError, ["stages=[sft]"], "'base'"),
@@ -101,6 +117,9 @@ def test_minibatches_must_divide_the_batch():
         (ConfigError, ["stages=[evaluate]"], "no model to evaluate"),
         (ConfigError, ["rollout=transformers", "rollout.tensor_parallel_size=2"], "one device"),
         (ConfigError, ["reward.micro_batch_tokens=0"], "must be positive"),
+        (ConfigError, ["algorithm.ema_decay=1"], "must lie in [0, 1)"),
+        (ConfigError, ["algorithm.ema_decay=-0.1"], "must lie in [0, 1)"),
+        (ConfigError, ["sft.optimizer.beta2=1"], "must lie in [0, 1)"),
         (ConfigError, ["cluster=one_gpu", "cluster.roles.critic.gpus=1.5"], "gpus=1.5"),
         (ConfigError, ["reward.kind=function"], "does not name a function"),
         (ConfigError, ["reward.kind=function", "reward.function=a:b"], "reads text"),
@@ -130,6 +149,44 @@ def test_files_of_a_stage_must_be_given():
         make_plan(composed("+experiment=ppo_ptx", "model.checkpoints.sft=S",
                            "model.checkpoints.reward_model=M", "data.files.prompts=P"))  # fmt: skip
     assert caught.value.where == "data.files.pretraining"
+
+
+@pytest.mark.parametrize(
+    ("stages", "unused"),
+    [
+        ("[sft]", ["rankings", "prompts", "evaluation_prompts", "pretraining", "sets.more"]),
+        ("[pretrain]", ["demonstrations", "rankings", "prompts", "evaluation_prompts",
+                        "sets.more"]),
+        ("[reward_model]", ["prompts", "evaluation_prompts", "pretraining"]),
+        ("[ppo]", ["demonstrations", "rankings", "pretraining", "sets.more"]),
+        ("[ppo_ptx]", ["demonstrations", "rankings", "sets.more"]),
+        ("[evaluate]", ["demonstrations", "rankings", "prompts", "sets.more"]),
+        ("[sft,reward_model,ppo,evaluate]", []),
+    ],
+)  # fmt: skip
+def test_data_that_no_stage_uses_is_noted(stages: str, unused: list[str]):
+    config = composed(
+        "data=files", "model=checkpoint", f"stages={stages}", "model.checkpoints.initial=I",
+        "model.checkpoints.base=B", "model.checkpoints.sft=S", "model.checkpoints.reward_model=M",
+        "reward_model.optimizer.warmup_steps=0", *GIVEN, "data.files.evaluation_prompts=E",
+        "data.files.max_prompt_tokens=64",
+    )  # fmt: skip
+    config.data.sets["more"] = data_set("more", {"kind": "comparisons", "path": "C"})
+    notes = make_plan(config).notes
+    noted = [note.split()[0] for note in notes if "no stage of this run uses" in note]
+    assert noted == [f"data.{n}" if "." in n else f"data.files.{n}" for n in unused]
+
+
+def test_what_replaces_held_out_prompts_or_mixes_text_in_is_used():
+    line = ["data=files", "model=checkpoint", "model.checkpoints.base=B", *GIVEN,
+            "data.files.max_prompt_tokens=64"]  # fmt: skip
+    sft = make_plan(composed(*line, "stages=[sft]", "sft.pretraining_fraction=.1"))
+    assert "data.files.pretraining" not in str(sft.notes)
+    compared = make_plan(composed(*line, "stages=[evaluate]"))
+    assert "data.files.prompts" not in str(compared.notes)  # a part of them is held out
+    assert "data.files.rankings is read, but no stage of this run uses comparisons" in (
+        compared.notes
+    )
 
 
 def test_prompts_of_files_must_fit_the_engines():
@@ -185,6 +242,46 @@ def test_checkpoint_size_reads_headers(tmp_path: Path):
     assert checkpoint_size(tmp_path / "absent") is None
     with pytest.raises(BrokenCheckpointError):
         checkpoint_size(checkpoint(tmp_path / "broken", model_type=None))
+
+
+SHORT = ["data.files.max_prompt_tokens=200", "data.files.max_completion_tokens=56"]
+GIVEN = ["data.files.demonstrations=D", "data.files.rankings=R", "data.files.prompts=P",
+         "data.files.pretraining=T"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name", "stage"),
+    [
+        ("small_sft", "initial", "pretrain"),
+        ("sft", "base", "sft"),
+        ("reward_model", "sft", "reward_model"),
+        ("ppo_ptx", "sft", "ppo_ptx"),
+        ("evaluate", "ppo", "evaluate"),
+    ],
+)
+def test_rows_of_files_must_fit_the_model(tmp_path: Path, experiment: str, name: str, stage: str):
+    model = checkpoint(
+        tmp_path / "m", model_type="gpt2", n_positions=256, max_position_embeddings=None
+    )
+    line = [
+        f"+experiment={experiment}", "model.checkpoints.reward_model=M", *GIVEN,
+        f"model.checkpoints.{name}={model}", "rollout=transformers",
+        "rollout.max_prompt_tokens=200", "rollout.max_response_tokens=56",
+    ]  # fmt: skip
+    assert make_plan(composed(*line, *SHORT)).stages  # 200 + 56 = 256
+    with pytest.raises(BatchArithmeticError) as caught:
+        make_plan(composed(*line, SHORT[0], "data.files.max_completion_tokens=57"))
+    assert f"stage {stage} reads rows of up to 257 tokens; its model has 256" in caught.value.what
+    assert caught.value.where == "data.files.max_completion_tokens"
+    assert "to 256 together" in caught.value.mend
+
+
+def test_what_ppo_reads_of_files_are_prompts(tmp_path: Path):
+    model = checkpoint(tmp_path / "m", max_position_embeddings=256)
+    line = ["+experiment=ppo", f"model.checkpoints.sft={model}", "rollout=transformers",
+            "model.checkpoints.reward_model=M", "data.files.prompts=P", SHORT[0],
+            "rollout.max_prompt_tokens=200", "rollout.max_response_tokens=56"]  # fmt: skip
+    assert make_plan(composed(*line, "data.files.max_completion_tokens=1024")).stages
 
 
 def test_zero_stages_divide_what_they_should():

@@ -341,6 +341,22 @@ class TestPretrainingMix:
         steps = [step for update in trained_ids(run, "policy.update") for step in update]
         assert [count for _, count in used] == [max(1, round(len(s) / 2)) for s in steps]
 
+    @pytest.mark.parametrize("apart", [True, False])
+    def test_documents_share_rows_where_they_do_not_see_each_other(
+        self, tmp_path: Path, apart: bool
+    ):
+        run = Run(tmp_path)
+        run.roles.policy.keeps_documents_apart = apart
+        ppo_ptx(run.session)
+        texts = [
+            batch
+            for facts in run.hub.facts("policy.update")
+            for step in facts["steps"][0]
+            for batch in step.ptx.micro_batches
+        ]
+        assert texts
+        assert all((batch.positions is not None) == apart for batch in texts)
+
     def test_one_batch_of_documents_joins_each_optimizer_step(self, tmp_path: Path):
         run = Run(tmp_path, policy=2)
         ppo_ptx(run.session)

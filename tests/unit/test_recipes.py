@@ -14,6 +14,7 @@ import pytest
 from composing import composed
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from real_data import real_data
 
 from orchestrator import run
 from orchestrator.config import Config, RoleName
@@ -125,13 +126,20 @@ def test_a_small_reward_model_beside_a_large_policy_has_its_own_size(models: dic
         ("8b", ["reward.micro_batch_tokens=131072"], "cluster.roles"),
         ("70b", ["rollout.tensor_parallel_size=1", "cluster.roles.rollout.gpus=1"],
          "rollout.gpu_memory_fraction"),
+        # frozen weights have no gradient and no optimizer state, and change no other role
+        ("70b", ["cluster.gpu_memory_gib=80", "model.freeze=[w]"], "cluster.roles.reference"),
+        ("8b", ["reward.micro_batch_tokens=131072", "model.freeze=[w]"], "cluster.roles"),
+        ("8b", ["cluster.roles.policy.workers=1", "trainer.micro_batch_tokens=65536",
+                "model.freeze=[w]"], "cluster.roles.policy"),
+        ("8b", ["cluster.roles.policy.workers=1", "stages=[pretrain,sft,reward_model,ppo]",
+                "model.checkpoints.initial={base}", "model.freeze=[w]"], "cluster.roles.policy"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_a_gpu_is_refused(
     models: dict[str, Path], size: str, overrides: list[str], where: str
 ):
     with pytest.raises(ResourceError) as caught:
-        make_plan(recipe(models, size, *overrides))
+        make_plan(recipe(models, size, *(each.format(base=models[size]) for each in overrides)))
     assert caught.value.where == where
     assert "cluster.gpu_memory_gib" in caught.value.mend
 
@@ -140,7 +148,8 @@ def test_frozen_weights_make_the_estimate_too_high_to_refuse_by(models: dict[str
     plan = make_plan(
         recipe(models, "8b", "cluster.roles.policy.workers=1", "model.freeze=[layers]")
     )
-    assert any(note.startswith("policy needs 140 of 80 GiB") for note in plan.notes)
+    (note,) = (note for note in plan.notes if note.startswith("policy needs 140 of 80 GiB"))
+    assert "less what model.freeze saves" in note
 
 
 def test_a_checkpoint_that_cannot_be_read_is_said(models: dict[str, Path]):
@@ -222,6 +231,20 @@ def commands(page: str) -> list[list[str]]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
     starts = ".venv/bin/python -m orchestrator.run "
     return [shlex.split(line)[3:] for line in text.splitlines() if line.startswith(starts)]
+
+
+def questions(name: str) -> set[str]:
+    return {json.loads(line)["question"] for line in real_data(name).read_text().splitlines()}
+
+
+def test_the_walk_compares_on_prompts_that_no_reward_was_learnt_from():
+    given = dict(word.split("=", 1) for command in commands("small.md") for word in command)
+    assert given["data.sets.solutions.path"] == "gsm8k_model_solutions_k4.jsonl"
+    assert given["data.files.prompts"] == given["data.files.demonstrations"] == "gsm8k_train.jsonl"
+    assert "data.files.evaluation_prompts" not in given  # so a part of the prompts is held out
+    ranked = questions("gsm8k_model_solutions_k4.jsonl")
+    assert len(ranked) == 1319
+    assert not ranked & questions("gsm8k_train.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,9 @@ def _config() -> Config:
     config.algorithm.ptx.documents_per_episode = 0.5
     config.sft = SFTConfig(steps=4, demonstrations_per_step=4, validation_demonstrations=8)
     config.reward_model = RewardModelConfig(
-        prompts=12, heldout_prompts=6, prompts_per_step=4, bias_demonstrations=8
-    )
+        prompts=12, heldout_prompts=6, prompts_per_step=4, bias_demonstrations=8,
+        optimizer=config.reward_model.optimizer,
+    )  # fmt: skip
     config.evaluate = EvaluateConfig(prompts=8, web_documents=4, cloze_tasks=4)
     config.algorithm.evaluation_prompts = 4
     return config

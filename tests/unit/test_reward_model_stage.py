@@ -13,7 +13,7 @@ from fakes import ToyScalar
 from fakes.session import Run
 
 from orchestrator.stages.reward_model import reward_model
-from workers.errors import EmptyDatasetError, RoleDiedError
+from workers.errors import ConfigError, EmptyDatasetError, RoleDiedError
 from workers.messages import Ragged, Ranking
 
 
@@ -73,9 +73,18 @@ def test_held_out_prompts_are_never_trained_on(run: Run):
     assert heldout
 
 
+def test_a_warm_up_must_end_within_the_steps_of_the_rankings_that_are_there(run: Run):
+    run.config.reward_model.max_rankings = 9
+    run.config.reward_model.optimizer.warmup_steps = 2  # fewer than the 3 steps of 24 prompts
+    with pytest.raises(ConfigError, match="a warm-up of 2 steps does not end within 2"):
+        reward_model(run.session)
+    assert not run.hub.facts("critic.load")
+
+
 def test_at_most_so_many_rankings_train(run: Run):
     run.config.reward_model.max_rankings = 9
     reward_model(run.session)
+    assert len(run.hub.facts("critic.train_rankings")) == 2  # 8 and 1
     assert {r.prompt_id for r in rankings(run, "critic.train_rankings")} <= set(range(9))
     assert min(r.prompt_id for r in rankings(run, "critic.evaluate_rankings")) >= 24
 

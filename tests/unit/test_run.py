@@ -60,6 +60,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], N
         (["learning_rate=1"], ["unknown key learning_rate", "optimizer.learning_rate"]),
         (["algorithm.clip=wide"], ["'wide'", "algorithm.clip"]),
         (["rollout.engine=sglang"], ["sglang", "vllm, transformers"]),
+        (["model.attention=spda"], ["spda", "model.attention", "sdpa, eager, flash_attention_2"]),
         (["algorithm.clip=-1"], ["clip=-1.0 must be positive"]),
         (["seed=[1"], ["error:", "key=value"]),
         (["experiment=pocket"], ["+experiment=pocket"]),

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.run_folder import RunFolder, write_json, write_text
-from workers.errors import ConfigError
+from workers.errors import ConfigError, NonFiniteError
 
 
 def test_create_makes_the_subfolders_and_accepts_what_hydra_left(tmp_path: Path) -> None:
@@ -48,8 +48,9 @@ def test_overwrite_clears_records_and_keeps_checkpoints_and_strangers(tmp_path: 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(NonFiniteError, match="a figure is NaN or infinite") as caught:
         write_json(path, {"a": float("nan")})
+    assert caught.value.where == str(path)
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half a surrogate \ud800")
     assert json.loads(path.read_text()) == {"a": 1}

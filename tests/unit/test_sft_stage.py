@@ -54,6 +54,27 @@ def test_every_token_of_the_text_counts_and_of_a_demonstration_its_reply(tmp_pat
     assert counted[0] == text + replies
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_demonstrations_share_rows_where_they_do_not_see_each_other(
+    tmp_path: Path, apart: bool
+) -> None:
+    settings = config(steps=2, pack_tokens=64, pretraining_fraction=0.2)
+    settings.trainer.micro_batch_tokens = 64
+    run = Run(tmp_path, settings)
+    run.roles.policy.keeps_documents_apart = apart
+    sft(run.session)
+    assert len(run.hub.facts("policy.shares_rows")) == 1  # not in every step
+    steps = [
+        [batch for share in facts["steps"] for batch in share.micro_batches]
+        for facts in run.hub.facts("policy.train_supervised")
+    ]
+    for micro_batches in steps:
+        assert all((batch.positions is not None) == apart for batch in micro_batches)
+        assert (sum(map(len, micro_batches)) < 10) == apart
+        # no micro-batch is larger than the budget, as the trainer lays it out
+        assert all(len(b) * b.tokens.lengths.max() <= 64 for b in micro_batches)
+
+
 def test_without_a_share_no_document_is_read(tmp_path: Path) -> None:
     run = Run(tmp_path, config(steps=2))
     sft(run.session)
