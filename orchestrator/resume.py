@@ -52,24 +52,46 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def find_start(config: Config) -> Start:
+def find_folder(config: Config) -> RunFolder:
+    """The run folder that `config.resume` asks for, or `run.dir`; nothing in it is checked.
+
+    Raises:
+        MissingCheckpointError: there is no run where one was promised.
+    """
+    # absolute: roles on a cluster that was joined work in a directory of their own
+    here = Path(config.run.dir).resolve()
+    if config.resume in ("", "auto"):
+        return RunFolder(here)
+    if config.resume == "latest":
+        return _newest_run(here.parent, config.experiment)
+    path = Path(config.resume).resolve()
+    if (path / MANIFEST).is_file():
+        return RunFolder(path.parent.parent)
+    if (path / "state").is_dir():
+        return RunFolder(path)
+    raise _nothing(path)
+
+
+def find_start(config: Config, folder: RunFolder | None = None) -> Start:
     """Find the checkpoint that `config.resume` asks for and check that it fits.
+
+    Args:
+        config: The run.
+        folder: What `find_folder` answered, if it was asked before.
 
     Raises:
         MissingCheckpointError: there is no run or no checkpoint where one was promised.
         BrokenCheckpointError: there are checkpoints, and not one of them is whole.
         ConfigError: the configuration differs in something that matters.
     """
-    # absolute: roles on a cluster that was joined work in a directory of their own
-    here = Path(config.run.dir).resolve()
+    folder = folder or find_folder(config)
     if not config.resume:
-        return Start(RunFolder(here))
-    if config.resume == "auto":
-        found = _in_folder(RunFolder(here))
-    elif config.resume == "latest":
-        found = _in_folder(_newest_run(here.parent, config.experiment))
+        return Start(folder)
+    path = Path(config.resume).resolve()
+    if config.resume not in ("auto", "latest") and (path / MANIFEST).is_file():
+        found = Start(folder, SavedRuns(folder).read(path))
     else:
-        found = _at(Path(config.resume).resolve())
+        found = _in_folder(folder)
     if found.saved is None:
         if config.resume != "auto":
             raise _nothing(found.folder.path)
@@ -107,15 +129,6 @@ def _newest_run(home: Path, experiment: str) -> RunFolder:
 def _experiment(file: Path) -> str | None:
     config = OmegaConf.load(file) if file.is_file() else None
     return config.get("experiment") if isinstance(config, DictConfig) else None
-
-
-def _at(path: Path) -> Start:
-    if (path / MANIFEST).is_file():
-        folder = RunFolder(path.parent.parent)
-        return Start(folder, SavedRuns(folder).read(path))
-    if (path / "state").is_dir():
-        return _in_folder(RunFolder(path))
-    raise _nothing(path)
 
 
 def _nothing(path: Path) -> MissingCheckpointError:

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
 from orchestrator.plan import Plan, make_plan, render_plan
-from orchestrator.resume import Start, find_start
+from orchestrator.resume import Start, find_folder, find_start
 from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.saved_run import SavedRuns
 from orchestrator.stopping import StopRequest, stop_on_signals
@@ -63,17 +63,19 @@ def execute(composed: DictConfig) -> int:
     with stop_on_signals() as stop:
         try:
             config = to_config(composed)
-            found = find_start(config)
+            folder = find_folder(config)
             if config.resume:
-                composed.run.dir = config.run.dir = str(found.folder.path)
+                composed.run.dir = config.run.dir = str(folder.path)
             plan = make_plan(config)
             sys.stdout.write(render_plan(plan) + "\n")
             sys.stdout.flush()
             if config.run.plan_only:
+                find_start(config, folder)
                 return 0
-            _open(found, config)
-            start = found
-            with start.folder.locked():
+            with folder.locked():  # whoever works in it keeps what is there
+                found = find_start(config, folder)
+                _open(found, config)
+                start = found
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
                 _run(config, plan, start, stop)
         except StoppedError as stopped:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from workers.errors import ConfigError, NonFiniteError
 
-# Hydra makes these in the folder before the run sees it.
-_HYDRA_ENTRIES = frozenset({".hydra", "run.log"})
+_LOCK = ".lock"
+# Hydra and the lock make these in the folder before the run looks into it.
+_OWN_ENTRIES = frozenset({".hydra", "run.log", _LOCK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +94,8 @@ class RunFolder:
             ConfigError: the path is a file or cannot be made, or the folder is not empty and
                 `overwrite` is off.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(
-                "the run folder is a file", where=str(self.path), mend="choose another run.dir"
-            )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"the run folder cannot be made: {error.strerror}",
-                where=str(self.path),
-                mend="choose another run.dir",
-            ) from error
-        found = sorted(e.name for e in self.path.iterdir() if e.name not in _HYDRA_ENTRIES)
+        self._make()
+        found = sorted(e.name for e in self.path.iterdir() if e.name not in _OWN_ENTRIES)
         if found and not overwrite:
             raise ConfigError(
                 f"the run folder is not empty: it holds {_some(found)}",
@@ -138,10 +128,14 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder against other processes, until this one ends in whatever way.
 
+        The folder is made if it is not there. To be taken before anything in it is changed; the
+        file stays where it is for ever, since a lock on a file that was deleted holds off nobody.
+
         Raises:
-            ConfigError: another process works in it.
+            ConfigError: another process works in it, or it cannot be made.
         """
-        with (self.state / ".lock").open("w") as file:
+        self._make()
+        with (self.path / _LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -151,6 +145,20 @@ class RunFolder:
                     mend="wait until it has ended, or end it; two would overwrite each other",
                 ) from error
             yield
+
+    def _make(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(
+                "the run folder is a file", where=str(self.path), mend="choose another run.dir"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the run folder cannot be made: {error.strerror}",
+                where=str(self.path),
+                mend="choose another run.dir",
+            ) from error
 
     def _clear_records(self) -> None:
         for file in (self.config, self.metrics, self.summary, self.report, self.error_log):

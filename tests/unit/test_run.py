@@ -17,6 +17,7 @@ from orchestrator import run
 from orchestrator.config import Config
 from orchestrator.config_errors import nearest_keys
 from orchestrator.resume import Start, package_versions, plain_config
+from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
 from orchestrator.stopping import StopRequest
 from workers.errors import DataLineError, NonFiniteError, RehearsalError, StoppedError
@@ -131,6 +132,29 @@ def test_a_used_folder_is_refused_unless_overwritten(command, recipe):
     assert command(*line) == 0
     assert command(*line) == 2
     assert command(*line, "run.overwrite=true") == 0
+
+
+@pytest.mark.parametrize("again", ["run.overwrite=true", "resume=auto", "resume=here"])
+def test_a_second_start_leaves_a_running_run_alone(command, recipe, capsys, again: str):
+    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+        runs = SavedRuns(start.folder)
+        progress = {"stage": "ppo", "step": 1, "appended": {"metrics.jsonl": 0}}
+        facts = {"config": plain_config(config), "versions": package_versions()}
+        runs.publish(runs.begin("ppo", 1), [], progress, facts, [])
+        runs.begin("ppo", 2)
+        start.folder.metrics.write_text("after the checkpoint\n")
+
+    def files() -> dict[Path, bytes | None]:
+        return {p: p.read_bytes() if p.is_file() else None for p in Path("here").rglob("*")}
+
+    recipe(save)
+    line = ["+experiment=pocket_tiny", "run.dir=here"]
+    assert command(*line) == 0
+    before = files()
+    with RunFolder(Path("here")).locked():
+        assert command(*line, again) == 2
+    assert "another process works in this run folder" in capsys.readouterr().err
+    assert files() == before
 
 
 def test_a_sweep_gives_every_job_a_folder(command, recipe):
