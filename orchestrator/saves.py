@@ -121,6 +121,10 @@ class Saves:
             raise
         self._runs.prune(self._config.keep_last, self._config.keep_every)
 
+    def done(self) -> None:
+        """The last stage is over and saved: from here on a signal need not hurry anything."""
+        self._stop.close()
+
     def stop_if_asked(self, where: str) -> None:
         """End the run here if a signal asked for it.
 
@@ -128,6 +132,7 @@ class Saves:
             StoppedError: it did.
         """
         if self._stop.requested:
+            self._stop.close()
             raise StoppedError(
                 f"stopped; everything up to {where} is saved",
                 where=str(self._runs.path.parent),

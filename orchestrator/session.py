@@ -119,7 +119,9 @@ class Session:
         state = progress.capture(self, stage, self.position.step + 1, {})
         self.saves.start(state, [], progress.products(self, ""))
         self.saves.settle()
-        if not last:
+        if last:
+            self.saves.done()
+        else:
             self.stop_if_asked()
 
     def stop_if_asked(self) -> None:

@@ -19,6 +19,7 @@ class StopRequest:
         self._timer: threading.Timer | None = None
         self._unwinding = False
         self._late = False
+        self._closed = False
 
         self.requested = False  # True from the first signal on
 
@@ -32,11 +33,16 @@ class StopRequest:
         """
         del frame
         if self._late and not self._unwinding:
+            self._late = False
+            if self._closed:  # the timer fired while it was being cancelled
+                return
             self._unwinding = True
             raise KeyboardInterrupt
         if self.requested:
             os._exit(128 + number)
         self.caught, self.requested = signal.Signals(number), True
+        if number == signal.SIGTERM and self._closed:
+            return
         if number == signal.SIGTERM and self.grace_seconds > 0:
             self._timer = threading.Timer(self.grace_seconds, self._expire)
             self._timer.daemon = True
@@ -46,13 +52,16 @@ class StopRequest:
         raise KeyboardInterrupt
 
     def _expire(self) -> None:
+        if self._closed:
+            return
         self._late = True
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGTERM)  # wakes it from a system call, unlike a flag
 
     def close(self) -> None:
-        """Forget the time limit."""
+        """Forget the time limit: everything is saved, and the teardown takes what it takes."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
 

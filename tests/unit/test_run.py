@@ -19,6 +19,7 @@ from orchestrator.config_errors import nearest_keys
 from orchestrator.resume import Start, package_versions, plain_config
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
+from orchestrator.saves import Saves
 from orchestrator.stopping import StopRequest
 from workers.errors import DataLineError, NonFiniteError, RehearsalError, StoppedError
 
@@ -205,6 +206,32 @@ def test_sigterm_lets_the_run_reach_a_step_boundary(command, recipe, capsys):
 def test_a_run_that_ends_within_its_grace_has_succeeded(command, recipe):
     recipe(lambda *_: _terminate())
     assert command("+experiment=pocket_tiny") == 0
+
+
+def test_the_grace_does_not_interrupt_the_teardown_of_a_run_that_saved_in_time(command, recipe):
+    torn_down: list[bool] = []
+
+    def save_and_stop(config: Config, plan: object, folder: Path, start: Start, stop: StopRequest):
+        try:
+            _terminate()
+            Saves(RunFolder(folder), config.run.checkpoint, stop).stop_if_asked("step 1")
+        finally:
+            time.sleep(0.3)
+            torn_down.append(True)
+
+    recipe(save_and_stop)
+    assert command("+experiment=pocket_tiny", "run.grace_seconds=0.1") == 8
+    assert torn_down == [True]
+
+
+def test_the_grace_is_over_when_the_last_stage_is_saved(command, recipe):
+    def finish(config: Config, plan: object, folder: Path, start: Start, stop: StopRequest):
+        _terminate()
+        Saves(RunFolder(folder), config.run.checkpoint, stop).done()
+        time.sleep(0.3)
+
+    recipe(finish)
+    assert command("+experiment=pocket_tiny", "run.grace_seconds=0.1") == 0
 
 
 def test_after_its_grace_the_run_unwinds(command, recipe):
