@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from workers.disk import writing
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
 
 MANIFEST = "rehearsal.json"
@@ -32,7 +33,14 @@ def publish(final: Path, save: Save, facts: dict[str, Any]) -> Path:
 
     Raises:
         BrokenCheckpointError: what was saved is not a loadable folder.
+        CheckpointError: the disk is full or read-only; a folder that was there stays.
     """
+    with writing(final, "the model"):
+        _publish(final, save, facts)
+    return final
+
+
+def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -48,7 +56,6 @@ def publish(final: Path, save: Save, facts: dict[str, Any]) -> Path:
     for path in [*partial.rglob("*"), partial]:
         flush(path)
     _replace(partial, final)
-    return final
 
 
 def require(path: str, what: str) -> Path:

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from orchestrator.metrics import METRICS, PPO_PHASES, MetricRecord, series
 from orchestrator.summary import MODEL_LABELS, Summary
+from workers.disk import writing
 
 Records = Sequence[MetricRecord]
 
@@ -36,12 +37,17 @@ Curve = tuple[str, str, str, str, str]
 
 
 def draw_plots(folder: Path, records: Records, summary: Summary) -> dict[str, str]:
-    """Draw every plot that has data into `folder`; returns file name -> caption."""
+    """Draw every plot that has data into `folder`; returns file name -> caption.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
     drawn: dict[str, str] = {}
     for name, (caption, make) in _PLOTS.items():
         figure = make(records, summary)
         if figure is not None:
-            FigureCanvasAgg(figure).print_png(str(folder / name))
+            with writing(folder / name, "a plot"):
+                FigureCanvasAgg(figure).print_png(str(folder / name))
             drawn[name] = caption
     return drawn
 

@@ -11,27 +11,31 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from workers.disk import writing
 from workers.messages import Ragged, Ranking
 
 
 def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
-    """Write rankings so that the file is whole or absent."""
+    """Write rankings so that the file is whole or absent.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     sequences = Ragged.concat([r.sequences for r in rankings])
-    save_file(
-        {
-            "prompt_ids": np.array([r.prompt_id for r in rankings], np.int64),
-            "completions": np.array([len(r.ranks) for r in rankings], np.int64),
-            "ranks": np.concatenate([r.ranks for r in rankings]),
-            "tokens": sequences.values,
-            "offsets": sequences.offsets,
-        },
-        temporary,
-        {"names": json.dumps([[r.source, r.annotator] for r in rankings])},
-    )
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    arrays = {
+        "prompt_ids": np.array([r.prompt_id for r in rankings], np.int64),
+        "completions": np.array([len(r.ranks) for r in rankings], np.int64),
+        "ranks": np.concatenate([r.ranks for r in rankings]),
+        "tokens": sequences.values,
+        "offsets": sequences.offsets,
+    }
+    names = {"names": json.dumps([[r.source, r.annotator] for r in rankings])}
+    with writing(path, "the rankings"):
+        save_file(arrays, temporary, names)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def load_rankings(path: Path) -> list[Ranking]:

@@ -17,6 +17,7 @@ from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.samples import read_comparisons, read_rollouts
 from orchestrator.summary import Summary, read_summary
 from orchestrator.tables import render_result
+from workers.disk import writing
 from workers.errors import DataError, RehearsalError
 
 
@@ -27,11 +28,13 @@ def write_report(folder: RunFolder) -> Path:
 
     Raises:
         DataError: the folder holds no metrics, or a file in it is damaged.
+        CheckpointError: the disk is full or read-only.
     """
     if not folder.metrics.exists():
         raise DataError("no metrics.jsonl", where=str(folder.path), mend="give the folder of a run")
     summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
-    folder.plots.mkdir(exist_ok=True)
+    with writing(folder.plots, "a folder"):
+        folder.plots.mkdir(exist_ok=True)
     captions = draw_plots(folder.plots, read_metrics(folder.metrics), summary)
     page = Page(
         title=folder.path.resolve().name,

@@ -27,7 +27,7 @@ from orchestrator.resume import Start, find_folder, find_start
 from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.saved_run import SavedRuns
 from orchestrator.stopping import StopRequest, stop_on_signals
-from workers.errors import RehearsalError, StoppedError
+from workers.errors import CheckpointError, RehearsalError, StoppedError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -133,8 +133,12 @@ def _report(error: RehearsalError, folder: RunFolder | None) -> int:
     """Print what, where and how to mend; keep the traceback in the run folder."""
     sys.stderr.write(f"error: {error}\n")
     if folder is not None:
-        write_text(folder.error_log, "".join(traceback.format_exception(error)))
-        sys.stderr.write(f"  traceback: {folder.error_log}\n")
+        try:
+            write_text(folder.error_log, "".join(traceback.format_exception(error)))
+        except CheckpointError as full:  # may be what ended the run
+            sys.stderr.write(f"  no traceback is kept: {full.what}\n")
+        else:
+            sys.stderr.write(f"  traceback: {folder.error_log}\n")
     return error.exit_code
 
 

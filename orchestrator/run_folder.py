@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.disk import writing
 from workers.errors import ConfigError, NonFiniteError
 
 _LOCK = ".lock"
@@ -93,6 +94,7 @@ class RunFolder:
         Raises:
             ConfigError: the path is a file or cannot be made, or the folder is not empty and
                 `overwrite` is off.
+            CheckpointError: the disk is full or read-only.
         """
         self._make()
         found = sorted(e.name for e in self.path.iterdir() if e.name not in _OWN_ENTRIES)
@@ -102,9 +104,10 @@ class RunFolder:
                 where=str(self.path),
                 mend="choose another run.dir, or set run.overwrite=true to replace its results",
             )
-        self._clear_records()
-        for directory in self.directories:
-            directory.mkdir(exist_ok=True)
+        with writing(self.path, "the run folder"):
+            self._clear_records()
+            for directory in self.directories:
+                directory.mkdir(exist_ok=True)
         return self
 
     def reopen(self, appended: Mapping[str, int]) -> RunFolder:
@@ -113,15 +116,19 @@ class RunFolder:
         Args:
             appended: bytes that each file which only grows had then, by its path in the folder;
                 what was written later is cut off, and will be written again.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
         """
-        for directory in self.directories:
-            directory.mkdir(exist_ok=True)
-        for name, size in appended.items():
-            path = self.path / name
-            if path.exists():
-                os.truncate(path, size)
-        for file in (self.summary, self.report, self.error_log):
-            file.unlink(missing_ok=True)
+        with writing(self.path, "the run folder"):
+            for directory in self.directories:
+                directory.mkdir(exist_ok=True)
+            for name, size in appended.items():
+                path = self.path / name
+                if path.exists():
+                    os.truncate(path, size)
+            for file in (self.summary, self.report, self.error_log):
+                file.unlink(missing_ok=True)
         return self
 
     @contextmanager
@@ -133,9 +140,12 @@ class RunFolder:
 
         Raises:
             ConfigError: another process works in it, or it cannot be made.
+            CheckpointError: the disk is full or read-only.
         """
         self._make()
-        with (self.path / _LOCK).open("w") as file:
+        with writing(self.path / _LOCK, "the run folder"):
+            lock = (self.path / _LOCK).open("w")
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -170,14 +180,19 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that a reader, or a crash, sees the old file or the whole new one."""
+    """Write a UTF-8 file so that a reader, or a crash, sees the old file or the whole new one.
+
+    Raises:
+        CheckpointError: the disk is full or read-only; the old file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path, "the file"):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from orchestrator.run_folder import RunFolder, write_json
+from workers.disk import writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Comparison:
 
 def append_rollouts(folder: RunFolder, samples: Sequence[RolloutSample]) -> None:
     """Add samples to samples/rollouts.jsonl."""
-    with (folder.samples / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+    path = folder.samples / "rollouts.jsonl"
+    with writing(path, "a sample"), path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples)
 
 

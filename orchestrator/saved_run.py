@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator import checkpoint
 from orchestrator.run_folder import RunFolder, write_json
-from workers.errors import BrokenCheckpointError, CheckpointError, RehearsalError
+from workers.disk import writing
+from workers.errors import BrokenCheckpointError, RehearsalError
 from workers.messages import FileRecord
 
 MANIFEST = "manifest.json"
@@ -69,7 +68,7 @@ class SavedRuns:
         """
         number = 1 + max((_number(p) for p in self.path.glob("*-*-*")), default=0)
         partial = self.path / f"{number:06d}-{stage}-{step}{_PARTIAL}"
-        with _typed(partial):
+        with writing(partial, "the checkpoint"):
             partial.mkdir(parents=True)
         return partial
 
@@ -93,7 +92,7 @@ class SavedRuns:
         Raises:
             CheckpointError: the disk is full or read-only; checkpoints before this one are intact.
         """
-        with _typed(partial):
+        with writing(partial, "the checkpoint"):
             write_json(partial / PROGRESS, dict(progress))
             files = {r.name: {"bytes": r.nbytes, "sha256": r.sha256} for r in records}
             files[PROGRESS] = _entry(partial / PROGRESS)
@@ -207,17 +206,3 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _broken(path: Path, why: str) -> BrokenCheckpointError:
     return BrokenCheckpointError(why, where=str(path), mend=_MEND)
-
-
-@contextmanager
-def _typed(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint cannot be written: {os.strerror(error.errno or 0)}",
-            where=str(where),
-            mend="free space on that disk, then go on with resume=auto from the checkpoint before",
-        ) from error

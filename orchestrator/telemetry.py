@@ -28,6 +28,7 @@ from orchestrator.metrics import (
 )
 from orchestrator.run_folder import RunFolder
 from orchestrator.sinks import BackgroundSink, Sink, Warn, configured_sinks
+from workers.disk import writing
 
 __all__ = [
     "METRICS",
@@ -74,7 +75,9 @@ class Telemetry:
         warn = warn or logging.getLogger(__name__).warning
         if sinks is None:
             sinks = configured_sinks(folder.path, logger, dict(config), self.run_id)
-        self._metrics = folder.metrics.open("a", encoding="utf-8")
+        self._file = folder.metrics
+        with writing(self._file, "a metric"):
+            self._metrics = self._file.open("a", encoding="utf-8")
         self._trace = _Trace(folder)
         self._lock = threading.Lock()
         self._stage_seconds: dict[str, float] = defaultdict(float)
@@ -99,13 +102,15 @@ class Telemetry:
 
         Raises:
             UnknownMetricError: a name that METRICS does not have; nothing is written then.
+            CheckpointError: the disk is full or read-only.
         """
         _check_stage(stage)
         records = [MetricRecord.make(stage, step, name, value) for name, value in values.items()]
         if not records:
             return
-        self._metrics.write("".join(record.to_line() for record in records))
-        self._metrics.flush()
+        with writing(self._file, "a metric"):
+            self._metrics.write("".join(record.to_line() for record in records))
+            self._metrics.flush()
         for sink in self._sinks:
             sink.write(records)
 
@@ -173,7 +178,8 @@ class Telemetry:
 
     def sync(self) -> dict[str, int]:
         """Have metrics.jsonl on disk; its size in bytes by its name."""
-        os.fsync(self._metrics.fileno())
+        with writing(self._file, "a metric"):
+            os.fsync(self._metrics.fileno())
         return {Path(self._metrics.name).name: os.fstat(self._metrics.fileno()).st_size}
 
     def state(self) -> dict[str, object]:
@@ -196,11 +202,14 @@ class Telemetry:
 
     def close(self) -> None:
         """Close the files and let the sinks finish within their deadline."""
-        self._metrics.close()
-        self._trace.close()
-        for sink in self._sinks:
-            sink.close()
-        self._sinks = []
+        try:
+            with writing(self._file, "a metric"):
+                self._metrics.close()
+            self._trace.close()
+        finally:
+            for sink in self._sinks:
+                sink.close()
+            self._sinks = []
 
 
 class _Trace:
@@ -213,8 +222,10 @@ class _Trace:
         # A run that goes on after it was killed keeps the spans of each of its processes.
         number = len(list(folder.trace.glob("spans*.json")))
         name = f"spans-{number}.json" if number else "spans.json"
-        self._file: TextIO = (folder.trace / name).open("w", encoding="utf-8")
-        self._file.write("[")
+        self._path = folder.trace / name
+        with writing(self._path, "a trace"):
+            self._file: TextIO = self._path.open("w", encoding="utf-8")
+            self._file.write("[")
         self._separator = "\n"
         self._start = time.perf_counter()
         self._tracks: dict[str, int] = {}
@@ -224,18 +235,17 @@ class _Trace:
         if phase not in self._tracks:
             self._tracks[phase] = len(self._tracks)
             self._event({"name": "thread_name", "ph": "M", "args": {"name": phase}}, phase)
-        self._event(
-            {
-                "name": phase,
-                "cat": stage,
-                "ph": "X",
-                "ts": round((begin - self._start) * 1e6),
-                "dur": round(seconds * 1e6),
-                "args": {"stage": stage, "step": step},
-            },
-            phase,
-        )
-        self._file.flush()
+        span: dict[str, object] = {
+            "name": phase,
+            "cat": stage,
+            "ph": "X",
+            "ts": round((begin - self._start) * 1e6),
+            "dur": round(seconds * 1e6),
+            "args": {"stage": stage, "step": step},
+        }
+        with writing(self._path, "a trace"):
+            self._event(span, phase)
+            self._file.flush()
 
     def _event(self, event: dict[str, object], phase: str) -> None:
         line = json.dumps({**event, "pid": 0, "tid": self._tracks[phase]})
@@ -244,8 +254,9 @@ class _Trace:
 
     def close(self) -> None:
         if not self._file.closed:
-            self._file.write("\n]\n")
-            self._file.close()
+            with writing(self._path, "a trace"):
+                self._file.write("\n]\n")
+                self._file.close()
 
 
 def _check_stage(stage: str) -> None:

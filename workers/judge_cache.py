@@ -6,6 +6,7 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+from workers.disk import writing
 from workers.errors import ConfigError
 
 _VERDICTS = ("A", "B", "C")
@@ -51,9 +52,14 @@ class VerdictCache:
         return self._verdicts.get(key)
 
     def put(self, key: str, verdict: str) -> None:
-        """Keep a verdict; one write, so that lines of several runs do not mix."""
+        """Keep a verdict; one write, so that lines of several runs do not mix.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+        """
         self._verdicts[key] = verdict
-        self._stream.write(json.dumps({"key": key, "verdict": verdict}).encode() + b"\n")
+        with writing(self.path, "a verdict"):
+            self._stream.write(json.dumps({"key": key, "verdict": verdict}).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

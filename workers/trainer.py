@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from workers.averaging import WeightAverage
+from workers.disk import writing
 from workers.errors import NonFiniteError, RoleError
 from workers.messages import FileRecord, IntArray, RankAddress, RoleInfo, StepStats
 from workers.specs import GroupSpec, TrainModelSpec
@@ -148,6 +149,9 @@ class Trainer:
         Args:
             path: Folder; rank 0 writes, all ranks return when it is whole.
             tokenizer_from: Folder whose tokenizer is saved along.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
         """
         from workers.data.tokenizers import load_tokenizer
         from workers.engine import barrier
@@ -159,8 +163,10 @@ class Trainer:
         if self.rank == 0:
             if self._average is not None:
                 state = self._average.cast_like(state)
-            self._write(path, state)
-            load_tokenizer(tokenizer_from).save_pretrained(path)
+            tokenizer = load_tokenizer(tokenizer_from)
+            with writing(Path(path), "the model"):
+                self._write(path, state)
+                tokenizer.save_pretrained(path)
         barrier()
 
     def _write(self, path: str, state: dict[str, Tensor]) -> None:

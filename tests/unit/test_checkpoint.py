@@ -1,6 +1,8 @@
 """A checkpoint folder is whole or it does not exist, and nothing damaged is ever loaded."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from orchestrator import checkpoint
-from workers.errors import BrokenCheckpointError, MissingCheckpointError
+from workers.errors import (
+    BrokenCheckpointError,
+    CheckpointError,
+    DeadlineError,
+    MissingCheckpointError,
+)
 
 
 def _save(folder: str) -> None:
@@ -42,11 +49,19 @@ def test_a_save_that_fails_leaves_the_older_folder(tmp_path: Path) -> None:
 
     def fail(path: str) -> None:
         _save(path)
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="the model cannot be written: No space left"):
         checkpoint.publish(folder, fail, {})
     assert checkpoint.require(str(folder), "sft") == folder
+
+
+def test_an_error_of_a_role_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def late(path: str) -> None:
+        raise DeadlineError("policy/0 did not save in time")  # a TimeoutError, so an OSError
+
+    with pytest.raises(DeadlineError):
+        checkpoint.publish(tmp_path / "sft", late, {})
 
 
 def test_a_save_without_weights_is_not_published(tmp_path: Path) -> None:

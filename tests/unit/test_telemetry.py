@@ -15,7 +15,7 @@ from orchestrator.metrics import METRICS, MetricRecord, comparable, read_metrics
 from orchestrator.run_folder import RunFolder
 from orchestrator.sinks import BackgroundSink, Sink
 from orchestrator.telemetry import Telemetry, UnknownMetricError
-from workers.errors import DataLineError
+from workers.errors import CheckpointError, DataLineError
 
 
 class FakeSink:
@@ -69,6 +69,18 @@ def test_records_are_on_disk_when_record_returns(folder: RunFolder) -> None:
     assert [r.name for r in comparable(records)] == ["ppo/score_mean"]
     assert series(records, "ppo_ptx", "ppo/score_mean") == [(3, 1.5)]
     assert series(records, "ppo", "ppo/score_mean") == []
+
+
+def test_a_full_disk_is_said_and_ends_the_run_with_4(folder: RunFolder) -> None:
+    folder.metrics.symlink_to("/dev/full")
+    sink = FakeSink()
+    telemetry = Telemetry(folder, LoggerConfig(), {}, sinks=[sink])
+    with pytest.raises(CheckpointError, match="a metric cannot be written: No space left") as full:
+        telemetry.record("ppo", 0, {"ppo/score_mean": 1.0})
+    assert full.value.exit_code == 4
+    with pytest.raises(CheckpointError):
+        telemetry.close()
+    assert sink.closed
 
 
 def test_an_unknown_name_writes_nothing(folder: RunFolder) -> None:

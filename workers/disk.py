@@ -1,0 +1,35 @@
+"""A disk that is full or read-only, as an error that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from workers.errors import CheckpointError, RehearsalError
+
+
+@contextmanager
+def writing(where: Path, what: str) -> Iterator[None]:
+    """Turn what the operating system says about a failed write into a CheckpointError.
+
+    Args:
+        where: What is written.
+        what: Its name for people.
+
+    Raises:
+        CheckpointError: it cannot be written; errors of Rehearsal pass as they are.
+    """
+    try:
+        yield
+    except RehearsalError:  # some of them are an OSError too
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{what} cannot be written: {reason}",
+            where=str(where),
+            mend="free space on that disk, then go on with resume=auto from the last checkpoint",
+        ) from error
