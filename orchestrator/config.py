@@ -233,7 +233,10 @@ class StageSteps:
 
 @dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
-    """How often a run saves itself, and what it keeps. The end of a stage is always saved."""
+    """How often a run saves itself, and what it keeps.
+
+    The end of a stage is always saved, and what the reward model learns from once it is labeled.
+    """
 
     every_steps: int | None = None  # in every stage; null = the numbers of stage_steps
     stage_steps: StageSteps = field(default_factory=StageSteps)  # 0 = not within the stage

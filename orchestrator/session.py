@@ -90,7 +90,13 @@ class Session:
         return folder
 
     def boundary(
-        self, stage: str, step: int, total: int, own: Mapping[str, Any], *trainers: Trainer
+        self,
+        stage: str,
+        step: int,
+        total: int,
+        own: Mapping[str, Any],
+        *trainers: Trainer,
+        always: bool = False,
     ) -> None:
         """Between two steps of a stage: save the run if that is due, or if it is asked to stop.
 
@@ -100,13 +106,14 @@ class Session:
             total: steps of the whole stage; its end is saved by `finish`, with what it made.
             own: what the stage needs beside the trainers' state, JSON-ready.
             trainers: whose state is saved.
+            always: save it whatever the configuration says of this stage.
 
         Raises:
             CheckpointError: the disk is full or read-only.
             StoppedError: a signal asked for it, and everything is saved.
         """
         self.saves.settle()
-        if step >= total or not self.saves.due(stage, step):
+        if step >= total or not (always or self.saves.due(stage, step)):
             return
         state = progress.capture(self, stage, step, own)
         self.saves.start(state, trainers, progress.products(self, stage))

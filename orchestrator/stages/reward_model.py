@@ -90,7 +90,7 @@ def _label_and_keep(session: Session) -> list[Ranking]:
     count = settings.prompts + settings.heldout_prompts
     rankings = _sample_and_label(session, session.source.prompts("reward_model", 0, count))
     save_rankings(session.folder.rankings, rankings)
-    session.boundary("reward_model", 0, count, {})
+    session.boundary("reward_model", 0, count, {}, always=True)
     return rankings
 
 

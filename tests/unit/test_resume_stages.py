@@ -175,6 +175,28 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_first(
     assert _traces(resumed) == _traces(undisturbed)
 
 
+def test_labels_are_kept_where_nothing_is_saved_within_stages(
+    tmp_path: Path, undisturbed: Run
+) -> None:
+    config = _config()
+    config.run.checkpoint.every_steps = 0
+    run = Run(tmp_path, config)
+    run.hub.faults.dead.add("critic.train_rankings")
+    with pytest.raises(RoleDiedError):
+        _go(run)
+    found, _ = SavedRuns(run.folder).newest()
+    assert found is not None
+    assert (found.stage, found.step) == ("reward_model", 0)
+    resumed = Run(tmp_path, config, found)
+    reward_model(resumed.session)
+    assert "rollout.generate" not in resumed.hub.names()
+    assert resumed.session.counters() == run.session.counters()
+    made = [
+        r.folder.checkpoints / "reward_model" / "model.safetensors" for r in (resumed, undisturbed)
+    ]
+    assert _sha(made[0]) == _sha(made[1])
+
+
 def test_metrics_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     run = Run(tmp_path, _config())
     sft(run.session)
