@@ -121,7 +121,7 @@ def test_where_and_how_long_may_change_silently_and_the_layout_is_said(tmp_path:
     _run(tmp_path / "run", 1)
     free = _config(
         tmp_path / "run", "auto", run__call_seconds=9.0, run__checkpoint__keep_last=7,
-        logger__tensorboard=True,
+        logger__tensorboard=True, data__workers=3,
     )  # fmt: skip
     assert find_start(free).notes == []
     layout = _config(
