@@ -53,8 +53,12 @@ def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
 
 
 def _from_scratch(session: Session, stage: str, name: str, model: PocketModelConfig) -> str:
+    """The model that a stage starts from; one that was made before the run was killed stays."""
+    product = f"{name}_initial"
+    if product in session.checkpoints:
+        return session.need(product)
     folder = session.publish(
-        f"{name}_initial",
+        product,
         lambda path: create_model(
             path,
             hidden_size=model.hidden_size,

@@ -10,13 +10,22 @@ from pathlib import Path
 
 import pytest
 from fakes.session import Run, small_config
+from fakes.toy import ToyPolicy
 
-from orchestrator.config import Config, EvaluateConfig, KLControl, RewardModelConfig, SFTConfig
+from orchestrator.config import (
+    Config,
+    EvaluateConfig,
+    KLControl,
+    PretrainConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
 from orchestrator.session import Session
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
+from orchestrator.stages.pretrain import pretrain
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
 from workers.errors import RoleDiedError, StoppedError
@@ -173,6 +182,31 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_first(
     resumed = Run(tmp_path, config, found)
     _go(resumed)
     assert _traces(resumed) == _traces(undisturbed)
+
+
+def test_what_pretraining_started_from_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(path: str, **_: object) -> None:
+        ToyPolicy.create(200, 4).save(path)
+
+    monkeypatch.setattr("orchestrator.stages.pretrain.create_model", make)
+    config = _config()
+    config.pretrain = PretrainConfig(steps=3, documents_per_step=2)
+    run = Run(tmp_path, config)
+    run.hub.faults.dead.add("policy.save")
+    with pytest.raises(RoleDiedError):
+        pretrain(run.session)
+    initial = run.folder.checkpoints / "base_initial"
+    before = {path.name: path.stat().st_ino for path in initial.iterdir()}
+    found, _ = SavedRuns(run.folder).newest()
+    assert found is not None
+    assert (found.stage, found.step) == ("pretrain", 2)
+    resumed = Run(tmp_path, config, found)
+    pretrain(resumed.session)
+    assert {path.name: path.stat().st_ino for path in initial.iterdir()} == before
+    (spec,) = [fact["spec"] for fact in resumed.hub.facts("policy.load")]
+    assert spec.checkpoint == str(initial)
 
 
 def test_labels_are_kept_where_nothing_is_saved_within_stages(
