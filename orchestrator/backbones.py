@@ -6,7 +6,6 @@ policy's token ids, so it can only start from a model that shares the policy's t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from orchestrator.config import (
 )
 from orchestrator.sizes import ModelSize, checkpoint_size
 from workers.errors import BatchArithmeticError, TokenizerMismatchError
-from workers.model_shape import read_shape, require_scalar_class
+from workers.model_shape import read_config, read_shape, require_scalar_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,10 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
 
 
 def _has_head(folder: Path) -> bool:
-    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    return any(str(name).endswith("ForTokenClassification") for name in names or ())
+    names = read_config(folder).get("architectures")
+    return isinstance(names, list) and any(
+        str(name).endswith("ForTokenClassification") for name in names
+    )
 
 
 def plan_critic(config: Config) -> CriticStart | None:

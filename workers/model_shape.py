@@ -11,7 +11,7 @@ from typing import Any
 
 from workers.errors import BrokenCheckpointError, ConfigError
 
-_MEND = "the folder must hold a causal language model as save_pretrained writes it"
+_MEND = "restore the file; the folder must hold a language model as save_pretrained writes it"
 # What a run or a library writes into config.json without changing the model that it describes.
 _INCIDENTAL = frozenset(
     {
@@ -50,17 +50,41 @@ def read_shape(folder: Path) -> ModelShape:
     # Deferred: seconds to import, and the driver looks at folders only in some runs.
     from transformers import AutoConfig
 
+    read_config(folder)
     try:
-        if not isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict):
-            raise ValueError("not a JSON object")
         whole = AutoConfig.from_pretrained(folder, local_files_only=True)
         return _shape(whole.get_text_config(decoder=True))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenCheckpointError(
-            f"cannot read config.json: {error}",
-            where=str(folder),
-            mend=_MEND,
-        ) from error
+    except unreadable() as error:
+        raise _broken(folder, error) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says, as it stands there.
+
+    Raises:
+        BrokenCheckpointError: there is none, or it holds no JSON object.
+    """
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise _broken(folder, error) from error
+    return content
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What transformers raises on a configuration that makes no sense."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (
+        OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError,
+        StrictDataclassError,
+    )  # fmt: skip
+
+
+def _broken(folder: Path, error: Exception) -> BrokenCheckpointError:
+    return BrokenCheckpointError(f"cannot read config.json: {error}", where=str(folder), mend=_MEND)
 
 
 def _shape(config: Any) -> ModelShape:

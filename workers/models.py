@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workers.dropout import set_dropout
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
-from workers.model_shape import require_scalar_class
+from workers.model_shape import require_scalar_class, unreadable
 from workers.padding import PaddedRows
 from workers.specs import Dtype
 
@@ -197,7 +197,7 @@ def _config(path: str) -> Any:
     _require_folder(path)
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except unreadable() as error:
         raise BrokenCheckpointError(
             f"config.json does not load: {error}", where=path, mend="restore the model's config"
         ) from error

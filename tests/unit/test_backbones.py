@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,12 @@ from orchestrator.config import (
     TextBridge,
 )
 from orchestrator.plan import make_plan
-from workers.errors import BatchArithmeticError, ConfigError, TokenizerMismatchError
+from workers.errors import (
+    BatchArithmeticError,
+    BrokenCheckpointError,
+    ConfigError,
+    TokenizerMismatchError,
+)
 from workers.models import load_scalar
 from workers.pocket.tokenizer import build_tokenizer
 
@@ -67,6 +73,9 @@ def config(policy: str, reward: RewardConfig | None = None, **given: str) -> Con
 
 
 TEXT = RewardConfig(bridge=TextBridge.text)
+FUNCTION = RewardConfig(
+    kind=RewardKind.function, bridge=TextBridge.text, function="package.module:callable"
+)
 
 
 def start(config: Config) -> tuple[str, str]:
@@ -91,22 +100,42 @@ def test_not_from_one_that_reads_other_words(tmp_path: Path, policy: str) -> Non
 
 def test_a_critic_of_its_own(root: Path, policy: str) -> None:
     head, body = scalar(root, "llama"), root / "llama-body"
-    function = RewardConfig(
-        kind=RewardKind.function, bridge=TextBridge.text, function="package.module:callable"
-    )
-    assert start(config(policy, function)) == ("sft", "zero")
-    assert start(config(policy, function, critic=head)) == ("critic", "keep")
-    assert start(config(policy, function, critic=str(body))) == ("critic", "zero")
+    assert start(config(policy, FUNCTION)) == ("sft", "zero")
+    assert start(config(policy, FUNCTION, critic=head)) == ("critic", "keep")
+    assert start(config(policy, FUNCTION, critic=str(body))) == ("critic", "zero")
 
 
 def test_a_family_without_a_scalar_head_is_refused_by_the_plan(tmp_path: Path, root: Path) -> None:
     opt = str(build_family("opt", tmp_path))
-    function = RewardConfig(
-        kind=RewardKind.function, bridge=TextBridge.text, function="package.module:callable"
-    )
     with pytest.raises(ConfigError, match="no token-classification class for 'opt'"):
-        make_plan(config(opt, function))
-    make_plan(config(opt, function, critic=scalar(root, "llama")))
+        make_plan(config(opt, FUNCTION))
+    make_plan(config(opt, FUNCTION, critic=scalar(root, "llama")))
+
+
+@pytest.mark.parametrize("bridge", list(TextBridge))
+@pytest.mark.parametrize("name", ["critic", "reward_model", "sft"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"model_type": "qw',
+        b"[]",
+        b"\xff\xfe",
+        b'{"model_type": "nothing-like-it"}',
+        b'{"model_type": "llama", "hidden_size": "wide"}',
+    ],
+)
+def test_a_damaged_configuration_is_named_with_its_folder(
+    tmp_path: Path, policy: str, name: str, text: bytes, bridge: TextBridge
+) -> None:
+    folder = Path(shutil.copytree(policy, tmp_path / "damaged"))
+    (folder / "config.json").write_bytes(text)
+    run = config(policy, RewardConfig(bridge=bridge), reward_model=policy)
+    setattr(run.model.checkpoints, name, str(folder))
+    with pytest.raises(BrokenCheckpointError, match="config") as caught:
+        make_plan(run)
+    assert caught.value.where == str(folder)
+    assert caught.value.mend
+    assert caught.value.exit_code == 4
 
 
 def test_a_backbone_must_take_every_sequence_of_the_policy(tmp_path: Path, policy: str) -> None:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workers.data.fingerprint import tokenizer_fingerprint
 from workers.errors import BrokenCheckpointError, DataError, MissingCheckpointError
+from workers.model_shape import unreadable
 
 
 def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
@@ -27,7 +28,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except unreadable() as error:  # config.json is read along
         raise BrokenCheckpointError(
             f"no readable tokenizer: {error}",
             where=str(path),
