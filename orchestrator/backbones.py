@@ -15,6 +15,7 @@ from orchestrator.arithmetic import PPO_STAGES
 from orchestrator.config import (
     Config,
     CriticInit,
+    DataSourceKind,
     RewardKind,
     RoleName,
     StageName,
@@ -56,7 +57,8 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
         return CriticStart("sft", "zero")
     if config.algorithm.critic_init is CriticInit.sft:
         return CriticStart("sft", "zero", "the critic starts from the SFT model, head zero")
-    policy, reward = folders.get("sft") or folders.get("base"), folders.get("reward_model")
+    policies = [folders[name] for name in ("sft", "base", "initial") if folders.get(name)]
+    policy, reward = next(iter(policies), ""), folders.get("reward_model")
     if config.reward.bridge is TextBridge.text and policy and reward:
         from workers.data.fingerprint import tokenizer_fingerprint
         from workers.data.tokenizers import load_tokenizer
@@ -84,7 +86,7 @@ def plan_critic(config: Config) -> CriticStart | None:
     if not any(stage in PPO_STAGES for stage in config.stages):
         return None
     given = config.model.checkpoints
-    names = ("critic", "reward_model", "sft", "base")
+    names = ("critic", "reward_model", "sft", "base", "initial")
     folders = {name: getattr(given, name) for name in names}
     if StageName.reward_model in config.stages:
         folders["reward_model"] = ""  # made from the SFT model, whose tokenizer it keeps
@@ -125,7 +127,7 @@ def check_backbones(config: Config, policy: ModelSize | None) -> None:
     rollout = config.rollout
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     for name, reads_ids in _carriers(config):
-        folder = Path(getattr(config.model.checkpoints, name) or "/")
+        folder = Path(getattr(config.model.checkpoints, name, "") or "/")
         if not (folder / "config.json").is_file():
             continue  # made by a stage of this run, or said to be missing by whoever loads it
         where = f"model.checkpoints.{name}"
@@ -150,11 +152,23 @@ def check_backbones(config: Config, policy: ModelSize | None) -> None:
 
 def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
     """Names of given checkpoints that get a scalar head, and whether they read policy tokens."""
-    if StageName.reward_model in config.stages:
-        yield "sft" if config.model.checkpoints.sft else "base", True
+    made = StageName.reward_model in config.stages
+    if made:
+        yield _origin(config), True
     start = plan_critic(config)
     if start is None:
         return
-    yield start.checkpoint, True
+    if start.checkpoint != "reward_model" or not made:
+        yield _origin(config) if start.checkpoint == "sft" else start.checkpoint, True
     if config.reward.kind is RewardKind.model and start.checkpoint != "reward_model":
         yield "reward_model", config.reward.bridge is TextBridge.tokens
+
+
+def _origin(config: Config) -> str:
+    """The given checkpoint whose architecture the SFT model has; "" where it is made afresh."""
+    stages = config.stages
+    if StageName.sft not in stages:
+        return "sft"
+    if StageName.pretrain not in stages:
+        return "base"
+    return "" if config.data.source is DataSourceKind.pocket else "initial"

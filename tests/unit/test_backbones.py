@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from family_models import build_family
 
-from orchestrator.backbones import critic_start
+from orchestrator.backbones import check_backbones, critic_start
 from orchestrator.config import (
     CheckpointPaths,
     Config,
@@ -110,6 +110,24 @@ def test_a_family_without_a_scalar_head_is_refused_by_the_plan(tmp_path: Path, r
     with pytest.raises(ConfigError, match="no token-classification class for 'opt'"):
         make_plan(config(opt, FUNCTION))
     make_plan(config(opt, FUNCTION, critic=scalar(root, "llama")))
+
+
+@pytest.mark.parametrize(
+    ("stages", "given"),
+    [
+        ([StageName.sft, StageName.ppo], "base"),
+        ([StageName.pretrain, StageName.sft, StageName.ppo], "initial"),
+        ([StageName.pretrain, StageName.sft, StageName.reward_model], "initial"),
+    ],
+)
+def test_so_is_one_that_the_run_only_begins_with(
+    tmp_path: Path, stages: list[StageName], given: str
+) -> None:
+    run = config("", FUNCTION, **{given: str(build_family("opt", tmp_path))})
+    run.stages = stages
+    with pytest.raises(ConfigError, match="no token-classification class for 'opt'") as caught:
+        check_backbones(run, None)
+    assert caught.value.where == f"model.checkpoints.{given}"
 
 
 @pytest.mark.parametrize("bridge", list(TextBridge))
