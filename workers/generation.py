@@ -49,7 +49,10 @@ class GenerationEngine(Protocol):
         ...
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
-        """Join a transfer group; a tensor-parallel engine takes ranks from `group_rank` on."""
+        """Join a transfer group and leave the one before.
+
+        A tensor-parallel engine takes ranks from `group_rank` on.
+        """
         ...
 
     def receive(self, offer: WeightOffer) -> str:

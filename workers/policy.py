@@ -118,8 +118,11 @@ class PolicyWorker(Trainer):
         return self._shared_memory.publish(version, self._sent_metas(), self._sent_weights())
 
     def connect(self, address: GroupAddress) -> None:
-        """Form the transfer group as its sender (rank 0 only)."""
+        """Form the transfer group as its sender (rank 0 only); leaves the one before."""
         group = self._joined()
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None  # before the next one takes as much again
         self._transfer = GroupSender(address, self.engine.device, group.collective_seconds)
 
     def send_weights(self, offer: WeightOffer) -> WeightReceipt | None:

@@ -41,7 +41,8 @@ class TransformersEngine:
         ]
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
-        """Join a transfer group as one receiver."""
+        """Join a transfer group as one receiver; leaves the one before."""
+        self._leave()
         self._group = GroupReceiver(
             address, group_rank, self._device, self._spec.collective_seconds
         )
@@ -61,9 +62,15 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model."""
-        self._model, self._group = None, None
+        self._leave()
+        self._model = None
         del self._reader
         self._shared.close()
+
+    def _leave(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
     def _load(self, bucket: NamedTensors) -> None:
         self._require_model()

@@ -71,7 +71,8 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         self._group: GroupReceiver | None = None
 
     def init_transfer_engine(self, init_info: JoinInfo) -> None:
-        """Join the sender's group."""
+        """Join the sender's group; leaves the one before."""
+        self._leave()
         rank = init_info.group_rank + self.parallel_config.rank
         self._group = GroupReceiver(init_info.address, rank, self.device, init_info.seconds)
 
@@ -159,8 +160,13 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Leave the group and let go of the shared mapping."""
-        self._group = None
+        self._leave()
         self._shared.close()
+
+    def _leave(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
 
 def _lies_at(buffer: int, tensor: torch.Tensor) -> bool:

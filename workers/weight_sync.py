@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -188,7 +189,7 @@ class _Group:
         self._timeout = timedelta(seconds=seconds)
         self._buffer = torch.empty(0, dtype=torch.uint8, device=self.device)
         with self._failures():
-            self._store = dist.TCPStore(
+            self._store: dist.Store | None = dist.TCPStore(
                 address.host,
                 address.port,
                 address.world_size,
@@ -197,7 +198,7 @@ class _Group:
                 timeout=self._timeout,
             )
             store = dist.PrefixStore("weights", self._store)
-            self._group = _backend(address, store, rank, self._timeout)
+            self._group: Any = _backend(address, store, rank, self._timeout)
 
     def buffer(self, nbytes: int) -> torch.Tensor:
         """The first bytes of a buffer that grows to the largest bucket and stays."""
@@ -207,10 +208,12 @@ class _Group:
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Send from rank 0 to all others, or raise WeightSyncError after the deadline."""
+        if self._group is None:
+            raise WeightSyncError("this group was left", where=self.where, mend="connect again")
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         with self._failures():
-            work = self._group.broadcast([tensor], options)  # pyright: ignore[reportAttributeAccessIssue]
+            work = self._group.broadcast([tensor], options)
             work.wait(self._timeout)
 
     def share(self, numbers: list[int]) -> list[int]:
@@ -218,6 +221,16 @@ class _Group:
         tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         self.broadcast(tensor)
         return tensor.tolist()
+
+    def close(self) -> None:
+        """Leave, whatever the others do; nothing may be under way."""
+        group, self._group, self._store = self._group, None, None
+        self._buffer = torch.empty(0, dtype=torch.uint8, device=self.device)
+        if group is not None:
+            with self._failures():
+                # NCCL keeps what it holds of the GPU without it; for gloo it is nothing: sockets
+                # and threads go with the last reference.
+                group.abort()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -255,6 +268,10 @@ class GroupSender:
     def __init__(self, address: GroupAddress, device: torch.device, seconds: float) -> None:
         self._group = _Group(address, 0, device, seconds)
 
+    def close(self) -> None:
+        """Leave the group, which is of no use to its receivers then."""
+        self._group.close()
+
     def send(self, offer: WeightOffer, buckets: Iterable[NamedTensors]) -> WeightReceipt:
         """Broadcast the offered weights, then their checksum.
 
@@ -289,6 +306,10 @@ class GroupReceiver:
     ) -> None:
         self._group = _Group(address, rank, device, seconds)
         self.checksum = ""
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._group.close()
 
     def receive(self, offer: WeightOffer) -> Iterator[NamedTensors]:
         """Yield buckets of (name, tensor) views; each is overwritten by the next.

@@ -174,16 +174,22 @@ def _send_to_a_thread(worker: PolicyWorker) -> dict | None:
     offer = worker.publish_weights(8, "gloo")
     if offer is None:
         return worker.send_weights(make_offer(8, worker.engine.metas, "gloo"))
-    address = GroupAddress("127.0.0.1", worker.address()[1], 2)
+
+    def connect() -> GroupReceiver:
+        address = GroupAddress("127.0.0.1", worker.address()[1], 2)
+        joining = pool.submit(GroupReceiver, address, 1, torch.device("cpu"), 60.0)
+        worker.connect(address)
+        return joining.result()
 
     def receive() -> dict:
-        receiver = GroupReceiver(address, 1, torch.device("cpu"), 60.0)
         return {n: w.clone().numpy() for b in receiver.receive(offer) for n, w in b}
 
     with ThreadPoolExecutor(1) as pool:
+        left = connect()
+        receiver = connect()  # as a second PPO stage does
         received = pool.submit(receive)
-        worker.connect(address)
         worker.send_weights(offer)
+        left.close()
         return received.result()
 
 

@@ -221,6 +221,22 @@ def test_group_names_a_silent_peer_within_the_deadline(
         list(receiver.receive(_offer(1)))
 
 
+def test_a_group_that_was_left_holds_no_socket_and_no_thread() -> None:
+    device, held = torch.device("cpu"), []
+    for _ in range(4):
+        address = free_address(2)
+        joining = in_thread(lambda to=address: GroupReceiver(to, 1, device, seconds=20))
+        sender = GroupSender(address, device, seconds=20)
+        receiver = joining()
+        assert isinstance(receiver, GroupReceiver)
+        sender.close()
+        receiver.close()
+        with pytest.raises(WeightSyncError, match="group was left"):
+            sender.send(make_offer(1, describe(tensors(1)), "gloo"), one_by_one(1))
+        held.append([len(list(Path(f"/proc/self/{what}").iterdir())) for what in ("fd", "task")])
+    assert held[1] == held[2] == held[3]  # the first starts what torch keeps for the process
+
+
 def test_group_that_nobody_joins_fails_within_the_deadline() -> None:
     with pytest.raises(WeightSyncError, match="within 1 s"):
         GroupSender(free_address(2), torch.device("cpu"), seconds=1)
