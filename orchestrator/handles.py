@@ -168,6 +168,10 @@ class Reference(Protocol):
         """Log-probabilities of the response tokens, nats; one work a replica."""
         ...
 
+    def fetch(self, fields: Fields) -> Answer[list[TokenField]]:
+        """Bring token fields to the driver: for the parity probe, a few tokens a model."""
+        ...
+
     def row_losses(self, batches: Sequence[TokenBatch]) -> Answer[list[FloatArray]]:
         """Summed loss of each row's targets, (B,) nats; one batch a replica."""
         ...

@@ -352,6 +352,10 @@ class _LanguageModelGroup(_Group):
             lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
         )
 
+    def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
+        """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
+        return self._bring(fields.shards, everything)
+
 
 class ReferenceGroup(_LanguageModelGroup):
     """n replicas of a frozen language model."""
@@ -431,10 +435,6 @@ class PolicyGroup(_TrainerGroup, _LanguageModelGroup):
         return self._all(
             "evaluate", lambda actor, rank: actor.evaluate_supervised.remote(steps[rank]), first
         )
-
-    def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
-        """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
-        return self._bring(fields.shards, everything)
 
     def update(
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec

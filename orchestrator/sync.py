@@ -7,13 +7,14 @@ fails in between leaves no engine on unknown weights.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator import batching
 from orchestrator.config import RolloutConfig, Transport
-from orchestrator.handles import Policy, Rollout
+from orchestrator.handles import Policy, Reference, Rollout
 from workers.errors import ChecksumError, ParityError
 from workers.messages import RolloutBatch, TokenField, WeightReceipt
 
@@ -115,29 +116,58 @@ class WeightSync:
         return sent, receiving.result()
 
     def _probe(self, version: int) -> Parity:
-        temperature = self._config.temperature
-        probed = self._rollout.probe(
-            self._prompts, self._config.parity_tokens, temperature, version
-        ).result()
-        summary = probed.summary
-        works = batching.equal_work(
-            summary.ids,
-            summary.prompt_lengths + summary.response_lengths,
-            self._policy.size,
-            self._budget,
+        parity = measure_parity(
+            self._rollout, self._policy, self._config, self._prompts, version, self._budget
         )
-        fields = self._policy.logprobs(works, probed, temperature).result()
-        parity = compare_logprobs(
-            self._rollout.fetch(probed).result(), self._policy.fetch(fields).result()
+        require_parity(
+            parity,
+            self._config.parity_tolerance,
+            f"version {version}: engine and trainer",
+            "weight sync",
         )
-        tolerance = self._config.parity_tolerance
-        if not parity.max_difference <= tolerance:  # NaN fails too
-            raise ParityError(
-                f"version {version}: engine and trainer differ by up to "
-                f"{parity.max_difference:.2e} nats (mean {parity.mean_difference:.2e}, "
-                f"k3 {parity.k3:.2e}), tolerance {tolerance:.0e}",
-                where="weight sync",
-                mend="with bf16 on either side raise rollout.parity_tolerance (0.3 is normal); "
-                "in float32 this means wrong weights: report it with the run folder",
-            )
         return parity
+
+
+def measure_parity(
+    rollout: Rollout,
+    scorer: Policy | Reference,
+    config: RolloutConfig,
+    prompts: Sequence[tuple[int, ...]],
+    version: int,
+    micro_batch_tokens: int,
+) -> Parity:
+    """Sample a few tokens on every engine and compute their log-probabilities once more.
+
+    Args:
+        rollout: the engines.
+        scorer: holds the weights that the engines should serve as `version`.
+        config: probe tokens and temperature.
+        prompts: what every engine is asked.
+        version: what the engines hold, admitted or not.
+        micro_batch_tokens: budget of the scorer.
+    """
+    probed = rollout.probe(
+        list(prompts), config.parity_tokens, config.temperature, version
+    ).result()
+    summary = probed.summary
+    lengths = summary.prompt_lengths + summary.response_lengths
+    works = batching.equal_work(summary.ids, lengths, scorer.size, micro_batch_tokens)
+    fields = scorer.logprobs(works, probed, config.temperature).result()
+    return compare_logprobs(rollout.fetch(probed).result(), scorer.fetch(fields).result())
+
+
+def require_parity(parity: Parity, tolerance: float, what: str, where: str) -> None:
+    """Refuse weights that answer unlike those they should be.
+
+    Raises:
+        ParityError: a log-probability differs by more than `tolerance` nats.
+    """
+    if not parity.max_difference <= tolerance:  # NaN fails too
+        raise ParityError(
+            f"{what} differ by up to "
+            f"{parity.max_difference:.2e} nats (mean {parity.mean_difference:.2e}, "
+            f"k3 {parity.k3:.2e}), tolerance {tolerance:.0e}",
+            where=where,
+            mend="with bf16 on either side raise rollout.parity_tolerance (0.3 is normal); "
+            "in float32 this means wrong weights: report it with the run folder",
+        )

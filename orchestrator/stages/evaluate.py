@@ -23,6 +23,7 @@ from orchestrator.samples import Comparison, write_comparisons
 from orchestrator.session import Session
 from orchestrator.stages.judging import Answers, preferences, scores
 from orchestrator.summary import MODEL_ORDER, EvaluationRow
+from orchestrator.sync import measure_parity, require_parity
 from workers.data.records import Prompt
 from workers.data.sets import SetKind
 from workers.errors import ConfigError
@@ -86,9 +87,33 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     rollout, version = session.engines_on(path)
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
     measuring.result()
+    _check_engines(session, name, version)
     golds = session.source.gold(prompts, texts)
     judged = scores(session, path, batch, golds)
     return Answers(texts, golds, judged, _row(session, batch, golds))
+
+
+def _check_engines(session: Session, name: str, version: int) -> None:
+    """The engines serve the model that is asked for: what they answer is what the folder says.
+
+    After the answers: a probe leaves prefixes in the engines' cache. The bytes of a loaded folder
+    carry a checksum; what an engine made of them shows in its log-probabilities alone.
+
+    Raises:
+        ParityError: the reference, which has read the folder by other code, disagrees.
+    """
+    config = session.config
+    prompts = session.source.prompts("heldout", 0, config.rollout.parity_prompts)
+    parity = measure_parity(
+        session.fleet.rollout,
+        session.fleet.reference,
+        config.rollout,
+        [prompt.tokens for prompt in prompts],
+        version,
+        config.trainer.micro_batch_tokens,
+    )
+    tolerance = config.rollout.parity_tolerance
+    require_parity(parity, tolerance, f"model {name}: engine and reference", "evaluate")
 
 
 def _row(session: Session, batch: RolloutBatch, golds: list[Gold] | None) -> EvaluationRow:

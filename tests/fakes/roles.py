@@ -222,6 +222,9 @@ class FakeReference(FakeGroup):
             lambda parts: Fields(tuple(parts)),
         )
 
+    def fetch(self, fields: Fields) -> FakeAnswer[list[TokenField]]:
+        return self._all("fetch", lambda _: list(fields.shards), first, [0])
+
     def row_losses(self, batches: Sequence[TokenBatch]) -> FakeAnswer[list[np.ndarray]]:
         def call(rank: int) -> np.ndarray:
             with torch.no_grad():

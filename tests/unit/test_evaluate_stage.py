@@ -18,7 +18,7 @@ from orchestrator.config import DataSourceKind, JudgeKind
 from orchestrator.samples import read_comparisons
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.summary import Judging, Summary, read_summary, write_summary
-from workers.errors import ConfigError, JudgeError, RewardError
+from workers.errors import ConfigError, JudgeError, ParityError, RewardError
 from workers.pocket.labeler import Gold
 
 PLAIN = Gold(score=0.0, correct=False, truthful=True, rude=False, polite=False)
@@ -74,6 +74,24 @@ def test_models_answer_the_same_held_out_prompts(tmp_path: Path):
     for comparison, prompt in zip(kept, prompts, strict=False):
         (verdict,) = run.source.gold([prompt], [comparison.responses["sft"]]) or []
         assert comparison.gold["sft"] == verdict.score
+
+
+@pytest.mark.parametrize("offset", [2e-4, math.nan])
+def test_engines_that_answer_unlike_the_model_are_refused(tmp_path: Path, offset: float):
+    run = Run(tmp_path, rollout=2)
+    run.hub.faults.parity_offset = offset
+    with pytest.raises(ParityError, match="model base: engine and reference differ") as caught:
+        evaluate(run.session)
+    assert caught.value.where == "evaluate"
+    assert run.session.findings.models == {}
+
+
+def test_every_engine_is_asked_about_every_model(tmp_path: Path):
+    run = Run(tmp_path, rollout=2, reference=3)
+    evaluate(run.session)
+    names = run.hub.names()
+    assert names.count("rollout.probe") == names.count("reference.logprobs") == 2
+    assert names.index("rollout.generate") < names.index("rollout.probe")  # see `_check_engines`
 
 
 @pytest.mark.parametrize("replicas", [1, 3])
