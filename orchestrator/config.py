@@ -395,6 +395,7 @@ class DataConfig:
     train_on: TrainOn = TrainOn.last
     on_bad_line: OnBadLine = OnBadLine.fail
     heldout_fraction: float = 0.1  # of users, or of prompts where no user is named
+    heldout_fold: int = 0  # which part of that size; the folds of a cross-validation are disjoint
     dedup_prefix_characters: int = 0  # prompts that share so long a beginning are one; 0 = off
     max_rows_per_user: int = 0  # of one kind; 0 = no limit (InstructGPT: 200)
     pii: PersonalData = PersonalData.keep  # training rows only
@@ -410,6 +411,14 @@ class DataConfig:
                 f"heldout_fraction={self.heldout_fraction:g} must lie between 0 and 1",
                 where="data",
                 mend="hold out some rows and keep some, such as 0.1",
+            )
+        folds = int(1.0 / self.heldout_fraction + 1e-9)
+        if not 0 <= self.heldout_fold < folds:
+            raise ConfigError(
+                f"heldout_fold={self.heldout_fold}: there are {folds} parts of "
+                f"{self.heldout_fraction:g} of the rows",
+                where="data",
+                mend=f"choose a fold from 0 to {folds - 1}",
             )
         self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
 

@@ -179,6 +179,7 @@ def _feeding(config: Config) -> Feeding:
         seed=config.seed,
         on_bad_line="drop" if data.on_bad_line is OnBadLine.drop else "fail",
         heldout_fraction=data.heldout_fraction,
+        heldout_fold=data.heldout_fold,
         max_rows_per_user=data.max_rows_per_user,
         drop_pii=data.pii is PersonalData.drop,
         length_grouped=data.order is RowOrder.length_grouped,

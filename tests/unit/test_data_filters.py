@@ -75,9 +75,11 @@ def test_hashes_are_the_same_everywhere() -> None:
     assert stable_hash("abc") == 0xD8BB14D833D59559
 
 
-def split(keys: list[str], fraction: float = 0.1, held: tuple[str, ...] = ()) -> list[list[int]]:
+def split(
+    keys: list[str], fraction: float = 0.1, held: tuple[str, ...] = (), fold: int = 0
+) -> list[list[int]]:
     is_held = np.array([key in held for key in keys], bool)
-    sides = split_rows(hashes(*map(stable_hash, keys)), fraction, is_held)
+    sides = split_rows(hashes(*map(stable_hash, keys)), fraction, is_held, fold)
     return [side.tolist() for side in sides]
 
 
@@ -98,6 +100,20 @@ def test_the_fraction_is_that_of_the_keys(fraction: float) -> None:
     sides = {f: set(split(keys, f)[1]) for f in (fraction, fraction / 2)}
     assert abs(len(sides[fraction]) / 4000 - fraction) < 4 * (fraction / 4000) ** 0.5
     assert sides[fraction / 2] < sides[fraction], "a larger fraction only adds"
+
+
+def test_every_row_is_held_out_in_one_fold() -> None:
+    keys = [f"key {i % 900}" for i in range(1000)]
+    folds = [split(keys, 0.25, fold=fold)[1] for fold in range(4)]
+    assert sorted(row for fold in folds for row in fold) == list(range(1000))
+    assert folds[0] == split(keys, 0.25)[1]
+    assert min(map(len, folds)) > 200
+
+
+@pytest.mark.parametrize("fold", range(10))
+def test_every_fold_of_a_small_set_has_both_sides(fold: int) -> None:
+    train, held = split(["a", "b", "c"], 0.1, fold=fold)
+    assert min(len(train), len(held)) > 0
 
 
 @pytest.mark.parametrize("n", range(2, 12))

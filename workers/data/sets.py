@@ -67,6 +67,7 @@ class Feeding:
     seed: int = 0  # fixes every order
     on_bad_line: Literal["fail", "drop"] = "fail"
     heldout_fraction: float = 0.1
+    heldout_fold: int = 0  # which slice of that size
     max_rows_per_user: int = 0  # 0 = no limit
     drop_pii: bool = False  # training rows only
     length_grouped: bool = False

@@ -19,7 +19,9 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(digest, "big") or 1
 
 
-def split_rows(keys: HashArray, fraction: float, held: BoolArray) -> tuple[IntArray, IntArray]:
+def split_rows(
+    keys: HashArray, fraction: float, held: BoolArray, fold: int = 0
+) -> tuple[IntArray, IntArray]:
     """Split rows into training and held-out ones by the stable hashes of their keys.
 
     The hash alone decides, so a key that stands in several sets is held out in all of them or in
@@ -31,14 +33,18 @@ def split_rows(keys: HashArray, fraction: float, held: BoolArray) -> tuple[IntAr
             stay together.
         fraction: Share of the keys that is held out.
         held: (N,) True = this row, and every other one of its key, is held out in any case.
+        fold: Which slice of the range of hashes is held out: 0 = the highest, 1 = the one below it,
+            as many as there is room for. Folds have no key in common.
 
     Returns:
         Row numbers of the training rows and of the held-out rows, in order.
     """
     held_keys = np.unique(keys[held])
     free = np.setdiff1d(keys, held_keys)  # sorted
-    count = int((free.astype(np.float64) >= (1.0 - fraction) * 2.0**64).sum())
+    edges = 2.0**64 * (1.0 - fraction * np.array([fold + 1, fold]))
+    first, end = np.searchsorted(free.astype(np.float64), edges).tolist()
     if len(free) > 1:
-        count = min(max(count, 1), len(free) - 1)
-    is_held = np.isin(keys, np.concatenate([held_keys, free[len(free) - count :]]))
+        first = min(first, len(free) - 1)
+        end = min(max(end, first + 1), first + len(free) - 1)
+    is_held = np.isin(keys, np.concatenate([held_keys, free[first:end]]))
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)

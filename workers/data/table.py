@@ -322,7 +322,10 @@ class Table:
             is_held[:] = False
         is_held |= by_user
         units = np.where(rows.users != 0, rows.users, rows.keys)[left]
-        train, heldout = split_rows(units, self._feeding.heldout_fraction, is_held[left])
+        feeding = self._feeding
+        train, heldout = split_rows(
+            units, feeding.heldout_fraction, is_held[left], feeding.heldout_fold
+        )
         return left[train], left[heldout]
 
     def _nothing_held_out(self) -> EmptyDatasetError:
