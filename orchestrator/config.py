@@ -622,6 +622,8 @@ class AlgorithmConfig:
     """PPO as InstructGPT ran it. Batch sizes count sequences (episodes)."""
 
     iterations: int = 40
+    # iterations that generation runs ahead of training: sequences may be that many updates old
+    staleness: int = 0
     prompts_per_iteration: int = 128
     samples_per_prompt: int = 1
     sequences_per_minibatch: int = 32  # one optimizer step each
@@ -657,7 +659,7 @@ class AlgorithmConfig:
         )  # fmt: skip
         _fraction(self, "gamma", "lam")
         _below_one(self, "ema_decay")  # at 1 the saved policy would be the SFT model
-        _at_least_zero(self, "evaluate_every", "critic_warmup_iterations")
+        _at_least_zero(self, "evaluate_every", "critic_warmup_iterations", "staleness")
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(
                 f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "

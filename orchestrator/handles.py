@@ -6,9 +6,11 @@ anything else that keeps the same promises can take their place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from orchestrator.config import RoleName
 from workers.messages import (
@@ -51,10 +53,17 @@ Ref = Any  # where a record lies; only the handles that made it can tell what it
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """References to the sequences of one step, one shard an engine, and their scalars."""
+    """References to sequences, in shards as the engines made them, and their scalars."""
 
     shards: tuple[Ref, ...]  # of RolloutBatch
     summary: RolloutSummary
+
+
+def joined(parts: Sequence[Rollouts]) -> Rollouts:
+    """Several parts as one, in order."""
+    names = RolloutSummary.__dataclass_fields__
+    columns = [np.concatenate([getattr(p.summary, name) for p in parts]) for name in names]
+    return Rollouts(tuple(s for p in parts for s in p.shards), RolloutSummary(*columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,17 @@ class Answer(Protocol[T_co]):
         ...
 
 
+class Generation(Answer[Rollouts], Protocol):
+    """A generation that has started; its sequences may come in several parts."""
+
+    def parts(self) -> Iterator[Rollouts]:
+        """Each part as soon as it is there, then no more; may be asked again.
+
+        Raises the typed error of the first engine that failed, died or was late.
+        """
+        ...
+
+
 class Rollout(Protocol):
     """n independent generation engines."""
 
@@ -98,8 +118,12 @@ class Rollout(Protocol):
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
-    ) -> Answer[Rollouts]:
+    ) -> Generation:
         """Sample every request; StaleEngineError unless admitted for exactly `version`."""
+        ...
+
+    def hold(self, batch: RolloutBatch) -> Rollouts:
+        """Sequences of an earlier process, as if engines had just made them: one shard."""
         ...
 
     def fetch(self, rollouts: Rollouts) -> Answer[RolloutBatch]:
@@ -177,7 +201,19 @@ class Reference(Protocol):
         ...
 
 
-class Trainer(Protocol):
+class Saver(Protocol):
+    """Has state that belongs into a checkpoint of the run."""
+
+    def snapshot(self, folder: str) -> Answer[None]:
+        """Copy the state; it is written into `folder` while training goes on."""
+        ...
+
+    def written(self) -> Answer[list[FileRecord]]:
+        """The files of the last snapshot, once they are whole."""
+        ...
+
+
+class Trainer(Saver, Protocol):
     """n ranks of one process group."""
 
     @property
@@ -191,14 +227,6 @@ class Trainer(Protocol):
 
     def save(self, path: str, tokenizer_from: str) -> Answer[None]:
         """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
-        ...
-
-    def snapshot(self, folder: str) -> Answer[None]:
-        """Copy the training state; it is written into `folder` while training goes on."""
-        ...
-
-    def written(self) -> Answer[list[FileRecord]]:
-        """The files of the last snapshot, one a rank, once they are whole."""
         ...
 
     def restore(self, folder: str) -> Answer[None]:

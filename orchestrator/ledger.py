@@ -1,9 +1,12 @@
-"""The account of every sequence: generated = trained + dropped, or the run stops."""
+"""The account of every sequence: generated = trained + dropped + open, or the run stops.
+
+Open are the sequences of batches that were asked for ahead of their turn; none is left at the end.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,11 +16,16 @@ from workers.messages import IntArray
 
 @dataclass(frozen=True, slots=True)
 class LedgerSummary:
-    """Sequences by fate; `generated == trained + sum(dropped.values())`."""
+    """Sequences by fate.
+
+    Over all steps `generated == trained + sum(dropped.values()) + open`; a single step may also
+    settle what earlier ones left open.
+    """
 
     generated: int
     trained: int
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
+    open: int = 0  # asked for ahead of their turn, when the account was made
 
     @property
     def dropped_total(self) -> int:
@@ -29,7 +37,7 @@ class Ledger:
     """Follows each sequence id from generation to exactly one end.
 
     A step calls `generated`, then `trained` and `dropped`, then `check`. Training on a sequence for
-    several epochs is one `trained`.
+    several epochs is one `trained`. A sequence counts as generated from the moment it is asked for.
     """
 
     def __init__(self) -> None:
@@ -80,48 +88,57 @@ class Ledger:
             )
         self._open.remove(i)
 
-    def check(self, step: int) -> LedgerSummary:
+    def check(self, step: int, ahead: IntArray | Iterable[int] = ()) -> LedgerSummary:
         """Close a step; return its counts.
 
+        Args:
+            step: For the error.
+            ahead: Sequences whose turn is yet to come: these, and no others, stay open.
+
         Raises:
-            LedgerError: some sequence was neither trained nor dropped.
+            LedgerError: some other sequence was neither trained nor dropped, or one of these is
+                not open any more.
         """
-        if self._open:
-            names = ", ".join(str(i) for i in sorted(self._open)[:8])
-            raise LedgerError(
-                f"{len(self._open)} sequences were neither trained nor dropped: {names}",
-                where=f"ledger, step {step}",
-                mend=_MEND,
-            )
-        closed = self._step.summary()
+        waiting = set(map(int, ahead))
+        for ids, story in (
+            (self._open - waiting, "were neither trained nor dropped"),
+            (waiting - self._open, "wait for their turn but are not open"),
+        ):
+            if ids:
+                names = ", ".join(str(i) for i in sorted(ids)[:8])
+                raise LedgerError(
+                    f"{len(ids)} sequences {story}: {names}",
+                    where=f"ledger, step {step}",
+                    mend=_MEND,
+                )
+        closed = self._step.summary(len(self._open))
         self._total.add(self._step)
         self._step = _Counts()
         return closed
 
     def summary(self) -> LedgerSummary:
         """Counts of all closed steps."""
-        return self._total.summary()
+        return self._total.summary(len(self._open))
 
     def state_dict(self) -> dict[str, object]:
         """What a resumed run needs, as plain JSON types; ids are kept as [first, last] ranges.
 
-        Only between steps: an open sequence cannot be carried over.
+        Only between steps, after `check`.
         """
-        assert not self._open, "check the step before saving"
         total = self._total
         return {
             "generated": total.generated,
             "trained": total.trained,
             "dropped": dict(total.dropped),
-            "ranges": _ranges(self._seen),
+            "ranges": ranges(self._seen),
+            "open": ranges(self._open),
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from a saved account."""
-        ranges = cast("list[list[int]]", state["ranges"])
         dropped = cast("dict[str, int]", state["dropped"])
-        self._seen = {i for first, last in ranges for i in range(int(first), int(last) + 1)}
-        self._open = set()
+        self._seen = set(from_ranges(cast("list[list[int]]", state["ranges"])))
+        self._open = set(from_ranges(cast("list[list[int]]", state.get("open", []))))
         self._step = _Counts()
         self._total = _Counts(
             int(str(state["generated"])), int(str(state["trained"])), Counter(dropped)
@@ -142,11 +159,16 @@ class _Counts:
         self.trained += other.trained
         self.dropped.update(other.dropped)
 
-    def summary(self) -> LedgerSummary:
-        return LedgerSummary(self.generated, self.trained, dict(self.dropped))
+    def summary(self, still_open: int) -> LedgerSummary:
+        return LedgerSummary(self.generated, self.trained, dict(self.dropped), still_open)
 
 
-def _ranges(ids: set[int]) -> list[list[int]]:
+def from_ranges(ranges: Iterable[Sequence[int]]) -> list[int]:
+    """The ids of inclusive ranges, in order."""
+    return [i for first, last in ranges for i in range(int(first), int(last) + 1)]
+
+
+def ranges(ids: Iterable[int]) -> list[list[int]]:
     """Ids as inclusive ranges, in order."""
     result: list[list[int]] = []
     for i in sorted(ids):

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError
 
-from orchestrator.handles import Experience, Fields, Ref, Rollouts
+from orchestrator.handles import Experience, Fields, Ref, Rollouts, joined
 from orchestrator.waiting import Pending, Position, everything, first, nothing
 from workers.critic import CriticWorker
 from workers.errors import DeadlineError
@@ -262,7 +262,9 @@ class RolloutGroup(_Group):
                 shards,
                 lambda actor, rank: actor.generate_shard.remote(hands[rank], sampling, version),
             ),
-            lambda summaries: Rollouts(tuple(shards), _join_summaries(summaries)),
+            lambda summaries: joined(
+                [Rollouts((s,), m) for s, m in zip(shards, summaries, strict=True)]
+            ),
             ranks=busy,
         )
 
@@ -304,7 +306,9 @@ class RolloutGroup(_Group):
                     prompts, max_tokens, temperature, version
                 ),
             ),
-            lambda summaries: Rollouts(tuple(shards), _join_summaries(summaries)),
+            lambda summaries: joined(
+                [Rollouts((s,), m) for s, m in zip(shards, summaries, strict=True)]
+            ),
         )
 
     def admit(self, version: int) -> Pending[None]:
@@ -556,12 +560,3 @@ def _keeping(
 def _join_counts(parts: list[PairCounts]) -> PairCounts:
     """The counts are those of all ranks already, the scores those of each."""
     return replace(parts[0], scores=tuple(s for part in parts for s in part.scores))
-
-
-def _join_summaries(parts: list[RolloutSummary]) -> RolloutSummary:
-    return RolloutSummary(
-        *(
-            np.concatenate([getattr(p, name) for p in parts])
-            for name in RolloutSummary.__dataclass_fields__
-        )
-    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.config import CheckpointConfig
-from orchestrator.handles import Answer, Trainer
+from orchestrator.handles import Answer, Saver
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRun, SavedRuns
 from orchestrator.stopping import StopRequest
@@ -27,11 +27,11 @@ class SavedStage:
 
 @dataclass(frozen=True, slots=True)
 class _Saving:
-    """A checkpoint whose trainers still write."""
+    """A checkpoint that is still being written."""
 
     folder: Path
     progress: dict[str, Any]
-    trainers: Sequence[Trainer]
+    savers: Sequence[Saver]
     products: list[Path]
 
 
@@ -89,16 +89,16 @@ class Saves:
         return self._stop.requested or bool(every and step % every == 0)
 
     def start(
-        self, progress: dict[str, Any], trainers: Sequence[Trainer], products: list[Path]
+        self, progress: dict[str, Any], savers: Sequence[Saver], products: list[Path]
     ) -> None:
-        """Have the trainers copy their state; they write it while training goes on."""
+        """Have the savers copy their state; they write it while training goes on."""
         self.settle()
         folder = self._runs.begin(progress["stage"], progress["step"])
-        self._saving = _Saving(folder, progress, trainers, products)
-        copying: list[Answer[None]] = [trainer.snapshot(str(folder)) for trainer in trainers]
+        self._saving = _Saving(folder, progress, savers, products)
+        copying: list[Answer[None]] = [saver.snapshot(str(folder)) for saver in savers]
         for pending in copying:
             pending.result()
-        if not trainers:
+        if not savers:
             self.settle()  # nobody writes: there is nothing to wait for
 
     def settle(self) -> None:
@@ -111,7 +111,7 @@ class Saves:
         if saving is None:
             return
         try:
-            writing = [trainer.written() for trainer in saving.trainers]
+            writing = [saver.written() for saver in saving.savers]
             records: list[FileRecord] = [r for answer in writing for r in answer.result()]
             self._runs.publish(
                 saving.folder, records, saving.progress, self._facts, saving.products

@@ -15,7 +15,7 @@ from orchestrator import batching, checkpoint, progress
 from orchestrator.config import Config
 from orchestrator.derive import rollout_spec
 from orchestrator.figures import RewardModelFigures
-from orchestrator.handles import Roles, Rollout, Trainer
+from orchestrator.handles import Roles, Rollout, Saver
 from orchestrator.live import LiveView
 from orchestrator.run_folder import RunFolder
 from orchestrator.saves import Saves
@@ -95,17 +95,17 @@ class Session:
         step: int,
         total: int,
         own: Mapping[str, Any],
-        *trainers: Trainer,
+        *savers: Saver,
         always: bool = False,
     ) -> None:
         """Between two steps of a stage: save the run if that is due, or if it is asked to stop.
 
         Args:
             stage: the stage.
-            step: steps done; all their metrics are recorded, and no call to `trainers` is open.
+            step: steps done; all their metrics are recorded, and no call to `savers` is open.
             total: steps of the whole stage; its end is saved by `finish`, with what it made.
-            own: what the stage needs beside the trainers' state, JSON-ready.
-            trainers: whose state is saved.
+            own: what the stage needs beside the savers' state, JSON-ready.
+            savers: whose state is saved.
             always: save it whatever the configuration says of this stage.
 
         Raises:
@@ -116,7 +116,7 @@ class Session:
         if step >= total or not (always or self.saves.due(stage, step)):
             return
         state = progress.capture(self, stage, step, own)
-        self.saves.start(state, trainers, progress.products(self, stage))
+        self.saves.start(state, savers, progress.products(self, stage))
         self.stop_if_asked()
 
     def finish(self, stage: str, *, last: bool) -> None:

@@ -71,11 +71,16 @@ class Judging:
 
 @dataclass(frozen=True, slots=True)
 class LedgerTotals:
-    """Sequences over all PPO steps: generated = trained + dropped."""
+    """Sequences over all PPO steps: generated = trained + dropped, and open in a stage's middle."""
 
     generated: int = 0
     trained: int = 0
     dropped: int = 0
+
+    @property
+    def open(self) -> int:
+        """Asked for ahead of their turn by a stage that did not come to it."""
+        return self.generated - self.trained - self.dropped
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,8 @@ def _run_facts(summary: Summary) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if ledger.generated:
         text = f"{ledger.generated:,} generated = {ledger.trained:,} trained"
-        found.append(("sequences", f"{text} + {ledger.dropped:,} dropped"))
+        left = f" + {ledger.open:,} open" if ledger.open else ""
+        found.append(("sequences", f"{text} + {ledger.dropped:,} dropped{left}"))
     if sync.count:
         parity = sync.parity_max_abs_logprob_diff
         text = f"{sync.count}, median {_cell(sync.seconds_median, '{:.3f}')} s"

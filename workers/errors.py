@@ -128,6 +128,12 @@ class LedgerError(RehearsalError, RuntimeError):
     exit_code = 6
 
 
+class StalenessError(RehearsalError, RuntimeError):
+    """A sequence was made by weights too old to be trained on."""
+
+    exit_code = 6
+
+
 class RoleError(RehearsalError, RuntimeError):
     """A role could not do its work."""
 

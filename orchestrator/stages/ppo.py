@@ -2,6 +2,7 @@
 
 `_iterate` is the table of contents: one line a stage of the data flow, and none of them is
 implemented here. Calls that do not depend on each other are started together and awaited later.
+With `algorithm.staleness` above 0 the engines are already sampling later batches meanwhile.
 """
 
 from __future__ import annotations
@@ -9,25 +10,29 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from orchestrator import batching
+from orchestrator.ahead import Ahead, Batch, require_fresh
 from orchestrator.backbones import critic_start
 from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
-from orchestrator.handles import Answer, Experience, Fields, Rollouts
-from orchestrator.ledger import Ledger, LedgerSummary
+from orchestrator.handles import Answer, Experience, Rollouts
+from orchestrator.kept_rollouts import KeptRollouts
+from orchestrator.ledger import Ledger, LedgerSummary, from_ranges, ranges
 from orchestrator.session import Session
+from orchestrator.stages.ppo_passes import Passes, shared
 from orchestrator.stages.ppo_record import Iteration, mean_kl, record_iteration, record_start
 from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
 from workers.errors import RewardError
 from workers.experience import whitening_moments
-from workers.messages import Finish, IntArray, Scores, StepStats, TokenBatch, Work
+from workers.messages import Finish, IntArray, Scores, StepStats, TokenBatch
 from workers.ops.kl import AdaptiveKLController
 from workers.specs import PolicyLossSpec, ShapingSpec
 
@@ -55,8 +60,14 @@ class _Run:
     version: int  # what the engines serve
     adaptive_kl: AdaptiveKLController | None  # None = fixed
     ledger: Ledger
+    ahead: Ahead
     shares_rows: bool = False  # pretraining documents, among themselves
     documents_used: int = 0  # cursor into the pretraining text
+
+    @property
+    def staleness(self) -> int:
+        """Updates that a trained sequence may be behind."""
+        return self.session.config.algorithm.staleness
 
     @property
     def kl_coefficient(self) -> float:
@@ -74,8 +85,8 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
     for iteration in range(_begin(run), settings.iterations):
         session.position.step = iteration
         _iterate(run, iteration)
-        trainers = (session.fleet.policy, session.fleet.critic)
-        session.boundary(stage, iteration + 1, settings.iterations, _state(run), *trainers)
+        savers = (session.fleet.policy, session.fleet.critic, _kept(run))
+        session.boundary(stage, iteration + 1, settings.iterations, _state(run), *savers)
     session.publish(stage, lambda path: session.fleet.policy.save(path, sft).result(), stage)
 
 
@@ -83,23 +94,18 @@ def _iterate(run: _Run, iteration: int) -> None:
     """One PPO iteration: sample, score, shape, update, sync."""
     began = time.monotonic()
     session, timed = run.session, _Timed(run, iteration + 1)
-    generating = timed("generate", _generate(run, iteration))
-    session.saves.settle()  # the trainers have nothing else to do
-    rollouts = generating.result()
-    run.ledger.generated(rollouts.summary.ids)
-
-    everything = _works(run, rollouts, rollouts.summary.ids)
-    scoring = timed("reward", session.fleet.reward.score(rollouts))
-    old = timed("logprobs", _policy_logprobs(run, everything, rollouts))
-    reference = timed("reference", _reference_logprobs(run, rollouts))
-    values = timed("values", session.fleet.critic.values(everything.critic, rollouts))
-    scores = _penalise_cut(run, rollouts, scoring.result())
+    with timed.span("generate"):
+        run.ahead.fill(iteration)
+        session.saves.settle()  # the trainers have nothing else to do
+        passes = Passes(session, timed.begin)
+        for part in run.ahead.take(iteration).generation.parts():
+            require_fresh(part.summary, run.version, run.staleness, str(session.position))
+            passes.start(part)
+    rollouts = passes.rollouts()
+    scores = _penalise_cut(run, rollouts, passes.scores())
     kept = _drop_failed(run, scores)
 
-    experience = timed(
-        "experience",
-        _build(run, rollouts, kept, scores, old.result(), reference.result(), values.result()),
-    ).result()
+    experience = timed("experience", _build(run, rollouts, kept, scores, passes)).result()
     warming = iteration < session.config.algorithm.critic_warmup_iterations
     updating = None
     if not warming:
@@ -110,12 +116,13 @@ def _iterate(run: _Run, iteration: int) -> None:
     critic_stats = fitting.result()
     session.note_first_step()
     run.ledger.trained(kept)
-    counts = run.ledger.check(iteration)
+    counts = run.ledger.check(iteration, run.ahead.ids)
     session.findings.ledger = _added(session.findings.ledger, counts)
 
+    trained_version = run.version
     synced = None  # while only the critic learns, the engines hold what the policy is
     if not warming:
-        with session.telemetry.span(run.stage, iteration + 1, "weight_sync"):
+        with timed.span("weight_sync"):
             synced = _sync(run)
     record_iteration(
         session,
@@ -123,6 +130,7 @@ def _iterate(run: _Run, iteration: int) -> None:
             stage=run.stage,
             index=iteration,
             version=int(rollouts.summary.versions.max()),
+            lag=trained_version - int(rollouts.summary.versions[:, 0].min()),
             rollouts=rollouts,
             scores=scores,
             experience=experience,
@@ -175,7 +183,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         [p.tokens for p in probe],
         config.trainer.micro_batch_tokens,
     )
-    return _Run(
+    run = _Run(
         session=session,
         stage=stage,
         ptx_coefficient=ptx_coefficient,
@@ -184,7 +192,9 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         adaptive_kl=_controller(session),
         shares_rows=ptx_coefficient > 0.0 and session.rows_are_shared(),
         ledger=Ledger(),
+        ahead=Ahead(settings.staleness, settings.iterations, lambda n: _generate(run, n)),
     )
+    return run
 
 
 def _begin(run: _Run) -> int:
@@ -200,6 +210,9 @@ def _begin(run: _Run) -> int:
     for pending in restoring:
         pending.result()
     _set_state(run, saved.own)
+    for batch in saved.own["ahead"]:
+        ids = np.array(from_ranges(batch["ids"]), np.int64)
+        run.ahead.adopt(_kept(run).restore(saved.folder, batch["iteration"], ids))
     run.sync.run(run.version)  # not among the findings: the undisturbed run has no such sync
     return saved.step
 
@@ -212,7 +225,12 @@ def _state(run: _Run) -> dict[str, Any]:
         "kl": run.adaptive_kl.state_dict() if run.adaptive_kl is not None else None,
         "ledger": run.ledger.state_dict(),
         "documents_used": run.documents_used,
+        "ahead": [{"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in run.ahead],
     }
+
+
+def _kept(run: _Run) -> KeptRollouts:
+    return KeptRollouts(run.ahead, run.session.fleet.rollout)
 
 
 def _set_state(run: _Run, state: Mapping[str, Any]) -> None:
@@ -253,56 +271,16 @@ def _sync(run: _Run) -> SyncReport:
     return report
 
 
-def _generate(run: _Run, iteration: int) -> Answer[Rollouts]:
+def _generate(run: _Run, iteration: int) -> Batch:
+    """Have the engines start on the prompts of one iteration, with the weights they hold."""
     session, settings = run.session, run.session.config.algorithm
     count = settings.prompts_per_iteration
     prompts = session.source.prompts("ppo", iteration * count, count)
     requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
-    return session.fleet.rollout.generate(requests, session.sampling(), run.version)
-
-
-@dataclass(frozen=True, slots=True)
-class _Works:
-    """The same sequences shared among the ranks of each trainer group."""
-
-    policy: list[Work]
-    critic: list[Work]
-
-
-def _shared(run: _Run, rollouts: Rollouts, ids: IntArray, ranks: int) -> list[Work]:
-    summary = rollouts.summary
-    lengths = dict(
-        zip(
-            summary.ids.tolist(),
-            (summary.prompt_lengths + summary.response_lengths).tolist(),
-            strict=True,
-        )
-    )
-    return batching.equal_work(
-        ids,
-        np.array([lengths[int(i)] for i in ids]),
-        ranks,
-        run.session.config.trainer.micro_batch_tokens,
-    )
-
-
-def _works(run: _Run, rollouts: Rollouts, ids: IntArray) -> _Works:
-    fleet = run.session.fleet
-    return _Works(
-        policy=_shared(run, rollouts, ids, fleet.policy.size),
-        critic=_shared(run, rollouts, ids, fleet.critic.size),
-    )
-
-
-def _policy_logprobs(run: _Run, works: _Works, rollouts: Rollouts) -> Answer[Fields]:
-    temperature = run.session.config.rollout.temperature
-    return run.session.fleet.policy.logprobs(works.policy, rollouts, temperature)
-
-
-def _reference_logprobs(run: _Run, rollouts: Rollouts) -> Answer[Fields]:
-    reference = run.session.fleet.reference
-    works = _shared(run, rollouts, rollouts.summary.ids, reference.size)
-    return reference.logprobs(works, rollouts, run.session.config.rollout.temperature)
+    ids = np.array([i for request in requests for i in request.ids], np.int64)
+    run.ledger.generated(ids)
+    started = session.fleet.rollout.generate(requests, session.sampling(), run.version)
+    return Batch(iteration, ids, started)
 
 
 def _penalise_cut(run: _Run, rollouts: Rollouts, scores: Scores) -> Scores:
@@ -343,13 +321,12 @@ def _build(
     rollouts: Rollouts,
     kept: IntArray,
     scores: Scores,
-    old: Fields,
-    reference: Fields,
-    values: Fields,
+    passes: Passes,
 ) -> Answer[Experience]:
     settings, critic = run.session.config.algorithm, run.session.fleet.critic
-    works = _shared(run, rollouts, kept, critic.size)
+    works = shared(run.session, rollouts, kept, critic.size)
     shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
+    old, reference, values = passes.old_logprobs(), passes.reference_logprobs(), passes.values()
     return critic.build_experience(works, rollouts, old, reference, values, scores, shaping)
 
 
@@ -436,8 +413,15 @@ class _Timed:
         self._step = step
 
     def __call__(self, phase: str, answer: Answer[T]) -> _TimedAnswer[T]:
-        end = self._run.session.telemetry.begin(self._run.stage, self._step, phase)
-        return _TimedAnswer(answer, end)
+        return _TimedAnswer(answer, self.begin(phase))
+
+    def begin(self, phase: str) -> Callable[[], None]:
+        """Start the clock of a phase; calling what this returns stops it."""
+        return self._run.session.telemetry.begin(self._run.stage, self._step, phase)
+
+    def span(self, phase: str) -> AbstractContextManager[None]:
+        """A phase that the driver itself spends waiting."""
+        return self._run.session.telemetry.span(self._run.stage, self._step, phase)
 
 
 class _TimedAnswer(Generic[T]):

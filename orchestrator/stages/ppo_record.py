@@ -23,7 +23,8 @@ class Iteration:
 
     stage: str
     index: int
-    version: int  # that generated
+    version: int  # the newest that generated
+    lag: int  # updates that the oldest sequence began behind the policy
     rollouts: Rollouts
     scores: Scores
     experience: Experience
@@ -81,6 +82,7 @@ def _sequences(done: Iteration) -> dict[str, float]:
         "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
         "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
         "ppo/policy_version": float(done.version),
+        "ppo/lag_max": float(done.lag),
         "ppo/mismatch_max": max(s.mismatch_max for s in done.experience.summaries),
         "ppo/mismatch_mean": float(mean_mismatch),
         "ppo/mismatch_k3": float(k3),
@@ -130,6 +132,7 @@ def _counts(done: Iteration) -> dict[str, float]:
         "ppo/generated": float(done.counts.generated),
         "ppo/trained": float(done.counts.trained),
         "ppo/dropped": float(done.counts.dropped_total),
+        "ppo/open": float(done.counts.open),
     }
 
 

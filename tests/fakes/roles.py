@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from fakes.hub import Event, FakeAnswer, FakeGroup, Hub, first, nothing
 from fakes.toy import ToyPolicy, ToyScalar, checksum, gradient_step
 from orchestrator.config import RoleName
-from orchestrator.handles import Experience, Fields, Rollouts
+from orchestrator.handles import Experience, Fields, Generation, Rollouts, joined
 from workers.errors import RoleError, StaleEngineError, WeightSyncError
 from workers.experience import (
     build_experience,
@@ -34,7 +34,6 @@ from workers.messages import (
     RankingStep,
     RoleInfo,
     RolloutBatch,
-    RolloutSummary,
     Sampling,
     Scores,
     StepStats,
@@ -61,8 +60,29 @@ from workers.specs import (
 RATE = 0.5  # of every trainer's gradient step; schedules are the real trainers' business
 
 
+class FakeGeneration(Generation):
+    """Whole, or in parts of so many sequences."""
+
+    def __init__(self, answer: FakeAnswer[Rollouts], part_sequences: int) -> None:
+        self._answer, self._size = answer, part_sequences
+
+    def result(self) -> Rollouts:
+        return self._answer.result()
+
+    def parts(self) -> Iterator[Rollouts]:
+        whole = self.result()
+        if not self._size:
+            yield whole
+            return
+        batch = RolloutBatch.concat(whole.shards)
+        for first in range(0, len(batch), self._size):
+            rows = range(first, min(first + self._size, len(batch)))
+            yield _rollouts([batch.select(list(rows))])
+
+
 class FakeRollout(FakeGroup):
     role = "rollout"
+    part_sequences = 0
 
     def start(self, spec: RolloutSpec, version: int) -> FakeAnswer[list[RoleInfo]]:
         self._spec = spec
@@ -105,21 +125,27 @@ class FakeRollout(FakeGroup):
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
-    ) -> FakeAnswer[Rollouts]:
+    ) -> FakeGeneration:
         hands = [list(requests[rank :: self.size]) for rank in range(self.size)]
 
         def call(rank: int) -> RolloutBatch:
             self._require(rank, version, "admitted")
             return self._sample(rank, hands[rank], sampling)
 
-        return self._all(
-            "generate",
-            call,
-            _rollouts,
-            [rank for rank, hand in enumerate(hands) if hand],
-            version=version,
-            requests=list(requests),
+        return FakeGeneration(
+            self._all(
+                "generate",
+                call,
+                _rollouts,
+                [rank for rank, hand in enumerate(hands) if hand],
+                version=version,
+                requests=list(requests),
+            ),
+            self.part_sequences,
         )
+
+    def hold(self, batch: RolloutBatch) -> Rollouts:
+        return _rollouts([batch])
 
     def fetch(self, rollouts: Rollouts) -> FakeAnswer[RolloutBatch]:
         return self._all("fetch", lambda _: RolloutBatch.concat(rollouts.shards), first, [0])
@@ -535,10 +561,7 @@ class FakeRoles:
 
 
 def _rollouts(shards: list[RolloutBatch]) -> Rollouts:
-    summaries = [shard.summary() for shard in shards]
-    names = RolloutSummary.__dataclass_fields__
-    columns = [np.concatenate([getattr(s, name) for s in summaries]) for name in names]
-    return Rollouts(tuple(shards), RolloutSummary(*columns))
+    return joined([Rollouts((shard,), shard.summary()) for shard in shards])
 
 
 def _logprobs(model: ToyPolicy, work: Work, rollouts: Rollouts, temperature: float) -> TokenField:

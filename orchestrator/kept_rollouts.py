@@ -1,0 +1,136 @@
+"""Sequences that were generated ahead of their turn, in a checkpoint and back.
+
+The weights that made them are gone by the time a run goes on, so they cannot be sampled again: the
+sequences themselves are kept, with their log-probabilities and versions. Each part of a batch, as it
+came from the engines, is a safetensors file of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from orchestrator.ahead import Ahead, Batch
+from orchestrator.handles import Answer, Generation, Rollout, Rollouts, joined
+from workers.errors import BrokenCheckpointError, CheckpointError
+from workers.messages import FileRecord, IntArray, Ragged, RolloutBatch
+
+_OFFSETS = ".offsets"
+
+
+class KeptRollouts:
+    """What a checkpoint keeps of a queue; saved beside the trainers' state, like a trainer."""
+
+    def __init__(self, ahead: Ahead, rollout: Rollout) -> None:
+        self._ahead = ahead
+        self._rollout = rollout
+        self._records: list[FileRecord] = []
+
+    def snapshot(self, folder: str) -> Answer[None]:
+        """Write all waiting batches; waits for those that are still being generated.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
+        self._records = [
+            _write(Path(folder) / f"ahead-{batch.iteration}-{n}.safetensors", sequences)
+            for batch in self._ahead
+            for n, sequences in enumerate(self._parts(batch))
+        ]
+        return _There(None)
+
+    def written(self) -> Answer[list[FileRecord]]:
+        """The files of the last snapshot."""
+        return _There(self._records)
+
+    def restore(self, folder: str, iteration: int, ids: IntArray) -> Batch:
+        """A batch as it was saved.
+
+        Raises:
+            BrokenCheckpointError: a file is damaged.
+        """
+        # Part 10 comes after part 9.
+        paths = sorted(Path(folder).glob(f"ahead-{iteration}-*.safetensors"), key=_part_number)
+        return Batch(iteration, ids, _Held([self._rollout.hold(_read(path)) for path in paths]))
+
+    def _parts(self, batch: Batch) -> Iterator[RolloutBatch]:
+        for part in batch.generation.parts():
+            yield self._rollout.fetch(part).result()
+
+
+class _There:
+    """An answer that is there."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def result(self) -> Any:
+        return self._value
+
+
+class _Held(Generation):
+    """A generation that an earlier process has finished."""
+
+    def __init__(self, parts: list[Rollouts]) -> None:
+        self._parts = parts
+
+    def parts(self) -> Iterator[Rollouts]:
+        yield from self._parts
+
+    def result(self) -> Rollouts:
+        return joined(self._parts)
+
+
+def _part_number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _write(path: Path, batch: RolloutBatch) -> FileRecord:
+    arrays: dict[str, np.ndarray] = {}
+    for each in fields(batch):
+        value = getattr(batch, each.name)
+        if isinstance(value, Ragged):
+            arrays[each.name], arrays[each.name + _OFFSETS] = value.values, value.offsets
+        else:
+            arrays[each.name] = value
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"sequences cannot be written: {error}",
+            where=str(path),
+            mend="free space on that disk, or give another run.dir; the last whole checkpoint is "
+            "untouched",
+        ) from error
+    return FileRecord(path.name, path.stat().st_size, digest)
+
+
+def _read(path: Path) -> RolloutBatch:
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BrokenCheckpointError(
+            f"saved sequences cannot be read: {error}",
+            where=str(path),
+            mend="resume from an older checkpoint of the run",
+        ) from error
+    names = [each.name for each in fields(RolloutBatch)]
+    return RolloutBatch(
+        **{
+            name: Ragged(arrays[name], arrays[name + _OFFSETS])
+            if name + _OFFSETS in arrays
+            else arrays[name]
+            for name in names
+        }
+    )

@@ -1,0 +1,101 @@
+"""The passes over fresh sequences: reward, old and reference log-probabilities, values.
+
+A part of a batch is worked on as soon as it is there, while the engines sample the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from orchestrator import batching
+from orchestrator.handles import Answer, Fields, Rollouts, joined
+from orchestrator.session import Session
+from workers.experience import gather_scores
+from workers.messages import IntArray, Scores, Work
+
+
+def shared(session: Session, rollouts: Rollouts, ids: IntArray, ranks: int) -> list[Work]:
+    """Some of the sequences, shared among the ranks of a group so that their tokens balance."""
+    summary = rollouts.summary
+    lengths = dict(
+        zip(
+            summary.ids.tolist(),
+            (summary.prompt_lengths + summary.response_lengths).tolist(),
+            strict=True,
+        )
+    )
+    return batching.equal_work(
+        ids,
+        np.array([lengths[int(i)] for i in ids]),
+        ranks,
+        session.config.trainer.micro_batch_tokens,
+    )
+
+
+class Passes:
+    """The four passes of one batch, which run at the same time."""
+
+    def __init__(self, session: Session, begin: Callable[[str], Callable[[], None]]) -> None:
+        """Nothing is started yet.
+
+        Args:
+            session: The run.
+            begin: Starts the clock of a phase; what it returns stops it.
+        """
+        self._session = session
+        self._begin = begin
+        self._ends: dict[str, Callable[[], None]] = {}
+        self._parts: list[Rollouts] = []
+        self._scores: list[Answer[Scores]] = []
+        self._fields: dict[str, list[Answer[Fields]]] = {}
+
+    def start(self, part: Rollouts) -> None:
+        """Start every pass over sequences that have just come."""
+        session, fleet, ids = self._session, self._session.fleet, part.summary.ids
+        temperature = session.config.rollout.temperature
+        self._parts.append(part)
+        policy = shared(session, part, ids, fleet.policy.size)
+        critic = shared(session, part, ids, fleet.critic.size)
+        self._clock("reward")
+        self._scores.append(fleet.reward.score(part))
+        self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
+        reference = shared(session, part, ids, fleet.reference.size)
+        self._add("reference", fleet.reference.logprobs(reference, part, temperature))
+        self._add("values", fleet.critic.values(critic, part))
+
+    def rollouts(self) -> Rollouts:
+        """All sequences that passes were started for."""
+        return joined(self._parts)
+
+    def scores(self) -> Scores:
+        """Their rewards, in the order of `rollouts`."""
+        found = [answer.result() for answer in self._scores]
+        self._ends["reward"]()
+        return gather_scores(found, joined(self._parts).summary.ids)
+
+    def old_logprobs(self) -> Fields:
+        """Under the policy as it is, nats."""
+        return self._all("logprobs")
+
+    def reference_logprobs(self) -> Fields:
+        """Under the frozen model, nats."""
+        return self._all("reference")
+
+    def values(self) -> Fields:
+        """Of the state before each response token."""
+        return self._all("values")
+
+    def _clock(self, phase: str) -> None:
+        if phase not in self._ends:
+            self._ends[phase] = self._begin(phase)
+
+    def _add(self, phase: str, answer: Answer[Fields]) -> None:
+        self._clock(phase)
+        self._fields.setdefault(phase, []).append(answer)
+
+    def _all(self, phase: str) -> Fields:
+        found: Sequence[Fields] = [answer.result() for answer in self._fields[phase]]
+        self._ends[phase]()
+        return Fields(tuple(shard for fields in found for shard in fields.shards))
