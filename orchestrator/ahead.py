@@ -1,8 +1,8 @@
 """Generation that runs ahead of training: batch i + 1 is sampled while batch i is trained on.
 
 How far is counted in iterations, and which weights sample a batch depends on the configuration
-alone, never on who was faster: with a staleness of s, batch i is asked for at the start of iteration
-i - s (the first ones at the very start), from the weights that the engines hold then.
+alone, never on who was faster: with a staleness of s, batch i is asked for at the start of
+iteration i - s (the first ones at the very start), from the weights that the engines hold then.
 """
 
 from __future__ import annotations

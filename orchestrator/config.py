@@ -632,6 +632,8 @@ class AlgorithmConfig:
     lam: float = 0.95
     clip: float = 0.2
     value_clip: float = 0.2
+    # each token's loss weighs min(trainer / engine probability, this); null = off, all weigh 1
+    importance_cap: float | None = None
     whiten_advantages: bool = True
     missing_eos_score: float = -1.0  # replaces the score of a response that was cut
     kl: KLConfig = field(default_factory=KLConfig)
@@ -660,6 +662,8 @@ class AlgorithmConfig:
         _fraction(self, "gamma", "lam")
         _below_one(self, "ema_decay")  # at 1 the saved policy would be the SFT model
         _at_least_zero(self, "evaluate_every", "critic_warmup_iterations", "staleness")
+        if self.importance_cap is not None:
+            _positive(self, "importance_cap")
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(
                 f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "

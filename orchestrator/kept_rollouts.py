@@ -1,8 +1,8 @@
 """Sequences that were generated ahead of their turn, in a checkpoint and back.
 
-The weights that made them are gone by the time a run goes on, so they cannot be sampled again: the
-sequences themselves are kept, with their log-probabilities and versions. Each part of a batch, as it
-came from the engines, is a safetensors file of its own.
+The weights that made them are gone by the time a run goes on, so they cannot be sampled again:
+the sequences themselves are kept, with their log-probabilities and versions. Each part of a batch,
+as it came from the engines, is a safetensors file of its own.
 """
 
 from __future__ import annotations

@@ -88,6 +88,8 @@ _PPO = {
     "approx_kl": Metric("nats/token", "KL(old policy || policy), k3 estimate, mean"),
     "entropy": Metric("nats/token", "entropy of the policy, mean over counted tokens"),
     "ratio_max": Metric("1", "largest probability ratio policy / old policy"),
+    "importance_mean": Metric("1", "truncated weight trainer / engine of a token, mean"),
+    "importance_capped": Metric("fraction", "counted tokens whose weight was truncated"),
     "explained_variance": Metric("fraction", "share of the returns' variance the critic explains"),
     "value_clip_fraction": Metric("fraction", "counted tokens whose value was clipped"),
     "policy_grad_norm": Metric("1", "L2 norm of the policy gradient before clipping"),

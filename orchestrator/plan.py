@@ -205,6 +205,11 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
         f"{config.trainer.micro_batch_tokens:,} tokens a step and rank",
     ]
+    if algorithm.staleness:
+        facts.append(
+            f"generation runs {algorithm.staleness} iteration(s) ahead of training: sequences are "
+            "up to that many updates old"
+        )
     if algorithm.critic_warmup_iterations:
         facts.append(f"only the critic learns in the first {algorithm.critic_warmup_iterations}")
     if sizes.documents_per_step:
@@ -237,6 +242,13 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
     critic = plan_critic(config)
     if critic is not None and critic.note:
         notes.append(critic.note)
+    algorithm = config.algorithm
+    trains = any(stage in PPO_STAGES for stage in config.stages)
+    if trains and algorithm.staleness and algorithm.importance_cap is None:
+        notes.append(
+            f"algorithm.staleness={algorithm.staleness} without algorithm.importance_cap: tokens "
+            "of older policies weigh as if the current one had sampled them; 2.0 is usual"
+        )
     if size is None:
         notes.append("no memory estimate: the policy's checkpoint cannot be read from here")
     return notes

@@ -25,7 +25,13 @@ from workers.messages import (
     WeightReceipt,
     Work,
 )
-from workers.ops import entropy, ppo_policy_loss, ppo_stats, token_logprobs
+from workers.ops import (
+    entropy,
+    ppo_policy_loss,
+    ppo_stats,
+    token_logprobs,
+    truncated_importance_weights,
+)
 from workers.padding import pad_rows, response_predictions
 from workers.scoring import response_logprobs, text_loss, text_nll
 from workers.specs import GroupSpec, PolicyLossSpec, TrainModelSpec
@@ -85,7 +91,8 @@ class PolicyWorker(Trainer):
 
         L = L_ppo + ptx_coefficient * L_text, each a mean over the counted tokens of the step
         (InstructGPT, equation 2). `StepStats.loss` is L_ppo; `extra` holds clip_fraction, approx_kl
-        (k3, nats), entropy (nats), ratio_mean, ratio_max and, with text, ptx_loss.
+        (k3, nats), entropy (nats), ratio_mean, ratio_max and, with text, ptx_loss; with importance
+        weights importance_mean and importance_capped (fraction of tokens).
 
         Args:
             steps: This rank's share of each step.
@@ -190,7 +197,15 @@ class PolicyWorker(Trainer):
         logits = self.engine.logits(rows)[:, :-1][mask]
         new = token_logprobs(logits, rows.labels[mask], loss.temperature)
         counted = torch.ones_like(new, dtype=torch.bool)
-        value = ppo_policy_loss(new, old, advantages, counted, loss.clip, denominator=step.tokens)
+        weights = None
+        if loss.importance_cap is not None:
+            sampled = torch.tensor(batch.rollout_logprobs.values, device=device)
+            weights = truncated_importance_weights(old, sampled, counted, loss.importance_cap)
+            tally.add("importance_mean", float(weights.sum()))
+            tally.add("importance_capped", float((weights >= loss.importance_cap).sum()))
+        value = ppo_policy_loss(
+            new, old, advantages, counted, loss.clip, weights=weights, denominator=step.tokens
+        )
         stats = ppo_stats(new.detach(), old, advantages, counted, loss.clip)
         tally.add("clip_fraction", float(stats.clipped))
         tally.add("approx_kl", float(stats.approx_kl))

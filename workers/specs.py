@@ -128,3 +128,4 @@ class PolicyLossSpec:
     advantage_mean: float  # 0 and 1 when whitening is off
     advantage_std: float
     ptx_coefficient: float = 0.0
+    importance_cap: float | None = None  # of trainer / engine probability a token; None = off

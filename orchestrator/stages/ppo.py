@@ -384,6 +384,7 @@ def _update_policy(
         advantage_mean=mean,
         advantage_std=deviation,
         ptx_coefficient=run.ptx_coefficient,
+        importance_cap=settings.importance_cap,
     )
     return policy.update(steps, experience, loss)
 

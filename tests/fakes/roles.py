@@ -47,7 +47,14 @@ from workers.messages import (
     WeightReceipt,
     Work,
 )
-from workers.ops import pair_accuracy, ppo_policy_loss, ppo_stats, rankings_loss, value_loss
+from workers.ops import (
+    pair_accuracy,
+    ppo_policy_loss,
+    ppo_stats,
+    rankings_loss,
+    truncated_importance_weights,
+    value_loss,
+)
 from workers.specs import (
     FrozenModelSpec,
     PolicyLossSpec,
@@ -75,8 +82,8 @@ class FakeGeneration(Generation):
             yield whole
             return
         batch = RolloutBatch.concat(whole.shards)
-        for first in range(0, len(batch), self._size):
-            rows = range(first, min(first + self._size, len(batch)))
+        for start in range(0, len(batch), self._size):
+            rows = range(start, min(start + self._size, len(batch)))
             yield _rollouts([batch.select(list(rows))])
 
 
@@ -383,7 +390,17 @@ class FakePolicy(FakeTrainer):
         advantages = torch.tensor(batch.advantages.values).double()
         advantages = (advantages - loss.advantage_mean) / loss.advantage_std
         counted, tokens = torch.ones_like(new, dtype=torch.bool), shares[0].ppo.tokens
-        value = ppo_policy_loss(new, old, advantages, counted, loss.clip, denominator=tokens)
+        weights, importance = None, {}
+        if loss.importance_cap is not None:
+            sampled = torch.tensor(batch.rollout_logprobs.values).double()
+            weights = truncated_importance_weights(old, sampled, counted, loss.importance_cap)
+            importance = {
+                "importance_mean": float(weights.sum()) / tokens,
+                "importance_capped": float((weights >= loss.importance_cap).sum()) / tokens,
+            }
+        value = ppo_policy_loss(
+            new, old, advantages, counted, loss.clip, weights=weights, denominator=tokens
+        )
         stats = ppo_stats(new.detach(), old, advantages, counted, loss.clip)
         extra = {
             "clip_fraction": float(stats.clipped) / tokens,
@@ -391,6 +408,7 @@ class FakePolicy(FakeTrainer):
             "entropy": 0.0,
             "ratio_mean": float(stats.ratio) / tokens,
             "ratio_max": float(stats.ratio_max),
+            **importance,
         }
         if shares[0].ptx is None:
             return self._step(value, extra)

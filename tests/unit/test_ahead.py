@@ -106,7 +106,8 @@ class TestLoop:
         hub = run.hub
         training = [
             n for n, e in enumerate(hub.events)
-            if e.kind == "start" and e.name == "rollout.generate" and len(e.facts["requests"][0].ids) == 2
+            if (e.kind, e.name) == ("start", "rollout.generate")
+            and len(e.facts["requests"][0].ids) == 2
         ]  # fmt: skip
         scored = [n for n, e in enumerate(hub.events)
                   if e.kind == "start" and e.name == "reward.score"]  # fmt: skip
@@ -170,6 +171,30 @@ class TestLoop:
     def test_it_must_not_be_negative(self):
         with pytest.raises(ConfigError, match="staleness"):
             AlgorithmConfig(staleness=-1)
+
+
+class TestImportanceWeights:
+    def test_without_a_cap_nothing_is_weighed(self, tmp_path: Path):
+        run = Run(tmp_path, stale_config(1))
+        ppo(run.session)
+        assert all(f["loss"].importance_cap is None for f in run.hub.facts("policy.update"))
+        assert run.series("ppo/importance_mean") == []
+
+    def test_fresh_sequences_weigh_one_and_older_ones_what_they_are_worth(self, tmp_path: Path):
+        config = stale_config(1)
+        config.algorithm.importance_cap = 1.001
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        weights, capped = (run.series(f"ppo/importance_{n}") for n in ("mean", "capped"))
+        assert run.series("ppo/lag_max") == [0, 1, 1, 1]
+        assert weights[0] == pytest.approx(1.0, abs=1e-6)
+        assert capped[0] == 0.0
+        assert all(0 < c < 1 for c in capped[1:])
+        assert all(w < 1.001 for w in weights[1:])
+
+    def test_a_cap_is_positive(self):
+        with pytest.raises(ConfigError, match="importance_cap"):
+            AlgorithmConfig(importance_cap=0.0)
 
 
 class TestResume:

@@ -14,6 +14,7 @@ from workers.ops import (
     ppo_stats,
     ranking_loss,
     rankings_loss,
+    truncated_importance_weights,
     value_loss,
     value_stats,
 )
@@ -33,6 +34,55 @@ def test_policy_loss_of_literals() -> None:
     mask = torch.ones(1, 4, dtype=torch.bool)
     loss = ppo_policy_loss(logprobs, torch.zeros_like(logprobs), advantages, mask, 0.2)
     assert loss.item() == pytest.approx((-1.2 - 0.5 + 1.5 + 0.8) / 4)
+
+
+def test_importance_weights_of_literals() -> None:
+    # The trainer finds the tokens half, equally, 1.5 times and 4 times as likely; the cap is 2.
+    old = _logs(0.5, 1.0, 1.5, 4.0).requires_grad_()
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    weights = truncated_importance_weights(old, torch.zeros_like(old), mask, 2.0)
+    assert weights[0].tolist() == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert not weights.requires_grad
+
+
+def test_importance_weights_of_masked_tokens_are_zero_whatever_they_hold() -> None:
+    mask = torch.tensor([[True, False, False]])
+    old = torch.tensor([[0.0, NAN, float("inf")]])
+    weights = truncated_importance_weights(old, torch.zeros_like(old), mask, 2.0)
+    assert weights.tolist() == [[1.0, 0.0, 0.0]]
+    with pytest.raises(ValueError, match="cap=0"):
+        truncated_importance_weights(old, old, mask, 0.0)
+    with pytest.raises(ValueError, match="rollout_logprobs"):
+        truncated_importance_weights(old, old[:, :2], mask, 2.0)
+
+
+def test_weighted_policy_loss_of_literals() -> None:
+    # Ratios 1.5 and .5, clip .2, advantages 1 and -1, weights .5 and 2; the masked third is junk.
+    logprobs = torch.tensor([[math.log(1.5), math.log(0.5), NAN]], dtype=torch.float64)
+    advantages = torch.tensor([[1.0, -1.0, NAN]], dtype=torch.float64)
+    weights = torch.tensor([[0.5, 2.0, NAN]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False]])
+    zero = torch.zeros_like(logprobs)
+    loss = ppo_policy_loss(logprobs, zero, advantages, mask, 0.2, weights=weights)
+    assert loss.item() == pytest.approx((0.5 * -1.2 + 2.0 * 0.8) / 2)
+
+
+def test_weights_make_the_gradient_that_of_the_policy_that_would_have_sampled() -> None:
+    # Summed over all actions, sampling probability x weight is the proximal policy's probability.
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    sampling = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(-1)
+    advantages = torch.randn(5, generator=generator, dtype=torch.float64)
+    mask = torch.ones(5, dtype=torch.bool)
+    logprobs = logits.log_softmax(-1)
+    weights = truncated_importance_weights(logprobs.detach(), sampling, mask, 1e9)
+    loss = ppo_policy_loss(
+        logprobs, logprobs.detach(), advantages * sampling.exp(), mask, 0.2, weights=weights,
+        denominator=1,
+    )  # fmt: skip
+    (got,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(-(advantages * logprobs.exp()).sum(), logits)
+    assert torch.allclose(got, expected, atol=1e-14)
 
 
 def test_clip_removes_exactly_the_gradients_that_would_go_further() -> None:

@@ -13,6 +13,7 @@ from workers.ops.losses import (
     ppo_policy_loss,
     ranking_loss,
     rankings_loss,
+    truncated_importance_weights,
     value_loss,
 )
 from workers.ops.masks import masked_mean, masked_sum, whiten
@@ -36,6 +37,7 @@ __all__ = [
     "ranking_loss",
     "rankings_loss",
     "token_logprobs",
+    "truncated_importance_weights",
     "value_loss",
     "value_stats",
     "whiten",

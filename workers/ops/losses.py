@@ -40,6 +40,37 @@ def policy_terms(
     return log_ratio, plain, clipped
 
 
+def truncated_importance_weights(
+    old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, cap: float
+) -> Tensor:
+    """Weights `w_t = min(exp(old_t - rollout_t), C)` that correct for who sampled the tokens.
+
+    PPO's surrogate expects tokens of the proximal (old) policy; those of an engine come from an
+    older or numerically different one. The ratio of the two is decoupled from PPO's own (Hilton et
+    al., arXiv 2110.00641, section 3) and truncated from above, which bounds the variance at the
+    price of a bias towards the sampling policy (Ionides 2008; for RL from rollouts, Espeholt et
+    al., arXiv 1802.01561, section 4.1).
+
+    Args:
+        old_logprobs: (B, T) nats, the trainer's before the first update of the batch.
+        rollout_logprobs: (B, T) nats, of whoever sampled the tokens.
+        mask: (B, T) bool; True = response token.
+        cap: C, dimensionless.
+
+    Returns:
+        (B, T) weights in (0, C] without a gradient; 0 at masked positions.
+
+    Raises:
+        ValueError: shapes do not match, or the cap is not positive.
+    """
+    check_aligned(mask, old_logprobs=old_logprobs, rollout_logprobs=rollout_logprobs)
+    if cap <= 0:
+        raise ValueError(f"cap={cap} must be positive")
+    zero = torch.zeros_like(old_logprobs)
+    log_weights = torch.where(mask, old_logprobs - rollout_logprobs, zero).detach()
+    return torch.where(mask, log_weights.exp().clamp(max=cap), zero)
+
+
 def ppo_policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -47,12 +78,13 @@ def ppo_policy_loss(
     mask: Tensor,
     clip: float,
     *,
+    weights: Tensor | None = None,
     denominator: float | None = None,
 ) -> Tensor:
-    """Clipped surrogate `mean_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c))`.
+    """Clipped surrogate `mean_t w_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c))`.
 
     `rho_t = exp(logprob_t - old_logprob_t)` (Schulman et al., arXiv 1707.06347, equation 7, with
-    the sign of a loss).
+    the sign of a loss); `w_t = 1` unless weights are given.
 
     Args:
         logprobs: (B, T) nats, carries the gradient.
@@ -60,6 +92,7 @@ def ppo_policy_loss(
         advantages: (B, T), whitened or not.
         mask: (B, T) bool; True = response token.
         clip: c, dimensionless.
+        weights: (B, T) w, of `truncated_importance_weights`; None = all tokens weigh 1.
         denominator: tokens to divide by; None = own counted tokens.
 
     Returns:
@@ -69,7 +102,11 @@ def ppo_policy_loss(
         ValueError: shapes do not match, or the denominator is not positive.
     """
     _, plain, clipped = policy_terms(logprobs, old_logprobs, advantages, mask, clip)
-    return _average(masked_sum(torch.maximum(plain, clipped), mask), mask.sum(), denominator)
+    terms = torch.maximum(plain, clipped)
+    if weights is not None:
+        check_aligned(mask, weights=weights)
+        terms = terms * torch.where(mask, weights, torch.zeros_like(weights))
+    return _average(masked_sum(terms, mask), mask.sum(), denominator)
 
 
 def value_terms(
