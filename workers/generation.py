@@ -13,6 +13,7 @@ from workers.messages import (
     Finish,
     GenerationRequest,
     GroupAddress,
+    IntArray,
     Ragged,
     RolloutBatch,
     Sampling,
@@ -30,6 +31,7 @@ class Sample:
 
     prompt: tuple[int, ...]
     seed: int
+    max_tokens: int | None = None  # None = as `Sampling` says
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,28 @@ class Generated:
     finish: Finish
 
 
+class Flight(Protocol):
+    """Samples on their way through an engine, named by their place in what was launched."""
+
+    @property
+    def running(self) -> bool:
+        """Whether some are unfinished."""
+        ...
+
+    def step(self) -> list[tuple[int, Generated]]:
+        """Draw a token of every sample that has its turn; gives those that finished by it."""
+        ...
+
+    def land(self) -> list[tuple[int, Generated]]:
+        """Abort those that are unfinished; gives what was drawn of each, if the engine keeps it."""
+        ...
+
+
 class GenerationEngine(Protocol):
     """Samples responses with weights that can be replaced while it runs."""
 
-    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
-        """Sample all, in the order given. Temperature 0 is greedy, with logprobs at 1."""
+    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> Flight:
+        """Start on samples; one flight at a time. Temperature 0 is greedy, with logprobs at 1."""
         ...
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
@@ -119,9 +138,17 @@ def require_fitting(
 
 
 def pack(
-    requests: Sequence[GenerationRequest], results: Sequence[Generated], version: int
+    requests: Sequence[GenerationRequest],
+    results: Sequence[Generated],
+    versions: int | IntArray,
 ) -> RolloutBatch:
-    """Lay K results a request end to end, every token stamped with one policy version."""
+    """Lay K results a request end to end.
+
+    Args:
+        requests: In the order of the rows.
+        results: One a sample, request by request.
+        versions: Policy version of all tokens, or (B, 2) of each first and last token.
+    """
     prompts = [r.prompt_tokens for r in requests for _ in r.ids]
     rows = [[*p, *g.tokens] for p, g in zip(prompts, results, strict=True)]
     return RolloutBatch(
@@ -131,5 +158,5 @@ def pack(
         prompt_lengths=np.array([len(p) for p in prompts], dtype=np.int64),
         logprobs=Ragged.from_rows([g.logprobs for g in results], np.float32),
         finish=np.array([g.finish for g in results], dtype=np.int64),
-        versions=np.full((len(rows), 2), version, dtype=np.int64),
+        versions=np.array(np.broadcast_to(versions, (len(rows), 2)), dtype=np.int64),
     )

@@ -84,6 +84,14 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivery:
+    """How finished sequences leave the engines; a group is the K samples of one request."""
+
+    part_sequences: int = 0  # leave as soon as so many are there, whole groups; 0 = all together
+    groups: int = 0  # so many are enough, the rest is aborted; 0 = all
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """K samples of one prompt; sample k is seeded with `seeds[k]` and named `ids[k]`."""
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from workers.errors import RoleError, StaleEngineError, UnsupportedPlatformError, WeightSyncError
-from workers.generation import (
-    GenerationEngine,
-    Sample,
-    pack,
-    require_complete,
-    require_fitting,
-)
+from workers.generation import GenerationEngine, require_complete, require_fitting
+from workers.generation_job import Job
 from workers.messages import (
+    Delivery,
     EngineState,
     GenerationRequest,
     GroupAddress,
@@ -65,7 +63,10 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
 
 
 class RolloutWorker:
-    """Generates with versioned weights. One engine a worker; verbs are not concurrent."""
+    """Generates with versioned weights. One engine a worker.
+
+    Verbs are not concurrent, but for `pause`, which any thread may call at any time.
+    """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -75,6 +76,8 @@ class RolloutWorker:
         self._version = -1
         self._status = EMPTY
         self._failed = ""
+        self._paused = threading.Event()
+        self._held: dict[int, Job] = {}  # interrupted calls, by the number the caller gave
 
     def start(self, spec: RolloutSpec, version: int) -> RoleInfo:
         """Start the engine on the checkpoint of `spec`, admitted as `version`.
@@ -102,6 +105,55 @@ class RolloutWorker:
         """
         self._require(version, ADMITTED)
         return self._sample(requests, sampling)
+
+    def generate_parts(
+        self,
+        call: int,
+        requests: list[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery,
+    ) -> Iterator[RolloutBatch]:
+        """Sample requests; parts leave as `delivery` says, whole groups of K, each in order.
+
+        Interrupted by `pause` it ends early, and `proceed` gives the rest.
+
+        Args:
+            call: A number that no other unfinished call has.
+            requests: In the order in which they enter the engine.
+            sampling: For all of them.
+            version: What the engine must be admitted for.
+            delivery: When sequences leave, and how many groups are enough.
+
+        Raises:
+            StaleEngineError: The engine is not admitted for exactly `version`.
+            DataError: A prompt is empty, too long, or not in the vocabulary.
+        """
+        self._require(version, ADMITTED)
+        spec, folder, _ = self._started()
+        require_fitting(requests, sampling, spec, folder.vocabulary)
+        self._held[call] = Job(requests, sampling, delivery)
+        yield from self.proceed(call, version)
+
+    def proceed(self, call: int, version: int) -> Iterator[RolloutBatch]:
+        """Go on with an interrupted call, under weights that may be newer; nothing if it is done.
+
+        Raises:
+            StaleEngineError: The engine is not admitted for exactly `version`.
+        """
+        self._require(version, ADMITTED)
+        job = self._held.get(call)
+        if job is not None:
+            yield from job.run(self._started()[2], self._version, self._paused.is_set)
+            if job.done:
+                del self._held[call]
+
+    def pause(self) -> None:
+        """Interrupt the calls of `generate_parts`, running or yet to come, between two steps.
+
+        Lasts until the next `admit`. What was drawn stays, where the spec says `interruptible`.
+        """
+        self._paused.set()
 
     def probe(
         self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
@@ -159,6 +211,7 @@ class RolloutWorker:
         """Allow `generate` with the weights that have arrived, after they were compared."""
         self._require(version, UNVERIFIED, ADMITTED)
         self._status = ADMITTED
+        self._paused.clear()
 
     def state(self) -> EngineState:
         """What the engine would serve."""
@@ -167,6 +220,7 @@ class RolloutWorker:
     def close(self) -> None:
         """Stop the engine and free its memory."""
         self._status = EMPTY
+        self._held = {}
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -174,8 +228,8 @@ class RolloutWorker:
     def _sample(self, requests: list[GenerationRequest], sampling: Sampling) -> RolloutBatch:
         spec, folder, engine = self._started()
         require_fitting(requests, sampling, spec, folder.vocabulary)
-        samples = [Sample(r.prompt_tokens, seed) for r in requests for seed in r.seeds]
-        return pack(requests, engine.generate(samples, sampling), self._version)
+        (batch,) = Job(requests, sampling, Delivery()).run(engine, self._version, lambda: False)
+        return batch
 
     def _swap(self, offer: WeightOffer) -> WeightReceipt:
         _, _, engine = self._started()

@@ -29,6 +29,7 @@ class RolloutSpec:
     eos_token_id: int
     threads: int = 1  # CPU engines: OpenMP threads
     collective_seconds: float = 300.0  # deadline of each operation of a weight transfer
+    interruptible: bool = False  # sequences can be cut short and continued under other weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,14 +31,15 @@ class TransformersEngine:
         self._shared = SharedMemoryReceiver()
         self._group: GroupReceiver | None = None
 
-    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
-        """Sample all, in the order given. Temperature 0 is greedy, with logprobs at 1."""
+    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> _Flight:
+        """Start on samples. Temperature 0 is greedy, with logprobs at 1."""
+        model = self._require_model()
         size = self._spec.max_concurrent_sequences
-        return [
-            result
+        waiting = [
+            _Decoding(model, self._device, samples[first : first + size], first, sampling)
             for first in range(0, len(samples), size)
-            for result in self._batch(samples[first : first + size], sampling)
         ]
+        return _Flight(waiting, self._spec.eos_token_id)
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join a transfer group as one receiver; leaves the one before."""
@@ -82,44 +83,112 @@ class TransformersEngine:
             raise RoleError("engine is closed")
         return self._model
 
-    @torch.inference_mode()
-    def _batch(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
-        model, eos = self._require_model(), self._spec.eos_token_id
-        generators = [torch.Generator(self._device).manual_seed(s.seed) for s in samples]
-        tokens, mask, positions = self._left_padded(samples)
-        cache, alive = DynamicCache(), torch.ones(len(samples), dtype=torch.bool)
-        drawn: list[torch.Tensor] = []
-        logprobs: list[torch.Tensor] = []
-        while len(drawn) < sampling.max_tokens and bool(alive.any()):
-            logits = model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            token, logprob = _draw(logits, sampling.temperature, generators)
-            drawn.append(token.cpu())
-            logprobs.append(logprob.cpu())
-            alive &= drawn[-1] != eos
-            tokens, positions = token[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(samples), 1)], dim=1)
-        columns = torch.stack(drawn, dim=1).tolist(), torch.stack(logprobs, dim=1).tolist()
-        return [_cut(t, p, eos) for t, p in zip(*columns, strict=True)]
 
-    def _left_padded(
-        self, samples: Sequence[Sample]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token ids, mask (True = real) and positions, each (B, S), prompts flush right."""
-        width = max(len(s.prompt) for s in samples)
-        tokens = torch.zeros(len(samples), width, dtype=torch.long)
-        mask = torch.zeros(len(samples), width, dtype=torch.long)
-        for i, sample in enumerate(samples):
-            tokens[i, width - len(sample.prompt) :] = torch.tensor(sample.prompt)
-            mask[i, width - len(sample.prompt) :] = 1
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        return tokens.to(self._device), mask.to(self._device), positions.to(self._device)
+class _Flight:
+    """Batches one after the other."""
+
+    def __init__(self, batches: list[_Decoding], eos: int) -> None:
+        self._batches = batches
+        self._eos = eos
+
+    @property
+    def running(self) -> bool:
+        return bool(self._batches)
+
+    def step(self) -> list[tuple[int, Generated]]:
+        batch = self._batches[0]
+        finished = batch.step(self._eos)
+        if not batch.alive:
+            del self._batches[0]
+        return finished
+
+    def land(self) -> list[tuple[int, Generated]]:
+        drawn = [each for batch in self._batches for each in batch.drafts()]
+        self._batches = []
+        return drawn
+
+
+class _Decoding:
+    """One batch, token by token; rows that have finished go on unseen until the last one has."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        samples: Sequence[Sample],
+        first: int,
+        sampling: Sampling,
+    ) -> None:
+        self._model = model
+        self._first = first  # place of the first row in the flight
+        self._temperature = sampling.temperature
+        self._limits = [s.max_tokens or sampling.max_tokens for s in samples]
+        self._samples = samples
+        self._device = device
+        self._cache: DynamicCache | None = None
+        self._drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in samples]
+        self.alive = set(range(len(samples)))
+
+    @torch.inference_mode()
+    def step(self, eos: int) -> list[tuple[int, Generated]]:
+        """One more token of every row; gives the rows that it finishes."""
+        if self._cache is None:
+            self._begin()
+        logits = self._model(
+            input_ids=self._tokens,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        token, logprob = _draw(logits, self._temperature, self._generators)
+        self._tokens, self._positions = token[:, None], self._positions[:, -1:] + 1
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        return self._note(token.tolist(), logprob.tolist(), eos)
+
+    def drafts(self) -> list[tuple[int, Generated]]:
+        """What the unfinished rows have so far."""
+        return [(self._first + row, self._result(row, Finish.ABORT)) for row in sorted(self.alive)]
+
+    def _begin(self) -> None:
+        self._cache = DynamicCache()
+        self._generators = [
+            torch.Generator(self._device).manual_seed(s.seed) for s in self._samples
+        ]
+        self._tokens, self._mask, self._positions = _left_padded(self._samples, self._device)
+
+    def _note(
+        self, tokens: list[int], logprobs: list[float], eos: int
+    ) -> list[tuple[int, Generated]]:
+        finished: list[tuple[int, Generated]] = []
+        for row in sorted(self.alive):
+            own_tokens, own_logprobs = self._drawn[row]
+            own_tokens.append(tokens[row])
+            own_logprobs.append(logprobs[row])
+            ended = tokens[row] == eos
+            if ended or len(own_tokens) == self._limits[row]:
+                self.alive.remove(row)
+                finish = Finish.STOP if ended else Finish.LENGTH
+                finished.append((self._first + row, self._result(row, finish)))
+        return finished
+
+    def _result(self, row: int, finish: Finish) -> Generated:
+        return Generated(*self._drawn[row], finish)
+
+
+def _left_padded(
+    samples: Sequence[Sample], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, mask (True = real) and positions, each (B, S), prompts flush right."""
+    width = max(len(s.prompt) for s in samples)
+    tokens = torch.zeros(len(samples), width, dtype=torch.long)
+    mask = torch.zeros(len(samples), width, dtype=torch.long)
+    for i, sample in enumerate(samples):
+        tokens[i, width - len(sample.prompt) :] = torch.tensor(sample.prompt)
+        mask[i, width - len(sample.prompt) :] = 1
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return tokens.to(device), mask.to(device), positions.to(device)
 
 
 def _draw(
@@ -139,10 +208,3 @@ def _draw(
         )
         token = (logprobs - noise.log()).argmax(dim=-1)
     return token, logprobs.gather(1, token[:, None]).squeeze(1)
-
-
-def _cut(tokens: list[int], logprobs: list[float], eos: int) -> Generated:
-    if eos not in tokens:
-        return Generated(tokens, logprobs, Finish.LENGTH)
-    end = tokens.index(eos) + 1
-    return Generated(tokens[:end], logprobs[:end], Finish.STOP)

@@ -7,6 +7,7 @@ tensor-parallel worker, because `WorkerExtension` is named as their extension cl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from vllm.model_executor.model_loader.reload import (
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.engine.llm_engine import LLMEngine
 
 from workers.errors import ConfigError, RoleError, WeightSyncError
 from workers.generation import Generated, Sample
@@ -186,8 +188,43 @@ class WorkerExtension:
 WeightTransferEngineFactory.register_engine(_BACKEND, PackedTransferEngine)
 
 
+class _Flight:
+    """Requests inside the engine; between two steps nothing happens to them."""
+
+    def __init__(self, owner: VllmEngine, engine: LLMEngine, names: list[str]) -> None:
+        self._owner = owner
+        self._engine = engine
+        self._names = names
+        # Tokens and logprobs of unfinished requests, where the engine tells every one of them.
+        self._drawn: dict[str, tuple[list[int], list[float]]] = {}
+
+    @property
+    def running(self) -> bool:
+        return self._engine.has_unfinished_requests()
+
+    def step(self) -> list[tuple[int, Generated]]:
+        with self._owner.unbroken():
+            outputs: list[Any] = self._engine.step()
+        finished: list[tuple[int, Generated]] = []
+        for output in outputs:
+            name, completion = output.request_id, output.outputs[0]
+            tokens, logprobs = self._drawn.setdefault(name, ([], []))
+            tokens.extend(completion.token_ids)
+            logprobs.extend(completion.logprobs.logprobs)
+            if output.finished:
+                del self._drawn[name]
+                finished.append((int(name), Generated(tokens, logprobs, _finish(completion))))
+        return finished
+
+    def land(self) -> list[tuple[int, Generated]]:
+        if self.running:
+            with self._owner.unbroken():
+                self._engine.abort_request(self._names)
+        return [(int(name), Generated(*drawn, Finish.ABORT)) for name, drawn in self._drawn.items()]
+
+
 class VllmEngine:
-    """One vLLM engine whose steps run inside `generate`: batches depend on the input alone."""
+    """One vLLM engine, stepped by its caller: batches depend on the input alone."""
 
     def __init__(self, spec: RolloutSpec) -> None:
         self._spec = spec
@@ -201,21 +238,21 @@ class VllmEngine:
         if spec.device == "cpu":
             self._require_head_size(self._llm)
 
-    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
-        """Sample all, in the order given. Temperature 0 is greedy, with logprobs at 1."""
+    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> _Flight:
+        """Hand samples to the engine. Temperature 0 is greedy, with logprobs at 1."""
         engine = self._require_llm().llm_engine
-        self._broken = True  # stays so if a step fails: requests are left inside
-        for i, sample in enumerate(samples):
-            prompt: Any = {"prompt_token_ids": list(sample.prompt)}
-            engine.add_request(str(i), prompt, self._parameters(sample.seed, sampling))
-        results: dict[int, Generated] = {}
-        while engine.has_unfinished_requests():
-            outputs: list[Any] = engine.step()
-            for output in outputs:
-                if output.finished:
-                    results[int(output.request_id)] = _result(output.outputs[0])
+        with self.unbroken():
+            for i, sample in enumerate(samples):
+                prompt: Any = {"prompt_token_ids": list(sample.prompt)}
+                engine.add_request(str(i), prompt, self._parameters(sample, sampling))
+        return _Flight(self, engine, [str(i) for i in range(len(samples))])
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """What fails in here leaves requests inside: the engine then serves no more."""
+        self._broken = True
+        yield
         self._broken = False
-        return [results[i] for i in range(len(samples))]
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join a transfer group, one rank a tensor-parallel worker from `group_rank` on."""
@@ -276,11 +313,12 @@ class VllmEngine:
                 mend="choose hidden_size / heads among these, or rollout.engine=transformers",
             )
 
-    def _parameters(self, seed: int, sampling: Sampling) -> SamplingParams:
+    def _parameters(self, sample: Sample, sampling: Sampling) -> SamplingParams:
+        interruptible = self._spec.interruptible
         return SamplingParams(
             temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=seed,
+            max_tokens=sample.max_tokens or sampling.max_tokens,
+            seed=sample.seed,
             # Only the token that the trainer knows as the end ends a response, whatever else the
             # checkpoint's generation settings name.
             ignore_eos=True,
@@ -288,15 +326,18 @@ class VllmEngine:
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            # Telling every token costs time, and is of use only where a request can be cut short.
+            output_kind=(
+                RequestOutputKind.DELTA if interruptible else RequestOutputKind.FINAL_ONLY
+            ),
         )
 
 
-def _result(completion: Any) -> Generated:
+def _finish(completion: Any) -> Finish:
     finish = _FINISH.get(completion.finish_reason)
     if finish is None:
         raise RoleError(f"vLLM finished a sequence with reason {completion.finish_reason!r}")
-    return Generated(completion.token_ids, completion.logprobs.logprobs, finish)
+    return finish
 
 
 def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
@@ -316,6 +357,8 @@ def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
         "enforce_eager": spec.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
+        # A step that was scheduled ahead would still run after an abort, under other weights.
+        "async_scheduling": False if spec.interruptible else None,
         "use_tqdm_on_load": False,
         "weight_transfer_config": {"backend": _BACKEND},
         "worker_extension_cls": f"{__name__}.{WorkerExtension.__name__}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import multiprocessing
 import socket
@@ -24,6 +25,7 @@ from workers.errors import (
     WeightSyncError,
 )
 from workers.messages import (
+    Delivery,
     EngineState,
     Finish,
     GenerationRequest,
@@ -51,6 +53,20 @@ def build_model(seed: int, tied: bool, heads: int = 4) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+class PauseAfter:
+    """Somebody pauses the worker after so many steps of the engine."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps + 1  # it is asked before the first step, too
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+    def clear(self) -> None:
+        self.left = 1 << 30
+
+
 def serve(connection: Connection, rank: int) -> None:
     """One rollout worker in a process of its own: verbs in, results or errors out."""
     from workers.rollout import RolloutWorker
@@ -59,7 +75,12 @@ def serve(connection: Connection, rank: int) -> None:
     while (call := connection.recv()) is not None:
         verb, arguments = call
         try:
-            connection.send((getattr(worker, verb)(*arguments), None))
+            if verb == "pause_after":
+                worker._paused = PauseAfter(*arguments)  # type: ignore[assignment]
+                result = None
+            else:
+                result = getattr(worker, verb)(*arguments)
+            connection.send((list(result) if inspect.isgenerator(result) else result, None))
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller shall see it)
             connection.send((None, error))
     worker.close()
@@ -106,12 +127,13 @@ class Remote:
         assert self._process.exitcode == 0
 
 
-def make_spec(engine: str, checkpoint: Path) -> RolloutSpec:
+def make_spec(engine: str, checkpoint: Path, *, interruptible: bool = False) -> RolloutSpec:
     return RolloutSpec(
         checkpoint=str(checkpoint), engine=engine, dtype="float32", device="cpu",
         max_prompt_tokens=16, max_response_tokens=24, max_concurrent_sequences=16,
         kv_cache_bytes=8 << 20, gpu_memory_fraction=0.5, tensor_parallel_size=1,
         prefix_caching=True, enforce_eager=True, seed=0, eos_token_id=EOS, collective_seconds=20,
+        interruptible=interruptible,
     )  # fmt: skip
 
 
@@ -409,3 +431,114 @@ def test_vllm_names_head_sizes_that_it_cannot_compute(
     build_model(0, tied=True, heads=8).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="heads of size 16"):
         processes("vllm")("start", make_spec("vllm", tmp_path), 0)
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def interruptible(
+    request: pytest.FixtureRequest,
+    processes: Callable[[str], Remote],
+    checkpoints: dict[bool, Path],
+) -> Remote:
+    remote = processes(request.param)
+    remote("start", make_spec(request.param, checkpoints[True], interruptible=True), 0)
+    return remote
+
+
+def by_id(parts: list[RolloutBatch]) -> RolloutBatch:
+    batch = RolloutBatch.concat(parts)
+    return batch.select(np.argsort(batch.ids))
+
+
+def test_parts_are_what_the_whole_is(worker: Remote) -> None:
+    whole = worker("generate", requests(2), Sampling(1.0, 12), 0)
+    parts = worker("generate_parts", 1, requests(2), Sampling(1.0, 12), 0, Delivery(8))
+    assert len(parts) > 2
+    assert all(len(part) >= 8 for part in parts[:-1])
+    again = worker("generate_parts", 2, requests(2), Sampling(1.0, 12), 0, Delivery(8))
+    assert [p.ids.tolist() for p in again] == [p.ids.tolist() for p in parts]
+    for left, right in zip(
+        (whole.tokens, whole.logprobs), (by_id(parts).tokens, by_id(parts).logprobs), strict=True
+    ):
+        assert np.array_equal(left.values, right.values)
+
+
+def test_enough_groups_end_the_call_and_leave_nothing_behind(worker: Remote) -> None:
+    whole = worker("generate", requests(2), Sampling(1.0, 12), 0)
+    for call in (1, 2):
+        (some,) = worker(
+            "generate_parts", call, requests(2), Sampling(1.0, 12), 0, Delivery(groups=5)
+        )
+        assert len(some) == 10
+        assert len(set(some.prompt_ids.tolist())) == 5
+        rows = [whole.ids.tolist().index(i) for i in some.ids.tolist()]
+        assert [whole.response(r) for r in rows] == [some.response(i) for i in range(10)]
+    after = worker("generate", requests(2), Sampling(1.0, 12), 0)
+    assert np.array_equal(after.tokens.values, whole.tokens.values)
+
+
+@pytest.mark.parametrize("steps", [0, 3, 9])
+def test_each_token_belongs_to_the_weights_that_drew_it(
+    interruptible: Remote, checkpoints: dict[bool, Path], steps: int
+) -> None:
+    worker, asked = interruptible, requests(2)
+    worker("load_checkpoint", str(checkpoints[True]), 0)
+    worker("pause_after", steps)
+    assert worker("generate_parts", 1, asked, Sampling(1.0, 16), 0, Delivery()) == []
+    model, sender = build_model(1, True), SharedMemorySender()
+    worker("receive_weights", publish(model, sender, 1))
+    worker("probe", [(1, 5), (1, 6, 7)], 4, 1.0, 1)
+    with pytest.raises(StaleEngineError):
+        worker("proceed", 1, 1)
+    worker("admit", 1)
+    (batch,) = worker("proceed", 1, 1)
+    assert batch.ids.tolist() == [i for r in asked for i in r.ids]
+    old = oracle_logprobs(build_model(0, True), batch, 1.0)
+    new = oracle_logprobs(model, batch, 1.0)
+    mixed = 0
+    for row in range(len(batch)):
+        first, last = batch.versions[row].tolist()
+        found = batch.logprobs.row(row)
+        fits = [
+            cut
+            for cut in range(len(found) + 1)
+            if np.abs(found[:cut] - old[row][:cut]).max(initial=0) < TOLERANCE
+            and np.abs(found[cut:] - new[row][cut:]).max(initial=0) < TOLERANCE
+        ]
+        assert fits, f"row {row}"
+        assert (first == 0) == (min(fits) > 0)
+        assert (last == 1) == (max(fits) < len(found))
+        mixed += first != last
+    assert (mixed > 4) == (steps > 0)
+    assert worker("proceed", 1, 1) == []  # nothing is left of the call
+
+
+def test_an_interrupted_call_follows_the_same_distribution(
+    interruptible: Remote, checkpoints: dict[bool, Path]
+) -> None:
+    prompt, n = (1, 9, 17), 1500
+    worker = interruptible
+    worker("load_checkpoint", str(checkpoints[True]), 0)
+    asked = [GenerationRequest(0, prompt, tuple(range(n)), tuple(range(n)))]
+    worker("pause_after", 1)
+    worker("generate_parts", 1, asked, Sampling(1.0, 2), 0, Delivery())
+    worker("admit", 0)
+    (batch,) = worker("proceed", 1, 0)
+    with torch.no_grad():
+        logits = build_model(0, True)(torch.tensor([prompt])).logits[0, -1]
+        first = logits.double().softmax(-1)
+        then = torch.tensor([[*prompt, t] for t in range(VOCABULARY)])
+        second = build_model(0, True)(then).logits[:, -1].double().softmax(-1)
+    first_counts, counts = np.zeros(VOCABULARY), np.zeros(VOCABULARY)
+    for row in range(n):
+        response = batch.response(row)
+        first_counts[response[0]] += 1
+        if len(response) > 1:
+            counts[response[1]] += 1
+    going_on = first.clone()
+    going_on[EOS] = 0
+    expected = n * (going_on[:, None] * second).sum(0).numpy()
+    for seen, wanted in ((first_counts, n * first.numpy()), (counts, expected)):
+        large = wanted >= 5
+        statistic = (((seen - wanted) ** 2 / wanted)[large]).sum()
+        degrees = int(large.sum())
+        assert statistic < degrees + 5 * math.sqrt(2 * degrees)

@@ -36,6 +36,24 @@ from workers.specs import RolloutSpec
 METAS = (TensorMeta("a.weight", "float32", (4, 2)), TensorMeta("b.weight", "bfloat16", (3,)))
 
 
+class EchoFlight:
+    """All in one step."""
+
+    def __init__(self, results: list[Generated]) -> None:
+        self._left = list(enumerate(results))
+
+    @property
+    def running(self) -> bool:
+        return bool(self._left)
+
+    def step(self) -> list[tuple[int, Generated]]:
+        finished, self._left = self._left, []
+        return finished
+
+    def land(self) -> list[tuple[int, Generated]]:
+        return []
+
+
 class EchoEngine:
     """Repeats the prompt; fails on demand."""
 
@@ -43,11 +61,14 @@ class EchoEngine:
         self.fail = False
         self.closed = False
 
-    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
-        return [
-            Generated(s.prompt[: sampling.max_tokens], [-0.5] * len(s.prompt), Finish.LENGTH)
-            for s in samples
-        ]
+    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> EchoFlight:
+        self.seen = list(samples)
+        return EchoFlight(
+            [
+                Generated(s.prompt[: sampling.max_tokens], [-0.5] * len(s.prompt), Finish.LENGTH)
+                for s in samples
+            ]
+        )
 
     def connect(self, address: GroupAddress, group_rank: int) -> None: ...
 
@@ -180,20 +201,11 @@ def test_an_untied_checkpoint_is_not_for_a_tied_engine(
     assert worker.state() == EngineState(1, "admitted")  # nothing was transferred
 
 
-def test_probe_seeds_follow_the_engine(
-    engines: list[EchoEngine], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probe_seeds_follow_the_engine(engines: list[EchoEngine], checkpoint: Path) -> None:
     worker = RolloutWorker(0)
     worker.start(make_spec(checkpoint), 0)
-    seen: list[Sample] = []
-
-    def generate(samples: Sequence[Sample], sampling: Sampling) -> list[Generated]:
-        seen.extend(samples)
-        return [Generated([2], [-1.0], Finish.STOP) for _ in samples]
-
-    monkeypatch.setattr(engines[0], "generate", generate)
     worker.probe([(3,), (4,)], 2, 1.0, 0)
-    assert seen == [Sample((3,), 40), Sample((4,), 41)]
+    assert engines[0].seen == [Sample((3,), 40), Sample((4,), 41)]
 
 
 def test_folder_names_what_is_wrong_with_it(checkpoint: Path) -> None:
