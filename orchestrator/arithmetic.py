@@ -30,6 +30,12 @@ class PPOArithmetic:
     documents_per_step: int  # pretraining text mixed in; 0 without ptx
 
 
+def started_prompts(config: Config) -> int:
+    """Prompts that the engines start on for one iteration, those that will be aborted included."""
+    needed = config.algorithm.prompts_per_iteration
+    return needed + math.ceil(needed * config.rollout.overprovision)
+
+
 def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
     """Derive PPO's sizes.
 
@@ -57,7 +63,7 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
     per_episode = algorithm.ptx.documents_per_episode if stage is StageName.ppo_ptx else 0.0
     return PPOArithmetic(
         sequences_per_iteration=sequences,
-        sequences_per_engine=math.ceil(algorithm.prompts_per_iteration / roles.rollout.workers)
+        sequences_per_engine=math.ceil(started_prompts(config) / roles.rollout.workers)
         * algorithm.samples_per_prompt,
         minibatches=minibatches,
         steps_per_iteration=minibatches * algorithm.epochs,

@@ -29,11 +29,14 @@ from workers.messages import (
 NO_IDS: IntArray = np.zeros(0, np.int64)
 
 
-def _partition_rows(costs: IntArray, ranks: int) -> list[IntArray]:
+def balance(costs: IntArray, ranks: int) -> list[IntArray]:
     """Row indices per rank, longest first onto the least loaded rank (Graham's LPT rule).
 
     The heaviest rank carries at most 4/3 of the optimum. Ties go to the rank with fewer rows, then
     to the lower rank; rows keep their order inside a rank.
+
+    Raises:
+        ValueError: `ranks` is not positive.
     """
     if ranks < 1:
         raise ValueError(f"ranks={ranks} must be positive")
@@ -61,7 +64,7 @@ def partition(ids: IntArray, lengths: IntArray, ranks: int) -> list[IntArray]:
         ValueError: `ranks` is not positive.
     """
     assert len(ids) == len(lengths), "one length per id"
-    return [ids[rows] for rows in _partition_rows(np.asarray(lengths, np.int64), ranks)]
+    return [ids[rows] for rows in balance(np.asarray(lengths, np.int64), ranks)]
 
 
 def _pack(lengths: IntArray, rows: IntArray, token_budget: int) -> list[IntArray]:
@@ -118,8 +121,7 @@ def equal_work(ids: IntArray, lengths: IntArray, ranks: int, token_budget: int) 
     """
     lengths = np.asarray(lengths, np.int64)
     shares = [
-        micro_batches(ids[rows], lengths[rows], token_budget)
-        for rows in _partition_rows(lengths, ranks)
+        micro_batches(ids[rows], lengths[rows], token_budget) for rows in balance(lengths, ranks)
     ]
     most = max(len(s) for s in shares)
     return [Work((*s, *(NO_IDS,) * (most - len(s)))) for s in shares]
@@ -335,7 +337,7 @@ def ranking_step(rankings: Sequence[Ranking], ranks: int, token_budget: int) -> 
     rows = np.asarray([len(r.sequences) for r in kept], np.int64)
     longest = np.asarray([r.sequences.lengths.max() for r in kept], np.int64)
     shares: list[list[tuple[Ranking, ...]]] = []
-    for own in _partition_rows(rows * longest, ranks):
+    for own in balance(rows * longest, ranks):
         groups = _pack(longest[own], rows[own], token_budget)
         shares.append([tuple(kept[own[i]] for i in group) for group in groups])
     most = max(len(s) for s in shares)

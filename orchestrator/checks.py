@@ -111,6 +111,21 @@ def check_stages(config: Config) -> None:
         made.add(product(stage))
 
 
+def check_ahead(config: Config) -> None:
+    """Weights can only reach sequences in their middle if some are under way during training.
+
+    Raises:
+        ConfigError: in-flight updates without staleness.
+    """
+    if config.rollout.inflight_updates and not config.algorithm.staleness:
+        raise ConfigError(
+            "inflight_updates=true, but with algorithm.staleness=0 no sequence is under way when "
+            "weights are sent",
+            where="rollout.inflight_updates",
+            mend="set algorithm.staleness=1, or rollout.inflight_updates=false",
+        )
+
+
 def _check_models(config: Config, made: set[str]) -> None:
     if not any(name in made or getattr(config.model.checkpoints, name) for name in MODEL_ORDER):
         raise ConfigError(

@@ -488,6 +488,12 @@ class RolloutConfig:
     tensor_parallel_size: int = 1
     prefix_caching: bool = True
     enforce_eager: bool = True
+    # sequences that leave the engines as soon as so many are done; 0 = all of a batch together
+    stream_sequences: int = 0
+    # more prompts than needed, as a share of them; the last to finish are aborted and recorded
+    overprovision: float = 0.0
+    # new weights reach engines in the middle of sequences, which go on under them (staleness > 0)
+    inflight_updates: bool = False
     transport: Transport = Transport.shm
     parity_tolerance: float = 1e-4  # nats, max |trainer - engine| after each sync
     parity_prompts: int = 8  # probe prompts per engine and sync
@@ -500,6 +506,7 @@ class RolloutConfig:
             "parity_tolerance", "parity_prompts", "parity_tokens",
         )  # fmt: skip
         _fraction(self, "gpu_memory_fraction")
+        _at_least_zero(self, "stream_sequences", "overprovision")
 
 
 @dataclass(slots=True, kw_only=True)

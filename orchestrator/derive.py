@@ -61,6 +61,7 @@ def rollout_spec(config: Config, checkpoint: str, eos_token_id: int) -> RolloutS
         eos_token_id=eos_token_id,
         threads=config.cluster.roles.rollout.threads,
         collective_seconds=config.run.collective_seconds,
+        interruptible=rollout.inflight_updates,
     )
 
 

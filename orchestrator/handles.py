@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator.config import RoleName
 from workers.messages import (
+    Delivery,
     ExperienceSummary,
     FileRecord,
     FloatArray,
@@ -47,6 +48,8 @@ from workers.specs import (
 )
 
 T_co = TypeVar("T_co", covariant=True)
+
+WHOLE = Delivery()  # all sequences, all together
 
 Ref = Any  # where a record lies; only the handles that made it can tell what it is
 
@@ -117,9 +120,21 @@ class Rollout(Protocol):
         ...
 
     def generate(
-        self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery = WHOLE,
     ) -> Generation:
-        """Sample every request; StaleEngineError unless admitted for exactly `version`."""
+        """Sample requests; StaleEngineError unless admitted for exactly `version`."""
+        ...
+
+    def pause(self) -> Answer[None]:
+        """Interrupt all generations, between two steps of each engine, until `resume`."""
+        ...
+
+    def resume(self, version: int) -> None:
+        """Let interrupted generations go on under `version`, which the engines have admitted."""
         ...
 
     def hold(self, batch: RolloutBatch) -> Rollouts:

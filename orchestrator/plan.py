@@ -6,9 +6,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.arithmetic import PPO_STAGES, ppo_arithmetic, sft_rows, stage_steps
+from orchestrator.arithmetic import (
+    PPO_STAGES,
+    ppo_arithmetic,
+    sft_rows,
+    stage_steps,
+    started_prompts,
+)
 from orchestrator.backbones import check_backbones, plan_critic, role_sizes
 from orchestrator.checks import (
+    check_ahead,
     check_devices,
     check_head_sizes,
     check_judge,
@@ -76,6 +83,7 @@ def make_plan(config: Config) -> Plan:
         ConfigError: stages whose inputs nobody gives or makes, and other contradictions.
     """
     check_stages(config)
+    check_ahead(config)
     check_reward(config)
     check_judge(config)
     stages = tuple(_plan_stage(config, stage) for stage in config.stages)
@@ -205,6 +213,9 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
         f"{config.trainer.micro_batch_tokens:,} tokens a step and rank",
     ]
+    surplus = started_prompts(config) - algorithm.prompts_per_iteration
+    if surplus:
+        facts.append(f"{surplus} more prompts are started, and the last to finish aborted")
     if algorithm.staleness:
         facts.append(
             f"generation runs {algorithm.staleness} iteration(s) ahead of training: sequences are "

@@ -8,20 +8,24 @@ and sees per-sequence scalars only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError
 
-from orchestrator.handles import Experience, Fields, Ref, Rollouts, joined
-from orchestrator.waiting import Pending, Position, everything, first, nothing
+from orchestrator.dispatch import Dispatch
+from orchestrator.handles import WHOLE, Experience, Fields, Generation, Ref, Rollouts, joined
+from orchestrator.waiting import Arrivals, Pending, Position, everything, first, nothing
 from workers.critic import CriticWorker
-from workers.errors import DeadlineError
+from workers.errors import DeadlineError, RoleError
 from workers.experience import gather_scores
 from workers.messages import (
+    Delivery,
     ExperienceBatch,
     ExperienceSummary,
     FileRecord,
@@ -87,17 +91,36 @@ def _fetch(refs: Sequence[Ref]) -> list[Any]:
 _FETCH_SECONDS = 600.0
 
 
+# Verbs of this group run beside the others, which wait for each other.
+_CONTROL = "control"
+
 # Verbs that make token data return two objects: the data, which stays where it is until a worker
 # asks for it, and something small, which is all that the driver fetches.
 
 
 class _RolloutActor(RolloutWorker):
-    @ray.method(num_returns=2)
-    def generate_shard(
-        self, requests: list[GenerationRequest], sampling: Sampling, version: int
-    ) -> tuple[RolloutBatch, RolloutSummary]:
-        batch = self.generate(requests, sampling, version)
-        return batch, batch.summary()
+    @ray.method(num_returns="streaming")
+    def generate_shards(
+        self,
+        call: int,
+        requests: list[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery,
+    ) -> Iterator[RolloutSummary | RolloutBatch]:
+        for batch in self.generate_parts(call, requests, sampling, version, delivery):
+            yield batch.summary()
+            yield batch
+
+    @ray.method(num_returns="streaming")
+    def proceed_shards(self, call: int, version: int) -> Iterator[RolloutSummary | RolloutBatch]:
+        for batch in self.proceed(call, version):
+            yield batch.summary()
+            yield batch
+
+    @ray.method(concurrency_group=_CONTROL)
+    def pause(self) -> None:
+        super().pause()
 
     @ray.method(num_returns=2)
     def probe_shard(
@@ -166,6 +189,7 @@ class _Group:
 
     role: str
     worker: type
+    concurrency: Mapping[str, int] = {}  # threads of named groups of verbs
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
@@ -174,7 +198,7 @@ class _Group:
         self._spawn()
 
     def _spawn(self) -> None:
-        make = ray.remote(self.worker)
+        make = ray.remote(concurrency_groups=dict(self.concurrency))(self.worker)
         self.actors = [
             make.options(**self._launch.options(rank)).remote(rank)
             for rank in range(self._launch.workers)
@@ -233,6 +257,12 @@ class RolloutGroup(_Group):
     """n independent generation engines."""
 
     role, worker = "rollout", _RolloutActor
+    concurrency = MappingProxyType({_CONTROL: 1})
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        self._calls = itertools.count()
+        self._open: list[_Generating] = []  # in the order in which they were asked for
 
     def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Build the engines on a checkpoint's weights, admitted as `version`."""
@@ -250,23 +280,41 @@ class RolloutGroup(_Group):
         return self.start(spec, version)
 
     def generate(
-        self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
-    ) -> Pending[Rollouts]:
-        """Sample every request; prompts are dealt to the engines in turn, always alike."""
-        hands = [list(requests[i :: self.size]) for i in range(self.size)]
-        busy = [rank for rank, hand in enumerate(hands) if hand]
-        shards: list[Ref] = []
-        return self._all(
-            "generate",
-            _keeping(
-                shards,
-                lambda actor, rank: actor.generate_shard.remote(hands[rank], sampling, version),
-            ),
-            lambda summaries: joined(
-                [Rollouts((s,), m) for s, m in zip(shards, summaries, strict=True)]
-            ),
-            ranks=busy,
-        )
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery = WHOLE,
+    ) -> Generation:
+        """Sample requests; they are dealt so that tokens balance, always alike."""
+        ranks = range(self.size)
+        dispatch = Dispatch(requests, ranks, sampling.max_tokens, delivery.groups)
+        launch, call = self._launch, next(self._calls)
+        arrivals = Arrivals(f"{self.role}: generate", launch.call_seconds, launch.position)
+        for rank in dispatch.busy:
+            own = replace(delivery, groups=dispatch.quota(rank))
+            stream = self.actors[rank].generate_shards.remote(
+                call, dispatch.hand(rank), sampling, version, own
+            )
+            arrivals.add(stream, rank, f"{self.role} rank {rank}")
+        self._open = [each for each in self._open if each.owed]
+        self._open.append(_Generating(call, dispatch, arrivals))
+        return self._open[-1]
+
+    def pause(self) -> Pending[None]:
+        """Interrupt all generations, between two steps of each engine, until `resume`."""
+        return self._all("pause", lambda actor, _: actor.pause.remote(), nothing)
+
+    def resume(self, version: int) -> None:
+        """Let interrupted generations go on under `version`, which the engines have admitted."""
+        for generating in self._open:
+            for rank in generating.owed:
+                stream = self.actors[rank].proceed_shards.remote(generating.call, version)
+                generating.arrivals.add(stream, rank, f"{self.role} rank {rank}")
+
+    def hold(self, batch: RolloutBatch) -> Rollouts:
+        """Sequences of an earlier process, as if engines had just made them."""
+        return Rollouts((ray.put(batch),), batch.summary())
 
     def fetch(self, rollouts: Rollouts) -> Pending[RolloutBatch]:
         """Bring whole sequences to the driver: for texts and labels, never for training."""
@@ -314,6 +362,52 @@ class RolloutGroup(_Group):
     def admit(self, version: int) -> Pending[None]:
         """Let the engines serve `version`."""
         return self._all("admit", lambda actor, _: actor.admit.remote(version), nothing)
+
+
+class _Generating(Generation):
+    """One call of `generate`: what has come, and what is still owed."""
+
+    def __init__(self, call: int, dispatch: Dispatch, arrivals: Arrivals) -> None:
+        self.call = call
+        self.arrivals = arrivals
+        self._dispatch = dispatch
+        self._parts: list[Rollouts] = []
+        self._from: list[int] = []  # rank that each part came from
+
+    @property
+    def owed(self) -> list[int]:
+        """Ranks that have not given enough yet."""
+        return [rank for rank in self._dispatch.busy if self._dispatch.unfinished(rank)]
+
+    def parts(self) -> Iterator[Rollouts]:
+        """Each part as soon as it is there."""
+        seen = 0
+        while seen < len(self._parts) or self._receive():
+            yield self._parts[seen]
+            seen += 1
+
+    def result(self) -> Rollouts:
+        """All of them; in the order of the engines, whoever was faster."""
+        parts = list(self.parts())
+        return joined([parts[n] for n in np.argsort(self._from, kind="stable")])
+
+    def _receive(self) -> bool:
+        """Wait for one more part; False when enough has come."""
+        owed = self.owed
+        if not owed:
+            return False
+        arrived = self.arrivals.next()
+        if arrived is None:
+            raise RoleError(
+                "generation ended before all was there",
+                where=", ".join(f"rollout rank {rank}" for rank in owed),
+                mend="this is a defect of the engines' bookkeeping: please report it",
+            )
+        rank, summary, ref = arrived
+        self._dispatch.came_back(rank, summary.ids)
+        self._parts.append(Rollouts((ref,), summary))
+        self._from.append(rank)
+        return True
 
 
 class RewardGroup(_Group):

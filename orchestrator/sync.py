@@ -93,6 +93,8 @@ class WeightSync:
             ParityError: engine and trainer disagree by more than rollout.parity_tolerance.
         """
         start = time.monotonic()
+        if self._config.inflight_updates:
+            self._rollout.pause().result()
         sent, received = self._transfer(version)
         for rank, receipt in enumerate(received):
             if (receipt.checksum, receipt.version) != (sent.checksum, version):
@@ -104,6 +106,8 @@ class WeightSync:
                 )
         parity = self._probe(version)
         self._rollout.admit(version).result()
+        if self._config.inflight_updates:
+            self._rollout.resume(version)
         return SyncReport(version, sent.nbytes, time.monotonic() - start, parity)
 
     def _transfer(self, version: int) -> tuple[WeightReceipt, list[WeightReceipt]]:

@@ -61,13 +61,7 @@ class Pending(Generic[T]):
             done, left = ray.wait(left, num_returns=1, timeout=remaining)
             if not done:
                 silent = ", ".join(self._names[index[ref]] for ref in left)
-                raise DeadlineError(
-                    f"no answer within {self._seconds:.0f} s: {self._doing}",
-                    where=silent,
-                    mend="if the work takes that long raise run.call_seconds, or "
-                    "run.role_start_seconds for a start or a load; else look at the role's log "
-                    "for what it hangs on",
-                )
+                raise _late(self._seconds, self._doing, silent)
             for ref in done:
                 try:
                     results[index[ref]] = self._fetch(ref, self._names[index[ref]])
@@ -95,25 +89,79 @@ class Pending(Generic[T]):
                     continue  # another victim
 
     def _fetch(self, ref: Any, name: str) -> Any:
-        try:
-            return ray.get(ref, timeout=max(1.0, self._deadline - time.monotonic()))
-        except RayTaskError as error:
-            raise _as_typed(error, name, self._doing) from error
-        except RayActorError as error:
-            raise RoleDiedError(
-                f"the process of {name} ended: {self._doing}",
-                where=name,
-                mend="its last words are in the Ray session's logs; out of memory shows as "
-                f"signal 9 ({str(error).splitlines()[0]})",
-            ) from error
-        except GetTimeoutError as error:
-            raise DeadlineError(
-                f"the result of {name} did not arrive: {self._doing}",
-                where=name,
-                mend="check the network between the nodes and the object store's size",
-            ) from error
-        except RayError as error:
-            raise RoleError(f"{self._doing}: {error}", where=name) from error
+        return fetch(ref, name, self._doing, self._deadline - time.monotonic())
+
+
+class Arrivals:
+    """Records of streaming calls, each as soon as it is there.
+
+    A call yields a small record, which is fetched here, and then a large one, which stays where it
+    is and of which the reference is handed on.
+    """
+
+    def __init__(self, doing: str, seconds: float, position: Position) -> None:
+        self._doing = f"{doing} ({position})"
+        self._seconds = seconds
+        self._ranks: dict[Any, tuple[int, str]] = {}  # open stream -> rank and its name
+
+    def add(self, stream: Any, rank: int, name: str) -> None:
+        """Listen to one more call."""
+        self._ranks[stream] = (rank, name)
+
+    def next(self) -> tuple[int, Any, Any] | None:
+        """Rank, small record and reference of what comes next; None when all calls have ended.
+
+        Raises:
+            DeadlineError: nothing came, and no call ended, for the deadline of a call.
+            RehearsalError: the typed error of the first call that failed.
+        """
+        while self._ranks:
+            streams = list(self._ranks)
+            done, _ = ray.wait(streams, num_returns=1, timeout=self._seconds, fetch_local=False)
+            if not done:
+                silent = ", ".join(dict.fromkeys(name for _, name in self._ranks.values()))
+                raise _late(self._seconds, self._doing, silent)
+            rank, name = self._ranks[done[0]]
+            try:
+                small = next(done[0])
+            except StopIteration:
+                del self._ranks[done[0]]
+                continue
+            record = fetch(small, name, self._doing, self._seconds)
+            return rank, record, next(done[0])
+        return None
+
+
+def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
+    return DeadlineError(
+        f"no answer within {seconds:.0f} s: {doing}",
+        where=silent,
+        mend="if the work takes that long raise run.call_seconds, or run.role_start_seconds for a "
+        "start or a load; else look at the role's log for what it hangs on",
+    )
+
+
+def fetch(ref: Any, name: str, doing: str, seconds: float) -> Any:
+    """The record behind a reference; raises the typed error of the call that should make it."""
+    try:
+        return ray.get(ref, timeout=max(1.0, seconds))
+    except RayTaskError as error:
+        raise _as_typed(error, name, doing) from error
+    except RayActorError as error:
+        raise RoleDiedError(
+            f"the process of {name} ended: {doing}",
+            where=name,
+            mend="its last words are in the Ray session's logs; out of memory shows as "
+            f"signal 9 ({str(error).splitlines()[0]})",
+        ) from error
+    except GetTimeoutError as error:
+        raise DeadlineError(
+            f"the result of {name} did not arrive: {doing}",
+            where=name,
+            mend="check the network between the nodes and the object store's size",
+        ) from error
+    except RayError as error:
+        raise RoleError(f"{doing}: {error}", where=name) from error
 
 
 def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:

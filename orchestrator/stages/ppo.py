@@ -18,6 +18,7 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.ahead import Ahead, Batch, require_fresh
+from orchestrator.arithmetic import started_prompts
 from orchestrator.backbones import critic_start
 from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, RewardKind, RoleName
@@ -32,7 +33,7 @@ from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
 from workers.errors import RewardError
 from workers.experience import whitening_moments
-from workers.messages import Finish, IntArray, Scores, StepStats, TokenBatch
+from workers.messages import Delivery, Finish, IntArray, Scores, StepStats, TokenBatch
 from workers.ops.kl import AdaptiveKLController
 from workers.specs import PolicyLossSpec, ShapingSpec
 
@@ -98,10 +99,12 @@ def _iterate(run: _Run, iteration: int) -> None:
         run.ahead.fill(iteration)
         session.saves.settle()  # the trainers have nothing else to do
         passes = Passes(session, timed.begin)
-        for part in run.ahead.take(iteration).generation.parts():
+        batch = run.ahead.take(iteration)
+        for part in batch.generation.parts():
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
             passes.start(part)
     rollouts = passes.rollouts()
+    _drop_surplus(run, batch, rollouts)
     scores = _penalise_cut(run, rollouts, passes.scores())
     kept = _drop_failed(run, scores)
 
@@ -274,13 +277,21 @@ def _sync(run: _Run) -> SyncReport:
 def _generate(run: _Run, iteration: int) -> Batch:
     """Have the engines start on the prompts of one iteration, with the weights they hold."""
     session, settings = run.session, run.session.config.algorithm
-    count = settings.prompts_per_iteration
+    count = started_prompts(session.config)
     prompts = session.source.prompts("ppo", iteration * count, count)
     requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
     ids = np.array([i for request in requests for i in request.ids], np.int64)
     run.ledger.generated(ids)
-    started = session.fleet.rollout.generate(requests, session.sampling(), run.version)
-    return Batch(iteration, ids, started)
+    delivery = Delivery(session.config.rollout.stream_sequences, settings.prompts_per_iteration)
+    generation = session.fleet.rollout.generate(requests, session.sampling(), run.version, delivery)
+    return Batch(iteration, ids, generation)
+
+
+def _drop_surplus(run: _Run, batch: Batch, rollouts: Rollouts) -> None:
+    """Record what over-provisioning has started and aborted; anything else must have come."""
+    if run.session.config.rollout.overprovision:
+        late = np.setdiff1d(batch.ids, rollouts.summary.ids)
+        run.ledger.dropped(late, "over-provisioned: enough others had finished")
 
 
 def _penalise_cut(run: _Run, rollouts: Rollouts, scores: Scores) -> Scores:

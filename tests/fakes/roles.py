@@ -14,7 +14,8 @@ import torch
 from fakes.hub import Event, FakeAnswer, FakeGroup, Hub, first, nothing
 from fakes.toy import ToyPolicy, ToyScalar, checksum, gradient_step
 from orchestrator.config import RoleName
-from orchestrator.handles import Experience, Fields, Generation, Rollouts, joined
+from orchestrator.dispatch import Dispatch
+from orchestrator.handles import WHOLE, Experience, Fields, Generation, Rollouts, joined
 from workers.errors import RoleError, StaleEngineError, WeightSyncError
 from workers.experience import (
     build_experience,
@@ -25,6 +26,7 @@ from workers.experience import (
 )
 from workers.generation import pack
 from workers.messages import (
+    Delivery,
     FileRecord,
     GenerationRequest,
     GroupAddress,
@@ -89,7 +91,6 @@ class FakeGeneration(Generation):
 
 class FakeRollout(FakeGroup):
     role = "rollout"
-    part_sequences = 0
 
     def start(self, spec: RolloutSpec, version: int) -> FakeAnswer[list[RoleInfo]]:
         self._spec = spec
@@ -131,25 +132,36 @@ class FakeRollout(FakeGroup):
         return pack(requests, results, self.versions[rank])
 
     def generate(
-        self, requests: Sequence[GenerationRequest], sampling: Sampling, version: int
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery = WHOLE,
     ) -> FakeGeneration:
-        hands = [list(requests[rank :: self.size]) for rank in range(self.size)]
+        dispatch = Dispatch(requests, range(self.size), sampling.max_tokens, delivery.groups)
 
         def call(rank: int) -> RolloutBatch:
             self._require(rank, version, "admitted")
-            return self._sample(rank, hands[rank], sampling)
+            batch = self._sample(rank, dispatch.hand(rank), sampling)
+            return _first_to_finish(batch, dispatch.hand(rank), dispatch.quota(rank))
 
         return FakeGeneration(
             self._all(
                 "generate",
                 call,
                 _rollouts,
-                [rank for rank, hand in enumerate(hands) if hand],
+                dispatch.busy,
                 version=version,
                 requests=list(requests),
             ),
-            self.part_sequences,
+            delivery.part_sequences,
         )
+
+    def pause(self) -> FakeAnswer[None]:
+        return self._all("pause", lambda _: None, nothing)
+
+    def resume(self, version: int) -> None:
+        self.hub.events.append(Event("start", "rollout.resume", {"version": version}))
 
     def hold(self, batch: RolloutBatch) -> Rollouts:
         return _rollouts([batch])
@@ -580,6 +592,17 @@ class FakeRoles:
 
 def _rollouts(shards: list[RolloutBatch]) -> Rollouts:
     return joined([Rollouts((shard,), shard.summary()) for shard in shards])
+
+
+def _first_to_finish(
+    batch: RolloutBatch, requests: Sequence[GenerationRequest], groups: int
+) -> RolloutBatch:
+    """The groups whose longest response is shortest, in the order of the requests."""
+    length = dict(zip(batch.ids.tolist(), batch.response_lengths.tolist(), strict=True))
+    longest = [max(length[i] for i in request.ids) for request in requests]
+    first = np.sort(np.argsort(longest, kind="stable")[:groups])
+    row = {i: n for n, i in enumerate(batch.ids.tolist())}
+    return batch.select([row[i] for n in first for i in requests[n].ids])
 
 
 def _logprobs(model: ToyPolicy, work: Work, rollouts: Rollouts, temperature: float) -> TokenField:

@@ -10,9 +10,12 @@ import pytest
 from fakes.session import Run, small_config
 
 from orchestrator.ahead import Ahead, Batch, require_fresh
+from orchestrator.checks import check_ahead
 from orchestrator.config import AlgorithmConfig, Config
+from orchestrator.handles import WHOLE
 from orchestrator.saved_run import SavedRuns
 from orchestrator.stages.ppo import ppo
+from orchestrator.summary import LedgerTotals
 from workers.errors import ConfigError, LedgerError, RoleDiedError, StalenessError
 from workers.messages import RolloutSummary
 
@@ -135,9 +138,8 @@ class TestLoop:
         run = Run(tmp_path, stale_config(1))
         generate = run.roles.rollout.generate
 
-        def late(requests, sampling, version):
-            run.roles.rollout.versions = [version]
-            answer = generate(requests, sampling, version)
+        def late(requests, sampling, version, delivery=WHOLE):
+            answer = generate(requests, sampling, version, delivery)
             for part in answer.parts():
                 part.summary.versions[:] -= 1
             return answer
@@ -150,8 +152,9 @@ class TestLoop:
     def test_parts_give_the_same_updates_as_the_whole(self, tmp_path: Path):
         runs = []
         for size in (0, 5):
-            run = Run(tmp_path / str(size), stale_config(0))
-            run.roles.rollout.part_sequences = size
+            config = stale_config(0)
+            config.rollout.stream_sequences = size
+            run = Run(tmp_path / str(size), config)
             ppo(run.session)
             runs.append(run)
         assert runs[1].hub.names().count("reward.score") == 4 * runs[0].hub.names().count(
@@ -171,6 +174,64 @@ class TestLoop:
     def test_it_must_not_be_negative(self):
         with pytest.raises(ConfigError, match="staleness"):
             AlgorithmConfig(staleness=-1)
+
+
+class TestOverprovisioning:
+    def config(self) -> Config:
+        config = stale_config(1)
+        config.rollout.overprovision = 0.3  # 8 prompts needed, 11 started, 2 samples each
+        return config
+
+    def test_the_last_to_finish_are_dropped_with_a_reason(self, tmp_path: Path):
+        run = Run(tmp_path, self.config(), rollout=2)
+        ppo(run.session)
+        assert run.series("ppo/trained") == [16] * 4
+        assert run.series("ppo/dropped") == [6] * 4
+        assert run.series("ppo/open") == [22, 22, 22, 0]
+        assert run.session.findings.ledger == LedgerTotals(88, 64, 24)
+
+    def test_every_iteration_reads_prompts_of_its_own(self, tmp_path: Path):
+        run = Run(tmp_path, self.config())
+        ppo(run.session)
+        batches = [f["requests"] for f in run.hub.facts("rollout.generate")]
+        used = [r.prompt_tokens for b in batches if len(b[0].ids) == 2 for r in b]
+        asked = run.source.prompts("ppo", 0, 44)
+        assert used == [p.tokens for p in asked]
+
+    def test_whole_groups_stay(self, tmp_path: Path):
+        run = Run(tmp_path, self.config())
+        ppo(run.session)
+        for facts in run.hub.facts("critic.build_experience"):
+            ids = sorted(facts["scores"].ids.tolist())
+            assert len(ids) == 16
+            assert all(b == a + 1 for a, b in zip(ids[::2], ids[1::2], strict=True))
+
+
+class TestInflightUpdates:
+    def test_engines_pause_before_weights_come_and_resume_once_admitted(self, tmp_path: Path):
+        config = stale_config(1)
+        config.rollout.inflight_updates = True
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        names = run.hub.names()
+        at = names.index("policy.publish_weights", names.index("critic.update"))
+        assert [n for n in names[at - 1 : at + 8] if n.startswith("rollout.")] == [
+            "rollout.pause", "rollout.receive_weights", "rollout.probe", "rollout.fetch",
+            "rollout.admit", "rollout.resume",
+        ]  # fmt: skip
+
+    def test_without_them_nobody_is_interrupted(self, tmp_path: Path):
+        run = Run(tmp_path, stale_config(1))
+        ppo(run.session)
+        assert not {"rollout.pause", "rollout.resume"} & {*run.hub.names()}
+
+    def test_they_need_staleness(self):
+        config = small_config()
+        config.rollout.inflight_updates = True
+        with pytest.raises(ConfigError, match="staleness=0"):
+            check_ahead(config)
+        config.algorithm.staleness = 1
+        check_ahead(config)
 
 
 class TestImportanceWeights:
@@ -198,20 +259,19 @@ class TestImportanceWeights:
 
 
 class TestResume:
-    def config(self) -> Config:
+    def config(self, parts: int) -> Config:
         config = stale_config(2)
+        config.rollout.stream_sequences = parts
         config.run.checkpoint.every_steps = 1
         config.run.checkpoint.keep_last = 100
         return config
 
     @pytest.mark.parametrize("parts", [0, 5])
     def test_going_on_with_batches_in_flight_ends_in_the_same(self, tmp_path: Path, parts: int):
-        whole = Run(tmp_path / "whole", self.config(), rollout=2)
-        whole.roles.rollout.part_sequences = parts
+        whole = Run(tmp_path / "whole", self.config(parts), rollout=2)
         ppo(whole.session)
         for number in (0, 1, 2):
-            died = Run(tmp_path / str(number), self.config(), rollout=2)
-            died.roles.rollout.part_sequences = parts
+            died = Run(tmp_path / str(number), self.config(parts), rollout=2)
             record, steps = died.session.live.advance, []
 
             def advance(
@@ -235,8 +295,7 @@ class TestResume:
             each = 4 if parts else 1
             assert kept == sorted(f"ahead-{n}-{k}.safetensors" for n in waiting
                                   for k in range(each))  # fmt: skip
-            resumed = Run(tmp_path / str(number), self.config(), saved, rollout=2)
-            resumed.roles.rollout.part_sequences = parts
+            resumed = Run(tmp_path / str(number), self.config(parts), saved, rollout=2)
             ppo(resumed.session)
             assert resumed.repeatable() == whole.repeatable()
             assert resumed.session.counters() == whole.session.counters()

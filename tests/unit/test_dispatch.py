@@ -1,0 +1,120 @@
+"""Who serves which request: balanced by tokens, and every sequence accounted for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.dispatch import Dispatch
+from workers.errors import LedgerError
+from workers.messages import GenerationRequest
+
+
+def request(n: int, prompt: int = 4, samples: int = 1) -> GenerationRequest:
+    ids = tuple(range(100 * n, 100 * n + samples))
+    return GenerationRequest(n, (5,) * prompt, ids, ids)
+
+
+def hands(dispatch: Dispatch, engines: int) -> list[list[int]]:
+    return [[r.prompt_id for r in dispatch.hand(rank)] for rank in range(engines)]
+
+
+def test_equal_requests_are_dealt_in_turn():
+    dispatch = Dispatch([request(n) for n in range(5)], range(2), 10)
+    assert hands(dispatch, 2) == [[0, 2, 4], [1, 3]]
+    assert dispatch.busy == [0, 1]
+
+
+def test_tokens_balance_and_not_requests():
+    # Prompts of 90 and 3 x 30 tokens, responses of 10: 100 against 3 x 40.
+    requests = [request(0, 90), request(1, 30), request(2, 30), request(3, 30)]
+    assert hands(Dispatch(requests, range(2), 10), 2) == [[0], [1, 2, 3]]
+    # Eight samples of a short prompt weigh more than one of a long one: 4 + 80 against 90 + 10.
+    requests = [request(0, 4, 8), request(1, 90), request(2, 4), request(3, 4)]
+    assert hands(Dispatch(requests, range(2), 10), 2) == [[0, 2, 3], [1]]
+
+
+def test_the_samples_of_a_prompt_stay_together():
+    dispatch = Dispatch([request(n, samples=8) for n in range(4)], range(3), 10)
+    assert sorted(len(r.ids) for rank in range(3) for r in dispatch.hand(rank)) == [8] * 4
+
+
+def test_fewer_requests_than_engines():
+    dispatch = Dispatch([request(7)], range(3), 10)
+    assert dispatch.busy == [0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    st.integers(1, 5),
+    st.integers(1, 30),
+)
+def test_every_request_has_one_engine_and_quotas_add_up(
+    prompts: list[int], engines: int, groups: int
+):
+    requests = [request(n, prompt) for n, prompt in enumerate(prompts)]
+    groups = min(groups, len(requests))
+    dispatch = Dispatch(requests, range(engines), 10, groups)
+    found = [n for hand in hands(dispatch, engines) for n in hand]
+    assert sorted(found) == list(range(len(requests)))
+    quotas = [dispatch.quota(rank) for rank in range(engines)]
+    assert sum(quotas) == groups
+    assert all(q <= len(dispatch.hand(rank)) for rank, q in enumerate(quotas))
+    loads = [sum(len(r.prompt_tokens) + 10 for r in dispatch.hand(rank)) for rank in range(engines)]
+    assert max(loads) - min(loads) <= max(prompts) + 10
+
+
+def test_what_is_owed_shrinks_as_sequences_come():
+    dispatch = Dispatch([request(n, samples=2) for n in range(4)], range(2), 10)
+    assert [r.prompt_id for r in dispatch.unfinished(0)] == [0, 2]
+    dispatch.came_back(0, [200, 201, 0])
+    assert [r.prompt_id for r in dispatch.unfinished(0)] == [0]
+    dispatch.came_back(0, [1])
+    assert dispatch.unfinished(0) == []
+    assert [r.prompt_id for r in dispatch.unfinished(1)] == [1, 3]
+
+
+def test_enough_is_all_that_is_owed():
+    dispatch = Dispatch([request(n) for n in range(4)], range(2), 10, groups=2)
+    dispatch.came_back(1, [300])
+    assert dispatch.unfinished(1) == []
+    assert len(dispatch.unfinished(0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "ids", "story"), [(0, [100], "not asked for"), (0, [7], "not asked for"),
+                               (0, [0, 0], "came twice")],
+)  # fmt: skip
+def test_a_sequence_that_nobody_expects(rank: int, ids: list[int], story: str):
+    dispatch = Dispatch([request(n) for n in range(4)], range(2), 10)
+    with pytest.raises(LedgerError, match=story) as caught:
+        dispatch.came_back(rank, ids)
+    assert caught.value.where == "rollout rank 0"
+
+
+def test_what_a_dead_engine_owes_goes_to_the_others_with_the_same_seeds():
+    requests = [request(n, samples=2) for n in range(6)]
+    dispatch = Dispatch(requests, range(3), 10)
+    assert hands(dispatch, 3) == [[0, 3], [1, 4], [2, 5]]
+    dispatch.came_back(1, requests[1].ids)
+    moved = dispatch.reassign(1, [0, 2])
+    assert moved == {0: [requests[4]], 2: []}
+    assert dispatch.unfinished(1) == []
+    dispatch.came_back(0, requests[4].ids)
+    for rank, n in ((0, 0), (0, 3), (2, 2), (2, 5)):
+        assert dispatch.unfinished(rank)
+        dispatch.came_back(rank, requests[n].ids)
+    assert all(dispatch.unfinished(rank) == [] for rank in range(3))
+
+
+def test_reassigned_requests_count_towards_enough():
+    dispatch = Dispatch([request(n) for n in range(8)], range(2), 10, groups=4)
+    assert [dispatch.quota(rank) for rank in (0, 1)] == [2, 2]
+    dispatch.came_back(0, [0])
+    dispatch.reassign(0, [1])
+    assert [dispatch.quota(rank) for rank in (0, 1)] == [1, 3]
+    assert dispatch.unfinished(0) == []
+    dispatch.came_back(1, [100, 300, 500])
+    assert dispatch.unfinished(1) == []
