@@ -125,12 +125,9 @@ def _read(path: Path) -> RolloutBatch:
             where=str(path),
             mend="resume from an older checkpoint of the run",
         ) from error
-    names = [each.name for each in fields(RolloutBatch)]
-    return RolloutBatch(
-        **{
-            name: Ragged(arrays[name], arrays[name + _OFFSETS])
-            if name + _OFFSETS in arrays
-            else arrays[name]
-            for name in names
-        }
-    )
+    columns: dict[str, Any] = {
+        name: Ragged(array, arrays[name + _OFFSETS]) if name + _OFFSETS in arrays else array
+        for name, array in arrays.items()
+        if not name.endswith(_OFFSETS)
+    }
+    return RolloutBatch(**columns)

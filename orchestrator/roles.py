@@ -119,8 +119,8 @@ class _RolloutActor(RolloutWorker):
             yield batch
 
     @ray.method(concurrency_group=_CONTROL)
-    def pause(self) -> None:
-        super().pause()
+    def interrupt(self) -> None:
+        self.pause()
 
     @ray.method(num_returns=2)
     def probe_shard(
@@ -198,7 +198,8 @@ class _Group:
         self._spawn()
 
     def _spawn(self) -> None:
-        make = ray.remote(concurrency_groups=dict(self.concurrency))(self.worker)
+        remote: Any = ray.remote
+        make = remote(concurrency_groups=dict(self.concurrency))(self.worker)
         self.actors = [
             make.options(**self._launch.options(rank)).remote(rank)
             for rank in range(self._launch.workers)
@@ -303,7 +304,7 @@ class RolloutGroup(_Group):
 
     def pause(self) -> Pending[None]:
         """Interrupt all generations, between two steps of each engine, until `resume`."""
-        return self._all("pause", lambda actor, _: actor.pause.remote(), nothing)
+        return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing)
 
     def resume(self, version: int) -> None:
         """Let interrupted generations go on under `version`, which the engines have admitted."""

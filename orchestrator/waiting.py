@@ -121,14 +121,15 @@ class Arrivals:
             if not done:
                 silent = ", ".join(dict.fromkeys(name for _, name in self._ranks.values()))
                 raise _late(self._seconds, self._doing, silent)
-            rank, name = self._ranks[done[0]]
+            stream: Any = done[0]
+            rank, name = self._ranks[stream]
             try:
-                small = next(done[0])
+                small = next(stream)
             except StopIteration:
-                del self._ranks[done[0]]
+                del self._ranks[stream]
                 continue
             record = fetch(small, name, self._doing, self._seconds)
-            return rank, record, next(done[0])
+            return rank, record, next(stream)
         return None
 
 

@@ -51,6 +51,7 @@ from workers.errors import (
 )
 from workers.experience import gather_fields, whitening_moments
 from workers.messages import (
+    Delivery,
     Finish,
     GenerationRequest,
     Ragged,
@@ -235,6 +236,58 @@ class TestRollout:
         (request, *_) = world.requests(1)
         rollouts = world.roles.rollout.generate([request], SAMPLING, version).result()
         assert rollouts.summary.ids.tolist() == list(request.ids)
+
+    def test_parts_together_are_the_whole(self, world: World):
+        version, rollout = world.serve("sft"), world.roles.rollout
+        texts = []
+        for delivery in (Delivery(), Delivery(part_sequences=4)):
+            generation = rollout.generate(world.requests(2), SAMPLING, version, delivery)
+            parts = list(generation.parts())
+            assert [p.summary.ids.tolist() for p in generation.parts()] == [
+                p.summary.ids.tolist() for p in parts
+            ]
+            batch = RolloutBatch.concat([rollout.fetch(part).result() for part in parts])
+            whole = rollout.fetch(generation.result()).result()
+            assert sorted(whole.ids.tolist()) == sorted(batch.ids.tolist())
+            texts.append([batch.response(int(row)) for row in np.argsort(batch.ids)])
+        assert len(parts) > 1
+        assert texts[0] == texts[1]
+
+    def test_enough_groups_are_whole_and_what_they_would_have_been(self, world: World):
+        version, rollout = world.serve("sft"), world.roles.rollout
+        asked = world.requests(2)
+        some = rollout.fetch(
+            rollout.generate(asked, SAMPLING, version, Delivery(groups=3)).result()
+        ).result()
+        seeds = {i: s for r in asked for i, s in zip(r.ids, r.seeds, strict=True)}
+        assert len(some) == 6
+        assert len(set(some.prompt_ids.tolist())) == 3
+        everything = world.requests(2)
+        whole = rollout.fetch(rollout.generate(everything, SAMPLING, version).result()).result()
+        by_seed = {s: i for r in everything for i, s in zip(r.ids, r.seeds, strict=True)}
+        row = {int(i): n for n, i in enumerate(whole.ids)}
+        for n, i in enumerate(some.ids.tolist()):
+            assert some.response(n) == whole.response(row[by_seed[seeds[i]]])
+
+    def test_paused_generations_go_on_after_the_next_admission(self, world: World):
+        version, rollout = world.serve("sft"), world.roles.rollout
+        rollout.pause().result()
+        waiting = [rollout.generate(world.requests(2), SAMPLING, version) for _ in range(2)]
+        probed = rollout.probe(PROMPTS, 4, 0.8, version).result()
+        assert len(probed.shards) == rollout.size
+        rollout.admit(version).result()
+        rollout.resume(version)
+        ids = [i for g in waiting for i in g.result().summary.ids.tolist()]
+        assert len(set(ids)) == len(ids) == 4 * len(PROMPTS)
+
+    def test_held_sequences_are_like_fresh_ones(self, world: World):
+        _, batch = world.sample()
+        held = world.roles.rollout.hold(batch)
+        assert held.summary.ids.tolist() == batch.ids.tolist()
+        again = world.roles.rollout.fetch(held).result()
+        assert again.tokens.values.tolist() == batch.tokens.values.tolist()
+        world.roles.reward.load(world.reward_spec()).result()
+        assert world.roles.reward.score(held).result().ids.tolist() == batch.ids.tolist()
 
     @pytest.mark.parametrize("off", [-1, 1])
     def test_another_version_is_refused(self, world: World, off: int):
@@ -488,6 +541,28 @@ class TestPpo:
         assert policy[-1].extra["ratio_max"] != pytest.approx(1.0, abs=1e-4)
         assert policy[-1].extra["ptx_loss"] < policy[0].extra["ptx_loss"]
         assert np.mean([s.loss for s in critic[3:]]) < np.mean([s.loss for s in critic[:3]])
+
+    def test_capped_tokens_weigh_what_the_cap_says(self, world: World):
+        roles = world.roles
+        rollouts, batch = world.sample("sft")
+        experience = self._experience(world, rollouts, batch.ids)
+        lengths = (batch.response_lengths, batch.tokens.lengths)
+        plan = StepPlan(roles.policy.size, BUDGET, len(batch), 1, (3,))
+        steps = batching.policy_steps(batch.ids, *lengths, plan)
+        found = []
+        for cap in (None, 1e9, 0.5):
+            roles.policy.load(world.train_spec("sft")).result()
+            loss = PolicyLossSpec(0.2, 0.8, 0.1, 1.3, importance_cap=cap)
+            found.extend(roles.policy.update(steps, experience, loss).result())
+        plain, fresh, halved = found
+        assert "importance_mean" not in plain.extra
+        # what the engines sampled is what the trainer holds: every weight is 1, and then cut to .5
+        assert fresh.extra["importance_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert fresh.extra["importance_capped"] == 0.0
+        assert fresh.loss == pytest.approx(plain.loss, abs=1e-5)
+        assert halved.extra["importance_mean"] == 0.5
+        assert halved.extra["importance_capped"] == 1.0
+        assert halved.loss == pytest.approx(plain.loss / 2, abs=1e-5)
 
 
 class TestFailures:
