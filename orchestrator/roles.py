@@ -299,7 +299,8 @@ class RolloutGroup(_Group):
             )
             arrivals.add(stream, rank, f"{self.role} rank {rank}")
         self._open = [each for each in self._open if each.owed]
-        self._open.append(_Generating(call, dispatch, arrivals))
+        together = not delivery.part_sequences
+        self._open.append(_Generating(call, dispatch, arrivals, together=together))
         return self._open[-1]
 
     def pause(self) -> Pending[None]:
@@ -368,10 +369,13 @@ class RolloutGroup(_Group):
 class _Generating(Generation):
     """One call of `generate`: what has come, and what is still owed."""
 
-    def __init__(self, call: int, dispatch: Dispatch, arrivals: Arrivals) -> None:
+    def __init__(
+        self, call: int, dispatch: Dispatch, arrivals: Arrivals, *, together: bool
+    ) -> None:
         self.call = call
         self.arrivals = arrivals
         self._dispatch = dispatch
+        self._together = together  # what several engines give is one part
         self._parts: list[Rollouts] = []
         self._from: list[int] = []  # rank that each part came from
 
@@ -382,6 +386,9 @@ class _Generating(Generation):
 
     def parts(self) -> Iterator[Rollouts]:
         """Each part as soon as it is there."""
+        if self._together:
+            yield self.result()
+            return
         seen = 0
         while seen < len(self._parts) or self._receive():
             yield self._parts[seen]
@@ -389,8 +396,9 @@ class _Generating(Generation):
 
     def result(self) -> Rollouts:
         """All of them; in the order of the engines, whoever was faster."""
-        parts = list(self.parts())
-        return joined([parts[n] for n in np.argsort(self._from, kind="stable")])
+        while self._receive():
+            pass
+        return joined([self._parts[n] for n in np.argsort(self._from, kind="stable")])
 
     def _receive(self) -> bool:
         """Wait for one more part; False when enough has come."""

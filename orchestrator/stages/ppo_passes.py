@@ -66,14 +66,14 @@ class Passes:
         self._add("values", fleet.critic.values(critic, part))
 
     def rollouts(self) -> Rollouts:
-        """All sequences that passes were started for."""
-        return joined(self._parts)
+        """All sequences that passes were started for; in one order, whichever engine was faster."""
+        return joined(sorted(self._parts, key=lambda part: int(part.summary.ids.min())))
 
     def scores(self) -> Scores:
         """Their rewards, in the order of `rollouts`."""
         found = [answer.result() for answer in self._scores]
         self._ends["reward"]()
-        return gather_scores(found, joined(self._parts).summary.ids)
+        return gather_scores(found, self.rollouts().summary.ids)
 
     def old_logprobs(self) -> Fields:
         """Under the policy as it is, nats."""

@@ -263,3 +263,35 @@ def test_the_stages_run_on_files(recipe: Path, tmp_path: Path) -> None:
     assert [k / 2 for k in kept] == tied
     assert summary["ledger"]["generated"] == 32
     assert list(folder.glob("tensorboard/*")) or list(folder.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_weights_change_in_the_middle_of_sequences(recipe: Path, tmp_path: Path) -> None:
+    folder = finished(
+        tmp_path / "run",
+        "stages=[ppo]",
+        "algorithm.iterations=4",
+        "algorithm.staleness=2",
+        "algorithm.importance_cap=2.0",
+        "algorithm.evaluate_every=0",
+        "rollout.inflight_updates=true",
+        "rollout.overprovision=0.25",
+        "rollout.stream_sequences=4",
+        "rollout.max_response_tokens=60",
+        "rollout.max_concurrent_sequences=4",
+        f"model.checkpoints.sft={recipe / 'checkpoints' / 'sft'}",
+        f"model.checkpoints.reward_model={recipe / 'checkpoints' / 'reward_model'}",
+    )
+    records = read_metrics(folder / "metrics.jsonl")
+    figures = {
+        name: [value for _, value in series(records, "ppo", f"ppo/{name}")]
+        for name in ("generated", "trained", "dropped", "open", "lag_max", "parity_max")
+    }
+    assert figures["trained"] == [16.0] * 4
+    assert figures["dropped"] == [4.0] * 4
+    assert figures["open"] == [40.0, 40.0, 20.0, 0.0]
+    assert figures["lag_max"][0] == 0.0
+    assert 0.0 < max(figures["lag_max"]) <= 2.0
+    assert max(figures["parity_max"]) <= 1e-4
+    ledger = json.loads((folder / "summary.json").read_text())["ledger"]
+    assert ledger == {"generated": 80, "trained": 64, "dropped": 16}

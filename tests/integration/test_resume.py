@@ -107,6 +107,27 @@ def test_sigterm_saves_a_step_and_the_newest_whole_checkpoint_goes_on(tmp_path: 
     )
 
 
+def test_batches_sampled_ahead_survive_a_kill(tmp_path: Path) -> None:
+    ahead = ["algorithm.staleness=1", "algorithm.importance_cap=2.0", "algorithm.iterations=3"]
+    once, often = tmp_path / "once" / "run", tmp_path / "often" / "run"
+    for folder in (once, often):
+        folder.parent.mkdir()
+    finish(start(once, *ahead), once)
+    for point in ("ppo-1", "ppo_ptx-2"):
+        process = start(often, *ahead, "resume=auto")
+        try:
+            wait_for(process, often, point)
+        finally:
+            process.kill()
+            process.wait()
+        (saved,) = often.glob(f"state/*-{point}")
+        assert [p.name for p in saved.glob("ahead-*")] == [
+            f"ahead-{point.rpartition('-')[2]}-0.safetensors"
+        ]
+    finish(start(often, *ahead, "resume=auto"), often)
+    assert traces(often) == traces(once)
+
+
 def test_another_layout_goes_on_and_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(folder, "stages=[pretrain]")
