@@ -32,7 +32,7 @@ def test_tokens_balance_and_not_requests():
     assert hands(Dispatch(requests, range(2), 10), 2) == [[0], [1, 2, 3]]
     # Eight samples of a short prompt weigh more than one of a long one: 4 + 80 against 90 + 10.
     requests = [request(0, 4, 8), request(1, 90), request(2, 4), request(3, 4)]
-    assert hands(Dispatch(requests, range(2), 10), 2) == [[0, 2, 3], [1]]
+    assert hands(Dispatch(requests, range(2), 10), 2) == [[1], [0, 2, 3]]
 
 
 def test_the_samples_of_a_prompt_stay_together():

@@ -307,6 +307,22 @@ def test_the_plan_shows_the_arithmetic():
         assert words in text
 
 
+def test_generation_ahead_is_in_the_plan_and_asks_for_a_cap():
+    said = render_plan(make_plan(pocket("algorithm.staleness=1", "rollout.overprovision=0.1")))
+    assert "runs 1 iteration(s) ahead of training" in said
+    assert "13 more prompts are started" in said
+    assert "without algorithm.importance_cap" in said
+    capped = render_plan(make_plan(pocket("algorithm.staleness=1", "algorithm.importance_cap=2.0")))
+    assert "importance_cap" not in capped
+    assert "ahead" not in render_plan(make_plan(pocket()))
+
+
+def test_weights_cannot_change_in_the_middle_of_nothing():
+    error = refused(ConfigError, "rollout.inflight_updates=true")
+    assert error.where == "rollout.inflight_updates"
+    make_plan(pocket("rollout.inflight_updates=true", "algorithm.staleness=1"))
+
+
 def test_plans_are_equal_for_equal_configurations():
     first = make_plan(pocket("run.dir=x"))
     assert first == make_plan(pocket("run.dir=x"))

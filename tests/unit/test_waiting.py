@@ -10,8 +10,8 @@ import torch
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from orchestrator import waiting
-from orchestrator.waiting import Pending, Position, everything
-from workers.errors import RoleDiedError, RoleError
+from orchestrator.waiting import Arrivals, Pending, Position, everything
+from workers.errors import DeadlineError, RoleDiedError, RoleError
 
 
 @pytest.fixture
@@ -62,3 +62,60 @@ def test_memory_that_ran_out_says_what_to_lower(outcome):
     with pytest.raises(RoleError, match="policy rank 0 ran out of memory") as caught:
         outcome(a=task_error(torch.OutOfMemoryError("CUDA out of memory")))
     assert "micro_batch_tokens" in caught.value.mend
+
+
+class Stream:
+    """A streaming call: what it yields, one after the other."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = iter(items)
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+
+@pytest.fixture
+def arrivals(monkeypatch: pytest.MonkeyPatch):
+    """Listens to streams, of which the last one added is always the first to be ready."""
+
+    def get(ref: Any, timeout: float) -> Any:
+        if isinstance(ref, Exception):
+            raise ref
+        return ref
+
+    monkeypatch.setattr(waiting.ray, "wait", lambda refs, **_: ([refs[-1]], refs[:-1]))
+    monkeypatch.setattr(waiting.ray, "get", get)
+    return Arrivals("rollout: generate", 60, Position())
+
+
+def test_parts_come_as_they_are_ready_and_then_no_more(arrivals):
+    arrivals.add(Stream("a", "A"), 0, "rollout rank 0")
+    arrivals.add(Stream("b", "B", "c", "C"), 1, "rollout rank 1")
+    assert [arrivals.next() for _ in range(4)] == [
+        (1, "b", "B"), (1, "c", "C"), (0, "a", "A"), None,
+    ]  # fmt: skip
+
+
+def test_a_call_can_join_after_others_have_ended(arrivals):
+    arrivals.add(Stream(), 0, "rollout rank 0")
+    assert arrivals.next() is None
+    arrivals.add(Stream("d", "D"), 0, "rollout rank 0")
+    assert arrivals.next() == (0, "d", "D")
+
+
+def test_an_engine_that_fails_or_dies_in_its_stream_is_named(arrivals):
+    arrivals.add(Stream(task_error(RuntimeError("no such op"))), 0, "rollout rank 0")
+    with pytest.raises(RoleError, match="rollout rank 0 failed: RuntimeError"):
+        arrivals.next()
+    arrivals.add(Stream("b", "B", ActorDiedError()), 1, "rollout rank 1")
+    arrivals.next()
+    with pytest.raises(RoleDiedError, match="rollout rank 1 ended"):
+        arrivals.next()
+
+
+def test_a_stream_that_stays_silent_is_late(arrivals, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(waiting.ray, "wait", lambda refs, **_: ([], refs))
+    arrivals.add(Stream("a", "A"), 0, "rollout rank 0")
+    with pytest.raises(DeadlineError, match="no answer within 60 s: rollout: generate") as caught:
+        arrivals.next()
+    assert caught.value.where == "rollout rank 0"
