@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.common import ROOT, machine, write_result
 from orchestrator.cluster import start_cluster
@@ -54,6 +55,7 @@ class Turn:
 
     tokens: int  # of responses
     seconds: float
+    cpu_seconds: float = 0.0  # of the engine processes: what others do on the machine weighs less
 
     @property
     def speed(self) -> float:
@@ -133,14 +135,15 @@ class Ours:
         self._running = start_cluster(config.cluster, layout, 120.0)
         cluster = self._running.__enter__()
         self.rollout = Fleet(config, cluster, Position()).rollout
-        self.rollout.start(spec, VERSION).result()
+        self.pids = [info.pid for info in self.rollout.start(spec, VERSION).result()]
 
     def __call__(self, requests: list[GenerationRequest]) -> Turn:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds(self.pids)
         delivery = Delivery(self.case.stream)
         made = self.rollout.generate(requests, self.sampling, VERSION, delivery).result()
         seconds = time.perf_counter() - began
-        return Turn(int(made.summary.response_lengths.sum()), seconds)
+        tokens = int(made.summary.response_lengths.sum())
+        return Turn(tokens, seconds, cpu_seconds(self.pids) - cpu)
 
     def close(self) -> None:
         self._running.__exit__(None, None, None)
@@ -158,6 +161,7 @@ class Process:
         os.environ.update(engine_environment(spec))
         self._process = context.Process(target=target, args=(theirs, spec), daemon=True)
         self._process.start()
+        self.pid = self._process.pid
         os.environ.clear()
         os.environ.update(kept)
         self._receive()
@@ -241,32 +245,34 @@ def plain_transformers(connection: Connection, spec: RolloutSpec) -> None:
         connection.send(Turn(tokens, time.perf_counter() - began))
 
 
-def one_after_the_other(side: Process, requests: list[GenerationRequest]) -> Turn:
-    side.ask(requests)
-    return side.answer()
+def cpu_seconds(pids: list[int]) -> float:
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(t.user + t.system for t in times)
 
 
-def halves(sides: list[Process], requests: list[GenerationRequest]) -> Turn:
+def shared(sides: list[Process], requests: list[GenerationRequest]) -> Turn:
     """Several bare engines, each with its share of the prompts, at the same time."""
-    began = time.perf_counter()
+    pids = [side.pid for side in sides]
+    began, cpu = time.perf_counter(), cpu_seconds(pids)
     for n, side in enumerate(sides):
         side.ask(requests[n :: len(sides)])
     turns = [side.answer() for side in sides]
-    return Turn(sum(t.tokens for t in turns), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Turn(sum(t.tokens for t in turns), seconds, cpu_seconds(pids) - cpu)
 
 
 def compare(args: argparse.Namespace, model: Path, case: Case) -> dict[str, Any]:
     _, spec = spec_of(args, model, case)
     bare = [Process(bare_vllm, spec) for _ in range(case.engines)]
     sides: dict[str, Callable[[list[GenerationRequest]], Turn]] = {
-        "vllm": lambda requests: halves(bare, requests)
+        "vllm": lambda requests: shared(bare, requests)
     }
     ours = Ours(args, model, case)
     sides["ours"] = ours
     plain = None
     if args.transformers and case.engines == 1 and case.prefix_caching and case.stream == 0:
         plain = Process(plain_transformers, spec)
-        sides["transformers"] = lambda requests: one_after_the_other(plain, requests)
+        sides["transformers"] = lambda requests: shared([plain], requests)
     turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for turn in range(args.repetitions + 1):
         requests = make_requests(args, case.samples, turn)
@@ -297,6 +303,14 @@ def summarise(case: Case, turns: dict[str, list[Turn]]) -> dict[str, Any]:
         "median_tokens_per_second": {n: statistics.median(s) for n, s in speeds.items()},
         "ours_over": ratios,
         "median_ours_over": {name: statistics.median(r) for name, r in ratios.items()},
+        "median_ours_over_by_cpu_seconds": {
+            name: statistics.median(
+                (o.tokens / o.cpu_seconds) / (t.tokens / t.cpu_seconds)
+                for o, t in zip(turns["ours"], each, strict=True)
+            )
+            for name, each in turns.items()
+            if name != "ours"
+        },
     }  # fmt: skip
 
 
@@ -324,15 +338,17 @@ def main() -> None:
                 *(replace(base, stream=s) for s in args.stream),
             ]
         )  # fmt: skip
-        print(f"{'case':<36} {'ours':>8} {'vllm':>8} {'ratio':>6} {'transformers':>13}  (tokens/s)")
+        print(f"{'case':<36} {'ours':>8} {'vllm':>8} {'ratio':>6} {'by CPU':>6} "
+              f"{'transformers':>14}  (tokens/s)")  # fmt: skip
         for case in cases:
             result = compare(args, model, case)
             found.append(result)
             speed, ratio = result["median_tokens_per_second"], result["median_ours_over"]
+            cpu = result["median_ours_over_by_cpu_seconds"]["vllm"]
             other = f"{speed['transformers']:>8,.0f} {ratio['transformers']:.2f}x" if (
                 "transformers" in speed) else ""  # fmt: skip
             print(f"{case!s:<36} {speed['ours']:>8,.0f} {speed['vllm']:>8,.0f} "
-                  f"{ratio['vllm']:>6.3f} {other:>13}", flush=True)  # fmt: skip
+                  f"{ratio['vllm']:>6.3f} {cpu:>6.3f} {other:>14}", flush=True)  # fmt: skip
     settings = {k: v for k, v in vars(args).items() if k != "out"}
     path = write_result(
         args.out,
