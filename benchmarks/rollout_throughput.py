@@ -323,9 +323,21 @@ def make_model(args: argparse.Namespace, folder: Path) -> None:
     )  # fmt: skip
 
 
+def write(args: argparse.Namespace, found: list[dict[str, Any]]) -> Path:
+    """All cases so far: a long list of them may be cut short."""
+    facts = {
+        "question": __doc__.splitlines()[0],
+        "machine": machine(),
+        "settings": {k: v for k, v in vars(args).items() if k != "out"},
+        "cases": found,
+    }
+    return write_result(args.out, "rollout_throughput", facts)
+
+
 def main() -> None:
     args = arguments()
     found: list[dict[str, Any]] = []
+    path = args.out
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         make_model(args, model)
@@ -333,7 +345,7 @@ def main() -> None:
         cases = dict.fromkeys(
             [
                 *(replace(base, samples=k, prefix_caching=bool(c))
-                  for k in args.samples for c in args.caching),
+                  for c in args.caching for k in args.samples),
                 *(replace(base, engines=n) for n in args.engines),
                 *(replace(base, stream=s) for s in args.stream),
             ]
@@ -343,23 +355,13 @@ def main() -> None:
         for case in cases:
             result = compare(args, model, case)
             found.append(result)
+            path = write(args, found)
             speed, ratio = result["median_tokens_per_second"], result["median_ours_over"]
             cpu = result["median_ours_over_by_cpu_seconds"]["vllm"]
             other = f"{speed['transformers']:>8,.0f} {ratio['transformers']:.2f}x" if (
                 "transformers" in speed) else ""  # fmt: skip
             print(f"{case!s:<36} {speed['ours']:>8,.0f} {speed['vllm']:>8,.0f} "
                   f"{ratio['vllm']:>6.3f} {cpu:>6.3f} {other:>14}", flush=True)  # fmt: skip
-    settings = {k: v for k, v in vars(args).items() if k != "out"}
-    path = write_result(
-        args.out,
-        "rollout_throughput",
-        {
-            "question": __doc__.splitlines()[0],
-            "machine": machine(),
-            "settings": settings,
-            "cases": found,
-        },
-    )
     print(f"written to {path}")
 
 
