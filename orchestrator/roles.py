@@ -19,10 +19,11 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from orchestrator.dispatch import Dispatch
+from orchestrator.generating import Generating
 from orchestrator.handles import WHOLE, Experience, Fields, Generation, Ref, Rollouts, joined
 from orchestrator.waiting import Arrivals, Pending, Position, everything, first, nothing
 from workers.critic import CriticWorker
-from workers.errors import DeadlineError, RoleError
+from workers.errors import DeadlineError
 from workers.experience import gather_scores
 from workers.messages import (
     Delivery,
@@ -263,7 +264,7 @@ class RolloutGroup(_Group):
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
         self._calls = itertools.count()
-        self._open: list[_Generating] = []  # in the order in which they were asked for
+        self._open: list[Generating] = []  # in the order in which they were asked for
 
     def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Build the engines on a checkpoint's weights, admitted as `version`."""
@@ -277,6 +278,7 @@ class RolloutGroup(_Group):
     def restart(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Replace the engines by fresh processes (another architecture)."""
         self.kill()
+        self._open = []
         self._spawn()
         return self.start(spec, version)
 
@@ -300,7 +302,7 @@ class RolloutGroup(_Group):
             arrivals.add(stream, rank, f"{self.role} rank {rank}")
         self._open = [each for each in self._open if each.owed]
         together = not delivery.part_sequences
-        self._open.append(_Generating(call, dispatch, arrivals, together=together))
+        self._open.append(Generating(call, dispatch, arrivals, together=together))
         return self._open[-1]
 
     def pause(self) -> Pending[None]:
@@ -364,59 +366,6 @@ class RolloutGroup(_Group):
     def admit(self, version: int) -> Pending[None]:
         """Let the engines serve `version`."""
         return self._all("admit", lambda actor, _: actor.admit.remote(version), nothing)
-
-
-class _Generating(Generation):
-    """One call of `generate`: what has come, and what is still owed."""
-
-    def __init__(
-        self, call: int, dispatch: Dispatch, arrivals: Arrivals, *, together: bool
-    ) -> None:
-        self.call = call
-        self.arrivals = arrivals
-        self._dispatch = dispatch
-        self._together = together  # what several engines give is one part
-        self._parts: list[Rollouts] = []
-        self._from: list[int] = []  # rank that each part came from
-
-    @property
-    def owed(self) -> list[int]:
-        """Ranks that have not given enough yet."""
-        return [rank for rank in self._dispatch.busy if self._dispatch.unfinished(rank)]
-
-    def parts(self) -> Iterator[Rollouts]:
-        """Each part as soon as it is there."""
-        if self._together:
-            yield self.result()
-            return
-        seen = 0
-        while seen < len(self._parts) or self._receive():
-            yield self._parts[seen]
-            seen += 1
-
-    def result(self) -> Rollouts:
-        """All of them; in the order of the engines, whoever was faster."""
-        while self._receive():
-            pass
-        return joined([self._parts[n] for n in np.argsort(self._from, kind="stable")])
-
-    def _receive(self) -> bool:
-        """Wait for one more part; False when enough has come."""
-        owed = self.owed
-        if not owed:
-            return False
-        arrived = self.arrivals.next()
-        if arrived is None:
-            raise RoleError(
-                "generation ended before all was there",
-                where=", ".join(f"rollout rank {rank}" for rank in owed),
-                mend="this is a defect of the engines' bookkeeping: please report it",
-            )
-        rank, summary, ref = arrived
-        self._dispatch.came_back(rank, summary.ids)
-        self._parts.append(Rollouts((ref,), summary))
-        self._from.append(rank)
-        return True
 
 
 class RewardGroup(_Group):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.dispatch import Dispatch
-from workers.errors import LedgerError
-from workers.messages import GenerationRequest
+from orchestrator.generating import Generating
+from workers.errors import LedgerError, RoleError
+from workers.messages import GenerationRequest, RolloutSummary
 
 
 def request(n: int, prompt: int = 4, samples: int = 1) -> GenerationRequest:
@@ -118,3 +120,51 @@ def test_reassigned_requests_count_towards_enough():
     assert dispatch.unfinished(0) == []
     dispatch.came_back(1, [100, 300, 500])
     assert dispatch.unfinished(1) == []
+
+
+class Engines:
+    """What arrives of two engines, in this order."""
+
+    def __init__(self, *parts: tuple[int, list[int]]) -> None:
+        self._parts = [*parts]
+
+    def next(self) -> tuple[int, RolloutSummary, str] | None:
+        if not self._parts:
+            return None
+        rank, ids = self._parts.pop(0)
+        zeros = np.zeros(len(ids), np.int64)
+        made = np.zeros((len(ids), 2), np.int64)
+        return rank, RolloutSummary(np.array(ids), zeros, zeros, zeros, zeros, made), f"{ids}"
+
+
+def generating(*parts: tuple[int, list[int]], together: bool, groups: int = 0) -> Generating:
+    dispatch = Dispatch([request(n) for n in range(4)], range(2), 10, groups)
+    return Generating(0, dispatch, Engines(*parts), together=together)  # type: ignore[arg-type]
+
+
+def test_parts_stand_in_the_order_of_arrival_and_their_sum_in_that_of_the_engines():
+    found = generating((1, [300]), (0, [0, 200]), (1, [100]), together=False)
+    assert [p.summary.ids.tolist() for p in found.parts()] == [[300], [0, 200], [100]]
+    assert [p.summary.ids.tolist() for p in found.parts()] == [[300], [0, 200], [100]]
+    assert found.result().summary.ids.tolist() == [0, 200, 300, 100]
+    assert found.result().shards == ("[0, 200]", "[300]", "[100]")
+    assert found.owed == []
+
+
+def test_what_shall_come_together_is_one_part():
+    found = generating((1, [100, 300]), (0, [0, 200]), together=True)
+    (part,) = found.parts()
+    assert part.summary.ids.tolist() == [0, 200, 100, 300]
+
+
+def test_enough_is_not_waited_beyond():
+    found = generating((1, [100]), (0, [200]), together=False, groups=2)
+    assert found.owed == [0, 1]
+    assert [p.summary.ids.tolist() for p in found.parts()] == [[100], [200]]
+
+
+def test_engines_that_end_too_early_are_named():
+    found = generating((1, [100, 300]), (0, [0]), together=False)
+    with pytest.raises(RoleError, match="ended before all was there") as caught:
+        list(found.parts())
+    assert caught.value.where == "rollout rank 0"

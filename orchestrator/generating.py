@@ -1,0 +1,65 @@
+"""A generation in flight on several engines: what has come, and what is still owed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from orchestrator.dispatch import Dispatch
+from orchestrator.handles import Generation, Rollouts, joined
+from orchestrator.waiting import Arrivals
+from workers.errors import RoleError
+
+
+class Generating(Generation):
+    """One call of `generate`: what has come, and what is still owed."""
+
+    def __init__(
+        self, call: int, dispatch: Dispatch, arrivals: Arrivals, *, together: bool
+    ) -> None:
+        self.call = call
+        self.arrivals = arrivals
+        self._dispatch = dispatch
+        self._together = together  # what several engines give is one part
+        self._parts: list[Rollouts] = []
+        self._from: list[int] = []  # rank that each part came from
+
+    @property
+    def owed(self) -> list[int]:
+        """Ranks that have not given enough yet."""
+        return [rank for rank in self._dispatch.busy if self._dispatch.unfinished(rank)]
+
+    def parts(self) -> Iterator[Rollouts]:
+        """Each part as soon as it is there."""
+        if self._together:
+            yield self.result()
+            return
+        seen = 0
+        while seen < len(self._parts) or self._receive():
+            yield self._parts[seen]
+            seen += 1
+
+    def result(self) -> Rollouts:
+        """All of them; in the order of the engines, whoever was faster."""
+        while self._receive():
+            pass
+        return joined([self._parts[n] for n in np.argsort(self._from, kind="stable")])
+
+    def _receive(self) -> bool:
+        """Wait for one more part; False when enough has come."""
+        owed = self.owed
+        if not owed:
+            return False
+        arrived = self.arrivals.next()
+        if arrived is None:
+            raise RoleError(
+                "generation ended before all was there",
+                where=", ".join(f"rollout rank {rank}" for rank in owed),
+                mend="this is a defect of the engines' bookkeeping: please report it",
+            )
+        rank, summary, ref = arrived
+        self._dispatch.came_back(rank, summary.ids)
+        self._parts.append(Rollouts((ref,), summary))
+        self._from.append(rank)
+        return True
