@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.account import Account
 from orchestrator.cluster import Cluster
 from orchestrator.config import Config, RoleName
 from orchestrator.derive import group_spec, rollout_environment
@@ -35,7 +36,10 @@ _GROUPS = {
 class Fleet:
     """Typed access to the role groups of one run."""
 
-    def __init__(self, config: Config, cluster: Cluster, position: Position) -> None:
+    def __init__(
+        self, config: Config, cluster: Cluster, position: Position, account: Account
+    ) -> None:
+        self._account = account
         self._config = config
         self._cluster = cluster
         self._position = position
@@ -62,6 +66,7 @@ class Fleet:
             start_seconds=self._config.run.role_start_seconds,
             call_seconds=self._config.run.call_seconds,
             position=self._position,
+            account=self._account,
         )
 
     def _group(self, name: RoleName) -> Any:

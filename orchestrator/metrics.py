@@ -10,6 +10,8 @@ from pathlib import Path
 
 from workers.errors import DataLineError
 
+_ROLES = ("rollout", "reward", "reference", "policy", "critic")
+
 # Phases of one PPO iteration, in data-flow order; reward, logprobs, reference and values overlap.
 PPO_PHASES = (
     "generate",
@@ -43,6 +45,16 @@ def _optimizer(what: str) -> dict[str, Metric]:
 
 def _seconds(description: str) -> Metric:
     return Metric("s", description, timing=True)
+
+
+def _role_time(role: str) -> dict[str, Metric]:
+    """Where a role's time went since the step before, mean over its workers."""
+    return {
+        f"busy_seconds/{role}": _seconds(f"{role} at work, transfers left out"),
+        f"transfer_seconds/{role}": _seconds(f"{role} fetching records, moving weights"),
+        f"waiting_seconds/{role}": _seconds(f"{role} without a call"),
+        f"idle_share/{role}": Metric("s/s", f"share of the step that {role} waited", timing=True),
+    }
 
 
 _PRETRAIN = {
@@ -115,6 +127,7 @@ _PPO = {
     "step_seconds": _seconds("one whole iteration"),
     "tokens_per_second": Metric("tokens/s", "response tokens trained a second", timing=True),
     **{f"seconds/{phase}": _seconds(f"phase {phase} of the iteration") for phase in PPO_PHASES},
+    **{name: metric for role in _ROLES for name, metric in _role_time(role).items()},
 }
 
 #: name -> unit, description, and whether it is a timing. Stage `pretrain_large` records under

@@ -16,6 +16,7 @@ from orchestrator.summary import MODEL_LABELS, Summary
 from orchestrator.tables import (
     MISSING,
     REWARD_MODEL_HEADS,
+    TIME_HEADS,
     evaluation_columns,
     facts,
     model_label,
@@ -35,6 +36,7 @@ class Page:
     comparisons: Sequence[Comparison]
     rollouts: Sequence[RolloutSample]
     config: str  # YAML
+    times: Sequence[Sequence[str]] = ()  # by TIME_HEADS
 
 
 def render_page(page: Page) -> str:
@@ -45,6 +47,7 @@ def render_page(page: Page) -> str:
         ("samples", "Samples side by side", _comparisons(page.comparisons)),
         ("rollouts", "Rollouts", _rollouts(page.rollouts)),
         ("data", "Data", _data(page.summary)),
+        ("time", "Time of a PPO step", _times(page.times)),
         ("roles", "Roles", _roles(page.summary)),
         ("config", "Configuration", _config(page.config)),
     ]
@@ -149,6 +152,15 @@ def _roles(summary: Summary) -> str:
         for r in summary.roles
     ]
     return _table(["role", "rank", "process", "node", "device"], rows, "plain") if rows else ""
+
+
+def _times(times: Sequence[Sequence[str]]) -> str:
+    rows = [[escape(cell) for cell in row] for row in times]
+    note = (
+        '<p class="note">Mean over steps and workers; the first step of a stage, which loads and '
+        "warms up, is left out. The trace shows every call.</p>"
+    )
+    return _table(TIME_HEADS, rows, "figures") + note if rows else ""
 
 
 def _data(summary: Summary) -> str:

@@ -110,7 +110,7 @@ def run_recipe(
             source=source,
             telemetry=telemetry,
             live=live,
-            fleet=Fleet(config, cluster, position),
+            fleet=Fleet(config, cluster, position, telemetry.account),
             position=position,
             started=started,
             checkpoints=given,

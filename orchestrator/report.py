@@ -16,7 +16,7 @@ from orchestrator.plots import draw_plots
 from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.samples import read_comparisons, read_rollouts
 from orchestrator.summary import Summary, read_summary
-from orchestrator.tables import render_result
+from orchestrator.tables import render_result, time_rows
 from workers.disk import writing
 from workers.errors import DataError, RehearsalError
 
@@ -35,13 +35,15 @@ def write_report(folder: RunFolder) -> Path:
     summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
     with writing(folder.plots, "a folder"):
         folder.plots.mkdir(exist_ok=True)
-    captions = draw_plots(folder.plots, read_metrics(folder.metrics), summary)
+    records = read_metrics(folder.metrics)
+    captions = draw_plots(folder.plots, records, summary)
     page = Page(
         title=folder.path.resolve().name,
         summary=summary,
         plots=[(caption, folder.plots / name) for name, caption in captions.items()],
         comparisons=read_comparisons(folder),
         rollouts=read_rollouts(folder),
+        times=time_rows(records),
         config=folder.config.read_text(encoding="utf-8") if folder.config.exists() else "",
     )
     write_text(folder.report, render_page(page))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +19,11 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError
 
+from orchestrator.account import Account
 from orchestrator.dispatch import Dispatch
 from orchestrator.generating import Generating
 from orchestrator.handles import WHOLE, Experience, Fields, Generation, Ref, Rollouts, joined
-from orchestrator.waiting import Arrivals, Pending, Position, everything, first, nothing
+from orchestrator.waiting import Arrivals, Pending, Position, everything, first, glance, nothing
 from workers.critic import CriticWorker
 from workers.errors import DeadlineError
 from workers.experience import gather_scores
@@ -65,6 +67,7 @@ from workers.specs import (
     ShapingSpec,
     TrainModelSpec,
 )
+from workers.timing import Reply, fetching, timed_verbs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,14 @@ class Launch:
     start_seconds: float
     call_seconds: float
     position: Position
+    account: Account = field(default_factory=Account)
 
 
 def _fetch(refs: Sequence[Ref]) -> list[Any]:
     """Inside an actor: the records behind references, shared memory where they are local."""
     try:
-        return ray.get(list(refs), timeout=_FETCH_SECONDS)
+        with fetching():
+            return ray.get(list(refs), timeout=_FETCH_SECONDS)
     except GetTimeoutError as error:
         raise DeadlineError(
             f"records of other roles did not arrive within {_FETCH_SECONDS:.0f} s",
@@ -95,10 +100,14 @@ _FETCH_SECONDS = 600.0
 # Verbs of this group run beside the others, which wait for each other.
 _CONTROL = "control"
 
+# Answers bring along when their call ran, which the driver's account of time takes off them.
+_timed = timed_verbs(lambda verb: getattr(verb, "__ray_num_returns__", 1))
+
 # Verbs that make token data return two objects: the data, which stays where it is until a worker
 # asks for it, and something small, which is all that the driver fetches.
 
 
+@_timed
 class _RolloutActor(RolloutWorker):
     @ray.method(num_returns="streaming")
     def generate_shards(
@@ -133,11 +142,13 @@ class _RolloutActor(RolloutWorker):
         return batch, batch.summary()
 
 
+@_timed
 class _RewardActor(RewardWorker):
     def score_shards(self, ids: np.ndarray, shards: Sequence[Ref]) -> Scores:
         return self.score(ids, _fetch(shards))
 
 
+@_timed
 class _ReferenceActor(ReferenceWorker):
     @ray.method(num_returns=2)
     def logprobs_of(
@@ -146,6 +157,7 @@ class _ReferenceActor(ReferenceWorker):
         return self.logprobs(work, _fetch(shards), temperature), None
 
 
+@_timed
 class _PolicyActor(PolicyWorker):
     @ray.method(num_returns=2)
     def logprobs_of(
@@ -159,6 +171,7 @@ class _PolicyActor(PolicyWorker):
         return self.update(steps, _fetch(shards), loss)
 
 
+@_timed
 class _CriticActor(CriticWorker):
     @ray.method(num_returns=2)
     def values_of(self, work: Work, shards: Sequence[Ref]) -> tuple[TokenField, None]:
@@ -223,13 +236,24 @@ class _Group:
         """Start `call(actor, rank)` on the chosen ranks."""
         chosen = range(self.size) if ranks is None else ranks
         seconds = self._launch.start_seconds if starting else self._launch.call_seconds
+        account, calls, refs = self._launch.account, list[int](), list[Any]()
+        for rank in chosen:
+            sent = account.now()
+            refs.append(call(self.actors[rank], rank))
+            calls.append(account.sent(self.role, rank, sent, partial(glance, refs[-1])))
+
+        def take(replies: list[Reply]) -> Any:
+            for rank, number, reply in zip(chosen, calls, replies, strict=True):
+                account.answered(self.role, rank, number, reply.span)
+            return combine([reply.value for reply in replies])
+
         return Pending(
-            [call(self.actors[rank], rank) for rank in chosen],
+            refs,
             [f"{self.role} rank {rank}" for rank in chosen],
             f"{self.role}: {doing}",
             seconds,
             self._launch.position,
-            combine,
+            take,
         )
 
     def _fields(self, doing: str, call: Callable[[Any, int], tuple[Ref, Ref]]) -> Pending[Fields]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -13,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
+from orchestrator.account import Account
 from orchestrator.config import LoggerConfig, StageName
 from orchestrator.metrics import (
     METRICS,
@@ -28,6 +28,7 @@ from orchestrator.metrics import (
 )
 from orchestrator.run_folder import RunFolder
 from orchestrator.sinks import BackgroundSink, Sink, Warn, configured_sinks
+from orchestrator.trace import Trace
 from workers.disk import writing
 
 __all__ = [
@@ -78,7 +79,8 @@ class Telemetry:
         self._file = folder.metrics
         with writing(self._file, "a metric"):
             self._metrics = self._file.open("a", encoding="utf-8")
-        self._trace = _Trace(folder)
+        self._trace = Trace(folder)
+        self.account = Account()
         self._lock = threading.Lock()
         self._stage_seconds: dict[str, float] = defaultdict(float)
         self._running: dict[str, float] = {}  # stage -> when it began
@@ -111,6 +113,7 @@ class Telemetry:
         with writing(self._file, "a metric"):
             self._metrics.write("".join(record.to_line() for record in records))
             self._metrics.flush()
+        self._tell_calls()
         for sink in self._sinks:
             sink.write(records)
 
@@ -120,15 +123,16 @@ class Telemetry:
         A phase entered twice in a step adds up; one that never ends is not recorded.
         """
         _check_stage(stage)
-        begin = time.perf_counter()
+        begin = time.monotonic()
+        self.account.open()
 
         def end() -> None:
-            seconds = time.perf_counter() - begin
+            seconds = time.monotonic() - begin
             with self._lock:
                 self._totals[stage, phase] += seconds
                 of_step = self._of_step.setdefault((stage, step), {})
                 of_step[phase] = of_step.get(phase, 0.0) + seconds
-                self._trace.add(stage, step, phase, begin, seconds)
+                self._trace.phase(stage, step, phase, begin, seconds)
 
         return end
 
@@ -145,21 +149,34 @@ class Telemetry:
     def stage_span(self, stage: str) -> Iterator[None]:
         """Time a whole stage."""
         _check_stage(stage)
-        begin = self._running[stage] = time.perf_counter()
+        begin = self._running[stage] = time.monotonic()
         try:
             yield
         finally:
-            seconds = time.perf_counter() - begin
+            seconds = time.monotonic() - begin
             with self._lock:
                 del self._running[stage]
+                self.account.end()
                 self._stage_seconds[stage] += seconds
-                self._trace.add(stage, None, stage, begin, seconds)
+                self._trace.phase(stage, None, stage, begin, seconds)
 
     def record_phases(self, stage: str, step: int) -> dict[str, float]:
-        """Record `ppo/seconds/PHASE` for every span of a finished PPO step and return them."""
+        """Record where the time of a finished PPO step went; returns the seconds of its phases.
+
+        `ppo/seconds/PHASE` is one span of the driver; busy, transfer and waiting seconds and the
+        idle share are each role's, since the end of the step before.
+        """
         with self._lock:
             phases = self._of_step.pop((stage, step), {})
-        self.record(stage, step, {f"ppo/seconds/{name}": value for name, value in phases.items()})
+        values = {f"ppo/seconds/{name}": value for name, value in phases.items()}
+        for role, spent in self.account.close().items():
+            values |= {
+                f"ppo/busy_seconds/{role}": spent.busy,
+                f"ppo/transfer_seconds/{role}": spent.transfer,
+                f"ppo/waiting_seconds/{role}": spent.waiting,
+                f"ppo/idle_share/{role}": spent.idle_share,
+            }
+        self.record(stage, step, values)
         return phases
 
     def stage_seconds(self) -> dict[str, float]:
@@ -184,7 +201,7 @@ class Telemetry:
 
     def state(self) -> dict[str, object]:
         """Seconds so far, as plain values; those of stages in progress too."""
-        now = time.perf_counter()
+        now = time.monotonic()
         with self._lock:
             seconds = dict(self._stage_seconds)
             for stage, begin in self._running.items():
@@ -205,58 +222,17 @@ class Telemetry:
         try:
             with writing(self._file, "a metric"):
                 self._metrics.close()
+            self._tell_calls()
             self._trace.close()
         finally:
             for sink in self._sinks:
                 sink.close()
             self._sinks = []
 
-
-class _Trace:
-    """Spans as trace/spans.json, which Perfetto and chrome://tracing open.
-
-    The format allows a missing closing bracket, so a killed run leaves a readable file.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        # A run that goes on after it was killed keeps the spans of each of its processes.
-        number = len(list(folder.trace.glob("spans*.json")))
-        name = f"spans-{number}.json" if number else "spans.json"
-        self._path = folder.trace / name
-        with writing(self._path, "a trace"):
-            self._file: TextIO = self._path.open("w", encoding="utf-8")
-            self._file.write("[")
-        self._separator = "\n"
-        self._start = time.perf_counter()
-        self._tracks: dict[str, int] = {}
-
-    def add(self, stage: str, step: int | None, phase: str, begin: float, seconds: float) -> None:
-        # Phases overlap, and one track shows only nested spans: a track for each phase.
-        if phase not in self._tracks:
-            self._tracks[phase] = len(self._tracks)
-            self._event({"name": "thread_name", "ph": "M", "args": {"name": phase}}, phase)
-        span: dict[str, object] = {
-            "name": phase,
-            "cat": stage,
-            "ph": "X",
-            "ts": round((begin - self._start) * 1e6),
-            "dur": round(seconds * 1e6),
-            "args": {"stage": stage, "step": step},
-        }
-        with writing(self._path, "a trace"):
-            self._event(span, phase)
-            self._file.flush()
-
-    def _event(self, event: dict[str, object], phase: str) -> None:
-        line = json.dumps({**event, "pid": 0, "tid": self._tracks[phase]})
-        self._file.write(self._separator + line)
-        self._separator = ",\n"
-
-    def close(self) -> None:
-        if not self._file.closed:
-            with writing(self._path, "a trace"):
-                self._file.write("\n]\n")
-                self._file.close()
+    def _tell_calls(self) -> None:
+        with self._lock:
+            for span in self.account.untold():
+                self._trace.call(span)
 
 
 def _check_stage(stage: str) -> None:

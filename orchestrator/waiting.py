@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from workers.errors import DeadlineError, RehearsalError, RoleDiedError, RoleError
 
 T = TypeVar("T")
+_GLANCE_SECONDS = 1.0  # a small record that is there, perhaps on another node
 _PEER_SECONDS = 2.0  # Ray reports a death within half a second
 
 
@@ -184,6 +185,15 @@ def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
         where=doing,
         mend="this is not an expected failure; error.log in the run folder holds the traceback",
     )
+
+
+def glance(ref: Any) -> Any:
+    """What a call has answered, or None while it runs; whoever waits for it gets its errors."""
+    done, _ = ray.wait([ref], timeout=0)
+    try:
+        return ray.get(ref, timeout=_GLANCE_SECONDS) if done else None
+    except RayError:
+        return None
 
 
 def first(results: list[Any]) -> Any:

@@ -17,6 +17,7 @@ import pytest
 import ray
 from fakes import FakeRoles, Hub, ToyPolicy, ToyScalar
 
+from orchestrator.account import Account
 from orchestrator import batching, handles
 from orchestrator import roles as actor_groups
 from orchestrator.batching import StepPlan
@@ -173,7 +174,7 @@ def ray_actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     options = {"num_cpus": 0, "runtime_env": env}
     layout = place_roles(config.cluster, list(RoleName))
     with start_cluster(config.cluster, layout, 60.0) as cluster:
-        fleet = Fleet(config, cluster, position)
+        fleet = Fleet(config, cluster, position, Account())
         hurried = RewardGroup(Launch(lambda _: options, 1, 240.0, 1e-4, position))
         world = World(
             fleet, config, position, folder, hurried,

@@ -16,6 +16,7 @@ from orchestrator.figures import (
     PairAccuracy,
     RewardModelFigures,
 )
+from orchestrator.metrics import MetricRecord
 from orchestrator.page import Page as PageContent
 from orchestrator.page import render_page
 from orchestrator.plots import running_mean
@@ -40,7 +41,7 @@ from orchestrator.summary import (
     read_summary,
     write_summary,
 )
-from orchestrator.tables import model_label, render_result, render_table
+from orchestrator.tables import model_label, render_result, render_table, time_rows
 from orchestrator.telemetry import Telemetry
 from workers.data.accounts import SetAccount
 from workers.errors import DataError
@@ -145,8 +146,8 @@ def test_summary_json_has_the_promised_keys_and_reads_back(folder: RunFolder) ->
         "count": 4, "seconds_median": 0.5, "parity_max_abs_logprob_diff": 2e-6,
     }  # fmt: skip
     assert data["timing"] == {
-        "total_seconds": 70.0, "first_optimizer_step_seconds": 9.0, "stages": {"sft": 3.0},
-        "ppo_phases": {"generate": 2.0},
+        "total_seconds": 70.0, "first_optimizer_step_seconds": 9.0, "start": {},
+        "stages": {"sft": 3.0}, "ppo_phases": {"generate": 2.0},
     }  # fmt: skip
     assert data["roles"][0] | {"device": "cpu"} == {
         "role": "policy", "rank": 0, "pid": 42, "node": "n1", "device": "cpu",
@@ -263,3 +264,21 @@ def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
 def test_running_mean_is_centred() -> None:
     assert running_mean([0.0, 3.0, 6.0, 9.0], 2) == [1.5, 3.0, 6.0, 7.5]
     assert running_mean([5.0, 7.0], 1) == [5.0, 7.0]
+
+
+def test_the_time_of_roles_is_the_mean_over_steps_without_the_first() -> None:
+    records = [
+        MetricRecord.make("ppo", step, f"ppo/{kind}/policy", value)
+        for step, values in ((1, (50.0, 50.0, 50.0)), (2, (1.0, 0.5, 2.5)), (3, (2.0, 0.5, 1.5)))
+        for kind, value in zip(
+            ("busy_seconds", "transfer_seconds", "waiting_seconds"), values, strict=True
+        )
+    ]
+    assert time_rows(records) == [["policy", "1.500", "0.500", "2.000", "50%"]]
+    page = render_page(
+        PageContent("t", Summary(), plots=[], comparisons=[], rollouts=[], config="",
+                    times=time_rows(records))
+    )  # fmt: skip
+    assert "Time of a PPO step" in page
+    assert "<td>50%</td>" in page
+    assert time_rows([]) == []

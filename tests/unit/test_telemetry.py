@@ -16,6 +16,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.sinks import BackgroundSink, Sink
 from orchestrator.telemetry import Telemetry, UnknownMetricError
 from workers.errors import CheckpointError, DataLineError
+from workers.timing import CallSpan, clock_name
 
 
 class FakeSink:
@@ -119,7 +120,7 @@ def test_a_torn_last_line_is_no_record_but_damage_is_reported(tmp_path: Path) ->
 
 def test_timings_are_exactly_the_metrics_in_seconds_or_a_second() -> None:
     for name, metric in METRICS.items():
-        assert metric.timing == (metric.unit in ("s", "tokens/s")), name
+        assert metric.timing == (metric.unit in ("s", "s/s", "tokens/s")), name
         assert metric.description
 
 
@@ -151,6 +152,40 @@ def test_spans_add_up_over_threads_and_steps(folder: RunFolder) -> None:
     assert sorted(e["name"] for e in events if e["ph"] == "X") == ["ppo", *["reward"] * 3, "values"]
     names = [r.name for r in read_metrics(folder.metrics)]
     assert names.count("ppo/seconds/reward") == 2
+
+
+def test_the_trace_has_a_track_for_each_worker_and_each_phase(folder: RunFolder) -> None:
+    with make(folder, [], []) as telemetry:
+        account = telemetry.account
+        with telemetry.span("ppo", 1, "generate"):
+            for rank in (0, 1):
+                call = account.sent("rollout", rank, time.monotonic(), lambda: None)
+                now = time.monotonic()
+                span = CallSpan("generate_shard", now - 0.5, now, 0.125, clock_name())
+                account.answered("rollout", rank, call, span)
+        telemetry.record_phases("ppo", 1)
+    events = json.loads((folder.trace / "spans.json").read_text())
+    names = {(e["pid"], e["tid"], e["name"]): e["args"]["name"] for e in events if e["ph"] == "M"}
+    processes = {pid: name for (pid, _, kind), name in names.items() if kind == "process_name"}
+    tracks = {(pid, tid): n for (pid, tid, kind), n in names.items() if kind == "thread_name"}
+    spans = [e for e in events if e["ph"] == "X"]
+    assert {(processes[e["pid"]], tracks[e["pid"], e["tid"]], e["name"]) for e in spans} == {
+        ("driver", "generate", "generate"),
+        ("roles", "rollout 0", "generate_shard"),
+        ("roles", "rollout 1", "generate_shard"),
+    }
+    for event in events:
+        assert set(event) >= {"name", "ph", "pid", "tid", "args"}
+    for span in spans:
+        assert isinstance(span["ts"], int)
+        assert isinstance(span["dur"], int)
+    shard = next(e for e in spans if e["name"] == "generate_shard")
+    assert shard["dur"] == pytest.approx(500_000, abs=2)
+    assert shard["args"] == {"transfer_ms": 125.0}
+    records = {r.name: r for r in read_metrics(folder.metrics)}
+    assert records["ppo/transfer_seconds/rollout"].value >= 0
+    assert 0 <= records["ppo/idle_share/rollout"].value <= 1
+    assert [r for r in comparable(records.values()) if "/rollout" in r.name] == []
 
 
 def test_sinks_get_everything_before_close_returns(folder: RunFolder) -> None:

@@ -1,0 +1,220 @@
+"""The account of time: what every role did in each step, and for how long it waited.
+
+Spans come back with the answers of calls (`workers.timing`). Here they are brought onto the
+driver's clock and added up over windows of time. Nothing is asked of a role for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from workers.timing import CallSpan, Reply, clock_name
+
+_KEPT_PINGS = 64  # clocks drift by tens of microseconds a second: old comparisons are forgotten
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A call as both sides saw it, each by its own clock, in seconds."""
+
+    sent: float  # driver
+    begin: float  # role
+    end: float  # role
+    received: float  # driver
+
+    @property
+    def delay(self) -> float:
+        """Time on the way and in queues."""
+        return (self.received - self.sent) - (self.end - self.begin)
+
+    @property
+    def offset(self) -> float:
+        """Role's clock minus the driver's, wrong by half the delay at most (RFC 5905, section 8).
+
+        theta = ((begin - sent) + (end - received)) / 2
+        """
+        return ((self.begin - self.sent) + (self.end - self.received)) / 2
+
+
+def clock_offset(pings: Iterable[Ping]) -> float:
+    """Offset by the ping that was least delayed, seconds; NTP's clock filter."""
+    return min(pings, key=lambda ping: ping.delay).offset
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpan:
+    """One call of one worker, in seconds of the driver's clock."""
+
+    role: str
+    rank: int
+    verb: str
+    begin: float
+    end: float
+    transfer: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTime:
+    """Where a role's time went in one window, seconds, mean over its workers."""
+
+    busy: float  # in calls, transfers left out
+    transfer: float  # fetching records of other roles, moving weights
+    waiting: float  # in no call
+
+    @property
+    def idle_share(self) -> float:
+        """Waiting as a fraction of the window."""
+        whole = self.busy + self.transfer + self.waiting
+        return self.waiting / whole if whole > 0 else 0.0
+
+
+def covered(intervals: Sequence[Interval], window: Interval) -> float:
+    """Seconds of `window` that lie in at least one interval."""
+    total, reached = 0.0, window[0]
+    for begin, end in sorted(intervals):
+        begin, end = max(begin, reached), min(end, window[1])
+        if end > begin:
+            total += end - begin
+            reached = end
+    return total
+
+
+def spent(spans: Sequence[RoleSpan], window: Interval) -> RoleTime:
+    """One worker's time in a window; calls that overlap count once.
+
+    A call that reaches beyond the window brings the same share of its transfer.
+    """
+    whole = window[1] - window[0]
+    inside = covered([(s.begin, s.end) for s in spans], window)
+    transfer = 0.0
+    for span in spans:
+        length = span.end - span.begin
+        if length > 0:
+            transfer += span.transfer * covered([(span.begin, span.end)], window) / length
+    transfer = min(transfer, inside)
+    return RoleTime(inside - transfer, transfer, whole - inside)
+
+
+Peek = Callable[[], "Reply | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    sent: float
+    peek: Peek
+
+
+@dataclass(slots=True)
+class _Worker:
+    spans: list[RoleSpan]
+    pings: deque[Ping]
+    open: dict[int, _Open]
+
+    def busy_since(self) -> float | None:
+        """Since when the worker has been at the first of its open calls, as far as is known."""
+        if not self.open:
+            return None
+        return max([min(call.sent for call in self.open.values()), *(s.end for s in self.spans)])
+
+
+class Account:
+    """Collects the calls of all workers; windows of time follow one another."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self._clock = clock_name()
+        self._lock = threading.RLock()
+        self._calls = 0
+        self._workers: dict[tuple[str, int], _Worker] = defaultdict(
+            lambda: _Worker([], deque(maxlen=_KEPT_PINGS), {})
+        )
+        self._begin: float | None = None
+        self._untold: list[RoleSpan] = []
+
+    def sent(self, role: str, rank: int, at: float, peek: Peek) -> int:
+        """Note a call; returns its number.
+
+        Args:
+            role: Of the worker.
+            rank: Of the worker.
+            at: When it was sent, by `now`.
+            peek: Gives the reply if there is one by now, and does not wait.
+        """
+        with self._lock:
+            self._calls += 1
+            self._workers[role, rank].open[self._calls] = _Open(at, peek)
+            return self._calls
+
+    def answered(self, role: str, rank: int, call: int, span: CallSpan) -> None:
+        """Note the answer of a call; a second time does nothing."""
+        with self._lock:
+            worker = self._workers[role, rank]
+            if (found := worker.open.pop(call, None)) is None:
+                return
+            worker.pings.append(Ping(found.sent, span.begin, span.end, self.now()))
+            shift = 0.0 if span.clock == self._clock else clock_offset(worker.pings)
+            told = RoleSpan(
+                role, rank, span.verb, span.begin - shift, span.end - shift, span.transfer
+            )
+            worker.spans = [*worker.spans, told] if self._begin is not None else [told]
+            self._untold.append(told)
+
+    def open(self) -> None:
+        """Begin a window, unless one is open."""
+        with self._lock:
+            if self._begin is None:
+                self._begin = self.now()
+
+    def close(self) -> dict[str, RoleTime]:
+        """End the window and begin the next; gives every role's time in it.
+
+        A call that has not answered yet counts as busy from when it was sent, or from the end of
+        the call before it.
+        """
+        with self._lock:
+            self._settle()
+            if self._begin is None:
+                return {}
+            window = (self._begin, self.now())
+            self._begin = window[1]
+            times: dict[str, list[RoleTime]] = defaultdict(list)
+            for (role, rank), worker in sorted(self._workers.items()):
+                spans = list(worker.spans)
+                if (since := worker.busy_since()) is not None and since < window[1]:
+                    spans.append(RoleSpan(role, rank, "", since, window[1], 0.0))
+                times[role].append(spent(spans, window))
+                worker.spans = worker.spans[-1:]  # an open call may have begun where it ended
+        return {role: _mean(each) for role, each in times.items()}
+
+    def end(self) -> None:
+        """Leave the window; the next step begins another."""
+        with self._lock:
+            self._begin = None
+
+    def untold(self) -> list[RoleSpan]:
+        """The spans since the last time that this was asked, for the trace."""
+        with self._lock:
+            spans, self._untold = self._untold, []
+        return spans
+
+    def _settle(self) -> None:
+        """Take in the replies that are there though nobody has asked for them yet."""
+        for (role, rank), worker in self._workers.items():
+            for call, found in list(worker.open.items()):
+                if (reply := found.peek()) is not None:
+                    self.answered(role, rank, call, reply.span)
+
+
+def _mean(times: Sequence[RoleTime]) -> RoleTime:
+    n = len(times)
+    return RoleTime(
+        sum(t.busy for t in times) / n,
+        sum(t.transfer for t in times) / n,
+        sum(t.waiting for t in times) / n,
+    )
