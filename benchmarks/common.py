@@ -6,14 +6,18 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import psutil
 import torch
+from hydra import compose, initialize_config_dir
 
 from orchestrator import new_model
+from orchestrator.config import Config
+from orchestrator.run import CONF, may_add, to_config
 
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT.parent.parent / "shared" / "data"  # a folder beside the clone
@@ -61,3 +65,30 @@ def require(path: Path) -> Path:
     if not path.is_file():
         raise SystemExit(f"no file {path}: give --data FILE")
     return path
+
+
+def configuration(*overrides: str) -> Config:
+    """What a command line with these arguments composes."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_config(compose("config", overrides=[may_add(o) for o in overrides]))
+
+
+def in_turns(sides: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """A B A B ..., after one turn each that is not counted; each side gives its own number."""
+    for side in sides.values():
+        side()
+    turns = [{name: side() for name, side in sides.items()} for _ in range(repetitions)]
+    return {name: [turn[name] for turn in turns] for name in sides}
+
+
+def medians(found: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(numbers) for name, numbers in found.items()}
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns flush right, the first flush left."""
+    cells = [[str(c) for c in row] for row in (heads, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    for row in cells:
+        first, *others = (c.rjust(w) for c, w in zip(row, widths, strict=True))
+        print(row[0].ljust(len(first)), *others, sep="  ")

@@ -36,6 +36,7 @@ class SyncReport:
     nbytes: int
     seconds: float
     parity: Parity
+    transfer_seconds: float = 0.0  # until the engines hold the weights: neither probed nor admitted
 
 
 def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
@@ -96,6 +97,7 @@ class WeightSync:
         if self._config.inflight_updates:
             self._rollout.pause().result()
         sent, received = self._transfer(version)
+        arrived = time.monotonic()
         for rank, receipt in enumerate(received):
             if (receipt.checksum, receipt.version) != (sent.checksum, version):
                 raise ChecksumError(
@@ -108,7 +110,7 @@ class WeightSync:
         self._rollout.admit(version).result()
         if self._config.inflight_updates:
             self._rollout.resume(version)
-        return SyncReport(version, sent.nbytes, time.monotonic() - start, parity)
+        return SyncReport(version, sent.nbytes, time.monotonic() - start, parity, arrived - start)
 
     def _transfer(self, version: int) -> tuple[WeightReceipt, list[WeightReceipt]]:
         offer = self._policy.publish_weights(version, self._config.transport.value).result()

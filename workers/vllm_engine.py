@@ -87,6 +87,7 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         wanted = {name for name, _ in self.model.named_parameters()}
         if self.device.type == "cpu":
             self._forget_expert_kernels()
+            self._leave_embeddings_plain()
         initialize_layerwise_reload(self.model)
         load: Any = self.model.load_weights
         for bucket in buckets:
@@ -108,6 +109,19 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
             method: Any = getattr(layer, "quant_method", None)
             if getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
+
+    def _leave_embeddings_plain(self) -> None:
+        # On CPU vLLM packs an embedding as if it were to be multiplied with, which only an output
+        # layer is: a fifth of a small model's loading, and its memory once more.
+        heads, embeddings = self._output_layers()
+        for layer in embeddings if heads else []:
+            layer.quant_method.process_weights_after_loading = _nothing
+
+    def _output_layers(self) -> tuple[list[Any], list[Any]]:
+        """Output layers of their own, and embeddings."""
+        found = [m for m in self.model.modules() if isinstance(m, VocabParallelEmbedding)]
+        heads = [m for m in found if isinstance(m, ParallelLMHead)]
+        return heads, [m for m in found if not isinstance(m, ParallelLMHead)]
 
     def _keep_pending(self, buffer: int) -> None:
         # A layer that waits for more elements holds views of the receive buffer, which the next
@@ -140,12 +154,7 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         # On CPU the output layer multiplies with a packed copy of its weights. A reload refreshes
         # the copies of layers that were loaded; a tied output layer is loaded as the embedding,
         # and would go on answering with the old weights.
-        heads = [m for m in self.model.modules() if isinstance(m, ParallelLMHead)]
-        embeddings = [
-            m
-            for m in self.model.modules()
-            if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
-        ]
+        heads, embeddings = self._output_layers()
         if not heads and len(embeddings) == 1:
             return  # the output layer is the embedding itself, and was loaded as such
         if len(heads) != 1 or len(embeddings) != 1:
@@ -169,6 +178,10 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         if self._group is not None:
             self._group.close()
             self._group = None
+
+
+def _nothing(_: object) -> None:
+    """In place of packing."""
 
 
 def _lies_at(buffer: int, tensor: torch.Tensor) -> bool:

@@ -85,8 +85,7 @@ class SharedMemorySender:
         checksum, stream = Checksum(metas), flatten(buckets)
         for bucket in plan:
             packed = buffer[bucket.start : bucket.start + bucket.nbytes]
-            fill_bucket(packed, bucket, stream)
-            checksum.update(packed)
+            checksum.fold(fill_bucket(packed, bucket, stream))
         require_exhausted(stream)
         location = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         return make_offer(
@@ -288,8 +287,7 @@ class GroupSender:
         checksum, stream = Checksum(offer.metas), flatten(buckets)
         for bucket in plan_buckets(offer.metas, offer.bucket_bytes):
             packed = self._group.buffer(bucket.nbytes)
-            fill_bucket(packed, bucket, stream)
-            checksum.update(packed)
+            checksum.fold(fill_bucket(packed, bucket, stream))
             self._group.broadcast(packed)
         require_exhausted(stream)
         self._group.share([checksum.value])

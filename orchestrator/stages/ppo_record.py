@@ -125,6 +125,7 @@ def _parity(sync: SyncReport) -> dict[str, float]:
         "ppo/parity_mean": sync.parity.mean_difference,
         "ppo/sync_bytes": float(sync.nbytes),
         "ppo/sync_seconds": sync.seconds,
+        "ppo/sync_transfer_seconds": sync.transfer_seconds,
     }
 
 

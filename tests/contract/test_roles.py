@@ -17,9 +17,9 @@ import pytest
 import ray
 from fakes import FakeRoles, Hub, ToyPolicy, ToyScalar
 
-from orchestrator.account import Account
 from orchestrator import batching, handles
 from orchestrator import roles as actor_groups
+from orchestrator.account import Account
 from orchestrator.batching import StepPlan
 from orchestrator.cluster import role_environment, start_cluster
 from orchestrator.config import (
