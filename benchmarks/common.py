@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -92,3 +93,28 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in cells:
         first, *others = (c.rjust(w) for c, w in zip(row, widths, strict=True))
         print(row[0].ljust(len(first)), *others, sep="  ")
+
+
+MODELS = ("base", "sft", "reward_model")
+
+
+def run(folder: Path, overrides: Sequence[str]) -> None:
+    """One command line of the program; its output is shown if it fails."""
+    command = [sys.executable, "-m", "orchestrator.run", *overrides, f"run.dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run(
+        command, cwd=ROOT.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+def make_checkpoints(folder: Path, shape: Sequence[str]) -> Path:
+    """The three models that PPO needs, trained for a few steps."""
+    few = ("pretrain.steps=2", "sft.steps=2") if shape[0].endswith("tiny") else ()
+    run(folder, [*shape, *few, "stages=[pretrain,sft,reward_model]"])
+    return folder / "checkpoints"
+
+
+def given(checkpoints: Path) -> list[str]:
+    return [f"model.checkpoints.{name}={checkpoints.resolve() / name}" for name in MODELS]

@@ -50,6 +50,9 @@ class Fleet:
         missing = [name for name in names if name not in self._groups]
         for name in missing:
             self._groups[name] = _GROUPS[name](self._launch(name))
+        if RoleName.rollout in missing:
+            # A run with engines spends most of its start on importing vLLM.
+            self._groups[RoleName.rollout].prepare(self._config.rollout.engine.value)
         joining = [
             self._groups[name].join(group_spec(self._config, self._config.cluster.roles.of(name)))
             for name in missing

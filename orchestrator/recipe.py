@@ -76,12 +76,14 @@ def run_recipe(
     `python -m orchestrator.report` makes the report of what there is.
     """
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
+    imported = time.monotonic()
     run_folder = RunFolder(folder)
     given = _given_checkpoints(config)
     source = make_source(config, given)
     if StageName.evaluate in config.stages:
         check_judge_ready(config, source.tokenizer)
         check_harness_ready(config)
+    read = time.monotonic()
     position = Position()
     resolved = plain_config(config)
     saved = start.saved
@@ -116,6 +118,8 @@ def run_recipe(
             checkpoints=given,
             saves=saves,
         )
+        session.findings.start |= {"imports": imported - started, "data": read - imported}
+        session.reached("ray")
         if saved is not None:
             apply(session, saved.progress)
             live.note(f"going on after {saved}")
@@ -255,6 +259,7 @@ def summarise(session: Session) -> Summary:
         timing=Timing(
             total_seconds=time.monotonic() - session.started,
             first_optimizer_step_seconds=findings.first_step_seconds,
+            start=findings.start,
             stages=telemetry.stage_seconds(),
             ppo_phases=telemetry.phase_seconds(),
         ),

@@ -290,6 +290,10 @@ class RolloutGroup(_Group):
         self._calls = itertools.count()
         self._open: list[Generating] = []  # in the order in which they were asked for
 
+    def prepare(self, engine: str) -> Pending[None]:
+        """Import the engine while other roles start; nobody needs to wait for it."""
+        return self._all("prepare", lambda actor, _: actor.prepare.remote(engine), nothing)
+
     def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Build the engines on a checkpoint's weights, admitted as `version`."""
         return self._all(

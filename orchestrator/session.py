@@ -43,6 +43,7 @@ class Findings:
     sync_seconds: list[float] = field(default_factory=list)
     parity_max: float | None = None
     first_step_seconds: float | None = None
+    start: dict[str, float] = field(default_factory=dict)  # part -> seconds, up to the first step
 
 
 @dataclass(slots=True)
@@ -239,4 +240,11 @@ class Session:
     def note_first_step(self) -> None:
         """Remember when the first PPO optimizer step was done."""
         if self.findings.first_step_seconds is None:
+            self.reached("first_iteration")
             self.findings.first_step_seconds = time.monotonic() - self.started
+
+    def reached(self, part: str) -> None:
+        """Note that a part of the way to the first PPO optimizer step is behind the run."""
+        found = self.findings
+        if found.first_step_seconds is None:
+            found.start[part] = time.monotonic() - self.started - sum(found.start.values())

@@ -98,6 +98,7 @@ class Timing:
 
     total_seconds: float = 0.0
     first_optimizer_step_seconds: float | None = None  # from the start of the program
+    start: dict[str, float] = field(default_factory=dict)  # its parts, one after the other
     stages: dict[str, float] = field(default_factory=dict)
     ppo_phases: dict[str, float] = field(default_factory=dict)  # phases may overlap
 
@@ -184,6 +185,7 @@ def to_json(summary: Summary) -> dict[str, object]:
         "timing": {
             "total_seconds": timing.total_seconds,
             "first_optimizer_step_seconds": timing.first_optimizer_step_seconds,
+            "start": timing.start,
             "stages": timing.stages,
             "ppo_phases": timing.ppo_phases,
         },

@@ -7,11 +7,13 @@ names are ever sampled from; `probe` alone serves unverified ones, for that comp
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from workers.errors import RoleError, StaleEngineError, UnsupportedPlatformError, WeightSyncError
@@ -78,6 +80,14 @@ class RolloutWorker:
         self._failed = ""
         self._paused = threading.Event()
         self._held: dict[int, Job] = {}  # interrupted calls, by the number the caller gave
+
+    def prepare(self, engine: str) -> None:
+        """Import the engine, which takes seconds, before its model is known.
+
+        What cannot be imported is told by `start`.
+        """
+        with suppress(ImportError):
+            importlib.import_module(f"workers.{engine}_engine")
 
     def start(self, spec: RolloutSpec, version: int) -> RoleInfo:
         """Start the engine on the checkpoint of `spec`, admitted as `version`.

@@ -7,6 +7,8 @@ no message of its own.
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,12 +70,22 @@ def fetching(now: Clock = time.monotonic) -> Iterator[None]:
 def timed(verb: Callable[..., Any], *, results: int = 1, now: Clock = time.monotonic) -> Any:
     """A verb that answers with a `Reply`; one verb calling another gets the plain answer.
 
+    A verb that yields small and large records in turn replies with the small ones, each with the
+    time since the large one before it.
+
     Args:
         verb: The method.
         results: How many objects it returns; of several, the last is replied and the others stay
             as they are.
         now: The clock, seconds.
     """
+    if inspect.isgeneratorfunction(verb):
+
+        @functools.wraps(verb)
+        def stream(*args: Any, **kwargs: Any) -> Any:
+            return _stream(verb(*args, **kwargs), verb.__name__, now)
+
+        return stream
 
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -98,6 +110,29 @@ def _call(verb: Callable[[], Any], name: str, results: int, now: Clock) -> Any:
     if results == 1:
         return Reply(value, span)
     return (*value[:-1], Reply(value[-1], span))
+
+
+def _stream(items: Iterator[Any], name: str, now: Clock) -> Iterator[Any]:
+    if _current.inside:
+        yield from items
+        return
+    begin = now()
+    for number in itertools.count():
+        _current.inside = True
+        try:
+            item = next(items, _END)
+        finally:
+            _current.inside = False
+        if item is _END:
+            return
+        if number % 2 == 0:
+            yield Reply(item, CallSpan(name, begin, now(), 0.0, clock_name()))
+        else:
+            yield item
+            begin = now()
+
+
+_END = object()
 
 
 def timed_verbs(results: Callable[[Callable[..., Any]], int]) -> Callable[[Class], Class]:

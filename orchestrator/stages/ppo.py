@@ -81,6 +81,7 @@ class _Run:
 def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
     settings = session.config.algorithm
     session.live.stage(stage, settings.iterations)
+    session.reached("earlier_stages")
     sft = session.need("sft")
     run = _set_up(session, stage, ptx_coefficient, sft)
     for iteration in range(_begin(run), settings.iterations):
@@ -154,6 +155,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
     """Load every role's model, at the same time, and sync the first weights."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
     fleet.bring_up(*RoleName)
+    session.reached("actors")
     each = _steps_per_iteration(session)
     steps = settings.iterations * each
     taught = steps - settings.critic_warmup_iterations * each
@@ -178,6 +180,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
     session.engines_on(sft)
     for pending in loading:
         pending.result()
+    session.reached("engines_and_models")
     probe = session.source.prompts("heldout", 0, config.rollout.parity_prompts)
     sync = WeightSync(
         fleet.policy,
@@ -205,7 +208,9 @@ def _begin(run: _Run) -> int:
     session = run.session
     saved = session.saves.within(run.stage)
     if saved is None:
-        record_start(session, run.stage, _sync(run), run.version)
+        synced = _sync(run)
+        session.reached("first_sync")
+        record_start(session, run.stage, synced, run.version)
         return 0
     restoring = [
         trainer.restore(saved.folder) for trainer in (session.fleet.policy, session.fleet.critic)

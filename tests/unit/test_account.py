@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
@@ -141,6 +141,25 @@ def test_a_verb_answers_with_its_span_and_inner_verbs_answer_plainly() -> None:
     assert (data, small.value, small.span.verb) == ("data", 7, "two")
     assert worker._helper() == 3
     assert worker.inner().value == 7
+
+
+def test_a_stream_replies_with_its_small_records_and_inner_streams_are_plain() -> None:
+    class Worker:
+        def parts(self) -> Iterator[str]:
+            yield from "ab"
+
+        def shards(self) -> Iterator[object]:
+            for part in self.parts():
+                yield part
+                yield f"data of {part}"
+
+    worker = timed_verbs(lambda _: 1)(Worker)()
+    found = list(worker.shards())
+    assert [f.value if isinstance(f, Reply) else f for f in found] == [
+        "a", "data of a", "b", "data of b",
+    ]  # fmt: skip
+    assert [isinstance(f, Reply) for f in found] == [True, False, True, False]
+    assert found[0].span.end <= found[2].span.begin <= found[2].span.end
 
 
 def test_fetching_is_transfer_and_so_are_the_verbs_that_move_weights() -> None:
