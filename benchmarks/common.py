@@ -111,7 +111,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
 
 def make_checkpoints(folder: Path, shape: Sequence[str]) -> Path:
     """The three models that PPO needs, trained for a few steps."""
-    few = ("pretrain.steps=2", "sft.steps=2") if shape[0].endswith("tiny") else ()
+    few = ("pretrain.steps=4", "sft.steps=4") if shape[0].endswith("tiny") else ()
     run(folder, [*shape, *few, "stages=[pretrain,sft,reward_model]"])
     return folder / "checkpoints"
 

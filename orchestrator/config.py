@@ -497,7 +497,7 @@ class RolloutConfig:
     transport: Transport = Transport.shm
     parity_tolerance: float = 1e-4  # nats, max |trainer - engine| after each sync
     parity_prompts: int = 8  # probe prompts per engine and sync
-    parity_tokens: int = 8  # probe tokens per prompt
+    parity_tokens: int = 4  # probe tokens per prompt: each costs one step of the engine
 
     def __post_init__(self) -> None:
         _positive(
