@@ -1,7 +1,7 @@
 """How long does a run take from its launch to its first PPO optimizer step, and with what?
 
-The stage `ppo` of the pocket world through `orchestrator.run`, from given checkpoints, for one
-iteration. The parts are the run's own (`timing.start` in summary.json), one after the other from
+The stage `ppo` of the pocket world through `orchestrator.run`, from given checkpoints, for two
+iterations. The parts are the run's own (`timing.start` in summary.json), one after the other from
 the start of the process; within them the trace shows how long each role's calls took; they overlap.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
             run(
                 folder,
                 [
-                    *SHAPE, "stages=[ppo]", *given(models), "algorithm.iterations=1",
+                    *SHAPE, "stages=[ppo]", *given(models), "algorithm.iterations=2",
                     "algorithm.evaluate_every=0", *args.set,
                 ],
             )  # fmt: skip

@@ -135,6 +135,8 @@ class Account:
             lambda: _Worker([], deque(maxlen=_KEPT_PINGS), {})
         )
         self._begin: float | None = None
+        #: Asked at the end of a window; brings in what workers did in calls that go on.
+        self.ask: list[Callable[[], None]] = []
         self._untold: list[RoleSpan] = []
 
     def sent(self, role: str, rank: int, at: float, peek: Peek) -> int:
@@ -151,19 +153,27 @@ class Account:
             self._workers[role, rank].open[self._calls] = _Open(at, peek)
             return self._calls
 
-    def answered(self, role: str, rank: int, call: int, span: CallSpan) -> None:
-        """Note the answer of a call; a second time does nothing."""
+    def answered(self, role: str, rank: int, call: int, spans: Sequence[CallSpan]) -> None:
+        """Note the answer of a call, whose own span is the last; a second time does nothing."""
         with self._lock:
             worker = self._workers[role, rank]
-            if (found := worker.open.pop(call, None)) is None:
-                return
-            worker.pings.append(Ping(found.sent, span.begin, span.end, self.now()))
-            shift = 0.0 if span.clock == self._clock else clock_offset(worker.pings)
-            told = RoleSpan(
-                role, rank, span.verb, span.begin - shift, span.end - shift, span.transfer
-            )
-            worker.spans = [*worker.spans, told] if self._begin is not None else [told]
-            self._untold.append(told)
+            if (found := worker.open.pop(call, None)) is not None:
+                own = spans[-1]
+                worker.pings.append(Ping(found.sent, own.begin, own.end, self.now()))
+                self.told(role, rank, spans)
+
+    def told(self, role: str, rank: int, spans: Sequence[CallSpan]) -> None:
+        """Take in spans that came with a part of an answer."""
+        with self._lock:
+            worker = self._workers[role, rank]
+            for span in spans:
+                same = span.clock == self._clock or not worker.pings
+                shift = 0.0 if same else clock_offset(worker.pings)
+                own = RoleSpan(
+                    role, rank, span.verb, span.begin - shift, span.end - shift, span.transfer
+                )
+                worker.spans = [*worker.spans, own] if self._begin is not None else [own]
+                self._untold.append(own)
 
     def open(self) -> None:
         """Begin a window, unless one is open."""
@@ -177,6 +187,9 @@ class Account:
         A call that has not answered yet counts as busy from when it was sent, or from the end of
         the call before it.
         """
+        if self._begin is not None:
+            for bring in self.ask:
+                bring()
         with self._lock:
             self._settle()
             if self._begin is None:
@@ -208,7 +221,7 @@ class Account:
         for (role, rank), worker in self._workers.items():
             for call, found in list(worker.open.items()):
                 if (reply := found.peek()) is not None:
-                    self.answered(role, rank, call, reply.span)
+                    self.answered(role, rank, call, reply.spans)
 
 
 def _mean(times: Sequence[RoleTime]) -> RoleTime:

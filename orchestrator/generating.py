@@ -6,19 +6,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from orchestrator.account import Account
 from orchestrator.dispatch import Dispatch
 from orchestrator.handles import Generation, Rollouts, joined
 from orchestrator.waiting import Arrivals
 from workers.errors import RoleError
+from workers.messages import RolloutSummary
 
 
 class Generating(Generation):
     """One call of `generate`: what has come, and what is still owed."""
 
     def __init__(
-        self, call: int, dispatch: Dispatch, arrivals: Arrivals, *, together: bool
+        self,
+        call: int,
+        dispatch: Dispatch,
+        arrivals: Arrivals,
+        account: Account,
+        *,
+        together: bool,
     ) -> None:
         self.call = call
+        self._account = account
         self.arrivals = arrivals
         self._dispatch = dispatch
         self._together = together  # what several engines give is one part
@@ -58,7 +67,9 @@ class Generating(Generation):
                 where=", ".join(f"rollout rank {rank}" for rank in owed),
                 mend="this is a defect of the engines' bookkeeping: please report it",
             )
-        rank, summary, ref = arrived
+        rank, reply, ref = arrived
+        self._account.told("rollout", rank, reply.spans)
+        summary: RolloutSummary = reply.value
         self._dispatch.came_back(rank, summary.ids)
         self._parts.append(Rollouts((ref,), summary))
         self._from.append(rank)

@@ -132,6 +132,10 @@ class _RolloutActor(RolloutWorker):
     def interrupt(self) -> None:
         self.pause()
 
+    @ray.method(concurrency_group=_CONTROL)
+    def tell(self) -> None:
+        """Answer with what a running generation has done so far."""
+
     @ray.method(num_returns=2)
     def probe_shard(
         self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
@@ -244,7 +248,7 @@ class _Group:
 
         def take(replies: list[Reply]) -> Any:
             for rank, number, reply in zip(chosen, calls, replies, strict=True):
-                account.answered(self.role, rank, number, reply.span)
+                account.answered(self.role, rank, number, reply.spans)
             return combine([reply.value for reply in replies])
 
         return Pending(
@@ -288,6 +292,7 @@ class RolloutGroup(_Group):
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
         self._calls = itertools.count()
+        launch.account.ask.append(self._tell)
         self._open: list[Generating] = []  # in the order in which they were asked for
 
     def prepare(self, engine: str) -> Pending[None]:
@@ -330,12 +335,18 @@ class RolloutGroup(_Group):
             arrivals.add(stream, rank, f"{self.role} rank {rank}")
         self._open = [each for each in self._open if each.owed]
         together = not delivery.part_sequences
-        self._open.append(Generating(call, dispatch, arrivals, together=together))
+        self._open.append(Generating(call, dispatch, arrivals, launch.account, together=together))
         return self._open[-1]
 
     def pause(self) -> Pending[None]:
         """Interrupt all generations, between two steps of each engine, until `resume`."""
         return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing)
+
+    def _tell(self) -> None:
+        """Have the account know what engines did in generations that go on."""
+        ranks = sorted({rank for generating in self._open for rank in generating.owed})
+        if ranks:
+            self._all("tell", lambda actor, _: actor.tell.remote(), nothing, ranks=ranks).result()
 
     def resume(self, version: int) -> None:
         """Let interrupted generations go on under `version`, which the engines have admitted."""

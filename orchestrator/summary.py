@@ -98,9 +98,9 @@ class Timing:
 
     total_seconds: float = 0.0
     first_optimizer_step_seconds: float | None = None  # from the start of the program
-    start: dict[str, float] = field(default_factory=dict)  # its parts, one after the other
     stages: dict[str, float] = field(default_factory=dict)
     ppo_phases: dict[str, float] = field(default_factory=dict)  # phases may overlap
+    start: dict[str, float] = field(default_factory=dict)  # parts of the way to the first step
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,5 +234,6 @@ class Telemetry:
             for span in self.account.untold():
                 self._trace.call(span)
 
+
 def _check_stage(stage: str) -> None:
     assert stage in _STAGES, f"unknown stage {stage!r}; StageName has {sorted(_STAGES)}"

@@ -37,10 +37,14 @@ class CallSpan:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer of a call and its span."""
+    """The answer of a call, and what its process has done since the answer before.
+
+    The call's own span is the last. Before it come those that had no answer to travel with, and
+    what streams have done so far that run beside this call.
+    """
 
     value: Any
-    span: CallSpan
+    spans: tuple[CallSpan, ...]
 
 
 @functools.cache
@@ -54,7 +58,37 @@ class _Current(threading.local):
     transfer = 0.0
 
 
+class _Log:
+    """Spans of this process that wait for an answer to travel with."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[CallSpan] = []
+        self._streams: dict[int, tuple[str, float]] = {}  # thread -> verb, and since when
+
+    def stream(self, name: str, since: float) -> None:
+        """A stream of this thread is at work."""
+        with self._lock:
+            self._streams[threading.get_ident()] = (name, since)
+
+    def rest(self, now: float) -> None:
+        """It waits, or has ended; what it did since its last answer waits for another one."""
+        with self._lock:
+            name, since = self._streams.pop(threading.get_ident())
+            self._waiting.append(CallSpan(name, since, now, 0.0, clock_name()))
+
+    def reply(self, value: Any, now: float, own: CallSpan | None = None) -> Reply:
+        """An answer with all that waits; a running stream is cut here, and told up to now."""
+        with self._lock:
+            for thread, (name, since) in self._streams.items():
+                self._waiting.append(CallSpan(name, since, now, 0.0, clock_name()))
+                self._streams[thread] = (name, now)
+            spans, self._waiting = self._waiting, []
+        return Reply(value, (*spans, own) if own is not None else tuple(spans))
+
+
 _current = _Current()
+_log = _Log()
 
 
 @contextmanager
@@ -70,8 +104,7 @@ def fetching(now: Clock = time.monotonic) -> Iterator[None]:
 def timed(verb: Callable[..., Any], *, results: int = 1, now: Clock = time.monotonic) -> Any:
     """A verb that answers with a `Reply`; one verb calling another gets the plain answer.
 
-    A verb that yields small and large records in turn replies with the small ones, each with the
-    time since the large one before it.
+    A verb that yields small and large records in turn replies with the small ones.
 
     Args:
         verb: The method.
@@ -106,30 +139,27 @@ def _call(verb: Callable[[], Any], name: str, results: int, now: Clock) -> Any:
         _current.inside = False
     end = now()
     transfer = end - begin if name in MOVING else _current.transfer
-    span = CallSpan(name, begin, end, transfer, clock_name())
+    own = CallSpan(name, begin, end, transfer, clock_name())
     if results == 1:
-        return Reply(value, span)
-    return (*value[:-1], Reply(value[-1], span))
+        return _log.reply(value, end, own)
+    return (*value[:-1], _log.reply(value[-1], end, own))
 
 
 def _stream(items: Iterator[Any], name: str, now: Clock) -> Iterator[Any]:
     if _current.inside:
         yield from items
         return
-    begin = now()
     for number in itertools.count():
         _current.inside = True
+        _log.stream(name, now())
         try:
             item = next(items, _END)
         finally:
             _current.inside = False
+            _log.rest(now())
         if item is _END:
             return
-        if number % 2 == 0:
-            yield Reply(item, CallSpan(name, begin, now(), 0.0, clock_name()))
-        else:
-            yield item
-            begin = now()
+        yield _log.reply(item, now()) if number % 2 == 0 else item
 
 
 _END = object()

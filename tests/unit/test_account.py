@@ -46,7 +46,7 @@ def test_calls_of_another_machine_are_brought_onto_the_drivers_clock() -> None:
     account.open()
     call = account.sent("policy", 1, 50.0, nothing)
     now.at = 53.0
-    account.answered("policy", 1, call, CallSpan("update", 1050.5, 1052.5, 0.5, "elsewhere"))
+    account.answered("policy", 1, call, [CallSpan("update", 1050.5, 1052.5, 0.5, "elsewhere")])
     assert account.untold() == [RoleSpan("policy", 1, "update", 50.5, 52.5, 0.5)]
     assert account.untold() == []
     times = account.close()["policy"]
@@ -59,7 +59,7 @@ def test_the_drivers_own_clock_needs_no_correction_however_late_the_answer() -> 
     account = Account(now)
     call = account.sent("reward", 0, 0.0, nothing)
     now.at = 9.0
-    account.answered("reward", 0, call, CallSpan("score", 1.0, 2.0, 0.0, clock_name()))
+    account.answered("reward", 0, call, [CallSpan("score", 1.0, 2.0, 0.0, clock_name())])
     assert account.untold() == [RoleSpan("reward", 0, "score", 1.0, 2.0, 0.0)]
 
 
@@ -85,7 +85,7 @@ def test_a_call_that_runs_on_is_busy_and_one_that_has_answered_unasked_is_not() 
     now.at = 10.0
     running = account.close()["rollout"]
     assert (running.busy, running.waiting) == (8.0, 2.0)
-    answers.append(Reply(None, CallSpan("generate", 2.0, 13.0, 0.0, clock)))
+    answers.append(Reply(None, (CallSpan("generate", 2.0, 13.0, 0.0, clock),)))
     now.at = 20.0
     finished = account.close()["rollout"]  # nobody has waited for it yet
     assert (finished.busy, finished.waiting) == (3.0, 7.0)
@@ -97,7 +97,7 @@ def test_an_open_call_behind_another_begins_where_that_one_ended() -> None:
     account.open()
     first = account.sent("policy", 0, 1.0, nothing)
     account.sent("policy", 0, 1.5, nothing)
-    account.answered("policy", 0, first, CallSpan("logprobs_of", 2.0, 4.0, 0.0, clock))
+    account.answered("policy", 0, first, [CallSpan("logprobs_of", 2.0, 4.0, 0.0, clock)])
     now.at = 10.0
     times = account.close()["policy"]
     assert (times.busy, times.waiting) == (8.0, 2.0)  # 2 to 4, and 4 to 10
@@ -109,7 +109,7 @@ def test_a_role_is_the_mean_of_its_workers() -> None:
     account.open()
     for rank, end in ((0, 10.0), (1, 4.0)):
         call = account.sent("policy", rank, 0.0, nothing)
-        account.answered("policy", rank, call, CallSpan("update", 0.0, end, 0.0, clock))
+        account.answered("policy", rank, call, [CallSpan("update", 0.0, end, 0.0, clock)])
     now.at = 10.0
     assert account.close()["policy"].busy == 7.0
 
@@ -136,9 +136,9 @@ def test_a_verb_answers_with_its_span_and_inner_verbs_answer_plainly() -> None:
     worker = timed_verbs(lambda verb: 2 if verb.__name__ == "two" else 1)(Worker)()
     reply = worker.outer()
     assert isinstance(reply, Reply)
-    assert (reply.value, reply.span.verb) == (8, "outer")
+    assert (reply.value, reply.spans[-1].verb) == (8, "outer")
     data, small = worker.two()
-    assert (data, small.value, small.span.verb) == ("data", 7, "two")
+    assert (data, small.value, small.spans[-1].verb) == ("data", 7, "two")
     assert worker._helper() == 3
     assert worker.inner().value == 7
 
@@ -159,7 +159,40 @@ def test_a_stream_replies_with_its_small_records_and_inner_streams_are_plain() -
         "a", "data of a", "b", "data of b",
     ]  # fmt: skip
     assert [isinstance(f, Reply) for f in found] == [True, False, True, False]
-    assert found[0].span.end <= found[2].span.begin <= found[2].span.end
+    assert {span.verb for span in (*found[0].spans, *found[2].spans)} == {"shards"}
+    assert found[0].spans[-1].end <= found[2].spans[-1].begin
+
+
+def test_a_call_beside_a_stream_tells_what_it_did_so_far_and_nothing_twice() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def shards() -> Iterator[str]:
+        inside.set()
+        assert leave.wait(10)
+        yield "small"
+        yield "large"
+
+    timed(nothing)()  # takes along what the tests before have left
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.extend(timed(shards)()))
+    thread.start()
+    assert inside.wait(10)
+    first, second = timed(nothing)().spans, timed(nothing)().spans
+    leave.set()
+    thread.join()
+    assert isinstance(found[0], Reply)
+    stream = [s for s in (*first, *second, *found[0].spans) if s.verb == "shards"]
+    assert len(stream) == 3
+    assert [a.end for a in stream[:-1]] == [b.begin for b in stream[1:]]
+
+
+def test_what_a_stream_did_without_an_answer_travels_with_the_next_call() -> None:
+    def shards() -> Iterator[str]:
+        yield from ()  # interrupted before anything was finished
+
+    timed(nothing)()  # takes along what the tests before have left
+    assert list(timed(shards)()) == []
+    assert [span.verb for span in timed(nothing)().spans] == ["shards", "nothing"]
 
 
 def test_fetching_is_transfer_and_so_are_the_verbs_that_move_weights() -> None:
@@ -169,13 +202,13 @@ def test_fetching_is_transfer_and_so_are_the_verbs_that_move_weights() -> None:
         with fetching(now):
             pass
 
-    span = timed(update, now=now)().span
+    span = timed(update, now=now)().spans[-1]
     assert (span.begin, span.end, span.transfer) == (1.0, 4.0, 1.0)
 
     def receive_weights() -> None:
         return None
 
-    span = timed(receive_weights, now=now)().span
+    span = timed(receive_weights, now=now)().spans[-1]
     assert span.transfer == span.end - span.begin == 1.0
 
 

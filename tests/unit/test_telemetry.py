@@ -162,7 +162,7 @@ def test_the_trace_has_a_track_for_each_worker_and_each_phase(folder: RunFolder)
                 call = account.sent("rollout", rank, time.monotonic(), lambda: None)
                 now = time.monotonic()
                 span = CallSpan("generate_shard", now - 0.5, now, 0.125, clock_name())
-                account.answered("rollout", rank, call, span)
+                account.answered("rollout", rank, call, [span])
         telemetry.record_phases("ppo", 1)
     events = json.loads((folder.trace / "spans.json").read_text())
     names = {(e["pid"], e["tid"], e["name"]): e["args"]["name"] for e in events if e["ph"] == "M"}
