@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
                         choices=("serial", "continuous"), help="what an engine does")  # fmt: skip
     parser.add_argument("--sequences", type=int, default=16, help="of an iteration, a worker")
     parser.add_argument("--staleness", type=int, default=6, help="iterations ahead, in-flight")
-    parser.add_argument("--iterations", type=int, default=40, help="of each run")
+    parser.add_argument("--iterations", type=int, default=42, help="of each run")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
     return parser.parse_args()
 
@@ -146,10 +146,16 @@ def measure(args: argparse.Namespace, mode: str, engine: str, workers: int) -> d
     }
 
 
-def steady(marks: Sequence[Mark], margin: int) -> tuple[Mark, Mark]:
-    """The iterations in which the pipeline neither fills nor drains."""
-    assert len(marks) > 2 * margin + 4, "too few iterations"
-    return marks[margin + 1], marks[-margin - 2]
+def steady(marks: Sequence[Mark], staleness: int) -> tuple[Mark, Mark]:
+    """The iterations in which the pipeline neither fills nor drains.
+
+    Batches that were asked for together come together, so work goes in bursts of as many
+    iterations as may be under way: the window is a multiple of that.
+    """
+    under_way = staleness + 1
+    bursts = (len(marks) - 2 * under_way) // under_way
+    assert bursts > 0, "too few iterations"
+    return marks[under_way], marks[under_way * (1 + bursts)]
 
 
 def rows(found: Iterable[dict[str, Any]]) -> Iterable[list[str]]:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.cluster_sim import steady
 from benchmarks.common import medians
-from benchmarks.simulated_roles import Clock, Engines, Lengths, SimAnswer
+from benchmarks.simulated_roles import Clock, Engines, Lengths, Mark, SimAnswer
 
 
 def engines(*, continuous: bool) -> tuple[Clock, Engines]:
@@ -59,6 +60,13 @@ def test_lengths_have_the_median_and_the_tail_that_was_asked_for() -> None:
     assert np.median(found) == pytest.approx(206, abs=8)  # the tail shifts it a little
     assert (found == 4001).mean() == pytest.approx(0.05, abs=0.005)
     assert Lengths().draw([7, 8]).tolist() == Lengths().draw([7, 8]).tolist()
+
+
+def test_the_window_holds_whole_bursts_and_neither_end() -> None:
+    marks = [Mark(float(n), n, 0.0, 0.0) for n in range(42)]
+    first, last = steady(marks, 6)
+    assert (first.trained, last.trained) == (7, 35)  # four bursts of seven
+    assert steady(marks, 0)[1].trained == 41
 
 
 def test_medians_are_by_side() -> None:
