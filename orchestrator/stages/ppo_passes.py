@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from orchestrator import batching
-from orchestrator.handles import Answer, Fields, Rollouts, joined
+from orchestrator.handles import Answer, Fields, Reference, Rollouts, Trainer, joined
 from orchestrator.session import Session
 from workers.experience import gather_scores
 from workers.messages import IntArray, Scores, Work
 
 
-def shared(session: Session, rollouts: Rollouts, ids: IntArray, ranks: int) -> list[Work]:
+def shared(
+    session: Session, rollouts: Rollouts, ids: IntArray, group: Trainer | Reference
+) -> list[Work]:
     """Some of the sequences, shared among the ranks of a group so that their tokens balance."""
     summary = rollouts.summary
     lengths = dict(
@@ -29,8 +31,9 @@ def shared(session: Session, rollouts: Rollouts, ids: IntArray, ranks: int) -> l
     return batching.equal_work(
         ids,
         np.array([lengths[int(i)] for i in ids]),
-        ranks,
+        group.size,
         session.config.trainer.micro_batch_tokens,
+        packed=group.packed,
     )
 
 
@@ -56,12 +59,12 @@ class Passes:
         session, fleet, ids = self._session, self._session.fleet, part.summary.ids
         temperature = session.config.rollout.temperature
         self._parts.append(part)
-        policy = shared(session, part, ids, fleet.policy.size)
-        critic = shared(session, part, ids, fleet.critic.size)
+        policy = shared(session, part, ids, fleet.policy)
+        critic = shared(session, part, ids, fleet.critic)
         self._clock("reward")
         self._scores.append(fleet.reward.score(part))
         self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
-        reference = shared(session, part, ids, fleet.reference.size)
+        reference = shared(session, part, ids, fleet.reference)
         self._add("reference", fleet.reference.logprobs(reference, part, temperature))
         self._add("values", fleet.critic.values(critic, part))
 
