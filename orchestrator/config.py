@@ -105,6 +105,13 @@ class Packing(Enum):
     off = "off"  # a padded row each
 
 
+class OldLogprobs(Enum):
+    """Whose log-probabilities PPO compares the new ones with."""
+
+    trainer = "trainer"  # computed anew before the first update
+    rollout = "rollout"  # the engine's own, as it sampled; saves that pass
+
+
 class CriticInit(Enum):
     """Where the value function starts."""
 
@@ -654,6 +661,7 @@ class AlgorithmConfig:
     importance_cap: float | None = None
     whiten_advantages: bool = True
     missing_eos_score: float = -1.0  # replaces the score of a response that was cut
+    old_logprobs: OldLogprobs = OldLogprobs.trainer
     kl: KLConfig = field(default_factory=KLConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx
     critic_init: CriticInit = CriticInit.reward_model

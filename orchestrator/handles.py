@@ -340,7 +340,10 @@ class Critic(Trainer, Protocol):
         scores: Scores,
         shaping: ShapingSpec,
     ) -> Answer[Experience]:
-        """Token rewards, advantages and returns; each rank builds and keeps its own share."""
+        """Token rewards, advantages and returns; each rank builds and keeps its own share.
+
+        Without a shard of `old` the log-probabilities of the rollouts stand for them.
+        """
         ...
 
     def update(

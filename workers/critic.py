@@ -128,16 +128,17 @@ class CriticWorker(Trainer):
         Args:
             work: This rank's share.
             shards: Rollouts that together hold the share.
-            old: The policy's log-probabilities, all shards.
+            old: The policy's log-probabilities, all shards; without one, those of the rollouts.
             reference: The reference's log-probabilities, all shards.
             values: The critic's values, all shards.
             scores: One score a sequence; failed ones must not be in `work`.
             shaping: KL coefficient, gamma and lambda.
         """
         ids = work.ids
+        rollouts = gather_rollouts(shards, ids)
         return build_experience(
-            gather_rollouts(shards, ids),
-            gather_fields(old, ids),
+            rollouts,
+            gather_fields(old, ids) if old else TokenField(ids, rollouts.logprobs),
             gather_fields(reference, ids),
             gather_fields(values, ids),
             gather_scores([scores], ids),

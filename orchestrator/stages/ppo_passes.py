@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from orchestrator import batching
+from orchestrator.config import OldLogprobs
 from orchestrator.handles import Answer, Fields, Reference, Rollouts, Trainer, joined
 from orchestrator.session import Session
 from workers.experience import gather_scores
@@ -63,7 +64,8 @@ class Passes:
         critic = shared(session, part, ids, fleet.critic)
         self._clock("reward")
         self._scores.append(fleet.reward.score(part))
-        self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
+        if session.config.algorithm.old_logprobs is OldLogprobs.trainer:
+            self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
         reference = shared(session, part, ids, fleet.reference)
         self._add("reference", fleet.reference.logprobs(reference, part, temperature))
         self._add("values", fleet.critic.values(critic, part))
@@ -79,8 +81,8 @@ class Passes:
         return gather_scores(found, self.rollouts().summary.ids)
 
     def old_logprobs(self) -> Fields:
-        """Under the policy as it is, nats."""
-        return self._all("logprobs")
+        """Under the policy as it is, nats; no shard where those of the rollouts stand for them."""
+        return self._all("logprobs") if "logprobs" in self._fields else Fields(())
 
     def reference_logprobs(self) -> Fields:
         """Under the frozen model, nats."""
