@@ -31,7 +31,7 @@ _PROCESS_BYTES = {
     RoleName.critic: 500 << 20,
 }
 _WHOLE = (StageName.pretrain, StageName.pretrain_large)  # stages that train frozen weights too
-# Copies of an fp32 array of logits alive at once: itself, its softmax, a gradient.
+# Copies of a (tokens, vocabulary) fp32 array alive at once: logits, their log-softmax, a gradient.
 _LOGIT_COPIES = {RoleName.policy: 3, RoleName.reference: 2}
 
 
@@ -147,8 +147,7 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
     else:
         model = size.parameters * _bytes(config.trainer.precision)
         tokens, loading = config.reward.micro_batch_tokens, 0
-    logits = min(tokens * size.vocabulary * _FLOAT, config.trainer.logits_mib << 20)
-    working = logits * _LOGIT_COPIES.get(role, 0)
+    working = tokens * size.vocabulary * _FLOAT * _LOGIT_COPIES.get(role, 0)
     on_gpu = config.cluster.accelerator is Accelerator.cuda
     if role is RoleName.rollout:
         share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
