@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workers.bins import first_fit
 from workers.errors import BatchArithmeticError, DataError
 from workers.messages import (
     IntArray,
@@ -67,13 +68,15 @@ def partition(ids: IntArray, lengths: IntArray, ranks: int) -> list[IntArray]:
     return [ids[rows] for rows in balance(np.asarray(lengths, np.int64), ranks)]
 
 
-def _pack(lengths: IntArray, rows: IntArray, token_budget: int) -> list[IntArray]:
-    """Group items, longest first, while (padded) rows * longest <= budget; indices into `lengths`.
+def _group(lengths: IntArray, rows: IntArray, token_budget: int, *, packed: bool) -> list[IntArray]:
+    """Group items, longest first, while their cost is within the budget; indices into `lengths`.
 
-    Item i brings `rows[i]` rows padded to the longest of its group.
+    Item i brings `rows[i]` rows padded to the longest of its group; packed, its length alone.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget={token_budget} must be positive")
+    if packed:
+        return first_fit(lengths, token_budget)
     groups: list[list[int]] = []
     longest = used = 0
     for item in np.argsort(-lengths, kind="stable").tolist():
@@ -85,16 +88,19 @@ def _pack(lengths: IntArray, rows: IntArray, token_budget: int) -> list[IntArray
     return [np.asarray(g, np.int64) for g in groups]
 
 
-def micro_batches(ids: IntArray, lengths: IntArray, token_budget: int) -> list[IntArray]:
-    """Group sequences into the fewest padded batches of at most `token_budget` tokens.
+def micro_batches(
+    ids: IntArray, lengths: IntArray, token_budget: int, *, packed: bool = False
+) -> list[IntArray]:
+    """Group sequences into few batches of at most `token_budget` tokens; padded, the fewest.
 
-    A batch costs rows * longest row. Longest first, so an out-of-memory shows at once; a row longer
-    than the budget gets a batch of its own.
+    A padded batch costs rows * longest row, a packed one the sum of its rows. Longest first, so an
+    out-of-memory shows at once; a row longer than the budget gets a batch of its own.
 
     Args:
         ids: (B,) sequence ids.
         lengths: (B,) tokens of each.
         token_budget: tokens of one batch, padding included.
+        packed: sequences will lie end to end.
 
     Returns:
         Arrays of ids; none is empty.
@@ -104,10 +110,12 @@ def micro_batches(ids: IntArray, lengths: IntArray, token_budget: int) -> list[I
     """
     assert len(ids) == len(lengths), "one length per id"
     lengths = np.asarray(lengths, np.int64)
-    return [ids[group] for group in _pack(lengths, np.ones_like(lengths), token_budget)]
+    return [ids[g] for g in _group(lengths, np.ones_like(lengths), token_budget, packed=packed)]
 
 
-def equal_work(ids: IntArray, lengths: IntArray, ranks: int, token_budget: int) -> list[Work]:
+def equal_work(
+    ids: IntArray, lengths: IntArray, ranks: int, token_budget: int, *, packed: bool = False
+) -> list[Work]:
     """Partition over ranks and cut into micro-batches, the same number on every rank.
 
     Args:
@@ -115,13 +123,15 @@ def equal_work(ids: IntArray, lengths: IntArray, ranks: int, token_budget: int) 
         lengths: (B,) tokens of each, prompt included.
         ranks: size of the group.
         token_budget: tokens of one micro-batch, padding included.
+        packed: sequences will lie end to end.
 
     Returns:
         One Work a rank; short ranks end with empty dummies. No ids: no micro-batch anywhere.
     """
     lengths = np.asarray(lengths, np.int64)
     shares = [
-        micro_batches(ids[rows], lengths[rows], token_budget) for rows in balance(lengths, ranks)
+        micro_batches(ids[rows], lengths[rows], token_budget, packed=packed)
+        for rows in balance(lengths, ranks)
     ]
     most = max(len(s) for s in shares)
     return [Work((*s, *(NO_IDS,) * (most - len(s)))) for s in shares]
@@ -169,6 +179,7 @@ class StepPlan:
     epochs: int  # passes over the batch
     seed: tuple[int, ...]  # epoch e shuffles with (*seed, e)
     uneven: bool = False  # see minibatches
+    packed: bool = False  # sequences will lie end to end
 
 
 def critic_steps(
@@ -195,7 +206,9 @@ def critic_steps(
         for step in minibatches(ids, plan.per_step, (*plan.seed, epoch), uneven=plan.uneven):
             rows = np.asarray([row_of[int(i)] for i in step], np.int64)
             tokens = int(response_lengths[rows].sum())
-            works = equal_work(step, total_lengths[rows], plan.ranks, plan.token_budget)
+            works = equal_work(
+                step, total_lengths[rows], plan.ranks, plan.token_budget, packed=plan.packed
+            )
             for rank, work in enumerate(works):
                 by_rank[rank].append(StepWork(work, tokens, len(step)))
     return by_rank
@@ -234,7 +247,9 @@ def policy_steps(
             where="policy_steps",
             mend="hand in one batch of documents per optimizer step",
         )
-    texts = [supervised_step(batch, plan.ranks, plan.token_budget) for batch in ptx]
+    texts = [
+        supervised_step(batch, plan.ranks, plan.token_budget, packed=plan.packed) for batch in ptx
+    ]
     return [
         [PolicyStep(step, texts[i][rank]) for i, step in enumerate(steps)]
         for rank, steps in enumerate(by_rank)
@@ -255,17 +270,8 @@ def pack_documents(batch: TokenBatch, row_tokens: int) -> TokenBatch:
     Returns:
         The same tokens in fewer rows, counting the same targets.
     """
-    rows: list[list[int]] = []
-    room: list[int] = []
     lengths = batch.tokens.lengths
-    for document in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[document])
-        at = next((i for i, left in enumerate(room) if left >= length), len(rows))
-        if at == len(rows):
-            rows.append([])
-            room.append(row_tokens)
-        rows[at].append(document)
-        room[at] -= length
+    rows = first_fit(lengths, row_tokens)
     targets = batch.targets.values.copy()
     targets[batch.targets.offsets[:-1][lengths > 0]] = False
     counted = Ragged(targets, batch.targets.offsets)
@@ -284,13 +290,16 @@ def pack_documents(batch: TokenBatch, row_tokens: int) -> TokenBatch:
     )
 
 
-def supervised_step(batch: TokenBatch, ranks: int, token_budget: int) -> list[SupervisedStep]:
+def supervised_step(
+    batch: TokenBatch, ranks: int, token_budget: int, *, packed: bool = False
+) -> list[SupervisedStep]:
     """Share one batch of supervised examples among ranks.
 
     Args:
         batch: the examples of one optimizer step, all ranks.
         ranks: size of the group.
         token_budget: tokens of one micro-batch, padding included.
+        packed: documents will lie end to end.
 
     Returns:
         One SupervisedStep a rank, each with the global count of target tokens.
@@ -307,11 +316,13 @@ def supervised_step(batch: TokenBatch, ranks: int, token_budget: int) -> list[Su
     rows = np.arange(len(batch), dtype=np.int64)
     return [
         SupervisedStep(tuple(batch.select(m) for m in work.micro_batches), batch.target_count)
-        for work in equal_work(rows, batch.tokens.lengths, ranks, token_budget)
+        for work in equal_work(rows, batch.tokens.lengths, ranks, token_budget, packed=packed)
     ]
 
 
-def ranking_step(rankings: Sequence[Ranking], ranks: int, token_budget: int) -> list[RankingStep]:
+def ranking_step(
+    rankings: Sequence[Ranking], ranks: int, token_budget: int, *, packed: bool = False
+) -> list[RankingStep]:
     """Share one batch of rankings among ranks; the completions of a prompt stay together.
 
     A ranking whose completions all tie has no pair to learn from: it is left out, and not counted.
@@ -320,6 +331,7 @@ def ranking_step(rankings: Sequence[Ranking], ranks: int, token_budget: int) -> 
         rankings: those of one optimizer step, all ranks.
         ranks: size of the group.
         token_budget: tokens of one micro-batch, padding included; a larger ranking goes alone.
+        packed: completions will lie end to end.
 
     Returns:
         One RankingStep a rank, each with the global count of rankings that kept a pair.
@@ -336,9 +348,12 @@ def ranking_step(rankings: Sequence[Ranking], ranks: int, token_budget: int) -> 
         )
     rows = np.asarray([len(r.sequences) for r in kept], np.int64)
     longest = np.asarray([r.sequences.lengths.max() for r in kept], np.int64)
+    if packed:
+        rows = np.ones_like(rows)
+        longest = np.asarray([r.sequences.lengths.sum() for r in kept], np.int64)
     shares: list[list[tuple[Ranking, ...]]] = []
     for own in balance(rows * longest, ranks):
-        groups = _pack(longest[own], rows[own], token_budget)
+        groups = _group(longest[own], rows[own], token_budget, packed=packed)
         shares.append([tuple(kept[own[i]] for i in group) for group in groups])
     most = max(len(s) for s in shares)
     return [RankingStep((*s, *((),) * (most - len(s))), len(kept)) for s in shares]

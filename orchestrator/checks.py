@@ -13,6 +13,7 @@ from orchestrator.config import (
     DataSourceKind,
     EndpointConfig,
     JudgeKind,
+    OldLogprobs,
     Precision,
     RewardKind,
     RoleName,
@@ -45,6 +46,7 @@ _SETS = {
     StageName.ppo: (SetKind.prompts,),
     StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
 }
+_SAME_TOLERANCE = 1e-3  # nats; above it log-probabilities of engine and trainer are not the same
 _BF16_TOLERANCE = 1e-2  # nats; below it bf16 kernels of two libraries never agree
 
 
@@ -444,6 +446,7 @@ def check_devices(config: Config, layout: Layout) -> None:
         _check_engines(config)
     if {RoleName.rollout, RoleName.policy} <= set(layout.roles):
         _check_transport(config, layout)
+        _check_old_logprobs(config)
 
 
 def _check_engines(config: Config) -> None:
@@ -466,6 +469,25 @@ def _check_engines(config: Config) -> None:
             f"parity_tolerance={config.rollout.parity_tolerance:g} nats cannot hold in bf16",
             where="rollout.parity_tolerance",
             mend="use fp32 in rollout.precision and trainer.precision, or 0.3",
+        )
+
+
+def _check_old_logprobs(config: Config) -> None:
+    tolerance = config.rollout.parity_tolerance
+    if config.algorithm.old_logprobs is OldLogprobs.rollout and config.algorithm.staleness:
+        raise ConfigError(
+            "sequences sampled ahead of training come from another version of the policy, so the "
+            "engine's log-probabilities are not those of the policy before the update",
+            where="algorithm.old_logprobs",
+            mend="set algorithm.old_logprobs=trainer, or algorithm.staleness=0",
+        )
+    if config.algorithm.old_logprobs is OldLogprobs.rollout and tolerance > _SAME_TOLERANCE:
+        raise ConfigError(
+            "the engine's log-probabilities can stand for the trainer's only where each sync "
+            f"proves that they agree, and a tolerance of {tolerance:g} nats proves too little",
+            where="algorithm.old_logprobs",
+            mend=f"set rollout.parity_tolerance={_SAME_TOLERANCE:g} or less (fp32), or "
+            "algorithm.old_logprobs=trainer",
         )
 
 

@@ -98,6 +98,20 @@ class Offload(Enum):
     parameters = "parameters"  # weights as well; ZeRO-3 only
 
 
+class Packing(Enum):
+    """How sequences are laid before trainers, reference and reward model."""
+
+    auto = "auto"  # end to end, without padding, where the family is known to keep them apart
+    off = "off"  # a padded row each
+
+
+class OldLogprobs(Enum):
+    """Whose log-probabilities PPO compares the new ones with."""
+
+    trainer = "trainer"  # computed anew before the first update
+    rollout = "rollout"  # the engine's own, as it sampled; saves that pass
+
+
 class CriticInit(Enum):
     """Where the value function starts."""
 
@@ -454,11 +468,15 @@ class TrainerConfig:
     micro_batch_tokens: int = (
         4096  # token budget of one forward and backward pass, padding included
     )
+    packing: Packing = Packing.auto  # reference and reward model follow it
+    # fp32 logits that exist at once; log-probabilities of more tokens are taken in chunks, and
+    # computed again in the backward pass. The reference follows it
+    logits_mib: int = 256
     weight_bucket_mib: int = 64  # ZeRO-3 gathers weights for a sync in buckets of this size
     offload: Offload = Offload.none
 
     def __post_init__(self) -> None:
-        _positive(self, "micro_batch_tokens", "weight_bucket_mib")
+        _positive(self, "micro_batch_tokens", "weight_bucket_mib", "logits_mib")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(
                 f"zero_stage={self.zero_stage}",
@@ -643,6 +661,7 @@ class AlgorithmConfig:
     importance_cap: float | None = None
     whiten_advantages: bool = True
     missing_eos_score: float = -1.0  # replaces the score of a response that was cut
+    old_logprobs: OldLogprobs = OldLogprobs.trainer
     kl: KLConfig = field(default_factory=KLConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx
     critic_init: CriticInit = CriticInit.reward_model

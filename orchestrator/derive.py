@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config import (
@@ -9,11 +10,13 @@ from orchestrator.config import (
     Config,
     LoraConfig,
     OptimizerConfig,
+    Packing,
     Precision,
     RewardKind,
     RoleResources,
 )
 from orchestrator.seeds import derive
+from workers.model_shape import may_pack
 from workers.rollout import engine_environment
 from workers.specs import (
     Device,
@@ -100,6 +103,12 @@ def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpe
     )
 
 
+def packed(config: Config, checkpoint: str) -> bool:
+    """Whether the sequences of a model lie end to end before it."""
+    may = may_pack(Path(checkpoint), config.model.attention.value)
+    return config.trainer.packing is Packing.auto and may
+
+
 def train_spec(
     config: Config,
     checkpoint: str,
@@ -117,6 +126,8 @@ def train_spec(
         checkpoint=checkpoint,
         optimizer=optimizer_spec(optimizer, total_steps),
         attention=config.model.attention.value,
+        packed=packed(config, checkpoint),
+        logits_bytes=config.trainer.logits_mib << 20,
         gradient_checkpointing=config.model.gradient_checkpointing,
         ema_decay=ema_decay,
         head=head,
@@ -142,6 +153,8 @@ def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenM
         threads=role.threads,
         micro_batch_tokens=config.reward.micro_batch_tokens,
         attention=config.model.attention.value,
+        packed=packed(config, checkpoint),
+        logits_bytes=config.trainer.logits_mib << 20,
     )
 
 

@@ -197,6 +197,11 @@ class Reference(Protocol):
         """Number of replicas."""
         ...
 
+    @property
+    def packed(self) -> bool:
+        """Whether the loaded model takes sequences end to end, without padding."""
+        ...
+
     def load(self, spec: FrozenModelSpec) -> Answer[list[RoleInfo]]:
         """Load the frozen model."""
         ...
@@ -234,6 +239,11 @@ class Trainer(Saver, Protocol):
     @property
     def size(self) -> int:
         """Number of ranks."""
+        ...
+
+    @property
+    def packed(self) -> bool:
+        """Whether the loaded model takes sequences end to end, without padding."""
         ...
 
     def load(self, spec: TrainModelSpec) -> Answer[None]:
@@ -330,7 +340,10 @@ class Critic(Trainer, Protocol):
         scores: Scores,
         shaping: ShapingSpec,
     ) -> Answer[Experience]:
-        """Token rewards, advantages and returns; each rank builds and keeps its own share."""
+        """Token rewards, advantages and returns; each rank builds and keeps its own share.
+
+        Without a shard of `old` the log-probabilities of the rollouts stand for them.
+        """
         ...
 
     def update(

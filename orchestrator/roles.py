@@ -213,6 +213,7 @@ class _Group:
         self._launch = launch
         self.actors: list[Any] = []
         self.infos: list[RoleInfo] = []
+        self.packed = False  # whether the loaded model takes sequences end to end
         self._spawn()
 
     def _spawn(self) -> None:
@@ -459,6 +460,7 @@ class ReferenceGroup(_LanguageModelGroup):
 
     def load(self, spec: FrozenModelSpec) -> Pending[list[RoleInfo]]:
         """Load the frozen model."""
+        self.packed = spec.packed
         return self._all(
             "load", lambda actor, _: actor.load.remote(spec), self._remember, starting=True
         )
@@ -489,6 +491,7 @@ class _TrainerGroup(_Group):
 
     def load(self, spec: TrainModelSpec) -> Pending[None]:
         """Build model, optimizer and schedule, replacing what was there."""
+        self.packed = spec.packed
         return self._all("load", lambda actor, _: actor.load.remote(spec), nothing, starting=True)
 
     def save(self, path: str, tokenizer_from: str) -> Pending[None]:

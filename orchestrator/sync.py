@@ -157,7 +157,9 @@ def measure_parity(
     ).result()
     summary = probed.summary
     lengths = summary.prompt_lengths + summary.response_lengths
-    works = batching.equal_work(summary.ids, lengths, scorer.size, micro_batch_tokens)
+    works = batching.equal_work(
+        summary.ids, lengths, scorer.size, micro_batch_tokens, packed=scorer.packed
+    )
     fields = scorer.logprobs(works, probed, config.temperature).result()
     return compare_logprobs(rollout.fetch(probed).result(), scorer.fetch(fields).result())
 

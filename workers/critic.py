@@ -34,7 +34,7 @@ from workers.messages import (
     Work,
 )
 from workers.ops import ValueStats, pair_accuracy, rankings_loss, value_loss, value_stats
-from workers.padding import last_token_values, pad_rows, response_predictions, token_budget_batches
+from workers.padding import last_cells, response_cells
 from workers.scoring import response_values, sequence_scores
 from workers.specs import GroupSpec, ShapingSpec, TrainModelSpec
 from workers.trainer import Share, Tally, Totals, Trainer
@@ -42,7 +42,7 @@ from workers.trainer import Share, Tally, Totals, Trainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SCORE_TOKENS = 8192  # padded tokens in one pass of `score`
+_SCORE_TOKENS = 8192  # tokens in one pass of `score`, padding included
 
 
 class CriticWorker(Trainer):
@@ -88,8 +88,8 @@ class CriticWorker(Trainer):
     def score(self, batch: TokenBatch) -> FloatArray:
         """Reward at the last token of each row, (B,); every rank computes all of them."""
         self.engine.mode(training=False)
-        batches = token_budget_batches(batch.tokens.lengths, _SCORE_TOKENS)
-        return sequence_scores(self.engine.logits, batch.tokens, batches, self.engine.device)
+        engine = self.engine
+        return sequence_scores(engine.passes, batch.tokens, _SCORE_TOKENS, engine.device)
 
     def shift_bias(self, mean: float) -> None:
         """Lower every score by `mean`, by folding it into the head's bias.
@@ -111,7 +111,7 @@ class CriticWorker(Trainer):
     def values(self, work: Work, shards: list[RolloutBatch]) -> TokenField:
         """Value of the state before each response token, reward units."""
         self.engine.mode(training=False)
-        return response_values(self.engine.logits, work, shards, self.engine.device)
+        return response_values(self.engine.passes, work, shards, self.engine.device)
 
     def build_experience(
         self,
@@ -128,16 +128,17 @@ class CriticWorker(Trainer):
         Args:
             work: This rank's share.
             shards: Rollouts that together hold the share.
-            old: The policy's log-probabilities, all shards.
+            old: The policy's log-probabilities, all shards; without one, those of the rollouts.
             reference: The reference's log-probabilities, all shards.
             values: The critic's values, all shards.
             scores: One score a sequence; failed ones must not be in `work`.
             shaping: KL coefficient, gamma and lambda.
         """
         ids = work.ids
+        rollouts = gather_rollouts(shards, ids)
         return build_experience(
-            gather_rollouts(shards, ids),
-            gather_fields(old, ids),
+            rollouts,
+            gather_fields(old, ids) if old else TokenField(ids, rollouts.logprobs),
             gather_fields(reference, ids),
             gather_fields(values, ids),
             gather_scores([scores], ids),
@@ -170,6 +171,7 @@ class CriticWorker(Trainer):
             spec.checkpoint,
             dtype=group.dtype,
             attention=spec.attention,
+            packed=spec.packed,
             head=spec.head,
             seed=group.seed,
         )
@@ -178,11 +180,11 @@ class CriticWorker(Trainer):
         """Scores of each ranking's completions, and their summed loss divided by `count`."""
         empty = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
         tokens = Ragged.concat([r.sequences for r in rankings]) if rankings else empty
-        rows = pad_rows(tokens, self.engine.device)
-        scores = last_token_values(self.engine.logits(rows)[:, :, 0], rows.lengths)
+        rows = self.engine.passes.lay(tokens, self.engine.device)
+        scores = self.engine.passes.values(rows, last_cells(rows))
         if not rankings:
             # One vector without a pair: a loss of 0 that is still tied to the graph.
-            return [scores[:0]], scores[:0].sum()
+            return [scores], scores.sum()
         split = list(scores.split([len(r.ranks) for r in rankings]))
         ranks = [torch.tensor(r.ranks, device=scores.device) for r in rankings]
         return split, rankings_loss(split, ranks, denominator=count)
@@ -205,10 +207,9 @@ class CriticWorker(Trainer):
     def _value_share(
         self, tally: Tally, batch: ExperienceBatch, step: StepWork, value_clip: float
     ) -> Share:
-        device = self.engine.device
-        rows = pad_rows(batch.tokens, device)
-        mask = response_predictions(rows, batch.prompt_lengths)
-        values = self.engine.logits(rows)[:, :-1, 0][mask]
+        device, passes = self.engine.device, self.engine.passes
+        rows = passes.lay(batch.tokens, device)
+        values = passes.values(rows, response_cells(rows, batch.prompt_lengths))
         old = torch.tensor(batch.values.values, device=device)
         returns = torch.tensor(batch.returns.values, device=device)
         counted = torch.ones_like(values, dtype=torch.bool)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from workers.adapters import Source, sources
 from workers.messages import RankAddress, TensorMeta
-from workers.models import forward_logits, keep_checkpointing
-from workers.padding import PaddedRows
+from workers.models import keep_checkpointing
+from workers.passes import ModelPasses
 from workers.schedule import learning_rate
 from workers.specs import GroupSpec, OptimizerSpec
 from workers.state_files import Piece, StateFiles
@@ -116,6 +116,7 @@ class TrainEngine:
         optimizer: OptimizerSpec,
         group: GroupSpec,
         *,
+        passes: ModelPasses,
         gradient_checkpointing: bool = False,
     ) -> None:
         self._optimizer_spec = optimizer
@@ -132,6 +133,8 @@ class TrainEngine:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         nn.Module.to(model, self.device)
         self._engine = _initialize(model, optimizer, group)
+        self.passes = passes
+        passes.through = self._engine
         live = dict(self._engine.module.named_parameters())
         self.sources: dict[str, Source] = {s.name: s for s in sources(self._engine.module)}
         self.trained = frozenset(name for name, p in live.items() if p.requires_grad)
@@ -141,10 +144,6 @@ class TrainEngine:
     def module(self) -> PreTrainedModel:
         """The wrapped model; at ZeRO 3 its parameters are empty outside a pass."""
         return self._engine.module
-
-    def logits(self, rows: PaddedRows) -> Tensor:
-        """Run the model on padded rows: (B, S, V) or (B, S, 1), float32."""
-        return forward_logits(self._engine, rows)
 
     def mode(self, *, training: bool) -> None:
         """Switch dropout on or off; activation checkpointing stays as it was chosen."""
@@ -249,7 +248,7 @@ class TrainEngine:
     def close(self) -> None:
         """Free the model and its optimizer state."""
         self._engine.destroy()
-        del self._engine
+        del self._engine, self.passes
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # for the other roles on this GPU

@@ -6,12 +6,11 @@ import os
 import platform
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from workers.messages import RoleInfo
-from workers.models import forward_logits
-from workers.padding import PaddedRows
+from workers.passes import ModelPasses
 from workers.specs import FrozenModelSpec
 
 
@@ -21,14 +20,9 @@ class FrozenModel:
     def __init__(self, model: PreTrainedModel, spec: FrozenModelSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.device = torch.device(spec.device)
-        self.budget = spec.micro_batch_tokens  # padded tokens in one pass
-        self._model: nn.Module = model.eval().requires_grad_(False)
-        nn.Module.to(model, self.device)
-
-    def logits(self, rows: PaddedRows) -> Tensor:
-        """Run the model on padded rows: (B, S, V) or (B, S, 1), float32."""
-        with torch.no_grad():
-            return forward_logits(self._model, rows)
+        self.budget = spec.micro_batch_tokens  # tokens in one pass, padding included
+        nn.Module.to(model.eval().requires_grad_(False), self.device)
+        self.passes = ModelPasses(model, packed=spec.packed, logits_bytes=spec.logits_bytes)
 
 
 def identity(role: str, rank: int, device: str) -> RoleInfo:

@@ -41,6 +41,30 @@ class ModelShape:
         return sha256(self.content.encode()).hexdigest()[:16]
 
 
+# Families whose packed log-probabilities, values and gradients are tested against single rows. The
+# others are padded: Bloom, Falcon and OPT have no positions that restart, Gemma 2 needs eager.
+_PACKED = frozenset(
+    {
+        "gemma", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe",
+        "qwen3", "qwen3_moe",
+    }
+)  # fmt: skip
+
+
+def may_pack(folder: Path, attention: str) -> bool:
+    """Whether sequences of this model may lie end to end in one row, each seeing itself alone.
+
+    Args:
+        folder: Hugging Face folder; one that is missing or broken is for its loader to report.
+        attention: transformers' `attn_implementation`.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return attention == "sdpa" and isinstance(config, dict) and config.get("model_type") in _PACKED
+
+
 def read_shape(folder: Path) -> ModelShape:
     """Read config.json as transformers does, with the family's defaults for absent keys.
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -21,8 +22,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workers.dropout import set_dropout
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
+from workers.messages import Ragged
 from workers.model_shape import require_scalar_class, unreadable
-from workers.padding import PaddedRows
+from workers.packed_attention import NAME as PACKED
+from workers.padding import TokenRows, pack_rows, pad_rows
 from workers.specs import Dtype
 
 # What transformers says of an attention that a family, a device or an installation lacks.
@@ -36,7 +39,12 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def load_causal_lm(
-    path: str, *, dtype: Dtype, attention: str = "sdpa", dropout: float | None = None
+    path: str,
+    *,
+    dtype: Dtype,
+    attention: str = "sdpa",
+    packed: bool = False,
+    dropout: float | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model from a folder, in evaluation mode.
 
@@ -44,27 +52,38 @@ def load_causal_lm(
         path: Hugging Face folder.
         dtype: Number format of the weights.
         attention: transformers' `attn_implementation`.
+        packed: Also take sequences that lie end to end (`attention` is then sdpa).
         dropout: Rate in training; None = as the folder's configuration says.
 
     Raises:
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape.
-        ConfigError: the architecture has no dropout to set, or no such attention.
+        ConfigError: the architecture has no dropout to set, no such attention, or lets packed
+            sequences see each other.
     """
     config = _config(path)
     before = set_dropout(config, dropout)
-    model, absent = _load(AutoModelForCausalLM, path, config, dtype, attention)
+    kernel = PACKED if packed else attention
+    model, absent = _load(AutoModelForCausalLM, path, config, dtype, kernel)
     # Layers have read their rate, and a saved folder shall not carry it into the next stage.
     if before:
         _own_configs(model)
         model.config.update(before)
     if absent:
         raise _incomplete(path, absent)
+    if packed:
+        _require_apart(model, path)
     return model
 
 
 def load_scalar(
-    path: str, *, dtype: Dtype, attention: str = "sdpa", head: Head = "keep", seed: int = 0
+    path: str,
+    *,
+    dtype: Dtype,
+    attention: str = "sdpa",
+    packed: bool = False,
+    head: Head = "keep",
+    seed: int = 0,
 ) -> PreTrainedModel:
     """Load a backbone with a head that maps every position to one number, in evaluation mode.
 
@@ -76,6 +95,7 @@ def load_scalar(
         path: Hugging Face folder of a scalar-head model or of a causal language model.
         dtype: Number format of the weights.
         attention: transformers' `attn_implementation`.
+        packed: Also take sequences that lie end to end (`attention` is then sdpa).
         head: "keep" loads it, "random" draws its weight from N(0, 1/(d+1)) (Stiennon et al. 2020,
             appendix B.1) with a bias of zero, "zero" starts value functions at zero.
         seed: Fixes the random head.
@@ -84,14 +104,16 @@ def load_scalar(
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape; with
             `head="keep"` also when the folder holds no head.
-        ConfigError: the family has no class with such a head, or no such attention.
+        ConfigError: the family has no class with such a head, no such attention, or lets packed
+            sequences see each other.
     """
     config = _config(path)
     require_scalar_class(config.model_type, path)
     config.num_labels = 1
     config.classifier_dropout = 0.0
     config.token_classification_bias = True
-    model, absent = _load(AutoModelForTokenClassification, path, config, dtype, attention)
+    kernel = PACKED if packed else attention
+    model, absent = _load(AutoModelForTokenClassification, path, config, dtype, kernel)
     name, linear = scalar_head(model)
     new = {key for key in absent if key.startswith(f"{name}.")}
     if absent - new:
@@ -103,6 +125,8 @@ def load_scalar(
             mend="give the folder of a trained reward model",
         )
     _start_head(linear, head, bias_absent=f"{name}.bias" in new, seed=seed)
+    if packed:
+        _require_apart(model, path)
     return model
 
 
@@ -112,35 +136,41 @@ def scalar_head(model: nn.Module) -> tuple[str, nn.Linear]:
     return name, head
 
 
-def forward_logits(model: nn.Module, rows: PaddedRows) -> Tensor:
-    """Run a model on padded rows: (B, S, V) logits, or (B, S, 1) of a scalar head, in float32."""
-    return model(
-        input_ids=rows.input_ids,
-        attention_mask=rows.attention_mask,
-        position_ids=rows.position_ids,
-        use_cache=False,
-    ).logits.float()
-
-
 @torch.no_grad()
-def keeps_documents_apart(model: nn.Module) -> bool:
+def keeps_documents_apart(model: nn.Module, *, packed: bool = False) -> bool:
     """Whether documents that share a row, each with positions from 0, do not see each other.
 
-    Families without position ids of this kind (Bloom, Falcon, OPT) let them, without a word. Found
-    by trial on four tokens: a document beside another one against the same document alone, measured
-    by what the other one changes when the two are a single text.
+    Families without position ids of this kind (Bloom, Falcon, OPT) let them, without a word, and
+    flash attention does when there is more than one row. Found by trial on a few tokens: a document
+    beside another one against the same document alone, measured by what the other one changes when
+    the two are a single text.
+
+    Args:
+        model: With or without a head; its hidden states are compared.
+        packed: It was loaded for rows that lie end to end, and is asked about those.
     """
-    ids = torch.tensor([[1, 2, 3, 1]], device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    backbone: nn.Module = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
 
-    def last_logits(ids: Tensor, positions: list[int]) -> Tensor:
-        at = torch.tensor([positions], device=ids.device)
-        return model(
-            input_ids=ids, attention_mask=None, position_ids=at, use_cache=False
-        ).logits.float()[0, -1]
+    def last_state(rows: TokenRows) -> Tensor:
+        return backbone(
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            position_ids=rows.position_ids,
+            use_cache=False,
+        )[0].float()[-1, -1]
 
-    alone = last_logits(ids[:, 2:], [0, 1])
-    beside = (last_logits(ids, [0, 1, 0, 1]) - alone).abs().max()
-    joined = (last_logits(ids, [0, 1, 2, 3]) - alone).abs().max()
+    def lay(*documents: list[int]) -> TokenRows:
+        tokens = Ragged.from_rows(documents, np.int32)
+        if packed:
+            return pack_rows(tokens, device)
+        positions = np.concatenate([np.arange(len(d)) for d in documents])
+        whole = Ragged.from_rows([tokens.values] * 2, np.int32)
+        return pad_rows(whole, device, Ragged.from_rows([positions] * 2, np.int32))
+
+    alone = last_state(lay([3, 1]))
+    beside = (last_state(lay([1, 2, 1], [3, 1])) - alone).abs().max()
+    joined = (last_state(lay([1, 2, 1, 3, 1])) - alone).abs().max()
     return bool(beside < 0.1 * joined)
 
 
@@ -231,6 +261,15 @@ def _load(kind: Any, path: str, config: Any, dtype: Dtype, attention: str) -> tu
             mend="copy or make the checkpoint again",
         ) from error
     return model.eval(), set(info["missing_keys"])
+
+
+def _require_apart(model: nn.Module, path: str) -> None:
+    if not keeps_documents_apart(model, packed=True):
+        raise ConfigError(
+            "this model lets sequences that lie in one row see each other",
+            where=path,
+            mend="set trainer.packing=off",
+        )
 
 
 def _incomplete(path: str, absent: set[str]) -> BrokenCheckpointError:

@@ -1,9 +1,9 @@
-"""Between rows stored end to end and right-padded tensors.
+"""From rows stored end to end to what a model is given, padded or packed, and back.
 
-Two grids of padded rows: (B, S) has one column a token. (B, S-1) has one column a prediction:
-column j is what the model says at position j about token j + 1, so the number that belongs to
-token t stands in column t - 1. `grid[mask]` reads the True cells row by row, which is the order in
-which `Ragged` stores them: numbers of tokens are kept flat, (N,), wherever that will do.
+A model sees a grid of R rows and C columns. Padded, every sequence has a row of its own; packed,
+all of them lie end to end in one row. Cells of the grid are counted row by row, and what the model
+says in a cell is about the token in the next one. So numbers of tokens are read at a list of cells,
+flat, (N,), in the order in which `Ragged` stores them, whichever way the sequences were laid.
 """
 
 from __future__ import annotations
@@ -15,35 +15,37 @@ import torch
 from torch import Tensor
 
 from workers.messages import IntArray, Ragged
+from workers.packed_attention import sequence_lengths
 
 _DUMMY_TOKENS = 2  # the shortest row that makes a prediction
 
 
 @dataclass(frozen=True, slots=True)
-class PaddedRows:
-    """Right-padded token rows, ready for a model. A batch without rows holds one dummy row."""
+class TokenRows:
+    """Sequences as a model is given them. A batch without sequences holds one dummy row."""
 
-    input_ids: Tensor  # (B, S) int64
-    attention_mask: Tensor | None  # (B, S) int64, 1 = a token of the row; None = see positions
-    position_ids: Tensor  # (B, S) int64
-    lengths: Tensor  # (B,) tokens in each row; 0 = dummy
+    input_ids: Tensor  # (R, C) int64
+    # (R, C) int64, 1 = a token; packed: see `packed_attention`; None = position ids tell
+    attention_mask: Tensor | None
+    position_ids: Tensor  # (R, C) int64
+    starts: IntArray  # (B,) cell of the first token of each sequence; none for a dummy
+    lengths: IntArray  # (B,) tokens of each
 
-    @property
-    def labels(self) -> Tensor:
-        """(B, S-1) the token that each prediction is about."""
-        return self.input_ids[:, 1:]
+    def labels(self, cells: Tensor) -> Tensor:
+        """(N,) the tokens that the predictions in these cells are about."""
+        return self.input_ids.flatten()[cells + 1]
 
 
 def pad_rows(
     rows: Ragged, device: torch.device | str = "cpu", positions: Ragged | None = None
-) -> PaddedRows:
+) -> TokenRows:
     """Pad rows of token ids on the right.
 
     Where documents share rows, transformers finds their borders in the position ids, and only
     without an attention mask: one of ones would let documents see each other.
 
-    Zero rows give one dummy row of two tokens whose length is 0, so that every mask made from
-    lengths is empty: a rank that is short of work runs it for the sake of its peers' collectives.
+    Zero rows give one dummy row of two tokens: a rank that is short of work runs it for the sake of
+    its peers' collectives.
 
     Args:
         rows: B rows of token ids.
@@ -51,87 +53,96 @@ def pad_rows(
         positions: Position of each token within its document, where documents share rows.
     """
     if len(rows) == 0:
-        ids = torch.zeros((1, _DUMMY_TOKENS), dtype=torch.int64, device=device)
-        return PaddedRows(
-            ids,
-            torch.ones_like(ids),
-            torch.arange(_DUMMY_TOKENS, device=device)[None],
-            torch.zeros(1, dtype=torch.int64, device=device),
-        )
-    lengths = torch.from_numpy(rows.lengths).to(device)
+        return _dummy(device)
     width = max(int(rows.lengths.max()), _DUMMY_TOKENS)
-    columns = torch.arange(width, device=device)
-    inside = columns[None, :] < lengths[:, None]
-    ids = fill_grid(rows, inside, torch.int64)
+    columns = np.arange(width)
+    inside = columns < rows.lengths[:, None]
+    starts = np.arange(len(rows), dtype=np.int64) * width
+    ids, mask = _grid(rows, inside, device), torch.from_numpy(inside).to(device)
     if positions is not None:
-        return PaddedRows(ids, None, fill_grid(positions, inside, torch.int64), lengths)
-    return PaddedRows(ids, inside.long(), columns.expand(len(rows), width), lengths)
+        return TokenRows(ids, None, _grid(positions, inside, device), starts, rows.lengths)
+    at = torch.from_numpy(columns).to(device).expand(len(rows), width)
+    return TokenRows(ids, mask.long(), at, starts, rows.lengths)
 
 
-def fill_grid(rows: Ragged, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Spread values stored end to end over the True cells of `mask`, row by row; 0 elsewhere.
+def pack_rows(
+    rows: Ragged, device: torch.device | str = "cpu", positions: Ragged | None = None
+) -> TokenRows:
+    """Lay rows of token ids end to end in one row; for models loaded as packed alone.
 
     Args:
-        rows: B rows; row i has as many values as row i of the mask has True cells.
-        mask: (B, W) bool.
-        dtype: Of the result.
+        rows: B rows of token ids; none gives a dummy.
+        device: Where the tensors shall live.
+        positions: Position of each token within its document, where documents share rows.
     """
-    grid = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    grid[mask] = torch.tensor(rows.values, dtype=dtype, device=mask.device)
-    return grid
+    if len(rows.values) < _DUMMY_TOKENS:
+        return pad_rows(rows, device)
+    starts, lengths = rows.offsets[:-1], rows.lengths
+    at = np.arange(len(rows.values)) - np.repeat(starts, lengths)
+    if positions is not None:
+        at = positions.values.astype(np.int64)
+    borders = np.append(np.flatnonzero(at == 0), len(at))
+    return TokenRows(
+        torch.tensor(rows.values, dtype=torch.int64, device=device)[None],
+        sequence_lengths(np.diff(borders).tolist()),
+        torch.from_numpy(at).to(device)[None],
+        starts,
+        lengths,
+    )
 
 
-def response_predictions(rows: PaddedRows, prompt_lengths: IntArray) -> Tensor:
-    """Mark the predictions that are about response tokens: (B, S-1) bool.
+def response_cells(rows: TokenRows, prompt_lengths: IntArray) -> Tensor:
+    """Cells of the predictions about response tokens, (N,).
 
     Args:
-        rows: B padded rows of prompt then response.
+        rows: B sequences of prompt then response.
         prompt_lengths: (B,) tokens of each prompt, at least 1; empty for a dummy batch.
     """
-    starts = torch.zeros_like(rows.lengths)
-    starts[: len(prompt_lengths)] = torch.tensor(prompt_lengths, device=starts.device)
-    tokens = torch.arange(1, rows.input_ids.shape[1], device=starts.device)[None]
-    return (tokens >= starts[:, None]) & (tokens < rows.lengths[:, None])
+    counts = rows.lengths - prompt_lengths
+    first = rows.starts + prompt_lengths - 1
+    return _cells(np.repeat(first - (counts.cumsum() - counts), counts), rows)
 
 
-def target_predictions(rows: PaddedRows, targets: Ragged) -> Tensor:
-    """Mark the predictions that are about target tokens: (B, S-1) bool.
+def target_cells(rows: TokenRows, targets: Ragged) -> Tensor:
+    """Cells of the predictions about target tokens, (N,).
 
-    The first token of a row has no predecessor and never counts.
+    The first token of a sequence has no predecessor and never counts.
 
     Args:
-        rows: B padded rows.
+        rows: B sequences.
         targets: B rows of bool, one a token; no rows for a dummy batch.
     """
-    columns = torch.arange(rows.input_ids.shape[1], device=rows.lengths.device)
-    inside = columns[None, :] < rows.lengths[:, None]
-    return fill_grid(targets, inside, torch.bool)[:, 1:]
+    before = np.repeat(rows.starts - targets.offsets[:-1], targets.lengths) - 1
+    chosen = counted_targets(targets)
+    return torch.from_numpy(before[chosen] + chosen).to(rows.input_ids.device)
 
 
-def last_token_values(grid: Tensor, lengths: Tensor) -> Tensor:
-    """Number at the last token of each row: (B, S), (B,) to (B,). Dummy rows give column 0."""
-    last = (lengths - 1).clamp(min=0)
-    return grid.gather(1, last[:, None])[:, 0]
+def counted_targets(targets: Ragged) -> IntArray:
+    """(N,) which of the tokens, stored end to end, are targets and not the first of their row."""
+    counted = targets.values.astype(np.bool_)
+    counted[targets.offsets[:-1][targets.lengths > 0]] = False
+    return np.flatnonzero(counted)
 
 
-def token_budget_batches(lengths: IntArray, budget: int) -> list[IntArray]:
-    """Deal rows, sorted by length, into batches whose padded size stays within a token budget.
+def last_cells(rows: TokenRows) -> Tensor:
+    """Cell of the last token of each sequence, (B,); of an empty one, the cell before it."""
+    last = np.maximum(rows.starts + rows.lengths - 1, 0)
+    return torch.from_numpy(last).to(rows.input_ids.device)
 
-    A single row that is longer than the budget is a batch of its own.
 
-    Args:
-        lengths: (B,) tokens of each row.
-        budget: Most tokens of a batch, padding included.
+def _cells(before: IntArray, rows: TokenRows) -> Tensor:
+    """`before`, each raised by its place in the list."""
+    return torch.from_numpy(before + np.arange(len(before))).to(rows.input_ids.device)
 
-    Returns:
-        Row indices of each batch; every row appears exactly once.
-    """
-    batches: list[IntArray] = []
-    start = 0
-    order = np.argsort(lengths, kind="stable")
-    for end in range(1, len(order) + 1):
-        full = end == len(order) or (end + 1 - start) * lengths[order[end]] > budget
-        if full:
-            batches.append(order[start:end])
-            start = end
-    return batches
+
+def _dummy(device: torch.device | str) -> TokenRows:
+    ids = torch.zeros((1, _DUMMY_TOKENS), dtype=torch.int64, device=device)
+    positions, none = torch.arange(_DUMMY_TOKENS, device=device)[None], np.zeros(0, np.int64)
+    return TokenRows(ids, torch.ones_like(ids), positions, none, none)
+
+
+def _grid(rows: Ragged, inside: np.ndarray, device: torch.device | str) -> Tensor:
+    """Spread values stored end to end over the True cells of `inside`, row by row; 0 elsewhere."""
+    grid = np.zeros(inside.shape, np.int64)
+    grid[inside] = rows.values
+    return torch.from_numpy(grid).to(device)

@@ -25,14 +25,8 @@ from workers.messages import (
     WeightReceipt,
     Work,
 )
-from workers.ops import (
-    entropy,
-    ppo_policy_loss,
-    ppo_stats,
-    token_logprobs,
-    truncated_importance_weights,
-)
-from workers.padding import pad_rows, response_predictions
+from workers.ops import ppo_policy_loss, ppo_stats, truncated_importance_weights
+from workers.padding import response_cells
 from workers.scoring import response_logprobs, text_loss, text_nll
 from workers.specs import GroupSpec, PolicyLossSpec, TrainModelSpec
 from workers.trainer import Share, Tally, Trainer
@@ -74,7 +68,8 @@ class PolicyWorker(Trainer):
         from workers.engine import gather_rows
 
         self.engine.mode(training=False)
-        parts = [text_loss(self.engine.logits, b, self.engine.device) for b in step.micro_batches]
+        engine = self.engine
+        parts = [text_loss(engine.passes, b, engine.device) for b in step.micro_batches]
         nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
         totals = gather_rows([nll, tokens]).sum(dim=0).tolist()
         return TextLoss(totals[0], int(totals[1]))
@@ -82,7 +77,7 @@ class PolicyWorker(Trainer):
     def logprobs(self, work: Work, shards: list[RolloutBatch], temperature: float) -> TokenField:
         """Log-probabilities (nats) of this rank's response tokens under the current weights."""
         self.engine.mode(training=False)
-        return response_logprobs(self.engine.logits, work, shards, temperature, self.engine.device)
+        return response_logprobs(self.engine.passes, work, shards, temperature, self.engine.device)
 
     def update(
         self, steps: list[PolicyStep], experience: list[ExperienceBatch], loss: PolicyLossSpec
@@ -145,9 +140,13 @@ class PolicyWorker(Trainer):
         from workers.models import keeps_documents_apart, load_causal_lm
 
         model = load_causal_lm(
-            spec.checkpoint, dtype=group.dtype, attention=spec.attention, dropout=spec.dropout
+            spec.checkpoint,
+            dtype=group.dtype,
+            attention=spec.attention,
+            packed=spec.packed,
+            dropout=spec.dropout,
         )
-        self._shares_rows = keeps_documents_apart(model)
+        self._shares_rows = spec.packed or keeps_documents_apart(model)
         return model
 
     def _sent_metas(self) -> tuple[TensorMeta, ...]:
@@ -188,14 +187,14 @@ class PolicyWorker(Trainer):
     def _ppo_share(
         self, tally: Tally, batch: ExperienceBatch, step: StepWork, loss: PolicyLossSpec
     ) -> Share:
-        device = self.engine.device
-        rows = pad_rows(batch.tokens, device)
-        mask = response_predictions(rows, batch.prompt_lengths)
+        device, passes = self.engine.device, self.engine.passes
+        rows = passes.lay(batch.tokens, device)
+        cells = response_cells(rows, batch.prompt_lengths)
         old = torch.tensor(batch.old_logprobs.values, device=device)
         advantages = torch.tensor(batch.advantages.values, device=device)
         advantages = (advantages - loss.advantage_mean) / loss.advantage_std
-        logits = self.engine.logits(rows)[:, :-1][mask]
-        new = token_logprobs(logits, rows.labels[mask], loss.temperature)
+        new, entropies = passes.logprobs(rows, cells, loss.temperature, with_entropy=True)
+        assert entropies is not None, "they were asked for"
         counted = torch.ones_like(new, dtype=torch.bool)
         weights = None
         if loss.importance_cap is not None:
@@ -210,7 +209,7 @@ class PolicyWorker(Trainer):
         tally.add("clip_fraction", float(stats.clipped))
         tally.add("approx_kl", float(stats.approx_kl))
         tally.add("ratio_mean", float(stats.ratio))
-        tally.add("entropy", float(entropy(logits.detach(), loss.temperature).sum()))
+        tally.add("entropy", float(entropies.sum()))
         tally.peak("ratio_max", float(stats.ratio_max))
         names = np.repeat(batch.ids, batch.old_logprobs.lengths)
         return Share(value, (new - old).exp() * advantages, names)
@@ -223,7 +222,7 @@ class PolicyWorker(Trainer):
         first = 0
         for batch in step.micro_batches:
             assert batch.positions is None or self._shares_rows, "documents would see each other"
-            nll, names = text_nll(self.engine.logits, batch, self.engine.device)
+            nll, names = text_nll(self.engine.passes, batch, self.engine.device)
             total = nll.sum()
             tally.add("nll", float(total.detach()))
             self._accumulate(tally, Share(total * (coefficient / step.tokens), nll, names + first))

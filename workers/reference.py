@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from workers.bins import token_budget_batches
 from workers.errors import RoleError
 from workers.frozen import FrozenModel, identity
 from workers.messages import FloatArray, RoleInfo, RolloutBatch, TokenBatch, TokenField, Work
 from workers.models import load_causal_lm
-from workers.padding import token_budget_batches
 from workers.scoring import response_logprobs, row_losses
 from workers.specs import FrozenModelSpec
 
@@ -28,7 +28,9 @@ class ReferenceWorker:
             BrokenCheckpointError: the folder does not hold the whole model.
         """
         self._model = None
-        model = load_causal_lm(spec.checkpoint, dtype=spec.dtype, attention=spec.attention)
+        model = load_causal_lm(
+            spec.checkpoint, dtype=spec.dtype, attention=spec.attention, packed=spec.packed
+        )
         self._model = FrozenModel(model, spec)
         return identity("reference", self.rank, spec.device)
 
@@ -39,14 +41,15 @@ class ReferenceWorker:
             NonFiniteError: names the sequences.
         """
         model = self._loaded()
-        return response_logprobs(model.logits, work, shards, temperature, model.device)
+        return response_logprobs(model.passes, work, shards, temperature, model.device)
 
     def row_losses(self, batch: TokenBatch) -> FloatArray:
         """Summed loss of each row's target tokens, (B,) nats."""
         model = self._loaded()
         losses = np.zeros(len(batch), np.float32)
-        for rows in token_budget_batches(batch.tokens.lengths, model.budget):
-            losses[rows] = row_losses(model.logits, batch.select(rows), model.device)
+        packed, lengths = model.passes.packed, batch.tokens.lengths
+        for rows in token_budget_batches(lengths, model.budget, packed=packed):
+            losses[rows] = row_losses(model.passes, batch.select(rows), model.device)
         return losses
 
     def _loaded(self) -> FrozenModel:

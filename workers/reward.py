@@ -16,7 +16,6 @@ from workers.frozen import FrozenModel, identity
 from workers.messages import Finish, IntArray, Ragged, RoleInfo, RolloutBatch, Scores
 from workers.model_shape import read_shape
 from workers.models import load_scalar
-from workers.padding import token_budget_batches
 from workers.reward_function import ScoredTexts, load_function, score_texts
 from workers.scoring import sequence_scores
 from workers.specs import FrozenModelSpec, RewardSpec
@@ -80,7 +79,9 @@ class _ModelScorer:
 
     def __init__(self, spec: RewardSpec, model: FrozenModelSpec) -> None:
         self._bridge = _make_bridge(spec, model)
-        loaded = load_scalar(model.checkpoint, dtype=model.dtype, attention=model.attention)
+        loaded = load_scalar(
+            model.checkpoint, dtype=model.dtype, attention=model.attention, packed=model.packed
+        )
         self._model = FrozenModel(loaded, model)
         self._positions = read_shape(Path(model.checkpoint)).positions
 
@@ -90,9 +91,8 @@ class _ModelScorer:
         if self._positions is not None:
             fits &= rows.lengths <= self._positions
         fitting = rows.select(np.flatnonzero(fits))
-        batches = token_budget_batches(fitting.lengths, model.budget)
         values = np.full(len(rows), np.nan, np.float32)
-        values[fits] = sequence_scores(model.logits, fitting, batches, model.device)
+        values[fits] = sequence_scores(model.passes, fitting, model.budget, model.device)
         reasons = ["" if np.isfinite(v) else "reward model: not finite" for v in values]
         for row in np.flatnonzero(~fits):
             reasons[row] = (

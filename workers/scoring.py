@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.bins import token_budget_batches
 from workers.errors import NonFiniteError
 from workers.experience import gather_rollouts
 from workers.messages import (
@@ -20,45 +21,43 @@ from workers.messages import (
     TokenField,
     Work,
 )
-from workers.ops import token_logprobs
 from workers.padding import (
-    PaddedRows,
-    last_token_values,
-    pad_rows,
-    response_predictions,
-    target_predictions,
+    TokenRows,
+    counted_targets,
+    last_cells,
+    response_cells,
+    target_cells,
 )
+from workers.passes import ModelPasses
 
-Forward = Callable[[PaddedRows], Tensor]  # rows -> (B, S, V) logits or (B, S, 1) values, float32
 Device = torch.device | str
 
 
-def text_nll(forward: Forward, batch: TokenBatch, device: Device) -> tuple[Tensor, IntArray]:
+def text_nll(model: ModelPasses, batch: TokenBatch, device: Device) -> tuple[Tensor, IntArray]:
     """Negative log-likelihood (N,) of each target token, nats, and (N,) the row that it is in."""
-    rows = pad_rows(batch.tokens, device, batch.positions)
-    mask = target_predictions(rows, batch.targets)
-    # Selected before the softmax: what stands at uncounted positions is never touched.
-    nll = -token_logprobs(forward(rows)[:, :-1][mask], rows.labels[mask])
-    return nll, mask.nonzero()[:, 0].cpu().numpy()
+    rows = model.lay(batch.tokens, device, batch.positions)
+    logprobs, _ = model.logprobs(rows, target_cells(rows, batch.targets))
+    owners = np.repeat(np.arange(len(batch)), batch.tokens.lengths)
+    return -logprobs, owners[counted_targets(batch.targets)]
 
 
 @torch.no_grad()
-def text_loss(forward: Forward, batch: TokenBatch, device: Device) -> TextLoss:
+def text_loss(model: ModelPasses, batch: TokenBatch, device: Device) -> TextLoss:
     """Summed loss of the target tokens of a batch, nats."""
-    nll, _ = text_nll(forward, batch, device)
+    nll, _ = text_nll(model, batch, device)
     return TextLoss(float(nll.double().sum()), nll.numel())
 
 
 @torch.no_grad()
-def row_losses(forward: Forward, batch: TokenBatch, device: Device) -> FloatArray:
+def row_losses(model: ModelPasses, batch: TokenBatch, device: Device) -> FloatArray:
     """Summed loss of the target tokens of each row, (B,) nats."""
-    nll, rows = text_nll(forward, batch, device)
+    nll, rows = text_nll(model, batch, device)
     return np.bincount(rows, nll.double().cpu().numpy(), len(batch)).astype(np.float32)
 
 
 @torch.no_grad()
 def response_logprobs(
-    forward: Forward,
+    model: ModelPasses,
     work: Work,
     shards: Sequence[RolloutBatch],
     temperature: float,
@@ -67,7 +66,7 @@ def response_logprobs(
     """Log-probability of every response token of a share of work, nats.
 
     Args:
-        forward: Rows to logits.
+        model: A language model.
         work: Which sequences, in which micro-batches.
         shards: Batches that together hold them.
         temperature: Divides the logits.
@@ -77,44 +76,45 @@ def response_logprobs(
         NonFiniteError: names the sequences.
     """
 
-    def read(rows: PaddedRows, mask: Tensor) -> Tensor:
-        return token_logprobs(forward(rows)[:, :-1][mask], rows.labels[mask], temperature)
+    def read(rows: TokenRows, cells: Tensor) -> Tensor:
+        return model.logprobs(rows, cells, temperature)[0]
 
-    return _response_field("log-probability", read, work, shards, device)
+    return _response_field("log-probability", model, read, work, shards, device)
 
 
 @torch.no_grad()
 def response_values(
-    forward: Forward, work: Work, shards: Sequence[RolloutBatch], device: Device
+    model: ModelPasses, work: Work, shards: Sequence[RolloutBatch], device: Device
 ) -> TokenField:
     """Value of the state before every response token of a share of work, reward units.
 
     Raises:
         NonFiniteError: names the sequences.
     """
-
-    def read(rows: PaddedRows, mask: Tensor) -> Tensor:
-        return forward(rows)[:, :-1, 0][mask]
-
-    return _response_field("value", read, work, shards, device)
+    return _response_field("value", model, model.values, work, shards, device)
 
 
 @torch.no_grad()
-def sequence_scores(
-    forward: Forward, rows: Ragged, batches: Sequence[IntArray], device: Device
-) -> FloatArray:
-    """Number at the last token of each row, (B,), reward units; NaN and infinities stay."""
+def sequence_scores(model: ModelPasses, rows: Ragged, budget: int, device: Device) -> FloatArray:
+    """Number at the last token of each row, (B,), reward units; NaN and infinities stay.
+
+    Args:
+        model: One with a scalar head.
+        rows: B sequences, none of them empty.
+        budget: Tokens of one pass, padding included.
+        device: Where the model is.
+    """
     scores = np.full(len(rows), np.nan, dtype=np.float32)
-    for chosen in batches:
-        padded = pad_rows(rows.select(chosen), device)
-        last = last_token_values(forward(padded)[:, :, 0], padded.lengths)
-        scores[chosen] = last[: len(chosen)].cpu().numpy()
+    for chosen in token_budget_batches(rows.lengths, budget, packed=model.packed):
+        laid = model.lay(rows.select(chosen), device)
+        scores[chosen] = model.values(laid, last_cells(laid)).cpu().numpy()
     return scores
 
 
 def _response_field(
     what: str,
-    read: Callable[[PaddedRows, Tensor], Tensor],
+    model: ModelPasses,
+    read: Callable[[TokenRows, Tensor], Tensor],
     work: Work,
     shards: Sequence[RolloutBatch],
     device: Device,
@@ -123,9 +123,8 @@ def _response_field(
     parts = [np.zeros(0, np.float32)]
     for part in _consecutive(work):
         batch = mine.select(part)
-        rows = pad_rows(batch.tokens, device)
-        mask = response_predictions(rows, batch.prompt_lengths)
-        parts.append(read(rows, mask).cpu().numpy())
+        rows = model.lay(batch.tokens, device)
+        parts.append(read(rows, response_cells(rows, batch.prompt_lengths)).cpu().numpy())
     lengths = mine.response_lengths
     numbers = np.concatenate(parts)
     # After the last pass: a rank that stopped half-way would leave its peers in a collective.

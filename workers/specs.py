@@ -79,6 +79,8 @@ class TrainModelSpec:
     checkpoint: str
     optimizer: OptimizerSpec
     attention: str = "sdpa"
+    packed: bool = False  # sequences lie end to end in one row; needs sdpa
+    logits_bytes: int = 256 << 20  # of fp32 logits that may exist at once
     gradient_checkpointing: bool = False
     ema_decay: float = 0.0
     # Scalar-head models only. "keep": the checkpoint must hold the head. "random": N(0, 1/(d+1)).
@@ -99,6 +101,8 @@ class FrozenModelSpec:
     threads: int
     micro_batch_tokens: int
     attention: str = "sdpa"
+    packed: bool = False  # as in TrainModelSpec
+    logits_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)

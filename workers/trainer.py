@@ -118,6 +118,7 @@ class Trainer:
         from workers.adapters import add_adapters
         from workers.engine import TrainEngine
         from workers.freezing import freeze
+        from workers.passes import ModelPasses
 
         group = self._joined()
         self.unload()
@@ -126,8 +127,13 @@ class Trainer:
         freeze(model, spec.freeze)
         if spec.lora is not None:
             add_adapters(model, spec.lora)
+        passes = ModelPasses(model, packed=spec.packed, logits_bytes=spec.logits_bytes)
         self._engine = TrainEngine(
-            model, spec.optimizer, group, gradient_checkpointing=spec.gradient_checkpointing
+            model,
+            spec.optimizer,
+            group,
+            passes=passes,
+            gradient_checkpointing=spec.gradient_checkpointing,
         )
         self._spec = spec
         torch.manual_seed(group.seed + 1 + self.rank)

@@ -23,7 +23,7 @@ from orchestrator.backbones import critic_start
 from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
-from orchestrator.handles import Answer, Experience, Rollouts
+from orchestrator.handles import Answer, Experience, Rollouts, Trainer
 from orchestrator.kept_rollouts import KeptRollouts
 from orchestrator.ledger import Ledger, LedgerSummary, from_ranges, ranges
 from orchestrator.session import Session
@@ -340,21 +340,22 @@ def _build(
     passes: Passes,
 ) -> Answer[Experience]:
     settings, critic = run.session.config.algorithm, run.session.fleet.critic
-    works = shared(run.session, rollouts, kept, critic.size)
+    works = shared(run.session, rollouts, kept, critic)
     shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
     old, reference, values = passes.old_logprobs(), passes.reference_logprobs(), passes.values()
     return critic.build_experience(works, rollouts, old, reference, values, scores, shaping)
 
 
-def _step_plan(run: _Run, iteration: int, ranks: int, kept: IntArray) -> StepPlan:
+def _step_plan(run: _Run, iteration: int, group: Trainer, kept: IntArray) -> StepPlan:
     settings = run.session.config.algorithm
     return StepPlan(
-        ranks=ranks,
+        ranks=group.size,
         token_budget=run.session.config.trainer.micro_batch_tokens,
         per_step=settings.sequences_per_minibatch,
         epochs=settings.epochs,
         seed=(run.session.seed(run.stage, "minibatches", iteration),),
         uneven=bool(len(kept) % settings.sequences_per_minibatch),
+        packed=group.packed,
     )
 
 
@@ -387,7 +388,7 @@ def _update_policy(
     run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
 ) -> Answer[list[StepStats]]:
     settings, policy = run.session.config.algorithm, run.session.fleet.policy
-    plan = _step_plan(run, iteration, policy.size, kept)
+    plan = _step_plan(run, iteration, policy, kept)
     steps = batching.policy_steps(
         kept, *_lengths(rollouts, kept), plan, _pretraining_mix(run, plan, kept)
     )
@@ -409,7 +410,7 @@ def _update_critic(
     run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
 ) -> Answer[list[StepStats]]:
     critic = run.session.fleet.critic
-    plan = _step_plan(run, iteration, critic.size, kept)
+    plan = _step_plan(run, iteration, critic, kept)
     steps = batching.critic_steps(kept, *_lengths(rollouts, kept), plan)
     return critic.update(steps, experience, run.session.config.algorithm.value_clip)
 

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from orchestrator import batching
-from orchestrator.handles import Answer, Fields, Rollouts, joined
+from orchestrator.config import OldLogprobs
+from orchestrator.handles import Answer, Fields, Reference, Rollouts, Trainer, joined
 from orchestrator.session import Session
 from workers.experience import gather_scores
 from workers.messages import IntArray, Scores, Work
 
 
-def shared(session: Session, rollouts: Rollouts, ids: IntArray, ranks: int) -> list[Work]:
+def shared(
+    session: Session, rollouts: Rollouts, ids: IntArray, group: Trainer | Reference
+) -> list[Work]:
     """Some of the sequences, shared among the ranks of a group so that their tokens balance."""
     summary = rollouts.summary
     lengths = dict(
@@ -29,8 +32,9 @@ def shared(session: Session, rollouts: Rollouts, ids: IntArray, ranks: int) -> l
     return batching.equal_work(
         ids,
         np.array([lengths[int(i)] for i in ids]),
-        ranks,
+        group.size,
         session.config.trainer.micro_batch_tokens,
+        packed=group.packed,
     )
 
 
@@ -56,12 +60,13 @@ class Passes:
         session, fleet, ids = self._session, self._session.fleet, part.summary.ids
         temperature = session.config.rollout.temperature
         self._parts.append(part)
-        policy = shared(session, part, ids, fleet.policy.size)
-        critic = shared(session, part, ids, fleet.critic.size)
+        policy = shared(session, part, ids, fleet.policy)
+        critic = shared(session, part, ids, fleet.critic)
         self._clock("reward")
         self._scores.append(fleet.reward.score(part))
-        self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
-        reference = shared(session, part, ids, fleet.reference.size)
+        if session.config.algorithm.old_logprobs is OldLogprobs.trainer:
+            self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
+        reference = shared(session, part, ids, fleet.reference)
         self._add("reference", fleet.reference.logprobs(reference, part, temperature))
         self._add("values", fleet.critic.values(critic, part))
 
@@ -76,8 +81,8 @@ class Passes:
         return gather_scores(found, self.rollouts().summary.ids)
 
     def old_logprobs(self) -> Fields:
-        """Under the policy as it is, nats."""
-        return self._all("logprobs")
+        """Under the policy as it is, nats; no shard where those of the rollouts stand for them."""
+        return self._all("logprobs") if "logprobs" in self._fields else Fields(())
 
     def reference_logprobs(self) -> Fields:
         """Under the frozen model, nats."""

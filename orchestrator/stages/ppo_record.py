@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.config import OldLogprobs
 from orchestrator.handles import Experience, Rollouts
 from orchestrator.ledger import LedgerSummary
 from orchestrator.samples import RolloutSample, append_rollouts
@@ -54,6 +55,8 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     values = _sequences(done) | _losses(done) | _counts(done) | _speed(done)
     if done.sync is not None:
         values |= _parity(done.sync)
+    if settings.old_logprobs is OldLogprobs.rollout:  # then nothing was compared
+        values = {k: v for k, v in values.items() if not k.startswith("ppo/mismatch_")}
     with session.telemetry.span(done.stage, step, "record"):
         if due:
             values |= _gold(session, done.stage, step, version)

@@ -153,7 +153,8 @@ def _chosen(
 
 def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
     critic = session.fleet.critic
-    shares = batching.ranking_step(rankings, critic.size, session.config.trainer.micro_batch_tokens)
+    budget = session.config.trainer.micro_batch_tokens
+    shares = batching.ranking_step(rankings, critic.size, budget, packed=critic.packed)
     stats = critic.train_rankings(shares).result()
     pairs = sum(r.pairs for r in rankings)
     session.telemetry.record(
@@ -180,7 +181,8 @@ def _evaluate(
     session: Session, heldout: list[Ranking], agreement: Agreement | None, step: int
 ) -> None:
     critic = session.fleet.critic
-    shares = batching.ranking_step(heldout, critic.size, session.config.trainer.micro_batch_tokens)
+    budget = session.config.trainer.micro_batch_tokens
+    shares = batching.ranking_step(heldout, critic.size, budget, packed=critic.packed)
     counts = critic.evaluate_rankings(shares).result()
     scored = [r for share in shares for batch in share.micro_batches for r in batch]
     record_heldout(session, scored, counts, agreement, step)

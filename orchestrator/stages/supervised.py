@@ -46,7 +46,7 @@ def train(session: Session, loop: Loop) -> None:
     for step in range(saved.step if saved else 0, loop.steps):
         session.position.step = step
         batch = loop.batch(step)
-        shares = batching.supervised_step(batch, policy.size, budget)
+        shares = batching.supervised_step(batch, policy.size, budget, packed=policy.packed)
         waiting.append((step, batch.target_count, policy.train_supervised(shares)))
         session.saves.settle()  # of the step before: written while the driver made this batch
         if len(waiting) == _IN_FLIGHT:
@@ -62,7 +62,8 @@ def train(session: Session, loop: Loop) -> None:
 def mean_loss(session: Session, batch: TokenBatch) -> float:
     """Mean next-token loss of the current weights on `batch`, nats a counted token."""
     policy = session.fleet.policy
-    shares = batching.supervised_step(batch, policy.size, session.config.trainer.micro_batch_tokens)
+    budget = session.config.trainer.micro_batch_tokens
+    shares = batching.supervised_step(batch, policy.size, budget, packed=policy.packed)
     loss: TextLoss = policy.evaluate_supervised(shares).result()
     return loss.nll / loss.tokens
 

@@ -35,7 +35,7 @@ class Bench:
     def policy(self, group: dict[str, Any] | None = None, **options: Any) -> PolicyWorker:
         worker = PolicyWorker(self.rank)
         worker.join(self.where, dataclasses.replace(work.group(self.stage), **(group or {})))
-        spec = TrainModelSpec(str(self.folder / "base"), work.OPTIMIZER)
+        spec = TrainModelSpec(str(self.folder / "base"), work.OPTIMIZER, **work.LEAN)
         worker.load(dataclasses.replace(spec, **options))
         return worker
 
@@ -116,7 +116,8 @@ class Bench:
         """The first loss of two loads in a row."""
         worker = self.policy(dropout=0.3)
         first = self.losses(worker, 1)
-        worker.load(TrainModelSpec(str(self.folder / "base"), work.OPTIMIZER, dropout=0.3))
+        base = str(self.folder / "base")
+        worker.load(TrainModelSpec(base, work.OPTIMIZER, dropout=0.3, **work.LEAN))
         second = self.losses(worker, 1)
         self.save(worker, "dropout")
         return [*first, *second]

@@ -39,6 +39,8 @@ VOCABULARY = 40
 LOSS = PolicyLossSpec(0.2, 0.7, 0.3, 1.7, 0.5)
 OPTIMIZER = OptimizerSpec(1e-2, (0.9, 0.95), 1e-5, 0.1, 0.5, "linear", 2, 0.1, 8)
 POISON_ID = 103
+# Sequences end to end, and log-probabilities in chunks of three tokens.
+LEAN = {"packed": True, "logits_bytes": 3 * 4 * VOCABULARY}
 
 
 def group(stage: int) -> GroupSpec:
@@ -142,7 +144,7 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     out["text_loss"] = worker.evaluate_supervised(supervised(rank, world))
     worker.save(str(folder / f"supervised-{world}-{stage}"), str(folder / "base"))
 
-    worker.load(dataclasses.replace(spec, ema_decay=0.5, gradient_checkpointing=True))
+    worker.load(dataclasses.replace(spec, ema_decay=0.5, gradient_checkpointing=True, **LEAN))
     steps = [policy_step(rank, world)] * 2
     out["ppo"] = worker.update(steps, shard(rank, world), LOSS)
     offer = worker.publish_weights(7, "shm")
@@ -226,7 +228,7 @@ def run_critic(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     reward = str(folder / f"reward-{world}-{stage}")
     worker.save(reward, str(folder / "base"))
 
-    worker.load(TrainModelSpec(str(folder / "reward"), OPTIMIZER))
+    worker.load(TrainModelSpec(str(folder / "reward"), OPTIMIZER, packed=True))
     out["values"] = worker.values(work(rank, world), [rollouts()])
     step = StepWork(work(rank, world), len(experience().values.values), 5)
     out["value"] = worker.update([step] * 2, shard(rank, world), 0.2)

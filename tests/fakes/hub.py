@@ -82,6 +82,7 @@ class FakeGroup:
     """Starts calls on ranks and turns what they raise into what `Pending` raises."""
 
     role = ""
+    packed = False
 
     def __init__(self, hub: Hub, size: int) -> None:
         self.hub = hub

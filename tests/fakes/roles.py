@@ -529,9 +529,12 @@ class FakeCritic(FakeTrainer):
     ) -> FakeAnswer[Experience]:
         def call(rank: int) -> Any:
             ids = works[rank].ids
-            parts = (gather_fields(f.shards, ids) for f in (old, reference, values))
-            own = gather_scores([scores], ids)
-            return build_experience(gather_rollouts(rollouts.shards, ids), *parts, own, shaping)
+            batch = gather_rollouts(rollouts.shards, ids)
+            sampled = [TokenField(ids, batch.logprobs)]
+            parts = (gather_fields(s, ids) for s in (
+                old.shards or sampled, reference.shards, values.shards
+            ))  # fmt: skip
+            return build_experience(batch, *parts, gather_scores([scores], ids), shaping)
 
         def combine(parts: list[Any]) -> Experience:
             return Experience(tuple(b for b, _ in parts), tuple(s for _, s in parts))

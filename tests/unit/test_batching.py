@@ -71,6 +71,40 @@ def test_micro_batches_of_literals() -> None:
         micro_batches(ids, lengths, 0)
 
 
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 120))
+def test_packed_micro_batches_respect_the_budget_by_their_sum(
+    lengths: list[int], ranks: int, budget: int
+) -> None:
+    works = equal_work(*_ids(lengths), ranks, budget, packed=True)
+    assert _all([w.ids for w in works]) == _ids(lengths)[0].tolist()
+    assert len({len(w.micro_batches) for w in works}) == 1
+    for work in works:
+        sums = [sum(lengths[i - 100] for i in group) for group in work.micro_batches if len(group)]
+        rows = [len(group) for group in work.micro_batches if len(group)]
+        assert all(n == 1 or s <= budget for n, s in zip(rows, sums, strict=True))
+        # No two of them could have been one.
+        assert all(a + b > budget for i, a in enumerate(sums) for b in sums[:i])
+
+
+def test_packed_steps_count_sums() -> None:
+    ids, lengths = _ids([2, 9, 3, 3, 20], start=0)
+    packed = micro_batches(ids, lengths, 10, packed=True)
+    assert [g.tolist() for g in packed] == [[4], [1], [2, 3, 0]]
+    packed = micro_batches(ids, lengths, 17, packed=True)
+    assert [g.tolist() for g in packed] == [[4], [1, 2, 3, 0]]
+    plan = StepPlan(1, 17, 5, 1, (0,), packed=True)
+    ((step,),) = critic_steps(ids, lengths, lengths, plan)
+    assert sorted(len(m) for m in step.work.micro_batches) == [1, 4]
+    (text,) = supervised_step(_documents([2, 9, 3, 3]), 1, 17, packed=True)
+    assert [len(m) for m in text.micro_batches] == [4]
+    # 5 + 3 + 2 + 2 and 2 + 2 are 16 tokens; padded they would be 6 rows of 5.
+    rankings = [_ranking(2, [5, 3, 2, 2], [2, 1, 1, 3]), _ranking(3, [2, 2], [2, 1])]
+    for packed, groups in ((True, [[2, 3]]), (False, [[2], [3]])):
+        (share,) = ranking_step(rankings, 1, 20, packed=packed)
+        assert [[r.prompt_id for r in m] for m in share.micro_batches] == groups
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 12))
 def test_micro_batches_are_the_fewest_possible(lengths: list[int], budget: int) -> None:

@@ -12,13 +12,13 @@ from transformers import AutoModelForTokenClassification, OPTConfig, OPTForCausa
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 from workers.messages import Ragged, TokenBatch
 from workers.models import (
-    forward_logits,
     keep_checkpointing,
     keeps_documents_apart,
     load_causal_lm,
     load_scalar,
     scalar_head,
 )
+from workers.passes import ModelPasses
 from workers.pocket.model import create_model
 from workers.scoring import text_loss
 
@@ -161,7 +161,7 @@ def test_documents_that_share_a_row_do_not_see_each_other(name: str, tmp_path: P
         for t in range(1, len(d))
     )
     batch = apart if name in ALONE else shared
-    loss = text_loss(lambda rows: forward_logits(model, rows), batch, "cpu")
+    loss = text_loss(ModelPasses(model), batch, "cpu")
     assert loss.nll == pytest.approx(wanted, rel=1e-5)
 
 

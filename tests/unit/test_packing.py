@@ -11,7 +11,8 @@ from orchestrator.batching import pack_documents
 from orchestrator.config import SFTConfig
 from orchestrator.stages.sft import sft
 from workers.data.pocket import PocketSource
-from workers.models import forward_logits, load_causal_lm
+from workers.models import load_causal_lm
+from workers.passes import ModelPasses
 from workers.pocket.model import create_model
 from workers.scoring import text_nll
 
@@ -32,14 +33,16 @@ def test_packed_losses_and_gradients_equal_those_of_separate_rows(
     assert len(packed) < len(documents)
     assert packed.target_count == documents.target_count
     losses, gradients = [], []
-    for batch in (documents, packed):
-        model = load_causal_lm(str(tmp_path), dtype="float32", attention="sdpa")
-        nll, _ = text_nll(lambda rows, m=model: forward_logits(m, rows), batch, "cpu")
+    for batch, end_to_end in ((documents, False), (packed, False), (packed, True)):
+        model = load_causal_lm(str(tmp_path), dtype="float32", packed=end_to_end)
+        passes = ModelPasses(model, packed=end_to_end)
+        nll, _ = text_nll(passes, batch, "cpu")
         nll.sum().backward()
         losses.append(np.sort(nll.detach().numpy()))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    np.testing.assert_allclose(losses[0], losses[1], atol=2e-5)
-    torch.testing.assert_close(gradients[0], gradients[1], atol=2e-4, rtol=1e-4)
+    for other in (1, 2):
+        np.testing.assert_allclose(losses[0], losses[other], atol=2e-5)
+        torch.testing.assert_close(gradients[0], gradients[other], atol=2e-4, rtol=1e-4)
 
 
 def test_packing_demonstrations_changes_no_loss_of_the_stage(tmp_path: Path) -> None:

@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
+from workers.bins import first_fit, token_budget_batches
 from workers.messages import Ragged
-from workers.padding import (
-    last_token_values,
-    pad_rows,
-    response_predictions,
-    target_predictions,
-    token_budget_batches,
-)
+from workers.padding import last_cells, pack_rows, pad_rows, response_cells, target_cells
 
 
 def ragged(rows, dtype=np.int32) -> Ragged:
@@ -21,33 +15,55 @@ def test_rows_are_padded_on_the_right() -> None:
     assert rows.input_ids.tolist() == [[5, 6, 7], [8, 0, 0], [9, 4, 0]]
     assert rows.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     assert rows.position_ids.tolist() == [[0, 1, 2]] * 3
-    assert rows.labels.tolist() == [[6, 7], [0, 0], [4, 0]]
 
 
-def test_a_response_token_belongs_to_the_position_before_it() -> None:
-    rows = pad_rows(ragged([[5, 6, 7, 8], [9, 4]]))
-    mask = response_predictions(rows, np.array([2, 1]))
-    assert mask.tolist() == [[False, True, True], [True, False, False]]
-    assert rows.labels[mask].tolist() == [7, 8, 4]
+def test_rows_are_packed_end_to_end() -> None:
+    rows = pack_rows(ragged([[5, 6, 7], [8], [], [9, 4]]))
+    assert rows.input_ids.tolist() == [[5, 6, 7, 8, 9, 4]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert rows.attention_mask.flatten().tolist() == [3, 1, 2]
+    assert last_cells(rows)[[0, 1, 3]].tolist() == [2, 3, 5]
 
 
-def test_the_first_token_is_never_a_target() -> None:
-    rows = pad_rows(ragged([[5, 6, 7], [8, 9]]))
-    mask = target_predictions(rows, ragged([[True, False, True], [True, True]], bool))
-    assert rows.labels[mask].tolist() == [7, 9]
+@pytest.mark.parametrize("lay", [pad_rows, pack_rows])
+def test_a_response_token_belongs_to_the_position_before_it(lay) -> None:
+    rows = lay(ragged([[5, 6, 7, 8], [9, 4]]))
+    cells = response_cells(rows, np.array([2, 1]))
+    assert rows.input_ids.flatten()[cells].tolist() == [6, 7, 9]
+    assert rows.labels(cells).tolist() == [7, 8, 4]
 
 
+@pytest.mark.parametrize("lay", [pad_rows, pack_rows])
+def test_the_first_token_is_never_a_target(lay) -> None:
+    rows = lay(ragged([[5, 6, 7], [8, 9]]))
+    cells = target_cells(rows, ragged([[True, False, True], [True, True]], bool))
+    assert rows.labels(cells).tolist() == [7, 9]
+
+
+@pytest.mark.parametrize("lay", [pad_rows, pack_rows])
 @pytest.mark.parametrize("rows", [[], [[]]])
-def test_a_batch_without_work_still_makes_a_prediction_that_counts_for_nothing(rows) -> None:
-    padded = pad_rows(ragged(rows))
-    assert padded.input_ids.shape == (1, 2)
-    assert not response_predictions(padded, np.ones(len(rows), np.int64)).any()
-    assert not target_predictions(padded, ragged(rows, bool)).any()
+def test_a_batch_without_work_still_makes_a_prediction_that_counts_for_nothing(lay, rows) -> None:
+    laid = lay(ragged(rows))
+    assert laid.input_ids.shape == (1, 2)
+    assert not len(response_cells(laid, np.zeros(len(rows), np.int64)))
+    assert not len(target_cells(laid, ragged(rows, bool)))
 
 
-def test_the_last_token_of_each_row_speaks_for_it() -> None:
-    grid = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    assert last_token_values(grid, torch.tensor([3, 1])).tolist() == [3.0, 4.0]
+@pytest.mark.parametrize("lay", [pad_rows, pack_rows])
+def test_the_last_token_of_each_row_speaks_for_it(lay) -> None:
+    rows = lay(ragged([[5, 6, 7], [8]]))
+    assert rows.input_ids.flatten()[last_cells(rows)].tolist() == [7, 8]
+
+
+def test_the_first_bin_with_room_takes_an_item() -> None:
+    bins = first_fit([3, 9, 4, 4, 1, 12], 10)
+    assert [b.tolist() for b in bins] == [[5], [1, 4], [2, 3], [0]]
+    assert first_fit([], 10) == []
+
+
+def test_packed_batches_are_counted_by_their_sum() -> None:
+    batches = token_budget_batches(np.array([4, 1, 3, 6]), 7, packed=True)
+    assert [b.tolist() for b in batches] == [[3, 1], [0, 2]]
 
 
 def test_batches_stay_within_the_budget_and_hold_every_row_once() -> None:

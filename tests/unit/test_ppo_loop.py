@@ -16,6 +16,7 @@ from orchestrator.config import (
     CriticInit,
     KLConfig,
     KLControl,
+    OldLogprobs,
     Transport,
 )
 from orchestrator.samples import read_rollouts
@@ -88,6 +89,35 @@ class TestOrder:
         begin = hub.at("start", "reward.score")
         starts = [hub.at("start", name, begin) for name in SCORERS]
         assert max(starts) < min(hub.at("result", name, begin) for name in SCORERS)
+
+    def test_the_pass_of_old_logprobs_can_be_saved_where_engine_and_trainer_agree(
+        self, tmp_path: Path
+    ):
+        series: list[list[float]] = []
+        for old in OldLogprobs:
+            config = small_config()
+            config.algorithm = replace(config.algorithm, old_logprobs=old)
+            run = Run(tmp_path / old.value, config)
+            ppo(run.session)
+            calls = run.hub.names().count("policy.logprobs")
+            probes = run.hub.names().count("rollout.probe")
+            # The fakes compute in double precision on both sides: only the probes are left.
+            assert calls == probes + (2 if old is OldLogprobs.trainer else 0)
+            assert len(run.series("ppo/mismatch_max")) == (2 if old is OldLogprobs.trainer else 0)
+            series.append(run.series("ppo/policy_loss") + run.series("ppo/kl_sequence"))
+        np.testing.assert_allclose(series[0], series[1], atol=1e-5)
+
+    def test_micro_batches_follow_how_the_loaded_model_takes_sequences(self, tmp_path: Path):
+        counts = []
+        for packed in (False, True):
+            config = small_config()
+            config.trainer.micro_batch_tokens = 60
+            run = Run(tmp_path / str(packed), config)
+            run.roles.policy.packed = run.roles.critic.packed = packed
+            ppo(run.session)
+            steps = run.hub.facts("policy.update")[0]["steps"][0]
+            counts.append(sum(len(step.ppo.work.micro_batches) for step in steps))
+        assert counts[1] < counts[0]
 
     def test_sync_publishes_receives_probes_compares_then_admits(self, tmp_path: Path):
         run = Run(tmp_path)

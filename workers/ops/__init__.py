@@ -6,6 +6,7 @@ is boolean and True = counts; a masked position may hold anything, NaN included,
 
 from workers.ops.advantages import gae, kl_shaped_rewards
 from workers.ops.kl import AdaptiveKLController, KLKind, kl_estimate
+from workers.ops.linear_logprobs import linear_logprobs
 from workers.ops.logprobs import entropy, token_logprobs
 from workers.ops.losses import (
     next_token_loss,
@@ -28,6 +29,7 @@ __all__ = [
     "gae",
     "kl_estimate",
     "kl_shaped_rewards",
+    "linear_logprobs",
     "masked_mean",
     "masked_sum",
     "next_token_loss",
