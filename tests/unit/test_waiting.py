@@ -89,8 +89,8 @@ def arrivals(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_parts_come_as_they_are_ready_and_then_no_more(arrivals):
-    arrivals.add(Stream("a", "A"), 0, "rollout rank 0")
-    arrivals.add(Stream("b", "B", "c", "C"), 1, "rollout rank 1")
+    arrivals.add(Stream("A", "a"), 0, "rollout rank 0")
+    arrivals.add(Stream("B", "b", "C", "c"), 1, "rollout rank 1")
     assert [arrivals.next() for _ in range(4)] == [
         (1, "b", "B"), (1, "c", "C"), (0, "a", "A"), None,
     ]  # fmt: skip
@@ -99,7 +99,7 @@ def test_parts_come_as_they_are_ready_and_then_no_more(arrivals):
 def test_a_call_can_join_after_others_have_ended(arrivals):
     arrivals.add(Stream(), 0, "rollout rank 0")
     assert arrivals.next() is None
-    arrivals.add(Stream("d", "D"), 0, "rollout rank 0")
+    arrivals.add(Stream("D", "d"), 0, "rollout rank 0")
     assert arrivals.next() == (0, "d", "D")
 
 
@@ -107,7 +107,7 @@ def test_an_engine_that_fails_or_dies_in_its_stream_is_named(arrivals):
     arrivals.add(Stream(task_error(RuntimeError("no such op"))), 0, "rollout rank 0")
     with pytest.raises(RoleError, match="rollout rank 0 failed: RuntimeError"):
         arrivals.next()
-    arrivals.add(Stream("b", "B", ActorDiedError()), 1, "rollout rank 1")
+    arrivals.add(Stream("B", "b", ActorDiedError()), 1, "rollout rank 1")
     arrivals.next()
     with pytest.raises(RoleDiedError, match="rollout rank 1 ended"):
         arrivals.next()
@@ -115,7 +115,7 @@ def test_an_engine_that_fails_or_dies_in_its_stream_is_named(arrivals):
 
 def test_a_stream_that_stays_silent_is_late(arrivals, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(waiting.ray, "wait", lambda refs, **_: ([], refs))
-    arrivals.add(Stream("a", "A"), 0, "rollout rank 0")
+    arrivals.add(Stream("A", "a"), 0, "rollout rank 0")
     with pytest.raises(DeadlineError, match="no answer within 60 s: rollout: generate") as caught:
         arrivals.next()
     assert caught.value.where == "rollout rank 0"
