@@ -10,8 +10,9 @@ import torch
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from orchestrator import waiting
-from orchestrator.waiting import Arrivals, Pending, Position, everything
+from orchestrator.waiting import Arrivals, EngineLine, Pending, Position, everything
 from workers.errors import DeadlineError, RoleDiedError, RoleError
+from workers.pulse import Pulse
 
 
 @pytest.fixture
@@ -119,3 +120,62 @@ def test_a_stream_that_stays_silent_is_late(arrivals, monkeypatch: pytest.Monkey
     with pytest.raises(DeadlineError, match="no answer within 60 s: rollout: generate") as caught:
         arrivals.next()
     assert caught.value.where == "rollout rank 0"
+
+
+class FakeEngine:
+    """Verbs return their own reference; the test says which references are ready."""
+
+    def __init__(self) -> None:
+        self.verb, self.ready, self.asked = "", {"pulse", "alive"}, []
+
+    def __getattr__(self, name: str) -> Any:
+        class Verb:
+            @staticmethod
+            def remote() -> str:
+                self.asked.append(name)
+                return name
+
+        return Verb
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake = FakeEngine()
+
+    def wait(refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        return [r for r in refs if r in fake.ready], [r for r in refs if r not in fake.ready]
+
+    def get(ref: str, timeout: float) -> Any:
+        return Pulse(fake.verb, 0, 0.0, ()) if ref == "pulse" else False
+
+    monkeypatch.setattr(waiting.ray, "wait", wait)
+    monkeypatch.setattr(waiting.ray, "get", get)
+    return fake
+
+
+def test_an_idle_engine_has_to_sample_a_token(engine: FakeEngine):
+    line = EngineLine(engine, "rollout rank 0")
+    line.ask()
+    assert line.answer() is not None  # what it does is not known before
+    line.ask()
+    assert engine.asked == ["pulse", "pulse", "alive"]
+    engine.ready.remove("alive")
+    for _ in range(3):
+        assert line.answer() is None  # the process answers, and the engine does not
+        line.ask()
+    assert engine.asked.count("alive") == 1
+    engine.ready.add("alive")
+    assert line.answer() is not None
+
+
+def test_a_token_that_queues_behind_work_is_not_waited_for(engine: FakeEngine):
+    line = EngineLine(engine, "rollout rank 0")
+    line.ask()
+    line.answer()
+    engine.ready.remove("alive")
+    line.ask()
+    engine.verb = "generate_shards"
+    assert line.answer() is not None
+    engine.verb = "alive"
+    line.ask()
+    assert line.answer() is None
