@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.account import Account
 from orchestrator.dispatch import Dispatch
 from orchestrator.generating import Generating
 from workers.errors import LedgerError, RoleError
 from workers.messages import GenerationRequest, RolloutSummary
+from workers.timing import Reply
 
 
 def request(n: int, prompt: int = 4, samples: int = 1) -> GenerationRequest:
@@ -134,12 +138,14 @@ class Engines:
         rank, ids = self._parts.pop(0)
         zeros = np.zeros(len(ids), np.int64)
         made = np.zeros((len(ids), 2), np.int64)
-        return rank, RolloutSummary(np.array(ids), zeros, zeros, zeros, zeros, made), f"{ids}"
+        summary = RolloutSummary(np.array(ids), zeros, zeros, zeros, zeros, made)
+        return rank, Reply(summary, ()), f"{ids}"
 
 
 def generating(*parts: tuple[int, list[int]], together: bool, groups: int = 0) -> Generating:
     dispatch = Dispatch([request(n) for n in range(4)], range(2), 10, groups)
-    return Generating(0, dispatch, Engines(*parts), together=together)  # type: ignore[arg-type]
+    engines: Any = Engines(*parts)
+    return Generating(0, dispatch, engines, Account(), together=together)
 
 
 def test_parts_stand_in_the_order_of_arrival_and_their_sum_in_that_of_the_engines():
