@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 
 from benchmarks.common import ROOT, machine, write_result
+from orchestrator.account import Account
 from orchestrator.cluster import start_cluster
 from orchestrator.config import (
     ClusterConfig,
@@ -134,7 +135,7 @@ class Ours:
         layout = place_roles(config.cluster, [RoleName.rollout])
         self._running = start_cluster(config.cluster, layout, 120.0)
         cluster = self._running.__enter__()
-        self.rollout = Fleet(config, cluster, Position()).rollout
+        self.rollout = Fleet(config, cluster, Position(), Account()).rollout
         self.pids = [info.pid for info in self.rollout.start(spec, VERSION).result()]
 
     def __call__(self, requests: list[GenerationRequest]) -> Turn:

@@ -119,6 +119,21 @@ class CriticInit(Enum):
     sft = "sft"  # with a head of zeros
 
 
+class OnNonFinite(Enum):
+    """What a NaN or an infinity in training leads to; the culprits are kept in samples/ first."""
+
+    stop = "stop"
+    skip = "skip"  # the optimizer step; before the update: like roll_back
+    roll_back = "roll_back"  # to the newest checkpoint, and leave the culprits out
+
+
+class OnLimit(Enum):
+    """What a policy that has moved too far leads to."""
+
+    stop = "stop"
+    roll_back = "roll_back"  # to the newest checkpoint, with twice the KL coefficient from there
+
+
 class KLControl(Enum):
     """How the KL coefficient moves."""
 
@@ -271,6 +286,23 @@ class CheckpointConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class SupervisionConfig:
+    """When a worker counts as lost, and how often it is made anew."""
+
+    probe_seconds: float = 10.0  # between two probes of a worker; all are asked, busy or not
+    probes_to_condemn: int = 3  # unanswered in a row: it is lost after as many intervals
+    stall_seconds: float = 600.0  # a busy worker without one model pass or engine step hangs
+    max_restarts: int = 3  # of one worker within the window; 0 = a loss ends the run
+    restart_window_seconds: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _positive(
+            self, "probe_seconds", "probes_to_condemn", "stall_seconds", "restart_window_seconds"
+        )
+        _at_least_zero(self, "max_restarts")
+
+
+@dataclass(slots=True, kw_only=True)
 class RunConfig:
     """Where the run writes, and how long anything may take."""
 
@@ -281,6 +313,7 @@ class RunConfig:
     call_seconds: float = 1800.0  # deadline for one call to a role
     collective_seconds: float = 300.0  # deadline inside a collective
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     grace_seconds: float = 30.0  # from SIGTERM to the next step boundary; 0 = stop at once
 
     def __post_init__(self) -> None:
@@ -533,11 +566,14 @@ class RewardConfig:
 
     kind: RewardKind = RewardKind.model
     function: str = ""  # "package.module:callable" (prompts, responses) -> list[float]
+    function_seconds: float = 600.0  # deadline of one call of the function; 0 = none
+    function_retries: int = 1  # for sequences on which it raised, was late, or gave no number
     bridge: TextBridge = TextBridge.tokens
     micro_batch_tokens: int = 8192  # token budget of one pass, of the reference model too
 
     def __post_init__(self) -> None:
         _positive(self, "micro_batch_tokens")
+        _at_least_zero(self, "function_seconds", "function_retries")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -624,9 +660,11 @@ class KLConfig:
     coefficient: float = 0.05  # reward units per nat; the start value when adaptive
     target: float = 6.0  # nats a sequence (adaptive)
     horizon: int = 10_000  # sequences (adaptive)
+    limit: float = 0.0  # nats a sequence, mean of an iteration; above it `on_limit`; 0 = none
+    on_limit: OnLimit = OnLimit.stop
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "coefficient")
+        _at_least_zero(self, "coefficient", "limit")
         _positive(self, "target", "horizon")
 
 
@@ -664,6 +702,7 @@ class AlgorithmConfig:
     old_logprobs: OldLogprobs = OldLogprobs.trainer
     kl: KLConfig = field(default_factory=KLConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx
+    on_non_finite: OnNonFinite = OnNonFinite.stop  # in every stage that trains
     critic_init: CriticInit = CriticInit.reward_model
     critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
     ema_decay: float = 0.0  # 0 = off; the saved policy is the average when on (paper: .992)

@@ -9,6 +9,7 @@ from orchestrator.config import (
     Accelerator,
     Config,
     LoraConfig,
+    OnNonFinite,
     OptimizerConfig,
     Packing,
     Precision,
@@ -83,6 +84,7 @@ def group_spec(config: Config, role: RoleResources) -> GroupSpec:
         collective_seconds=config.run.collective_seconds,
         weight_bucket_bytes=config.trainer.weight_bucket_mib << 20,
         seed=derive(config.seed, "trainer"),
+        skip_non_finite=config.algorithm.on_non_finite is OnNonFinite.skip,
         offload=config.trainer.offload.value,
     )
 
@@ -165,6 +167,8 @@ def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) ->
         function="",
         bridge=config.reward.bridge.value,
         policy_checkpoint=policy_checkpoint,
+        function_seconds=config.reward.function_seconds,
+        function_retries=config.reward.function_retries,
     )
 
 

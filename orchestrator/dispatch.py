@@ -65,6 +65,13 @@ class Dispatch:
         """How many of them are enough."""
         return self._quota[rank]
 
+    def wanted(self, rank: int) -> int:
+        """How many more of an engine's requests are enough."""
+        return self._quota[rank] - (len(self.hand(rank)) - len(self._owed(rank)))
+
+    def _owed(self, rank: int) -> list[int]:
+        return [n for n in np.flatnonzero(self._engine == rank) if self._left[n]]
+
     def came_back(self, rank: int, ids: Iterable[int]) -> None:
         """Note finished sequences.
 
@@ -85,7 +92,7 @@ class Dispatch:
 
     def unfinished(self, rank: int) -> list[GenerationRequest]:
         """What an engine still owes, in the order given; none once enough have come back."""
-        owed = [n for n in np.flatnonzero(self._engine == rank) if self._left[n]]
+        owed = self._owed(rank)
         done = int((self._engine == rank).sum()) - len(owed)
         return [self._requests[n] for n in owed] if done < self._quota[rank] else []
 

@@ -7,12 +7,15 @@ pretrain and fine-tune.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from orchestrator.account import Account
 from orchestrator.cluster import Cluster
 from orchestrator.config import Config, RoleName
 from orchestrator.derive import group_spec, rollout_environment
+from orchestrator.losses import Losses
 from orchestrator.roles import (
     CriticGroup,
     Launch,
@@ -21,7 +24,11 @@ from orchestrator.roles import (
     RewardGroup,
     RolloutGroup,
 )
+from orchestrator.run_folder import RunFolder, write_json
+from orchestrator.supervision import Rules
 from orchestrator.waiting import Position
+from orchestrator.watch import Watch
+from workers.errors import RehearsalError
 from workers.messages import RoleInfo
 
 _GROUPS = {
@@ -33,17 +40,35 @@ _GROUPS = {
 }
 
 
+def _watch(config: Config) -> Watch:
+    supervision = config.run.supervision
+    rules = Rules(
+        probe_seconds=supervision.probe_seconds,
+        probes_to_condemn=supervision.probes_to_condemn,
+        max_restarts=supervision.max_restarts,
+        window_seconds=supervision.restart_window_seconds,
+    )
+    return Watch(rules, supervision.stall_seconds, logs=Path(config.run.dir).resolve() / "logs")
+
+
 class Fleet:
     """Typed access to the role groups of one run."""
 
     def __init__(
-        self, config: Config, cluster: Cluster, position: Position, account: Account
+        self,
+        config: Config,
+        cluster: Cluster,
+        position: Position,
+        account: Account,
+        losses: Losses | None = None,
     ) -> None:
         self._account = account
         self._config = config
         self._cluster = cluster
         self._position = position
         self._groups: dict[RoleName, Any] = {}
+        self._losses = losses
+        self.watch = _watch(config)
 
     def bring_up(self, *names: RoleName) -> None:
         """Make the missing groups, all at the same time, and wait until their processes stand."""
@@ -70,7 +95,63 @@ class Fleet:
             call_seconds=self._config.run.call_seconds,
             position=self._position,
             account=self._account,
+            watch=self.watch,
+            announce=self._announce,
+            lost=self._lost,
         )
+
+    def _lost(self, worker: str, error: RehearsalError) -> None:
+        if self._losses is not None:
+            self._losses.add([worker], error)
+
+    def _announce(self) -> None:
+        """Keep who is where, for people and tools that look for a process of the run."""
+        workers = [asdict(info) for info in self.infos()]
+        write_json(RunFolder(Path(self._config.run.dir).resolve()).workers, workers)
+
+    def replace_lost(self) -> list[str]:
+        """End every group that lost a worker; its next use makes it anew, in the same places.
+
+        Engines that a transfer of weights left half loaded count as lost.
+
+        Returns:
+            The workers that were lost.
+
+        Raises:
+            RoleDiedError: one of them has used up its restarts.
+        """
+        everyone = [g.name(rank) for g in self._groups.values() for rank in range(g.size)]
+        lost = self.watch.lost(everyone)
+        for name, group in list(self._groups.items()):
+            mine = [group.name(rank) for rank in range(group.size)]
+            gone = [worker for worker in mine if worker in lost]
+            if not gone and name is RoleName.rollout:
+                gone = self._half_loaded()
+                lost += gone
+            if gone:
+                for worker in mine:
+                    self.watch.require_restart(worker, f"{gone[0]} was lost")
+                group.kill()
+                del self._groups[name]
+        return lost
+
+    def abandon(self) -> None:
+        """End engines that still sample for steps that will be done again."""
+        rollout = self._groups.get(RoleName.rollout)
+        if rollout is not None and rollout.sampling:
+            rollout.kill()
+            del self._groups[RoleName.rollout]
+
+    def _half_loaded(self) -> list[str]:
+        rollout = self.rollout
+        states = rollout.states().result()
+        return [
+            rollout.name(n) for n, s in enumerate(states) if s.version >= 0 and s.status == "empty"
+        ]
+
+    def holds(self, name: RoleName) -> bool:
+        """Whether the group is there, with what it was last given."""
+        return name in self._groups
 
     def _group(self, name: RoleName) -> Any:
         self.bring_up(name)

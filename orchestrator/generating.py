@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -10,8 +10,11 @@ from orchestrator.account import Account
 from orchestrator.dispatch import Dispatch
 from orchestrator.handles import Generation, Rollouts, joined
 from orchestrator.waiting import Arrivals
-from workers.errors import RoleError
-from workers.messages import RolloutSummary
+from workers.errors import RoleDiedError, RoleError, RoleHungError
+from workers.messages import GenerationRequest, RolloutSummary
+
+Ask = Callable[[int, int, list[GenerationRequest]], None]  # rank, version, what it owes
+Again = Callable[[str, RoleError], None]  # the engine's name, and how it was lost
 
 
 class Generating(Generation):
@@ -25,12 +28,28 @@ class Generating(Generation):
         account: Account,
         *,
         together: bool,
+        ask: Ask | None = None,
+        again: Again | None = None,
     ) -> None:
+        """Follow calls that were started.
+
+        Args:
+            call: Their number.
+            dispatch: Who was asked for what.
+            arrivals: Listens to them.
+            account: Is told when they ran.
+            together: What several engines give is one part.
+            ask: Starts another call, on an engine that was made anew.
+            again: Makes an engine anew and has every open generation ask it; None: a loss ends
+                the generation.
+        """
         self.call = call
         self._account = account
         self.arrivals = arrivals
         self._dispatch = dispatch
-        self._together = together  # what several engines give is one part
+        self._together = together
+        self._ask = ask
+        self._again = again
         self._parts: list[Rollouts] = []
         self._from: list[int] = []  # rank that each part came from
 
@@ -55,12 +74,25 @@ class Generating(Generation):
             pass
         return joined([self._parts[n] for n in np.argsort(self._from, kind="stable")])
 
+    def ask_anew(self, rank: int, version: int) -> None:
+        """Forget the calls of an engine's old process, and ask the new one for what is owed."""
+        self.arrivals.forget(rank)
+        owed = self._dispatch.unfinished(rank)
+        if owed and self._ask is not None:
+            self._ask(rank, version, owed)
+
     def _receive(self) -> bool:
         """Wait for one more part; False when enough has come."""
         owed = self.owed
         if not owed:
             return False
-        arrived = self.arrivals.next()
+        try:
+            arrived = self.arrivals.next()
+        except (RoleDiedError, RoleHungError) as error:
+            if self._again is None:
+                raise
+            self._again(error.where, error)
+            return self._receive()
         if arrived is None:
             raise RoleError(
                 "generation ended before all was there",

@@ -6,7 +6,7 @@ anything else that keeps the same promises can take their place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -165,6 +165,33 @@ class Rollout(Protocol):
 
     def admit(self, version: int) -> Answer[None]:
         """Let the engines serve `version`."""
+        ...
+
+    # Brings one engine that was made anew to the version that its peers serve; None while nobody
+    # holds these weights any more.
+    refresh: Callable[[int, int], None] | None
+
+    def replace_lost(self) -> list[str]:
+        """Make engines that died or hang anew, on the checkpoint they started on; names them."""
+        ...
+
+    def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
+        """Like `receive_weights`, of one engine."""
+        ...
+
+    def probe_alone(
+        self,
+        rank: int,
+        prompts: list[tuple[int, ...]],
+        max_tokens: int,
+        temperature: float,
+        version: int,
+    ) -> Rollouts:
+        """Like `probe`, of one engine."""
+        ...
+
+    def admit_alone(self, rank: int, version: int) -> None:
+        """Like `admit`, of one engine."""
         ...
 
 
@@ -387,4 +414,20 @@ class Roles(Protocol):
 
     def infos(self) -> list[RoleInfo]:
         """Role, rank, process and node of every worker that was made."""
+        ...
+
+    def replace_lost(self) -> list[str]:
+        """End every group that lost a worker, to be made anew on its next use; names the lost.
+
+        Raises:
+            RoleDiedError: one of them has used up its restarts.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """End engines that still sample for steps that will be done again."""
+        ...
+
+    def holds(self, name: RoleName) -> bool:
+        """Whether the group is there, with what it was last given."""
         ...

@@ -153,7 +153,7 @@ class LiveView:
     def stage(self, name: str, total_steps: int) -> None:
         """Begin a stage of `total_steps` steps."""
         with self._lock:
-            known = [s for s in self._state.stages if s.name == name and s.started is None]
+            known = [s for s in self._state.stages if s.name == name and s.ended is None]
             stage = known[0] if known else StageState(name)
             if not known:
                 self._state.stages.append(stage)

@@ -117,6 +117,7 @@ _PPO = {
     "open": Metric("sequences", "asked for ahead of their turn, not yet trained or dropped"),
     "trained": Metric("sequences", "sequences trained on"),
     "dropped": Metric("sequences", "sequences dropped, each with a reason"),
+    "skipped_steps": Metric("steps", "optimizer steps skipped, of policy and critic: not finite"),
     "mismatch_max": Metric("nats", "largest |trainer - engine| log-probability"),
     "mismatch_mean": Metric("nats", "mean |trainer - engine| log-probability"),
     "mismatch_k3": Metric("nats/token", "KL(engine || trainer), k3 estimate, mean"),

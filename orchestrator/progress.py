@@ -24,6 +24,7 @@ def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> 
         "own": dict(own),
         "finished": list(session.saves.finished),
         "counters": session.counters(),
+        "amends": session.amends.state(),
         "seconds": time.monotonic() - session.started,
         "checkpoints": {name: str(path.relative_to(home)) for name, path in _made(session).items()},
         "findings": asdict(session.findings),
@@ -34,12 +35,24 @@ def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> 
 
 def apply(session: Session, progress: Mapping[str, Any]) -> None:
     """Put a captured state into a session that has not done anything yet."""
-    session.restore_counters(progress["counters"])
+    _apply_results(session, progress)
     session.started -= progress["seconds"]
+    session.telemetry.restore(progress["telemetry"])
+
+
+def go_back(session: Session, progress: Mapping[str, Any]) -> None:
+    """Put a captured state into the session that captured it; the time since then is spent."""
+    session.telemetry.forget_open_steps()
+    session.folder.reopen(progress["appended"])
+    _apply_results(session, progress)
+
+
+def _apply_results(session: Session, progress: Mapping[str, Any]) -> None:
+    session.restore_counters(progress["counters"])
+    session.amends.restore(progress["amends"])
     for name, path in progress["checkpoints"].items():
         session.checkpoints[name] = str(session.folder.path / path)
     session.findings = from_plain(type(session.findings), progress["findings"])
-    session.telemetry.restore(progress["telemetry"])
 
 
 def products(session: Session, stage: str) -> list[Path]:

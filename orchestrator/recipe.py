@@ -27,8 +27,10 @@ from orchestrator.data_sets import all_sets
 from orchestrator.fleet import Fleet
 from orchestrator.harness import check_harness_ready
 from orchestrator.live import LiveView
+from orchestrator.losses import Losses
 from orchestrator.plan import Plan
 from orchestrator.progress import apply
+from orchestrator.recovery import run_supervised
 from orchestrator.report import write_report
 from orchestrator.resume import Start, package_versions, plain_config
 from orchestrator.run_folder import RunFolder
@@ -106,17 +108,19 @@ def run_recipe(
             error_logs=folder / "logs",
         ) as cluster,
     ):
+        losses = Losses(run_folder, position)
         session = Session(
             config=config,
             folder=run_folder,
             source=source,
             telemetry=telemetry,
             live=live,
-            fleet=Fleet(config, cluster, position, telemetry.account),
+            fleet=Fleet(config, cluster, position, telemetry.account, losses),
             position=position,
             started=started,
             checkpoints=given,
             saves=saves,
+            losses=losses,
         )
         session.findings.start |= {"imports": imported - started, "data": read - imported}
         session.reached("ray")
@@ -139,7 +143,7 @@ def run_recipe(
 def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:
     session.position.stage, session.position.step = stage.value, 0
     with session.telemetry.stage_span(stage.value):
-        STAGES[stage](session)
+        run_supervised(session, STAGES[stage])
     session.finish(stage.value, last=last)
     session.live.finish_stage()
 
@@ -263,6 +267,7 @@ def summarise(session: Session) -> Summary:
             stages=telemetry.stage_seconds(),
             ppo_phases=telemetry.phase_seconds(),
         ),
+        restarts=session.losses.count,
         roles=tuple(session.fleet.infos()),
         data=accounts(session.source),
     )

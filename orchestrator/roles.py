@@ -8,12 +8,13 @@ and sees per-sequence scalars only.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -23,12 +24,30 @@ from orchestrator.account import Account
 from orchestrator.dispatch import Dispatch
 from orchestrator.generating import Generating
 from orchestrator.handles import WHOLE, Experience, Fields, Generation, Ref, Rollouts, joined
-from orchestrator.waiting import Arrivals, Pending, Position, everything, first, glance, nothing
+from orchestrator.waiting import (
+    Arrivals,
+    EngineLine,
+    Pending,
+    Position,
+    PulseLine,
+    everything,
+    first,
+    glance,
+    nothing,
+)
+from orchestrator.watch import Watch
 from workers.critic import CriticWorker
-from workers.errors import DeadlineError
+from workers.errors import (
+    DeadlineError,
+    RehearsalError,
+    RoleDiedError,
+    RoleError,
+    RoleHungError,
+)
 from workers.experience import gather_scores
 from workers.messages import (
     Delivery,
+    EngineState,
     ExperienceBatch,
     ExperienceSummary,
     FileRecord,
@@ -55,6 +74,7 @@ from workers.messages import (
     Work,
 )
 from workers.policy import PolicyWorker
+from workers.pulse import Pulse, pulse, stacks, traced
 from workers.reference import ReferenceWorker
 from workers.reward import RewardWorker
 from workers.rollout import RolloutWorker
@@ -69,6 +89,8 @@ from workers.specs import (
 )
 from workers.timing import Reply, fetching, timed_verbs
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -80,6 +102,9 @@ class Launch:
     call_seconds: float
     position: Position
     account: Account = field(default_factory=Account)
+    watch: Watch | None = None
+    announce: Callable[[], None] = lambda: None  # the processes of the group are known
+    lost: Callable[[str, RehearsalError], None] = lambda *_: None  # a worker, and how it showed
 
 
 def _fetch(refs: Sequence[Ref]) -> list[Any]:
@@ -97,8 +122,29 @@ def _fetch(refs: Sequence[Ref]) -> list[Any]:
 _FETCH_SECONDS = 600.0
 
 
-# Verbs of this group run beside the others, which wait for each other.
-_CONTROL = "control"
+# Verbs of these groups run beside the others, which wait for each other.
+_CONTROL, _HEALTH = "control", "health"
+_BESIDE = ("interrupt", "pause")
+
+
+def _vital(worker: type[T]) -> type[T]:
+    """The verbs of a worker leave traces, and two more report them from a thread of their own."""
+    for name, member in inspect.getmembers(worker, inspect.isfunction):
+        if not name.startswith("_") and name not in _BESIDE:
+            setattr(worker, name, traced(name, member))
+    health = ray.method(concurrency_group=_HEALTH)
+    setattr(worker, "pulse", health(_pulse))  # noqa: B010
+    setattr(worker, "stacks", health(_stacks))  # noqa: B010
+    return worker
+
+
+def _pulse(_: Any) -> Pulse:
+    return pulse()
+
+
+def _stacks(_: Any) -> str:
+    return stacks()
+
 
 # Answers bring along when their call ran, which the driver's account of time takes off them.
 _timed = timed_verbs(lambda verb: getattr(verb, "__ray_num_returns__", 1))
@@ -107,6 +153,7 @@ _timed = timed_verbs(lambda verb: getattr(verb, "__ray_num_returns__", 1))
 # asks for it, and something small, which is all that the driver fetches.
 
 
+@_vital
 @_timed
 class _RolloutActor(RolloutWorker):
     @ray.method(num_returns="streaming")
@@ -117,16 +164,16 @@ class _RolloutActor(RolloutWorker):
         sampling: Sampling,
         version: int,
         delivery: Delivery,
-    ) -> Iterator[RolloutSummary | RolloutBatch]:
+    ) -> Iterator[RolloutBatch | RolloutSummary]:
         for batch in self.generate_parts(call, requests, sampling, version, delivery):
-            yield batch.summary()
             yield batch
+            yield batch.summary()
 
     @ray.method(num_returns="streaming")
-    def proceed_shards(self, call: int, version: int) -> Iterator[RolloutSummary | RolloutBatch]:
+    def proceed_shards(self, call: int, version: int) -> Iterator[RolloutBatch | RolloutSummary]:
         for batch in self.proceed(call, version):
-            yield batch.summary()
             yield batch
+            yield batch.summary()
 
     @ray.method(concurrency_group=_CONTROL)
     def interrupt(self) -> None:
@@ -146,12 +193,14 @@ class _RolloutActor(RolloutWorker):
         return batch, batch.summary()
 
 
+@_vital
 @_timed
 class _RewardActor(RewardWorker):
     def score_shards(self, ids: np.ndarray, shards: Sequence[Ref]) -> Scores:
         return self.score(ids, _fetch(shards))
 
 
+@_vital
 @_timed
 class _ReferenceActor(ReferenceWorker):
     @ray.method(num_returns=2)
@@ -161,6 +210,7 @@ class _ReferenceActor(ReferenceWorker):
         return self.logprobs(work, _fetch(shards), temperature), None
 
 
+@_vital
 @_timed
 class _PolicyActor(PolicyWorker):
     @ray.method(num_returns=2)
@@ -175,6 +225,7 @@ class _PolicyActor(PolicyWorker):
         return self.update(steps, _fetch(shards), loss)
 
 
+@_vital
 @_timed
 class _CriticActor(CriticWorker):
     @ray.method(num_returns=2)
@@ -207,7 +258,9 @@ class _Group:
 
     role: str
     worker: type
-    concurrency: Mapping[str, int] = {}  # threads of named groups of verbs
+    line: type[PulseLine] = PulseLine
+    replicas = False  # each worker is whole by itself, and can be made anew alone
+    concurrency: Mapping[str, int] = MappingProxyType({_HEALTH: 1})  # threads of groups of verbs
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
@@ -217,12 +270,21 @@ class _Group:
         self._spawn()
 
     def _spawn(self) -> None:
+        self.actors = [self._make(rank) for rank in range(self._launch.workers)]
+
+    def _make(self, rank: int) -> Any:
+        """A process for one rank, in the place that the plan gives it."""
         remote: Any = ray.remote
         make = remote(concurrency_groups=dict(self.concurrency))(self.worker)
-        self.actors = [
-            make.options(**self._launch.options(rank)).remote(rank)
-            for rank in range(self._launch.workers)
-        ]
+        actor = make.options(**self._launch.options(rank)).remote(rank)
+        if self._launch.watch is not None:
+            name = self.name(rank)
+            self._launch.watch.add(name, self.line(actor, name))
+        return actor
+
+    def name(self, rank: int) -> str:
+        """What a worker is called everywhere."""
+        return f"{self.role} rank {rank}"
 
     @property
     def size(self) -> int:
@@ -237,44 +299,114 @@ class _Group:
         *,
         ranks: Sequence[int] | None = None,
         starting: bool = False,
+        again: bool = False,
     ) -> Pending[Any]:
-        """Start `call(actor, rank)` on the chosen ranks."""
+        """Start `call(actor, rank)` on the chosen ranks.
+
+        Args:
+            doing: What the call does.
+            call: Starts it.
+            combine: Makes the answer of the group from those of the ranks.
+            ranks: The chosen ones; None: all.
+            starting: It imports or loads.
+            again: A worker that is lost meanwhile is made anew, and called again.
+        """
         chosen = range(self.size) if ranks is None else ranks
         seconds = self._launch.start_seconds if starting else self._launch.call_seconds
-        account, calls, refs = self._launch.account, list[int](), list[Any]()
-        for rank in chosen:
+        account, calls = self._launch.account, dict[int, int]()
+
+        def start(rank: int) -> Any:
             sent = account.now()
-            refs.append(call(self.actors[rank], rank))
-            calls.append(account.sent(self.role, rank, sent, partial(glance, refs[-1])))
+            ref = call(self.actors[rank], rank)
+            calls[rank] = account.sent(self.role, rank, sent, partial(glance, ref))
+            return ref
+
+        def once_more(number: int, error: RoleError) -> Any:
+            self._revive(chosen[number], error)
+            return start(chosen[number])
+
+        refs = [start(rank) for rank in chosen]
 
         def take(replies: list[Reply]) -> Any:
-            for rank, number, reply in zip(chosen, calls, replies, strict=True):
-                account.answered(self.role, rank, number, reply.spans)
+            for rank, reply in zip(chosen, replies, strict=True):
+                account.answered(self.role, rank, calls[rank], reply.spans)
             return combine([reply.value for reply in replies])
 
         return Pending(
             refs,
-            [f"{self.role} rank {rank}" for rank in chosen],
+            [self.name(rank) for rank in chosen],
             f"{self.role}: {doing}",
             seconds,
             self._launch.position,
             take,
+            self._launch.watch,
+            starting=starting,
+            again=once_more if again and self._launch.watch is not None else None,
         )
 
+    def _one(
+        self, doing: str, rank: int, call: Callable[[Any], Any], *, starting: bool = False
+    ) -> Any:
+        """Call one worker and wait for its answer."""
+        return self._all(
+            doing, lambda actor, _: call(actor), first, ranks=[rank], starting=starting
+        ).result()
+
+    @property
+    def _watch(self) -> Watch:
+        assert self._launch.watch is not None, "lost workers are noticed by the watch"
+        return self._launch.watch
+
+    def _revive(self, rank: int, error: RehearsalError) -> Any:
+        """End what is left of a worker and make it anew, with what it had been given.
+
+        Raises:
+            RoleDiedError: it has used up its restarts.
+        """
+        while True:
+            self._replace(rank, error)
+            try:
+                self._reload(rank)
+            except (RoleDiedError, RoleHungError) as another:
+                if another.where != self.name(rank):  # of another role that had to help
+                    raise
+                error = another
+            else:
+                return self.actors[rank]
+
+    def _replace(self, rank: int, error: RehearsalError) -> None:
+        self._watch.require_restart(self.name(rank), error.what)
+        self._launch.lost(self.name(rank), error)
+        ray.kill(self.actors[rank], no_restart=True)
+        self.actors[rank] = self._make(rank)
+
+    def _reload(self, rank: int) -> None:
+        """Give a new worker what its peers hold."""
+        raise NotImplementedError
+
     def _fields(self, doing: str, call: Callable[[Any, int], tuple[Ref, Ref]]) -> Pending[Fields]:
-        shards: list[Ref] = []
-        return self._all(doing, _keeping(shards, call), lambda _: Fields(tuple(shards)))
+        shards: dict[int, Ref] = {}
+        return self._all(
+            doing, _keeping(shards, call), lambda _: Fields(_in_order(shards)), again=self.replicas
+        )
 
     def _bring(self, shards: Sequence[Ref], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
         """Fetch records that workers have made to the driver."""
         names = [f"shard {n} of {len(shards)}, fetched by {self.role}" for n in range(len(shards))]
         seconds = self._launch.call_seconds
         return Pending(
-            list(shards), names, f"{self.role}: fetch", seconds, self._launch.position, combine
+            list(shards),
+            names,
+            f"{self.role}: fetch",
+            seconds,
+            self._launch.position,
+            combine,
+            self._launch.watch,
         )
 
     def _remember(self, infos: list[RoleInfo]) -> list[RoleInfo]:
         self.infos = infos
+        self._launch.announce()
         return infos
 
     def kill(self) -> None:
@@ -284,17 +416,28 @@ class _Group:
         self.actors = []
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the engines are to serve."""
+
+    path: str  # the checkpoint; "" = weights that were sent
+    version: int
+
+
 class RolloutGroup(_Group):
     """n independent generation engines."""
 
-    role, worker = "rollout", _RolloutActor
-    concurrency = MappingProxyType({_CONTROL: 1})
+    role, worker, line = "rollout", _RolloutActor, EngineLine
+    concurrency = MappingProxyType({_CONTROL: 1, _HEALTH: 1})
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
         self._calls = itertools.count()
         launch.account.ask.append(self._tell)
         self._open: list[Generating] = []  # in the order in which they were asked for
+        self._spec: RolloutSpec | None = None
+        self._served = _Served("", -1)
+        self.refresh: Callable[[int, int], None] | None = None
 
     def prepare(self, engine: str) -> Pending[None]:
         """Import the engine while other roles start; nobody needs to wait for it."""
@@ -302,12 +445,44 @@ class RolloutGroup(_Group):
 
     def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Build the engines on a checkpoint's weights, admitted as `version`."""
+        self._spec, self._served = spec, _Served(spec.checkpoint, version)
         return self._all(
             "start",
             lambda actor, _: actor.start.remote(spec, version),
             self._remember,
             starting=True,
+            again=True,
         )
+
+    def replace_lost(self) -> list[str]:
+        """Make engines that died or hang anew; they hold the weights they once started on."""
+        lost = self._watch.lost([self.name(rank) for rank in range(self.size)])
+        if any(self.name(rank) in lost for each in self._open for rank in each.owed):
+            return []  # what they owe began under weights that are gone
+        for rank in range(self.size):
+            if self.name(rank) in lost:
+                self._renew(rank, RoleDiedError(self._watch.life(self.name(rank)).reason))
+        return lost
+
+    def _reload(self, rank: int) -> None:
+        """Start an engine anew and give it the weights that its peers serve."""
+        spec, served = self._spec, self._served
+        assert spec is not None, "start comes before any call that could be lost"
+        self._start_alone(rank)
+        if served.path:
+            self._one("load", rank, lambda a: a.load_checkpoint.remote(served.path, served.version))
+        else:
+            assert self.refresh is not None, "looked at before the engine was ended"
+            self.refresh(rank, served.version)
+
+    def _renew(self, rank: int, error: RehearsalError) -> None:
+        self._replace(rank, error)
+        self._start_alone(rank)
+
+    def _start_alone(self, rank: int) -> None:
+        info = self._one("start", rank, lambda a: a.start.remote(self._spec, 0), starting=True)
+        self.infos[rank] = info
+        self._remember(self.infos)
 
     def restart(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Replace the engines by fresh processes (another architecture)."""
@@ -326,18 +501,54 @@ class RolloutGroup(_Group):
         """Sample requests; they are dealt so that tokens balance, always alike."""
         ranks = range(self.size)
         dispatch = Dispatch(requests, ranks, sampling.max_tokens, delivery.groups)
-        launch, call = self._launch, next(self._calls)
-        arrivals = Arrivals(f"{self.role}: generate", launch.call_seconds, launch.position)
+        arrivals = Arrivals(
+            f"{self.role}: generate",
+            self._launch.call_seconds,
+            self._launch.position,
+            self._launch.watch,
+        )
+        call = next(self._calls)
+
+        def ask(rank: int, version: int, hand: list[GenerationRequest]) -> None:
+            wanted = replace(delivery, groups=dispatch.wanted(rank))
+            stream = self.actors[rank].generate_shards.remote(call, hand, sampling, version, wanted)
+            arrivals.add(stream, rank, self.name(rank))
+
         for rank in dispatch.busy:
-            own = replace(delivery, groups=dispatch.quota(rank))
-            stream = self.actors[rank].generate_shards.remote(
-                call, dispatch.hand(rank), sampling, version, own
-            )
-            arrivals.add(stream, rank, f"{self.role} rank {rank}")
-        self._open = [each for each in self._open if each.owed]
+            ask(rank, version, dispatch.hand(rank))
         together = not delivery.part_sequences
-        self._open.append(Generating(call, dispatch, arrivals, launch.account, together=together))
+        self._open = [each for each in self._open if each.owed]
+        self._open.append(
+            Generating(
+                call,
+                dispatch,
+                arrivals,
+                self._launch.account,
+                together=together,
+                ask=ask,
+                again=self._ask_again,
+            )
+        )
         return self._open[-1]
+
+    def _ask_again(self, name: str, error: RoleError) -> None:
+        """Make an engine anew and give it back, with the same seeds, what it owes.
+
+        Raises:
+            RoleError: `error`, if nobody holds the weights that its peers serve, or it has used up
+                its restarts.
+        """
+        rank = next(n for n in range(self.size) if self.name(n) == name)
+        if self._launch.watch is None or not (self._served.path or self.refresh):
+            raise error
+        self._revive(rank, error)
+        for generating in self._open:
+            generating.ask_anew(rank, self._served.version)
+
+    @property
+    def sampling(self) -> bool:
+        """Whether any engine owes sequences."""
+        return any(generating.owed for generating in self._open)
 
     def pause(self) -> Pending[None]:
         """Interrupt all generations, between two steps of each engine, until `resume`."""
@@ -354,7 +565,7 @@ class RolloutGroup(_Group):
         for generating in self._open:
             for rank in generating.owed:
                 stream = self.actors[rank].proceed_shards.remote(generating.call, version)
-                generating.arrivals.add(stream, rank, f"{self.role} rank {rank}")
+                generating.arrivals.add(stream, rank, self.name(rank))
 
     def hold(self, batch: RolloutBatch) -> Rollouts:
         """Sequences of an earlier process, as if engines had just made them."""
@@ -366,11 +577,37 @@ class RolloutGroup(_Group):
 
     def load_checkpoint(self, path: str, version: int) -> Pending[list[WeightReceipt]]:
         """Load a Hugging Face folder of the same architecture, admitted as `version`."""
+        self._served = _Served(path, version)
         return self._all(
             "load checkpoint",
             lambda actor, _: actor.load_checkpoint.remote(path, version),
             everything,
+            again=True,
         )
+
+    def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
+        """Like `receive_weights`, of one engine."""
+        return self._one("receive weights", rank, lambda a: a.receive_weights.remote(offer))
+
+    def probe_alone(
+        self,
+        rank: int,
+        prompts: list[tuple[int, ...]],
+        max_tokens: int,
+        temperature: float,
+        version: int,
+    ) -> Rollouts:
+        """Like `probe`, of one engine."""
+        shards: dict[int, Ref] = {}
+        call = _keeping(
+            shards, lambda a, _: a.probe_shard.remote(prompts, max_tokens, temperature, version)
+        )
+        summary = self._one("parity probe", rank, lambda a: call(a, rank))
+        return Rollouts(_in_order(shards), summary)
+
+    def admit_alone(self, rank: int, version: int) -> None:
+        """Like `admit`, of one engine."""
+        self._one("admit", rank, lambda a: a.admit.remote(version))
 
     def connect(self, address: GroupAddress) -> Pending[None]:
         """Join the transfer group: the sender is rank 0, each engine's workers follow in order."""
@@ -389,7 +626,7 @@ class RolloutGroup(_Group):
         self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
     ) -> Pending[Rollouts]:
         """Sample a few tokens on every engine, one shard each; serves unverified weights."""
-        shards: list[Ref] = []
+        shards: dict[int, Ref] = {}
         return self._all(
             "parity probe",
             _keeping(
@@ -399,25 +636,53 @@ class RolloutGroup(_Group):
                 ),
             ),
             lambda summaries: joined(
-                [Rollouts((s,), m) for s, m in zip(shards, summaries, strict=True)]
+                [Rollouts((s,), m) for s, m in zip(_in_order(shards), summaries, strict=True)]
             ),
         )
 
+    def states(self) -> Pending[list[EngineState]]:
+        """What each engine would serve."""
+        return self._all("state", lambda actor, _: actor.state.remote(), everything)
+
     def admit(self, version: int) -> Pending[None]:
         """Let the engines serve `version`."""
+        self._served = _Served("", version)
         return self._all("admit", lambda actor, _: actor.admit.remote(version), nothing)
 
 
-class RewardGroup(_Group):
+class _ReplicaGroup(_Group):
+    """Workers that share nothing: one that is lost is loaded again, and its call repeated."""
+
+    replicas = True
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        self._spec: Any = None
+
+    def _load(self, spec: Any) -> Pending[list[RoleInfo]]:
+        self._spec = spec
+        return self._all(
+            "load",
+            lambda actor, _: actor.load.remote(spec),
+            self._remember,
+            starting=True,
+            again=True,
+        )
+
+    def _reload(self, rank: int) -> None:
+        info = self._one("load", rank, lambda a: a.load.remote(self._spec), starting=True)
+        if self.infos:
+            self._remember([*self.infos[:rank], info, *self.infos[rank + 1 :]])
+
+
+class RewardGroup(_ReplicaGroup):
     """n replicas that score whole sequences."""
 
     role, worker = "reward", _RewardActor
 
     def load(self, spec: RewardSpec) -> Pending[list[RoleInfo]]:
         """Load the reward model or function."""
-        return self._all(
-            "load", lambda actor, _: actor.load.remote(spec), self._remember, starting=True
-        )
+        return self._load(spec)
 
     def score(self, rollouts: Rollouts) -> Pending[Scores]:
         """One score or recorded failure a sequence, in the order of the summary."""
@@ -429,6 +694,7 @@ class RewardGroup(_Group):
             lambda actor, rank: actor.score_shards.remote(hands[rank], rollouts.shards),
             lambda parts: gather_scores(parts, ids),
             ranks=busy,
+            again=True,
         )
 
     def score_batch(self, batch: RolloutBatch) -> Pending[Scores]:
@@ -453,7 +719,7 @@ class _LanguageModelGroup(_Group):
         return self._bring(fields.shards, everything)
 
 
-class ReferenceGroup(_LanguageModelGroup):
+class ReferenceGroup(_ReplicaGroup, _LanguageModelGroup):
     """n replicas of a frozen language model."""
 
     role, worker = "reference", _ReferenceActor
@@ -461,9 +727,7 @@ class ReferenceGroup(_LanguageModelGroup):
     def load(self, spec: FrozenModelSpec) -> Pending[list[RoleInfo]]:
         """Load the frozen model."""
         self.packed = spec.packed
-        return self._all(
-            "load", lambda actor, _: actor.load.remote(spec), self._remember, starting=True
-        )
+        return self._load(spec)
 
     def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[FloatArray]]:
         """Summed loss of each row's targets, (B,) nats; one batch a replica."""
@@ -471,6 +735,7 @@ class ReferenceGroup(_LanguageModelGroup):
             "row losses",
             lambda actor, rank: actor.row_losses.remote(batches[rank]),
             everything,
+            again=True,
         )
 
 
@@ -614,7 +879,7 @@ class CriticGroup(_TrainerGroup):
         shaping: ShapingSpec,
     ) -> Pending[Experience]:
         """Token rewards, advantages and returns; each rank builds and keeps its own share."""
-        shards: list[Ref] = []
+        shards: dict[int, Ref] = {}
         inputs = (rollouts.shards, old.shards, reference.shards, values.shards)
         return self._all(
             "build experience",
@@ -624,7 +889,7 @@ class CriticGroup(_TrainerGroup):
                     works[rank], *inputs, scores, shaping
                 ),
             ),
-            lambda summaries: Experience(tuple(shards), tuple(summaries)),
+            lambda summaries: Experience(_in_order(shards), tuple(summaries)),
         )
 
     def update(
@@ -639,16 +904,20 @@ class CriticGroup(_TrainerGroup):
 
 
 def _keeping(
-    shards: list[Ref], call: Callable[[Any, int], tuple[Ref, Ref]]
+    shards: dict[int, Ref], call: Callable[[Any, int], tuple[Ref, Ref]]
 ) -> Callable[[Any, int], Ref]:
-    """Put aside the reference to the data, in rank order; hand on the small one."""
+    """Put aside the reference to the data of each rank; hand on the small one."""
 
     def keeping(actor: Any, rank: int) -> Ref:
         shard, small = call(actor, rank)
-        shards.append(shard)
+        shards[rank] = shard
         return small
 
     return keeping
+
+
+def _in_order(shards: Mapping[int, Ref]) -> tuple[Ref, ...]:
+    return tuple(shards[rank] for rank in sorted(shards))
 
 
 def _join_counts(parts: list[PairCounts]) -> PairCounts:

@@ -51,6 +51,16 @@ class RunFolder:
         return self.path / "error.log"
 
     @property
+    def workers(self) -> Path:
+        """Role, rank, process and node of every worker that stands now."""
+        return self.path / "workers.json"
+
+    @property
+    def losses(self) -> Path:
+        """One JSON object a line: each time that workers were lost and made anew."""
+        return self.path / "losses.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Folder of sampled texts."""
         return self.path / "samples"
@@ -171,7 +181,8 @@ class RunFolder:
             ) from error
 
     def _clear_records(self) -> None:
-        for file in (self.config, self.metrics, self.summary, self.report, self.error_log):
+        records = (self.config, self.metrics, self.summary, self.report, self.error_log)
+        for file in (*records, self.workers, self.losses):
             file.unlink(missing_ok=True)
         logs, events = self.path / "logs", self.path / "tensorboard"
         for directory in (self.samples, self.plots, self.trace, self.state, logs, events):

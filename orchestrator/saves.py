@@ -125,6 +125,22 @@ class Saves:
         """The last stage is over and saved: from here on a signal need not hurry anything."""
         self._stop.close()
 
+    def go_back(self, finished: Sequence[str]) -> SavedRun | None:
+        """Make the newest whole checkpoint what the run goes on from; what was being saved is lost.
+
+        Args:
+            finished: the stages that are finished if there is no checkpoint; None is returned then.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            self._runs.discard(saving.folder)
+        saved, _ = self._runs.newest()
+        if saved is not None:
+            self._runs.continue_from(saved)
+        self._resumed = saved
+        self.finished = list(saved.progress["finished"] if saved else finished)
+        return saved
+
     def stop_if_asked(self, where: str) -> None:
         """End the run here if a signal asked for it.
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from orchestrator import batching, checkpoint, progress
+from orchestrator.amends import Amends
 from orchestrator.config import Config
 from orchestrator.derive import rollout_spec
 from orchestrator.figures import RewardModelFigures
-from orchestrator.handles import Roles, Rollout, Saver
+from orchestrator.handles import Roles, Rollout, Rollouts, Saver
 from orchestrator.live import LiveView
+from orchestrator.losses import Losses
 from orchestrator.run_folder import RunFolder
 from orchestrator.saves import Saves
 from orchestrator.seeds import derive
@@ -60,6 +62,9 @@ class Session:
     started: float  # time.monotonic() at the start of the program, less what earlier ones took
     checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
     saves: Saves
+    losses: Losses
+    amends: Amends = field(default_factory=Amends)
+    rollouts: Rollouts | None = None  # of the iteration in progress
     findings: Findings = field(default_factory=Findings)
     _next_id: int = 0
     _next_version: int = 0
@@ -173,6 +178,10 @@ class Session:
             rollout.start(self._rollout_spec(path), version).result()
         self._engine_shape = shape
         return rollout, version
+
+    def forget_engines(self) -> None:
+        """The engines are new and empty."""
+        self._engine_shape = ""
 
     def _rollout_spec(self, path: str) -> RolloutSpec:
         eos = self.source.tokenizer.eos_token_id

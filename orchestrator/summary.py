@@ -114,6 +114,7 @@ class Summary:
     ledger: LedgerTotals = LedgerTotals()
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
+    restarts: int = 0  # times that workers were lost and made anew
     roles: tuple[RoleInfo, ...] = ()
     data: tuple[SetAccount, ...] = ()  # of runs on files
 

@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator import batching
 from orchestrator.config import RolloutConfig, Transport
 from orchestrator.handles import Policy, Reference, Rollout
-from workers.errors import ChecksumError, ParityError
+from workers.errors import ChecksumError, ParityError, RoleDiedError, RoleHungError
 from workers.messages import RolloutBatch, TokenField, WeightReceipt
 
 
@@ -60,6 +60,16 @@ def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
     )
 
 
+def _require_same(received: WeightReceipt, sent: WeightReceipt, rank: int) -> None:
+    if (received.checksum, received.version) != (sent.checksum, sent.version):
+        raise ChecksumError(
+            f"version {sent.version}: sent {sent.checksum}, received {received.checksum} "
+            f"(version {received.version})",
+            where=f"rollout rank {rank}",
+            mend="check the memory and the network of that node; the engine serves nothing",
+        )
+
+
 class WeightSync:
     """Moves the policy's weights into every engine and proves that they arrived."""
 
@@ -96,21 +106,41 @@ class WeightSync:
         start = time.monotonic()
         if self._config.inflight_updates:
             self._rollout.pause().result()
+        while True:
+            try:
+                sent, parity, arrived = self._transact(version)
+                break
+            except (RoleDiedError, RoleHungError):
+                # In a group of processes those that are left wait for the one that is gone.
+                if self._config.transport is not Transport.shm or not self._rollout.replace_lost():
+                    raise
+        if self._config.inflight_updates:
+            self._rollout.resume(version)
+        if self._config.transport is Transport.shm:
+            self._rollout.refresh = self._bring_up
+        return SyncReport(version, sent.nbytes, time.monotonic() - start, parity, arrived - start)
+
+    def policy_moves(self) -> None:
+        """The policy is about to change: what the engines serve can be sent no more."""
+        self._rollout.refresh = None
+
+    def _transact(self, version: int) -> tuple[WeightReceipt, Parity, float]:
+        """What was sent, how it compares, and when all of it had arrived."""
         sent, received = self._transfer(version)
         arrived = time.monotonic()
         for rank, receipt in enumerate(received):
-            if (receipt.checksum, receipt.version) != (sent.checksum, version):
-                raise ChecksumError(
-                    f"version {version}: sent {sent.checksum}, received {receipt.checksum} "
-                    f"(version {receipt.version})",
-                    where=f"rollout rank {rank}",
-                    mend="check the memory and the network of that node; the engine serves nothing",
-                )
+            _require_same(receipt, sent, rank)
         parity = self._probe(version)
         self._rollout.admit(version).result()
-        if self._config.inflight_updates:
-            self._rollout.resume(version)
-        return SyncReport(version, sent.nbytes, time.monotonic() - start, parity, arrived - start)
+        return sent, parity, arrived
+
+    def _bring_up(self, rank: int, version: int) -> None:
+        """The same transaction with one engine, which was lost while its peers serve `version`."""
+        offer = self._policy.publish_weights(version, self._config.transport.value).result()
+        sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
+        _require_same(self._rollout.receive_alone(rank, offer), sent, rank)
+        self._probe(version, rank)
+        self._rollout.admit_alone(rank, version)
 
     def _transfer(self, version: int) -> tuple[WeightReceipt, list[WeightReceipt]]:
         offer = self._policy.publish_weights(version, self._config.transport.value).result()
@@ -121,9 +151,9 @@ class WeightSync:
         sent = self._policy.send_weights(offer).result()
         return sent, receiving.result()
 
-    def _probe(self, version: int) -> Parity:
+    def _probe(self, version: int, rank: int | None = None) -> Parity:
         parity = measure_parity(
-            self._rollout, self._policy, self._config, self._prompts, version, self._budget
+            self._rollout, self._policy, self._config, self._prompts, version, self._budget, rank
         )
         require_parity(
             parity,
@@ -141,6 +171,7 @@ def measure_parity(
     prompts: Sequence[tuple[int, ...]],
     version: int,
     micro_batch_tokens: int,
+    rank: int | None = None,
 ) -> Parity:
     """Sample a few tokens on every engine and compute their log-probabilities once more.
 
@@ -151,10 +182,10 @@ def measure_parity(
         prompts: what every engine is asked.
         version: what the engines hold, admitted or not.
         micro_batch_tokens: budget of the scorer.
+        rank: the one engine that is asked; None: all.
     """
-    probed = rollout.probe(
-        list(prompts), config.parity_tokens, config.temperature, version
-    ).result()
+    asked = (list(prompts), config.parity_tokens, config.temperature, version)
+    probed = rollout.probe(*asked).result() if rank is None else rollout.probe_alone(rank, *asked)
     summary = probed.summary
     lengths = summary.prompt_lengths + summary.response_lengths
     works = batching.equal_work(

@@ -217,6 +217,11 @@ class Telemetry:
             for stage, phase, seconds in state["phases"]:
                 self._totals[stage, phase] += seconds
 
+    def forget_open_steps(self) -> None:
+        """Forget the spans of steps that were not recorded: they will be done again."""
+        with self._lock:
+            self._of_step.clear()
+
     def close(self) -> None:
         """Close the files and let the sinks finish within their deadline."""
         try:

@@ -7,7 +7,7 @@ ever by default. Nothing in the orchestrator calls it directly.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -15,10 +15,19 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from workers.errors import DeadlineError, RehearsalError, RoleDiedError, RoleError
+from orchestrator.watch import Watch
+from workers.errors import (
+    DeadlineError,
+    RehearsalError,
+    RoleDiedError,
+    RoleError,
+    RoleHungError,
+)
+from workers.pulse import Pulse
 
 T = TypeVar("T")
 _GLANCE_SECONDS = 1.0  # a small record that is there, perhaps on another node
+Again = Callable[[int, RoleError], Any]  # number of the call, how it was lost -> its new reference
 _PEER_SECONDS = 2.0  # Ray reports a death within half a second
 
 
@@ -44,7 +53,30 @@ class Pending(Generic[T]):
         seconds: float,
         position: Position,
         combine: Callable[[list[Any]], T],
+        watch: Watch | None = None,
+        *,
+        starting: bool = False,
+        again: Again | None = None,
     ) -> None:
+        """Follow calls that were started.
+
+        Args:
+            refs: Ray's references, one a rank.
+            names: Whose answers they are; known to `watch` if that is given.
+            doing: What they do.
+            seconds: Deadline, from now on.
+            position: Where the run is.
+            combine: What `result` makes of the answers.
+            watch: Looks after all workers of the run while this waits.
+            starting: The calls import or load, and may hold every thread of a process up.
+            again: Makes the worker of one call anew and starts the call again; None: a worker
+                that is lost ends the wait.
+        """
+        self._again = again
+        self._watch = watch
+        self._starting = watch if starting else None
+        if self._starting is not None:
+            self._starting.starting(names)
         self._refs = list(refs)
         self._names = list(names)
         self._doing = f"{doing} ({position})"
@@ -53,24 +85,61 @@ class Pending(Generic[T]):
         self._combine = combine
 
     def result(self) -> T:
-        """Wait for every rank; raise as soon as one fails or the deadline passes."""
+        """Wait for every rank; raise as soon as one fails, hangs, or the deadline passes."""
+        well = False
+        try:
+            value = self._collect()
+            well = True
+            return value
+        finally:
+            if self._starting is not None:
+                self._starting.started(self._names, well=well)
+                self._starting = None
+
+    def _collect(self) -> T:
         index = {ref: i for i, ref in enumerate(self._refs)}
         results: list[Any] = [None] * len(self._refs)
         left = list(self._refs)
         while left:
-            remaining = max(0.0, self._deadline - time.monotonic())
-            done, left = ray.wait(left, num_returns=1, timeout=remaining)
-            if not done:
-                silent = ", ".join(self._names[index[ref]] for ref in left)
-                raise _late(self._seconds, self._doing, silent)
-            for ref in done:
-                try:
-                    results[index[ref]] = self._fetch(ref, self._names[index[ref]])
-                except RoleError as error:
-                    if type(error) is RoleError:
-                        self._name_the_dead([(other, self._names[index[other]]) for other in left])
+            try:
+                done = self._next(left, index)
+                if done is not None:
+                    left.remove(done)
+                    others = [(ref, self._names[index[ref]]) for ref in left]
+                    results[index[done]] = self._answer(done, self._names[index[done]], others)
+            except (RoleDiedError, RoleHungError) as error:
+                if self._again is None or error.where not in self._names:
                     raise
+                lost = self._names.index(error.where)
+                left = [ref for ref in left if index[ref] != lost]
+                new = self._again(lost, error)
+                self._deadline = time.monotonic() + self._seconds
+                left.append(new)
+                index[new] = lost
         return self._combine(results)
+
+    def _answer(self, ref: Any, name: str, others: list[tuple[Any, str]]) -> Any:
+        try:
+            return self._fetch(ref, name)
+        except RoleError as error:
+            if type(error) is RoleError:
+                self._name_the_dead(others)
+            raise
+
+    def _next(self, left: list[Any], index: Mapping[Any, int]) -> Any | None:
+        """A call that has ended; None: look again. The workers are looked after meanwhile."""
+        remaining = max(0.0, self._deadline - time.monotonic())
+        names = [self._names[index[ref]] for ref in left]
+        if self._watch is not None:
+            self._watch.tick()
+            self._watch.check(names, self._doing)
+        most = remaining if self._watch is None else min(remaining, self._watch.poll_seconds)
+        done, _ = ray.wait(left, num_returns=1, timeout=most)
+        if done:
+            return done[0]
+        if time.monotonic() < self._deadline:
+            return None
+        raise _late(self._seconds, self._doing, ", ".join(names))
 
     def _name_the_dead(self, others: list[tuple[Any, str]]) -> None:
         """Raise RoleDiedError if a peer of a rank that failed has died.
@@ -90,24 +159,34 @@ class Pending(Generic[T]):
                     continue  # another victim
 
     def _fetch(self, ref: Any, name: str) -> Any:
-        return fetch(ref, name, self._doing, self._deadline - time.monotonic())
+        return fetch(ref, name, self._doing, self._deadline - time.monotonic(), self._watch)
 
 
 class Arrivals:
     """Records of streaming calls, each as soon as it is there.
 
-    A call yields a small record, which is fetched here, and then a large one, which stays where it
-    is and of which the reference is handed on.
+    A call yields a large record, which stays where it is and of which the reference is handed on,
+    and then a small one, which is fetched here: once that is there, so is the other.
     """
 
-    def __init__(self, doing: str, seconds: float, position: Position) -> None:
+    def __init__(
+        self, doing: str, seconds: float, position: Position, watch: Watch | None = None
+    ) -> None:
         self._doing = f"{doing} ({position})"
         self._seconds = seconds
+        self._watch = watch
         self._ranks: dict[Any, tuple[int, str]] = {}  # open stream -> rank and its name
+        self._large: dict[Any, Any] = {}  # open stream -> the half that has come
 
     def add(self, stream: Any, rank: int, name: str) -> None:
         """Listen to one more call."""
         self._ranks[stream] = (rank, name)
+
+    def forget(self, rank: int) -> None:
+        """Do not listen to the calls of a process that is gone; what still comes is not taken."""
+        for stream in [each for each, (of, _) in self._ranks.items() if of == rank]:
+            del self._ranks[stream]
+            self._large.pop(stream, None)
 
     def next(self) -> tuple[int, Any, Any] | None:
         """Rank, small record and reference of what comes next; None when all calls have ended.
@@ -117,21 +196,37 @@ class Arrivals:
             RehearsalError: the typed error of the first call that failed.
         """
         while self._ranks:
-            streams = list(self._ranks)
-            done, _ = ray.wait(streams, num_returns=1, timeout=self._seconds, fetch_local=False)
-            if not done:
-                silent = ", ".join(dict.fromkeys(name for _, name in self._ranks.values()))
-                raise _late(self._seconds, self._doing, silent)
-            stream: Any = done[0]
+            stream: Any = self._wait()
             rank, name = self._ranks[stream]
             try:
-                small = next(stream)
+                item = next(stream)
             except StopIteration:
                 del self._ranks[stream]
+                if stream in self._large:  # alone it is what the call, or its process, died of
+                    last = self._large.pop(stream)
+                    fetch(last, name, self._doing, self._seconds, self._watch)
                 continue
-            record = fetch(small, name, self._doing, self._seconds)
-            return rank, record, next(stream)
+            if stream not in self._large:
+                self._large[stream] = item
+                continue
+            large = self._large.pop(stream)
+            return rank, fetch(item, name, self._doing, self._seconds, self._watch), large
         return None
+
+    def _wait(self) -> Any:
+        """A stream that has something; the workers are looked after meanwhile."""
+        until = time.monotonic() + self._seconds
+        names = list(dict.fromkeys(name for _, name in self._ranks.values()))
+        while (remaining := until - time.monotonic()) > 0:
+            if self._watch is not None:
+                self._watch.tick()
+                self._watch.check(names, self._doing)
+                remaining = min(remaining, self._watch.poll_seconds)
+            streams = list(self._ranks)
+            done, _ = ray.wait(streams, num_returns=1, timeout=remaining, fetch_local=False)
+            if done:
+                return done[0]
+        raise _late(self._seconds, self._doing, ", ".join(names))
 
 
 def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
@@ -143,13 +238,17 @@ def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
     )
 
 
-def fetch(ref: Any, name: str, doing: str, seconds: float) -> Any:
+def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None = None) -> Any:
     """The record behind a reference; raises the typed error of the call that should make it."""
     try:
         return ray.get(ref, timeout=max(1.0, seconds))
     except RayTaskError as error:
+        if watch is not None:
+            watch.failed(name)
         raise _as_typed(error, name, doing) from error
     except RayActorError as error:
+        if watch is not None:
+            watch.died(name, "its process ended")
         raise RoleDiedError(
             f"the process of {name} ended: {doing}",
             where=name,
@@ -194,6 +293,72 @@ def glance(ref: Any) -> Any:
         return ray.get(ref, timeout=_GLANCE_SECONDS) if done else None
     except RayError:
         return None
+
+
+class PulseLine:
+    """Asks one actor for signs of life, beside its queue of calls."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor = actor
+        self._name = name
+        self._asked: Any = None
+
+    def ask(self) -> None:
+        """Ask anew."""
+        self._asked = self._actor.pulse.remote()
+
+    def answer(self) -> Pulse | None:
+        """The answer, or None: not yet.
+
+        Raises:
+            RoleDiedError: the process ended.
+        """
+        return self._got(self._asked) if self._done(self._asked) else None
+
+    def _done(self, ref: Any) -> bool:
+        return bool(ray.wait([ref], timeout=0)[0])
+
+    def _got(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref, timeout=1.0)
+        except RayError as error:
+            raise RoleDiedError(
+                f"the process of {self._name} ended ({str(error).splitlines()[0]})",
+                where=self._name,
+            ) from error
+
+    def stacks(self, seconds: float) -> str:
+        """Where its threads are; "" when it does not say within the time."""
+        try:
+            return ray.get(self._actor.stacks.remote(), timeout=seconds)
+        except RayError:  # gone or stopped: there is nothing to be had
+            return ""
+
+
+class EngineLine(PulseLine):
+    """Has an idle engine sample a token too: a process may answer while its engine is broken."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        super().__init__(actor, name)
+        self._idle = False
+        self._token: Any = None
+
+    def ask(self) -> None:
+        """Ask anew; a token that is still on its way is waited for."""
+        super().ask()
+        if self._idle and self._token is None:
+            self._token = self._actor.alive.remote()
+
+    def answer(self) -> Pulse | None:
+        """The answer, or None: not yet, or the token is not there though nothing else runs."""
+        pulse = super().answer()
+        if pulse is None:
+            return None
+        if self._token is not None and self._done(self._token):
+            self._got(self._token)
+            self._token = None
+        self._idle = pulse.verb == ""
+        return pulse if self._token is None or pulse.verb not in ("", "alive") else None
 
 
 def first(results: list[Any]) -> Any:

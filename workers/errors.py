@@ -121,6 +121,25 @@ class NonFiniteError(RehearsalError, ArithmeticError):
 
     exit_code = 6
 
+    def __init__(
+        self, what: str, *, where: str = "", mend: str = "", ids: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(what, where=where, mend=mend)
+        self.ids = ids  # the sequences, rows or prompts it came from, as far as is known
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_non_finite, (self.what, self.where, self.mend, self.ids))
+
+
+def _rebuild_non_finite(what: str, where: str, mend: str, ids: tuple[int, ...]) -> NonFiniteError:
+    return NonFiniteError(what, where=where, mend=mend, ids=ids)
+
+
+class KLLimitError(RehearsalError, ArithmeticError):
+    """The policy has moved further from its reference than the run allows."""
+
+    exit_code = 6
+
 
 class LedgerError(RehearsalError, RuntimeError):
     """Sequences were lost, or counted twice."""
@@ -146,6 +165,10 @@ class RoleDiedError(RoleError):
 
 class DeadlineError(RoleError, TimeoutError):
     """A wait passed its deadline; names role, rank and step."""
+
+
+class RoleHungError(DeadlineError):
+    """A role's process gives no sign of life, or its work does not get any further."""
 
 
 class RewardError(RoleError):

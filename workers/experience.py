@@ -163,11 +163,13 @@ def _require_finite(ids: IntArray, **fields: Ragged) -> None:
         bad = ~np.isfinite(rows.values)
         if bad.any():
             at = np.searchsorted(rows.offsets, np.flatnonzero(bad), side="right") - 1
-            names = _names(ids[np.unique(at)].tolist())
+            culprits = ids[np.unique(at)].tolist()
             raise NonFiniteError(
-                f"{int(bad.sum())} values of {name} are NaN or infinite, in sequences {names}",
+                f"{int(bad.sum())} values of {name} are NaN or infinite, in sequences "
+                f"{_names(culprits)}",
                 where="build_experience",
                 mend="lower the learning rate or the temperature, or train in fp32",
+                ids=tuple(culprits),
             )
 
 

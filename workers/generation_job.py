@@ -14,6 +14,7 @@ import numpy as np
 
 from workers.generation import Generated, GenerationEngine, Sample, pack
 from workers.messages import Delivery, Finish, GenerationRequest, RolloutBatch, Sampling
+from workers.pulse import beat
 
 
 @dataclass(slots=True)
@@ -77,7 +78,9 @@ class Job:
                   if self._drafts[g][k].finish is Finish.ABORT]  # fmt: skip
         flight = engine.launch([self._sample(*place) for place in places], self._sampling)
         while flight.running and len(self._ready) < self._wanted:
-            for n, drawn in flight.step():
+            finished = flight.step()
+            beat()
+            for n, drawn in finished:
                 self._finish(*places[n], drawn, version)
             if stop():
                 for n, drawn in flight.land():

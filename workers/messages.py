@@ -312,8 +312,9 @@ class StepStats:
     loss: float
     grad_norm: float
     learning_rate: float
-    applied: bool  # the engine took the step; one that it skipped raises NonFiniteError
+    applied: bool  # False: the loss or the gradient was not finite, and the step was skipped
     extra: dict[str, float] = field(default_factory=dict)  # named in the worker's docstring
+    culprits: tuple[int, ...] = ()  # of a skipped step: rows whose loss was not finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from workers.messages import Ragged
 from workers.ops import entropy, linear_logprobs, token_logprobs
 from workers.padding import TokenRows, pack_rows, pad_rows
+from workers.pulse import beat
 
 _FLOAT = 4  # bytes of an fp32 logit
 _log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class ModelPasses:
         return self._logits(rows).flatten(0, 1).index_select(0, cells).float()
 
     def _logits(self, rows: TokenRows) -> Tensor:
+        beat()
         return self.through(
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,

@@ -16,7 +16,7 @@ from workers.frozen import FrozenModel, identity
 from workers.messages import Finish, IntArray, Ragged, RoleInfo, RolloutBatch, Scores
 from workers.model_shape import read_shape
 from workers.models import load_scalar
-from workers.reward_function import ScoredTexts, load_function, score_texts
+from workers.reward_function import Patience, ScoredTexts, load_function, score_texts
 from workers.scoring import sequence_scores
 from workers.specs import FrozenModelSpec, RewardSpec
 
@@ -108,10 +108,11 @@ class _FunctionScorer:
 
     def __init__(self, spec: RewardSpec) -> None:
         self._function = load_function(spec.function)
+        self._patience = Patience(spec.function_seconds, spec.function_retries)
         self._tokenizer = load_tokenizer(spec.policy_checkpoint)
 
     def __call__(self, batch: RolloutBatch) -> ScoredTexts:
-        return score_texts(self._function, *_texts(self._tokenizer, batch))
+        return score_texts(self._function, *_texts(self._tokenizer, batch), self._patience)
 
 
 def _make_bridge(spec: RewardSpec, model: FrozenModelSpec) -> Bridge:

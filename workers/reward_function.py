@@ -5,19 +5,27 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from workers.errors import ConfigError
 from workers.messages import FloatArray
+from workers.pulse import beat
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 ScoredTexts = tuple[FloatArray, list[str]]  # (B,) values, NaN where failed; (B,) reasons, "" = ok
 
 _log = logging.getLogger(__name__)
 
+_LATE = "reward function did not answer in time"
+_LATE_IN_A_ROW = 2
+_BEAT_SECONDS = 1.0
 _LARGEST = float(np.finfo(np.float32).max)
 
 # What data and services do to a function. A name or a module that does not exist is a mistake in
@@ -64,28 +72,118 @@ def load_function(path: str, where: str = "reward.function") -> Callable[..., An
     return found
 
 
-def score_texts(function: RewardFunction, prompts: list[str], responses: list[str]) -> ScoredTexts:
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a function may take, and how often it is asked again."""
+
+    seconds: float = 0.0  # for one call; 0 = as long as it likes
+    retries: int = 0  # of the sequences that failed
+
+
+def score_texts(
+    function: RewardFunction,
+    prompts: list[str],
+    responses: list[str],
+    patience: Patience = Patience(),
+) -> ScoredTexts:
     """Call the function on a batch; when it raises, on one sequence at a time.
 
     So one sequence that the function cannot stomach fails alone. A result of the wrong length says
-    nothing about any sequence: all fail.
+    nothing about any sequence: all fail. What failed is tried again, as a batch of its own.
 
     Args:
         function: (prompts, responses) to one number each.
         prompts: (B,) texts.
         responses: (B,) texts.
+        patience: Deadline and retries. A call that is late goes on in a thread of its own, and its
+            answer is not used.
 
     Returns:
         (B,) values in reward units, NaN where failed, and (B,) reasons, empty where well.
     """
+    function = _within(function, patience.seconds) if patience.seconds else function
+    values, reasons = _score_once(function, prompts, responses)
+    for _ in range(patience.retries):
+        failed = [n for n, reason in enumerate(reasons) if reason]
+        if not failed:
+            break
+        again = _score_once(function, [prompts[n] for n in failed], [responses[n] for n in failed])
+        for n, value, reason in zip(failed, *again, strict=True):
+            values[n], reasons[n] = value, reason
+    return values, reasons
+
+
+def _score_once(function: RewardFunction, prompts: list[str], responses: list[str]) -> ScoredTexts:
     called = _call(function, prompts, responses)
     if isinstance(called, str) and len(prompts) > 1:
-        singles = [_call(function, [p], [r]) for p, r in zip(prompts, responses, strict=True)]
+        singles = _one_by_one(function, prompts, responses)
         parts = [_check(single, 1) for single in singles]
         values = [value for part, _ in parts for value in part]
         return np.array(values, np.float32), [reason for _, part in parts for reason in part]
     values, reasons = _check(called, len(prompts))
     return np.array(values, np.float32), reasons
+
+
+def _one_by_one(
+    function: RewardFunction, prompts: list[str], responses: list[str]
+) -> list[Sequence[float] | str]:
+    """Each sequence alone; once a few in a row were late, the rest counts as late too."""
+    found: list[Sequence[float] | str] = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        hangs = len(found) >= _LATE_IN_A_ROW and found[-_LATE_IN_A_ROW:] == [_LATE] * _LATE_IN_A_ROW
+        found.append(_LATE if hangs else _call(function, [prompt], [response]))
+    return found
+
+
+class LateError(TimeoutError):
+    """A function did not return in time."""
+
+
+class _Caught:
+    """Carries whatever a function raises from its thread to the caller's."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self.error = error
+        return True
+
+
+def _within(function: RewardFunction, seconds: float) -> RewardFunction:
+    """The function, given up after so many seconds.
+
+    Python cannot end a thread: the late call stays behind, and ends with the process at the latest.
+    """
+
+    def timely(prompts: list[str], responses: list[str]) -> Sequence[float]:
+        caught, returned = _Caught(), []
+
+        def run() -> None:
+            with caught:
+                returned.append(list(function(prompts, responses)))
+
+        thread = threading.Thread(target=run, name="reward function", daemon=True)
+        thread.start()
+        until = time.monotonic() + seconds
+        while thread.is_alive() and (left := until - time.monotonic()) > 0:
+            thread.join(min(left, _BEAT_SECONDS))
+            beat()  # this deadline stands in for the signs of progress that passes of a model give
+        if thread.is_alive():
+            raise LateError(f"no answer within {seconds:g} s")
+        if caught.error is not None:
+            raise caught.error
+        return returned[0]
+
+    return timely
 
 
 def _call(
@@ -94,6 +192,9 @@ def _call(
     """What the function returns, or why it did not."""
     try:
         return list(function(prompts, responses))
+    except LateError as error:
+        _log.warning("the reward function was late on %d sequences: %s", len(prompts), error)
+        return _LATE
     except _FAILURES as error:
         _log.warning("the reward function failed on %d sequences: %r", len(prompts), error)
         return f"reward function raised {type(error).__name__}"

@@ -179,6 +179,15 @@ class RolloutWorker:
         ]
         return self._sample(requests, Sampling(temperature, max_tokens))
 
+    def alive(self) -> bool:
+        """Sample one token: proof that the engine itself works. False: it serves nothing now."""
+        if self._status != ADMITTED:
+            return False
+        spec, _, _ = self._started()
+        prompt = (spec.eos_token_id,)  # too short to leave anything in a cache of prefixes
+        self._sample([GenerationRequest(0, prompt, (0,), (0,))], Sampling(1.0, 1))
+        return True
+
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join the sender's transfer group; waits for all its members."""
         _, _, engine = self._started()

@@ -43,6 +43,7 @@ class GroupSpec:
     collective_seconds: float  # deadline of every collective
     weight_bucket_bytes: int
     seed: int
+    skip_non_finite: bool = False  # go on after a step whose loss or gradient is not finite
     offload: Literal["none", "optimizer", "parameters"] = "none"  # what rests in host memory
 
 
@@ -113,6 +114,8 @@ class RewardSpec:
     function: str  # "package.module:callable" (prompts: list[str], responses: list[str]) -> floats
     bridge: Literal["tokens", "text"]
     policy_checkpoint: str  # whose tokenizer the rollouts use
+    function_seconds: float = 0.0  # deadline of one call of the function; 0 = none
+    function_retries: int = 0  # of the sequences that failed
 
 
 @dataclass(frozen=True, slots=True)

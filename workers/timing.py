@@ -104,7 +104,7 @@ def fetching(now: Clock = time.monotonic) -> Iterator[None]:
 def timed(verb: Callable[..., Any], *, results: int = 1, now: Clock = time.monotonic) -> Any:
     """A verb that answers with a `Reply`; one verb calling another gets the plain answer.
 
-    A verb that yields small and large records in turn replies with the small ones.
+    A verb that yields large and small records in turn replies with the small ones.
 
     Args:
         verb: The method.
@@ -160,7 +160,7 @@ def _stream(items: Iterator[Any], name: str, now: Clock) -> Iterator[Any]:
             _log.rest(now())
         if item is _END:
             return
-        yield _log.reply(item, now()) if number % 2 == 0 else item
+        yield _log.reply(item, now()) if number % 2 else item
 
 
 _END = object()

@@ -66,6 +66,7 @@ class Totals:
     loss: float
     sums: dict[str, float]
     peaks: dict[str, float]
+    culprits: tuple[int, ...] = ()  # rows whose loss is not finite
 
 
 class Trainer:
@@ -122,6 +123,7 @@ class Trainer:
 
         group = self._joined()
         self.unload()
+        self._writing = None  # a snapshot that nobody asked for any more
         torch.manual_seed(group.seed)
         model = self._build(spec, group)
         freeze(model, spec.freeze)
@@ -293,31 +295,48 @@ class Trainer:
         """Combine the tallies of all ranks.
 
         Raises:
-            NonFiniteError: on every rank, when the loss of any rank is not finite. The model is
-                unloaded: its accumulated gradient is spoilt, its weights are untouched.
+            NonFiniteError: on every rank, when the loss of any rank is not finite, unless such
+                steps are to be skipped. The model is unloaded: its accumulated gradient is spoilt,
+                its weights are untouched.
         """
         from workers.engine import gather_objects, gather_rows
 
         row = [tally.loss, *tally.sums.values(), *tally.peaks.values()]
         rows = gather_rows(row).numpy()
         loss = float(rows[:, 0].sum())
+        totals_ids: tuple[int, ...] = ()
         if not math.isfinite(loss):
             ids = sorted({i for part in gather_objects(tally.bad_ids) for i in part})
-            self.unload()
-            raise _non_finite(tally.loss_name, ids, self._name)
+            if not self._joined().skip_non_finite:
+                self.unload()
+                raise _non_finite(tally.loss_name, ids, self._name)
+            totals_ids = tuple(ids)
         cut = 1 + len(tally.sums)
         sums = dict(zip(tally.sums, rows[:, 1:cut].sum(axis=0).tolist(), strict=True))
         peaks = dict(zip(tally.peaks, rows[:, cut:].max(axis=0).tolist(), strict=True))
-        return Totals(loss, sums, peaks)
+        return Totals(loss, sums, peaks, totals_ids)
 
     def _step(self, totals: Totals, extra: dict[str, float]) -> StepStats:
         """Optimizer step after all micro-batches.
 
         Raises:
-            NonFiniteError: on every rank, when the gradient is not finite though the loss is. The
-                engine has skipped the step; a run of skipped steps would learn nothing unnoticed.
+            NonFiniteError: on every rank, when the gradient is not finite though the loss is; the
+                engine has skipped the step. Where such steps are to be skipped anyway, only when
+                the loss is not finite and the gradient is, so that the engine has not skipped it.
         """
         outcome = self.engine.step()
+        if outcome.applied and not math.isfinite(totals.loss):
+            self.unload()
+            raise NonFiniteError(
+                "a step was to be skipped, but its gradient is finite though its loss is not",
+                where=self._name,
+                mend="weights have changed: go on from the last checkpoint with resume=auto",
+                ids=totals.culprits,
+            )
+        if not outcome.applied and self._joined().skip_non_finite:
+            return StepStats(
+                totals.loss, outcome.grad_norm, outcome.learning_rate, False, extra, totals.culprits
+            )
         if not outcome.applied:
             raise NonFiniteError(
                 "the gradient is not finite",
@@ -338,6 +357,7 @@ def _non_finite(loss_name: str, ids: list[int], where: str) -> NonFiniteError:
         f"the {loss_name} loss is not finite; rows {shown}{more}",
         where=where,
         mend="lower the learning rate, or look at these rows; no weight was changed",
+        ids=tuple(ids),
     )
 
 

@@ -18,10 +18,11 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.ahead import Ahead, Batch, require_fresh
+from orchestrator.amends import REASON, keep_culprits, without
 from orchestrator.arithmetic import started_prompts
 from orchestrator.backbones import critic_start
 from orchestrator.batching import StepPlan
-from orchestrator.config import KLControl, RewardKind, RoleName
+from orchestrator.config import KLControl, OnNonFinite, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
 from orchestrator.handles import Answer, Experience, Rollouts, Trainer
 from orchestrator.kept_rollouts import KeptRollouts
@@ -31,7 +32,7 @@ from orchestrator.stages.ppo_passes import Passes, shared
 from orchestrator.stages.ppo_record import Iteration, mean_kl, record_iteration, record_start
 from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
-from workers.errors import RewardError
+from workers.errors import KLLimitError, RewardError
 from workers.experience import whitening_moments
 from workers.messages import Delivery, Finish, IntArray, Scores, StepStats, TokenBatch
 from workers.ops.kl import AdaptiveKLController
@@ -73,9 +74,10 @@ class _Run:
     @property
     def kl_coefficient(self) -> float:
         """Reward units per nat, this iteration."""
+        scale = self.session.amends.kl_scale
         if self.adaptive_kl is not None:
-            return self.adaptive_kl.value
-        return self.session.config.algorithm.kl.coefficient
+            return self.adaptive_kl.value * scale
+        return self.session.config.algorithm.kl.coefficient * scale
 
 
 def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
@@ -103,13 +105,15 @@ def _iterate(run: _Run, iteration: int) -> None:
         batch = run.ahead.take(iteration)
         for part in batch.generation.parts():
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
-            passes.start(part)
-    rollouts = passes.rollouts()
+            passes.start(without(part, session.amends.excluded))
+    rollouts = session.rollouts = passes.rollouts()
+    _drop_culprits(run, batch)
     _drop_surplus(run, batch, rollouts)
     scores = _penalise_cut(run, rollouts, passes.scores())
     kept = _drop_failed(run, scores)
 
     experience = timed("experience", _build(run, rollouts, kept, scores, passes)).result()
+    _require_near(session, experience)
     warming = iteration < session.config.algorithm.critic_warmup_iterations
     updating = None
     if not warming:
@@ -118,6 +122,7 @@ def _iterate(run: _Run, iteration: int) -> None:
     fitting = timed("critic_update", _update_critic(run, iteration, rollouts, kept, experience))
     policy_stats = updating.result() if updating is not None else []
     critic_stats = fitting.result()
+    _keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
     session.note_first_step()
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration, run.ahead.ids)
@@ -143,12 +148,40 @@ def _iterate(run: _Run, iteration: int) -> None:
             kl_coefficient=run.kl_coefficient,
             sync=synced,
             counts=counts,
+            skips=session.config.algorithm.on_non_finite is OnNonFinite.skip,
             seconds=time.monotonic() - began,
         ),
         run.version,
     )
     if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
+
+
+def _drop_culprits(run: _Run, batch: Batch) -> None:
+    """Record those that made a NaN before the run went back, and are left out since."""
+    culprits = run.session.amends.excluded & set(batch.ids.tolist())
+    if culprits:
+        run.ledger.dropped(np.array(sorted(culprits)), REASON)
+
+
+def _require_near(session: Session, experience: Experience) -> None:
+    """Raise KLLimitError if the policy has moved further from its reference than is allowed."""
+    limit, kl = session.config.algorithm.kl.limit, mean_kl(experience)
+    if limit and kl > limit:
+        raise KLLimitError(
+            f"the policy is {kl:.2f} nats a sequence from its reference, allowed are {limit:g}",
+            where=str(session.position),
+            mend="raise algorithm.kl.coefficient, lower the learning rate, or raise "
+            "algorithm.kl.limit",
+        )
+
+
+def _keep_skipped(session: Session, rollouts: Rollouts, steps: list[StepStats]) -> None:
+    for stats in steps:
+        if not stats.applied:
+            what = f"an optimizer step was skipped: loss {stats.loss}, gradient {stats.grad_norm}"
+            keep_culprits(session, what, stats.culprits, rollouts)
+            session.live.note(what)
 
 
 def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _Run:
@@ -296,6 +329,7 @@ def _drop_surplus(run: _Run, batch: Batch, rollouts: Rollouts) -> None:
     """Record what over-provisioning has started and aborted; anything else must have come."""
     if run.session.config.rollout.overprovision:
         late = np.setdiff1d(batch.ids, rollouts.summary.ids)
+        late = np.setdiff1d(late, sorted(run.session.amends.excluded))
         run.ledger.dropped(late, "over-provisioned: enough others had finished")
 
 
@@ -403,6 +437,7 @@ def _update_policy(
         ptx_coefficient=run.ptx_coefficient,
         importance_cap=settings.importance_cap,
     )
+    run.sync.policy_moves()
     return policy.update(steps, experience, loss)
 
 

@@ -58,6 +58,8 @@ class Passes:
     def start(self, part: Rollouts) -> None:
         """Start every pass over sequences that have just come."""
         session, fleet, ids = self._session, self._session.fleet, part.summary.ids
+        if not len(ids):
+            return
         temperature = session.config.rollout.temperature
         self._parts.append(part)
         policy = shared(session, part, ids, fleet.policy)

@@ -34,6 +34,7 @@ class Iteration:
     kl_coefficient: float
     sync: SyncReport | None  # None: the policy did not change
     counts: LedgerSummary  # of this iteration alone
+    skips: bool  # steps that are not finite are skipped, and counted
     seconds: float  # from the first request to the admitted weights
 
 
@@ -93,15 +94,24 @@ def _sequences(done: Iteration) -> dict[str, float]:
 
 
 def _losses(done: Iteration) -> dict[str, float]:
-    """Means over the optimizer steps of the iteration; the largest ratio is a maximum."""
+    """Means over the optimizer steps that were taken; the largest ratio is a maximum."""
+    critic = _taken(done.critic)
     values = {
-        "ppo/value_loss": _mean([s.loss for s in done.critic]),
-        "ppo/critic_grad_norm": _mean([s.grad_norm for s in done.critic]),
-        "ppo/critic_learning_rate": done.critic[-1].learning_rate,
+        "ppo/value_loss": _mean([s.loss for s in critic]),
+        "ppo/critic_grad_norm": _mean([s.grad_norm for s in critic]),
+        "ppo/critic_learning_rate": critic[-1].learning_rate,
     }
     for name in ("explained_variance", "value_clip_fraction"):
-        values[f"ppo/{name}"] = _mean([s.extra[name] for s in done.critic])
-    return values | (_policy_losses(done.policy) if done.policy else {})
+        values[f"ppo/{name}"] = _mean([s.extra[name] for s in critic])
+    if done.skips:
+        steps = [*done.policy, *done.critic]
+        values["ppo/skipped_steps"] = float(sum(not s.applied for s in steps))
+    return values | (_policy_losses(_taken(done.policy)) if done.policy else {})
+
+
+def _taken(steps: list[StepStats]) -> list[StepStats]:
+    """Without those that were skipped, unless all were."""
+    return [s for s in steps if s.applied] or steps
 
 
 def _policy_losses(steps: list[StepStats]) -> dict[str, float]:

@@ -174,6 +174,8 @@ def ray_actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     options = {"num_cpus": 0, "runtime_env": env}
     layout = place_roles(config.cluster, list(RoleName))
     with start_cluster(config.cluster, layout, 60.0) as cluster:
+        config.run.dir = str(folder / "run")
+        (folder / "run").mkdir()
         fleet = Fleet(config, cluster, position, Account())
         hurried = RewardGroup(Launch(lambda _: options, 1, 240.0, 1e-4, position))
         world = World(

@@ -203,6 +203,17 @@ def test_what_is_not_finite_stops_every_rank(results, world, stage) -> None:
         assert "the gradient is not finite" in out["gradient_error"]
 
 
+@pytest.mark.parametrize(("world", "stage"), EVERY)
+def test_a_skipped_step_leaves_weights_and_optimizer_alone(results, world, stage) -> None:
+    for out in results[world, "policy", stage]:
+        loss, gradient = out["skipped"]
+        assert not loss.applied
+        assert not gradient.applied
+        assert loss.culprits == (ranks.POISON_ID,)
+        assert gradient.culprits == ()
+        assert out["after_skips"] == out["after_error"]
+
+
 @pytest.fixture(scope="module")
 def reward(folder: Path) -> tuple[oracle.Loop, list[tuple[float, float]]]:
     loop = oracle.Loop(load_scalar(str(folder / "base"), dtype="float32", head="random", seed=0))

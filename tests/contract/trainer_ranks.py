@@ -167,6 +167,13 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
         out["gradient_error"] = str(error)
     worker.load(spec)
     out["after_error"] = worker.train_supervised(supervised(rank, world))
+
+    worker._group = dataclasses.replace(worker._joined(), skip_non_finite=True)
+    worker.load(spec)
+    out["skipped"] = worker.update(steps[:1], spoilt, LOSS)
+    overflowing = [_overflow(e) for e in shard(rank, world)]
+    out["skipped"] += worker.update(steps[:1], overflowing, LOSS)
+    out["after_skips"] = worker.train_supervised(supervised(rank, world))
     worker.unload()
     return out
 

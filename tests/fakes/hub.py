@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -29,6 +30,8 @@ class Faults:
 
     failed_rewards: Callable[[int], str] = lambda _: ""  # sequence id -> reason, "" = well
     dead: set[str] = field(default_factory=set)  # "role.verb": the process ends in this call
+    deaths: dict[str, set[int]] = field(default_factory=dict)  # "role.verb" -> in which calls of it
+    gone: set[str] = field(default_factory=set)  # roles whose process has ended that way
     late: set[str] = field(default_factory=set)  # "role.verb": no answer before the deadline
     raising: dict[str, RehearsalError] = field(default_factory=dict)  # "role.verb" -> its error
     nan_logprobs: set[int] = field(default_factory=set)  # sequences that the policy finds NaN
@@ -43,6 +46,7 @@ class Hub:
         self.position = position or Position()
         self.faults = Faults()
         self.events: list[Event] = []
+        self.calls: Counter[str] = Counter()  # of each "role.verb", from 1 on
         self.wire: dict[int, torch.Tensor] = {}  # version -> weights on offer
         self.updates: list[dict[str, Any]] = []  # what each trainer update was asked to do
 
@@ -98,6 +102,7 @@ class FakeGroup:
     ) -> FakeAnswer[Any]:
         name = f"{self.role}.{verb}"
         self.hub.events.append(Event("start", name, facts))
+        self.hub.calls[name] += 1
         doing = f"{self.role}: {verb} ({self.hub.position})"
         parts: list[Any] = []
         for rank in range(self.size) if ranks is None else ranks:
@@ -114,7 +119,9 @@ class FakeGroup:
 
     def _fail(self, name: str, who: str, doing: str) -> None:
         faults = self.hub.faults
-        if name in faults.dead:
+        if self.hub.calls[name] in faults.deaths.get(name, ()):
+            faults.gone.add(self.role)
+        if name in faults.dead or self.role in faults.gone:
             raise RoleDiedError(f"the process of {who} ended: {doing}", where=who)
         if name in faults.late:
             raise DeadlineError(f"no answer within 1 s: {doing}", where=who)

@@ -92,6 +92,23 @@ class FakeGeneration(Generation):
 class FakeRollout(FakeGroup):
     role = "rollout"
 
+    refresh = None
+
+    def replace_lost(self) -> list[str]:
+        return []  # lost engines are the business of real processes
+
+    def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
+        raise NotImplementedError
+
+    def probe_alone(
+        self, rank: int, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float,
+        version: int,
+    ) -> Rollouts:  # fmt: skip
+        raise NotImplementedError
+
+    def admit_alone(self, rank: int, version: int) -> None:
+        raise NotImplementedError
+
     def start(self, spec: RolloutSpec, version: int) -> FakeAnswer[list[RoleInfo]]:
         self._spec = spec
         self.models = [ToyPolicy.load(spec.checkpoint) for _ in range(self.size)]
@@ -575,11 +592,18 @@ class FakeCritic(FakeTrainer):
         return self._step(loss, {"value_clip_fraction": 0.0, "explained_variance": 0.0})
 
 
+_KINDS = {
+    kind.role: kind for kind in (FakeRollout, FakeReward, FakeReference, FakePolicy, FakeCritic)
+}
+
+
 class FakeRoles:
     """All groups of one run, made at once."""
 
     def __init__(self, hub: Hub, **sizes: int) -> None:
         self.hub = hub
+        self._sizes = sizes
+        self.replaced: list[str] = []
         self.rollout = FakeRollout(hub, sizes.get("rollout", 1))
         self.reward = FakeReward(hub, sizes.get("reward", 1))
         self.reference = FakeReference(hub, sizes.get("reference", 1))
@@ -588,6 +612,20 @@ class FakeRoles:
 
     def bring_up(self, *names: RoleName) -> None:
         del names
+
+    def replace_lost(self) -> list[str]:
+        """The new groups know nothing of what the lost ones held."""
+        gone, self.hub.faults.gone = sorted(self.hub.faults.gone), set()
+        for role in gone:
+            setattr(self, role, _KINDS[role](self.hub, self._sizes.get(role, 1)))
+        self.replaced = gone
+        return [f"{role} rank 0" for role in gone]
+
+    def abandon(self) -> None:
+        pass  # a fake samples at once, or when it is waited for
+
+    def holds(self, name: RoleName) -> bool:
+        return name.value not in self.replaced
 
     def infos(self) -> list[RoleInfo]:
         return [RoleInfo(name.value, 0, 1, "here", "cpu") for name in RoleName]

@@ -17,6 +17,7 @@ from orchestrator.config import (
     RolloutConfig,
 )
 from orchestrator.live import LiveView
+from orchestrator.losses import Losses
 from orchestrator.metrics import MetricRecord, comparable, read_metrics
 from orchestrator.progress import apply
 from orchestrator.run_folder import RunFolder
@@ -98,6 +99,7 @@ class Run:
             started=time.monotonic(),
             checkpoints=self._checkpoints(path),
             saves=Saves(self.folder, self.config.run.checkpoint, self.stop, None, resumed),
+            losses=Losses(self.folder, self.hub.position),
         )
         if resumed is not None:
             apply(self.session, resumed.progress)

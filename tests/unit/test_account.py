@@ -150,17 +150,17 @@ def test_a_stream_replies_with_its_small_records_and_inner_streams_are_plain() -
 
         def shards(self) -> Iterator[object]:
             for part in self.parts():
-                yield part
                 yield f"data of {part}"
+                yield part
 
     worker = timed_verbs(lambda _: 1)(Worker)()
     found = list(worker.shards())
     assert [f.value if isinstance(f, Reply) else f for f in found] == [
-        "a", "data of a", "b", "data of b",
+        "data of a", "a", "data of b", "b",
     ]  # fmt: skip
-    assert [isinstance(f, Reply) for f in found] == [True, False, True, False]
-    assert {span.verb for span in (*found[0].spans, *found[2].spans)} == {"shards"}
-    assert found[0].spans[-1].end <= found[2].spans[-1].begin
+    assert [isinstance(f, Reply) for f in found] == [False, True, False, True]
+    assert {span.verb for span in (*found[1].spans, *found[3].spans)} == {"shards"}
+    assert found[1].spans[-1].end <= found[3].spans[-1].begin
 
 
 def test_a_call_beside_a_stream_tells_what_it_did_so_far_and_nothing_twice() -> None:
@@ -169,8 +169,8 @@ def test_a_call_beside_a_stream_tells_what_it_did_so_far_and_nothing_twice() -> 
     def shards() -> Iterator[str]:
         inside.set()
         assert leave.wait(10)
-        yield "small"
         yield "large"
+        yield "small"
 
     timed(nothing)()  # takes along what the tests before have left
     found: list[object] = []
@@ -180,10 +180,10 @@ def test_a_call_beside_a_stream_tells_what_it_did_so_far_and_nothing_twice() -> 
     first, second = timed(nothing)().spans, timed(nothing)().spans
     leave.set()
     thread.join()
-    assert isinstance(found[0], Reply)
-    stream = [s for s in (*first, *second, *found[0].spans) if s.verb == "shards"]
-    assert len(stream) == 3
-    assert [a.end for a in stream[:-1]] == [b.begin for b in stream[1:]]
+    assert isinstance(found[1], Reply)
+    stream = [s for s in (*first, *second, *found[1].spans) if s.verb == "shards"]
+    assert len(stream) == 4  # the last is what it took to yield the small record
+    assert [a.end for a in stream[:2]] == [b.begin for b in stream[1:3]]
 
 
 def test_what_a_stream_did_without_an_answer_travels_with_the_next_call() -> None:

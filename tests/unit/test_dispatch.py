@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,7 +132,7 @@ class Engines:
     def __init__(self, *parts: tuple[int, list[int]]) -> None:
         self._parts = [*parts]
 
-    def next(self) -> tuple[int, Reply, str] | None:
+    def next(self) -> tuple[int, RolloutSummary, str] | None:
         if not self._parts:
             return None
         rank, ids = self._parts.pop(0)
@@ -142,7 +144,8 @@ class Engines:
 
 def generating(*parts: tuple[int, list[int]], together: bool, groups: int = 0) -> Generating:
     dispatch = Dispatch([request(n) for n in range(4)], range(2), 10, groups)
-    return Generating(0, dispatch, Engines(*parts), Account(), together=together)  # type: ignore[arg-type]
+    engines: Any = Engines(*parts)
+    return Generating(0, dispatch, engines, Account(), together=together)
 
 
 def test_parts_stand_in_the_order_of_arrival_and_their_sum_in_that_of_the_engines():

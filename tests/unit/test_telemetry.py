@@ -13,7 +13,7 @@ import pytest
 from orchestrator.config import LoggerConfig, StageName
 from orchestrator.metrics import METRICS, MetricRecord, comparable, read_metrics, series
 from orchestrator.run_folder import RunFolder
-from orchestrator.sinks import BackgroundSink, Sink
+from orchestrator.sinks import BackgroundSink, Sink, TensorBoardSink
 from orchestrator.telemetry import Telemetry, UnknownMetricError
 from workers.errors import CheckpointError, DataLineError
 from workers.timing import CallSpan, clock_name
@@ -286,3 +286,15 @@ def test_wandb_offline_and_tensorboard_need_no_key_and_no_network(tmp_path: Path
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [e.value for e in events.Scalars("ppo/score_mean")] == [0.5, 1.0]
     assert [e.step for e in events.Scalars("ppo_ptx/score_mean")] == [1]
+
+
+def test_a_tensorboard_folder_that_cannot_be_written_is_told_once(folder: RunFolder) -> None:
+    (folder.path / "tensorboard").write_text("in its place")
+    warnings: list[str] = []
+    telemetry = make(folder, [TensorBoardSink(folder.path)], warnings)
+    for step in range(5):
+        telemetry.record("ppo", step, {"ppo/score_mean": 1.0})
+    telemetry.close()
+    (said,) = warnings
+    assert said.startswith("TensorBoard is dropped")
+    assert len(read_metrics(folder.metrics)) == 5

@@ -10,8 +10,9 @@ import torch
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from orchestrator import waiting
-from orchestrator.waiting import Arrivals, Pending, Position, everything
+from orchestrator.waiting import Arrivals, EngineLine, Pending, Position, everything
 from workers.errors import DeadlineError, RoleDiedError, RoleError
+from workers.pulse import Pulse
 
 
 @pytest.fixture
@@ -89,8 +90,8 @@ def arrivals(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_parts_come_as_they_are_ready_and_then_no_more(arrivals):
-    arrivals.add(Stream("a", "A"), 0, "rollout rank 0")
-    arrivals.add(Stream("b", "B", "c", "C"), 1, "rollout rank 1")
+    arrivals.add(Stream("A", "a"), 0, "rollout rank 0")
+    arrivals.add(Stream("B", "b", "C", "c"), 1, "rollout rank 1")
     assert [arrivals.next() for _ in range(4)] == [
         (1, "b", "B"), (1, "c", "C"), (0, "a", "A"), None,
     ]  # fmt: skip
@@ -99,7 +100,7 @@ def test_parts_come_as_they_are_ready_and_then_no_more(arrivals):
 def test_a_call_can_join_after_others_have_ended(arrivals):
     arrivals.add(Stream(), 0, "rollout rank 0")
     assert arrivals.next() is None
-    arrivals.add(Stream("d", "D"), 0, "rollout rank 0")
+    arrivals.add(Stream("D", "d"), 0, "rollout rank 0")
     assert arrivals.next() == (0, "d", "D")
 
 
@@ -107,7 +108,7 @@ def test_an_engine_that_fails_or_dies_in_its_stream_is_named(arrivals):
     arrivals.add(Stream(task_error(RuntimeError("no such op"))), 0, "rollout rank 0")
     with pytest.raises(RoleError, match="rollout rank 0 failed: RuntimeError"):
         arrivals.next()
-    arrivals.add(Stream("b", "B", ActorDiedError()), 1, "rollout rank 1")
+    arrivals.add(Stream("B", "b", ActorDiedError()), 1, "rollout rank 1")
     arrivals.next()
     with pytest.raises(RoleDiedError, match="rollout rank 1 ended"):
         arrivals.next()
@@ -115,7 +116,66 @@ def test_an_engine_that_fails_or_dies_in_its_stream_is_named(arrivals):
 
 def test_a_stream_that_stays_silent_is_late(arrivals, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(waiting.ray, "wait", lambda refs, **_: ([], refs))
-    arrivals.add(Stream("a", "A"), 0, "rollout rank 0")
+    arrivals.add(Stream("A", "a"), 0, "rollout rank 0")
     with pytest.raises(DeadlineError, match="no answer within 60 s: rollout: generate") as caught:
         arrivals.next()
     assert caught.value.where == "rollout rank 0"
+
+
+class FakeEngine:
+    """Verbs return their own reference; the test says which references are ready."""
+
+    def __init__(self) -> None:
+        self.verb, self.ready, self.asked = "", {"pulse", "alive"}, []
+
+    def __getattr__(self, name: str) -> Any:
+        class Verb:
+            @staticmethod
+            def remote() -> str:
+                self.asked.append(name)
+                return name
+
+        return Verb
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake = FakeEngine()
+
+    def wait(refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        return [r for r in refs if r in fake.ready], [r for r in refs if r not in fake.ready]
+
+    def get(ref: str, timeout: float) -> Any:
+        return Pulse(fake.verb, 0, 0.0, ()) if ref == "pulse" else False
+
+    monkeypatch.setattr(waiting.ray, "wait", wait)
+    monkeypatch.setattr(waiting.ray, "get", get)
+    return fake
+
+
+def test_an_idle_engine_has_to_sample_a_token(engine: FakeEngine):
+    line = EngineLine(engine, "rollout rank 0")
+    line.ask()
+    assert line.answer() is not None  # what it does is not known before
+    line.ask()
+    assert engine.asked == ["pulse", "pulse", "alive"]
+    engine.ready.remove("alive")
+    for _ in range(3):
+        assert line.answer() is None  # the process answers, and the engine does not
+        line.ask()
+    assert engine.asked.count("alive") == 1
+    engine.ready.add("alive")
+    assert line.answer() is not None
+
+
+def test_a_token_that_queues_behind_work_is_not_waited_for(engine: FakeEngine):
+    line = EngineLine(engine, "rollout rank 0")
+    line.ask()
+    line.answer()
+    engine.ready.remove("alive")
+    line.ask()
+    engine.verb = "generate_shards"
+    assert line.answer() is not None
+    engine.verb = "alive"
+    line.ask()
+    assert line.answer() is None

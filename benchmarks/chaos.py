@@ -1,0 +1,339 @@
+"""What does a run lose when its processes are killed or stopped?
+
+Runs PPO on the pocket world for some iterations, strikes processes of the run (SIGKILL, SIGSTOP)
+and compares what comes out with an undisturbed run: sequences lost or trained on twice, sequences
+of mixed policy versions, the final weights, and the seconds until the run had got further.
+
+  faults   each role once by each signal
+  driver   the driver itself at random moments; the same command goes on with resume=auto
+  random   any worker at random moments for some minutes; how much of the time was worth something
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.common import ROOT, machine, write_result
+from orchestrator.metrics import comparable, read_metrics
+
+ROLES = ("rollout", "reward", "reference", "policy", "critic")
+SIGNALS = ("SIGKILL", "SIGSTOP")
+RECORDED = ("exit_code", "losses", "duplicates", "mixed_versions")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=("faults", "driver", "random"), default="faults",
+                        help="which question")  # fmt: skip
+    parser.add_argument("--roles", nargs="+", default=list(ROLES), choices=ROLES,
+                        help="faults: whom to strike")  # fmt: skip
+    parser.add_argument("--signals", nargs="+", default=list(SIGNALS), choices=SIGNALS,
+                        help="faults: how")  # fmt: skip
+    parser.add_argument("--kills", type=int, default=20, help="driver: how often it is killed")
+    parser.add_argument("--minutes", type=float, default=10.0, help="random: how long")
+    parser.add_argument("--mean-seconds", type=float, default=60.0, help="random: between strikes")
+    parser.add_argument("--iterations", type=int, default=8, help="of PPO; random: as many as fit")
+    parser.add_argument("--every-steps", type=int, default=1, help="iterations between checkpoints")
+    parser.add_argument("--probe-seconds", type=float, default=3.0, help="between signs of life")
+    parser.add_argument("--zero", type=int, default=1, choices=(1, 2, 3), help="ZeRO stage")
+    parser.add_argument("--ranks", type=int, default=1, help="of policy and critic")
+    parser.add_argument("--engines", type=int, default=1, help="rollout engines")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    return parser.parse_args()
+
+
+class Run:
+    """One run as a process of its own, and the strikes on it."""
+
+    def __init__(self, folder: Path, overrides: list[str]) -> None:
+        self.folder, self.overrides = folder, overrides
+        self.said = folder.with_name(folder.name + ".out")
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "orchestrator.run", "+experiment=pocket_tiny"]
+        with self.said.open("ab") as said:
+            return subprocess.Popen(
+                [*command, f"run.dir={self.folder}", "resume=auto", *self.overrides],
+                cwd=ROOT.parent, stdout=said, stderr=subprocess.STDOUT,
+                env=os.environ | {"COLUMNS": "120", "PYTHONPATH": str(ROOT.parent)},
+            )  # fmt: skip
+
+    def again(self) -> None:
+        """The same command once more."""
+        self.process = self._start()
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def steps(self) -> int:
+        """PPO iterations on record."""
+        file = self.folder / "metrics.jsonl"
+        if not file.exists():
+            return 0
+        done = 0
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if '"ppo/score_mean"' in line and line.endswith("}"):
+                done = max(done, int(json.loads(line)["step"]))
+        return done
+
+    def wait_for(self, what: Callable[[], bool], seconds: float = 900.0) -> bool:
+        """Until it holds (True) or the run has ended (False)."""
+        until = time.monotonic() + seconds
+        while not what():
+            if not self.running:
+                return what()
+            if time.monotonic() > until:
+                raise SystemExit(f"nothing happened for {seconds:.0f} s: see {self.said}")
+            time.sleep(0.05)
+        return True
+
+    def workers(self, role: str = "") -> list[int]:
+        """Process ids of the workers that stand now, and are this run's own."""
+        try:
+            infos = json.loads((self.folder / "workers.json").read_text(encoding="utf-8"))
+            own = {p.pid for p in psutil.Process(self.process.pid).children(recursive=True)}
+        except (OSError, psutil.NoSuchProcess):
+            return []
+        return [w["pid"] for w in infos if w["pid"] in own and role in ("", w["role"])]
+
+    def strike(self, role: str, name: str, choose: random.Random) -> bool:
+        """Signal one worker of this run; False: there is none."""
+        pids = self.workers(role)
+        if not pids:
+            return False
+        try:
+            os.kill(choose.choice(pids), signal.Signals[name])
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill_driver(self) -> None:
+        """As a machine without memory does it; its children are to follow by themselves."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        if alive:
+            raise SystemExit(f"orphans: {[p.pid for p in alive]}")
+
+    def end(self) -> int:
+        """Wait for its end; stop it if it does not come."""
+        try:
+            return self.process.wait(timeout=1800)
+        except subprocess.TimeoutExpired:
+            self.kill_driver()
+            raise
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind, next to what an undisturbed one does."""
+
+    exit_code: int
+    losses: int  # times that the run noticed a lost worker
+    lost: int  # sequences neither trained on nor dropped
+    duplicates: int  # metrics of a step that are there twice
+    mixed_versions: int  # steps whose kept sequences are of more than one version
+    same_metrics: bool
+    same_weights: bool
+
+
+def lines(path: Path) -> list[dict]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def outcome(run: Run, code: int, calm: Path | None) -> Outcome:
+    folder = run.folder
+    summary = json.loads((folder / "summary.json").read_text()) if code == 0 else {"ledger": {}}
+    ledger = Counter(summary["ledger"])
+    metrics = read_metrics(folder / "metrics.jsonl")
+    times = Counter((r.stage, r.step, r.name) for r in metrics)
+    versions: dict[tuple[str, int], set[int]] = {}
+    for sample in lines(folder / "samples" / "rollouts.jsonl"):
+        versions.setdefault((sample["stage"], sample["step"]), set()).add(sample["policy_version"])
+    same = calm is not None and code == 0
+    return Outcome(
+        exit_code=code,
+        losses=len(lines(folder / "losses.jsonl")),
+        lost=ledger["generated"] - ledger["trained"] - ledger["dropped"],
+        duplicates=sum(n - 1 for n in times.values()),
+        mixed_versions=sum(len(found) > 1 for found in versions.values()),
+        same_metrics=same
+        and list(comparable(metrics)) == list(comparable(read_metrics(calm / "metrics.jsonl"))),
+        same_weights=same and weights(folder) == weights(calm),
+    )
+
+
+def weights(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("checkpoints/*/model.safetensors"))
+    return {f.parent.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def settings(args: argparse.Namespace, iterations: int) -> list[str]:
+    return [
+        f"algorithm.iterations={iterations}",
+        "algorithm.evaluate_every=1",
+        f"run.checkpoint.every_steps={args.every_steps}",
+        f"run.supervision.probe_seconds={args.probe_seconds}",
+        "run.supervision.max_restarts=1000",
+        f"trainer.zero_stage={args.zero}",
+        f"cluster.roles.policy.workers={args.ranks}",
+        f"cluster.roles.critic.workers={args.ranks}",
+        f"cluster.roles.rollout.workers={args.engines}",
+    ]
+
+
+def prepare(work: Path) -> list[str]:
+    """The models that PPO starts from, made once; the overrides that name them."""
+    made = work / "models" / "checkpoints"
+    if not (made / "reward_model").is_dir():
+        run = Run(work / "models", ["stages=[pretrain,sft,reward_model]"])
+        if run.end():
+            raise SystemExit(f"the models could not be made: {run.said}")
+    named = [f"model.checkpoints.{n}={made / n}" for n in ("base", "sft", "reward_model")]
+    return ["stages=[ppo]", *named]
+
+
+def undisturbed(args: argparse.Namespace, models: list[str]) -> tuple[Path, float]:
+    """An undisturbed run, and its seconds an iteration."""
+    run = Run(args.work / "calm", [*models, *settings(args, args.iterations)])
+    run.wait_for(lambda: run.steps() >= 1)
+    began, first = time.monotonic(), run.steps()
+    run.wait_for(lambda: run.steps() >= args.iterations)
+    seconds = (time.monotonic() - began) / max(1, args.iterations - first)
+    if run.end():
+        raise SystemExit(f"the undisturbed run failed: {run.said}")
+    return run.folder, seconds
+
+
+def one_fault(
+    args: argparse.Namespace,
+    models: list[str],
+    calm: Path,
+    role: str,
+    name: str,
+    choose: random.Random,
+) -> dict[str, object]:
+    """Strike one worker somewhere in the second or a later iteration."""
+    folder = args.work / f"{role}-{name}"
+    run = Run(folder, [*models, *settings(args, args.iterations)])
+    run.wait_for(lambda: run.steps() >= 1)
+    time.sleep(choose.uniform(0.0, 1.0))
+    before = run.steps()
+    struck, at = run.strike(role, name, choose), time.monotonic()
+    run.wait_for(lambda: bool(lines(folder / "losses.jsonl")))
+    noticed, reached = time.monotonic() - at, run.steps()  # a step may still have ended meanwhile
+    run.wait_for(lambda: run.steps() > reached)
+    recovered = time.monotonic() - at
+    code = run.end()
+    return {
+        "role": role, "signal": name, "struck": struck, "after_steps": before,
+        "noticed_seconds": noticed, "recovery_seconds": recovered,
+        **asdict(outcome(run, code, calm)),
+    }  # fmt: skip
+
+
+def faults(args: argparse.Namespace, models: list[str], calm: Path) -> dict[str, object]:
+    choose, found = random.Random(args.seed), []
+    for name in args.signals:
+        for role in args.roles:
+            found.append(one_fault(args, models, calm, role, name, choose))
+            print(json.dumps(found[-1]), flush=True)
+    return {"faults": found}
+
+
+def driver(
+    args: argparse.Namespace, models: list[str], calm: Path, each: float
+) -> dict[str, object]:
+    """Kill the driver at random moments, from its start on; go on each time."""
+    choose = random.Random(args.seed)
+    run = Run(args.work / "driver", [*models, *settings(args, args.iterations)])
+    kills = 0
+    while kills < args.kills and run.running:
+        # Half of the moments fall into starting and loading, half between steps 1 and the end.
+        target = run.steps() + choose.choice([0, 1])
+        run.wait_for(lambda: bool(run.workers()))
+        run.wait_for(lambda target=target: run.steps() >= target)
+        time.sleep(choose.uniform(0.0, 2 * each))
+        if run.running and run.steps() < args.iterations:
+            run.kill_driver()
+            kills += 1
+            print(f"killed {kills} times, {run.steps()} steps on record", flush=True)
+            run.again()
+    code = run.end()
+    broken = [p.name for p in (run.folder / "state").glob("*.broken")]
+    skipped = run.said.read_text(errors="replace").count("skipped 0")
+    return {"kills": kills, "torn_loads": len(broken), "skipped_checkpoints": skipped,
+            **asdict(outcome(run, code, calm))}  # fmt: skip
+
+
+def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[str, object]:
+    """Strike workers at exponential intervals; count the seconds of steps that were kept."""
+    choose = random.Random(args.seed)
+    run = Run(args.work / "random", [*models, *settings(args, 100_000)])
+    run.wait_for(lambda: run.steps() >= 1)
+    began, first, strikes = time.monotonic(), run.steps(), Counter()
+    until = began + 60 * args.minutes
+    while time.monotonic() < until and run.running:
+        time.sleep(
+            min(choose.expovariate(1 / args.mean_seconds), max(0.0, until - time.monotonic()))
+        )
+        role, name = choose.choice(ROLES), choose.choice(SIGNALS)
+        if time.monotonic() < until and run.strike(role, name, choose):
+            strikes[f"{role} {name}"] += 1
+    wall, steps, alive = time.monotonic() - began, run.steps() - first, run.running
+    if alive:
+        run.process.send_signal(signal.SIGTERM)
+    code = run.end()
+    found = asdict(outcome(run, code, None))
+    return {
+        "wall_seconds": wall, "steps": steps, "undisturbed_seconds_a_step": each,
+        "effective_training_time": steps * each / wall, "strikes": dict(strikes),
+        "survived": alive, **{k: found[k] for k in RECORDED},
+    }  # fmt: skip
+
+
+def main() -> None:
+    args = arguments()
+    args.work = args.work.resolve()
+    models = prepare(args.work)
+    calm, each = undisturbed(args, models)
+    print(f"undisturbed: {each:.2f} s an iteration", flush=True)
+    if args.part == "faults":
+        found = faults(args, models, calm)
+        seconds = [f["recovery_seconds"] for f in found["faults"]]  # type: ignore[index]
+        print(f"recovery: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s")
+    elif args.part == "driver":
+        found = driver(args, models, calm, each)
+    else:
+        found = at_random(args, models, each)
+    given = {k: v for k, v in vars(args).items() if k not in ("work", "out")}
+    result = {"question": __doc__.splitlines()[0], "machine": machine(), "settings": given,
+              "undisturbed_seconds_a_step": each, **found}  # fmt: skip
+    print(json.dumps(found, indent=1))
+    print(f"written to {write_result(args.out, f'chaos_{args.part}', result)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What is remembered of workers that were lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+from orchestrator.run_folder import RunFolder
+from orchestrator.waiting import Position
+from workers.errors import RehearsalError
+
+
+class Losses:
+    """Counts losses and keeps each as a line of losses.jsonl."""
+
+    def __init__(self, folder: RunFolder, position: Position) -> None:
+        self._folder = folder
+        self._position = position
+        self.count = 0
+
+    def add(self, workers: Sequence[str], error: RehearsalError) -> None:
+        """These were lost, which showed as `error`, and are being made anew."""
+        self.count += 1
+        line = {
+            "time": time.time(),
+            "lost": list(workers),
+            "stage": self._position.stage,
+            "step": self._position.step,
+            "error": error.what,
+        }
+        with self._folder.losses.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

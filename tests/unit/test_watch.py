@@ -1,0 +1,176 @@
+"""Signs of life, with the processes played by a table and the clock by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import watch as watching
+from orchestrator.supervision import Rules, Status
+from orchestrator.watch import Watch
+from workers.errors import RoleDiedError, RoleHungError
+from workers.pulse import Pulse, beat, pulse, stacks, traced
+
+RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=1, window_seconds=1e6)
+
+
+class Process:
+    """Answers with what the test says it does."""
+
+    def __init__(self) -> None:
+        self.doing: Pulse | None = Pulse("", 0, 0.0, ())  # None: stopped
+        self.gone = False
+        self.asked = 0
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def answer(self) -> Pulse | None:
+        if self.gone:
+            raise RoleDiedError("signal 9")
+        return self.doing
+
+    def stacks(self, seconds: float) -> str:
+        return "" if self.doing is None else "thread MainThread:\n  in update"
+
+
+class Night:
+    """Two workers under watch, and time that passes only when it is told to."""
+
+    def __init__(self, logs: Path | None = None) -> None:
+        self.now = 0.0
+        self.watch = Watch(RULES, 60.0, lambda: self.now, logs)
+        self.names = ["policy rank 0", "policy rank 1"]
+        self.processes = {name: Process() for name in self.names}
+        for name, process in self.processes.items():
+            self.watch.add(name, process)
+        self.watch.starting(self.names)
+        self.watch.started(self.names, well=True)
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + 0.5)
+            self.watch.tick()
+
+    def status(self, name: str) -> Status:
+        return self.watch.life(name).status
+
+
+def test_a_stopped_process_is_condemned_within_three_intervals() -> None:
+    night = Night()
+    night.pass_time(25.0)
+    night.processes["policy rank 1"].doing = None
+    night.pass_time(31.0)  # and a tick
+    assert night.status("policy rank 1") is Status.dead
+    assert night.status("policy rank 0") is Status.healthy
+    with pytest.raises(RoleHungError, match="policy rank 1 is given up: it gave no sign of life"):
+        night.watch.check(night.names, "policy: update (stage ppo, step 7)")
+
+
+def test_long_work_that_gets_on_is_left_alone_and_a_standstill_is_not() -> None:
+    night = Night()
+    for minute in range(60):
+        for process in night.processes.values():
+            process.doing = Pulse("generate_shard", minute * 100, 0.5, ())
+        night.pass_time(60.0)
+    night.watch.check(night.names, "")
+    night.processes["policy rank 0"].doing = Pulse("update_on", 6000, 61.0, ("load 2.00 s",))
+    night.pass_time(11.0)
+    with pytest.raises(RoleHungError, match=r"hangs: update_on, without progress for 61\.0 s"):
+        night.watch.check(night.names, "")
+
+
+def test_a_dead_process_is_noticed_by_its_probe() -> None:
+    night = Night()
+    night.processes["policy rank 0"].gone = True
+    night.pass_time(11.0)
+    assert night.watch.life("policy rank 0").reason == "signal 9"
+
+
+def test_nobody_is_asked_before_it_stands_or_while_it_loads() -> None:
+    night = Night()
+    night.watch.add("critic rank 0", starting := Process())
+    starting.doing = None
+    night.pass_time(1000.0)
+    assert starting.asked == 0
+    night.watch.starting(["policy rank 0"])
+    night.processes["policy rank 0"].doing = None
+    night.pass_time(1000.0)
+    assert night.status("policy rank 0") is Status.healthy
+    night.watch.started(["policy rank 0"], well=True)
+    night.pass_time(40.0)
+    assert night.status("policy rank 0") is Status.dead
+
+
+def test_a_driver_that_was_busy_takes_answers_before_it_counts_seconds() -> None:
+    night = Night()
+    night.pass_time(10.0)
+    night.now += 1e4  # a long computation of the driver's own
+    night.pass_time(5.0)
+    assert night.status("policy rank 0") is Status.healthy
+
+
+def test_stacks_of_the_hung_and_its_peers_are_kept(tmp_path: Path) -> None:
+    night = Night(tmp_path / "logs")
+    night.processes["policy rank 0"].doing = Pulse("update_on", 3, 100.0, ())
+    night.pass_time(11.0)
+    with pytest.raises(RoleHungError) as caught:
+        night.watch.check(night.names, "policy: update")
+    kept = sorted(p.name for p in (tmp_path / "logs").iterdir())
+    assert kept == ["stacks-policy-rank-0.txt", "stacks-policy-rank-1.txt"]
+    assert str(tmp_path / "logs" / kept[0]) in caught.value.mend
+
+
+def test_restarts_run_out() -> None:
+    night = Night()
+    night.watch.require_restart("policy rank 0", "signal 9")
+    with pytest.raises(RoleDiedError, match="restarted 1 times before"):
+        night.watch.require_restart("policy rank 0", "signal 9")
+
+
+def test_the_lost_are_found_by_asking_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    night = Night()
+
+    def sleep(seconds: float) -> None:
+        night.now += seconds
+
+    monkeypatch.setattr(watching.time, "sleep", sleep)
+    assert night.watch.lost(night.names) == []
+    night.processes["policy rank 0"].gone = True
+    night.processes["policy rank 1"].doing = None
+    assert night.watch.lost(night.names) == night.names
+
+
+def test_a_pulse_shows_the_verb_and_its_passes() -> None:
+    seen = []
+
+    def work() -> None:
+        before = pulse().beats
+        beat()
+        seen.append((pulse().verb, pulse().beats - before, pulse().quiet_seconds < 60))
+
+    traced("update_on", work)()
+    assert seen == [("update_on", 1, True)]
+    assert pulse().verb == ""
+    assert pulse().spans[-1].startswith("update_on ")
+
+
+def test_stacks_name_threads_and_calls() -> None:
+    import threading
+
+    go, stand = threading.Event(), threading.Event()
+
+    def waits_for_godot() -> None:
+        stand.set()
+        go.wait()
+
+    thread = threading.Thread(target=waits_for_godot, name="work")
+    thread.start()
+    stand.wait()
+    text = stacks()
+    go.set()
+    thread.join()
+    assert "thread work:" in text
+    assert "waits_for_godot" in text

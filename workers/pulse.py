@@ -1,0 +1,103 @@
+"""What a worker's process shows of its progress, whatever its verb is doing.
+
+A thread that answers proves that the process runs, not that its work does. So the work itself
+counts: every pass of a model and every step of an engine is a beat, and who asks sees how long the
+verb in progress has been without one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_SPANS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """One look at a process."""
+
+    verb: str  # in progress; "" = idle
+    beats: int  # since the process began
+    quiet_seconds: float  # since the last beat, or since the verb began if it has had none
+    spans: tuple[str, ...]  # the last verbs that ended, with their seconds
+
+    def __str__(self) -> str:
+        now = f"{self.verb}, without progress for {self.quiet_seconds:.1f} s" if self.verb else ""
+        before = f"before: {', '.join(self.spans)}" if self.spans else ""
+        return f"{'; '.join(part for part in (now or 'idle', before) if part)} ({self.beats} beats)"
+
+
+class _Heart:
+    def __init__(self) -> None:
+        self.verb = ""
+        self.beats = 0
+        self.last = time.monotonic()
+        self.spans: deque[str] = deque(maxlen=_SPANS)
+
+
+_heart = _Heart()  # one worker a process
+
+
+def beat() -> None:
+    """The work of this process has got one pass or step further."""
+    _heart.beats += 1
+    _heart.last = time.monotonic()
+
+
+def pulse() -> Pulse:
+    """How this process is doing; from any thread."""
+    quiet = time.monotonic() - _heart.last
+    return Pulse(_heart.verb, _heart.beats, quiet, tuple(_heart.spans))
+
+
+def traced(verb: str, call: Callable[..., T]) -> Callable[..., T]:
+    """The same method, which shows in `pulse` while it runs."""
+    if inspect.isgeneratorfunction(call):
+
+        @functools.wraps(call)
+        def trickling(*args: Any, **kwargs: Any) -> Any:
+            with _shown(verb):
+                yield from call(*args, **kwargs)
+
+        return trickling
+
+    @functools.wraps(call)
+    def tracing(*args: Any, **kwargs: Any) -> T:
+        with _shown(verb):
+            return call(*args, **kwargs)
+
+    return tracing
+
+
+@contextmanager
+def _shown(verb: str) -> Iterator[None]:
+    began = _heart.last = time.monotonic()
+    outer, _heart.verb = _heart.verb, verb
+    try:
+        yield
+    finally:
+        _heart.verb = outer
+        if not outer:  # verbs call each other
+            _heart.spans.append(f"{verb} {time.monotonic() - began:.2f} s")
+
+
+def stacks() -> str:
+    """Where each thread of this process is, innermost call last."""
+    names = {t.ident: t.name for t in threading.enumerate()}
+    own = threading.get_ident()
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+        if ident != own
+    )
