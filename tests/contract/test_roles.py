@@ -640,6 +640,9 @@ def test_actors_and_fakes_have_the_verbs_of_the_protocol(role: str):
     verbs = {name for name in dir(protocol) if not name.startswith("_")} - {"size"}
     assert verbs
     for name in verbs:
+        if isinstance(getattr(protocol, name), property):  # the groups know it once loaded
+            assert hasattr(fake, name)
+            continue
         promised = list(inspect.signature(getattr(protocol, name)).parameters)
         assert list(inspect.signature(getattr(real, name)).parameters) == promised
         assert ["self", *inspect.signature(getattr(fake, name)).parameters] == promised
