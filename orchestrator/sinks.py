@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from orchestrator.config import LoggerConfig
 from orchestrator.metrics import MetricRecord
+from workers.caught import Caught
 from workers.errors import ConfigError
 
 Warn = Callable[[str], None]
@@ -43,26 +43,6 @@ class Sink(Protocol):
     def close(self) -> None:
         """Flush what is pending; called once."""
         ...
-
-
-class _Quarantine:
-    """Holds whatever a sink raises: it may be of any type, and must not reach the run."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if isinstance(error, Exception):
-            self.error = error
-        return isinstance(error, Exception)
 
 
 class BackgroundSink:
@@ -130,7 +110,7 @@ class BackgroundSink:
             )
 
     def _run(self) -> None:
-        quarantine = _Quarantine()
+        quarantine = Caught(Exception)  # it may raise anything, which must not reach the run
         with quarantine:
             self._feed()
         self._deadline = None

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from workers.caught import Caught
 from workers.errors import ConfigError
 from workers.messages import FloatArray
 from workers.pulse import beat
@@ -139,25 +139,6 @@ class LateError(TimeoutError):
     """A function did not return in time."""
 
 
-class _Caught:
-    """Carries whatever a function raises from its thread to the caller's."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        self.error = error
-        return True
-
-
 def _within(function: RewardFunction, seconds: float) -> RewardFunction:
     """The function, given up after so many seconds.
 
@@ -165,7 +146,7 @@ def _within(function: RewardFunction, seconds: float) -> RewardFunction:
     """
 
     def timely(prompts: list[str], responses: list[str]) -> Sequence[float]:
-        caught, returned = _Caught(), []
+        caught, returned = Caught(BaseException), []
 
         def run() -> None:
             with caught:
