@@ -65,6 +65,7 @@ class Run:
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self.folder, self.overrides = folder, overrides
         self.said = folder.with_name(folder.name + ".out")
+        self._left: list[psutil.Process] = []  # processes of killed drivers
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -129,10 +130,13 @@ class Run:
 
     def kill_driver(self) -> None:
         """As a machine without memory does it; its children are to follow by themselves."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
+        self._left += psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(children, timeout=60)
+
+    def require_no_orphans(self) -> None:
+        """Ray's agents give themselves a minute to report a death to nobody."""
+        _, alive = psutil.wait_procs(self._left, timeout=120)
         if alive:
             raise SystemExit(f"orphans: {[p.pid for p in alive]}")
 
@@ -282,6 +286,7 @@ def driver(
             print(f"killed {kills} times, {run.steps()} steps on record", flush=True)
             run.again()
     code = run.end()
+    run.require_no_orphans()
     broken = [p.name for p in (run.folder / "state").glob("*.broken")]
     skipped = run.said.read_text(errors="replace").count("skipped 0")
     return {"kills": kills, "torn_loads": len(broken), "skipped_checkpoints": skipped,
