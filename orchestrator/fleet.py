@@ -106,6 +106,8 @@ class Fleet:
 
     def _announce(self) -> None:
         """Keep who is where, for people and tools that look for a process of the run."""
+        if self._losses is None:
+            return  # roles without a run folder, such as benchmarks make
         workers = [asdict(info) for info in self.infos()]
         write_json(RunFolder(Path(self._config.run.dir).resolve()).workers, workers)
 
