@@ -62,7 +62,7 @@ def main() -> None:
             run(
                 folder,
                 [
-                    *SHAPE, "stages=[ppo]", *given(models), "algorithm.iterations=2",
+                    *SHAPE, "stages=[ppo]", *given(models), "algorithm.iterations=3",
                     "algorithm.evaluate_every=0", *args.set,
                 ],
             )  # fmt: skip
