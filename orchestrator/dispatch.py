@@ -44,6 +44,7 @@ class Dispatch:
             self._engine[rows] = rank
         self._quota = self._share_out(groups or len(self._requests), engines, shares)
         self._back: set[int] = set()
+        self._done = dict.fromkeys(engines, 0)  # requests of each that have come back whole
 
     def _share_out(
         self, groups: int, engines: Sequence[int], shares: Sequence[IntArray]
@@ -67,10 +68,7 @@ class Dispatch:
 
     def wanted(self, rank: int) -> int:
         """How many more of an engine's requests are enough."""
-        return self._quota[rank] - (len(self.hand(rank)) - len(self._owed(rank)))
-
-    def _owed(self, rank: int) -> list[int]:
-        return [n for n in np.flatnonzero(self._engine == rank) if self._left[n]]
+        return max(0, self._quota[rank] - self._done[rank])
 
     def came_back(self, rank: int, ids: Iterable[int]) -> None:
         """Note finished sequences.
@@ -89,29 +87,10 @@ class Dispatch:
                 )
             self._back.add(i)
             self._left[n] -= 1
+            self._done[rank] += not self._left[n]
 
     def unfinished(self, rank: int) -> list[GenerationRequest]:
         """What an engine still owes, in the order given; none once enough have come back."""
-        owed = self._owed(rank)
-        done = int((self._engine == rank).sum()) - len(owed)
-        return [self._requests[n] for n in owed] if done < self._quota[rank] else []
-
-    def reassign(self, rank: int, to: Sequence[int]) -> dict[int, list[GenerationRequest]]:
-        """Give what an engine owes to others, in turn; it owes nothing any more.
-
-        Args:
-            rank: The engine that is gone.
-            to: The ones that live.
-
-        Returns:
-            The new requests of each.
-        """
-        moved: dict[int, list[GenerationRequest]] = {other: [] for other in to}
-        wanted = self._quota[rank] - (len(self.hand(rank)) - len(self.unfinished(rank)))
-        for turn, request in enumerate(self.unfinished(rank)):
-            other = to[turn % len(to)]
-            moved[other].append(request)
-            self._engine[self._of[request.ids[0]]] = other
-            self._quota[other] += turn < wanted
-        self._quota[rank] = len(self.hand(rank))
-        return moved
+        if not self.wanted(rank):
+            return []
+        return [self._requests[n] for n in np.flatnonzero(self._engine == rank) if self._left[n]]

@@ -56,7 +56,7 @@ class Generating(Generation):
     @property
     def owed(self) -> list[int]:
         """Ranks that have not given enough yet."""
-        return [rank for rank in self._dispatch.busy if self._dispatch.unfinished(rank)]
+        return [rank for rank in self._dispatch.busy if self._dispatch.wanted(rank)]
 
     def parts(self) -> Iterator[Rollouts]:
         """Each part as soon as it is there."""

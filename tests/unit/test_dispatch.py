@@ -100,32 +100,6 @@ def test_a_sequence_that_nobody_expects(rank: int, ids: list[int], story: str):
     assert caught.value.where == "rollout rank 0"
 
 
-def test_what_a_dead_engine_owes_goes_to_the_others_with_the_same_seeds():
-    requests = [request(n, samples=2) for n in range(6)]
-    dispatch = Dispatch(requests, range(3), 10)
-    assert hands(dispatch, 3) == [[0, 3], [1, 4], [2, 5]]
-    dispatch.came_back(1, requests[1].ids)
-    moved = dispatch.reassign(1, [0, 2])
-    assert moved == {0: [requests[4]], 2: []}
-    assert dispatch.unfinished(1) == []
-    dispatch.came_back(0, requests[4].ids)
-    for rank, n in ((0, 0), (0, 3), (2, 2), (2, 5)):
-        assert dispatch.unfinished(rank)
-        dispatch.came_back(rank, requests[n].ids)
-    assert all(dispatch.unfinished(rank) == [] for rank in range(3))
-
-
-def test_reassigned_requests_count_towards_enough():
-    dispatch = Dispatch([request(n) for n in range(8)], range(2), 10, groups=4)
-    assert [dispatch.quota(rank) for rank in (0, 1)] == [2, 2]
-    dispatch.came_back(0, [0])
-    dispatch.reassign(0, [1])
-    assert [dispatch.quota(rank) for rank in (0, 1)] == [1, 3]
-    assert dispatch.unfinished(0) == []
-    dispatch.came_back(1, [100, 300, 500])
-    assert dispatch.unfinished(1) == []
-
-
 class Engines:
     """What arrives of two engines, in this order."""
 
