@@ -6,7 +6,6 @@ out the sequences it came from, or raises the KL coefficient, and keeps that in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.handles import Rollouts
+from orchestrator.run_folder import append_lines
 from workers.errors import NonFiniteError
 from workers.messages import RolloutBatch, RolloutSummary
 
@@ -91,5 +91,4 @@ def keep_culprits(
             }
             for n in rows
         ]
-    with (session.folder.samples / "non_finite.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    append_lines(session.folder.samples / "non_finite.jsonl", [line], "a sample")

@@ -7,8 +7,6 @@ as it came from the engines, is a safetensors file of its own.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from orchestrator.ahead import Ahead, Batch
 from orchestrator.handles import Answer, Generation, Rollout, Rollouts, joined
-from workers.errors import BrokenCheckpointError, CheckpointError
+from workers.disk import settle, writing
+from workers.errors import BrokenCheckpointError
 from workers.messages import FileRecord, IntArray, Ragged, RolloutBatch
 
 _OFFSETS = ".offsets"
@@ -101,19 +100,9 @@ def _write(path: Path, batch: RolloutBatch) -> FileRecord:
             arrays[each.name], arrays[each.name + _OFFSETS] = value.values, value.offsets
         else:
             arrays[each.name] = value
-    try:
+    with writing(path, "sequences"):
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"sequences cannot be written: {error}",
-            where=str(path),
-            mend="free space on that disk, or give another run.dir; the last whole checkpoint is "
-            "untouched",
-        ) from error
-    return FileRecord(path.name, path.stat().st_size, digest)
+        return settle(path)
 
 
 def _read(path: Path) -> RolloutBatch:

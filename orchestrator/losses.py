@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 
-from orchestrator.run_folder import RunFolder
+from orchestrator.run_folder import RunFolder, append_lines
 from orchestrator.waiting import Position
 from workers.errors import RehearsalError
 
@@ -29,5 +28,4 @@ class Losses:
             "step": self._position.step,
             "error": error.what,
         }
-        with self._folder.losses.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(self._folder.losses, [line], "a loss")

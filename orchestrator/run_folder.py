@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +206,16 @@ def write_text(path: Path, text: str) -> None:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_lines(path: Path, rows: Iterable[object], what: str) -> None:
+    """Add rows to a file of JSON lines.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
+    with writing(path, what), path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_json(path: Path, value: object) -> None:

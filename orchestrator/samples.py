@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from orchestrator.run_folder import RunFolder, write_json
-from workers.disk import writing
+from orchestrator.run_folder import RunFolder, append_lines, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,7 @@ class Comparison:
 
 def append_rollouts(folder: RunFolder, samples: Sequence[RolloutSample]) -> None:
     """Add samples to samples/rollouts.jsonl."""
-    path = folder.samples / "rollouts.jsonl"
-    with writing(path, "a sample"), path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples)
+    append_lines(folder.samples / "rollouts.jsonl", map(asdict, samples), "a sample")
 
 
 def read_rollouts(folder: RunFolder) -> list[RolloutSample]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from workers.errors import CheckpointError, RehearsalError
+from workers.messages import FileRecord
 
 
 @contextmanager
@@ -33,3 +36,11 @@ def writing(where: Path, what: str) -> Iterator[None]:
             where=str(where),
             mend="free space on that disk, then go on with resume=auto from the last checkpoint",
         ) from error
+
+
+def settle(path: Path) -> FileRecord:
+    """Have a written file on disk for good; its size and hash as they are there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(path.name, path.stat().st_size, digest)

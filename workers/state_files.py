@@ -6,9 +6,7 @@ other number of ranks and at any ZeRO stage. Nothing is pickled: loading a file 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.errors import BrokenCheckpointError, CheckpointError
+from workers.disk import settle, writing
+from workers.errors import BrokenCheckpointError
 from workers.messages import FileRecord
 
 _FACTS = "rehearsal"  # key of the JSON in a file's metadata
@@ -57,19 +56,9 @@ def write_state(
     """
     cuts = {p.name: [p.start, p.length, list(p.shape)] for p in pieces}
     metadata = {_FACTS: json.dumps({"pieces": cuts, **facts})}
-    try:
+    with writing(path, "the training state"):
         save_file(dict(tensors), path, metadata)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileRecord(path.name, path.stat().st_size, digest)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the training state cannot be written: {error}",
-            where=str(path),
-            mend="free space on that disk, or give another run.dir; the last whole checkpoint is "
-            "untouched, and the state in memory too",
-        ) from error
+        return settle(path)
 
 
 class StateFiles:
