@@ -41,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cap", type=float, default=2.0,
                         help="algorithm.importance_cap where staleness > 0; 0 = none")  # fmt: skip
     parser.add_argument("--inflight", action="store_true", help="rollout.inflight_updates")
+    parser.add_argument("--join", action="store_true", help="rollout.join_running")
     parser.add_argument("--evaluate-every", type=int, default=8, help="iterations")
     parser.add_argument("--warm-up", type=int, default=1,
                         help="first iterations that are left out of the speeds")  # fmt: skip
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace, staleness: int, seed: int, folder: Path) -> li
         keys["algorithm.importance_cap"] = args.cap
     if staleness and args.inflight:
         keys["rollout.inflight_updates"] = "true"
+    if staleness and args.join:
+        keys["rollout.join_running"] = "true"
     overrides = [f"{key}={value}" for key, value in keys.items()]
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.run", f"+experiment={args.experiment}", *overrides,

@@ -7,9 +7,9 @@ driver's seconds are real ones of its own process, less those that the simulatio
 
 Modes: `synchronous` trains on a batch when all of it is there; `one-step` samples the next batch
 meanwhile, and its weight updates wait for running calls; `in-flight` samples several batches ahead
-and updates weights in the middle of sequences. Engines serve calls one after the other (`serial`,
-as a worker of this version does) or join what comes to what is running (`continuous`). The first
-and the last iterations, in which the pipeline fills and drains, are left out of all figures.
+and updates weights in the middle of sequences. Engines serve calls one after the other (`serial`),
+or with `rollout.join_running` what comes joins what is running (`continuous`). The first and the
+last iterations, in which the pipeline fills and drains, are left out of all figures.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Prompts(PocketSource):
         return None
 
 
-def loop(args: argparse.Namespace, mode: str, workers: int) -> Config:
+def loop(args: argparse.Namespace, mode: str, engine: str, workers: int) -> Config:
     """What a user would write to run the loop in this mode."""
     samples = 4
     prompts = args.sequences * workers // samples
@@ -91,6 +91,8 @@ def loop(args: argparse.Namespace, mode: str, workers: int) -> Config:
         arguments.append("algorithm.staleness=1")
     if mode == "in-flight":
         arguments += [f"algorithm.staleness={args.staleness}", "rollout.inflight_updates=true"]
+    if mode != "synchronous" and engine == "continuous":
+        arguments.append("rollout.join_running=true")
     return configuration(*arguments)
 
 
@@ -122,9 +124,9 @@ def run(config: Config, roles: SimRoles, path: Path) -> float:
 
 
 def measure(args: argparse.Namespace, mode: str, engine: str, workers: int) -> dict[str, Any]:
-    config = loop(args, mode, workers)
+    config = loop(args, mode, engine, workers)
     roles = make_roles(
-        workers, max(1, workers // 8), Latency(), Lengths(), continuous=engine == "continuous"
+        workers, max(1, workers // 8), Latency(), Lengths(), continuous=config.rollout.join_running
     )
     with tempfile.TemporaryDirectory() as folder:
         driver = run(config, roles, Path(folder))

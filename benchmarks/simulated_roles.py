@@ -3,8 +3,8 @@
 Nothing is computed. A verb takes as long as a latency model says, the clock stands still while the
 driver works, and moves when it waits. Engines decode every sequence that they hold at the same
 time, a token a tick; a call is done when its longest sequence is. With `continuous` off an engine
-serves one call after the other, as a worker that is an actor does; with it on, a call that comes
-while another is running joins it in the batch, as it would in a server.
+serves one call after the other; with it on, as with `rollout.join_running`, a call that comes while
+another is running joins it in the batch. What a step takes does not depend on how many share it.
 """
 
 from __future__ import annotations

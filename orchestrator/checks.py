@@ -117,15 +117,18 @@ def check_ahead(config: Config) -> None:
     """Weights can only reach sequences in their middle if some are under way during training.
 
     Raises:
-        ConfigError: in-flight updates without staleness.
+        ConfigError: what is of use ahead of training only, without staleness.
     """
-    if config.rollout.inflight_updates and not config.algorithm.staleness:
-        raise ConfigError(
-            "inflight_updates=true, but with algorithm.staleness=0 no sequence is under way when "
-            "weights are sent",
-            where="rollout.inflight_updates",
-            mend="set algorithm.staleness=1, or rollout.inflight_updates=false",
-        )
+    if config.algorithm.staleness:
+        return
+    for key in ("inflight_updates", "join_running"):
+        if getattr(config.rollout, key):
+            raise ConfigError(
+                f"{key}=true, but with algorithm.staleness=0 no sequence is under way when weights "
+                "are sent, and none when a batch is asked for",
+                where=f"rollout.{key}",
+                mend=f"set algorithm.staleness=1, or rollout.{key}=false",
+            )
 
 
 def _check_models(config: Config, made: set[str]) -> None:

@@ -543,6 +543,9 @@ class RolloutConfig:
     stream_sequences: int = 0
     # more prompts than needed, as a share of them; the last to finish are aborted and recorded
     overprovision: float = 0.0
+    # a batch that is asked for while another is sampled joins it and fills the places of finished
+    # sequences (staleness > 0); false: one after the other, bit-identical in every run
+    join_running: bool = False
     # new weights reach engines in the middle of sequences, which go on under them (staleness > 0)
     inflight_updates: bool = False
     transport: Transport = Transport.shm

@@ -66,6 +66,7 @@ def rollout_spec(config: Config, checkpoint: str, eos_token_id: int) -> RolloutS
         threads=config.cluster.roles.rollout.threads,
         collective_seconds=config.run.collective_seconds,
         interruptible=rollout.inflight_updates,
+        join_running=rollout.join_running,
     )
 
 

@@ -124,7 +124,7 @@ _FETCH_SECONDS = 600.0
 
 # Verbs of these groups run beside the others, which wait for each other.
 _CONTROL, _HEALTH = "control", "health"
-_BESIDE = ("interrupt", "pause")
+_BESIDE = ("interrupt", "pause", "announce", "join")
 
 
 def _vital(worker: type[T]) -> type[T]:
@@ -178,6 +178,17 @@ class _RolloutActor(RolloutWorker):
     @ray.method(concurrency_group=_CONTROL)
     def interrupt(self) -> None:
         self.pause()
+
+    @ray.method(concurrency_group=_CONTROL)
+    def announce(
+        self,
+        call: int,
+        requests: list[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery,
+    ) -> None:
+        self.join(call, requests, sampling, version, delivery)
 
     @ray.method(concurrency_group=_CONTROL)
     def tell(self) -> None:
@@ -510,9 +521,12 @@ class RolloutGroup(_Group):
         call = next(self._calls)
 
         def ask(rank: int, version: int, hand: list[GenerationRequest]) -> None:
-            wanted = replace(delivery, groups=dispatch.wanted(rank))
-            stream = self.actors[rank].generate_shards.remote(call, hand, sampling, version, wanted)
-            arrivals.add(stream, rank, self.name(rank))
+            actor, wanted = self.actors[rank], replace(delivery, groups=dispatch.wanted(rank))
+            asked = (call, hand, sampling, version, wanted)
+            if self._spec is not None and self._spec.join_running and self._owes(rank):
+                asked = (call, ray.put(hand), sampling, version, wanted)
+                actor.announce.remote(*asked)  # a refusal comes again when its turn has come
+            arrivals.add(actor.generate_shards.remote(*asked), rank, self.name(rank))
 
         for rank in dispatch.busy:
             ask(rank, version, dispatch.hand(rank))
@@ -531,6 +545,9 @@ class RolloutGroup(_Group):
         )
         return self._open[-1]
 
+    def _owes(self, rank: int) -> bool:
+        return any(rank in generating.owed for generating in self._open)
+
     def _ask_again(self, name: str, error: RoleError) -> None:
         """Make an engine anew and give it back, with the same seeds, what it owes.
 
@@ -548,7 +565,7 @@ class RolloutGroup(_Group):
     @property
     def sampling(self) -> bool:
         """Whether any engine owes sequences."""
-        return any(generating.owed for generating in self._open)
+        return any(self._owes(rank) for rank in range(self.size))
 
     def pause(self) -> Pending[None]:
         """Interrupt all generations, between two steps of each engine, until `resume`."""

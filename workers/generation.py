@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,28 +43,27 @@ class Generated:
     finish: Finish
 
 
-class Flight(Protocol):
-    """Samples on their way through an engine, named by their place in what was launched."""
+class GenerationEngine(Protocol):
+    """Samples responses with weights that can be replaced while nothing is under way."""
 
     @property
     def running(self) -> bool:
-        """Whether some are unfinished."""
+        """Whether samples are under way."""
+        ...
+
+    def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
+        """Take samples on, beside those that are under way; gives each a number of its own.
+
+        Temperature 0 is greedy, with logprobs at 1.
+        """
         ...
 
     def step(self) -> list[tuple[int, Generated]]:
         """Draw a token of every sample that has its turn; gives those that finished by it."""
         ...
 
-    def land(self) -> list[tuple[int, Generated]]:
-        """Abort those that are unfinished; gives what was drawn of each, if the engine keeps it."""
-        ...
-
-
-class GenerationEngine(Protocol):
-    """Samples responses with weights that can be replaced while it runs."""
-
-    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> Flight:
-        """Start on samples; one flight at a time. Temperature 0 is greedy, with logprobs at 1."""
+    def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
+        """Abort samples; gives what was drawn of each, if the engine keeps it."""
         ...
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:

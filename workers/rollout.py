@@ -12,13 +12,15 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from workers.errors import RoleError, StaleEngineError, UnsupportedPlatformError, WeightSyncError
 from workers.generation import GenerationEngine, require_complete, require_fitting
 from workers.generation_job import Job
+from workers.generation_pool import Pool, nobody
 from workers.messages import (
     Delivery,
     EngineState,
@@ -67,19 +69,21 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
 class RolloutWorker:
     """Generates with versioned weights. One engine a worker.
 
-    Verbs are not concurrent, but for `pause`, which any thread may call at any time.
+    Verbs are not concurrent, but for `pause` and `join`, which any thread may call at any time.
     """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self._engine: GenerationEngine | None = None
+        self._pool: Pool | None = None
         self._spec: RolloutSpec | None = None
         self._folder: SafetensorsFolder | None = None
         self._version = -1
         self._status = EMPTY
         self._failed = ""
         self._paused = threading.Event()
-        self._held: dict[int, Job] = {}  # interrupted calls, by the number the caller gave
+        self._held: dict[int, Job] = {}  # unfinished calls, by the number the caller gave
+        self._joining: SimpleQueue[tuple[int, Job]] = SimpleQueue()
+        self._begun = -1  # the newest call that `generate_parts` was asked for
 
     def prepare(self, engine: str) -> None:
         """Import the engine, which takes seconds, before its model is known.
@@ -99,7 +103,7 @@ class RolloutWorker:
         self.close()
         folder = SafetensorsFolder(spec.checkpoint)
         os.environ.update(engine_environment(spec))
-        self._engine, self._spec, self._folder = _make_engine(spec), spec, folder
+        self._pool, self._spec, self._folder = Pool(_make_engine(spec)), spec, folder
         self._failed = ""
         self._version, self._status = version, ADMITTED
         return RoleInfo("rollout", self.rank, os.getpid(), platform.node(), spec.device)
@@ -129,7 +133,7 @@ class RolloutWorker:
         Interrupted by `pause` it ends early, and `proceed` gives the rest.
 
         Args:
-            call: A number that no other unfinished call has.
+            call: Its number; every call has a higher one than those before it.
             requests: In the order in which they enter the engine.
             sampling: For all of them.
             version: What the engine must be admitted for.
@@ -139,11 +143,26 @@ class RolloutWorker:
             StaleEngineError: The engine is not admitted for exactly `version`.
             DataError: A prompt is empty, too long, or not in the vocabulary.
         """
-        self._require(version, ADMITTED)
-        spec, folder, _ = self._started()
-        require_fitting(requests, sampling, spec, folder.vocabulary)
-        self._held[call] = Job(requests, sampling, delivery)
+        job = self._job(requests, sampling, version, delivery)
+        self._take_in()
+        self._held.setdefault(call, job)
+        self._begun = call
         yield from self.proceed(call, version)
+
+    def join(
+        self,
+        call: int,
+        requests: list[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery,
+    ) -> None:
+        """Announce a call of `generate_parts` that waits behind others, which is to come as well.
+
+        Its sequences are sampled beside those of the call that runs, as places become free. What
+        they give leaves when its own turn has come.
+        """
+        self._joining.put((call, self._job(requests, sampling, version, delivery)))
 
     def proceed(self, call: int, version: int) -> Iterator[RolloutBatch]:
         """Go on with an interrupted call, under weights that may be newer; nothing if it is done.
@@ -152,11 +171,33 @@ class RolloutWorker:
             StaleEngineError: The engine is not admitted for exactly `version`.
         """
         self._require(version, ADMITTED)
+        spec, _, pool = self._started()
         job = self._held.get(call)
         if job is not None:
-            yield from job.run(self._started()[2], self._version, self._paused.is_set)
+            others = self._take_in if spec.join_running else nobody
+            yield from pool.run(job, self._version, self._paused.is_set, others)
             if job.done:
                 del self._held[call]
+
+    def _job(
+        self,
+        requests: list[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery,
+    ) -> Job:
+        self._require(version, ADMITTED)
+        spec, folder, _ = self._started()
+        require_fitting(requests, sampling, spec, folder.vocabulary)
+        return Job(requests, sampling, delivery)
+
+    def _take_in(self) -> Iterable[Job]:
+        """All unfinished calls, with those that have joined since."""
+        while not self._joining.empty():
+            call, job = self._joining.get()
+            if call > self._begun:  # else its turn came before the announcement
+                self._held[call] = job
+        return self._held.values()
 
     def pause(self) -> None:
         """Interrupt the calls of `generate_parts`, running or yet to come, between two steps.
@@ -190,8 +231,8 @@ class RolloutWorker:
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join the sender's transfer group; waits for all its members."""
-        _, _, engine = self._started()
-        engine.connect(address, group_rank)
+        _, _, pool = self._started()
+        pool.engine.connect(address, group_rank)
 
     def receive_weights(self, offer: WeightOffer) -> WeightReceipt:
         """Replace all weights by the offered ones, which are then unverified.
@@ -240,29 +281,31 @@ class RolloutWorker:
         """Stop the engine and free its memory."""
         self._status = EMPTY
         self._held = {}
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self._begun = -1
+        if self._pool is not None:
+            self._pool.engine.close()
+            self._pool = None
 
     def _sample(self, requests: list[GenerationRequest], sampling: Sampling) -> RolloutBatch:
-        spec, folder, engine = self._started()
+        spec, folder, pool = self._started()
         require_fitting(requests, sampling, spec, folder.vocabulary)
-        (batch,) = Job(requests, sampling, Delivery()).run(engine, self._version, lambda: False)
+        (batch,) = pool.run(Job(requests, sampling, Delivery()), self._version)
         return batch
 
     def _swap(self, offer: WeightOffer) -> WeightReceipt:
-        _, _, engine = self._started()
+        _, _, pool = self._started()
+        pool.land()
         began = time.perf_counter()
         # Until the swap has succeeded the engine may hold weights of two versions; a failed one
         # is not retried, because vLLM can hang on a half-loaded model.
         self._failed = f"update to version {offer.version} did not finish"
-        checksum = engine.receive(offer)
+        checksum = pool.engine.receive(offer)
         self._failed = ""
         self._version, self._status = offer.version, UNVERIFIED
         return WeightReceipt(offer.version, checksum, offer.nbytes, time.perf_counter() - began)
 
-    def _started(self) -> tuple[RolloutSpec, SafetensorsFolder, GenerationEngine]:
-        if self._engine is None or self._spec is None or self._folder is None:
+    def _started(self) -> tuple[RolloutSpec, SafetensorsFolder, Pool]:
+        if self._pool is None or self._spec is None or self._folder is None:
             raise RoleError("engine not started", where=self._where, mend="call start first")
         if self._failed:
             raise WeightSyncError(
@@ -270,7 +313,7 @@ class RolloutWorker:
                 where=self._where,
                 mend="start the engine again, then transfer the whole model",
             )
-        return self._spec, self._folder, self._engine
+        return self._spec, self._folder, self._pool
 
     def _require(self, version: int, *statuses: str) -> None:
         self._started()

@@ -30,6 +30,7 @@ class RolloutSpec:
     threads: int = 1  # CPU engines: OpenMP threads
     collective_seconds: float = 300.0  # deadline of each operation of a weight transfer
     interruptible: bool = False  # sequences can be cut short and continued under other weights
+    join_running: bool = False  # calls that wait are sampled beside the one that runs
 
 
 @dataclass(frozen=True, slots=True)

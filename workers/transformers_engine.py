@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -27,19 +28,40 @@ class TransformersEngine:
         torch.nn.Module.to(model, self._device)
         self._model: PreTrainedModel | None = model
         self._reader = CheckpointFormReader(model)
+        self._numbers = itertools.count()
+        self._batches: list[_Decoding] = []  # each to its end before the next
         self._tied = bool(model.config.tie_word_embeddings)
         self._shared = SharedMemoryReceiver()
         self._group: GroupReceiver | None = None
 
-    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> _Flight:
-        """Start on samples. Temperature 0 is greedy, with logprobs at 1."""
-        model = self._require_model()
-        size = self._spec.max_concurrent_sequences
-        waiting = [
-            _Decoding(model, self._device, samples[first : first + size], first, sampling)
-            for first in range(0, len(samples), size)
-        ]
-        return _Flight(waiting, self._spec.eos_token_id)
+    @property
+    def running(self) -> bool:
+        """Whether samples are under way."""
+        return bool(self._batches)
+
+    def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
+        """Queue samples as batches of their own. Temperature 0 is greedy, with logprobs at 1."""
+        model, size = self._require_model(), self._spec.max_concurrent_sequences
+        numbers = [next(self._numbers) for _ in samples]
+        for n in range(0, len(samples), size):
+            some = dict(zip(numbers[n : n + size], samples[n : n + size], strict=True))
+            self._batches.append(_Decoding(model, self._device, some, sampling))
+        return numbers
+
+    def step(self) -> list[tuple[int, Generated]]:
+        """One more token of the oldest batch."""
+        self._require_model()
+        batch = self._batches[0]
+        finished = batch.step(self._spec.eos_token_id)
+        if not batch.alive:
+            del self._batches[0]
+        return finished
+
+    def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
+        """Forget samples; gives what was drawn of each."""
+        drawn = [each for batch in self._batches for each in batch.drop(set(numbers))]
+        self._batches = [batch for batch in self._batches if batch.alive]
+        return drawn
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join a transfer group as one receiver; leaves the one before."""
@@ -84,30 +106,6 @@ class TransformersEngine:
         return self._model
 
 
-class _Flight:
-    """Batches one after the other."""
-
-    def __init__(self, batches: list[_Decoding], eos: int) -> None:
-        self._batches = batches
-        self._eos = eos
-
-    @property
-    def running(self) -> bool:
-        return bool(self._batches)
-
-    def step(self) -> list[tuple[int, Generated]]:
-        batch = self._batches[0]
-        finished = batch.step(self._eos)
-        if not batch.alive:
-            del self._batches[0]
-        return finished
-
-    def land(self) -> list[tuple[int, Generated]]:
-        drawn = [each for batch in self._batches for each in batch.drafts()]
-        self._batches = []
-        return drawn
-
-
 class _Decoding:
     """One batch, token by token; rows that have finished go on unseen until the last one has."""
 
@@ -115,12 +113,12 @@ class _Decoding:
         self,
         model: PreTrainedModel,
         device: torch.device,
-        samples: Sequence[Sample],
-        first: int,
+        numbered: Mapping[int, Sample],
         sampling: Sampling,
     ) -> None:
+        samples = list(numbered.values())
         self._model = model
-        self._first = first  # place of the first row in the flight
+        self._numbers = list(numbered)  # of the rows
         self._temperature = sampling.temperature
         self._limits = [s.max_tokens or sampling.max_tokens for s in samples]
         self._samples = samples
@@ -147,9 +145,11 @@ class _Decoding:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
         return self._note(token.tolist(), logprob.tolist(), eos)
 
-    def drafts(self) -> list[tuple[int, Generated]]:
-        """What the unfinished rows have so far."""
-        return [(self._first + row, self._result(row, Finish.ABORT)) for row in sorted(self.alive)]
+    def drop(self, numbers: set[int]) -> list[tuple[int, Generated]]:
+        """Finish rows early; gives what they have so far."""
+        rows = [row for row in sorted(self.alive) if self._numbers[row] in numbers]
+        self.alive -= set(rows)
+        return [(self._numbers[row], self._result(row, Finish.ABORT)) for row in rows]
 
     def _begin(self) -> None:
         self._cache = DynamicCache()
@@ -170,7 +170,7 @@ class _Decoding:
             if ended or len(own_tokens) == self._limits[row]:
                 self.alive.remove(row)
                 finish = Finish.STOP if ended else Finish.LENGTH
-                finished.append((self._first + row, self._result(row, finish)))
+                finished.append((self._numbers[row], self._result(row, finish)))
         return finished
 
     def _result(self, row: int, finish: Finish) -> Generated:

@@ -6,7 +6,8 @@ tensor-parallel worker, because `WorkerExtension` is named as their extension cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,6 @@ from vllm.model_executor.model_loader.reload import (
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-from vllm.v1.engine.llm_engine import LLMEngine
 
 from workers.errors import ConfigError, RoleError, WeightSyncError
 from workers.generation import Generated, Sample
@@ -201,47 +201,15 @@ class WorkerExtension:
 WeightTransferEngineFactory.register_engine(_BACKEND, PackedTransferEngine)
 
 
-class _Flight:
-    """Requests inside the engine; between two steps nothing happens to them."""
-
-    def __init__(self, owner: VllmEngine, engine: LLMEngine, names: list[str]) -> None:
-        self._owner = owner
-        self._engine = engine
-        self._names = names
-        # Tokens and logprobs of unfinished requests, where the engine tells every one of them.
-        self._drawn: dict[str, tuple[list[int], list[float]]] = {}
-
-    @property
-    def running(self) -> bool:
-        return self._engine.has_unfinished_requests()
-
-    def step(self) -> list[tuple[int, Generated]]:
-        with self._owner.unbroken():
-            outputs: list[Any] = self._engine.step()
-        finished: list[tuple[int, Generated]] = []
-        for output in outputs:
-            name, completion = output.request_id, output.outputs[0]
-            tokens, logprobs = self._drawn.setdefault(name, ([], []))
-            tokens.extend(completion.token_ids)
-            logprobs.extend(completion.logprobs.logprobs)
-            if output.finished:
-                del self._drawn[name]
-                finished.append((int(name), Generated(tokens, logprobs, _finish(completion))))
-        return finished
-
-    def land(self) -> list[tuple[int, Generated]]:
-        if self.running:
-            with self._owner.unbroken():
-                self._engine.abort_request(self._names)
-        return [(int(name), Generated(*drawn, Finish.ABORT)) for name, drawn in self._drawn.items()]
-
-
 class VllmEngine:
     """One vLLM engine, stepped by its caller: batches depend on the input alone."""
 
     def __init__(self, spec: RolloutSpec) -> None:
         self._spec = spec
         self._broken = False
+        self._numbers = itertools.count()
+        # Tokens and logprobs of samples under way, as far as vLLM has told them.
+        self._drawn: dict[int, tuple[list[int], list[float]]] = {}
         try:
             self._llm: LLM | None = LLM(**_engine_arguments(spec))
         except ValueError as error:  # pydantic's errors are ValueErrors, too
@@ -251,17 +219,49 @@ class VllmEngine:
         if spec.device == "cpu":
             self._require_head_size(self._llm)
 
-    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> _Flight:
-        """Hand samples to the engine. Temperature 0 is greedy, with logprobs at 1."""
+    @property
+    def running(self) -> bool:
+        """Whether samples are under way."""
+        return bool(self._drawn)
+
+    def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
+        """Take samples on, in vLLM's queue. Temperature 0 is greedy, with logprobs at 1."""
         engine = self._require_llm().llm_engine
-        with self.unbroken():
-            for i, sample in enumerate(samples):
+        numbers = [next(self._numbers) for _ in samples]
+        with self._unbroken():
+            for number, sample in zip(numbers, samples, strict=True):
                 prompt: Any = {"prompt_token_ids": list(sample.prompt)}
-                engine.add_request(str(i), prompt, self._parameters(sample, sampling))
-        return _Flight(self, engine, [str(i) for i in range(len(samples))])
+                engine.add_request(str(number), prompt, self._parameters(sample, sampling))
+                self._drawn[number] = ([], [])
+        return numbers
+
+    def step(self) -> list[tuple[int, Generated]]:
+        """One step of vLLM; gives the samples that finished by it."""
+        engine = self._require_llm().llm_engine
+        with self._unbroken():
+            outputs: list[Any] = engine.step()
+        finished: list[tuple[int, Generated]] = []
+        for output in outputs:
+            number, completion = int(output.request_id), output.outputs[0]
+            if number not in self._drawn:  # dropped, but its step was scheduled already
+                continue
+            tokens, logprobs = self._drawn[number]
+            tokens.extend(completion.token_ids)
+            logprobs.extend(completion.logprobs.logprobs)
+            if output.finished:
+                del self._drawn[number]
+                finished.append((number, Generated(tokens, logprobs, _finish(completion))))
+        return finished
+
+    def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
+        """Abort samples; gives what vLLM has told of each, all of it where `interruptible`."""
+        engine = self._require_llm().llm_engine
+        with self._unbroken():
+            engine.abort_request([str(number) for number in numbers])
+        return [(n, Generated(*self._drawn.pop(n), Finish.ABORT)) for n in numbers]
 
     @contextmanager
-    def unbroken(self) -> Iterator[None]:
+    def _unbroken(self) -> Iterator[None]:
         """What fails in here leaves requests inside: the engine then serves no more."""
         self._broken = True
         yield

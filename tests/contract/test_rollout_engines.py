@@ -127,13 +127,15 @@ class Remote:
         assert self._process.exitcode == 0
 
 
-def make_spec(engine: str, checkpoint: Path, *, interruptible: bool = False) -> RolloutSpec:
+def make_spec(
+    engine: str, checkpoint: Path, *, interruptible: bool = False, join_running: bool = False
+) -> RolloutSpec:
     return RolloutSpec(
         checkpoint=str(checkpoint), engine=engine, dtype="float32", device="cpu",
         max_prompt_tokens=16, max_response_tokens=24, max_concurrent_sequences=16,
         kv_cache_bytes=8 << 20, gpu_memory_fraction=0.5, tensor_parallel_size=1,
         prefix_caching=True, enforce_eager=True, seed=0, eos_token_id=EOS, collective_seconds=20,
-        interruptible=interruptible,
+        interruptible=interruptible, join_running=join_running,
     )  # fmt: skip
 
 
@@ -510,6 +512,60 @@ def test_each_token_belongs_to_the_weights_that_drew_it(
         mixed += first != last
     assert (mixed > 4) == (steps > 0)
     assert worker("proceed", 1, 1) == []  # nothing is left of the call
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def joinable(
+    request: pytest.FixtureRequest,
+    processes: Callable[[str], Remote],
+    checkpoints: dict[bool, Path],
+) -> Remote:
+    remote = processes(request.param)
+    spec = make_spec(request.param, checkpoints[True], interruptible=True, join_running=True)
+    remote("start", spec, 0)
+    return remote
+
+
+def same_sequences(left: RolloutBatch, right: RolloutBatch) -> None:
+    assert left.ids.tolist() == right.ids.tolist()
+    assert left.tokens.values.tolist() == right.tokens.values.tolist()
+    np.testing.assert_allclose(left.logprobs.values, right.logprobs.values, atol=TOLERANCE)
+
+
+def test_calls_that_join_give_what_they_give_alone(joinable: Remote) -> None:
+    asked = [requests(2), requests(2, 1000)]
+    alone = [joinable("generate", each, Sampling(1.0, 16), 0) for each in asked]
+    joinable("join", 2, asked[1], Sampling(1.0, 16), 0, Delivery())
+    (first,) = joinable("generate_parts", 1, asked[0], Sampling(1.0, 16), 0, Delivery())
+    (probe,) = joinable("generate", requests(1)[:1], Sampling(1.0, 2), 0).ids  # between the two
+    (second,) = joinable("generate_parts", 2, asked[1], Sampling(1.0, 16), 0, Delivery())
+    joinable("join", 2, asked[1], Sampling(1.0, 16), 0, Delivery())  # too late: forgotten
+    (third,) = joinable("generate_parts", 3, asked[0], Sampling(1.0, 16), 0, Delivery())
+    assert probe == 0
+    for found, expected in ((first, alone[0]), (second, alone[1]), (third, alone[0])):
+        same_sequences(found, expected)
+    assert joinable("proceed", 2, 0) == []
+
+
+def test_new_weights_reach_calls_that_have_joined(
+    joinable: Remote, checkpoints: dict[bool, Path]
+) -> None:
+    asked = [requests()[:8], requests(1, 1000)[:8]]
+    joinable("load_checkpoint", str(checkpoints[True]), 0)
+    joinable("join", 12, asked[1], Sampling(1.0, 16), 0, Delivery())
+    joinable("pause_after", 4)
+    for call, each in zip((11, 12), asked, strict=True):
+        assert joinable("generate_parts", call, each, Sampling(1.0, 16), 0, Delivery()) == []
+    model, sender = build_model(1, True), SharedMemorySender()
+    joinable("receive_weights", publish(model, sender, 1))
+    joinable("admit", 1)
+    batches = [joinable("proceed", call, 1)[0] for call in (11, 12)]
+    new = oracle_logprobs(model, batches[1], 1.0)
+    for row in range(len(batches[1])):
+        # Four steps were under the old weights.
+        tail = batches[1].logprobs.row(row)[4:]
+        np.testing.assert_allclose(tail, new[row][4:], atol=TOLERANCE)
+    assert any(first == 0 for first, _ in batches[0].versions.tolist())
 
 
 def test_an_interrupted_call_follows_the_same_distribution(

@@ -266,7 +266,10 @@ def test_the_stages_run_on_files(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_change_in_the_middle_of_sequences(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("join", [False, True])
+def test_weights_change_in_the_middle_of_sequences(
+    recipe: Path, tmp_path: Path, *, join: bool
+) -> None:
     folder = finished(
         tmp_path / "run",
         "stages=[ppo]",
@@ -275,6 +278,7 @@ def test_weights_change_in_the_middle_of_sequences(recipe: Path, tmp_path: Path)
         "algorithm.importance_cap=2.0",
         "algorithm.evaluate_every=0",
         "rollout.inflight_updates=true",
+        f"rollout.join_running={join}",
         "rollout.overprovision=0.25",
         "rollout.stream_sequences=4",
         "rollout.max_response_tokens=60",

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pytest
 
+from workers.errors import RoleError
 from workers.generation import Generated, Sample
 from workers.generation_job import Job
-from workers.messages import Delivery, Finish, GenerationRequest, RolloutBatch, Sampling
+from workers.generation_pool import Pool
+from workers.messages import (
+    Delivery,
+    Finish,
+    GenerationRequest,
+    GroupAddress,
+    RolloutBatch,
+    Sampling,
+    WeightOffer,
+)
 
 END = 0
 
@@ -17,30 +27,29 @@ END = 0
 class Countdown:
     """Draws 1, 2, 3 ... after a prompt of one number n, and ends with the n-th token."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 10**6) -> None:
         self.launched: list[list[Sample]] = []
-        self.landed = 0
-
-    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> CountdownFlight:
-        self.launched.append(list(samples))
-        return CountdownFlight(self, samples, sampling)
-
-
-class CountdownFlight:
-    def __init__(self, owner: Countdown, samples: Sequence[Sample], sampling: Sampling) -> None:
-        self.owner = owner
-        self.open = {
-            n: (list(s.prompt), len(s.prompt), s.max_tokens or sampling.max_tokens)
-            for n, s in enumerate(samples)
-        }
+        self.dropped = 0
+        self.steps = 0
+        self.room = room  # samples that have their turn at the same time
+        self.open: dict[int, tuple[list[int], int, int]] = {}
+        self.numbers = iter(range(10**6))
 
     @property
     def running(self) -> bool:
         return bool(self.open)
 
+    def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
+        self.launched.append(list(samples))
+        numbers = [next(self.numbers) for _ in samples]
+        for n, s in zip(numbers, samples, strict=True):
+            self.open[n] = (list(s.prompt), len(s.prompt), s.max_tokens or sampling.max_tokens)
+        return numbers
+
     def step(self) -> list[tuple[int, Generated]]:
+        self.steps += 1
         finished = []
-        for n, (tokens, start, limit) in list(self.open.items()):
+        for n, (tokens, start, limit) in list(self.open.items())[: self.room]:
             token = len(tokens)
             tokens.append(END if token == tokens[0] else token)
             drawn = tokens[start:]
@@ -50,14 +59,23 @@ class CountdownFlight:
                 del self.open[n]
         return finished
 
-    def land(self) -> list[tuple[int, Generated]]:
-        self.owner.landed += len(self.open)
-        found = [
-            (n, Generated(tokens[start:], [-1.0] * (len(tokens) - start), Finish.ABORT))
-            for n, (tokens, start, _) in self.open.items()
-        ]
-        self.open = {}
+    def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
+        self.dropped += len(numbers)
+        found = []
+        for n in numbers:
+            tokens, start, _ = self.open.pop(n)
+            drawn = tokens[start:]
+            found.append((n, Generated(drawn, [-1.0] * len(drawn), Finish.ABORT)))
         return found
+
+    def connect(self, address: GroupAddress, group_rank: int) -> None:
+        raise AssertionError
+
+    def receive(self, offer: WeightOffer) -> str:
+        raise AssertionError
+
+    def close(self) -> None:
+        raise AssertionError
 
 
 def request(length: int, first_id: int, samples: int = 1) -> GenerationRequest:
@@ -71,10 +89,6 @@ def after(steps: int) -> Callable[[], bool]:
     return lambda: next(asked) >= steps
 
 
-def never() -> bool:
-    return False
-
-
 def ids(parts: Sequence[RolloutBatch]) -> list[list[int]]:
     return [part.ids.tolist() for part in parts]
 
@@ -84,7 +98,7 @@ REQUESTS = [request(5, 0), request(2, 10), request(3, 20), request(1, 30)]
 
 class TestParts:
     def test_all_together_stand_in_the_order_of_the_requests(self):
-        (batch,) = Job(REQUESTS, Sampling(1.0, 8), Delivery()).run(Countdown(), 7, never)
+        (batch,) = Pool(Countdown()).run(Job(REQUESTS, Sampling(1.0, 8), Delivery()), 7)
         assert batch.ids.tolist() == [0, 10, 20, 30]
         assert batch.response(0) == [1, 2, 3, 4, END]
         assert batch.response(3) == [END]
@@ -96,17 +110,17 @@ class TestParts:
         [(1, [[30], [10], [20], [0]]), (2, [[10, 30], [0, 20]]), (3, [[10, 20, 30], [0]])],
     )
     def test_they_leave_as_soon_as_enough_are_there(self, size: int, expected: list[list[int]]):
-        parts = Job(REQUESTS, Sampling(1.0, 8), Delivery(size)).run(Countdown(), 7, never)
+        parts = Pool(Countdown()).run(Job(REQUESTS, Sampling(1.0, 8), Delivery(size)), 7)
         assert ids(list(parts)) == expected
 
     def test_the_samples_of_a_prompt_leave_together(self):
         requests = [request(2, 0, samples=3), request(1, 10, samples=2)]
-        parts = list(Job(requests, Sampling(1.0, 8), Delivery(1)).run(Countdown(), 7, never))
+        parts = list(Pool(Countdown()).run(Job(requests, Sampling(1.0, 8), Delivery(1)), 7))
         assert ids(parts) == [[10, 11], [0, 1, 2]]
         assert parts[1].prompt_ids.tolist() == [2, 2, 2]
 
     def test_the_limit_ends_a_sequence(self):
-        (batch,) = Job([request(9, 0)], Sampling(1.0, 4), Delivery()).run(Countdown(), 7, never)
+        (batch,) = Pool(Countdown()).run(Job([request(9, 0)], Sampling(1.0, 4), Delivery()), 7)
         assert (batch.response(0), batch.finish.tolist()) == ([1, 2, 3, 4], [Finish.LENGTH])
 
 
@@ -114,29 +128,29 @@ class TestEnough:
     def test_the_slowest_are_aborted(self):
         engine = Countdown()
         job = Job(REQUESTS, Sampling(1.0, 8), Delivery(groups=2))
-        assert ids(list(job.run(engine, 7, never))) == [[10, 30]]
-        assert engine.landed == 2
+        assert ids(list(Pool(engine).run(job, 7))) == [[10, 30]]
+        assert engine.dropped == 2
         assert job.done
 
     def test_of_a_step_with_too_many_the_first_requests_are_taken(self):
         requests = [request(2, n) for n in range(4)]
         job = Job(requests, Sampling(1.0, 8), Delivery(groups=3))
-        assert ids(list(job.run(Countdown(), 7, never))) == [[0, 1, 2]]
+        assert ids(list(Pool(Countdown()).run(job, 7))) == [[0, 1, 2]]
 
     def test_parts_count_towards_it(self):
         job = Job(REQUESTS, Sampling(1.0, 8), Delivery(1, groups=3))
-        assert ids(list(job.run(Countdown(), 7, never))) == [[30], [10], [20]]
+        assert ids(list(Pool(Countdown()).run(job, 7))) == [[30], [10], [20]]
 
 
 class TestInterruption:
     def test_it_goes_on_where_it_was_under_the_new_version(self):
         engine = Countdown()
         job = Job(REQUESTS, Sampling(1.0, 8), Delivery())
-        assert list(job.run(engine, 7, after(2))) == []
+        assert list(Pool(engine).run(job, 7, after(2))) == []
         assert not job.done
-        (batch,) = job.run(engine, 8, never)
+        (batch,) = Pool(engine).run(job, 8)
         assert job.done
-        (whole,) = Job(REQUESTS, Sampling(1.0, 8), Delivery()).run(Countdown(), 7, never)
+        (whole,) = Pool(Countdown()).run(Job(REQUESTS, Sampling(1.0, 8), Delivery()), 7)
         assert batch.ids.tolist() == whole.ids.tolist()
         assert [batch.response(i) for i in range(4)] == [whole.response(i) for i in range(4)]
         assert batch.logprobs.lengths.tolist() == whole.logprobs.lengths.tolist()
@@ -149,8 +163,8 @@ class TestInterruption:
         engine = Countdown()
         job = Job([request(5, 0, samples=2)], Sampling(1.0, 8), Delivery())
         for steps in (1, 1):
-            assert list(job.run(engine, 7, after(steps))) == []
-        list(job.run(engine, 8, never))
+            assert list(Pool(engine).run(job, 7, after(steps))) == []
+        list(Pool(engine).run(job, 8))
         seeds = [[s.seed for s in launched] for launched in engine.launched]
         assert seeds[0] == [1000, 1001]
         assert len({seed for each in seeds for seed in each}) == 6
@@ -159,24 +173,89 @@ class TestInterruption:
     def test_before_the_first_step_nothing_is_launched(self):
         engine = Countdown()
         job = Job(REQUESTS, Sampling(1.0, 8), Delivery())
-        assert list(job.run(engine, 7, lambda: True)) == []
+        assert list(Pool(engine).run(job, 7, lambda: True)) == []
         assert engine.launched == []
-        (batch,) = job.run(engine, 8, never)
+        (batch,) = Pool(engine).run(job, 8)
         assert (batch.versions == 8).all()
 
     def test_what_has_finished_waits_for_the_rest(self):
         job = Job([request(1, 0), request(2, 1)], Sampling(1.0, 8), Delivery())
-        assert list(job.run(Countdown(), 7, after(2))) == []
-        (batch,) = job.run(Countdown(), 8, never)
+        assert list(Pool(Countdown()).run(job, 7, after(2))) == []
+        (batch,) = Pool(Countdown()).run(job, 8)
         assert batch.versions.tolist() == [[7, 7], [7, 7]]
 
     def test_enough_is_counted_over_the_interruption(self):
         job = Job(REQUESTS, Sampling(1.0, 8), Delivery(1, groups=2))
-        assert ids(list(job.run(Countdown(), 7, after(2)))) == [[30]]
-        assert ids(list(job.run(Countdown(), 8, never))) == [[10]]
+        assert ids(list(Pool(Countdown()).run(job, 7, after(2)))) == [[30]]
+        assert ids(list(Pool(Countdown()).run(job, 8))) == [[10]]
         assert job.done
 
 
+def job(*requests: GenerationRequest, delivery: Delivery | None = None) -> Job:
+    return Job(requests, Sampling(1.0, 8), delivery or Delivery())
+
+
+class TestJoining:
+    def test_a_later_job_takes_the_places_that_become_free(self):
+        engine = Countdown(room=2)
+        pool = Pool(engine)
+        first, second = job(request(6, 0), request(1, 1)), job(request(3, 10), request(2, 11))
+        (batch,) = pool.run(first, 7, joining=lambda: [second])
+        assert (ids([batch]), engine.steps) == ([[0, 1]], 6)
+        (batch,) = pool.run(second, 7)
+        assert batch.ids.tolist() == [10, 11]
+        assert batch.response(0) == [1, 2, END]
+        assert (batch.versions == 7).all()
+        assert engine.steps == 6  # one after the other they would have been 6 + 3
+
+    def test_what_is_unfinished_stays_in_the_engine_between_two_waits(self):
+        engine = Countdown()
+        pool = Pool(engine)
+        first, second = job(request(1, 0)), job(request(4, 10))
+        list(pool.run(first, 7, joining=lambda: [second]))
+        assert engine.running
+        (batch,) = pool.run(second, 7)
+        assert (batch.response(0), engine.steps, engine.dropped) == ([1, 2, 3, END], 4, 0)
+
+    def test_it_may_come_while_the_first_is_under_way(self):
+        late = job(request(2, 10))
+        asked = iter([[], [], [late], [late], [late]])
+        engine = Countdown()
+        list(Pool(engine).run(job(request(5, 0)), 7, joining=lambda: next(asked)))
+        assert engine.steps == 5
+        assert late.enough
+
+    def test_an_interruption_keeps_what_each_has_drawn(self):
+        engine = Countdown()
+        pool = Pool(engine)
+        first, second = job(request(5, 0)), job(request(4, 10))
+        assert list(pool.run(first, 7, after(2), joining=lambda: [second])) == []
+        assert not engine.running
+        (batch,) = pool.run(first, 8, joining=lambda: [second])
+        assert batch.versions.tolist() == [[7, 8]]
+        (batch,) = pool.run(second, 8)
+        assert (batch.response(0), batch.versions.tolist()) == ([1, 2, 3, END], [[7, 8]])
+
+    def test_one_with_enough_leaves_its_places(self):
+        engine = Countdown()
+        second = job(request(1, 10), request(6, 11), delivery=Delivery(groups=1))
+        list(Pool(engine).run(job(request(3, 0)), 7, joining=lambda: [second]))
+        assert (engine.dropped, engine.running, second.enough) == (1, False, True)
+
+    def test_one_of_its_parts_that_was_ready_leaves_first(self):
+        engine = Countdown()
+        pool = Pool(engine)
+        second = job(request(1, 10), request(2, 11), request(6, 12), delivery=Delivery(1))
+        list(pool.run(job(request(4, 0)), 7, joining=lambda: [second]))
+        assert ids(list(pool.run(second, 7))) == [[10, 11], [12]]
+
+    def test_an_engine_that_loses_a_sequence_is_an_error(self):
+        engine = Countdown()
+        run = Pool(engine).run(job(request(4, 0)), 7, lambda: bool(engine.open.clear()))
+        with pytest.raises(RoleError, match="lost sequences"):
+            list(run)
+
+
 def test_rows_keep_one_logprob_a_token():
-    (batch,) = Job(REQUESTS, Sampling(1.0, 8), Delivery()).run(Countdown(), 7, never)
+    (batch,) = Pool(Countdown()).run(Job(REQUESTS, Sampling(1.0, 8), Delivery()), 7)
     assert np.array_equal(batch.logprobs.lengths, batch.response_lengths)

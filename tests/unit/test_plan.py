@@ -322,10 +322,11 @@ def test_generation_ahead_is_in_the_plan_and_asks_for_a_cap():
     assert "ahead" not in render_plan(make_plan(pocket()))
 
 
-def test_weights_cannot_change_in_the_middle_of_nothing():
-    error = refused(ConfigError, "rollout.inflight_updates=true")
-    assert error.where == "rollout.inflight_updates"
-    make_plan(pocket("rollout.inflight_updates=true", "algorithm.staleness=1"))
+@pytest.mark.parametrize("key", ["inflight_updates", "join_running"])
+def test_what_needs_sequences_under_way_needs_staleness(key: str):
+    error = refused(ConfigError, f"rollout.{key}=true")
+    assert error.where == f"rollout.{key}"
+    make_plan(pocket(f"rollout.{key}=true", "algorithm.staleness=1"))
 
 
 def test_plans_are_equal_for_equal_configurations():

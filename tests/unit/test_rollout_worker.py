@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,39 +37,34 @@ from workers.specs import RolloutSpec
 METAS = (TensorMeta("a.weight", "float32", (4, 2)), TensorMeta("b.weight", "bfloat16", (3,)))
 
 
-class EchoFlight:
-    """All in one step."""
-
-    def __init__(self, results: list[Generated]) -> None:
-        self._left = list(enumerate(results))
-
-    @property
-    def running(self) -> bool:
-        return bool(self._left)
-
-    def step(self) -> list[tuple[int, Generated]]:
-        finished, self._left = self._left, []
-        return finished
-
-    def land(self) -> list[tuple[int, Generated]]:
-        return []
-
-
 class EchoEngine:
     """Repeats the prompt; fails on demand."""
 
     def __init__(self) -> None:
         self.fail = False
         self.closed = False
+        self._numbers = itertools.count()
+        self._left: dict[int, Generated] = {}
 
-    def launch(self, samples: Sequence[Sample], sampling: Sampling) -> EchoFlight:
+    @property
+    def running(self) -> bool:
+        return bool(self._left)
+
+    def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
         self.seen = list(samples)
-        return EchoFlight(
-            [
-                Generated(s.prompt[: sampling.max_tokens], [-0.5] * len(s.prompt), Finish.LENGTH)
-                for s in samples
-            ]
-        )
+        numbers = [next(self._numbers) for _ in samples]
+        for n, s in zip(numbers, samples, strict=True):
+            logprobs = [-0.5] * len(s.prompt)
+            self._left[n] = Generated(s.prompt[: sampling.max_tokens], logprobs, Finish.LENGTH)
+        return numbers
+
+    def step(self) -> list[tuple[int, Generated]]:
+        """All in one step."""
+        finished, self._left = list(self._left.items()), {}
+        return finished
+
+    def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
+        return [(n, Generated((), (), Finish.ABORT)) for n in numbers if self._left.pop(n)]
 
     def connect(self, address: GroupAddress, group_rank: int) -> None: ...
 
