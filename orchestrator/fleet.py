@@ -98,11 +98,16 @@ class Fleet:
             watch=self.watch,
             announce=self._announce,
             lost=self._lost,
+            discarded=self._discarded,
         )
 
     def _lost(self, worker: str, error: RehearsalError) -> None:
         if self._losses is not None:
             self._losses.add([worker], error)
+
+    def _discarded(self, replies: int) -> None:
+        if self._losses is not None:
+            self._losses.discarded += replies
 
     def _announce(self) -> None:
         """Keep who is where, for people and tools that look for a process of the run."""

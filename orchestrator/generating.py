@@ -74,12 +74,17 @@ class Generating(Generation):
             pass
         return joined([self._parts[n] for n in np.argsort(self._from, kind="stable")])
 
-    def ask_anew(self, rank: int, version: int) -> None:
-        """Forget the calls of an engine's old process, and ask the new one for what is owed."""
-        self.arrivals.forget(rank)
+    def ask_anew(self, rank: int, version: int) -> int:
+        """Forget the calls of an engine's old process, and ask the new one for what is owed.
+
+        Returns:
+            How many replies of the old one are thrown away.
+        """
+        thrown = self.arrivals.forget(rank)
         owed = self._dispatch.unfinished(rank)
         if owed and self._ask is not None:
             self._ask(rank, version, owed)
+        return thrown
 
     def _receive(self) -> bool:
         """Wait for one more part; False when enough has come."""

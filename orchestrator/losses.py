@@ -17,6 +17,7 @@ class Losses:
         self._folder = folder
         self._position = position
         self.count = 0
+        self.discarded = 0  # replies of lost workers that came and were not taken
 
     def add(self, workers: Sequence[str], error: RehearsalError) -> None:
         """These were lost, which showed as `error`, and are being made anew."""

@@ -268,6 +268,7 @@ def summarise(session: Session) -> Summary:
             ppo_phases=telemetry.phase_seconds(),
         ),
         restarts=session.losses.count,
+        discarded_replies=session.losses.discarded,
         roles=tuple(session.fleet.infos()),
         data=accounts(session.source),
     )

@@ -105,6 +105,7 @@ class Launch:
     watch: Watch | None = None
     announce: Callable[[], None] = lambda: None  # the processes of the group are known
     lost: Callable[[str, RehearsalError], None] = lambda *_: None  # a worker, and how it showed
+    discarded: Callable[[int], None] = lambda _: None  # replies of a process that was given up
 
 
 def _fetch(refs: Sequence[Ref]) -> list[Any]:
@@ -559,8 +560,8 @@ class RolloutGroup(_Group):
         if self._launch.watch is None or not (self._served.path or self.refresh):
             raise error
         self._revive(rank, error)
-        for generating in self._open:
-            generating.ask_anew(rank, self._served.version)
+        version = self._served.version
+        self._launch.discarded(sum([each.ask_anew(rank, version) for each in self._open]))
 
     @property
     def sampling(self) -> bool:

@@ -115,6 +115,7 @@ class Summary:
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
     restarts: int = 0  # times that workers were lost and made anew
+    discarded_replies: int = 0  # that lost workers had given and nobody took
     roles: tuple[RoleInfo, ...] = ()
     data: tuple[SetAccount, ...] = ()  # of runs on files
 

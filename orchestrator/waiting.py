@@ -182,11 +182,17 @@ class Arrivals:
         """Listen to one more call."""
         self._ranks[stream] = (rank, name)
 
-    def forget(self, rank: int) -> None:
-        """Do not listen to the calls of a process that is gone; what still comes is not taken."""
+    def forget(self, rank: int) -> int:
+        """Do not listen to the calls of a process that is gone; what still comes is not taken.
+
+        Returns:
+            How many replies had come and are thrown away.
+        """
+        thrown = 0
         for stream in [each for each, (of, _) in self._ranks.items() if of == rank]:
             del self._ranks[stream]
-            self._large.pop(stream, None)
+            thrown += _replies(stream, half=self._large.pop(stream, None) is not None)
+        return thrown
 
     def next(self) -> tuple[int, Any, Any] | None:
         """Rank, small record and reference of what comes next; None when all calls have ended.
@@ -227,6 +233,18 @@ class Arrivals:
             if done:
                 return done[0]
         raise _late(self._seconds, self._doing, ", ".join(names))
+
+
+def _replies(stream: Any, *, half: bool) -> int:
+    """How many whole replies of a stream are there and were not taken; `half`: of one, half was."""
+    records: list[Any] = [None] if half else []
+    while ray.wait([stream], timeout=0, fetch_local=False)[0]:
+        try:
+            records.append(next(stream))
+        except StopIteration:
+            break
+    # The small half comes last. What a call, or its process, died of stands in a record's place.
+    return sum(glance(small) is not None for small in records[1::2])
 
 
 def _late(seconds: float, doing: str, silent: str) -> DeadlineError:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from benchmarks import chaos
 
+_STORE = 128 << 20  # bytes of a node's object store
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
@@ -63,6 +67,35 @@ def test_a_lost_rank_takes_its_group_along(
         chaos.undisturbed(args, models)
     found = chaos.one_fault(args, models, calm, "policy", name, random.Random(zero))
     unharmed(found)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without room for workers, to which nodes are added."""
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_enable_worker_prestart"):
+        monkeypatch.setenv(name, "0")
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_node_is_removed_and_replaced(
+    home: Path, models: list[str], calm: tuple[Path, float], nodes: Cluster, lost: int
+) -> None:
+    room = {"num_cpus": 1, "object_store_memory": _STORE}
+    added = [nodes.add_node(**room) for _ in range(2)]
+    args = arguments(home)
+    layout = [f"cluster.address={nodes.address}", "cluster.nodes=2", "cluster.cpus_per_node=0.75",
+              "rollout.transport=gloo"]  # fmt: skip
+    given = [*models, *chaos.settings(args, args.iterations), *layout]
+    run = chaos.Run(home / f"node-{lost}", given)
+    assert run.wait_for(lambda: run.steps() >= 1)
+    nodes.remove_node(added[lost], allow_graceful=False)
+    nodes.add_node(**room)
+    unharmed(asdict(chaos.outcome(run, run.end(), calm[0])))
+    assert (run.folder / "losses.jsonl").is_file()
 
 
 def test_a_driver_killed_again_and_again(

@@ -97,6 +97,15 @@ def test_parts_come_as_they_are_ready_and_then_no_more(arrivals):
     ]  # fmt: skip
 
 
+def test_late_replies_of_a_process_that_is_gone_are_counted_and_not_taken(arrivals):
+    gone, lives = Stream("A", "a", "B", "b", "C", ActorDiedError()), Stream("D", "d")
+    arrivals.add(gone, 0, "rollout rank 0")
+    assert arrivals.next() == (0, "a", "A")
+    arrivals.add(lives, 1, "rollout rank 1")
+    assert arrivals.forget(0) == 1  # b; C came without its other half
+    assert [arrivals.next(), arrivals.next()] == [(1, "d", "D"), None]
+
+
 def test_a_call_can_join_after_others_have_ended(arrivals):
     arrivals.add(Stream(), 0, "rollout rank 0")
     assert arrivals.next() is None
