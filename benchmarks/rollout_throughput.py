@@ -130,13 +130,13 @@ class Ours:
     """The role `rollout` behind its handle."""
 
     def __init__(self, args: argparse.Namespace, model: Path, case: Case) -> None:
-        config, spec = spec_of(args, model, case)
+        config, self.spec = spec_of(args, model, case)
         self.case, self.sampling = case, Sampling(1.0, args.response)
         layout = place_roles(config.cluster, [RoleName.rollout])
         self._running = start_cluster(config.cluster, layout, 120.0)
         cluster = self._running.__enter__()
         self.rollout = Fleet(config, cluster, Position(), Account()).rollout
-        self.pids = [info.pid for info in self.rollout.start(spec, VERSION).result()]
+        self.pids = [info.pid for info in self.rollout.start(self.spec, VERSION).result()]
 
     def __call__(self, requests: list[GenerationRequest]) -> Turn:
         began, cpu = time.perf_counter(), cpu_seconds(self.pids)
