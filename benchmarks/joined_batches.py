@@ -96,7 +96,7 @@ def main() -> None:
     found = {
         "question": __doc__.splitlines()[0], "machine": machine(),
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
-        "seconds": seconds, "joined_over_in_turn": ratios, "same_lengths": same,
+        "seconds": seconds, "speedup": ratios, "same_lengths": same,
         "tokens_a_turn": tokens, "longest": longest,
     }  # fmt: skip
     for name, each in seconds.items():

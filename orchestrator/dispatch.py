@@ -1,8 +1,7 @@
 """Which engine serves which request, and what has come back: bookkeeping alone, no actor.
 
 A request, the K samples of one prompt, is served by one engine, so its samples share the prompt's
-cache. Every sequence has a seed of its own: what it becomes does not depend on who serves it, and a
-request can be given to another engine at any time.
+cache. Every sequence has a seed of its own: what it becomes does not depend on who serves it.
 """
 
 from __future__ import annotations

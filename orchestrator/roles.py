@@ -125,7 +125,7 @@ _FETCH_SECONDS = 600.0
 
 # Verbs of these groups run beside the others, which wait for each other.
 _CONTROL, _HEALTH = "control", "health"
-_BESIDE = ("interrupt", "pause", "announce", "join")
+_BESIDE = ("interrupt", "pause", "tell", "announce", "join")
 
 
 def _vital(worker: type[T]) -> type[T]:
@@ -180,7 +180,7 @@ class _RolloutActor(RolloutWorker):
     def interrupt(self) -> None:
         self.pause()
 
-    @ray.method(concurrency_group=_CONTROL)
+    @ray.method(concurrency_group=_CONTROL, num_returns=0)
     def announce(
         self,
         call: int,

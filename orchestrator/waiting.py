@@ -360,6 +360,7 @@ class EngineLine(PulseLine):
         super().__init__(actor, name)
         self._idle = False
         self._token: Any = None
+        self._beats = 0
 
     def ask(self) -> None:
         """Ask anew; a token that is still on its way is waited for."""
@@ -376,7 +377,9 @@ class EngineLine(PulseLine):
             self._got(self._token)
             self._token = None
         self._idle = pulse.verb == ""
-        return pulse if self._token is None or pulse.verb not in ("", "alive") else None
+        moved, self._beats = pulse.beats > self._beats, pulse.beats
+        works = moved or self._token is None or pulse.verb not in ("", "alive")
+        return pulse if works else None
 
 
 def first(results: list[Any]) -> Any:

@@ -1,7 +1,7 @@
 """One call of `generate` on one engine: what was drawn, what is done, what goes out when.
 
 A group is the K samples of one request. Groups leave whole, in parts of at least so many sequences;
-which ones share a part depends on the engine's steps alone. A job that is stopped between two steps
+which ones share a part depends on the engine's steps. A job that is stopped between two steps
 keeps what was drawn and goes on later, under other weights too.
 """
 

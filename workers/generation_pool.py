@@ -56,6 +56,7 @@ class Pool:
             RoleError: The engine does not know of sequences that it was given.
         """
         if stop():
+            self.land()
             return
         self._version = version
         self._launch(job)
@@ -69,6 +70,13 @@ class Pool:
                 self.land()
                 return
         yield job.take()
+
+    def nudge(self) -> bool:
+        """One step for what flies; False: nothing does."""
+        flies = bool(self._flying)
+        if flies:
+            self._step()
+        return flies
 
     def land(self) -> None:
         """Stop everything that flies; the jobs keep what was drawn."""
@@ -91,10 +99,13 @@ class Pool:
             )
         finished = self.engine.step()
         beat()
+        complete = False
         for number, drawn in finished:
             job, place = self._flying.pop(number)
             job.add(place, drawn, self._version)
-        self._land([n for n, (job, _) in self._flying.items() if job.enough])
+            complete |= job.enough
+        if complete:
+            self._land([n for n, (job, _) in self._flying.items() if job.enough])
 
     def _land(self, numbers: list[int]) -> None:
         if not numbers:

@@ -224,7 +224,9 @@ class RolloutWorker:
         """Sample one token: proof that the engine itself works. False: it serves nothing now."""
         if self._status != ADMITTED:
             return False
-        spec, _, _ = self._started()
+        spec, _, pool = self._started()
+        if pool.nudge():  # a token would have to queue behind the calls that have joined
+            return True
         prompt = (spec.eos_token_id,)  # too short to leave anything in a cache of prefixes
         self._sample([GenerationRequest(0, prompt, (0,), (0,))], Sampling(1.0, 1))
         return True
@@ -281,6 +283,8 @@ class RolloutWorker:
         """Stop the engine and free its memory."""
         self._status = EMPTY
         self._held = {}
+        self._joining = SimpleQueue()
+        self._paused.clear()
         self._begun = -1
         if self._pool is not None:
             self._pool.engine.close()

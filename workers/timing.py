@@ -169,6 +169,8 @@ _END = object()
 def timed_verbs(results: Callable[[Callable[..., Any]], int]) -> Callable[[Class], Class]:
     """Class decorator: every public method, inherited ones too, answers with a `Reply`.
 
+    Those that return nothing stay as they are: what waits would travel with an answer to nobody.
+
     Args:
         results: How many objects a method returns.
     """
@@ -176,8 +178,8 @@ def timed_verbs(results: Callable[[Callable[..., Any]], int]) -> Callable[[Class
     def decorate(cls: Class) -> Class:
         for name in dir(cls):
             verb = getattr(cls, name)
-            if not name.startswith("_") and callable(verb):
-                setattr(cls, name, timed(verb, results=results(verb)))
+            if not name.startswith("_") and callable(verb) and (count := results(verb)):
+                setattr(cls, name, timed(verb, results=count))
         return cls
 
     return decorate

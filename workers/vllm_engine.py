@@ -202,7 +202,7 @@ WeightTransferEngineFactory.register_engine(_BACKEND, PackedTransferEngine)
 
 
 class VllmEngine:
-    """One vLLM engine, stepped by its caller: batches depend on the input alone."""
+    """One vLLM engine, stepped by its caller: it draws nothing by itself."""
 
     def __init__(self, spec: RolloutSpec) -> None:
         self._spec = spec
@@ -222,7 +222,7 @@ class VllmEngine:
     @property
     def running(self) -> bool:
         """Whether samples are under way."""
-        return bool(self._drawn)
+        return self._require_llm().llm_engine.has_unfinished_requests()
 
     def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
         """Take samples on, in vLLM's queue. Temperature 0 is greedy, with logprobs at 1."""
@@ -243,8 +243,6 @@ class VllmEngine:
         finished: list[tuple[int, Generated]] = []
         for output in outputs:
             number, completion = int(output.request_id), output.outputs[0]
-            if number not in self._drawn:  # dropped, but its step was scheduled already
-                continue
             tokens, logprobs = self._drawn[number]
             tokens.extend(completion.token_ids)
             logprobs.extend(completion.logprobs.logprobs)

@@ -236,6 +236,26 @@ class TestJoining:
         (batch,) = pool.run(second, 8)
         assert (batch.response(0), batch.versions.tolist()) == ([1, 2, 3, END], [[7, 8]])
 
+    def test_a_pause_before_its_turn_leaves_nothing_in_the_engine(self):
+        engine = Countdown()
+        pool = Pool(engine)
+        second = job(request(4, 10))
+        list(pool.run(job(request(1, 0)), 7, joining=lambda: [second]))
+        assert list(pool.run(second, 7, lambda: True)) == []
+        assert not engine.running
+        (batch,) = pool.run(second, 8)
+        assert batch.versions.tolist() == [[7, 8]]
+
+    def test_a_nudge_steps_what_flies(self):
+        engine = Countdown()
+        pool = Pool(engine)
+        second = job(request(3, 10))
+        assert not pool.nudge()
+        list(pool.run(job(request(1, 0)), 7, joining=lambda: [second]))
+        assert [pool.nudge(), pool.nudge(), pool.nudge()] == [True, True, False]
+        assert engine.steps == 3
+        assert second.enough
+
     def test_one_with_enough_leaves_its_places(self):
         engine = Countdown()
         second = job(request(1, 10), request(6, 11), delivery=Delivery(groups=1))

@@ -136,6 +136,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.verb, self.ready, self.asked = "", {"pulse", "alive"}, []
+        self.beats = 0
 
     def __getattr__(self, name: str) -> Any:
         class Verb:
@@ -155,7 +156,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         return [r for r in refs if r in fake.ready], [r for r in refs if r not in fake.ready]
 
     def get(ref: str, timeout: float) -> Any:
-        return Pulse(fake.verb, 0, 0.0, ()) if ref == "pulse" else False
+        return Pulse(fake.verb, fake.beats, 0.0, ()) if ref == "pulse" else False
 
     monkeypatch.setattr(waiting.ray, "wait", wait)
     monkeypatch.setattr(waiting.ray, "get", get)
@@ -175,6 +176,21 @@ def test_an_idle_engine_has_to_sample_a_token(engine: FakeEngine):
     assert engine.asked.count("alive") == 1
     engine.ready.add("alive")
     assert line.answer() is not None
+
+
+def test_a_token_that_takes_its_time_is_no_sign_of_death_while_the_engine_steps(
+    engine: FakeEngine,
+):
+    line = EngineLine(engine, "rollout rank 0")
+    line.ask()
+    line.answer()
+    engine.ready.remove("alive")
+    engine.verb = "alive"
+    for engine.beats in (1, 2):
+        line.ask()
+        assert line.answer() is not None
+    line.ask()
+    assert line.answer() is None
 
 
 def test_a_token_that_queues_behind_work_is_not_waited_for(engine: FakeEngine):
