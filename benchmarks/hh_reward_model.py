@@ -1,15 +1,17 @@
 """How well does a small reward model from scratch order real human preferences?
 
-Runs `python -m orchestrator.run` on 2,000 comparisons of HH (harmless): a model of a few
-million random weights learns to write these dialogues, the better and the worse replies alike, and
-then to rank. Beside it, a bag-of-words logistic regression on the same training rows and the same
-held-out rows. An eighth of the file, 290 pairs, tells models 6 points apart at best, so several
-folds are run, each from scratch, and pooled. The settings were chosen on folds 0 to 2.
+Runs `python -m orchestrator.run` on 2,000 comparisons of HH (harmless), each the last exchange of a
+dialogue: a model of a few million random weights learns to write these exchanges, better and worse
+alike (pretraining), then the better replies (SFT), and then to rank. Beside it, a bag-of-words
+logistic regression on the same training rows and the same held-out rows. An eighth of the file, 290
+pairs, tells models 6 points apart at best, so several folds are run, each from scratch, and pooled.
+The settings were chosen on folds 0 to 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import subprocess
@@ -30,22 +32,24 @@ from workers.data.source import DataSource
 from workers.messages import Ranking
 
 PAIRS = 2000
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 SETTINGS = (
     "+experiment=small_reward_model",
-    "stages=[sft,reward_model]",
+    "stages=[pretrain,sft,reward_model]",
     "data.pii=keep",  # every pair
-    "data.train_on=all",
     "data.heldout_fraction=0.125",
     "data.files.max_prompt_tokens=800",
     "data.files.max_completion_tokens=224",
+    "data.sets.text.kind=pretraining",
     "data.sets.chosen.kind=demonstrations",
-    "data.sets.chosen.columns.messages=chosen",
-    "data.sets.rejected.kind=demonstrations",
-    "data.sets.rejected.columns.messages=rejected",
-    "data.sets.pairs.kind=comparisons",
-    "sft.steps=750",  # 3 passes
+    "data.sets.chosen.columns.prompt=prompt",
+    "data.sets.chosen.columns.completion=chosen",
+    "pretrain.steps=750",  # 3 passes
+    "pretrain.documents_per_step=16",
+    "pretrain.optimizer.learning_rate=2e-3",
+    "sft.steps=100",
     "sft.demonstrations_per_step=16",
-    "sft.optimizer.learning_rate=2e-3",
+    "sft.optimizer.learning_rate=5e-4",
     f"reward_model.max_rankings={PAIRS}",
     "reward_model.epochs=2",
     "reward_model.prompts_per_step=16",
@@ -84,28 +88,58 @@ def overrides(args: argparse.Namespace, folder: Path, fold: int) -> list[str]:
     """The command line of one run."""
     return [
         *SETTINGS,
-        f"data.heldout_fold={fold}",
-        f"model.checkpoints.base={folder / 'model'}",
-        f"data.sets.chosen.path={args.data}",
-        f"data.sets.rejected.path={args.data}",
-        f"data.sets.pairs.path={args.data}",
+        *pairs_of(folder, fold),
+        f"data.sets.chosen.path={folder / 'pairs.jsonl'}",
+        f"data.sets.text.path={folder / f'text-{fold}.jsonl'}",
         f"run.dir={folder / f'fold-{fold}'}",
         *args.overrides,
     ]
 
 
+def pairs_of(folder: Path, fold: int) -> list[str]:
+    """The comparisons of a run, and what they are read with."""
+    return [
+        f"model.checkpoints.initial={folder / 'model'}",
+        f"data.heldout_fold={fold}",
+        "data.sets.pairs.kind=comparisons",
+        f"data.sets.pairs.path={folder / 'pairs.jsonl'}",
+    ]
+
+
+def write_pairs(data: Path, path: Path) -> None:
+    """The last exchange of each dialogue: what was asked, and the two replies."""
+    with gzip.open(data, "rt", encoding="utf-8") as rows, path.open("w", encoding="utf-8") as file:
+        for row in map(json.loads, rows):
+            asked, _, chosen = row["chosen"].rpartition(ASSISTANT)
+            before, _, rejected = row["rejected"].rpartition(ASSISTANT)
+            if asked == before:  # else the dialogues differ before the last reply
+                prompt = HUMAN.strip() + asked.rpartition(HUMAN)[2] + ASSISTANT
+                pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                file.write(json.dumps(pair) + "\n")
+
+
+def write_text(path: Path, train: Sequence[Ranking], source: DataSource) -> None:
+    """What the training pairs say, without saying which is better; nothing that is held out."""
+    better, worse = texts(train, source)
+    lines = [json.dumps({"text": text}) + "\n" for text in better + worse]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
 def run_fold(args: argparse.Namespace, folder: Path, fold: int) -> Fold:
     """Train on one fold's 2,000 pairs, and measure on its held-out ones."""
     command = overrides(args, folder, fold)
-    subprocess.run([sys.executable, "-m", "orchestrator.run", *command], check=True)
-    results = folder / f"fold-{fold}"
-    summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
-    metrics = (results / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    source = source_of(command)
+    reading = ["+experiment=small_reward_model", "stages=[reward_model]", *SETTINGS[2:6]]
+    initial = f"model.checkpoints.sft={folder / 'model'}"
+    source = source_of([*reading, *pairs_of(folder, fold), initial])
     train, heldout = source.rankings("train"), source.rankings("heldout")
     assert train is not None
     assert heldout is not None
     train = train[:PAIRS]
+    write_text(folder / f"text-{fold}.jsonl", train, source)
+    subprocess.run([sys.executable, "-m", "orchestrator.run", *command], check=True)
+    results = folder / f"fold-{fold}"
+    summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
+    metrics = (results / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ours, stages = summary["stages"]["reward_model"], summary["timing"]["stages"]
     pairs = ours["heldout_pairs"]
     assert pairs == len(heldout)
@@ -130,7 +164,7 @@ def source_of(command: Sequence[str]) -> DataSource:
     with initialize_config_dir(version_base="1.3", config_dir=str(run.CONF)):
         composed = compose("config", overrides=[run.may_add(c) for c in command])
     config = run.to_config(composed)
-    return make_source(config, {"base": config.model.checkpoints.base})
+    return make_source(config, {"base": config.model.checkpoints.initial})
 
 
 def bag_of_words(
@@ -170,6 +204,7 @@ def main() -> None:
         sizes = [f"--hidden-size={args.hidden}", f"--layers={args.layers}",
                  f"--heads={args.hidden // 32}", f"--vocabulary={args.vocabulary}"]  # fmt: skip
         make_model(folder / "model", args.data, sizes)
+        write_pairs(args.data, folder / "pairs.jsonl")
         folds = []
         for fold in args.folds:
             folds.append(run_fold(args, folder, fold))
