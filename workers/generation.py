@@ -66,6 +66,19 @@ class GenerationEngine(Protocol):
         """Abort samples; gives what was drawn of each, if the engine keeps it."""
         ...
 
+    @property
+    def asleep(self) -> bool:
+        """Whether any of its GPU memory is given away."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the GPU memory away; only while nothing is under way.
+
+        Weights go to host memory, cached prefixes are forgotten. Whatever needs the memory takes it
+        back: `add` all of it, `receive` that of the weights.
+        """
+        ...
+
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join a transfer group and leave the one before.
 

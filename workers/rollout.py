@@ -221,15 +221,29 @@ class RolloutWorker:
         return self._sample(requests, Sampling(temperature, max_tokens))
 
     def alive(self) -> bool:
-        """Sample one token: proof that the engine itself works. False: it serves nothing now."""
+        """Sample one token: proof that the engine itself works. False: it serves nothing now.
+
+        An engine that sleeps stays asleep: the memory is not its own then.
+        """
         if self._status != ADMITTED:
             return False
         spec, _, pool = self._started()
+        if pool.engine.asleep:
+            return False
         if pool.nudge():  # a token would have to queue behind the calls that have joined
             return True
         prompt = (spec.eos_token_id,)  # too short to leave anything in a cache of prefixes
         self._sample([GenerationRequest(0, prompt, (0,), (0,))], Sampling(1.0, 1))
         return True
+
+    def sleep(self) -> None:
+        """Give the engine's GPU memory to other roles; it still counts as what it was.
+
+        Weights rest in host memory, so the verb that needs the engine next wakes it by itself, as
+        it fell asleep: to sample, to be probed, or to receive other weights.
+        """
+        _, _, pool = self._started()
+        pool.engine.sleep()
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join the sender's transfer group; waits for all its members."""

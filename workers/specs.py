@@ -7,6 +7,7 @@ from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
+Rest = Literal["none", "cache", "state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class RolloutSpec:
     collective_seconds: float = 300.0  # deadline of each operation of a weight transfer
     interruptible: bool = False  # sequences can be cut short and continued under other weights
     join_running: bool = False  # calls that wait are sampled beside the one that runs
+    sleep: bool = False  # can give its GPU memory to other roles while it samples nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ class GroupSpec:
     seed: int
     skip_non_finite: bool = False  # go on after a step whose loss or gradient is not finite
     offload: Literal["none", "optimizer", "parameters"] = "none"  # what rests in host memory
+    # What of its GPU's memory a rank gives to engines that sample: nothing, what torch caches, or
+    # the optimizer's state too, which rests in host memory until the next update.
+    rest: Rest = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from workers.checkpoint_form import CheckpointFormReader
-from workers.errors import RoleError, WeightSyncError
+from workers.errors import ConfigError, RoleError, WeightSyncError
 from workers.generation import Generated, Sample
 from workers.messages import Finish, GroupAddress, Sampling, WeightOffer
 from workers.models import load_causal_lm
@@ -62,6 +62,19 @@ class TransformersEngine:
         drawn = [each for batch in self._batches for each in batch.drop(set(numbers))]
         self._batches = [batch for batch in self._batches if batch.alive]
         return drawn
+
+    @property
+    def asleep(self) -> bool:
+        """Never: it keeps its memory."""
+        return False
+
+    def sleep(self) -> None:
+        """Raises ConfigError: torch has no memory that can be taken away from tensors."""
+        raise ConfigError(
+            "this engine cannot give its memory away",
+            where="rollout.sleep",
+            mend="use rollout.engine=vllm, or set rollout.sleep=false",
+        )
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join a transfer group as one receiver; leaves the one before."""

@@ -42,6 +42,8 @@ from workers.weight_sync import GroupReceiver, NamedTensors, SharedMemoryReceive
 _BACKEND = "packed_buckets"
 _FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT}
 _PREFILL_TOKENS = 4096  # CPU: prompt tokens of one step
+_WEIGHTS, _CACHE = "weights", "kv_cache"  # vLLM's names of the memory that sleeps
+_TO_HOST = 1  # vLLM's level of sleep that keeps the weights, in host memory
 
 
 @dataclass
@@ -208,6 +210,7 @@ class VllmEngine:
         self._spec = spec
         self._broken = False
         self._numbers = itertools.count()
+        self._sleeping: frozenset[str] = frozenset()  # memory that is given away
         # Tokens and logprobs of samples under way, as far as vLLM has told them.
         self._drawn: dict[int, tuple[list[int], list[float]]] = {}
         try:
@@ -226,6 +229,7 @@ class VllmEngine:
 
     def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
         """Take samples on, in vLLM's queue. Temperature 0 is greedy, with logprobs at 1."""
+        self._wake(_WEIGHTS, _CACHE)
         engine = self._require_llm().llm_engine
         numbers = [next(self._numbers) for _ in samples]
         with self._unbroken():
@@ -258,6 +262,53 @@ class VllmEngine:
             engine.abort_request([str(number) for number in numbers])
         return [(n, Generated(*self._drawn.pop(n), Finish.ABORT)) for n in numbers]
 
+    @property
+    def asleep(self) -> bool:
+        """Whether any of its GPU memory is given away."""
+        return bool(self._sleeping)
+
+    def sleep(self) -> None:
+        """Give weights and KV cache away. The weights go to host memory, prefixes are forgotten.
+
+        vLLM could drop the weights (level 2) where others are to come; but whoever wakes the engine
+        before that, for an evaluation or a probe, would sample from what lies there by then.
+
+        Raises:
+            RoleError: vLLM failed; the engine serves no more.
+        """
+        assert not self._drawn, "vLLM would abort what is under way"
+        llm = self._require_llm()
+        if not self._spec.sleep or {_WEIGHTS, _CACHE} <= self._sleeping:
+            return
+        try:
+            with self._unbroken():
+                llm.sleep(level=_TO_HOST)
+        # vLLM asserts that the GPU has more free memory than before, whoever uses it.
+        except (AssertionError, RuntimeError) as error:
+            raise RoleError(
+                f"the engine cannot give its GPU memory away: {error}",
+                mend="see that no other program takes memory of this GPU, and that the host has "
+                "room for the weights; or set rollout.sleep=false",
+            ) from error
+        self._sleeping = frozenset((_WEIGHTS, _CACHE))
+
+    def _wake(self, *wanted: str) -> None:
+        """Take memory back, in the places where it was."""
+        tags = [tag for tag in wanted if tag in self._sleeping]
+        if not tags:
+            return
+        llm = self._require_llm()
+        try:
+            with self._unbroken():
+                llm.wake_up(tags)
+        except RuntimeError as error:  # an error of CUDA; torch's own of memory is one, too
+            raise RoleError(
+                f"the engine cannot take its GPU memory back: {error}",
+                mend="lower rollout.gpu_memory_fraction or trainer.micro_batch_tokens, or set "
+                "trainer.rest_on_host=true",
+            ) from error
+        self._sleeping -= set(tags)
+
     @contextmanager
     def _unbroken(self) -> Iterator[None]:
         """What fails in here leaves requests inside: the engine then serves no more."""
@@ -276,6 +327,7 @@ class VllmEngine:
 
     def receive(self, offer: WeightOffer) -> str:
         """Replace all weights and forget cached prefixes; gives the checksum of what arrived."""
+        self._wake(_WEIGHTS)  # vLLM copies new weights to where the old ones lie
         llm = self._require_llm()
         self._broken = True
         try:
@@ -375,7 +427,10 @@ def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
         "worker_extension_cls": f"{__name__}.{WorkerExtension.__name__}",
     }
     if spec.device == "cuda":
-        return arguments | {"gpu_memory_utilization": spec.gpu_memory_fraction}
+        return arguments | {
+            "gpu_memory_utilization": spec.gpu_memory_fraction,
+            "enable_sleep_mode": spec.sleep,
+        }
     return arguments | {
         "kv_cache_memory_bytes": spec.kv_cache_bytes,
         # CPU random generators cannot skip ahead, which per-request seeds need across chunks.

@@ -68,6 +68,11 @@ class Countdown:
             found.append((n, Generated(drawn, [-1.0] * len(drawn), Finish.ABORT)))
         return found
 
+    asleep = False
+
+    def sleep(self) -> None:
+        raise NotImplementedError
+
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         raise AssertionError
 

@@ -43,6 +43,7 @@ class EchoEngine:
     def __init__(self) -> None:
         self.fail = False
         self.closed = False
+        self.asleep = False
         self._numbers = itertools.count()
         self._left: dict[int, Generated] = {}
 
@@ -51,6 +52,7 @@ class EchoEngine:
         return bool(self._left)
 
     def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
+        self.asleep = False
         self.seen = list(samples)
         numbers = [next(self._numbers) for _ in samples]
         for n, s in zip(numbers, samples, strict=True):
@@ -65,6 +67,9 @@ class EchoEngine:
 
     def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
         return [(n, Generated((), (), Finish.ABORT)) for n in numbers if self._left.pop(n)]
+
+    def sleep(self) -> None:
+        self.asleep = True
 
     def connect(self, address: GroupAddress, group_rank: int) -> None: ...
 
@@ -170,6 +175,23 @@ def test_engine_whose_update_failed_must_be_started_again(
     worker.start(make_spec(checkpoint), 0)
     assert engines[0].closed
     assert len(worker.generate([REQUEST], Sampling(1.0, 8), 0)) == 2
+
+
+def test_sleeping_engine_is_left_asleep_until_it_is_needed(
+    engines: list[EchoEngine], checkpoint: Path
+) -> None:
+    worker = RolloutWorker(0)
+    worker.start(make_spec(checkpoint), 5)
+    assert worker.alive()
+    worker.sleep()
+    assert not worker.alive()  # it answers, which is what it is asked for
+    assert engines[0].asleep
+    assert worker.state() == EngineState(5, "admitted")
+    with pytest.raises(StaleEngineError):
+        worker.generate([REQUEST], Sampling(1.0, 8), 6)
+    assert engines[0].asleep
+    assert len(worker.generate([REQUEST], Sampling(1.0, 8), 5)) == 2
+    assert not engines[0].asleep
 
 
 def test_tied_output_layer_may_come_along(engines: list[EchoEngine], checkpoint: Path) -> None:
