@@ -37,6 +37,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 import deepspeed
 import deepspeed.ops
 from deepspeed.runtime import bf16_optimizer, compiler
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import (
     groups,
     safe_get_full_fp32_param,
@@ -46,6 +47,8 @@ from deepspeed.utils import (
 )
 
 _BUCKET_ELEMENTS = 500_000_000  # deepspeed's own default
+# Masters and moments. Gradients are gone after a step, and working weights are sent and compared.
+_STATE = (OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.optim_states)
 
 # ZeRO-1 in bf16 would print the memory in use six times for each model that it is given.
 bf16_optimizer.see_memory_usage = lambda *_, **__: None
@@ -122,6 +125,7 @@ class TrainEngine:
         self._optimizer_spec = optimizer
         self._stage = group.zero_stage
         self._steps = 0
+        self._resting = False  # masters and moments are in host memory
         self._training: bool | None = None
         self.world_size = dist.get_world_size()
         self.device = (
@@ -160,11 +164,13 @@ class TrainEngine:
             loss: Scalar, already divided by the count over all ranks; the shares of all ranks add
                 up to the loss of the step.
         """
+        self._rise()
         # deepspeed averages gradients over ranks: the sum is wanted.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self) -> StepOutcome:
         """Clip the accumulated gradient, update the weights and forget the gradient."""
+        self._rise()
         rate = learning_rate(self._optimizer_spec, self._steps)
         for parameters in self._engine.optimizer.param_groups:
             parameters["lr"] = rate
@@ -220,6 +226,7 @@ class TrainEngine:
         """The fp32 copy of a weight, at ZeRO 3 this rank's part of it; None of a frozen weight."""
         if not parameter.requires_grad:
             return None
+        self._rise()  # while masters rest, their weights do not know them
         # ZeRO 3 cannot set the whole of a weight with fewer elements than ranks, only its parts.
         read = safe_get_local_fp32_param if self._stage == 3 else safe_get_full_fp32_param
         master = read(parameter)
@@ -241,9 +248,30 @@ class TrainEngine:
 
     def restore_training_state(self, files: StateFiles) -> None:
         """Go on from a saved state; only before the first step, on all ranks."""
+        self._rise()
         facts = files.facts
         restore_training(self._engine, self._stage, files, facts["kinds"], facts["numbers"])
         self._steps = int(facts["steps"])
+
+    def rest(self, *, state: bool) -> None:
+        """Give back GPU memory that only training needs, until it is needed again.
+
+        Args:
+            state: Masters and moments move to host memory; else only what torch caches goes.
+                deepspeed moves them at ZeRO 1 and 2, but not at ZeRO 1 in bf16, and at ZeRO 3 only
+                those of its own optimizer.
+        """
+        if state and not self._resting:
+            self._engine.offload_states(include=_STATE)
+            self._resting = True
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _rise(self) -> None:
+        if self._resting:
+            self._engine.reload_states()
+            self._resting = False
 
     def close(self) -> None:
         """Free the model and its optimizer state."""

@@ -143,6 +143,15 @@ class Trainer:
             self._average = WeightAverage(spec.ema_decay)
             self._average.start(self._parts(trained_only=True), keep=self.rank == 0)
 
+    def rest(self) -> None:
+        """Give GPU memory to engines that are about to sample, as much as the group's spec says.
+
+        Every other verb may follow: what changes weights takes back what it needs, and the rest
+        works on what stays. A snapshot copies the state from where it rests.
+        """
+        if self._engine is not None:
+            self._engine.rest(state=self._joined().rest == "state")
+
     def unload(self) -> None:
         """Free the model."""
         if self._engine is not None:

@@ -122,6 +122,52 @@ class Bench:
         self.save(worker, "dropout")
         return [*first, *second]
 
+    def rest(self) -> dict[str, Any]:
+        """The steps of `trained`, each after a rest, and what is kept and sent from the rest."""
+        worker = self.policy({"rest": "state"})
+        losses: list[float] = []
+        for _ in range(3):
+            worker.rest()
+            worker.rest()
+            losses += self.losses(worker, 1)
+        awake = self.state(worker)
+        worker.rest()
+        resting, published = self.state(worker), self.published(worker)
+        self.save(worker, "rest")
+        return {"losses": losses, "awake": awake, "resting": resting, "published": published}
+
+    def state(self, worker: PolicyWorker) -> dict[str, tuple[int, np.ndarray]]:
+        """Where masters and moments lie, and what they are."""
+        tensors, _, _ = worker.engine.training_state()
+        return {name: (t.data_ptr(), t.clone().numpy()) for name, t in tensors.items()}
+
+    def rested_critic(self) -> list[np.ndarray]:
+        """Scores before and after the bias was shifted and a step taken, each from a rest."""
+        worker = CriticWorker(self.rank)
+        worker.join(self.where, dataclasses.replace(work.group(self.stage), rest="state"))
+        still = dataclasses.replace(work.OPTIMIZER, learning_rate=0.0)
+        worker.load(TrainModelSpec(str(self.folder / "base"), still, head="random"))
+        scores = [worker.score(work.texts())]
+        worker.rest()
+        worker.shift_bias(0.5)
+        worker.rest()
+        worker.train_rankings(work.ranking_step(self.rank, self.world))  # masters are written back
+        worker.rest()
+        scores.append(worker.score(work.texts()))
+        worker.unload()
+        return scores
+
+    def refused_rest(self, dtype: str) -> str:
+        """The type of error with which deepspeed refuses to move the optimizer's state."""
+        worker = self.policy({"rest": "state", "dtype": dtype})
+        try:
+            worker.rest()
+        except (AssertionError, AttributeError) as error:
+            return type(error).__name__
+        finally:
+            worker.unload()
+        return ""
+
     def run(self) -> dict[str, Any]:
         out: dict[str, Any] = {
             "plain": self.trained("plain"),
@@ -130,6 +176,10 @@ class Bench:
             "bf16": self.bf16(),
             "lora": self.lora(),
         }
+        if self.stage < 3:
+            out["rest"] = self.rest()
+            out["rested_critic"] = self.rested_critic()
+        out["refused_rest"] = {d: self.refused_rest(d) for d in ("float32", "bfloat16")}
         if self.stage == 1:  # what does not depend on how weights are divided
             out["checkpointing"] = self.trained("checkpointing", gradient_checkpointing=True)
             out["rows"] = self.row_by_row()

@@ -99,6 +99,36 @@ def test_recomputing_and_splitting_change_no_update(folder, results, name) -> No
     assert_same(weights(folder, f"{name}-1"), weights(folder, "plain-1"), 1e-5)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_resting_state_changes_no_bit(folder, results, stage) -> None:
+    for result in results:
+        found = result[stage]["rest"]
+        assert found["losses"] == result[stage]["plain"]
+        assert found["awake"].keys() == found["resting"].keys()
+        for name, (place, values) in found["awake"].items():
+            other, kept = found["resting"][name]
+            # On a CPU deepspeed copies masters into other memory; moments lie on the host already.
+            assert (place != other) == name.startswith("master/"), name
+            np.testing.assert_array_equal(values, kept, name)
+    saved, sent = weights(folder, f"rest-{stage}"), results[0][stage]["rest"]["published"]
+    assert_same(saved, weights(folder, f"plain-{stage}"), 0)
+    assert_same({name: torch.tensor(w) for name, w in sent.items()}, saved, 0)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_master_that_rests_can_be_changed(results, stage) -> None:
+    for result in results:
+        before, after = result[stage]["rested_critic"]
+        np.testing.assert_allclose(before - after, 0.5, atol=1e-6)
+
+
+def test_the_plan_refuses_what_deepspeed_cannot_move(results) -> None:
+    refused = {stage: results[0][stage]["refused_rest"] for stage in STAGES}
+    assert refused[1] == {"float32": "", "bfloat16": "AttributeError"}
+    assert refused[2] == {"float32": "", "bfloat16": ""}
+    assert refused[3] == dict.fromkeys(("float32", "bfloat16"), "AssertionError")
+
+
 @every_stage
 def test_offloading_changes_no_update(folder, results, stage) -> None:
     names = ("offload", "offload_all") if stage == 3 else ("offload",)
