@@ -269,6 +269,10 @@ class SimRollout(SimGroup):
         self.admitted.append((self.clock.now, version))
         return answer
 
+    def sleep(self) -> SimAnswer[None]:
+        """It has a GPU of its own."""
+        return SimAnswer(self.clock, lambda: self.clock.now, lambda: None)
+
     def pause(self) -> SimAnswer[None]:
         self.engines.paused = True
         return self._do(self.latency.call, None)
@@ -301,6 +305,9 @@ class SimTrainer(SimScorer):
         self.trained = 0
         self.marks: list[Mark] = []
         self.mark: Callable[[int], Mark] | None = None
+
+    def rest(self) -> SimAnswer[None]:
+        return SimAnswer(self.clock, lambda: self.clock.now, lambda: None)
 
     def values(self, works: object, rollouts: Rollouts) -> SimAnswer[Fields]:
         return self.logprobs(works, rollouts, 1.0)
@@ -366,6 +373,9 @@ class SimRoles:
 
     def bring_up(self, *names: RoleName) -> None:
         """They are there."""
+
+    def holds(self, name: RoleName) -> bool:
+        return True
 
     def infos(self) -> list[RoleInfo]:
         return self.made

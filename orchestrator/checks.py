@@ -13,6 +13,7 @@ from orchestrator.config import (
     DataSourceKind,
     EndpointConfig,
     JudgeKind,
+    Offload,
     OldLogprobs,
     Precision,
     RewardKind,
@@ -129,6 +130,72 @@ def check_ahead(config: Config) -> None:
                 where=f"rollout.{key}",
                 mend=f"set algorithm.staleness=1, or rollout.{key}=false",
             )
+
+
+def check_sharing(config: Config) -> None:
+    """Engines and trainers can take turns with the memory of their GPUs, where they shall.
+
+    Raises:
+        ConfigError: there is no GPU, no turn, or no way to give memory away.
+    """
+    rests = config.trainer.rest_on_host
+    if config.rollout.sleep or rests:
+        _check_turns(config, "trainer.rest_on_host" if rests else "rollout.sleep")
+    if rests:
+        _check_rest(config)
+
+
+def _check_turns(config: Config, key: str) -> None:
+    if config.cluster.accelerator is not Accelerator.cuda:
+        raise ConfigError(
+            f"{key}=true on a CPU, where all roles share one memory and keep what they have",
+            where=key,
+            mend=f"set {key}=false, or use a cluster of GPUs (cluster=one_gpu)",
+        )
+    if config.rollout.engine is not RolloutEngine.vllm:
+        raise ConfigError(
+            f"only vLLM gives its memory away, the engine is {config.rollout.engine.value}",
+            where=key,
+            mend=f"use rollout.engine=vllm, or set {key}=false",
+        )
+    if config.algorithm.staleness:
+        raise ConfigError(
+            f"{key}=true, but with algorithm.staleness={config.algorithm.staleness} engines sample "
+            "while the trainers work",
+            where=key,
+            mend=f"set algorithm.staleness=0, or {key}=false",
+        )
+    if config.rollout.stream_sequences:
+        raise ConfigError(
+            f"{key}=true, but with rollout.stream_sequences above 0 other roles work "
+            "on the first sequences while engines sample the rest",
+            where=key,
+            mend=f"set rollout.stream_sequences=0, or {key}=false",
+        )
+
+
+def _check_rest(config: Config) -> None:
+    trainer, key = config.trainer, "trainer.rest_on_host"
+    if not config.rollout.sleep:
+        raise ConfigError(
+            "optimizer state is to make room for engines that never take it: their memory is fixed",
+            where=key,
+            mend=f"set rollout.sleep=true, or {key}=false",
+        )
+    if trainer.offload is not Offload.none:
+        raise ConfigError(
+            f"trainer.offload={trainer.offload.value} keeps the state in host memory anyway",
+            where=key,
+            mend=f"set {key}=false, or trainer.offload=none",
+        )
+    bf16 = trainer.precision is Precision.bf16
+    if trainer.zero_stage == 3 or (trainer.zero_stage == 1 and bf16):
+        raise ConfigError(
+            f"deepspeed cannot move the optimizer's state at zero_stage={trainer.zero_stage} in "
+            f"{trainer.precision.value}",
+            where=key,
+            mend=f"set trainer.zero_stage=2, or {key}=false",
+        )
 
 
 def _check_models(config: Config, made: set[str]) -> None:

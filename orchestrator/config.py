@@ -507,6 +507,9 @@ class TrainerConfig:
     logits_mib: int = 256
     weight_bucket_mib: int = 64  # ZeRO-3 gathers weights for a sync in buckets of this size
     offload: Offload = Offload.none
+    # optimizer state moves to host memory while engines work, and back for the update; needs
+    # rollout.sleep, and ZeRO-2, or ZeRO-1 in fp32
+    rest_on_host: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "micro_batch_tokens", "weight_bucket_mib", "logits_mib")
@@ -548,6 +551,8 @@ class RolloutConfig:
     join_running: bool = False
     # new weights reach engines in the middle of sequences, which go on under them (staleness > 0)
     inflight_updates: bool = False
+    # engines give their GPU memory to the trainers while these work (GPUs, staleness 0)
+    sleep: bool = False
     transport: Transport = Transport.shm
     parity_tolerance: float = 1e-4  # nats, max |trainer - engine| after each sync
     parity_prompts: int = 8  # probe prompts per engine and sync

@@ -26,6 +26,7 @@ from workers.specs import (
     GroupSpec,
     LoraSpec,
     OptimizerSpec,
+    Rest,
     RewardSpec,
     RolloutSpec,
     TrainModelSpec,
@@ -67,6 +68,7 @@ def rollout_spec(config: Config, checkpoint: str, eos_token_id: int) -> RolloutS
         collective_seconds=config.run.collective_seconds,
         interruptible=rollout.inflight_updates,
         join_running=rollout.join_running,
+        sleep=rollout.sleep,
     )
 
 
@@ -87,7 +89,14 @@ def group_spec(config: Config, role: RoleResources) -> GroupSpec:
         seed=derive(config.seed, "trainer"),
         skip_non_finite=config.algorithm.on_non_finite is OnNonFinite.skip,
         offload=config.trainer.offload.value,
+        rest=_rest(config),
     )
+
+
+def _rest(config: Config) -> Rest:
+    if config.trainer.rest_on_host:
+        return "state"
+    return "cache" if config.rollout.sleep else "none"
 
 
 def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpec:

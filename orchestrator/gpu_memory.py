@@ -55,19 +55,34 @@ def _needs(
     Each with the estimate and with what of it is certain: weights that are frozen have neither
     gradient nor optimizer state, and how many they are only their names tell.
     """
-    shared, least, names = 0, 0, list[str]()
+    sharing: list[RoleMemory] = []
     for each in memory:
-        engine = each.role is RoleName.rollout
         gpus = config.cluster.roles.of(each.role).gpus
         if 0 < gpus < 1:
-            share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
-            shared += each.workers * (share if engine else each.device)
-            least += each.workers * (share if engine else each.least_device)
-            names.append(each.role.value)
-        elif gpus and not engine:
+            sharing.append(each)
+        elif gpus and each.role is not RoleName.rollout:
             yield each.role, each.device, each.least_device
-    if names:
-        yield f"what shares GPUs ({', '.join(names)})", shared, least
+    if sharing:
+        names = ", ".join(each.role.value for each in sharing)
+        yield f"what shares GPUs ({names})", *_shared(config, sharing)
+
+
+def _shared(config: Config, sharing: Sequence[RoleMemory]) -> tuple[int, int]:
+    """What roles on the same GPUs need together, estimated and in any case.
+
+    With `rollout.sleep` engines and trainers take turns, and the larger turn counts.
+    """
+    share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
+    engines = share * sum(r.workers for r in sharing if r.role is RoleName.rollout)
+    others = [r for r in sharing if r.role is not RoleName.rollout]
+    training = sum(r.workers * r.device for r in others)
+    training_least = sum(r.workers * r.least_device for r in others)
+    if not config.rollout.sleep:
+        return engines + training, engines + training_least
+    sampling = engines + sum(r.workers * r.resting for r in others)
+    # Of frozen weights there is no state to move away.
+    sampling_least = engines + sum(r.workers * min(r.resting, r.least_device) for r in others)
+    return max(training, sampling), max(training_least, sampling_least)
 
 
 def _shared_gpus(config: Config, layout: Layout) -> int:

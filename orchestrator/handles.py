@@ -129,6 +129,13 @@ class Rollout(Protocol):
         """Sample requests; StaleEngineError unless admitted for exactly `version`."""
         ...
 
+    def sleep(self) -> Answer[None]:
+        """Give the engines' GPU memory to other roles, if the spec says so and none samples.
+
+        They wake by themselves for whatever needs them next.
+        """
+        ...
+
     def pause(self) -> Answer[None]:
         """Interrupt all generations, between two steps of each engine, until `resume`."""
         ...
@@ -279,6 +286,13 @@ class Trainer(Saver, Protocol):
 
     def save(self, path: str, tokenizer_from: str) -> Answer[None]:
         """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
+        ...
+
+    def rest(self) -> Answer[None]:
+        """Give GPU memory to engines that are about to sample, if the group's spec says so.
+
+        The ranks take it back by themselves with the next update.
+        """
         ...
 
     def restore(self, folder: str) -> Answer[None]:

@@ -21,6 +21,7 @@ from orchestrator.checks import (
     check_judge,
     check_lengths,
     check_reward,
+    check_sharing,
     check_stages,
     inputs,
     product,
@@ -84,6 +85,7 @@ def make_plan(config: Config) -> Plan:
     """
     check_stages(config)
     check_ahead(config)
+    check_sharing(config)
     check_reward(config)
     check_judge(config)
     stages = tuple(_plan_stage(config, stage) for stage in config.stages)
@@ -250,6 +252,7 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
             f"each engine takes {rollout.gpu_memory_fraction:.0%} of its GPUs for weights and KV "
             "cache together"
         )
+        notes += _turns(config, layout)
     critic = plan_critic(config)
     if critic is not None and critic.note:
         notes.append(critic.note)
@@ -262,6 +265,18 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
         )
     if size is None:
         notes.append("no memory estimate: the policy's checkpoint cannot be read from here")
+    return notes
+
+
+def _turns(config: Config, layout: Layout) -> list[str]:
+    """What roles that share GPUs give each other."""
+    if not config.rollout.sleep:
+        return []
+    if config.cluster.roles.rollout.gpus >= 1:
+        return ["rollout.sleep=true, but no other role is on the engines' GPUs to gain by it"]
+    notes = ["engines sleep while the trainers work; their weights rest in host memory meanwhile"]
+    if config.trainer.rest_on_host and RoleName.policy in layout.roles:
+        notes.append("the trainers' optimizer state rests in host memory while engines work")
     return notes
 
 

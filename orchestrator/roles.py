@@ -568,6 +568,17 @@ class RolloutGroup(_Group):
         """Whether any engine owes sequences."""
         return any(self._owes(rank) for rank in range(self.size))
 
+    def sleep(self) -> Pending[None]:
+        """Give the engines' GPU memory to other roles, if the spec says so and none samples."""
+        sleeps = self._spec is not None and self._spec.sleep and not self.sampling
+        return self._all(
+            "sleep",
+            lambda actor, _: actor.sleep.remote(),
+            nothing,
+            ranks=None if sleeps else (),
+            again=bool(self._served.path or self.refresh),
+        )
+
     def pause(self) -> Pending[None]:
         """Interrupt all generations, between two steps of each engine, until `resume`."""
         return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing)
@@ -760,8 +771,11 @@ class ReferenceGroup(_ReplicaGroup, _LanguageModelGroup):
 class _TrainerGroup(_Group):
     """n ranks of one DeepSpeed process group."""
 
+    _rests = False  # the ranks give GPU memory to the engines
+
     def join(self, spec: GroupSpec) -> Pending[list[RoleInfo]]:
         """Form the process group; once in the life of the processes."""
+        self._rests = spec.rest != "none"
         host, port = self._all(
             "address", lambda actor, _: actor.address.remote(), first, ranks=[0], starting=True
         ).result()
@@ -788,6 +802,11 @@ class _TrainerGroup(_Group):
     def written(self) -> Pending[list[FileRecord]]:
         """The files of the last snapshot, once they are whole."""
         return self._all("write snapshot", lambda actor, _: actor.written.remote(), everything)
+
+    def rest(self) -> Pending[None]:
+        """Give GPU memory to engines that are about to sample, if the group's spec says so."""
+        ranks = None if self._rests else ()
+        return self._all("rest", lambda actor, _: actor.rest.remote(), nothing, ranks=ranks)
 
     def restore(self, folder: str) -> Pending[None]:
         """Go on from a snapshot."""

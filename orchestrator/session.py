@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator import batching, checkpoint, progress
 from orchestrator.amends import Amends
-from orchestrator.config import Config
+from orchestrator.config import Config, RoleName
 from orchestrator.derive import rollout_spec
 from orchestrator.figures import RewardModelFigures
 from orchestrator.handles import Roles, Rollout, Rollouts, Saver
@@ -170,6 +170,7 @@ class Session:
         """
         version, shape = self.next_version(), read_shape(Path(path)).key
         rollout = self.fleet.rollout
+        self.trainers_rest()  # engines that start measure what is free on their GPUs
         if self._engine_shape == shape:
             rollout.load_checkpoint(path, version).result()
         elif self._engine_shape:
@@ -178,6 +179,14 @@ class Session:
             rollout.start(self._rollout_spec(path), version).result()
         self._engine_shape = shape
         return rollout, version
+
+    def trainers_rest(self) -> None:
+        """The trainers that are there give GPU memory to the engines, where that is configured."""
+        fleet = self.fleet
+        resting = [fleet.policy.rest()] if fleet.holds(RoleName.policy) else []
+        resting += [fleet.critic.rest()] if fleet.holds(RoleName.critic) else []
+        for pending in resting:
+            pending.result()
 
     def forget_engines(self) -> None:
         """The engines are new and empty."""

@@ -58,6 +58,7 @@ class RoleMemory:
     host: int  # the process before any model, and what of a model on a GPU rests in host memory
     loading: int  # weights that pass through the device before they are divided over ranks
     on_gpu: bool  # then host memory is another memory than that of model and logits
+    yielded: int = 0  # of `model`, what leaves the GPU while engines sample
 
     @property
     def device(self) -> int:
@@ -68,6 +69,12 @@ class RoleMemory:
     def least_device(self) -> int:
         """What a GPU holds in any case, whichever weights are frozen."""
         return max(self.least + self.working, self.loading)
+
+    @property
+    def resting(self) -> int:
+        """What stays on a GPU while engines sample: a trainer's caches are empty then."""
+        trains = self.role in (RoleName.policy, RoleName.critic)
+        return self.model - self.yielded if trains else self.device
 
     @property
     def total(self) -> int:
@@ -131,7 +138,7 @@ def _numbers(shard: Path) -> int:
 def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
     """Estimate the memory of one worker of `role` that holds a model of `size`."""
     workers = config.cluster.roles.of(role).workers
-    resting, least = 0, None  # least: None = as `model`
+    resting, yielded, least = 0, 0, None  # least: None = as `model`
     if role in (RoleName.policy, RoleName.critic):
         averaged = role is RoleName.policy
         model, resting = _trained_bytes(config, size.parameters, workers, averaged=averaged)
@@ -140,10 +147,14 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
                 config, size.parameters, workers, averaged=False, trains=False
             )
         tokens, loading = config.trainer.micro_batch_tokens, _bytes(config.trainer.precision)
+        if config.trainer.rest_on_host:
+            yielded = model - size.parameters * loading
+            resting += yielded
     elif role is RoleName.rollout:
         number = _bytes(config.rollout.precision)
         model = size.parameters * number // config.rollout.tensor_parallel_size
         tokens, loading = 0, 0
+        resting = model if config.rollout.sleep else 0
     else:
         model = size.parameters * _bytes(config.trainer.precision)
         tokens, loading = config.reward.micro_batch_tokens, 0
@@ -162,6 +173,7 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
         host=_PROCESS_BYTES[role] + resting,
         loading=size.parameters * loading,
         on_gpu=on_gpu,
+        yielded=yielded,
     )
 
 

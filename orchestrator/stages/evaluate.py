@@ -88,6 +88,7 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
     measuring.result()
     _check_engines(session, name, version)
+    rollout.sleep().result()
     golds = session.source.gold(prompts, texts)
     judged = scores(session, path, batch, golds)
     return Answers(texts, golds, judged, _row(session, batch, golds))

@@ -105,6 +105,7 @@ def _iterate(run: _Run, iteration: int) -> None:
         batch = run.ahead.take(iteration)
         for part in batch.generation.parts():
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
+            session.fleet.rollout.sleep().result()
             passes.start(without(part, session.amends.excluded))
     rollouts = session.rollouts = passes.rollouts()
     _drop_culprits(run, batch)
@@ -122,6 +123,7 @@ def _iterate(run: _Run, iteration: int) -> None:
     fitting = timed("critic_update", _update_critic(run, iteration, rollouts, kept, experience))
     policy_stats = updating.result() if updating is not None else []
     critic_stats = fitting.result()
+    session.trainers_rest()
     _keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
     session.note_first_step()
     run.ledger.trained(kept)
@@ -194,6 +196,9 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
     taught = steps - settings.critic_warmup_iterations * each
     reward_model = _reward_checkpoint(session)
     critic = critic_start(config, session.checkpoints)
+    if config.rollout.sleep:  # engines measure what is free on their GPUs: before others load
+        session.engines_on(sft)
+        fleet.rollout.sleep().result()
     loading = [
         fleet.policy.load(
             train_spec(config, sft, settings.policy_optimizer, taught, ema_decay=settings.ema_decay)
@@ -210,7 +215,8 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         fleet.reference.load(frozen_spec(config, sft, config.cluster.roles.reference)),
         fleet.reward.load(reward_spec(config, reward_model, sft)),
     ]
-    session.engines_on(sft)
+    if not config.rollout.sleep:
+        session.engines_on(sft)
     for pending in loading:
         pending.result()
     session.reached("engines_and_models")
@@ -241,6 +247,7 @@ def _begin(run: _Run) -> int:
     session = run.session
     saved = session.saves.within(run.stage)
     if saved is None:
+        session.trainers_rest()
         synced = _sync(run)
         session.reached("first_sync")
         record_start(session, run.stage, synced, run.version)
@@ -254,6 +261,7 @@ def _begin(run: _Run) -> int:
     for batch in saved.own["ahead"]:
         ids = np.array(from_ranges(batch["ids"]), np.int64)
         run.ahead.adopt(_kept(run).restore(saved.folder, batch["iteration"], ids))
+    session.trainers_rest()
     run.sync.run(run.version)  # not among the findings: the undisturbed run has no such sync
     return saved.step
 

@@ -105,6 +105,7 @@ def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranki
     for name, counts in (("sft", of_sft), ("base", of_base)):
         if any(counts):
             _sample_from(session, name, prompts, counts, completions)
+    session.fleet.rollout.sleep().result()
     texts = [[session.source.detokenize(c) for c in of_prompt] for of_prompt in completions]
     ranks = session.source.label(prompts, texts)
     _write_rankings(session, prompts, texts, ranks)

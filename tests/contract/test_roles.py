@@ -135,6 +135,8 @@ def make_config() -> Config:
             cpus_per_node=2, object_store_mib=96, roles=RolesConfig(policy=RoleResources(workers=2))
         ),
     )
+    # On a CPU vLLM only goes through the motions, and deepspeed copies masters within the host.
+    config.rollout.sleep = config.trainer.rest_on_host = True
     config.run.role_start_seconds = 240.0
     config.run.call_seconds = 120.0
     return config
@@ -400,6 +402,29 @@ class TestSync:
         batch = rollout.fetch(rollouts).result()
         fields = policy.logprobs(world.works(rollouts, policy.size), rollouts, 0.8).result()
         assert compare_logprobs(batch, policy.fetch(fields).result()).max_difference < 1e-4
+
+    def test_sleep_and_rest_change_no_answer(self, world: World):
+        policy, rollout = world.roles.policy, world.roles.rollout
+        policy.load(world.train_spec("sft")).result()
+        policy.train_supervised(_share(_demonstrations(), policy.size)).result()
+        version, texts = world.serve("sft"), []
+        for sleeps in (False, True):
+            if sleeps:
+                rollout.sleep().result()
+            answer = rollout.generate(world.requests(2), SAMPLING, version)
+            rollout.sleep()  # ends nothing that is under way
+            batch = rollout.fetch(answer.result()).result()
+            texts.append([batch.response(int(row)) for row in np.argsort(batch.ids)])
+        assert texts[0] == texts[1]
+        sync = WeightSync(policy, rollout, world.config.rollout, PROMPTS, BUDGET)
+        for _ in range(2):
+            rollout.sleep().result()
+            policy.train_supervised(_share(_demonstrations(), policy.size)).result()
+            policy.rest().result()
+            world.version += 1
+            assert sync.run(world.version).parity.max_difference < 1e-4
+        served = rollout.generate(world.requests(1), SAMPLING, world.version).result()
+        assert (served.summary.versions == world.version).all()
 
     def test_another_architecture_is_refused_and_nothing_served(self, world: World):
         version = world.serve("sft")

@@ -116,6 +116,11 @@ class FakeRollout(FakeGroup):
         self.statuses = ["admitted"] * self.size
         return self._all("start", self._info, version=version, spec=spec)
 
+    def sleep(self) -> FakeAnswer[None]:
+        if not self._spec.sleep:
+            return FakeAnswer(Hub(), "", None)  # nobody is asked
+        return self._all("sleep", lambda _: None, nothing)
+
     def restart(self, spec: RolloutSpec, version: int) -> FakeAnswer[list[RoleInfo]]:
         self.hub.events.append(Event("start", "rollout.restart", {"spec": spec}))
         return self.start(spec, version)
@@ -299,6 +304,7 @@ class FakeReference(FakeGroup):
 
 class FakeTrainer(FakeGroup):
     model: Any
+    rests = False  # as its group's spec would say
 
     def load(self, spec: TrainModelSpec) -> FakeAnswer[None]:
         return self._all("load", lambda _: self._load(spec), nothing, spec=spec)
@@ -324,6 +330,11 @@ class FakeTrainer(FakeGroup):
             return FileRecord(f"{self._snapshot.name}/{file.name}", len(data), digest)
 
         return self._all("written", call, lambda parts: parts, [0])
+
+    def rest(self) -> FakeAnswer[None]:
+        if not self.rests:
+            return FakeAnswer(Hub(), "", None)
+        return self._all("rest", lambda _: None, nothing)
 
     def restore(self, folder: str) -> FakeAnswer[None]:
         return self._all("restore", lambda _: self._restore(folder), nothing, [0], folder=folder)

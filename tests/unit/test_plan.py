@@ -12,10 +12,11 @@ from composing import composed
 from safetensors.torch import save_file
 
 from orchestrator.arithmetic import ppo_arithmetic, stage_steps
-from orchestrator.config import Config, StageName
+from orchestrator.config import Config, RoleName, StageName
 from orchestrator.data_sets import data_set
+from orchestrator.gpu_memory import check_gpu_memory
 from orchestrator.plan import make_plan, render_plan
-from orchestrator.sizes import checkpoint_size, pocket_size
+from orchestrator.sizes import RoleMemory, checkpoint_size, pocket_size
 from workers.errors import (
     BatchArithmeticError,
     BrokenCheckpointError,
@@ -327,6 +328,89 @@ def test_what_needs_sequences_under_way_needs_staleness(key: str):
     error = refused(ConfigError, f"rollout.{key}=true")
     assert error.where == f"rollout.{key}"
     make_plan(pocket(f"rollout.{key}=true", "algorithm.staleness=1"))
+
+
+TURNS = ("cluster=one_gpu", "trainer.zero_stage=2", "rollout.sleep=true")
+
+
+@pytest.mark.parametrize("key", ["rollout.sleep", "trainer.rest_on_host"])
+def test_turns_on_one_gpu_need_a_gpu_and_its_engine(key: str):
+    error = refused(ConfigError, f"{key}=true")
+    assert error.where == key
+    assert "one_gpu" in error.mend
+    for override, words in (
+        ("algorithm.staleness=1", "engines sample while the trainers work"),
+        ("rollout.stream_sequences=8", "while engines sample the rest"),
+        ("rollout.engine=transformers", "only vLLM"),
+    ):
+        assert words in refused(ConfigError, *TURNS, f"{key}=true", override).what
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rollout.sleep=false"], "never take it"),
+        (["trainer.offload=optimizer"], "in host memory anyway"),
+        (["trainer.zero_stage=1"], "zero_stage=1 in bf16"),
+        (["trainer.zero_stage=3"], "zero_stage=3 in bf16"),
+        (["trainer.zero_stage=3", "trainer.precision=fp32"], "zero_stage=3 in fp32"),
+    ],
+)
+def test_state_that_cannot_rest_is_refused(overrides: list[str], words: str):
+    error = refused(ConfigError, *TURNS, "trainer.rest_on_host=true", *overrides)
+    assert error.where == "trainer.rest_on_host"
+    assert words in error.what
+
+
+def test_plan_tells_who_takes_turns():
+    text = render_plan(make_plan(pocket(*TURNS, "trainer.rest_on_host=true")))
+    assert "engines sleep while the trainers work" in text
+    assert "optimizer state rests in host memory" in text
+    assert "sleep" not in render_plan(make_plan(pocket(*TURNS[:2])))
+    alone = pocket("cluster=node_8gpu", "rollout.sleep=true")
+    assert "no other role is on the engines' GPUs" in render_plan(make_plan(alone))
+
+
+def test_of_roles_that_take_turns_the_larger_turn_must_fit():
+    gib = 1 << 30
+
+    def role(name: RoleName, model: int, working: int, yielded: int = 0) -> RoleMemory:
+        return RoleMemory(
+            role=name, workers=1, parameters=1, model=model * gib, least=model * gib,
+            working=working * gib, host=0, loading=0, on_gpu=True, yielded=yielded * gib,
+        )  # fmt: skip
+
+    def notes(*overrides: str, yielded: int = 0) -> list[str]:
+        config = pocket(
+            "cluster=one_gpu", "cluster.gpu_memory_gib=100", "rollout.gpu_memory_fraction=0.5",
+            *overrides,
+        )  # fmt: skip
+        memory = [
+            role(RoleName.rollout, 10, 40),
+            role(RoleName.policy, 50, 10, yielded),
+            role(RoleName.reference, 10, 5),
+        ]
+        return check_gpu_memory(config, make_plan(pocket("cluster=one_gpu")).layout, memory)
+
+    with pytest.raises(ResourceError, match="needs 125 of 100 GiB"):  # 50 + 60 + 15
+        notes()
+    with pytest.raises(ResourceError, match="needs 115 of 100 GiB"):  # 50 + 50 + 15
+        notes("rollout.sleep=true")
+    (narrow,) = notes("rollout.sleep=true", yielded=20)  # 50 + 30 + 15, and 60 + 15 in training
+    assert "needs 95 of 100 GiB" in narrow
+    assert notes("rollout.sleep=true", yielded=45) == []  # 50 + 5 + 15, and 60 + 15
+
+
+def test_host_memory_holds_what_rests():
+    overrides = ("cluster=one_gpu", "trainer.zero_stage=2")
+    plain = {each.role: each for each in make_plan(pocket(*overrides)).memory}
+    resting = make_plan(pocket(*TURNS, "trainer.rest_on_host=true")).memory
+    for each in resting:
+        more, parameters = each.host - plain[each.role].host, each.parameters
+        # bf16: two bytes of an engine's weights; master, two moments and a gradient of a trainer's
+        factor = {RoleName.rollout: 2, RoleName.policy: 16, RoleName.critic: 16}.get(each.role, 0)
+        assert more == factor * parameters, each.role
+        assert each.yielded == (more if each.role is not RoleName.rollout else 0)
 
 
 def test_plans_are_equal_for_equal_configurations():

@@ -20,7 +20,9 @@ from orchestrator.config import (
     Transport,
 )
 from orchestrator.samples import read_rollouts
+from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
+from orchestrator.stages.reward_model import reward_model
 from workers.errors import (
     ChecksumError,
     ConfigError,
@@ -62,6 +64,31 @@ def scores_kept(run: Run) -> list[dict[int, float]]:
         scores = facts["scores"]
         found.append(dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True)))
     return found
+
+
+SAMPLING = {f"rollout.{v}" for v in ("start", "load_checkpoint", "receive_weights", "probe",
+                                     "generate")}  # fmt: skip
+TRAINING = {"policy.load", "policy.update", "critic.load", "critic.train_rankings",
+            "critic.update"}  # fmt: skip
+SCORING = {"reward.load", "reward.score", "critic.values", "critic.build_experience"}
+
+
+def require_turns(run: Run) -> None:
+    """Engines are asleep while others work, and trainers rest while engines are awake."""
+    awake, holding, turns = False, set[str](), 0
+    for event in run.hub.events:
+        role = event.name.partition(".")[0]
+        if event.kind == "result":
+            awake = awake and event.name != "rollout.sleep"
+            holding -= {role} if event.name.endswith(".rest") else set()
+        elif event.name in SAMPLING:
+            assert not holding, event
+            awake = True
+        elif event.name in TRAINING | SCORING:
+            assert not awake, event
+            holding |= {role} if event.name in TRAINING else set()
+            turns += event.name == "critic.update"
+    assert turns == run.config.algorithm.iterations
 
 
 class TestOrder:
@@ -128,6 +155,22 @@ class TestOrder:
             "policy.publish_weights", "rollout.receive_weights", "rollout.probe",
             "policy.logprobs", "rollout.fetch", "policy.fetch", "rollout.admit",
         ]  # fmt: skip
+
+    def test_engines_and_trainers_take_turns_with_their_memory(self, tmp_path: Path):
+        series = []
+        for sleeps in (False, True):
+            config = small_config()
+            config.rollout.sleep = sleeps
+            config.algorithm.critic_warmup_iterations = 1
+            run = Run(tmp_path / str(sleeps), config)
+            run.roles.policy.rests = run.roles.critic.rests = sleeps
+            reward_model(run.session)
+            ppo(run.session)
+            evaluate(run.session)
+            series.append(run.repeatable())
+            if sleeps:
+                require_turns(run)
+        assert series[0] == series[1]
 
     def test_over_a_network_both_sides_move_at_the_same_time(self, tmp_path: Path):
         config = small_config()
