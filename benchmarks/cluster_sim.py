@@ -36,6 +36,7 @@ from benchmarks.simulated_roles import (
 )
 from orchestrator.config import Config
 from orchestrator.live import LiveView
+from orchestrator.losses import Losses
 from orchestrator.run_folder import RunFolder
 from orchestrator.saves import Saves
 from orchestrator.session import Session
@@ -117,6 +118,7 @@ def run(config: Config, roles: SimRoles, path: Path) -> float:
             config=config, folder=folder, source=Prompts(0, 0.5, 0.25), telemetry=telemetry,
             live=live, fleet=roles, position=position, started=time.monotonic(),
             checkpoints=given, saves=Saves(folder, config.run.checkpoint),
+            losses=Losses(folder, position),
         )  # fmt: skip
         began, own = time.process_time(), roles.clock.own_seconds
         ppo(session)

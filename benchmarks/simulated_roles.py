@@ -160,6 +160,8 @@ class Engines:
 class SimGroup:
     """Workers that take one call after the other."""
 
+    packed = True
+
     def __init__(self, clock: Clock, size: int, latency: Latency) -> None:
         self.clock, self.size, self.latency = clock, size, latency
         self.free_at = self.busy = 0.0

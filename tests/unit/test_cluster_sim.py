@@ -1,7 +1,9 @@
+import argparse
+
 import numpy as np
 import pytest
 
-from benchmarks.cluster_sim import steady
+from benchmarks.cluster_sim import measure, steady
 from benchmarks.common import medians
 from benchmarks.simulated_roles import Clock, Engines, Lengths, Mark, SimAnswer
 
@@ -71,3 +73,13 @@ def test_the_window_holds_whole_bursts_and_neither_end() -> None:
 
 def test_medians_are_by_side() -> None:
     assert medians({"a": [3.0, 1.0, 2.0], "b": [5.0]}) == {"a": 2.0, "b": 5.0}
+
+
+def test_the_real_loop_runs_on_simulated_roles() -> None:
+    args = argparse.Namespace(sequences=8, staleness=2, iterations=12)
+    calm = measure(args, "synchronous", "serial", 4)
+    ahead = measure(args, "in-flight", "continuous", 4)
+    assert calm["staleness"] == {"0": 1.0}
+    assert max(map(int, ahead["staleness"])) == 2
+    assert ahead["sequences_per_second"] > calm["sequences_per_second"]
+    assert 0 < ahead["rollout_idle_share"] < calm["rollout_idle_share"]
