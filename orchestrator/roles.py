@@ -499,9 +499,13 @@ class RolloutGroup(_Group):
     def restart(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Replace the engines by fresh processes (another architecture)."""
         self.kill()
-        self._open = []
         self._spawn()
         return self.start(spec, version)
+
+    def kill(self) -> None:
+        """End every engine; nobody owes anything any more, or has more to tell."""
+        super().kill()
+        self._open = []
 
     def generate(
         self,
