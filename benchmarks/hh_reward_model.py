@@ -33,13 +33,16 @@ from workers.messages import Ranking
 
 PAIRS = 2000
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-SETTINGS = (
+READING = (
     "+experiment=small_reward_model",
-    "stages=[pretrain,sft,reward_model]",
     "data.pii=keep",  # every pair
     "data.heldout_fraction=0.125",
     "data.files.max_prompt_tokens=800",
     "data.files.max_completion_tokens=224",
+    "data.sets.pairs.kind=comparisons",
+)
+TRAINING = (
+    "stages=[pretrain,sft,reward_model]",
     "data.sets.text.kind=pretraining",
     "data.sets.chosen.kind=demonstrations",
     "data.sets.chosen.columns.prompt=prompt",
@@ -87,8 +90,8 @@ class Fold:
 def overrides(args: argparse.Namespace, folder: Path, fold: int) -> list[str]:
     """The command line of one run."""
     return [
-        *SETTINGS,
         *pairs_of(folder, fold),
+        *TRAINING,
         f"data.sets.chosen.path={folder / 'pairs.jsonl'}",
         f"data.sets.text.path={folder / f'text-{fold}.jsonl'}",
         f"run.dir={folder / f'fold-{fold}'}",
@@ -99,9 +102,9 @@ def overrides(args: argparse.Namespace, folder: Path, fold: int) -> list[str]:
 def pairs_of(folder: Path, fold: int) -> list[str]:
     """The comparisons of a run, and what they are read with."""
     return [
+        *READING,
         f"model.checkpoints.initial={folder / 'model'}",
         f"data.heldout_fold={fold}",
-        "data.sets.pairs.kind=comparisons",
         f"data.sets.pairs.path={folder / 'pairs.jsonl'}",
     ]
 
@@ -128,9 +131,8 @@ def write_text(path: Path, train: Sequence[Ranking], source: DataSource) -> None
 def run_fold(args: argparse.Namespace, folder: Path, fold: int) -> Fold:
     """Train on one fold's 2,000 pairs, and measure on its held-out ones."""
     command = overrides(args, folder, fold)
-    reading = ["+experiment=small_reward_model", "stages=[reward_model]", *SETTINGS[2:6]]
-    initial = f"model.checkpoints.sft={folder / 'model'}"
-    source = source_of([*reading, *pairs_of(folder, fold), initial])
+    # The text to pretrain on is made of these very rows, so they are read before it is there.
+    source = source_of([*pairs_of(folder, fold), f"model.checkpoints.sft={folder / 'model'}"])
     train, heldout = source.rankings("train"), source.rankings("heldout")
     assert train is not None
     assert heldout is not None

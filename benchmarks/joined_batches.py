@@ -38,12 +38,8 @@ def arguments() -> argparse.Namespace:
 class Engine(Ours):
     """One engine that lets calls join."""
 
-    case = Case(engines=1, samples=1, prefix_caching=True)
-
     def __init__(self, args: argparse.Namespace, model: Path) -> None:
-        super().__init__(args, model, self.case)
-        spec = replace(self.spec, join_running=True)
-        self.rollout.start(spec, VERSION).result()
+        super().__init__(args, model, Case(engines=1, samples=1, prefix_caching=True, join=True))
 
     def in_turn(self, batches: list[list[GenerationRequest]]) -> list[Rollouts]:
         return [self.rollout.generate(b, self.sampling, VERSION).result() for b in batches]

@@ -71,6 +71,7 @@ class Case:
     samples: int
     prefix_caching: bool
     stream: int = 0
+    join: bool = False
 
     def __str__(self) -> str:
         caching = "on" if self.prefix_caching else "off"
@@ -103,6 +104,7 @@ def spec_of(args: argparse.Namespace, model: Path, case: Case) -> tuple[Config, 
             max_response_tokens=args.response,
             max_concurrent_sequences=args.concurrent,
             prefix_caching=case.prefix_caching,
+            join_running=case.join,
             kv_cache_mib=96,
         ),
         cluster=ClusterConfig(
@@ -130,13 +132,13 @@ class Ours:
     """The role `rollout` behind its handle."""
 
     def __init__(self, args: argparse.Namespace, model: Path, case: Case) -> None:
-        config, self.spec = spec_of(args, model, case)
+        config, spec = spec_of(args, model, case)
         self.case, self.sampling = case, Sampling(1.0, args.response)
         layout = place_roles(config.cluster, [RoleName.rollout])
         self._running = start_cluster(config.cluster, layout, 120.0)
         cluster = self._running.__enter__()
         self.rollout = Fleet(config, cluster, Position(), Account()).rollout
-        self.pids = [info.pid for info in self.rollout.start(self.spec, VERSION).result()]
+        self.pids = [info.pid for info in self.rollout.start(spec, VERSION).result()]
 
     def __call__(self, requests: list[GenerationRequest]) -> Turn:
         began, cpu = time.perf_counter(), cpu_seconds(self.pids)
