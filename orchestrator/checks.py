@@ -115,7 +115,7 @@ def check_stages(config: Config) -> None:
 
 
 def check_ahead(config: Config) -> None:
-    """Weights can only reach sequences in their middle if some are under way during training.
+    """What happens to sequences that are under way during training needs some that are.
 
     Raises:
         ConfigError: what is of use ahead of training only, without staleness.

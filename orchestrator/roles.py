@@ -52,6 +52,7 @@ from workers.messages import (
     ExperienceSummary,
     FileRecord,
     FloatArray,
+    GenerationCall,
     GenerationRequest,
     GroupAddress,
     PairCounts,
@@ -125,7 +126,7 @@ _FETCH_SECONDS = 600.0
 
 # Verbs of these groups run beside the others, which wait for each other.
 _CONTROL, _HEALTH = "control", "health"
-_BESIDE = ("interrupt", "pause", "tell", "announce", "join")
+_BESIDE = ("interrupt", "pause", "tell", "announce", "announce_ahead")
 
 
 def _vital(worker: type[T]) -> type[T]:
@@ -158,15 +159,8 @@ _timed = timed_verbs(lambda verb: getattr(verb, "__ray_num_returns__", 1))
 @_timed
 class _RolloutActor(RolloutWorker):
     @ray.method(num_returns="streaming")
-    def generate_shards(
-        self,
-        call: int,
-        requests: list[GenerationRequest],
-        sampling: Sampling,
-        version: int,
-        delivery: Delivery,
-    ) -> Iterator[RolloutBatch | RolloutSummary]:
-        for batch in self.generate_parts(call, requests, sampling, version, delivery):
+    def generate_shards(self, call: GenerationCall) -> Iterator[RolloutBatch | RolloutSummary]:
+        for batch in self.generate_parts(call):
             yield batch
             yield batch.summary()
 
@@ -181,15 +175,8 @@ class _RolloutActor(RolloutWorker):
         self.pause()
 
     @ray.method(concurrency_group=_CONTROL, num_returns=0)
-    def announce(
-        self,
-        call: int,
-        requests: list[GenerationRequest],
-        sampling: Sampling,
-        version: int,
-        delivery: Delivery,
-    ) -> None:
-        self.join(call, requests, sampling, version, delivery)
+    def announce_ahead(self, call: GenerationCall) -> None:
+        self.announce(call)
 
     @ray.method(concurrency_group=_CONTROL)
     def tell(self) -> None:
@@ -523,15 +510,16 @@ class RolloutGroup(_Group):
             self._launch.position,
             self._launch.watch,
         )
-        call = next(self._calls)
+        number = next(self._calls)
 
         def ask(rank: int, version: int, hand: list[GenerationRequest]) -> None:
-            actor, wanted = self.actors[rank], replace(delivery, groups=dispatch.wanted(rank))
-            asked = (call, hand, sampling, version, wanted)
+            wanted = replace(delivery, groups=dispatch.wanted(rank))
+            call: Any = GenerationCall(number, hand, sampling, version, wanted)
+            actor = self.actors[rank]
             if self._spec is not None and self._spec.join_running and self._owes(rank):
-                asked = (call, ray.put(hand), sampling, version, wanted)
-                actor.announce.remote(*asked)  # a refusal comes again when its turn has come
-            arrivals.add(actor.generate_shards.remote(*asked), rank, self.name(rank))
+                call = ray.put(call)
+                actor.announce_ahead.remote(call)  # a refusal comes again when its turn has come
+            arrivals.add(actor.generate_shards.remote(call), rank, self.name(rank))
 
         for rank in dispatch.busy:
             ask(rank, version, dispatch.hand(rank))
@@ -539,7 +527,7 @@ class RolloutGroup(_Group):
         self._open = [each for each in self._open if each.owed]
         self._open.append(
             Generating(
-                call,
+                number,
                 dispatch,
                 arrivals,
                 self._launch.account,

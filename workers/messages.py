@@ -102,6 +102,17 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """What one engine is asked to sample at once."""
+
+    number: int  # higher than that of every call before it
+    requests: list[GenerationRequest]  # in the order in which they enter the engine
+    sampling: Sampling  # for all of them
+    version: int  # that the engine must be admitted for
+    delivery: Delivery  # when sequences leave, and how many groups are enough
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutBatch:
     """Sampled sequences of one engine, each stamped with the policy versions that made it."""
 

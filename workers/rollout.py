@@ -24,6 +24,7 @@ from workers.generation_pool import Pool, nobody
 from workers.messages import (
     Delivery,
     EngineState,
+    GenerationCall,
     GenerationRequest,
     GroupAddress,
     RoleInfo,
@@ -69,7 +70,7 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
 class RolloutWorker:
     """Generates with versioned weights. One engine a worker.
 
-    Verbs are not concurrent, but for `pause` and `join`, which any thread may call at any time.
+    Verbs are not concurrent, but for `pause` and `announce`, which any thread may call at any time.
     """
 
     def __init__(self, rank: int) -> None:
@@ -120,49 +121,28 @@ class RolloutWorker:
         self._require(version, ADMITTED)
         return self._sample(requests, sampling)
 
-    def generate_parts(
-        self,
-        call: int,
-        requests: list[GenerationRequest],
-        sampling: Sampling,
-        version: int,
-        delivery: Delivery,
-    ) -> Iterator[RolloutBatch]:
-        """Sample requests; parts leave as `delivery` says, whole groups of K, each in order.
+    def generate_parts(self, call: GenerationCall) -> Iterator[RolloutBatch]:
+        """Sample a call; parts leave as its delivery says, whole groups of K, each in order.
 
         Interrupted by `pause` it ends early, and `proceed` gives the rest.
 
-        Args:
-            call: Its number; every call has a higher one than those before it.
-            requests: In the order in which they enter the engine.
-            sampling: For all of them.
-            version: What the engine must be admitted for.
-            delivery: When sequences leave, and how many groups are enough.
-
         Raises:
-            StaleEngineError: The engine is not admitted for exactly `version`.
+            StaleEngineError: The engine is not admitted for exactly the version of the call.
             DataError: A prompt is empty, too long, or not in the vocabulary.
         """
-        job = self._job(requests, sampling, version, delivery)
         self._take_in()
-        self._held.setdefault(call, job)
-        self._begun = call
-        yield from self.proceed(call, version)
+        if call.number not in self._held:
+            self._held[call.number] = self._job(call)
+        self._begun = call.number
+        yield from self.proceed(call.number, call.version)
 
-    def join(
-        self,
-        call: int,
-        requests: list[GenerationRequest],
-        sampling: Sampling,
-        version: int,
-        delivery: Delivery,
-    ) -> None:
-        """Announce a call of `generate_parts` that waits behind others, which is to come as well.
+    def announce(self, call: GenerationCall) -> None:
+        """Tell of a call of `generate_parts` that waits behind others, and is to come as well.
 
         Its sequences are sampled beside those of the call that runs, as places become free. What
         they give leaves when its own turn has come.
         """
-        self._joining.put((call, self._job(requests, sampling, version, delivery)))
+        self._joining.put((call.number, self._job(call)))
 
     def proceed(self, call: int, version: int) -> Iterator[RolloutBatch]:
         """Go on with an interrupted call, under weights that may be newer; nothing if it is done.
@@ -179,17 +159,11 @@ class RolloutWorker:
             if job.done:
                 del self._held[call]
 
-    def _job(
-        self,
-        requests: list[GenerationRequest],
-        sampling: Sampling,
-        version: int,
-        delivery: Delivery,
-    ) -> Job:
-        self._require(version, ADMITTED)
+    def _job(self, call: GenerationCall) -> Job:
+        self._require(call.version, ADMITTED)
         spec, folder, _ = self._started()
-        require_fitting(requests, sampling, spec, folder.vocabulary)
-        return Job(requests, sampling, delivery)
+        require_fitting(call.requests, call.sampling, spec, folder.vocabulary)
+        return Job(call.requests, call.sampling, call.delivery)
 
     def _take_in(self) -> Iterable[Job]:
         """All unfinished calls, with those that have joined since."""

@@ -28,6 +28,7 @@ from workers.messages import (
     Delivery,
     EngineState,
     Finish,
+    GenerationCall,
     GenerationRequest,
     GroupAddress,
     RolloutBatch,
@@ -446,6 +447,12 @@ def interruptible(
     return remote
 
 
+def call(
+    number: int, asked: list[GenerationRequest], tokens: int = 16, delivery: Delivery | None = None
+) -> GenerationCall:
+    return GenerationCall(number, asked, Sampling(1.0, tokens), 0, delivery or Delivery())
+
+
 def by_id(parts: list[RolloutBatch]) -> RolloutBatch:
     batch = RolloutBatch.concat(parts)
     return batch.select(np.argsort(batch.ids))
@@ -453,10 +460,10 @@ def by_id(parts: list[RolloutBatch]) -> RolloutBatch:
 
 def test_parts_are_what_the_whole_is(worker: Remote) -> None:
     whole = worker("generate", requests(2), Sampling(1.0, 12), 0)
-    parts = worker("generate_parts", 1, requests(2), Sampling(1.0, 12), 0, Delivery(8))
+    parts = worker("generate_parts", call(1, requests(2), 12, Delivery(8)))
     assert len(parts) > 2
     assert all(len(part) >= 8 for part in parts[:-1])
-    again = worker("generate_parts", 2, requests(2), Sampling(1.0, 12), 0, Delivery(8))
+    again = worker("generate_parts", call(2, requests(2), 12, Delivery(8)))
     assert [p.ids.tolist() for p in again] == [p.ids.tolist() for p in parts]
     for left, right in zip(
         (whole.tokens, whole.logprobs), (by_id(parts).tokens, by_id(parts).logprobs), strict=True
@@ -466,10 +473,8 @@ def test_parts_are_what_the_whole_is(worker: Remote) -> None:
 
 def test_enough_groups_end_the_call_and_leave_nothing_behind(worker: Remote) -> None:
     whole = worker("generate", requests(2), Sampling(1.0, 12), 0)
-    for call in (1, 2):
-        (some,) = worker(
-            "generate_parts", call, requests(2), Sampling(1.0, 12), 0, Delivery(groups=5)
-        )
+    for number in (1, 2):
+        (some,) = worker("generate_parts", call(number, requests(2), 12, Delivery(groups=5)))
         assert len(some) == 10
         assert len(set(some.prompt_ids.tolist())) == 5
         rows = [whole.ids.tolist().index(i) for i in some.ids.tolist()]
@@ -485,7 +490,7 @@ def test_each_token_belongs_to_the_weights_that_drew_it(
     worker, asked = interruptible, requests(2)
     worker("load_checkpoint", str(checkpoints[True]), 0)
     worker("pause_after", steps)
-    assert worker("generate_parts", 1, asked, Sampling(1.0, 16), 0, Delivery()) == []
+    assert worker("generate_parts", call(1, asked)) == []
     model, sender = build_model(1, True), SharedMemorySender()
     worker("receive_weights", publish(model, sender, 1))
     worker("probe", [(1, 5), (1, 6, 7)], 4, 1.0, 1)
@@ -535,12 +540,12 @@ def same_sequences(left: RolloutBatch, right: RolloutBatch) -> None:
 def test_calls_that_join_give_what_they_give_alone(joinable: Remote) -> None:
     asked = [requests(2), requests(2, 1000)]
     alone = [joinable("generate", each, Sampling(1.0, 16), 0) for each in asked]
-    joinable("join", 2, asked[1], Sampling(1.0, 16), 0, Delivery())
-    (first,) = joinable("generate_parts", 1, asked[0], Sampling(1.0, 16), 0, Delivery())
+    joinable("announce", call(2, asked[1]))
+    (first,) = joinable("generate_parts", call(1, asked[0]))
     (probe,) = joinable("generate", requests(1)[:1], Sampling(1.0, 2), 0).ids  # between the two
-    (second,) = joinable("generate_parts", 2, asked[1], Sampling(1.0, 16), 0, Delivery())
-    joinable("join", 2, asked[1], Sampling(1.0, 16), 0, Delivery())  # too late: forgotten
-    (third,) = joinable("generate_parts", 3, asked[0], Sampling(1.0, 16), 0, Delivery())
+    (second,) = joinable("generate_parts", call(2, asked[1]))
+    joinable("announce", call(2, asked[1]))  # too late: forgotten
+    (third,) = joinable("generate_parts", call(3, asked[0]))
     assert probe == 0
     for found, expected in ((first, alone[0]), (second, alone[1]), (third, alone[0])):
         same_sequences(found, expected)
@@ -552,10 +557,10 @@ def test_new_weights_reach_calls_that_have_joined(
 ) -> None:
     asked = [requests()[:8], requests(1, 1000)[:8]]
     joinable("load_checkpoint", str(checkpoints[True]), 0)
-    joinable("join", 12, asked[1], Sampling(1.0, 16), 0, Delivery())
+    joinable("announce", call(12, asked[1]))
     joinable("pause_after", 4)
-    for call, each in zip((11, 12), asked, strict=True):
-        assert joinable("generate_parts", call, each, Sampling(1.0, 16), 0, Delivery()) == []
+    for number, each in zip((11, 12), asked, strict=True):
+        assert joinable("generate_parts", call(number, each)) == []
     model, sender = build_model(1, True), SharedMemorySender()
     joinable("receive_weights", publish(model, sender, 1))
     joinable("admit", 1)
@@ -576,7 +581,7 @@ def test_an_interrupted_call_follows_the_same_distribution(
     worker("load_checkpoint", str(checkpoints[True]), 0)
     asked = [GenerationRequest(0, prompt, tuple(range(n)), tuple(range(n)))]
     worker("pause_after", 1)
-    worker("generate_parts", 1, asked, Sampling(1.0, 2), 0, Delivery())
+    worker("generate_parts", call(1, asked, 2))
     worker("admit", 0)
     (batch,) = worker("proceed", 1, 0)
     with torch.no_grad():
