@@ -6,13 +6,13 @@ out the sequences it came from, or raises the KL coefficient, and keeps that in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.handles import Rollouts
+from orchestrator.handles import Rollouts, joined
 from orchestrator.run_folder import append_lines
 from workers.errors import NonFiniteError
 from workers.messages import RolloutBatch, RolloutSummary
@@ -70,7 +70,7 @@ def without(rollouts: Rollouts, excluded: set[int]) -> Rollouts:
 
 
 def keep_culprits(
-    session: Session, what: str, ids: tuple[int, ...], rollouts: Rollouts | None
+    session: Session, what: str, ids: tuple[int, ...], parts: Sequence[Rollouts]
 ) -> None:
     """Add to samples/non_finite.jsonl where a NaN came from, with texts where they are known."""
     line: dict[str, Any] = {
@@ -79,8 +79,8 @@ def keep_culprits(
         "what": what,
         "ids": list(ids),
     }
-    if rollouts is not None and ids:
-        batch: RolloutBatch = session.fleet.rollout.fetch(rollouts).result()
+    if parts and ids:
+        batch: RolloutBatch = session.fleet.rollout.fetch(joined(parts)).result()
         rows = [n for n, i in enumerate(batch.ids.tolist()) if i in ids]
         line["sequences"] = [
             {

@@ -127,27 +127,47 @@ class Fleet:
         Raises:
             RoleDiedError: one of them has used up its restarts.
         """
-        everyone = [g.name(rank) for g in self._groups.values() for rank in range(g.size)]
+        everyone = [worker for name in self._groups for worker in self._names(name)]
         lost = self.watch.lost(everyone)
-        for name, group in list(self._groups.items()):
-            mine = [group.name(rank) for rank in range(group.size)]
-            gone = [worker for worker in mine if worker in lost]
-            if not gone and name is RoleName.rollout:
-                gone = self._half_loaded()
-                lost += gone
+        engines = self._names(RoleName.rollout)
+        if engines and not {*engines} & {*lost}:
+            lost += engines if self._interrupt() else self._half_loaded()
+        for name in list(self._groups):
+            gone = [worker for worker in self._names(name) if worker in lost]
             if gone:
-                for worker in mine:
-                    self.watch.require_restart(worker, f"{gone[0]} was lost")
-                group.kill()
-                del self._groups[name]
+                self._end(name, f"{gone[0]} was lost")
         return lost
 
     def abandon(self) -> None:
-        """End engines that still sample for steps that will be done again."""
+        """Interrupt engines that still sample for steps that will be done again.
+
+        Raises:
+            RoleDiedError: they do not let themselves be interrupted, and may not be ended either.
+        """
+        error = self._interrupt()
+        if error is not None:
+            self._lost(error.where, error)
+            self._end(RoleName.rollout, error.what)
+
+    def _interrupt(self) -> RehearsalError | None:
+        """Have engines that sample drop it all; what kept one from doing so."""
         rollout = self._groups.get(RoleName.rollout)
-        if rollout is not None and rollout.sampling:
-            rollout.kill()
-            del self._groups[RoleName.rollout]
+        try:
+            if rollout is not None and rollout.sampling:
+                rollout.abandon()
+        except RehearsalError as error:
+            return error
+        return None
+
+    def _names(self, name: RoleName) -> list[str]:
+        group = self._groups.get(name)
+        return [group.name(rank) for rank in range(group.size)] if group is not None else []
+
+    def _end(self, name: RoleName, why: str) -> None:
+        """End a group that is to be made anew."""
+        for worker in self._names(name):
+            self.watch.require_restart(worker, why)
+        self._groups.pop(name).kill()
 
     def _half_loaded(self) -> list[str]:
         rollout = self.rollout

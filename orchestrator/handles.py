@@ -439,7 +439,7 @@ class Roles(Protocol):
         ...
 
     def abandon(self) -> None:
-        """End engines that still sample for steps that will be done again."""
+        """Have engines drop what they sample for steps that will be done again."""
         ...
 
     def holds(self, name: RoleName) -> bool:

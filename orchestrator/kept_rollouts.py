@@ -1,13 +1,15 @@
-"""Sequences that were generated ahead of their turn, in a checkpoint and back.
+"""Sequences that a run goes on with, whoever made them.
 
-The weights that made them are gone by the time a run goes on, so they cannot be sampled again:
-the sequences themselves are kept, with their log-probabilities and versions. Each part of a batch,
-as it came from the engines, is a safetensors file of its own.
+Those that were generated ahead of their turn go into a checkpoint and back: the weights that made
+them are gone by then, so they cannot be sampled again. They are kept with their log-probabilities
+and versions; each part of a batch, as it came from the engines, is a safetensors file of its own.
+
+Those that were finished when a trainer was lost are still where they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,21 @@ from workers.errors import BrokenCheckpointError
 from workers.messages import FileRecord, IntArray, Ragged, RolloutBatch
 
 _OFFSETS = ".offsets"
+
+
+def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation | None:
+    """Finished parts as a generation, if they are just what is to be sampled now.
+
+    Args:
+        parts: Of one iteration, as they came.
+        ids: Of the sequences that are to be sampled.
+        version: Of the weights that would sample them.
+    """
+    if not parts:
+        return None
+    summary = joined(parts).summary
+    same = np.array_equal(np.sort(summary.ids), np.sort(ids))
+    return _Held(parts) if same and bool((summary.versions == version).all()) else None
 
 
 class KeptRollouts:
@@ -76,9 +93,9 @@ class _There:
 
 
 class _Held(Generation):
-    """A generation that an earlier process has finished."""
+    """A generation that is finished."""
 
-    def __init__(self, parts: list[Rollouts]) -> None:
+    def __init__(self, parts: Sequence[Rollouts]) -> None:
         self._parts = parts
 
     def parts(self) -> Iterator[Rollouts]:

@@ -58,7 +58,7 @@ def run_supervised(session: Session, stage: Callable[[Session], None]) -> None:
 
 def _amend_numbers(session: Session, error: NonFiniteError) -> None:
     """Keep the culprits, and leave them out from here on if that is wanted and not in vain."""
-    keep_culprits(session, error.what, error.ids, session.rollouts)
+    keep_culprits(session, error.what, error.ids, session.parts)
     wanted = session.config.algorithm.on_non_finite is not OnNonFinite.stop
     _require_patience(session, error)
     if not wanted or not session.amends.for_numbers(
@@ -81,6 +81,7 @@ def _replace(session: Session, error: RehearsalError) -> None:
     if not lost:
         raise error
     session.losses.add(lost, error)
+    session.finished = session.parts
     session.live.note(f"{', '.join(lost)} lost in {session.position}: {error.what}")
 
 
@@ -89,8 +90,9 @@ def _go_back(session: Session, beginning: dict[str, Any]) -> None:
     saved = session.saves.go_back(beginning["finished"])
     progress.go_back(session, saved.progress if saved else beginning)
     session.fleet.abandon()
-    session.position.step, session.rollouts = 0, None
+    session.position.step, session.parts = 0, ()
     if not session.fleet.holds(RoleName.rollout):
         session.forget_engines()
+        session.finished = ()  # may have been on the same node
     where = f"after {saved}" if saved else "from the beginning of the stage"
     session.live.note(f"going on {where}")

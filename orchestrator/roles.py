@@ -575,6 +575,16 @@ class RolloutGroup(_Group):
         """Interrupt all generations, between two steps of each engine, until `resume`."""
         return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing)
 
+    def abandon(self) -> None:
+        """Interrupt all generations for good; the engines stay as they are.
+
+        Raises:
+            RehearsalError: an engine died, or does not get to the end of a step.
+        """
+        self.pause().result()
+        self._open = []
+        self._all("forget", lambda actor, _: actor.forget.remote(), nothing).result()
+
     def _tell(self) -> None:
         """Have the account know what engines did in generations that go on."""
         ranks = sorted({rank for generating in self._open for rank in generating.owed})

@@ -64,7 +64,8 @@ class Session:
     saves: Saves
     losses: Losses
     amends: Amends = field(default_factory=Amends)
-    rollouts: Rollouts | None = None  # of the iteration in progress
+    parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all of them are there
+    finished: Sequence[Rollouts] = ()  # have outlived the workers that were to learn from them
     findings: Findings = field(default_factory=Findings)
     _next_id: int = 0
     _next_version: int = 0

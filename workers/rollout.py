@@ -180,6 +180,13 @@ class RolloutWorker:
         """
         self._paused.set()
 
+    def forget(self) -> None:
+        """Give up every unfinished call, with what was drawn; after `pause`."""
+        _, _, pool = self._started()
+        pool.land()
+        self._joining = SimpleQueue()
+        self._held = {}
+
     def probe(
         self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
     ) -> RolloutBatch:

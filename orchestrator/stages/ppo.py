@@ -25,7 +25,7 @@ from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, OnNonFinite, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
 from orchestrator.handles import Answer, Experience, Rollouts, Trainer
-from orchestrator.kept_rollouts import KeptRollouts
+from orchestrator.kept_rollouts import KeptRollouts, held
 from orchestrator.ledger import Ledger, LedgerSummary, from_ranges, ranges
 from orchestrator.session import Session
 from orchestrator.stages.ppo_passes import Passes, shared
@@ -107,7 +107,7 @@ def _iterate(run: _Run, iteration: int) -> None:
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
             session.fleet.rollout.sleep().result()
             passes.start(without(part, session.amends.excluded))
-    rollouts = session.rollouts = passes.rollouts()
+    rollouts, session.parts = passes.rollouts(), passes.parts
     _drop_culprits(run, batch)
     _drop_surplus(run, batch, rollouts)
     scores = _penalise_cut(run, rollouts, passes.scores())
@@ -157,6 +157,7 @@ def _iterate(run: _Run, iteration: int) -> None:
     )
     if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
+    session.parts = ()
 
 
 def _drop_culprits(run: _Run, batch: Batch) -> None:
@@ -182,7 +183,7 @@ def _keep_skipped(session: Session, rollouts: Rollouts, steps: list[StepStats]) 
     for stats in steps:
         if not stats.applied:
             what = f"an optimizer step was skipped: loss {stats.loss}, gradient {stats.grad_norm}"
-            keep_culprits(session, what, stats.culprits, rollouts)
+            keep_culprits(session, what, stats.culprits, (rollouts,))
             session.live.note(what)
 
 
@@ -328,6 +329,10 @@ def _generate(run: _Run, iteration: int) -> Batch:
     requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
     ids = np.array([i for request in requests for i in request.ids], np.int64)
     run.ledger.generated(ids)
+    finished, session.finished = held(session.finished, ids, run.version), ()
+    if finished is not None:
+        session.live.note(f"{len(ids)} sequences are there already")
+        return Batch(iteration, ids, finished)
     delivery = Delivery(session.config.rollout.stream_sequences, settings.prompts_per_iteration)
     generation = session.fleet.rollout.generate(requests, session.sampling(), run.version, delivery)
     return Batch(iteration, ids, generation)

@@ -72,6 +72,11 @@ class Passes:
         self._add("reference", fleet.reference.logprobs(reference, part, temperature))
         self._add("values", fleet.critic.values(critic, part))
 
+    @property
+    def parts(self) -> Sequence[Rollouts]:
+        """What passes were started for, as it came."""
+        return tuple(self._parts)
+
     def rollouts(self) -> Rollouts:
         """All sequences that passes were started for; in one order, whichever engine was faster."""
         return joined(sorted(self._parts, key=lambda part: int(part.summary.ids.min())))

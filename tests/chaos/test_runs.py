@@ -69,6 +69,20 @@ def test_a_lost_rank_takes_its_group_along(
     unharmed(found)
 
 
+def test_engines_that_sample_ahead_outlive_a_trainer(home: Path, models: list[str]) -> None:
+    ahead = [*models, "algorithm.staleness=1"]
+    args = arguments(home / "ahead")
+    calm, _ = chaos.undisturbed(args, ahead)
+    run = chaos.Run(args.work / "struck", [*ahead, *chaos.settings(args, args.iterations)])
+    assert run.wait_for(lambda: run.steps() >= 1)
+    (before,) = run.workers("rollout")
+    assert run.strike("policy", "SIGKILL", random.Random(0))
+    assert run.wait_for(lambda: (run.folder / "losses.jsonl").exists())
+    assert run.wait_for(lambda: run.steps() >= args.iterations - 1)
+    assert run.workers("rollout") == [before]
+    unharmed(asdict(chaos.outcome(run, run.end(), calm)))
+
+
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without room for workers, to which nodes are added."""

@@ -519,6 +519,20 @@ def test_each_token_belongs_to_the_weights_that_drew_it(
     assert worker("proceed", 1, 1) == []  # nothing is left of the call
 
 
+def test_what_is_forgotten_leaves_nothing_behind(
+    interruptible: Remote, checkpoints: dict[bool, Path]
+) -> None:
+    worker = interruptible
+    worker("load_checkpoint", str(checkpoints[True]), 0)
+    whole = worker("generate", requests(2), Sampling(1.0, 16), 0)
+    worker("pause_after", 3)
+    assert worker("generate_parts", call(1, requests(2))) == []
+    worker("forget")
+    worker("admit", 0)
+    assert worker("proceed", 1, 0) == []
+    same_sequences(by_id(worker("generate_parts", call(2, requests(2)))), whole)
+
+
 @pytest.fixture(scope="module", params=["vllm", "transformers"])
 def joinable(
     request: pytest.FixtureRequest,

@@ -87,6 +87,50 @@ def test_no_more_than_the_interval_is_done_again(
     assert sft <= (every or 4) + 1  # the driver is a batch ahead
 
 
+def batches(run: Run) -> int:
+    """How often engines were asked to sample what PPO trains on."""
+    size = run.config.algorithm.prompts_per_iteration
+    return sum(len(f["requests"]) == size for f in run.hub.facts("rollout.generate"))
+
+
+@pytest.mark.parametrize("verb", ["policy.update", "critic.update", "policy.logprobs"])
+def test_finished_sequences_outlive_a_trainer(tmp_path: Path, undisturbed: Run, verb: str) -> None:
+    run = Run(tmp_path, _config())
+    run.hub.faults.deaths[verb] = {2}
+    go(run)
+    assert _traces(run) == _traces(undisturbed)
+    assert batches(run) == batches(undisturbed)
+
+
+def test_but_not_a_node_with_an_engine_on_it(
+    tmp_path: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, _config())
+    replace = run.roles.replace_lost
+
+    def both() -> list[str]:
+        run.hub.faults.gone.add("rollout")
+        return replace()
+
+    monkeypatch.setattr(run.roles, "replace_lost", both)
+    run.hub.faults.deaths["policy.update"] = {2}
+    go(run)
+    assert _traces(run) == _traces(undisturbed)
+    assert batches(run) == batches(undisturbed) + 1
+
+
+def test_sequences_of_later_weights_than_the_checkpoint_s_are_sampled_again(
+    tmp_path: Path, undisturbed: Run
+) -> None:
+    config = _config()
+    config.run.checkpoint.every_steps = 0
+    run = Run(tmp_path, config)
+    run.hub.faults.deaths["policy.update"] = {3}
+    go(run)
+    assert _traces(run) == _traces(undisturbed)
+    assert batches(run) == batches(undisturbed) + 3
+
+
 def test_a_death_on_the_way_back_is_one_more_loss(tmp_path: Path, undisturbed: Run) -> None:
     run = Run(tmp_path, _config())
     run.hub.faults.deaths["policy.update"] = {2}

@@ -19,15 +19,36 @@ class Engines(RolloutGroup):
         return rank
 
 
+def group_of_two() -> Engines:
+    launch = Launch(options=lambda _: {}, workers=2, start_seconds=1, call_seconds=1,
+                    position=Position())  # fmt: skip
+    return Engines(launch)
+
+
+def test_abandoned_generations_are_interrupted_and_owe_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = group_of_two()
+    group._open = [SimpleNamespace(owed=[1])]  # type: ignore[list-item]
+    asked: list[str] = []
+
+    def note(doing: str, *_: Any, **__: Any) -> Any:
+        asked.append(doing)
+        return SimpleNamespace(result=lambda: None)
+
+    monkeypatch.setattr(group, "_all", note)
+    group.abandon()
+    assert asked == ["pause", "forget"]
+    assert not group.sampling
+
+
 def test_engines_that_were_ended_owe_and_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(roles.ray, "kill", lambda actor, **_: ended.append(actor))
-    launch = Launch(options=lambda _: {}, workers=2, start_seconds=1, call_seconds=1,
-                    position=Position())  # fmt: skip
-    group = Engines(launch)
+    group = group_of_two()
     group._open = [SimpleNamespace(owed=[1])]  # type: ignore[list-item]
     assert group.sampling
     group.kill()
     assert ended == [0, 1]
     assert not group.sampling
-    assert launch.account.close() == {}  # asks every group that it has ever known
+    assert group._launch.account.close() == {}  # asks every group that it has ever known
