@@ -47,7 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20, help="driver: how often it is killed")
     parser.add_argument("--minutes", type=float, default=10.0, help="random: how long")
     parser.add_argument("--mean-seconds", type=float, default=60.0, help="random: between strikes")
-    parser.add_argument("--iterations", type=int, default=8, help="of PPO; random: as many as fit")
+    parser.add_argument("--iterations", type=int, default=None,
+                        help="of PPO (8); random: of the undisturbed run (60)")  # fmt: skip
     parser.add_argument("--every-steps", type=int, default=1, help="iterations between checkpoints")
     parser.add_argument("--probe-seconds", type=float, default=3.0, help="between signs of life")
     parser.add_argument("--zero", type=int, default=1, choices=(1, 2, 3), help="ZeRO stage")
@@ -322,6 +323,8 @@ def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[
 def main() -> None:
     args = arguments()
     args.work = args.work.resolve()
+    # A pace is a mean of many steps: the first few are faster or slower than those that follow.
+    args.iterations = args.iterations or (60 if args.part == "random" else 8)
     models = prepare(args.work)
     calm, each = undisturbed(args, models)
     print(f"undisturbed: {each:.2f} s an iteration", flush=True)
