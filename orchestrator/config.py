@@ -134,6 +134,13 @@ class OnLimit(Enum):
     roll_back = "roll_back"  # to the newest checkpoint, with twice the KL coefficient from there
 
 
+class Best(Enum):
+    """Which value of a metric is the best."""
+
+    highest = "highest"
+    lowest = "lowest"
+
+
 class KLControl(Enum):
     """How the KL coefficient moves."""
 
@@ -271,6 +278,8 @@ class CheckpointConfig:
     stage_steps: StageSteps = field(default_factory=StageSteps)  # 0 = not within the stage
     keep_last: int = 2  # newest checkpoints that stay
     keep_every: int = 0  # steps that this divides stay too; 0 = none
+    keep_best: str = ""  # a metric of PPO, e.g. ppo/gold_mean: its best checkpoint stays too
+    best_is: Best = Best.highest
 
     def __post_init__(self) -> None:
         _positive(self, "keep_last")

@@ -39,6 +39,7 @@ from orchestrator.config import (
 from orchestrator.gpu_memory import check_gpu_memory
 from orchestrator.placement import Layout, place_roles
 from orchestrator.row_lengths import check_rows
+from orchestrator.saves import check_keep_best
 from orchestrator.sizes import (
     ModelSize,
     RoleMemory,
@@ -85,6 +86,7 @@ def make_plan(config: Config) -> Plan:
     """
     check_stages(config)
     check_ahead(config)
+    check_keep_best(config)
     check_sharing(config)
     check_reward(config)
     check_judge(config)

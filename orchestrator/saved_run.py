@@ -49,6 +49,28 @@ class SavedRun:
         return f"stage {self.stage}, step {self.step} ({self.path.name})"
 
 
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What makes one checkpoint better than another."""
+
+    metric: str
+    lowest: bool = False  # is the best
+
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by, so that the highest is the best."""
+        return -1 if self.lowest else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A checkpoint, and its value of a metric."""
+
+    path: Path
+    step: int
+    value: float
+
+
 class SavedRuns:
     """The checkpoints in one run folder."""
 
@@ -109,15 +131,42 @@ class SavedRuns:
         """Give up a folder from `begin`; frees its space."""
         shutil.rmtree(partial, ignore_errors=True)
 
-    def prune(self, keep_last: int, keep_every: int) -> None:
-        """Delete all but the newest `keep_last`, and those whose step `keep_every` divides.
+    def prune(self, keep_last: int, keep_every: int, ranking: Ranking | None = None) -> None:
+        """Delete all but the newest, those at regular steps, and the best of each stage.
 
         Call it right after `publish`: what was just written is among the newest.
+
+        Args:
+            keep_last: How many of the newest stay.
+            keep_every: Those whose step this divides stay; 0 = none.
+            ranking: By which the best ones are found.
         """
-        for path in self.whole()[:-keep_last]:
+        paths = self.whole()
+        best = {each.path for each in self.best(ranking).values()} if ranking else set()
+        for path in paths[:-keep_last]:
             step = int(path.name.rpartition("-")[2])
-            if not (keep_every and step and step % keep_every == 0):
+            if path not in best and not (keep_every and step and step % keep_every == 0):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def best(self, ranking: Ranking) -> dict[str, Scored]:
+        """The best checkpoint of each stage, the oldest of equals; those without a value are none.
+
+        Files are not checked: `read` does that.
+        """
+        found: dict[str, Scored] = {}
+        for path in self.whole():
+            try:
+                progress = _json(path / PROGRESS)
+            except RehearsalError:
+                continue
+            score = progress.get("score") or {}
+            if score.get("metric") != ranking.metric:
+                continue
+            each = Scored(path, progress["step"], score["value"])
+            other = found.setdefault(progress["stage"], each)
+            if ranking.sign * each.value > ranking.sign * other.value:
+                found[progress["stage"]] = each
+        return found
 
     def read(self, path: Path) -> SavedRun:
         """Read a checkpoint after checking size and hash of every file it relies on.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.config import CheckpointConfig
+from orchestrator.config import Best, CheckpointConfig, Config
 from orchestrator.handles import Answer, Saver
+from orchestrator.metrics import METRICS
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRun, SavedRuns
+from orchestrator.saved_run import Ranking, SavedRun, SavedRuns
 from orchestrator.stopping import StopRequest
-from workers.errors import RehearsalError, StoppedError
+from workers.errors import ConfigError, RehearsalError, StoppedError
 from workers.messages import FileRecord
 
 
@@ -76,6 +79,33 @@ class Saves:
         """Whether a signal asked for the end."""
         return self._stop.requested
 
+    @property
+    def _ranking(self) -> Ranking | None:
+        metric = self._config.keep_best
+        return Ranking(metric, self._config.best_is is Best.lowest) if metric else None
+
+    def score(self, values: Mapping[str, float]) -> dict[str, Any] | None:
+        """What a checkpoint is compared by, for its progress; None where that was not measured.
+
+        Args:
+            values: Metrics of the step that it is made after.
+        """
+        value = values.get(self._config.keep_best)
+        if value is None or not math.isfinite(value):
+            return None
+        return {"metric": self._config.keep_best, "value": value}
+
+    def best_of(self, stage: str) -> str:
+        """The best checkpoint of a PPO stage in words; "" where none is kept for that."""
+        ranking = self._ranking
+        if ranking is None or not stage.startswith("ppo"):
+            return ""
+        best = self._runs.best(ranking).get(stage)
+        if best is None:
+            return f"no checkpoint of {stage} had a {ranking.metric}: none was kept for it"
+        where = f"after step {best.step}, kept as {best.path.name}"
+        return f"best {ranking.metric} of {stage}: {best.value:.4g} {where}"
+
     def within(self, stage: str) -> SavedStage | None:
         """Where the run was interrupted in this stage; None: the stage begins at its start."""
         saved = self._resumed
@@ -119,7 +149,7 @@ class Saves:
         except RehearsalError:
             self._runs.discard(saving.folder)
             raise
-        self._runs.prune(self._config.keep_last, self._config.keep_every)
+        self._runs.prune(self._config.keep_last, self._config.keep_every, self._ranking)
 
     def done(self) -> None:
         """The last stage is over and saved: from here on a signal need not hurry anything."""
@@ -154,3 +184,20 @@ class Saves:
                 where=str(self._runs.path.parent),
                 mend=f"go on with resume={self._runs.path.parent}",
             )
+
+
+def check_keep_best(config: Config) -> None:
+    """The metric that checkpoints are compared by exists.
+
+    Raises:
+        ConfigError: there is no such metric of PPO, or it is a time.
+    """
+    name = config.run.checkpoint.keep_best
+    known = [n for n, metric in METRICS.items() if n.startswith("ppo/") and not metric.timing]
+    if name and name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise ConfigError(
+            f"{name!r} is no metric of PPO that checkpoints could be compared by",
+            where="run.checkpoint.keep_best",
+            mend=f"did you mean {' or '.join(close)}?" if close else "try ppo/score_mean",
+        )

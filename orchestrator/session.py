@@ -123,6 +123,7 @@ class Session:
         if step >= total or not (always or self.saves.due(stage, step)):
             return
         state = progress.capture(self, stage, step, own)
+        state["score"] = self.saves.score(self.telemetry.values(stage, step))
         self.saves.start(state, savers, progress.products(self, stage))
         self.stop_if_asked()
 
@@ -133,6 +134,8 @@ class Session:
         state = progress.capture(self, stage, self.position.step + 1, {})
         self.saves.start(state, [], progress.products(self, ""))
         self.saves.settle()
+        if best := self.saves.best_of(stage):
+            self.live.note(best)
         if last:
             self.saves.done()
         else:

@@ -86,6 +86,7 @@ class Telemetry:
         self._running: dict[str, float] = {}  # stage -> when it began
         self._totals: dict[tuple[str, str], float] = defaultdict(float)
         self._of_step: dict[tuple[str, int], dict[str, float]] = {}
+        self._last: tuple[str, int, dict[str, float]] = ("", 0, {})  # what was recorded last
         self._sinks = [BackgroundSink(sink, logger.sink_seconds, warn) for sink in sinks]
 
     def __enter__(self) -> Self:
@@ -113,9 +114,14 @@ class Telemetry:
         with writing(self._file, "a metric"):
             self._metrics.write("".join(record.to_line() for record in records))
             self._metrics.flush()
+        self._last = (stage, step, self.values(stage, step) | dict(values))
         self._tell_calls()
         for sink in self._sinks:
             sink.write(records)
+
+    def values(self, stage: str, step: int) -> dict[str, float]:
+        """What was recorded of a step; nothing any more once another step is."""
+        return dict(self._last[2]) if self._last[:2] == (stage, step) else {}
 
     def begin(self, stage: str, step: int, phase: str) -> Callable[[], None]:
         """Start to time one phase of one step; calling what this returns ends it.

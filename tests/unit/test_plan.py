@@ -330,6 +330,13 @@ def test_what_needs_sequences_under_way_needs_staleness(key: str):
     make_plan(pocket(f"rollout.{key}=true", "algorithm.staleness=1"))
 
 
+def test_checkpoints_are_compared_by_a_metric_that_there_is():
+    error = refused(ConfigError, "run.checkpoint.keep_best=ppo/gold")
+    assert (error.where, "ppo/gold_mean" in error.mend) == ("run.checkpoint.keep_best", True)
+    refused(ConfigError, "run.checkpoint.keep_best=ppo/step_seconds")  # differs on another machine
+    make_plan(pocket("run.checkpoint.keep_best=ppo/gold_mean"))
+
+
 TURNS = ("cluster=one_gpu", "trainer.zero_stage=2", "rollout.sleep=true")
 
 
