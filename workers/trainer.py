@@ -8,7 +8,7 @@ import platform
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,6 +210,9 @@ class Trainer:
             tensors |= {f"average/{name}": w for name, w in self._average.tensors.items()}
         copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
         facts |= {"rank": self.rank, "role": self.role}
+        assert self._spec is not None
+        # what a process needs that knows nothing of the run: orchestrator.export
+        facts |= {"model": asdict(self._spec), "dtype": self._joined().dtype}
         path = Path(folder) / file_name(self.role, self.rank)
         self._writing = self._writer.submit(write_state, path, copies, pieces, facts)
 

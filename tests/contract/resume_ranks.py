@@ -76,6 +76,7 @@ def _first(
             records.append(worker.written())
         worker.snapshot(str(at / str(k + 1)))
     records.append(worker.written())
+    worker.save(str(at / "model"), spec.checkpoint)
     return {"stats": stats, "records": records, "states": states}
 
 

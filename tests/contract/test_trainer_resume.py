@@ -17,9 +17,14 @@ import pytest
 import resume_ranks
 import torch
 import trainer_ranks as ranks
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from workers.errors import BrokenCheckpointError, CheckpointError
+from orchestrator import export
+from orchestrator.run_folder import RunFolder
+from orchestrator.saved_run import SavedRuns
+from workers.data.templates import DEFAULT_TEMPLATE
+from workers.errors import BrokenCheckpointError, CheckpointError, MissingCheckpointError
+from workers.messages import FileRecord
 from workers.pocket.tokenizer import build_tokenizer
 from workers.state_files import Piece, StateFiles, write_state
 
@@ -150,6 +155,63 @@ def test_the_record_is_that_of_the_file(two_ranks) -> None:
             data = (folder / "2-3" / "ppo_ptx" / str(k) / record.name).read_bytes()
             assert record.name == f"policy.{rank}.safetensors"
             assert (len(data), hashlib.sha256(data).hexdigest()) == (record.nbytes, record.sha256)
+
+
+def _as_run(home: Path, outs: Outs, snapshot: Path, key: tuple[Any, ...]) -> RunFolder:
+    """The last snapshot of a world of ranks as the checkpoint of a run."""
+    run = RunFolder(home).create()
+    partial = SavedRuns(run).begin(key[2], STEPS)
+    records = [out[key]["records"][-1] for out in outs]
+    for record in records:
+        (partial / record.name).write_bytes((snapshot / record.name).read_bytes())
+    progress = {"stage": key[2], "step": STEPS, "appended": {}}
+    config = {"seed": 0, "data": {"source": "files", "chat_template": "default"}}
+    SavedRuns(run).publish(partial, records, progress, {"config": config, "versions": {}}, [])
+    return run
+
+
+def _export(run: RunFolder, folder: Path, role: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator.export", str(run.path), str(folder)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [*command, f"--role={role}"], cwd=root, capture_output=True, text=True, timeout=280,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "job", "role"), [(3, "ppo_ptx", "policy"), (2, "reward_model", "critic")]
+)
+def test_a_checkpoint_is_exported_as_the_model_that_the_run_would_save(
+    two_ranks, tmp_path: Path, stage: int, job: str, role: str
+) -> None:
+    home, outs = two_ranks
+    at = home / f"2-{stage}" / job
+    run = _as_run(tmp_path / "run", outs, at / str(STEPS), ("first", stage, job))
+    done = _export(run, tmp_path / "model", role)
+    assert done.returncode == 0, done.stderr
+    assert f"the {role} after stage {job}, step {STEPS}" in done.stdout
+    found, wanted = (p / "model.safetensors" for p in (tmp_path / "model", at / "model"))
+    assert found.read_bytes() == wanted.read_bytes()
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == DEFAULT_TEMPLATE
+    again = _export(run, tmp_path / "model", role)
+    assert (again.returncode, "the folder is there already" in again.stderr) == (2, True)
+
+
+def test_there_may_be_nothing_to_export(state: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingCheckpointError, match="no checkpoint with a critic"):
+        export.find(tmp_path, "critic")
+    run = RunFolder(tmp_path / "run").create()
+    partial = SavedRuns(run).begin("sft", 1)
+    data = (state / "policy.0.safetensors").read_bytes()
+    (partial / "policy.0.safetensors").write_bytes(data)
+    record = FileRecord("policy.0.safetensors", len(data), hashlib.sha256(data).hexdigest())
+    facts = {"config": {"seed": 0}, "versions": {}}
+    progress = {"stage": "sft", "step": 1, "appended": {}}
+    path = SavedRuns(run).publish(partial, [record], progress, facts, [])
+    with pytest.raises(BrokenCheckpointError, match="does not say which model"):
+        export.export(export.find(path, "policy"), "policy", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.fixture

@@ -1,0 +1,165 @@
+"""A checkpoint of a run as a model: `python -m orchestrator.export CHECKPOINT FOLDER`.
+
+Writes the Hugging Face folder that the run would have published after that step: averaged weights
+where the run averages, adapters merged. One process on the CPU, without Ray; the run need not have
+been on as many ranks, or on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from orchestrator import checkpoint
+from orchestrator.plain import from_plain
+from orchestrator.run_folder import RunFolder
+from orchestrator.saved_run import MANIFEST, SavedRun, SavedRuns
+from workers.errors import (
+    BrokenCheckpointError,
+    ConfigError,
+    MissingCheckpointError,
+    RehearsalError,
+)
+from workers.messages import RankAddress
+from workers.specs import Dtype, GroupSpec, TrainModelSpec
+
+Role = Literal["policy", "critic"]
+_BUCKET_BYTES = 256 << 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        saved = find(Path(options.checkpoint), options.role)
+        export(saved, options.role, Path(options.folder), options.threads)
+    except RehearsalError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    sys.stdout.write(f"{options.folder}: the {options.role} after {saved}\n")
+    return 0
+
+
+def find(path: Path, role: Role) -> SavedRun:
+    """A checkpoint, or the newest one of a run that holds a model in its training.
+
+    Args:
+        path: `RUN/state/NUMBER-STAGE-STEP`, or `RUN`.
+        role: Whose model is wanted.
+
+    Raises:
+        MissingCheckpointError: there is none.
+        BrokenCheckpointError: it is not whole.
+    """
+    path = path.resolve()
+    chosen = [path] if (path / MANIFEST).is_file() else SavedRuns(RunFolder(path)).whole()
+    holding = [each for each in chosen if any(each.glob(f"{role}.*.safetensors"))]
+    if not holding:
+        raise MissingCheckpointError(
+            f"no checkpoint with a {role} that was in training",
+            where=str(path),
+            mend="give a run folder or one of the folders in its state/; the models of finished "
+            "stages lie ready in its checkpoints/",
+        )
+    return SavedRuns(RunFolder(holding[-1].parent.parent)).read(holding[-1])
+
+
+def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
+    """Write the model of a checkpoint.
+
+    Args:
+        saved: The checkpoint.
+        role: The policy, or the critic: the reward model while that is trained, else the value
+            function.
+        folder: Where the Hugging Face folder shall appear; must not be there yet.
+        threads: For the few sums that are taken.
+
+    Raises:
+        ConfigError: the folder is there.
+        MissingCheckpointError: the model that the training started from has been moved.
+        BrokenCheckpointError: files are missing, or do not say what they are of.
+    """
+    if folder.exists():
+        raise ConfigError("the folder is there already", where=str(folder), mend="name a new one")
+    spec, dtype = _facts(saved, role)
+    checkpoint.require(spec.checkpoint, "starting")
+
+    def save(path: str) -> None:
+        _save(spec, dtype, saved.path, role, path, threads)
+        _dress(path, spec.checkpoint, saved.config)
+
+    facts = {"stage": saved.stage, "step": saved.step, "seed": saved.config["seed"]}
+    checkpoint.publish(folder.resolve(), save, facts)
+
+
+def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:
+    # Deferred, like all that imports torch: mistakes on the command line are told at once.
+    from workers.state_files import StateFiles
+
+    facts = StateFiles(saved.path, role).facts
+    if "model" not in facts:
+        raise BrokenCheckpointError(
+            f"does not say which model its {role} is",
+            where=str(saved.path),
+            mend="it was written by an earlier version: go on with the run for a step to save anew",
+        )
+    spec = from_plain(TrainModelSpec, facts["model"])
+    # nothing is computed, and kernels of a GPU may be asked for
+    return replace(spec, attention="sdpa", packed=False), facts["dtype"]
+
+
+def _save(
+    spec: TrainModelSpec, dtype: Dtype, state: Path, role: Role, path: str, threads: int
+) -> None:
+    from workers.critic import CriticWorker
+    from workers.policy import PolicyWorker
+
+    worker = PolicyWorker(0) if role == "policy" else CriticWorker(0)
+    _, port = worker.address()
+    group = GroupSpec(
+        zero_stage=1,
+        dtype=dtype,
+        device="cpu",
+        threads=threads,
+        collective_seconds=60.0,
+        weight_bucket_bytes=_BUCKET_BYTES,
+        seed=0,
+    )
+    worker.join(RankAddress(0, 1, "127.0.0.1", port), group)
+    worker.load(spec)
+    worker.restore(str(state))
+    worker.save(path, spec.checkpoint)
+    worker.unload()
+
+
+def _dress(path: str, origin: str, config: dict) -> None:
+    """Give it the chat template that the run was told to use."""
+    from workers.data.templates import template_source
+    from workers.data.tokenizers import dress, load_tokenizer
+
+    source = template_source(config["data"]["chat_template"])
+    if source and config["data"]["source"] != "pocket":
+        dress(path, load_tokenizer(origin), source)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.export", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("checkpoint", help="RUN/state/NUMBER-STAGE-STEP, or RUN: its newest one")
+    parser.add_argument("folder", help="the Hugging Face folder to write")
+    parser.add_argument("--role", choices=("policy", "critic"), default="policy",
+                        help="whose model (policy)")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1, help="processor threads (1)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
