@@ -54,7 +54,7 @@ from workers.data.pocket import PocketSource
 from workers.data.sets import Feeding, Rendering, SetKind
 from workers.data.source import DataSource
 from workers.data.tokenizers import load_tokenizer
-from workers.errors import TokenizerMismatchError
+from workers.errors import CheckpointError, TokenizerMismatchError
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
@@ -132,12 +132,22 @@ def run_recipe(
         try:
             for name in names:
                 _run_stage(session, StageName(name), last=name == names[-1])
-        finally:
-            summary = summarise(session)
-            write_summary(run_folder, summary)
+        except BaseException:
+            _keep_summary(session)
+            raise
+        summary = summarise(session)
+        write_summary(run_folder, summary)
     write_report(run_folder)
     Console().print(render_result(run_folder, summary, read_comparisons(run_folder)))
     return summary
+
+
+def _keep_summary(session: Session) -> None:
+    """Write what there is; what ended the run is not hidden by a second error."""
+    try:
+        write_summary(session.folder, summarise(session))
+    except CheckpointError as error:
+        session.live.note(error.what)
 
 
 def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:

@@ -30,6 +30,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.sinks import BackgroundSink, Sink, Warn, configured_sinks
 from orchestrator.trace import Trace
 from workers.disk import writing
+from workers.errors import CheckpointError
 
 __all__ = [
     "METRICS",
@@ -105,12 +106,13 @@ class Telemetry:
 
         Raises:
             UnknownMetricError: a name that METRICS does not have; nothing is written then.
-            CheckpointError: the disk is full or read-only.
+            CheckpointError: the disk is full or read-only, or the run folder has vanished.
         """
         _check_stage(stage)
         records = [MetricRecord.make(stage, step, name, value) for name, value in values.items()]
         if not records:
             return
+        self._require_there()
         with writing(self._file, "a metric"):
             self._metrics.write("".join(record.to_line() for record in records))
             self._metrics.flush()
@@ -118,6 +120,21 @@ class Telemetry:
         self._tell_calls()
         for sink in self._sinks:
             sink.write(records)
+
+    def _require_there(self) -> None:
+        """Whoever deletes a file that is open gets no error from writing to it, nor do we."""
+        held = os.fstat(self._metrics.fileno())
+        try:
+            if os.path.samestat(held, self._file.stat()):
+                return
+        except OSError:
+            pass
+        raise CheckpointError(
+            "the file of the metrics has vanished from the run folder, or was replaced",
+            where=str(self._file),
+            mend="put the folder back and go on with resume=auto from its last checkpoint; nothing "
+            "was written since it went",
+        )
 
     def values(self, stage: str, step: int) -> dict[str, float]:
         """What was recorded of a step; nothing any more once another step is."""

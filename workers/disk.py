@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from safetensors import SafetensorError
 
 from workers.errors import CheckpointError, RehearsalError
 from workers.messages import FileRecord
+
+_GONE, _CLOSED = "put the folder back", "let this user write there"
+_MENDS = {
+    errno.ENOENT: _GONE, errno.ENOTDIR: _GONE, errno.ESTALE: _GONE,
+    errno.EROFS: _CLOSED, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED,
+}  # fmt: skip
 
 
 @contextmanager
@@ -31,10 +38,11 @@ def writing(where: Path, what: str) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
+        mend = _MENDS.get(getattr(error, "errno", None) or 0, "free space on that disk")
         raise CheckpointError(
             f"{what} cannot be written: {reason}",
             where=str(where),
-            mend="free space on that disk, then go on with resume=auto from the last checkpoint",
+            mend=f"{mend}, then go on with resume=auto from the last checkpoint",
         ) from error
 
 

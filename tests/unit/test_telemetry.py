@@ -72,6 +72,19 @@ def test_records_are_on_disk_when_record_returns(folder: RunFolder) -> None:
     assert series(records, "ppo", "ppo/score_mean") == []
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_folder_that_vanishes_ends_the_run_with_4(folder: RunFolder, replaced: bool) -> None:
+    telemetry = Telemetry(folder, LoggerConfig(), {}, sinks=[])
+    telemetry.record("ppo", 1, {"ppo/score_mean": 0.5})
+    folder.metrics.rename(folder.path / "elsewhere")
+    if replaced:
+        folder.metrics.touch()
+    with pytest.raises(CheckpointError, match="has vanished from the run folder") as gone:
+        telemetry.record("ppo", 2, {"ppo/score_mean": 0.6})
+    assert gone.value.exit_code == 4
+    assert "put the folder back" in gone.value.mend
+
+
 def test_a_full_disk_is_said_and_ends_the_run_with_4(folder: RunFolder) -> None:
     folder.metrics.symlink_to("/dev/full")
     sink = FakeSink()
