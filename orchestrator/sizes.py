@@ -43,6 +43,8 @@ class ModelSize:
     vocabulary: int
     positions: int | None  # None = no limit (ALiBi)
     kv_numbers_per_token: int  # keys and values of one token over all layers
+    width: int  # of the hidden states that the output layer reads
+    plain_logits: bool = True  # they are the output layer's answer: read a chunk at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def pocket_size(model: PocketModelConfig) -> ModelSize:
         vocabulary=len(VOCABULARY),
         positions=model.max_position_embeddings,
         kv_numbers_per_token=2 * model.layers * model.kv_heads * head,
+        width=width,
     )
 
 
@@ -122,6 +125,8 @@ def checkpoint_size(folder: Path) -> ModelSize | None:
         vocabulary=shape.vocabulary,
         positions=shape.positions,
         kv_numbers_per_token=2 * shape.layers * shape.kv_heads * shape.head_size,
+        width=shape.width,
+        plain_logits=shape.plain_logits,
     )
 
 
@@ -158,7 +163,7 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
     else:
         model = size.parameters * _bytes(config.trainer.precision)
         tokens, loading = config.reward.micro_batch_tokens, 0
-    working = tokens * size.vocabulary * _FLOAT * _LOGIT_COPIES.get(role, 0)
+    working = _logit_bytes(config, role, size, tokens)
     on_gpu = config.cluster.accelerator is Accelerator.cuda
     if role is RoleName.rollout:
         share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
@@ -175,6 +180,20 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
         on_gpu=on_gpu,
         yielded=yielded,
     )
+
+
+def _logit_bytes(config: Config, role: RoleName, size: ModelSize, tokens: int) -> int:
+    """What reading the log-probabilities of a micro-batch takes beside the model.
+
+    Of plain logits no more exist at once than `trainer.logits_mib` says; the gradient of the output
+    layer is then summed in fp32 (`workers.ops.linear_logprobs`).
+    """
+    word, copies = size.vocabulary * _FLOAT, _LOGIT_COPIES.get(role, 0)
+    most = max(1, (config.trainer.logits_mib << 20) // word)
+    if not size.plain_logits or tokens <= most:
+        return tokens * word * copies
+    summed = role is RoleName.policy and not config.model.lora.rank
+    return most * word * copies + (word * size.width if summed else 0)
 
 
 def _bytes(precision: Precision) -> int:

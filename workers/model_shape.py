@@ -33,6 +33,8 @@ class ModelShape:
     vocabulary: int
     positions: int | None  # longest sequence in tokens; None = no limit (ALiBi)
     tied: bool  # the output layer is the embedding
+    width: int  # of the hidden states that the output layer reads
+    plain_logits: bool  # they are what the output layer says, neither capped nor scaled
     content: str  # config.json without what does not change the model, as JSON
 
     @cached_property
@@ -41,6 +43,8 @@ class ModelShape:
         return sha256(self.content.encode()).hexdigest()[:16]
 
 
+# What Gemma, Cohere and Granite do to the output layer's answer.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # Families whose packed log-probabilities, values and gradients are tested against single rows. The
 # others are padded: Bloom, Falcon and OPT have no positions that restart, Gemma 2 needs eager.
 _PACKED = frozenset(
@@ -122,6 +126,8 @@ def _shape(config: Any) -> ModelShape:
         vocabulary=config.vocab_size,
         positions=None if getattr(config, "alibi", False) else positions,
         tied=bool(getattr(config, "tie_word_embeddings", False)),
+        width=width,
+        plain_logits=all(getattr(config, name, None) in (None, 1) for name in _LOGIT_CHANGES),
         content=_content(config),
     )
 

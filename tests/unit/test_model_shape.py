@@ -43,6 +43,7 @@ def test_the_size_of_gpt2(tmp_path: Path) -> None:
         vocabulary=words,
         positions=POSITIONS,
         kv_numbers_per_token=2 * 2 * 64,
+        width=width,
     )
 
 
@@ -63,6 +64,17 @@ def test_the_key_tells_architectures_apart_and_nothing_else(tmp_path: Path) -> N
     full = read_shape(build_family("mistral", tmp_path / "full", sliding_window=None))
     assert one.key == other.key
     assert len({s.key for s in (one, deeper, windowed, full)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "plain"),
+    [("llama", {}, True), ("gpt2", {}, True), ("gemma2", {}, False),
+     ("gemma2", {"final_logit_softcapping": None}, True)],
+)  # fmt: skip
+def test_who_changes_what_the_output_layer_says(
+    tmp_path: Path, name: str, extra: dict[str, object], plain: bool
+) -> None:
+    assert read_shape(build_family(name, tmp_path, **extra)).plain_logits is plain
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "nonsense"}', "{}"])

@@ -82,6 +82,9 @@ def test_a_recipe_uses_every_gpu_of_its_nodes_and_fits(
     assert max(len(line) for line in render_plan(plan).splitlines()) <= 120
 
 
+_WHOLE_LOGITS = "trainer.logits_mib=131072"  # those of a micro-batch at once
+
+
 def on_gpu(plan: Plan) -> dict[str, float]:
     return {m.role.value: m.device / GIB for m in plan.memory}
 
@@ -89,8 +92,12 @@ def on_gpu(plan: Plan) -> dict[str, float]:
 def test_memory_by_hand(models: dict[str, Path]):
     plan = make_plan(recipe(models, "8b"))
     held = on_gpu(plan)
-    # 2 + 4 + 12 bytes a parameter over 3 GPUs; 3 arrays of 4,096 x 128,256 numbers of 4 bytes
-    assert held["policy"] == pytest.approx((8.030261248e9 * 6 + 6.304e9) / GIB, rel=1e-3)
+    # 2 + 4 + 12 bytes a parameter over 3 GPUs; 3 arrays of 256 MiB, and the output layer's gradient
+    # of 128,256 x 4,096 numbers of 4 bytes
+    assert held["policy"] == pytest.approx((8.030261248e9 * 6 + 2.907e9) / GIB, rel=1e-3)
+    whole = on_gpu(make_plan(recipe(models, "8b", "trainer.logits_mib=4096")))
+    # 3 arrays of 4,096 x 128,256 numbers of 4 bytes
+    assert whole["policy"] == pytest.approx((8.030261248e9 * 6 + 6.304e9) / GIB, rel=1e-3)
     assert held["critic"] == pytest.approx(8.030261248e9 * 6 / GIB, rel=1e-3)
     assert held["reward"] == pytest.approx(14.96, abs=0.01)  # 2 bytes a parameter
     policy = next(m for m in plan.memory if m.role is RoleName.policy)
@@ -112,7 +119,7 @@ def test_a_small_reward_model_beside_a_large_policy_has_its_own_size(models: dic
     assert held["policy"] == pytest.approx(131.41, abs=0.01)  # whole while it loads
     assert held["rollout"] == pytest.approx(0.85 * 140, abs=0.01)  # all that the engine may take
     notes = " ".join(plan.notes)
-    assert "reference needs 133 of 140 GiB" in notes
+    assert "reference needs 132 of 140 GiB" in notes
     assert "8 copies of its weights in host memory, 1,051 GiB" in notes
 
 
@@ -123,14 +130,15 @@ def test_a_small_reward_model_beside_a_large_policy_has_its_own_size(models: dic
         ("8b", ["cluster.roles.policy.workers=1"], "cluster.roles.policy"),
         ("8b", ["cluster.gpu_memory_gib=24"], "cluster.roles.policy"),
         ("8b", ["cluster.gpu_memory_gib=16"], "rollout.gpu_memory_fraction"),
-        ("8b", ["reward.micro_batch_tokens=131072"], "cluster.roles"),
+        ("8b", ["reward.micro_batch_tokens=131072", _WHOLE_LOGITS], "cluster.roles"),
         ("70b", ["rollout.tensor_parallel_size=1", "cluster.roles.rollout.gpus=1"],
          "rollout.gpu_memory_fraction"),
         # frozen weights have no gradient and no optimizer state, and change no other role
         ("70b", ["cluster.gpu_memory_gib=80", "model.freeze=[w]"], "cluster.roles.reference"),
-        ("8b", ["reward.micro_batch_tokens=131072", "model.freeze=[w]"], "cluster.roles"),
+        ("8b", ["reward.micro_batch_tokens=131072", _WHOLE_LOGITS, "model.freeze=[w]"],
+         "cluster.roles"),
         ("8b", ["cluster.roles.policy.workers=1", "trainer.micro_batch_tokens=65536",
-                "model.freeze=[w]"], "cluster.roles.policy"),
+                _WHOLE_LOGITS, "model.freeze=[w]"], "cluster.roles.policy"),
         ("8b", ["cluster.roles.policy.workers=1", "stages=[pretrain,sft,reward_model,ppo]",
                 "model.checkpoints.initial={base}", "model.freeze=[w]"], "cluster.roles.policy"),
     ],
@@ -148,7 +156,7 @@ def test_frozen_weights_make_the_estimate_too_high_to_refuse_by(models: dict[str
     plan = make_plan(
         recipe(models, "8b", "cluster.roles.policy.workers=1", "model.freeze=[layers]")
     )
-    (note,) = (note for note in plan.notes if note.startswith("policy needs 140 of 80 GiB"))
+    (note,) = (note for note in plan.notes if note.startswith("policy needs 137 of 80 GiB"))
     assert "less what model.freeze saves" in note
 
 
