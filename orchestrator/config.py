@@ -278,7 +278,7 @@ class CheckpointConfig:
     stage_steps: StageSteps = field(default_factory=StageSteps)  # 0 = not within the stage
     keep_last: int = 2  # newest checkpoints that stay
     keep_every: int = 0  # steps that this divides stay too; 0 = none
-    keep_best: str = ""  # a metric of PPO, e.g. ppo/gold_mean: its best checkpoint stays too
+    keep_best: str = ""  # a metric of PPO, e.g. ppo/score_mean: its best checkpoint stays too
     best_is: Best = Best.highest
 
     def __post_init__(self) -> None:

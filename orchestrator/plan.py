@@ -14,6 +14,7 @@ from orchestrator.arithmetic import (
     started_prompts,
 )
 from orchestrator.backbones import check_backbones, plan_critic, role_sizes
+from orchestrator.best import check_keep_best
 from orchestrator.checks import (
     check_ahead,
     check_devices,
@@ -39,7 +40,6 @@ from orchestrator.config import (
 from orchestrator.gpu_memory import check_gpu_memory
 from orchestrator.placement import Layout, place_roles
 from orchestrator.row_lengths import check_rows
-from orchestrator.saves import check_keep_best
 from orchestrator.sizes import (
     ModelSize,
     RoleMemory,

@@ -23,6 +23,7 @@ def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> 
         "step": step,
         "own": dict(own),
         "finished": list(session.saves.finished),
+        "scores": session.saves.scores.state(),
         "counters": session.counters(),
         "amends": session.amends.state(),
         "seconds": time.monotonic() - session.started,

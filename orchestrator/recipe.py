@@ -13,6 +13,7 @@ from rich.console import Console
 
 from orchestrator import checkpoint
 from orchestrator.arithmetic import sft_rows
+from orchestrator.best import scores_of
 from orchestrator.cluster import start_cluster
 from orchestrator.config import (
     Config,
@@ -54,7 +55,7 @@ from workers.data.pocket import PocketSource
 from workers.data.sets import Feeding, Rendering, SetKind
 from workers.data.source import DataSource
 from workers.data.tokenizers import load_tokenizer
-from workers.errors import CheckpointError, TokenizerMismatchError
+from workers.errors import RehearsalError, TokenizerMismatchError
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
@@ -95,6 +96,7 @@ def run_recipe(
         stop,
         {"config": resolved, "versions": package_versions()},
         saved,
+        scores_of(config),
     )
     names = [stage.value for stage in config.stages if stage.value not in saves.finished]
     run_id = saved.progress["telemetry"]["run_id"] if saved else ""
@@ -146,7 +148,7 @@ def _keep_summary(session: Session) -> None:
     """Write what there is; what ended the run is not hidden by a second error."""
     try:
         write_summary(session.folder, summarise(session))
-    except CheckpointError as error:
+    except RehearsalError as error:
         session.live.note(error.what)
 
 

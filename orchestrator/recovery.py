@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator import progress
 from orchestrator.amends import keep_culprits
 from orchestrator.config import OnLimit, OnNonFinite, RoleName
-from orchestrator.session import Session
+from orchestrator.session import Outlived, Session
 from workers.errors import (
     ChecksumError,
     DeadlineError,
@@ -81,7 +81,7 @@ def _replace(session: Session, error: RehearsalError) -> None:
     if not lost:
         raise error
     session.losses.add(lost, error)
-    session.finished = session.parts
+    session.outlived = Outlived(session.parts, session.losses.count)
     session.live.note(f"{', '.join(lost)} lost in {session.position}: {error.what}")
 
 
@@ -93,6 +93,6 @@ def _go_back(session: Session, beginning: dict[str, Any]) -> None:
     session.position.step, session.parts = 0, ()
     if not session.fleet.holds(RoleName.rollout):
         session.forget_engines()
-        session.finished = ()  # may have been on the same node
+        session.outlived = None  # may have been on the same node
     where = f"after {saved}" if saved else "from the beginning of the stage"
     session.live.note(f"going on {where}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,28 +49,6 @@ class SavedRun:
         return f"stage {self.stage}, step {self.step} ({self.path.name})"
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """What makes one checkpoint better than another."""
-
-    metric: str
-    lowest: bool = False  # is the best
-
-    @property
-    def sign(self) -> int:
-        """What a value is multiplied by, so that the highest is the best."""
-        return -1 if self.lowest else 1
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A checkpoint, and its value of a metric."""
-
-    path: Path
-    step: int
-    value: float
-
-
 class SavedRuns:
     """The checkpoints in one run folder."""
 
@@ -91,7 +69,7 @@ class SavedRuns:
         number = 1 + max((_number(p) for p in self.path.glob("*-*-*")), default=0)
         partial = self.path / f"{number:06d}-{stage}-{step}{_PARTIAL}"
         with writing(partial, "the checkpoint"):
-            partial.mkdir(parents=True)
+            partial.mkdir()  # not its parents: a run folder that has vanished is not made anew
         return partial
 
     def publish(
@@ -131,45 +109,30 @@ class SavedRuns:
         """Give up a folder from `begin`; frees its space."""
         shutil.rmtree(partial, ignore_errors=True)
 
-    def prune(self, keep_last: int, keep_every: int, ranking: Ranking | None = None) -> None:
-        """Delete all but the newest, those at regular steps, and the best of each stage.
-
-        Call it right after `publish`: what was just written is among the newest.
-
-        Args:
-            keep_last: How many of the newest stay.
-            keep_every: Those whose step this divides stay; 0 = none.
-            ranking: By which the best ones are found.
-        """
-        paths = self.whole()
-        best = {each.path for each in self.best(ranking).values()} if ranking else set()
-        for path in paths[:-keep_last]:
-            step = int(path.name.rpartition("-")[2])
-            if path not in best and not (keep_every and step and step % keep_every == 0):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def best(self, ranking: Ranking) -> dict[str, Scored]:
-        """The best checkpoint of each stage, the oldest of equals; those without a value are none.
-
-        Files are not checked: `read` does that.
-        """
-        found: dict[str, Scored] = {}
+    def steps(self) -> dict[str, dict[int, Path]]:
+        """The newest published checkpoint of each step of each stage."""
+        found: dict[str, dict[int, Path]] = {}
         for path in self.whole():
-            try:
-                progress = _json(path / PROGRESS)
-            except RehearsalError:
-                continue
-            score = progress.get("score") or {}
-            if score.get("metric") != ranking.metric:
-                continue
-            each = Scored(path, progress["step"], score["value"])
-            other = found.setdefault(progress["stage"], each)
-            if ranking.sign * each.value > ranking.sign * other.value:
-                found[progress["stage"]] = each
+            _, stage, step = path.name.split("-")
+            found.setdefault(stage, {})[int(step)] = path
         return found
 
-    def read(self, path: Path) -> SavedRun:
+    def prune(self, keep_last: int, keep_every: int, kept: Collection[Path] = ()) -> None:
+        """Delete all but the newest `keep_last`, those whose step `keep_every` divides, and `kept`.
+
+        Call it right after `publish`: what was just written is among the newest.
+        """
+        for path in self.whole()[:-keep_last]:
+            step = int(path.name.rpartition("-")[2])
+            if path not in kept and not (keep_every and step and step % keep_every == 0):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def read(self, path: Path, *, alone: bool = False) -> SavedRun:
         """Read a checkpoint after checking size and hash of every file it relies on.
+
+        Args:
+            path: Its folder.
+            alone: Check what is in that folder; nobody is going to go on from it.
 
         Raises:
             BrokenCheckpointError: something is missing, truncated or altered.
@@ -179,12 +142,12 @@ class SavedRuns:
             raise _broken(path, f"{MANIFEST} has schema {manifest.get('schema')!r}, not 1")
         for name, entry in manifest["files"].items():
             _check(path / name, entry)
-        for name, entry in manifest["elsewhere"].items():
+        for name, entry in {} if alone else manifest["elsewhere"].items():
             _check(self._run.path / name, entry)
             if Path(name).name == checkpoint.MANIFEST:
                 checkpoint.require(str((self._run.path / name).parent), "finished")
         progress = _json(path / PROGRESS)
-        for name, size in progress["appended"].items():
+        for name, size in {} if alone else progress["appended"].items():
             file = self._run.path / name
             if (file.stat().st_size if file.exists() else 0) < size:
                 raise _broken(path, f"{name} is shorter than the {size} bytes it had")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.config import Best, CheckpointConfig, Config
+from orchestrator.best import Scores
+from orchestrator.config import CheckpointConfig
 from orchestrator.handles import Answer, Saver
-from orchestrator.metrics import METRICS
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import Ranking, SavedRun, SavedRuns
+from orchestrator.saved_run import SavedRun, SavedRuns
 from orchestrator.stopping import StopRequest
-from workers.errors import ConfigError, RehearsalError, StoppedError
+from workers.errors import RehearsalError, StoppedError
 from workers.messages import FileRecord
 
 
@@ -56,6 +54,7 @@ class Saves:
         stop: StopRequest | None = None,
         facts: Mapping[str, Any] | None = None,
         resumed: SavedRun | None = None,
+        scores: Scores | None = None,
     ) -> None:
         """Prepare the saving.
 
@@ -65,6 +64,7 @@ class Saves:
             stop: Who is asked whether the run shall end.
             facts: Resolved configuration and package versions, for the manifest.
             resumed: The checkpoint that the run goes on from.
+            scores: What checkpoints are compared by.
         """
         self._runs = SavedRuns(run)
         self._config = config
@@ -72,6 +72,8 @@ class Saves:
         self._facts = {"config": {}, "versions": {}} | dict(facts or {})
         self._resumed = resumed
         self._saving: _Saving | None = None
+        self.scores = scores or Scores()
+        self.scores.restore(resumed.progress.get("scores", {}) if resumed else {})
         self.finished: list[str] = list(resumed.progress["finished"]) if resumed else []
 
     @property
@@ -79,32 +81,34 @@ class Saves:
         """Whether a signal asked for the end."""
         return self._stop.requested
 
-    @property
-    def _ranking(self) -> Ranking | None:
-        metric = self._config.keep_best
-        return Ranking(metric, self._config.best_is is Best.lowest) if metric else None
-
-    def score(self, values: Mapping[str, float]) -> dict[str, Any] | None:
-        """What a checkpoint is compared by, for its progress; None where that was not measured.
-
-        Args:
-            values: Metrics of the step that it is made after.
-        """
-        value = values.get(self._config.keep_best)
-        if value is None or not math.isfinite(value):
-            return None
-        return {"metric": self._config.keep_best, "value": value}
+    def measured(self, stage: str, step: int, metrics: Mapping[str, float]) -> bool:
+        """Take the metrics of a step; whether its weights are the best and ought to be saved."""
+        return self.scores.measured(stage, step, metrics)
 
     def best_of(self, stage: str) -> str:
         """The best checkpoint of a PPO stage in words; "" where none is kept for that."""
-        ranking = self._ranking
-        if ranking is None or not stage.startswith("ppo"):
+        scores = self.scores
+        if not scores.metric or not stage.startswith("ppo"):
             return ""
-        best = self._runs.best(ranking).get(stage)
+        saved = self._runs.steps().get(stage, {})
+        best = scores.best(stage, saved)
         if best is None:
-            return f"no checkpoint of {stage} had a {ranking.metric}: none was kept for it"
-        where = f"after step {best.step}, kept as {best.path.name}"
-        return f"best {ranking.metric} of {stage}: {best.value:.4g} {where}"
+            return f"{scores.metric} was not measured of any checkpoint of {stage}: none is kept"
+        told = f"best {scores.metric} of {stage}'s checkpoints: {scores.values[stage][best]:.4g}"
+        # the last one holds no trainers' state: its weights are the model that was published
+        last = not any(saved[best].glob("policy.*"))
+        where = f"published as {stage}" if last else f"kept as {saved[best].name}"
+        return f"{told} after step {best}, {where}"
+
+    def _prune(self) -> None:
+        """Delete what need not stay; the best does, and what may turn out to be."""
+        kept: set[Path] = set()
+        for stage, saved in self._runs.steps().items():
+            steps = self.scores.open(stage, saved) | {self.scores.best(stage, saved)}
+            kept |= {path for step, path in saved.items() if step in steps}
+        self._runs.prune(self._config.keep_last, self._config.keep_every, kept)
+        for stage, saved in self._runs.steps().items():
+            self.scores.forget(stage, saved)
 
     def within(self, stage: str) -> SavedStage | None:
         """Where the run was interrupted in this stage; None: the stage begins at its start."""
@@ -149,7 +153,7 @@ class Saves:
         except RehearsalError:
             self._runs.discard(saving.folder)
             raise
-        self._runs.prune(self._config.keep_last, self._config.keep_every, self._ranking)
+        self._prune()
 
     def done(self) -> None:
         """The last stage is over and saved: from here on a signal need not hurry anything."""
@@ -168,6 +172,7 @@ class Saves:
         if saved is not None:
             self._runs.continue_from(saved)
         self._resumed = saved
+        self.scores.restore(saved.progress.get("scores", {}) if saved else {})
         self.finished = list(saved.progress["finished"] if saved else finished)
         return saved
 
@@ -184,20 +189,3 @@ class Saves:
                 where=str(self._runs.path.parent),
                 mend=f"go on with resume={self._runs.path.parent}",
             )
-
-
-def check_keep_best(config: Config) -> None:
-    """The metric that checkpoints are compared by exists.
-
-    Raises:
-        ConfigError: there is no such metric of PPO, or it is a time.
-    """
-    name = config.run.checkpoint.keep_best
-    known = [n for n, metric in METRICS.items() if n.startswith("ppo/") and not metric.timing]
-    if name and name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise ConfigError(
-            f"{name!r} is no metric of PPO that checkpoints could be compared by",
-            where="run.checkpoint.keep_best",
-            mend=f"did you mean {' or '.join(close)}?" if close else "try ppo/score_mean",
-        )

@@ -48,6 +48,14 @@ class Findings:
     start: dict[str, float] = field(default_factory=dict)  # part -> seconds, up to the first step
 
 
+@dataclass(frozen=True, slots=True)
+class Outlived:
+    """Finished sequences that have outlived the workers that were to learn from them."""
+
+    parts: Sequence[Rollouts]
+    losses: int  # so far; with another worker they may be lost, too
+
+
 @dataclass(slots=True)
 class Session:
     """The configuration, the roles, the data and the records of one run."""
@@ -65,7 +73,7 @@ class Session:
     losses: Losses
     amends: Amends = field(default_factory=Amends)
     parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all of them are there
-    finished: Sequence[Rollouts] = ()  # have outlived the workers that were to learn from them
+    outlived: Outlived | None = None
     findings: Findings = field(default_factory=Findings)
     _next_id: int = 0
     _next_version: int = 0
@@ -120,10 +128,10 @@ class Session:
             StoppedError: a signal asked for it, and everything is saved.
         """
         self.saves.settle()
-        if step >= total or not (always or self.saves.due(stage, step)):
+        best = self.saves.measured(stage, step, self.telemetry.values(stage, step))
+        if step >= total or not (always or best or self.saves.due(stage, step)):
             return
         state = progress.capture(self, stage, step, own)
-        state["score"] = self.saves.score(self.telemetry.values(stage, step))
         self.saves.start(state, savers, progress.products(self, stage))
         self.stop_if_asked()
 

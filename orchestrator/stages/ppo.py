@@ -329,8 +329,9 @@ def _generate(run: _Run, iteration: int) -> Batch:
     requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
     ids = np.array([i for request in requests for i in request.ids], np.int64)
     run.ledger.generated(ids)
-    finished, session.finished = held(session.finished, ids, run.version), ()
-    if finished is not None:
+    outlived, session.outlived = session.outlived, None
+    parts = outlived.parts if outlived and outlived.losses == session.losses.count else ()
+    if (finished := held(parts, ids, run.version)) is not None:
         session.live.note(f"{len(ids)} sequences are there already")
         return Batch(iteration, ids, finished)
     delivery = Delivery(session.config.rollout.stream_sequences, settings.prompts_per_iteration)

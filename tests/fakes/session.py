@@ -8,6 +8,7 @@ from pathlib import Path
 from fakes.hub import Hub
 from fakes.roles import FakeRoles
 from fakes.toy import ToyPolicy, ToyScalar
+from orchestrator.best import scores_of
 from orchestrator.config import (
     AlgorithmConfig,
     Config,
@@ -98,7 +99,14 @@ class Run:
             position=self.hub.position,
             started=time.monotonic(),
             checkpoints=self._checkpoints(path),
-            saves=Saves(self.folder, self.config.run.checkpoint, self.stop, None, resumed),
+            saves=Saves(
+                self.folder,
+                self.config.run.checkpoint,
+                self.stop,
+                None,
+                resumed,
+                scores_of(self.config),
+            ),
             losses=Losses(self.folder, self.hub.position),
         )
         if resumed is not None:

@@ -333,8 +333,11 @@ def test_what_needs_sequences_under_way_needs_staleness(key: str):
 def test_checkpoints_are_compared_by_a_metric_that_there_is():
     error = refused(ConfigError, "run.checkpoint.keep_best=ppo/gold")
     assert (error.where, "ppo/gold_mean" in error.mend) == ("run.checkpoint.keep_best", True)
-    refused(ConfigError, "run.checkpoint.keep_best=ppo/step_seconds")  # differs on another machine
-    make_plan(pocket("run.checkpoint.keep_best=ppo/gold_mean"))
+    refused(ConfigError, "run.checkpoint.keep_best=ppo/policy_loss")  # of no weights in particular
+    best = "run.checkpoint.keep_best=ppo/gold_mean"
+    error = refused(ConfigError, best, "algorithm.evaluate_every=0")
+    assert "evaluate_every" in error.mend
+    make_plan(pocket(best))
 
 
 TURNS = ("cluster=one_gpu", "trainer.zero_stage=2", "rollout.sleep=true")

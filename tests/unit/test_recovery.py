@@ -9,9 +9,11 @@ import pytest
 from fakes.session import Run
 from test_resume_stages import STAGES, _config, _traces
 
+from orchestrator import recovery
 from orchestrator.config import OnLimit, OnNonFinite
 from orchestrator.recovery import run_supervised
 from orchestrator.saved_run import SavedRun, SavedRuns
+from orchestrator.session import Session
 from workers.errors import KLLimitError, NonFiniteError, ParityError, RoleDiedError
 
 
@@ -138,6 +140,24 @@ def test_a_death_on_the_way_back_is_one_more_loss(tmp_path: Path, undisturbed: R
     go(run)
     assert _traces(run) == _traces(undisturbed)
     assert run.session.losses.count == 2
+    assert batches(run) == batches(undisturbed) + 1  # nobody knows what the second one took along
+
+
+def test_nor_what_a_replica_that_is_revived_on_the_way_back_took_along(
+    tmp_path: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, _config())
+    run.hub.faults.deaths["policy.update"] = {2}
+    go_back = recovery._go_back
+
+    def and_lose(session: Session, beginning: dict[str, object]) -> None:
+        go_back(session, beginning)
+        session.losses.add(["rollout rank 0"], RoleDiedError("revived within its call"))
+
+    monkeypatch.setattr(recovery, "_go_back", and_lose)
+    go(run)
+    assert _traces(run) == _traces(undisturbed)
+    assert batches(run) == batches(undisturbed) + 1
 
 
 def test_an_error_of_living_workers_is_not_a_loss(tmp_path: Path) -> None:

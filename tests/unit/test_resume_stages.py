@@ -13,7 +13,6 @@ from fakes.session import Run, small_config
 from fakes.toy import ToyPolicy
 
 from orchestrator.config import (
-    Best,
     Config,
     EvaluateConfig,
     KLControl,
@@ -87,42 +86,6 @@ def _traces(run: Run) -> dict[str, object]:
         "parity": findings.parity_max,
         "reward_model": findings.reward_model,
     }
-
-
-@pytest.mark.parametrize(("best", "pick"), [(Best.highest, max), (Best.lowest, min)])
-def test_the_best_checkpoint_of_a_stage_is_kept_and_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], best: Best, pick: Callable[..., float]
-) -> None:
-    config = _config()
-    config.run.checkpoint.keep_last = 1
-    config.run.checkpoint.keep_best, config.run.checkpoint.best_is = "ppo/score_mean", best
-    config.algorithm.iterations = 6
-    run = Run(tmp_path, config)
-    run.hub.position.stage = "ppo"
-    ppo(run.session)
-    run.session.finish("ppo", last=True)
-    scores = [r.value for r in run.metrics() if r.name == "ppo/score_mean"][:-1]
-    step = 1 + scores.index(pick(scores))  # the last one is published, not saved
-    names = [path.name.partition("-")[2] for path in SavedRuns(run.folder).whole()]
-    assert names == [f"ppo-{step}", "ppo-6"]
-    shown = capsys.readouterr().out
-    assert f"best ppo/score_mean of ppo: {pick(scores):.4g} after step {step}, kept as" in shown
-
-
-def test_a_metric_that_is_never_measured_keeps_none_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = _config()
-    config.run.checkpoint.keep_last, config.run.checkpoint.keep_best = 1, "ppo/gold_mean"
-    config.algorithm.evaluate_every = 0
-    run = Run(tmp_path, config)
-    run.hub.position.stage = "ppo"
-    ppo(run.session)
-    run.session.finish("ppo", last=True)
-    assert len(SavedRuns(run.folder).whole()) == 1
-    assert "no checkpoint of ppo had a ppo/gold_mean: none was kept for it" in (
-        capsys.readouterr().out
-    )
 
 
 def _sha(path: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator import checkpoint
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import Ranking, SavedRuns, Scored
+from orchestrator.saved_run import SavedRuns
 from workers.errors import BrokenCheckpointError, CheckpointError
 from workers.messages import FileRecord
 
@@ -37,16 +37,12 @@ def _entry(data: bytes) -> dict:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _save(
-    runs: SavedRuns, step: int, stage: str = "ppo", score: float | None = None, of: str = "m"
-) -> Path:
+def _save(runs: SavedRuns, step: int, stage: str = "ppo") -> Path:
     partial = runs.begin(stage, step)
     data = b"state of the policy"
     (partial / "policy.0.safetensors").write_bytes(data)
     record = FileRecord("policy.0.safetensors", len(data), hashlib.sha256(data).hexdigest())
     progress = {"stage": stage, "step": step, "appended": {"metrics.jsonl": 10}}
-    if score is not None:
-        progress["score"] = {"metric": of, "value": score}
     return runs.publish(partial, [record], progress, FACTS, [])
 
 
@@ -158,35 +154,32 @@ def test_pruning(runs: SavedRuns, last: int, every: int, left: list[int]) -> Non
     assert [int(p.name.rpartition("-")[2]) for p in runs.whole()] == left
 
 
-@pytest.mark.parametrize(
-    ("lowest", "scores", "left"),
-    [
-        (False, [1.0, 3.0, 2.0, 3.0, 0.0], [2, 5]),  # of equals the oldest
-        (True, [1.0, -3.0, 2.0, 3.0, 0.0], [2, 5]),
-        (False, [None, None, -1.0, None, None], [3, 5]),  # measured now and then
-        (False, [1.0, 2.0, 3.0, 4.0, 5.0], [5]),
-        (False, [None] * 5, [5]),
-    ],
-)
-def test_the_best_stays(
-    runs: SavedRuns, lowest: bool, scores: list[float | None], left: list[int]
-) -> None:
-    for step, score in enumerate(scores, start=1):
-        _save(runs, step, score=score)
-        runs.prune(1, 0, Ranking("m", lowest))
-    assert [int(p.name.rpartition("-")[2]) for p in runs.whole()] == left
+def test_what_is_kept_by_name_stays(runs: SavedRuns) -> None:
+    first, _, third = (
+        _save(runs, step, stage) for step, stage in ((1, "ppo"), (2, "ppo"), (1, "sft"))
+    )
+    runs.prune(1, 0, {first})
+    assert runs.whole() == [first, third]
+    assert runs.steps() == {"ppo": {1: first}, "sft": {1: third}}
 
 
-def test_each_stage_has_its_best_by_the_metric_that_is_asked_for(runs: SavedRuns) -> None:
-    first = _save(runs, 1, score=1.0)
-    _save(runs, 2, score=9.0, of="another")
-    _cut(_save(runs, 3, score=0.5))
-    second = _save(runs, 1, "ppo_ptx", score=0.1)
-    runs.prune(1, 0, Ranking("m"))
-    assert runs.whole() == [first, second]
-    assert runs.best(Ranking("m")) == {
-        "ppo": Scored(first, 1, 1.0), "ppo_ptx": Scored(second, 1, 0.1)
-    }  # fmt: skip
+def test_a_checkpoint_can_be_read_for_itself_alone(runs: SavedRuns) -> None:
+    path = _save(runs, 1)
+    os.truncate(runs.path.parent / "metrics.jsonl", 0)
+    with pytest.raises(BrokenCheckpointError, match="shorter"):
+        runs.read(path)
+    assert runs.read(path, alone=True).step == 1
+    _flip(path)
+    with pytest.raises(BrokenCheckpointError, match="was altered"):
+        runs.read(path, alone=True)
+
+
+def test_a_run_folder_that_vanished_is_not_made_anew(runs: SavedRuns) -> None:
+    shutil.rmtree(runs.path.parent)
+    with pytest.raises(CheckpointError, match="No such file") as gone:
+        runs.begin("ppo", 1)
+    assert "put the folder back" in gone.value.mend
+    assert not runs.path.parent.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
