@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -170,11 +170,13 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _copy_role_logs(source: Path, target: Path) -> None:
+    """Keep what the roles wrote, where that can be kept: an error is on its way out already."""
     files = [path for path in source.glob("worker-*") if path.stat().st_size]
-    if files:
-        target.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        shutil.copyfile(path, target / path.name)
+    with suppress(OSError):
+        if files:
+            target.mkdir(exist_ok=True)
+        for path in files:
+            shutil.copyfile(path, target / path.name)
 
 
 def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:

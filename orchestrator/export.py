@@ -1,6 +1,6 @@
 """A checkpoint of a run as a model: `python -m orchestrator.export CHECKPOINT FOLDER`.
 
-Writes the Hugging Face folder that the run would have published after that step: averaged weights
+Writes the Hugging Face folder that the trainers would have saved after that step: averaged weights
 where the run averages, adapters merged. One process on the CPU, without Ray; the run need not have
 been on as many ranks, or on a CPU.
 """
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("stopped\n")
         return 130
     sys.stdout.write(f"{options.folder}: the {options.role} after {saved}\n")
+    if options.role == "critic" and saved.stage == "reward_model":
+        sys.stdout.write("its scores are not centred: a run does that at the end of the stage\n")
     return 0
 
 
@@ -58,7 +60,7 @@ def find(path: Path, role: Role) -> SavedRun:
         MissingCheckpointError: there is none.
         BrokenCheckpointError: it is not whole.
     """
-    path = path.resolve()
+    path = path.resolve()  # also one that was moved aside: RUN/state/NUMBER-STAGE-STEP.superseded
     chosen = [path] if (path / MANIFEST).is_file() else SavedRuns(RunFolder(path)).whole()
     holding = [each for each in chosen if any(each.glob(f"{role}.*.safetensors"))]
     if not holding:
@@ -68,7 +70,7 @@ def find(path: Path, role: Role) -> SavedRun:
             mend="give a run folder or one of the folders in its state/; the models of finished "
             "stages lie ready in its checkpoints/",
         )
-    return SavedRuns(RunFolder(holding[-1].parent.parent)).read(holding[-1])
+    return SavedRuns(RunFolder(holding[-1].parent.parent)).read(holding[-1], alone=True)
 
 
 def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
@@ -86,14 +88,20 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
         MissingCheckpointError: the model that the training started from has been moved.
         BrokenCheckpointError: files are missing, or do not say what they are of.
     """
+    from workers.data.templates import template_source
+    from workers.data.tokenizers import dress, load_tokenizer
+
     if folder.exists():
         raise ConfigError("the folder is there already", where=str(folder), mend="name a new one")
     spec, dtype = _facts(saved, role)
-    checkpoint.require(spec.checkpoint, "starting")
+    origin = str(checkpoint.require(_origin(saved, spec.checkpoint), "starting"))
+    spec = replace(spec, checkpoint=origin)
+    template = template_source(saved.config["data"]["chat_template"])
 
     def save(path: str) -> None:
         _save(spec, dtype, saved.path, role, path, threads)
-        _dress(path, spec.checkpoint, saved.config)
+        if template and saved.config["data"]["source"] != "pocket":  # whose texts are no dialogues
+            dress(path, load_tokenizer(origin), template)
 
     facts = {"stage": saved.stage, "step": saved.step, "seed": saved.config["seed"]}
     checkpoint.publish(folder.resolve(), save, facts)
@@ -104,15 +112,27 @@ def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:
     from workers.state_files import StateFiles
 
     facts = StateFiles(saved.path, role).facts
-    if "model" not in facts:
+    try:
+        spec = from_plain(TrainModelSpec, facts["model"])
+    except KeyError as error:
         raise BrokenCheckpointError(
-            f"does not say which model its {role} is",
+            f"does not say which model its {role} is: {error} is missing",
             where=str(saved.path),
-            mend="it was written by an earlier version: go on with the run for a step to save anew",
-        )
-    spec = from_plain(TrainModelSpec, facts["model"])
-    # nothing is computed, and kernels of a GPU may be asked for
-    return replace(spec, attention="sdpa", packed=False), facts["dtype"]
+            mend="another version wrote it: export with that one, or go on with the run for a step",
+        ) from error
+    if spec.attention.startswith("flash"):  # kernels of a GPU, and nothing is computed here
+        spec = replace(spec, attention="sdpa")
+    return replace(spec, packed=False), facts["dtype"]
+
+
+def _origin(saved: SavedRun, path: str) -> str:
+    """Where the model lies that the training started from; a run folder may have been moved."""
+    if not Path(path).exists():
+        for relative in saved.progress.get("checkpoints", {}).values():
+            here = saved.folder.path / relative
+            if here.name == Path(path).name and here.is_dir():
+                return str(here)
+    return path
 
 
 def _save(
@@ -137,16 +157,6 @@ def _save(
     worker.restore(str(state))
     worker.save(path, spec.checkpoint)
     worker.unload()
-
-
-def _dress(path: str, origin: str, config: dict) -> None:
-    """Give it the chat template that the run was told to use."""
-    from workers.data.templates import template_source
-    from workers.data.tokenizers import dress, load_tokenizer
-
-    source = template_source(config["data"]["chat_template"])
-    if source and config["data"]["source"] != "pocket":
-        dress(path, load_tokenizer(origin), source)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -129,14 +129,19 @@ class Fleet:
         """
         everyone = [worker for name in self._groups for worker in self._names(name)]
         lost = self.watch.lost(everyone)
-        engines = self._names(RoleName.rollout)
-        if engines and not {*engines} & {*lost}:
-            lost += engines if self._interrupt() else self._half_loaded()
+        self._end_lost(lost)
+        # only now: engines may have waited for what a trainer that stands still was sending
+        if RoleName.rollout in self._groups:
+            engines = self._names(RoleName.rollout) if self._interrupt() else self._half_loaded()
+            self._end_lost(engines)
+            lost += engines
+        return lost
+
+    def _end_lost(self, lost: list[str]) -> None:
         for name in list(self._groups):
             gone = [worker for worker in self._names(name) if worker in lost]
             if gone:
                 self._end(name, f"{gone[0]} was lost")
-        return lost
 
     def abandon(self) -> None:
         """Interrupt engines that still sample for steps that will be done again.
@@ -146,7 +151,8 @@ class Fleet:
         """
         error = self._interrupt()
         if error is not None:
-            self._lost(error.where, error)
+            if self._losses is not None:
+                self._losses.add(self._names(RoleName.rollout), error)
             self._end(RoleName.rollout, error.what)
 
     def _interrupt(self) -> RehearsalError | None:
@@ -170,8 +176,12 @@ class Fleet:
         self._groups.pop(name).kill()
 
     def _half_loaded(self) -> list[str]:
+        """Engines that hold weights of two versions; all of them where one does not tell."""
         rollout = self.rollout
-        states = rollout.states().result()
+        try:
+            states = rollout.states().result()
+        except RehearsalError:
+            return self._names(RoleName.rollout)
         return [
             rollout.name(n) for n, s in enumerate(states) if s.version >= 0 and s.status == "empty"
         ]

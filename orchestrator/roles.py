@@ -176,7 +176,8 @@ class _RolloutActor(RolloutWorker):
 
     @ray.method(concurrency_group=_CONTROL, num_returns=0)
     def announce_ahead(self, call: GenerationCall) -> None:
-        self.announce(call)
+        # not self.announce, which would hand the account of the running call to nobody
+        super().announce(call)
 
     @ray.method(concurrency_group=_CONTROL)
     def tell(self) -> None:

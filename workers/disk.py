@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,12 +39,18 @@ def writing(where: Path, what: str) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        mend = _MENDS.get(getattr(error, "errno", None) or 0, "free space on that disk")
+        mend = _MENDS.get(_number(error), "free space on that disk")
         raise CheckpointError(
             f"{what} cannot be written: {reason}",
             where=str(where),
             mend=f"{mend}, then go on with resume=auto from the last checkpoint",
         ) from error
+
+
+def _number(error: Exception) -> int:
+    """The errno; safetensors tells it in words."""
+    told = re.search(r"os error (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(told[1]) if told else 0)
 
 
 def settle(path: Path) -> FileRecord:

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from orchestrator import export
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRuns
+from orchestrator.saved_run import SavedRun, SavedRuns
 from workers.data.templates import DEFAULT_TEMPLATE
 from workers.errors import BrokenCheckpointError, CheckpointError, MissingCheckpointError
 from workers.messages import FileRecord
@@ -209,9 +209,20 @@ def test_there_may_be_nothing_to_export(state: Path, tmp_path: Path) -> None:
     facts = {"config": {"seed": 0}, "versions": {}}
     progress = {"stage": "sft", "step": 1, "appended": {}}
     path = SavedRuns(run).publish(partial, [record], progress, facts, [])
+    saved = export.find(path, "policy")
     with pytest.raises(BrokenCheckpointError, match="does not say which model"):
-        export.export(export.find(path, "policy"), "policy", tmp_path / "model")
+        export.export(saved, "policy", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_run_folder_that_was_moved_brings_its_models_along(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "moved").create()
+    (run.checkpoints / "sft").mkdir()
+    progress = {"checkpoints": {"base": "checkpoints/base", "sft": "checkpoints/sft"}}
+    saved = SavedRun(run.state / "000001-ppo-1", 1, "ppo", 1, progress, {}, {})
+    assert export._origin(saved, "/gone/checkpoints/sft") == str(run.checkpoints / "sft")
+    assert export._origin(saved, "/gone/checkpoints/base") == "/gone/checkpoints/base"
+    assert export._origin(saved, str(tmp_path)) == str(tmp_path)
 
 
 @pytest.fixture
@@ -251,4 +262,4 @@ def test_a_missing_rank_or_another_model_is_refused(state: Path) -> None:
 def test_a_disk_that_cannot_be_written_to_is_a_typed_error() -> None:
     with pytest.raises(CheckpointError, match="cannot be written") as caught:
         write_state(Path("/dev/full/x.safetensors"), {"master/w": torch.zeros(1)}, [], {})
-    assert "free space" in caught.value.mend
+    assert "put the folder back" in caught.value.mend  # /dev/full is none

@@ -96,6 +96,19 @@ def test_engines_that_cannot_be_interrupted_are_lost_too(fleet: Fleet) -> None:
     assert fleet.watch.life("rollout rank 0").status is Status.restarting
 
 
+def test_trainers_that_stand_still_are_ended_before_engines_are_asked(fleet: Fleet) -> None:
+    rollout, policy = groups(fleet)
+
+    def states() -> Any:
+        assert policy.asked == ["kill"], "engines may wait for what it was sending"
+        raise RoleHungError("it hangs", where="rollout rank 1")
+
+    rollout.states = states
+    fleet.watch.died("policy rank 0", "it gave no sign of life")
+    assert fleet.replace_lost() == ["policy rank 0", "rollout rank 0", "rollout rank 1"]
+    assert rollout.asked == ["kill"]
+
+
 def test_a_lost_engine_takes_its_group_along_unasked(fleet: Fleet) -> None:
     rollout, policy = groups(fleet)
     rollout.sampling = True

@@ -92,6 +92,7 @@ def test_a_full_disk_is_said_and_ends_the_run_with_4(folder: RunFolder) -> None:
     with pytest.raises(CheckpointError, match="a metric cannot be written: No space left") as full:
         telemetry.record("ppo", 0, {"ppo/score_mean": 1.0})
     assert full.value.exit_code == 4
+    assert "free space" in full.value.mend
     with pytest.raises(CheckpointError):
         telemetry.close()
     assert sink.closed
