@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from orchestrator.command import exit_code
 from orchestrator.inspection import Inspection, Measure, MeasureTokens, inspect, measure_characters
 from orchestrator.inspection_view import follow, print_report, render
 from workers.data.columns import Columns
 from workers.data.lines import Meter
 from workers.data.readers import FORMATS
 from workers.data.recognise import Kind, kind_of_data, read_examples
-from workers.errors import ConfigError, RehearsalError
+from workers.errors import ConfigError
 
 _NO_LIMIT = 2**31
 
@@ -28,15 +29,7 @@ _NO_LIMIT = 2**31
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        _inspect(options)
-    except RehearsalError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
-    return 0
+    return exit_code(lambda: _inspect(options))
 
 
 def parse_columns(pairs: Sequence[str]) -> Columns:

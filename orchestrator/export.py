@@ -15,15 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator import checkpoint
+from orchestrator.command import exit_code
 from orchestrator.plain import from_plain
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import MANIFEST, SavedRun, SavedRuns
-from workers.errors import (
-    BrokenCheckpointError,
-    ConfigError,
-    MissingCheckpointError,
-    RehearsalError,
-)
+from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 from workers.messages import RankAddress
 from workers.specs import Dtype, GroupSpec, TrainModelSpec
 
@@ -34,19 +30,15 @@ _BUCKET_BYTES = 256 << 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        saved = find(Path(options.checkpoint), options.role)
-        export(saved, options.role, Path(options.folder), options.threads)
-    except RehearsalError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
+    return exit_code(lambda: _export(options))
+
+
+def _export(options: argparse.Namespace) -> None:
+    saved = find(Path(options.checkpoint), options.role)
+    export(saved, options.role, Path(options.folder), options.threads)
     sys.stdout.write(f"{options.folder}: the {options.role} after {saved}\n")
     if options.role == "critic" and saved.stage == "reward_model":
         sys.stdout.write("its scores are not centred: a run does that at the end of the stage\n")
-    return 0
 
 
 def find(path: Path, role: Role) -> SavedRun:

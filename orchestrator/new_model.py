@@ -10,23 +10,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from orchestrator.command import exit_code
 from workers.data.readers import read_rows
-from workers.errors import ConfigError, RehearsalError
+from workers.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the folder; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        parameters, words = _make(options)
-    except RehearsalError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    sys.stdout.write(f"{options.folder}: {parameters:,} parameters, {words:,} tokens\n")
-    return 0
+    return exit_code(lambda: _make(options))
 
 
-def _make(options: argparse.Namespace) -> tuple[int, int]:
+def _make(options: argparse.Namespace) -> None:
     # seconds of imports, after mistakes on the command line have been told
     from workers.scratch_model import ScratchShape, create_scratch_model, learn_tokenizer
 
@@ -46,7 +41,8 @@ def _make(options: argparse.Namespace) -> tuple[int, int]:
         intermediate_size=options.intermediate_size or 8 * options.hidden_size // 3,
         tie_word_embeddings=not options.untied,
     )
-    return create_scratch_model(folder, shape, tokenizer, options.seed), len(tokenizer)
+    parameters = create_scratch_model(folder, shape, tokenizer, options.seed)
+    sys.stdout.write(f"{folder}: {parameters:,} parameters, {len(tokenizer):,} tokens\n")
 
 
 def _texts(paths: Sequence[str]) -> Iterator[str]:

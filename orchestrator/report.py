@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.command import exit_code
 from orchestrator.metrics import read_metrics
 from orchestrator.page import Page, render_page
 from orchestrator.plots import draw_plots
@@ -18,7 +19,7 @@ from orchestrator.samples import read_comparisons, read_rollouts
 from orchestrator.summary import Summary, read_summary
 from orchestrator.tables import render_result, time_rows
 from workers.disk import writing
-from workers.errors import DataError, RehearsalError
+from workers.errors import DataError
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -55,15 +56,13 @@ def main() -> int:
     if len(sys.argv) != 2:
         Console(stderr=True).print("usage: python -m orchestrator.report RUN_FOLDER")
         return 2
-    folder = RunFolder(Path(sys.argv[1]))
-    try:
-        write_report(folder)
-        summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
-        Console().print(render_result(folder, summary, read_comparisons(folder)))
-    except RehearsalError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _show(RunFolder(Path(sys.argv[1]))))
+
+
+def _show(folder: RunFolder) -> None:
+    write_report(folder)
+    summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
+    Console().print(render_result(folder, summary, read_comparisons(folder)))
 
 
 if __name__ == "__main__":
