@@ -220,9 +220,11 @@ def prepare(work: Path) -> list[str]:
     return ["stages=[ppo]", *named]
 
 
-def undisturbed(args: argparse.Namespace, models: list[str]) -> tuple[Path, float]:
+def undisturbed(
+    args: argparse.Namespace, models: list[str], name: str = "calm"
+) -> tuple[Path, float]:
     """An undisturbed run, and its seconds an iteration."""
-    run = Run(args.work / "calm", [*models, *settings(args, args.iterations)])
+    run = Run(args.work / name, [*models, *settings(args, args.iterations)])
     run.wait_for(lambda: run.steps() >= 1)
     began, first = time.monotonic(), run.steps()
     run.wait_for(lambda: run.steps() >= args.iterations)
@@ -295,7 +297,10 @@ def driver(
 
 
 def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[str, object]:
-    """Strike workers at exponential intervals; count the seconds of steps that were kept."""
+    """Strike workers at exponential intervals; count the seconds of steps that were kept.
+
+    A step counts as many seconds as in the faster of two undisturbed runs, before and after.
+    """
     choose = random.Random(args.seed)
     run = Run(args.work / "random", [*models, *settings(args, 100_000)])
     run.wait_for(lambda: run.steps() >= 1)
@@ -313,8 +318,10 @@ def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[
         run.process.send_signal(signal.SIGTERM)
     code = run.end()
     found = asdict(outcome(run, code, None))
+    _, later = undisturbed(args, models, "calm_after")
+    paces, each = [each, later], min(each, later)
     return {
-        "wall_seconds": wall, "steps": steps, "undisturbed_seconds_a_step": each,
+        "wall_seconds": wall, "steps": steps, "undisturbed_seconds_a_step": paces,
         "effective_training_time": steps * each / wall, "strikes": dict(strikes),
         "survived": alive, **{k: found[k] for k in RECORDED},
     }  # fmt: skip

@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.config import Best, Config, DataSourceKind
 from workers.errors import ConfigError
@@ -63,16 +64,19 @@ class Scores:
         for step in [each for each in known if each <= last and each not in steps]:
             del known[step]
 
-    def state(self) -> dict[str, dict[int, float]]:
+    def state(self) -> dict[str, Any]:
         """As plain values."""
-        return {stage: dict(known) for stage, known in self.values.items()}
+        values = {stage: dict(known) for stage, known in self.values.items()}
+        return {"metric": self.metric, "values": values}
 
-    def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Back to what a checkpoint holds, whose numbers JSON made strings."""
-        self.values = {
-            stage: {int(step): value for step, value in known.items()}
-            for stage, known in state.items()
-        }
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Back to what a checkpoint holds, unless that was another metric's."""
+        self.values = {}
+        if state.get("metric") == self.metric:
+            self.values = {
+                stage: {int(step): value for step, value in known.items()}  # JSON made strings
+                for stage, known in state["values"].items()
+            }
 
     def _worth(self, value: float) -> float:
         return -value if self.lowest else value

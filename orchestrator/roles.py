@@ -24,6 +24,7 @@ from orchestrator.account import Account
 from orchestrator.dispatch import Dispatch
 from orchestrator.generating import Generating
 from orchestrator.handles import WHOLE, Experience, Fields, Generation, Ref, Rollouts, joined
+from orchestrator.processes import end_here
 from orchestrator.waiting import (
     Arrivals,
     EngineLine,
@@ -377,7 +378,7 @@ class _Group:
     def _replace(self, rank: int, error: RehearsalError) -> None:
         self._watch.require_restart(self.name(rank), error.what)
         self._launch.lost(self.name(rank), error)
-        ray.kill(self.actors[rank], no_restart=True)
+        self._end([rank])
         self.actors[rank] = self._make(rank)
 
     def _reload(self, rank: int) -> None:
@@ -411,9 +412,13 @@ class _Group:
 
     def kill(self) -> None:
         """End every process of the group."""
-        for actor in self.actors:
-            ray.kill(actor, no_restart=True)
+        self._end(range(len(self.actors)))
         self.actors = []
+
+    def _end(self, ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            ray.kill(self.actors[rank], no_restart=True)
+        end_here([info for info in self.infos if info.rank in ranks], self.worker.__name__)
 
 
 @dataclass(frozen=True, slots=True)

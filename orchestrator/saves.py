@@ -104,7 +104,8 @@ class Saves:
         """Delete what need not stay; the best does, and what may turn out to be."""
         kept: set[Path] = set()
         for stage, saved in self._runs.steps().items():
-            steps = self.scores.open(stage, saved) | {self.scores.best(stage, saved)}
+            still = self.scores.open(stage, saved) if stage not in self.finished else set()
+            steps = still | {self.scores.best(stage, saved)}
             kept |= {path for step, path in saved.items() if step in steps}
         self._runs.prune(self._config.keep_last, self._config.keep_every, kept)
         for stage, saved in self._runs.steps().items():

@@ -176,9 +176,10 @@ class Watch:
         )
 
     def _keep_stacks(self, name: str) -> str:
-        if self._logs is None:
-            return ""
-        text = self._watched[name].line.stacks(_STACK_SECONDS)
+        each = self._watched[name]
+        if self._logs is None or each.life.probe_failures:
+            return ""  # the thread that would tell gives no sign of life
+        text = each.line.stacks(_STACK_SECONDS)
         if not text:
             return ""
         self._logs.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ class World:
         return pid
 
     def ask(self) -> Iterator[GenerationRequest]:
-        for n in range(24):
+        for n in range(64):  # half a second of an idle core's work: more than a kill waits for
             yield GenerationRequest(n, (1, 3 + n), (2 * n, 2 * n + 1), (7 * n, 7 * n + 1))
 
     def generate(self) -> tuple[Rollouts, RolloutBatch]:
@@ -132,7 +132,7 @@ def test_an_engine_killed_while_it_generates(world: World, calm: RolloutBatch) -
     world.losses.clear()
     rollout = world.fleet.rollout
     generating = rollout.generate(list(world.ask()), SAMPLING, world.version)
-    time.sleep(0.2)
+    time.sleep(0.05)
     killed = world.strike("rollout", 1, signal.SIGKILL)
     same(rollout.fetch(generating.result()).result(), calm)
     assert world.losses == ["rollout rank 1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_samples_are_of_earlier_weights() -> None:
     assert scores.open("ppo", [1, 2, 3, 4]) == {3, 4}
     scores.forget("ppo", [1, 4])
     assert scores.values == {"ppo": {1: 1.0}}
+
+
+def test_another_metric_starts_anew() -> None:
+    scores, again, other = Scores("g"), Scores("g"), Scores("s", delay=1)
+    scores.measured("ppo", 1, {"g": 2.0})
+    state = json.loads(json.dumps(scores.state()))
+    again.restore(state)
+    other.restore(state)
+    assert (again.values, other.values) == ({"ppo": {1: 2.0}}, {})
+    again.restore({})
+    assert again.values == {}
 
 
 def test_what_is_measured_after_the_last_checkpoint_is_remembered() -> None:
@@ -113,6 +125,16 @@ def test_of_the_regular_checkpoints_that_which_sampled_best_is_kept(
     scores = {r.step - 1: r.value for r in run.metrics() if r.name == "ppo/score_mean"}
     step = pick(range(1, 7), key=lambda n: scores[n])
     assert kept(run) == [f"ppo-{step}", "ppo-7"]
+
+
+def test_what_never_shows_any_more_does_not_stay(tmp_path: Path) -> None:
+    config = comparing("ppo/score_mean", Best.highest, 1)
+    config.algorithm.staleness = 1
+    run = run_ppo(tmp_path, config)
+    *best, last = kept(run)
+    assert (len(best), last) == (1, "ppo-7")
+    run.session.finish("evaluate", last=True)
+    assert kept(run) == [*best, "evaluate-7"]
 
 
 def test_the_last_weights_are_published_and_may_be_the_best(
