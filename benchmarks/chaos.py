@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -220,11 +221,9 @@ def prepare(work: Path) -> list[str]:
     return ["stages=[ppo]", *named]
 
 
-def undisturbed(
-    args: argparse.Namespace, models: list[str], name: str = "calm"
-) -> tuple[Path, float]:
+def undisturbed(args: argparse.Namespace, models: list[str]) -> tuple[Path, float]:
     """An undisturbed run, and its seconds an iteration."""
-    run = Run(args.work / name, [*models, *settings(args, args.iterations)])
+    run = Run(args.work / "calm", [*models, *settings(args, args.iterations)])
     run.wait_for(lambda: run.steps() >= 1)
     began, first = time.monotonic(), run.steps()
     run.wait_for(lambda: run.steps() >= args.iterations)
@@ -296,11 +295,24 @@ def driver(
             **asdict(outcome(run, code, calm))}  # fmt: skip
 
 
-def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[str, object]:
-    """Strike workers at exponential intervals; count the seconds of steps that were kept.
+def committed_seconds(folder: Path, first: int, last: int) -> float:
+    """Seconds of the steps after `first` up to `last`, each as long as those around it.
 
-    A step counts as many seconds as in the faster of two undisturbed runs, before and after.
+    Responses grow while a policy learns, so that steps of another run, or of its beginning, are no
+    measure. Of a step that was done again the last time counts; one that was struck, or waited for
+    a worker, counts as the median of its neighbours.
     """
+    text = (folder / "trace" / "spans.json").read_text(encoding="utf-8")
+    spans = [json.loads(line.rstrip(",")) for line in text.splitlines() if '"ph": "X"' in line]
+    ends = [((s["ts"] + s["dur"]) / 1e6, s["args"]["step"]) for s in spans if s["name"] == "record"]
+    took = {step: end - before for (before, _), (end, step) in itertools.pairwise(sorted(ends))}
+    own = [took[step] for step in sorted(took) if first < step <= last]
+    near = [own[max(0, n - 20) : n + 21] for n in range(len(own))]
+    return sum(min(s, statistics.median(around)) for s, around in zip(own, near, strict=True))
+
+
+def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[str, object]:
+    """Strike workers at exponential intervals; count the seconds of steps that were kept."""
     choose = random.Random(args.seed)
     run = Run(args.work / "random", [*models, *settings(args, 100_000)])
     run.wait_for(lambda: run.steps() >= 1)
@@ -318,11 +330,10 @@ def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[
         run.process.send_signal(signal.SIGTERM)
     code = run.end()
     found = asdict(outcome(run, code, None))
-    _, later = undisturbed(args, models, "calm_after")
-    paces, each = [each, later], min(each, later)
     return {
-        "wall_seconds": wall, "steps": steps, "undisturbed_seconds_a_step": paces,
-        "effective_training_time": steps * each / wall, "strikes": dict(strikes),
+        "wall_seconds": wall, "steps": steps,
+        "effective_training_time": committed_seconds(run.folder, first, first + steps) / wall,
+        "by_the_pace_of_the_undisturbed_run": steps * each / wall, "strikes": dict(strikes),
         "survived": alive, **{k: found[k] for k in RECORDED},
     }  # fmt: skip
 
