@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="random: how long")
     parser.add_argument("--mean-seconds", type=float, default=60.0, help="random: between strikes")
     parser.add_argument("--iterations", type=int, default=None,
-                        help="of PPO (8); random: of the undisturbed run (60)")  # fmt: skip
+                        help="of PPO (24); random: of the undisturbed run (60)")  # fmt: skip
     parser.add_argument("--every-steps", type=int, default=1, help="iterations between checkpoints")
     parser.add_argument("--probe-seconds", type=float, default=3.0, help="between signs of life")
     parser.add_argument("--zero", type=int, default=1, choices=(1, 2, 3), help="ZeRO stage")
@@ -342,7 +342,7 @@ def main() -> None:
     args = arguments()
     args.work = args.work.resolve()
     # A pace is a mean of many steps: the first few are faster or slower than those that follow.
-    args.iterations = args.iterations or (60 if args.part == "random" else 8)
+    args.iterations = args.iterations or (60 if args.part == "random" else 24)
     models = prepare(args.work)
     calm, each = undisturbed(args, models)
     print(f"undisturbed: {each:.2f} s an iteration", flush=True)

@@ -29,7 +29,8 @@ def models(home: Path) -> list[str]:
 
 def arguments(work: Path, zero: int = 1, ranks: int = 1) -> argparse.Namespace:
     return argparse.Namespace(
-        work=work, iterations=6, every_steps=1, probe_seconds=3.0, zero=zero, ranks=ranks,
+        # a strike comes within a second of the first step: the run must not have ended by then
+        work=work, iterations=24, every_steps=1, probe_seconds=3.0, zero=zero, ranks=ranks,
         engines=1, seed=0, kills=3,
     )  # fmt: skip
 
