@@ -53,7 +53,7 @@ class Scores:
 
     def open(self, stage: str, steps: Collection[int]) -> set[int]:
         """Those of these steps whose weights have yet to show in the metric."""
-        if not (self.metric and self.delay):
+        if not self.delay:
             return set()
         latest = max(self.values.get(stage, {}), default=0)
         return {step for step in steps if step > latest}

@@ -25,7 +25,7 @@ def end_here(infos: Iterable[RoleInfo], title: str) -> None:
             continue
         try:
             process = psutil.Process(info.pid)
-            if any(title in part for part in process.cmdline()[:1]):
+            if title in "".join(process.cmdline()[:1]):
                 process.kill()
         except psutil.Error:
             continue

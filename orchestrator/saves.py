@@ -81,10 +81,6 @@ class Saves:
         """Whether a signal asked for the end."""
         return self._stop.requested
 
-    def measured(self, stage: str, step: int, metrics: Mapping[str, float]) -> bool:
-        """Take the metrics of a step; whether its weights are the best and ought to be saved."""
-        return self.scores.measured(stage, step, metrics)
-
     def best_of(self, stage: str) -> str:
         """The best checkpoint of a PPO stage in words; "" where none is kept for that."""
         scores = self.scores
@@ -101,15 +97,22 @@ class Saves:
         return f"{told} after step {best}, {where}"
 
     def _prune(self) -> None:
-        """Delete what need not stay; the best does, and what may turn out to be."""
+        """Delete what need not stay."""
+        compares = bool(self.scores.metric)
+        kept = self._comparable() if compares else ()
+        self._runs.prune(self._config.keep_last, self._config.keep_every, kept)
+        if compares:
+            for stage, saved in self._runs.steps().items():
+                self.scores.forget(stage, saved)
+
+    def _comparable(self) -> set[Path]:
+        """The best checkpoint of each stage, and those that may turn out to be."""
         kept: set[Path] = set()
         for stage, saved in self._runs.steps().items():
             still = self.scores.open(stage, saved) if stage not in self.finished else set()
             steps = still | {self.scores.best(stage, saved)}
             kept |= {path for step, path in saved.items() if step in steps}
-        self._runs.prune(self._config.keep_last, self._config.keep_every, kept)
-        for stage, saved in self._runs.steps().items():
-            self.scores.forget(stage, saved)
+        return kept
 
     def within(self, stage: str) -> SavedStage | None:
         """Where the run was interrupted in this stage; None: the stage begins at its start."""

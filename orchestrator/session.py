@@ -128,7 +128,7 @@ class Session:
             StoppedError: a signal asked for it, and everything is saved.
         """
         self.saves.settle()
-        best = self.saves.measured(stage, step, self.telemetry.values(stage, step))
+        best = self.saves.scores.measured(stage, step, self.telemetry.values(stage, step))
         if step >= total or not (always or best or self.saves.due(stage, step)):
             return
         state = progress.capture(self, stage, step, own)

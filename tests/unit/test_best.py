@@ -137,19 +137,17 @@ def test_what_never_shows_any_more_does_not_stay(tmp_path: Path) -> None:
     assert kept(run) == [*best, "evaluate-7"]
 
 
-def test_the_last_weights_are_published_and_may_be_the_best(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("every", "evaluate_every", "says"),
+    [
+        (0, 7, "after step 7, published as ppo"),  # the last weights may be the best
+        (1, 0, "ppo/gold_mean was not measured of any checkpoint of ppo"),
+    ],
+)
+def test_where_no_checkpoint_is_kept_for_it_the_note_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int, evaluate_every: int, says: str
 ) -> None:
-    config = comparing("ppo/gold_mean", Best.highest, 0)
-    config.algorithm.evaluate_every = 7
+    config = comparing("ppo/gold_mean", Best.highest, every)
+    config.algorithm.evaluate_every = evaluate_every
     assert kept(run_ppo(tmp_path, config)) == ["ppo-7"]
-    assert "after step 7, published as ppo" in capsys.readouterr().out
-
-
-def test_what_was_never_measured_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = comparing("ppo/gold_mean", Best.highest, 1)
-    config.algorithm.evaluate_every = 0
-    assert kept(run_ppo(tmp_path, config)) == ["ppo-7"]
-    assert "ppo/gold_mean was not measured of any checkpoint of ppo" in capsys.readouterr().out
+    assert says in capsys.readouterr().out
