@@ -1,11 +1,14 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup setup-gpu
+.PHONY: demo test lint fuzz setup setup-gpu
 
 demo: setup  ## set up, then run the whole recipe in the pocket world
 	.venv/bin/python -m orchestrator.run +experiment=pocket
 
 test: lint  ## set up, then pass the linters and the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+fuzz: setup  ## set up, then try some thousands of hostile inputs
+	PYTHONPATH=tests .venv/bin/python -m fuzz
 
 lint: setup
 	.venv/bin/ruff check .

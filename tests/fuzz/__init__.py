@@ -1,0 +1,1 @@
+"""Seeded hostile inputs for all that users hand in: `make fuzz`, or `python -m fuzz --help`."""
