@@ -91,4 +91,4 @@ def keep_culprits(
             }
             for n in rows
         ]
-    append_lines(session.folder.samples / "non_finite.jsonl", [line], "a sample")
+    append_lines(session.folder.non_finite, [line], "a sample")

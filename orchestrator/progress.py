@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import checkpoint
 from orchestrator.plain import from_plain
+from workers.disk import writing
 
 if TYPE_CHECKING:
     from orchestrator.session import Session
@@ -30,7 +31,7 @@ def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> 
         "checkpoints": {name: str(path.relative_to(home)) for name, path in _made(session).items()},
         "findings": asdict(session.findings),
         "telemetry": session.telemetry.state(),
-        "appended": session.telemetry.sync() | _sizes(session),
+        "appended": session.telemetry.sync() | _settle_samples(session),
     }
 
 
@@ -71,7 +72,15 @@ def _made(session: Session) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.parent == home}
 
 
-def _sizes(session: Session) -> dict[str, int]:
-    file = session.folder.samples / "rollouts.jsonl"
-    size = file.stat().st_size if file.exists() else 0
-    return {str(file.relative_to(session.folder.path)): size}
+def _settle_samples(session: Session) -> dict[str, int]:
+    """Have the samples on disk; the size in bytes of each file that only grows."""
+    folder = session.folder
+    sizes: dict[str, int] = {}
+    with writing(folder.samples, "the samples"):
+        for file in (folder.rollouts, folder.non_finite):
+            if file.exists():
+                checkpoint.flush(file)
+            size = file.stat().st_size if file.exists() else 0
+            sizes[str(file.relative_to(folder.path))] = size
+        checkpoint.flush(folder.samples)  # and the names of those that are new
+    return sizes

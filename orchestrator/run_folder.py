@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.manifest import dump, seal
 from workers.disk import writing
 from workers.errors import ConfigError, NonFiniteError
 
@@ -64,6 +65,16 @@ class RunFolder:
     def samples(self) -> Path:
         """Folder of sampled texts."""
         return self.path / "samples"
+
+    @property
+    def rollouts(self) -> Path:
+        """One JSON object a line: sampled responses of PPO."""
+        return self.samples / "rollouts.jsonl"
+
+    @property
+    def non_finite(self) -> Path:
+        """One JSON object a line: each update that was left out for a number that is not finite."""
+        return self.samples / "non_finite.jsonl"
 
     @property
     def plots(self) -> Path:
@@ -136,7 +147,7 @@ class RunFolder:
             for name, size in appended.items():
                 path = self.path / name
                 if path.exists():
-                    os.truncate(path, size)
+                    _cut_lines(path, size)
             for file in (self.summary, self.report, self.error_log):
                 file.unlink(missing_ok=True)
         return self
@@ -190,6 +201,16 @@ class RunFolder:
                 shutil.rmtree(directory)
 
 
+def _cut_lines(path: Path, size: int) -> None:
+    """Cut a file of lines to at most `size` bytes; of a shorter one its last, torn line."""
+    with path.open("r+b") as file:
+        if file.seek(0, os.SEEK_END) >= size:
+            file.truncate(size)
+        else:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file so that a reader, or a crash, sees the old file or the whole new one.
 
@@ -218,22 +239,22 @@ def append_lines(path: Path, rows: Iterable[object], what: str) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically.
+def write_json(path: Path, value: object, *, sealed: bool = False) -> None:
+    """Write a JSON file atomically; a sealed one, an object, carries a checksum of its bytes.
 
     Raises:
         NonFiniteError: a float is NaN or infinite, which JSON cannot hold.
         TypeError: a value is no JSON type.
     """
     try:
-        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+        text = seal(value) if sealed else dump(value)
     except ValueError as error:
         raise NonFiniteError(
             f"a figure is NaN or infinite: {error}",
             where=str(path),
             mend="metrics.jsonl shows which: its lines with the key nonfinite",
         ) from error
-    write_text(path, text + "\n")
+    write_text(path, text)
 
 
 def _some(names: list[str], shown: int = 4) -> str:

@@ -35,12 +35,12 @@ class Comparison:
 
 def append_rollouts(folder: RunFolder, samples: Sequence[RolloutSample]) -> None:
     """Add samples to samples/rollouts.jsonl."""
-    append_lines(folder.samples / "rollouts.jsonl", map(asdict, samples), "a sample")
+    append_lines(folder.rollouts, map(asdict, samples), "a sample")
 
 
 def read_rollouts(folder: RunFolder) -> list[RolloutSample]:
     """All samples of samples/rollouts.jsonl; none if PPO did not run."""
-    path = folder.samples / "rollouts.jsonl"
+    path = folder.rollouts
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

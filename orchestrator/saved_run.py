@@ -8,7 +8,9 @@ renamed, so a name without an ending is a whole checkpoint; hashes find what bro
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import checkpoint
+from orchestrator.manifest import unseal
 from orchestrator.run_folder import RunFolder, write_json
 from workers.disk import writing
 from workers.errors import BrokenCheckpointError, RehearsalError
@@ -23,8 +26,11 @@ from workers.messages import FileRecord
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _PARTIAL, _BROKEN, _SUPERSEDED = ".partial", ".broken", ".superseded"
+# Only these names are checkpoints; copies that people make beside them ("...-backup") are theirs.
+_NAME = re.compile(r"(?P<number>\d{6,})-(?P<stage>[a-z0-9_]+)-(?P<step>\d+)")
+_NUMBERED = re.compile(rf"{_NAME.pattern}(\{_PARTIAL}|(\{_BROKEN}|\{_SUPERSEDED})(-\d+)?)?")
 _MEND = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
 
 
@@ -39,6 +45,7 @@ class SavedRun:
     progress: dict[str, Any]
     config: dict[str, Any]  # the resolved configuration that it was saved under
     versions: dict[str, str]  # of the packages
+    notes: tuple[str, ...] = ()  # what is missing, though nothing relies on it
 
     @property
     def folder(self) -> RunFolder:
@@ -58,7 +65,12 @@ class SavedRuns:
 
     def whole(self) -> list[Path]:
         """Published checkpoints, oldest first."""
-        return sorted(p for p in self.path.glob("*-*-*") if p.is_dir() and not p.suffix)
+        return sorted(
+            (p for p in self._entries() if _NAME.fullmatch(p.name) and p.is_dir()), key=_number
+        )
+
+    def _entries(self) -> list[Path]:
+        return list(self.path.iterdir()) if self.path.is_dir() else []
 
     def begin(self, stage: str, step: int) -> Path:
         """A new empty folder for trainers to write into.
@@ -66,7 +78,7 @@ class SavedRuns:
         Raises:
             CheckpointError: it cannot be made.
         """
-        number = 1 + max((_number(p) for p in self.path.glob("*-*-*")), default=0)
+        number = 1 + max(map(_number, self._entries()), default=0)
         partial = self.path / f"{number:06d}-{stage}-{step}{_PARTIAL}"
         with writing(partial, "the checkpoint"):
             partial.mkdir()  # not its parents: a run folder that has vanished is not made anew
@@ -98,11 +110,12 @@ class SavedRuns:
             files[PROGRESS] = _entry(partial / PROGRESS)
             elsewhere = {str(p.relative_to(self._run.path)): _entry(p) for p in products}
             manifest = {"schema": SCHEMA_VERSION, **facts, "files": files, "elsewhere": elsewhere}
-            write_json(partial / MANIFEST, manifest)
+            write_json(partial / MANIFEST, manifest, sealed=True)
             checkpoint.flush(partial)
             final = partial.with_suffix("")
             partial.rename(final)
-            checkpoint.flush(self.path)
+            for folder in (self.path, self._run.path, self._run.path.parent):
+                checkpoint.flush(folder)  # the names in it: after a power cut, too, it is found
         return final
 
     def discard(self, partial: Path) -> None:
@@ -113,8 +126,9 @@ class SavedRuns:
         """The newest published checkpoint of each step of each stage."""
         found: dict[str, dict[int, Path]] = {}
         for path in self.whole():
-            _, stage, step = path.name.split("-")
-            found.setdefault(stage, {})[int(step)] = path
+            name = _NAME.fullmatch(path.name)
+            assert name is not None, "whole() takes exact names"
+            found.setdefault(name["stage"], {})[int(name["step"])] = path
         return found
 
     def prune(self, keep_last: int, keep_every: int, kept: Collection[Path] = ()) -> None:
@@ -137,9 +151,7 @@ class SavedRuns:
         Raises:
             BrokenCheckpointError: something is missing, truncated or altered.
         """
-        manifest = _json(path / MANIFEST)
-        if manifest.get("schema") != SCHEMA_VERSION:
-            raise _broken(path, f"{MANIFEST} has schema {manifest.get('schema')!r}, not 1")
+        manifest = _manifest(path / MANIFEST)
         for name, entry in manifest["files"].items():
             _check(path / name, entry)
         for name, entry in {} if alone else manifest["elsewhere"].items():
@@ -147,10 +159,7 @@ class SavedRuns:
             if Path(name).name == checkpoint.MANIFEST:
                 checkpoint.require(str((self._run.path / name).parent), "finished")
         progress = _json(path / PROGRESS)
-        for name, size in {} if alone else progress["appended"].items():
-            file = self._run.path / name
-            if (file.stat().st_size if file.exists() else 0) < size:
-                raise _broken(path, f"{name} is shorter than the {size} bytes it had")
+        notes = () if alone else self._check_appended(path, progress["appended"])
         return SavedRun(
             path,
             _number(path),
@@ -159,7 +168,21 @@ class SavedRuns:
             progress,
             manifest["config"],
             manifest["versions"],
+            notes,
         )
+
+    def _check_appended(self, path: Path, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Notes on samples that are lost; other records have to be there."""
+        notes: list[str] = []
+        for name, size in sizes.items():
+            file = self._run.path / name
+            found = file.stat().st_size if file.exists() else 0
+            if found >= size:
+                continue
+            if file.parent != self._run.samples:
+                raise _broken(path, f"{name} is shorter than the {size} bytes it had")
+            notes.append(f"{name} has {found} of the {size} bytes it had: samples are lost")
+        return tuple(notes)
 
     def newest(self) -> tuple[SavedRun | None, list[str]]:
         """The newest whole checkpoint, and why newer ones were not taken."""
@@ -182,12 +205,19 @@ class SavedRuns:
                     self.read(path)
                 except RehearsalError:
                     ending = _BROKEN
-                path.rename(path.with_name(path.name + ending))
+                path.rename(_free(path.with_name(path.name + ending)))
+
+
+def _free(path: Path) -> Path:
+    """`path`, or its first free variant: what lies there may be somebody's copy."""
+    variants = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain((path,), variants) if not p.exists())
 
 
 def _number(path: Path) -> int:
-    head = path.name.partition("-")[0]
-    return int(head) if head.isdigit() else 0
+    """Its number; 0 for what is no checkpoint, not even one that was moved aside."""
+    name = _NUMBERED.fullmatch(path.name)
+    return int(name["number"]) if name else 0
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -204,6 +234,21 @@ def _check(path: Path, entry: Mapping[str, Any]) -> None:
         raise _broken(path, f"{path.name} has {size} bytes instead of {entry['bytes']}")
     if _entry(path) != entry:
         raise _broken(path, f"{path.name} was altered after it was saved")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = unseal(path)
+    except (OSError, ValueError) as error:
+        raise _broken(path, f"{path.name} cannot be trusted: {error}") from error
+    if manifest.get("schema") != SCHEMA_VERSION:
+        raise BrokenCheckpointError(
+            f"it was saved by another version of this program (schema {manifest.get('schema')!r}, "
+            f"this one reads {SCHEMA_VERSION})",
+            where=str(path),
+            mend="go on with the version that saved it, or start the run again",
+        )
+    return manifest
 
 
 def _json(path: Path) -> dict[str, Any]:

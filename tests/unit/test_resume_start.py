@@ -106,7 +106,9 @@ def test_a_damaged_newest_one_is_said_and_the_one_before_used(tmp_path: Path) ->
     start = find_start(_config(tmp_path / "run", "auto"))
     assert start.saved is not None
     assert start.saved.step == 1
-    assert start.notes[0].startswith("skipped 000002-ppo-2: manifest.json is no JSON object")
+    assert start.notes[0].startswith(
+        "skipped 000002-ppo-2: manifest.json cannot be trusted: it is no"
+    )
 
 
 def test_keys_that_matter_are_refused_by_name(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import checkpoint
+from orchestrator.manifest import seal, unseal
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
 from workers.errors import BrokenCheckpointError, CheckpointError
@@ -75,8 +76,8 @@ def _flip(path: Path) -> None:
 
 
 def _schema(path: Path) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {"schema": 2}))
+    manifest = unseal(path / "manifest.json")
+    (path / "manifest.json").write_text(seal(manifest | {"schema": 3}))
 
 
 @pytest.mark.parametrize(
@@ -85,10 +86,10 @@ def _schema(path: Path) -> None:
         (_cut, "has 5 bytes instead of 19"),
         (_flip, "policy.0.safetensors was altered"),
         (lambda p: (p / "policy.0.safetensors").unlink(), "policy.0.safetensors is missing"),
-        (lambda p: (p / "manifest.json").unlink(), "manifest.json cannot be read"),
-        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda p: (p / "manifest.json").unlink(), "manifest.json cannot be trusted"),
+        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json cannot be trusted"),
         (lambda p: (p / "progress.json").write_text("{}"), "progress.json has 2 bytes"),
-        (_schema, "has schema 2, not 1"),
+        (_schema, "another version of this program (schema 3, this one reads 2)"),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_with_its_reason(
@@ -120,6 +121,65 @@ def test_records_shorter_than_they_were_are_damage(runs: SavedRuns) -> None:
     os.truncate(runs.path.parent / "metrics.jsonl", 9)
     with pytest.raises(BrokenCheckpointError, match="shorter than the 10 bytes"):
         runs.read(path)
+
+
+def test_lost_samples_are_a_note_and_a_torn_one_is_cut(runs: SavedRuns) -> None:
+    folder = RunFolder(runs.path.parent)
+    partial = runs.begin("ppo", 1)
+    sizes = {"metrics.jsonl": 10, "samples/rollouts.jsonl": 12, "samples/non_finite.jsonl": 0}
+    path = runs.publish(partial, [], {"stage": "ppo", "step": 1, "appended": sizes}, FACTS, [])
+    folder.rollouts.write_text('{"a":1}\n{"b')
+    folder.non_finite.write_text("{}\n")  # after the checkpoint
+    saved = runs.read(path)
+    assert saved.notes == (
+        "samples/rollouts.jsonl has 11 of the 12 bytes it had: samples are lost",
+    )
+    folder.reopen(sizes)
+    assert folder.rollouts.read_text() == '{"a":1}\n'
+    assert folder.non_finite.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "copy", ["-backup", " (1)", ".bak", "~", ".old.superseded-x", "-2", ".partial.zip"]
+)
+def test_copies_beside_a_checkpoint_are_left_alone_and_do_not_count(
+    runs: SavedRuns, copy: str
+) -> None:
+    first = _save(runs, 1)
+    copied = first.with_name(first.name.replace("000001", "000009") + copy)
+    shutil.copytree(first, copied)
+    (runs.path / "notes-on-this.txt").write_text("mine")
+    second = _save(runs, 2)
+    assert second.name == "000002-ppo-2"
+    assert runs.whole() == [first, second]
+    runs.prune(1, 0)
+    runs.continue_from(runs.read(second))
+    assert (copied / "manifest.json").is_file()
+
+
+def test_what_is_moved_aside_never_replaces_what_lies_there(runs: SavedRuns) -> None:
+    first, second = _save(runs, 1), _save(runs, 2)
+    aside = second.with_name(second.name + ".superseded")
+    aside.mkdir()
+    (aside / "mine").touch()
+    runs.continue_from(runs.read(first))
+    assert (aside / "mine").exists()
+    assert second.with_name(second.name + ".superseded-2").is_dir()
+    assert _save(runs, 2).name == "000003-ppo-2"
+
+
+def test_every_flipped_bit_of_a_manifest_is_damage(runs: SavedRuns) -> None:
+    path = _save(runs, 1)
+    file = path / "manifest.json"
+    good = file.read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 1 << position % 8
+        file.write_bytes(bytes(bad))
+        with pytest.raises(BrokenCheckpointError):
+            runs.read(path)
+    file.write_bytes(good)
+    assert runs.read(path).step == 1
 
 
 def test_a_save_that_was_killed_leaves_nothing_to_read(runs: SavedRuns) -> None:
