@@ -317,7 +317,7 @@ class RunConfig:
 
     dir: str = "outputs"  # the run folder itself; conf/config.yaml adds experiment and time
     overwrite: bool = False  # allow a non-empty run folder
-    plan_only: bool = False  # print the plan and stop before anything starts
+    plan_only: bool = False  # print the plan, look at all that is given, and stop
     role_start_seconds: float = 300.0  # deadline for a role to come up
     call_seconds: float = 1800.0  # deadline for one call to a role
     collective_seconds: float = 300.0  # deadline inside a collective

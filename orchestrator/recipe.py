@@ -5,28 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import psutil
 from rich.console import Console
 
-from orchestrator import checkpoint
-from orchestrator.arithmetic import sft_rows
 from orchestrator.best import scores_of
 from orchestrator.cluster import start_cluster
-from orchestrator.config import (
-    Config,
-    DataSourceKind,
-    OnBadLine,
-    PersonalData,
-    RowOrder,
-    StageName,
-    TrainOn,
-)
-from orchestrator.data_sets import all_sets
+from orchestrator.config import Config, StageName
+from orchestrator.dry_run import look
 from orchestrator.fleet import Fleet
-from orchestrator.harness import check_harness_ready
 from orchestrator.live import LiveView
 from orchestrator.losses import Losses
 from orchestrator.plan import Plan
@@ -38,8 +26,8 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.samples import read_comparisons
 from orchestrator.saves import Saves
 from orchestrator.session import Session
+from orchestrator.sources import accounts
 from orchestrator.stages.evaluate import evaluate
-from orchestrator.stages.judging import check_judge_ready
 from orchestrator.stages.ppo import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
@@ -49,13 +37,7 @@ from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summar
 from orchestrator.tables import render_result
 from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
-from workers.data.accounts import SetAccount
-from workers.data.files import FileSource
-from workers.data.pocket import PocketSource
-from workers.data.sets import Feeding, Rendering, SetKind
-from workers.data.source import DataSource
-from workers.data.tokenizers import load_tokenizer
-from workers.errors import RehearsalError, TokenizerMismatchError
+from workers.errors import RehearsalError
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
@@ -81,11 +63,7 @@ def run_recipe(
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
     imported = time.monotonic()
     run_folder = RunFolder(folder)
-    given = _given_checkpoints(config)
-    source = make_source(config, given)
-    if StageName.evaluate in config.stages:
-        check_judge_ready(config, source.tokenizer)
-        check_harness_ready(config)
+    looked = look(config)
     read = time.monotonic()
     position = Position()
     resolved = plain_config(config)
@@ -114,13 +92,13 @@ def run_recipe(
         session = Session(
             config=config,
             folder=run_folder,
-            source=source,
+            source=looked.source,
             telemetry=telemetry,
             live=live,
             fleet=Fleet(config, cluster, position, telemetry.account, losses),
             position=position,
             started=started,
-            checkpoints=given,
+            checkpoints=looked.checkpoints,
             saves=saves,
             losses=losses,
         )
@@ -129,7 +107,7 @@ def run_recipe(
         if saved is not None:
             apply(session, saved.progress)
             live.note(f"going on after {saved}")
-        for note in (*start.notes, *left_out(source)):
+        for note in (*start.notes, *looked.notes):
             live.note(note)
         try:
             for name in names:
@@ -158,103 +136,6 @@ def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:
         run_supervised(session, STAGES[stage])
     session.finish(stage.value, last=last)
     session.live.finish_stage()
-
-
-def _given_checkpoints(config: Config) -> dict[str, str]:
-    """The checkpoints that the user gave, each checked before anything starts."""
-    given: dict[str, str] = {}
-    for field in fields(config.model.checkpoints):
-        path = getattr(config.model.checkpoints, field.name)
-        if path:
-            given[field.name] = str(checkpoint.require(path, field.name).resolve())
-    return given
-
-
-def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
-    """The data of the run."""
-    if config.data.source is DataSourceKind.pocket:
-        pocket = config.data.pocket
-        return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
-    return FileSource(
-        all_sets(config.data), _rendering(config, _tokenizer_folder(checkpoints)), _feeding(config)
-    )
-
-
-def _rendering(config: Config, tokenizer: str) -> Rendering:
-    data = config.data
-    return Rendering(
-        checkpoint=tokenizer,
-        max_prompt_tokens=data.files.max_prompt_tokens,
-        max_completion_tokens=data.files.max_completion_tokens,
-        chat_template=data.chat_template,
-        train_on="all" if data.train_on is TrainOn.all else "last",
-        prefix_characters=data.dedup_prefix_characters,
-        find_pii=data.pii is PersonalData.drop,
-    )
-
-
-def _feeding(config: Config) -> Feeding:
-    data = config.data
-    return Feeding(
-        seed=config.seed,
-        on_bad_line="drop" if data.on_bad_line is OnBadLine.drop else "fail",
-        heldout_fraction=data.heldout_fraction,
-        heldout_fold=data.heldout_fold,
-        max_rows_per_user=data.max_rows_per_user,
-        drop_pii=data.pii is PersonalData.drop,
-        length_grouped=data.order is RowOrder.length_grouped,
-        length_group_batches=data.length_group_batches,
-        batch_rows={SetKind.demonstrations: sft_rows(config)[0]},
-        workers=data.workers,
-        call_seconds=config.run.call_seconds,
-    )
-
-
-def _tokenizer_folder(checkpoints: dict[str, str]) -> str:
-    """The given language model whose tokenizer reads the files.
-
-    Raises:
-        TokenizerMismatchError: an id or the end token means another thing to another one of them.
-    """
-    # A reward model may have a tokenizer of its own (reward.bridge=text).
-    models = {name: path for name, path in checkpoints.items() if name != "reward_model"}
-    first, *others = models
-    reader = load_tokenizer(models[first])
-    words = {number: word for word, number in reader.get_vocab().items()}
-    for name in others:
-        tokenizer = load_tokenizer(models[name])  # may have words that the reader never writes
-        same = all(words.get(n, word) == word for word, n in tokenizer.get_vocab().items())
-        if not same or tokenizer.eos_token_id != reader.eos_token_id:
-            raise TokenizerMismatchError(
-                f"the checkpoints {first} and {name} do not share a tokenizer",
-                where=f"{models[first]} and {models[name]}",
-                mend="compare models that were tuned from the same base model",
-            )
-    return models[first]
-
-
-def left_out(source: DataSource) -> list[str]:
-    """What a file source read, kept and did not take as it stands: a sentence a set and reason."""
-    notes: list[str] = []
-    for each in accounts(source):
-        notes.append(
-            f"{each.name}: {each.read:,} rows, {each.train:,} to train on, {each.heldout:,} held "
-            f"out, {each.tokens:,} tokens"
-        )
-        notes += [f"left out {n:,} rows of {each.name}: {why}" for why, n in each.dropped.items()]
-        if each.cut:
-            notes.append(f"cut {each.cut:,} completions of {each.name}")
-        if each.train_pairs or each.heldout_pairs:
-            notes.append(
-                f"{each.name}: {each.train_pairs:,} pairs to train on, {each.heldout_pairs:,} held "
-                f"out, {each.tied_pairs:,} tied"
-            )
-    return notes
-
-
-def accounts(source: DataSource) -> tuple[SetAccount, ...]:
-    """What became of the rows of each data set; () in the pocket world."""
-    return tuple(source.accounts) if isinstance(source, FileSource) else ()
 
 
 def summarise(session: Session) -> Summary:

@@ -71,6 +71,7 @@ def execute(composed: DictConfig) -> int:
             sys.stdout.flush()
             if config.run.plan_only:
                 find_start(config, folder)
+                _look(config)
                 return 0
             with folder.locked():  # whoever works in it keeps what is there
                 found = find_start(config, folder)
@@ -90,6 +91,14 @@ def execute(composed: DictConfig) -> int:
             )
             return 128 + stop.caught
     return 0
+
+
+def _look(config: Config) -> None:
+    from orchestrator.dry_run import look  # imported late: a mistyped key needs no tokenizers
+
+    inputs = look(config)
+    sys.stdout.write("".join(f"note: {note}\n" for note in inputs.notes))
+    sys.stdout.write("checkpoints, data and functions were read: nothing in them stops this run\n")
 
 
 def _open(start: Start, config: Config) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import Config, DataConfig, DataSourceKind, FilesConfig
-from orchestrator.recipe import left_out, make_source
+from orchestrator.sources import left_out, make_source
 from workers.errors import TokenizerMismatchError
 from workers.pocket.tokenizer import build_tokenizer
 

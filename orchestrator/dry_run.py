@@ -1,0 +1,78 @@
+"""What a run is given, looked at before anything starts: by `run.plan_only=true` and by every run.
+
+A part that users hand in (a checkpoint, a file, a function, an endpoint) is looked at here, at
+least as far as the run would refuse it later. Sizes and contradictions of the configuration alone
+are the plan's business (`orchestrator.plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from orchestrator import checkpoint
+from orchestrator.config import Config, StageName
+from orchestrator.harness import check_harness_ready
+
+if TYPE_CHECKING:  # seconds to import, and only a type here
+    from workers.data.source import DataSource
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was found, for the run to go on with."""
+
+    checkpoints: dict[str, str]  # name -> folder, of those that are given
+    source: DataSource
+    notes: tuple[str, ...]  # sentences for people
+
+
+Check = Callable[[Config, "DataSource"], Iterable[str]]
+
+
+def look(config: Config) -> Inputs:
+    """Read every checkpoint and file that is given, and make every check of `CHECKS`.
+
+    Raises:
+        RehearsalError: one of them cannot be used; the first, in the order of `CHECKS`.
+    """
+    from orchestrator.sources import left_out, make_source
+
+    checkpoints = _given_checkpoints(config)
+    source = make_source(config, checkpoints)
+    notes = left_out(source)
+    for check in CHECKS.values():
+        notes += check(config, source)
+    return Inputs(checkpoints, source, tuple(notes))
+
+
+def _given_checkpoints(config: Config) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for field in fields(config.model.checkpoints):
+        path = getattr(config.model.checkpoints, field.name)
+        if path:
+            given[field.name] = str(checkpoint.require(path, field.name).resolve())
+    return given
+
+
+def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
+    if StageName.evaluate in config.stages:
+        from orchestrator.stages.judging import check_judge_ready
+
+        check_judge_ready(config, source.tokenizer)
+    return ()
+
+
+def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
+    if StageName.evaluate in config.stages:
+        check_harness_ready(config)
+    return ()
+
+
+# Each is called with the configuration and the data, raises a RehearsalError where what is given
+# cannot be used, and returns sentences for people (usually none).
+CHECKS: dict[str, Check] = {
+    "judge": _check_judge,
+    "lm-eval": _check_harness,
+}

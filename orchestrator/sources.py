@@ -1,0 +1,108 @@
+"""The data of a run, read from the world or the files that its configuration names."""
+
+from __future__ import annotations
+
+from orchestrator.arithmetic import sft_rows
+from orchestrator.config import (
+    Config,
+    DataSourceKind,
+    OnBadLine,
+    PersonalData,
+    RowOrder,
+    TrainOn,
+)
+from orchestrator.data_sets import all_sets
+from workers.data.accounts import SetAccount
+from workers.data.files import FileSource
+from workers.data.pocket import PocketSource
+from workers.data.sets import Feeding, Rendering, SetKind
+from workers.data.source import DataSource
+from workers.data.tokenizers import load_tokenizer
+from workers.errors import TokenizerMismatchError
+
+
+def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
+    """The data of the run."""
+    if config.data.source is DataSourceKind.pocket:
+        pocket = config.data.pocket
+        return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
+    return FileSource(
+        all_sets(config.data), _rendering(config, _tokenizer_folder(checkpoints)), _feeding(config)
+    )
+
+
+def _rendering(config: Config, tokenizer: str) -> Rendering:
+    data = config.data
+    return Rendering(
+        checkpoint=tokenizer,
+        max_prompt_tokens=data.files.max_prompt_tokens,
+        max_completion_tokens=data.files.max_completion_tokens,
+        chat_template=data.chat_template,
+        train_on="all" if data.train_on is TrainOn.all else "last",
+        prefix_characters=data.dedup_prefix_characters,
+        find_pii=data.pii is PersonalData.drop,
+    )
+
+
+def _feeding(config: Config) -> Feeding:
+    data = config.data
+    return Feeding(
+        seed=config.seed,
+        on_bad_line="drop" if data.on_bad_line is OnBadLine.drop else "fail",
+        heldout_fraction=data.heldout_fraction,
+        heldout_fold=data.heldout_fold,
+        max_rows_per_user=data.max_rows_per_user,
+        drop_pii=data.pii is PersonalData.drop,
+        length_grouped=data.order is RowOrder.length_grouped,
+        length_group_batches=data.length_group_batches,
+        batch_rows={SetKind.demonstrations: sft_rows(config)[0]},
+        workers=data.workers,
+        call_seconds=config.run.call_seconds,
+    )
+
+
+def _tokenizer_folder(checkpoints: dict[str, str]) -> str:
+    """The given language model whose tokenizer reads the files.
+
+    Raises:
+        TokenizerMismatchError: an id or the end token means another thing to another one of them.
+    """
+    # A reward model may have a tokenizer of its own (reward.bridge=text).
+    models = {name: path for name, path in checkpoints.items() if name != "reward_model"}
+    first, *others = models
+    reader = load_tokenizer(models[first])
+    words = {number: word for word, number in reader.get_vocab().items()}
+    for name in others:
+        tokenizer = load_tokenizer(models[name])  # may have words that the reader never writes
+        same = all(words.get(n, word) == word for word, n in tokenizer.get_vocab().items())
+        if not same or tokenizer.eos_token_id != reader.eos_token_id:
+            raise TokenizerMismatchError(
+                f"the checkpoints {first} and {name} do not share a tokenizer",
+                where=f"{models[first]} and {models[name]}",
+                mend="compare models that were tuned from the same base model",
+            )
+    return models[first]
+
+
+def left_out(source: DataSource) -> list[str]:
+    """What a file source read, kept and did not take as it stands: a sentence a set and reason."""
+    notes: list[str] = []
+    for each in accounts(source):
+        notes.append(
+            f"{each.name}: {each.read:,} rows, {each.train:,} to train on, {each.heldout:,} held "
+            f"out, {each.tokens:,} tokens"
+        )
+        notes += [f"left out {n:,} rows of {each.name}: {why}" for why, n in each.dropped.items()]
+        if each.cut:
+            notes.append(f"cut {each.cut:,} completions of {each.name}")
+        if each.train_pairs or each.heldout_pairs:
+            notes.append(
+                f"{each.name}: {each.train_pairs:,} pairs to train on, {each.heldout_pairs:,} held "
+                f"out, {each.tied_pairs:,} tied"
+            )
+    return notes
+
+
+def accounts(source: DataSource) -> tuple[SetAccount, ...]:
+    """What became of the rows of each data set; () in the pocket world."""
+    return tuple(source.accounts) if isinstance(source, FileSource) else ()
