@@ -215,6 +215,33 @@ def same(found: object, written: str) -> bool:
     return written == {True: "true", False: "false", None: "null"}.get(plain, plain)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "most"),
+    [
+        ("instructgpt", 8.05e-6), ("instructgpt_1b", 8.05e-6), ("instructgpt_8b", 8.05e-6),
+        ("instructgpt_70b", 3.74e-6), ("ppo", 8.05e-6), ("ppo_ptx", 8.05e-6),
+    ],
+)  # fmt: skip
+def test_policy_rates_stay_below_those_that_diverged(experiment: str, most: float):
+    # Without pretraining gradients every run of the paper above 8.05e-6 diverged; 175B tried less.
+    rate = composed(f"+experiment={experiment}").algorithm.policy_optimizer.learning_rate
+    assert 2.55e-6 <= rate <= most
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["instructgpt", "instructgpt_1b", "instructgpt_8b", "instructgpt_70b", "instructgpt_sft"],
+)
+def test_epsilon_lets_small_gradients_through(name: str):
+    # A weight of 70 billion has a gradient of about 3.8e-6: of its update 1e-5 leaves a part only.
+    recipe = composed(f"+experiment={name}")
+    gradient = 1 / math.sqrt(70e9)
+    algorithm = recipe.algorithm
+    stages = [recipe.sft.optimizer, recipe.reward_model.optimizer]
+    for optimizer in (*stages, algorithm.policy_optimizer, algorithm.critic_optimizer):
+        assert gradient / (gradient + optimizer.eps) > 0.99
+
+
 def test_every_figure_that_a_recipe_sets_is_on_the_page():
     told = {key for _, key, _ in entries()}
     paper = run.CONF / "algorithm" / "instructgpt_paper.yaml"
