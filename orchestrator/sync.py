@@ -17,6 +17,7 @@ from orchestrator.config import RolloutConfig, Transport
 from orchestrator.handles import Policy, Reference, Rollout
 from workers.errors import ChecksumError, ParityError, RoleDiedError, RoleHungError
 from workers.messages import RolloutBatch, TokenField, WeightReceipt
+from workers.ops.kl import MOST_NATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
     return Parity(
         max_difference=float(np.abs(delta).max()),
         mean_difference=float(np.abs(delta).mean()),
-        k3=float(np.mean(np.expm1(delta) - delta)),
+        k3=float(np.mean(np.expm1(np.clip(delta, -MOST_NATS, MOST_NATS)) - delta)),
     )
 
 

@@ -27,7 +27,7 @@ from workers.messages import (
     Scores,
     TokenField,
 )
-from workers.ops import gae, kl_estimate, kl_shaped_rewards, masked_sum
+from workers.ops import gae, kl_estimate, kl_shaped_rewards, masked_mean, masked_sum
 from workers.specs import ShapingSpec
 
 
@@ -232,7 +232,6 @@ def build_experience(
         returns=padded.unpad(returns),
         values=value_rows,
     )
-    count = max(int(mask.sum()), 1)
     gap = (logprobs - sampled).abs()
     # The tokens were sampled by the engine, so its log-probabilities come first.
     k3 = kl_estimate(sampled, logprobs, "k3")
@@ -244,8 +243,8 @@ def build_experience(
         advantage_sum=float(masked_sum(advantages, mask)),
         advantage_square_sum=float(masked_sum(advantages.square(), mask)),
         mismatch_max=float(gap.max()) if gap.numel() else 0.0,
-        mismatch_mean=float(masked_sum(gap, mask)) / count,
-        mismatch_k3=float(masked_sum(k3, mask)) / count,
+        mismatch_mean=float(masked_mean(gap, mask)),
+        mismatch_k3=float(masked_mean(k3, mask)),
     )
     return batch, summary
 

@@ -25,7 +25,13 @@ from workers.messages import (
     WeightReceipt,
     Work,
 )
-from workers.ops import ppo_policy_loss, ppo_stats, truncated_importance_weights
+from workers.ops import (
+    bounded_log_ratio,
+    ppo_policy_loss,
+    ppo_stats,
+    truncated_importance_weights,
+    whiten,
+)
 from workers.padding import response_cells
 from workers.scoring import response_logprobs, text_loss, text_nll
 from workers.specs import GroupSpec, PolicyLossSpec, TrainModelSpec
@@ -192,10 +198,11 @@ class PolicyWorker(Trainer):
         cells = response_cells(rows, batch.prompt_lengths)
         old = torch.tensor(batch.old_logprobs.values, device=device)
         advantages = torch.tensor(batch.advantages.values, device=device)
-        advantages = (advantages - loss.advantage_mean) / loss.advantage_std
+        counted = torch.ones_like(advantages, dtype=torch.bool)
+        moments = (loss.advantage_mean, loss.advantage_std)
+        advantages = whiten(advantages, counted, moments=moments)
         new, entropies = passes.logprobs(rows, cells, loss.temperature, with_entropy=True)
         assert entropies is not None, "they were asked for"
-        counted = torch.ones_like(new, dtype=torch.bool)
         weights = None
         if loss.importance_cap is not None:
             sampled = torch.tensor(batch.rollout_logprobs.values, device=device)
@@ -212,7 +219,7 @@ class PolicyWorker(Trainer):
         tally.add("entropy", float(entropies.sum()))
         tally.peak("ratio_max", float(stats.ratio_max))
         names = np.repeat(batch.ids, batch.old_logprobs.lengths)
-        return Share(value, (new - old).exp() * advantages, names)
+        return Share(value, bounded_log_ratio(new - old).exp() * advantages, names)
 
     def _accumulate_text(self, tally: Tally, step: SupervisedStep, coefficient: float) -> None:
         """Gradient of coefficient * mean loss of the target tokens; the tally sums plain nats.

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.ops import (
-    next_token_loss,
     pair_accuracy,
     ppo_policy_loss,
     ppo_stats,
@@ -284,33 +283,56 @@ def test_pair_accuracy_counts_equal_scores_as_wrong() -> None:
     assert pair_accuracy(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1, 2, 3])) == (2, 3)
 
 
-def test_next_token_loss_of_literals() -> None:
-    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [NAN, NAN]]])
-    labels = torch.tensor([[1, 0, -100]])
-    mask = torch.tensor([[True, True, False]])
-    loss = next_token_loss(logits, labels, mask)
-    assert loss.item() == pytest.approx((-math.log(0.75) + math.log(2)) / 2)
-    assert next_token_loss(logits, labels, mask, denominator=8).item() == pytest.approx(
-        loss.item() / 4
-    )
-
-
-def test_next_token_loss_keeps_masked_nan_out_of_the_gradient() -> None:
-    logits = torch.zeros(1, 2, 3)
-    logits[0, 1] = NAN
-    logits.requires_grad_()
-    mask = torch.tensor([[True, False]])
-    next_token_loss(logits, torch.tensor([[0, -100]]), mask).backward()
-    assert logits.grad is not None
-    assert logits.grad[0, 0].tolist() == pytest.approx([-2 / 3, 1 / 3, 1 / 3])
-    assert logits.grad[0, 1].tolist() == [0.0] * 3
-
-
-def test_a_dummy_batch_has_zero_loss_and_reaches_every_parameter() -> None:
-    logits = torch.zeros(1, 2, 3, requires_grad=True)
-    mask = torch.zeros(1, 2, dtype=torch.bool)
-    loss = next_token_loss(logits, torch.zeros(1, 2, dtype=torch.int64), mask, denominator=5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [25.0, 88.0, 89.0, 300.0, 800.0])
+def test_far_log_ratios_have_a_finite_loss_and_a_zero_gradient(
+    dtype: torch.dtype, far: float
+) -> None:
+    # A negative advantage is not clipped from above: the ratio itself is bounded, at e^20.
+    logprobs = torch.tensor([[far, -far, 0.1]], dtype=dtype, requires_grad=True)
+    advantages = torch.tensor([[-1.0, -1.0, -1.0]], dtype=dtype)
+    loss = ppo_policy_loss(logprobs, torch.zeros_like(advantages), advantages, TRUE3, 0.2)
     loss.backward()
-    assert loss.item() == 0.0
-    assert logits.grad is not None
-    assert bool((logits.grad == 0).all())
+    assert loss.item() == pytest.approx((math.exp(20.0) + 0.8 + math.exp(0.1)) / 3, rel=1e-5)
+    assert logprobs.grad is not None
+    assert logprobs.grad[0].tolist() == pytest.approx([0.0, 0.0, math.exp(0.1) / 3])
+    stats = ppo_stats(logprobs, torch.zeros_like(advantages), advantages, TRUE3, 0.2)
+    assert all(math.isfinite(float(s)) for s in stats)
+    assert stats.ratio_max.item() == pytest.approx(math.exp(20.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "slope"),
+    [
+        (19.5, -1.0, math.exp(19.5)),
+        (3.0, -0.5, 0.5 * math.exp(3.0)),
+        (-19.5, 2.0, -2.0 * math.exp(-19.5)),
+        (-19.5, -2.0, 0.0),  # the clipped term is the larger one, and flat
+    ],
+)
+def test_below_the_bound_the_gradient_is_that_of_finite_differences(
+    log_ratio: float, advantage: float, slope: float
+) -> None:
+    one, zero = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.float64)
+
+    def loss(new: torch.Tensor) -> torch.Tensor:
+        return ppo_policy_loss(new, zero, zero + advantage, one, 0.2)
+
+    new = (zero + log_ratio).requires_grad_()
+    (got,) = torch.autograd.grad(loss(new), new)
+    above, below = (loss(zero + log_ratio + step).item() for step in (1e-6, -1e-6))
+    assert got.item() == pytest.approx(slope, rel=1e-12)
+    assert got.item() == pytest.approx((above - below) / 2e-6, rel=1e-4)
+
+
+def test_an_infinite_log_ratio_is_not_hidden_by_the_bound() -> None:
+    for bad in (math.inf, NAN):
+        logprobs = torch.tensor([[bad, 0.0, 0.0]])
+        loss = ppo_policy_loss(logprobs, torch.zeros(1, 3), torch.tensor([[-1.0] * 3]), TRUE3, 0.2)
+        assert not math.isfinite(loss.item())
+
+
+def test_importance_weights_of_far_tokens_are_bounded() -> None:
+    old = torch.tensor([[900.0, -900.0, 0.0]])
+    weights = truncated_importance_weights(old, torch.zeros(1, 3), TRUE3, 1e12)
+    assert weights[0].tolist() == pytest.approx([math.exp(20.0), math.exp(-20.0), 1.0], rel=1e-5)

@@ -71,6 +71,15 @@ def test_whitening_literals() -> None:
     assert whiten(torch.full((4,), 5.0), mask).tolist() == [0.0] * 4
 
 
+def test_whitening_with_the_moments_of_a_larger_batch() -> None:
+    mask = torch.tensor([True, True, False])
+    x = torch.tensor([1.0, 3.0, NAN])
+    assert whiten(x, mask, moments=(5.0, 2.0)).tolist() == [-2.0, -1.0, 0.0]
+    assert whiten(x, mask, shift_mean=False, moments=(5.0, 2.0)).tolist() == [3.0, 4.0, 0.0]
+    with pytest.raises(ValueError, match="x is"):
+        whiten(x[:2], mask, moments=(0.0, 1.0))
+
+
 def test_token_logprobs_of_literals() -> None:
     logits = torch.tensor([[0.0, math.log(3.0)], [math.log(4.0), 0.0]])
     got = token_logprobs(logits, torch.tensor([1, 1])).exp()
@@ -134,6 +143,21 @@ def test_kl_estimates_of_literals() -> None:
     assert kl_estimate(p, q, "k1").item() == pytest.approx(math.log(2))
     assert kl_estimate(p, q, "k2").item() == pytest.approx(math.log(2) ** 2 / 2)
     assert kl_estimate(p, q, "k3").item() == pytest.approx(0.5 - 1 + math.log(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [30.0, 89.0, 800.0])
+def test_k3_of_far_log_probabilities_is_finite_with_its_gradient(
+    dtype: torch.dtype, far: float
+) -> None:
+    # exp(-d) - 1 + d with the exponent at most 20; the slope of d alone is left beyond
+    logprobs = torch.tensor([-far, far, 0.5], dtype=dtype, requires_grad=True)
+    kl = kl_estimate(logprobs, torch.zeros(3, dtype=dtype), "k3")
+    expected = [math.expm1(20.0) - far, math.expm1(-20.0) + far, math.expm1(-0.5) + 0.5]
+    assert kl.tolist() == pytest.approx(expected, rel=1e-5)
+    kl.sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([1.0, 1.0, 1.0 - math.exp(-0.5)], rel=1e-5)
 
 
 def test_k1_and_k3_are_unbiased_over_the_whole_vocabulary() -> None:

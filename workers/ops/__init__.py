@@ -5,11 +5,10 @@ is boolean and True = counts; a masked position may hold anything, NaN included,
 """
 
 from workers.ops.advantages import gae, kl_shaped_rewards
-from workers.ops.kl import AdaptiveKLController, KLKind, kl_estimate
+from workers.ops.kl import AdaptiveKLController, KLKind, bounded_log_ratio, kl_estimate
 from workers.ops.linear_logprobs import linear_logprobs
 from workers.ops.logprobs import entropy, token_logprobs
 from workers.ops.losses import (
-    next_token_loss,
     pair_accuracy,
     ppo_policy_loss,
     ranking_loss,
@@ -25,6 +24,7 @@ __all__ = [
     "KLKind",
     "PolicyStats",
     "ValueStats",
+    "bounded_log_ratio",
     "entropy",
     "gae",
     "kl_estimate",
@@ -32,7 +32,6 @@ __all__ = [
     "linear_logprobs",
     "masked_mean",
     "masked_sum",
-    "next_token_loss",
     "pair_accuracy",
     "ppo_policy_loss",
     "ppo_stats",

@@ -10,13 +10,27 @@ from torch import Tensor
 
 KLKind = Literal["k1", "k2", "k3"]
 
+MOST_NATS = 20.0  # a ratio of 5e8; in fp32 exp overflows at 88.7, and its gradient is then NaN
+
+
+def bounded_log_ratio(log_ratio: Tensor) -> Tensor:
+    """A log-ratio that `exp` can take: clamped to +-20 nats, where its gradient becomes 0.
+
+    Infinities and NaN stay what they are: they come from a broken model and must be found out.
+
+    Args:
+        log_ratio: (...) nats.
+    """
+    clamped = log_ratio.clamp(-MOST_NATS, MOST_NATS)
+    return torch.where(log_ratio.isinf(), log_ratio, clamped)
+
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens sampled by the policy.
 
     With `d = logprobs - ref_logprobs`: k1 = `d` (unbiased, may be negative), k2 = `d^2 / 2`
-    (biased, low variance), k3 = `exp(-d) - 1 + d` (unbiased, never negative). Source:
-    J. Schulman, "Approximating KL divergence", 2020.
+    (biased, low variance), k3 = `exp(-d) - 1 + d` (unbiased, never negative; the exponent is
+    clamped to +-20). Source: J. Schulman, "Approximating KL divergence", 2020.
 
     Args:
         logprobs: (...) nats, of the policy that sampled the tokens.
@@ -40,7 +54,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> 
         return d.square() / 2
     if kind == "k3":
         # expm1: near d = 0 the plain form loses every digit to cancellation.
-        return torch.expm1(-d) + d
+        return torch.expm1(bounded_log_ratio(-d)) + d
     raise ValueError(f"unknown KL estimator {kind!r}: use k1, k2 or k3")
 
 

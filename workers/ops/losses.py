@@ -1,4 +1,4 @@
-"""The losses of the recipe: next-token, ranking, clipped policy and clipped value.
+"""The losses of the recipe: ranking, clipped policy and clipped value.
 
 Each is a sum over its own counted items divided by `denominator`. Callers that split a batch over
 micro-batches or ranks pass the count of the whole optimizer step, so that the split does not change
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from workers.ops.logprobs import token_logprobs
+from workers.ops.kl import bounded_log_ratio
 from workers.ops.masks import check_aligned, masked_sum
 
 
@@ -29,10 +29,11 @@ def _average(total: Tensor, own_count: Tensor | int, denominator: float | None) 
 def policy_terms(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-ratio, plain and clipped surrogate losses of each token (shapes of the mask)."""
+    """Bounded log-ratio, plain and clipped surrogate losses of each token (shapes of the mask)."""
     check_aligned(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     # Masked inputs are replaced before exp, or their infinities would return as NaN gradients.
     log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
+    log_ratio = bounded_log_ratio(log_ratio)
     advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
     ratio = log_ratio.exp()
     plain = -advantages * ratio
@@ -68,7 +69,7 @@ def truncated_importance_weights(
         raise ValueError(f"cap={cap} must be positive")
     zero = torch.zeros_like(old_logprobs)
     log_weights = torch.where(mask, old_logprobs - rollout_logprobs, zero).detach()
-    return torch.where(mask, log_weights.exp().clamp(max=cap), zero)
+    return torch.where(mask, bounded_log_ratio(log_weights).exp().clamp(max=cap), zero)
 
 
 def ppo_policy_loss(
@@ -84,7 +85,7 @@ def ppo_policy_loss(
     """Clipped surrogate `mean_t w_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c))`.
 
     `rho_t = exp(logprob_t - old_logprob_t)` (Schulman et al., arXiv 1707.06347, equation 7, with
-    the sign of a loss); `w_t = 1` unless weights are given.
+    the sign of a loss), the exponent clamped to +-20; `w_t = 1` unless weights are given.
 
     Args:
         logprobs: (B, T) nats, carries the gradient.
@@ -218,31 +219,3 @@ def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
     """
     better, worse = _pairs(scores, ranks)
     return int((scores[better] > scores[worse]).sum()), len(better)
-
-
-def next_token_loss(
-    logits: Tensor, labels: Tensor, mask: Tensor, *, denominator: float | None = None
-) -> Tensor:
-    """Mean negative log-likelihood of the target tokens, `-mean_t log p(label_t)`.
-
-    Already aligned: `logits[..., t, :]` is the model's output at the position *before*
-    `labels[..., t]`; the caller shifts.
-
-    Args:
-        logits: (..., V), carries the gradient.
-        labels: (...) int64; masked ones may hold anything, such as -100.
-        mask: (...) bool; True = this token is a target.
-        denominator: tokens to divide by; None = own targets.
-
-    Returns:
-        Scalar loss, nats a token.
-
-    Raises:
-        ValueError: shapes do not match, or the denominator is not positive.
-    """
-    check_aligned(mask, labels=labels)
-    if logits.shape[:-1] != mask.shape:
-        raise ValueError(f"logits are {tuple(logits.shape)}, the mask {tuple(mask.shape)}")
-    # Selected first: the normaliser of a masked position is never computed, so it cannot leak.
-    nll = -token_logprobs(logits[mask], labels[mask])
-    return _average(nll.sum(), mask.sum(), denominator)

@@ -56,7 +56,14 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return total / count.clamp(min=1)
 
 
-def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    *,
+    moments: tuple[float, float] | None = None,
+) -> Tensor:
     """Scale the counted positions to unit variance, `(x - mean) / sqrt(var + eps)`.
 
     The variance is biased (divided by the count), as in lm-human-preferences (arXiv 1909.08593).
@@ -66,12 +73,18 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) 
         mask: same shape, bool; True = counts.
         shift_mean: True centres on 0; False puts the original mean back after scaling.
         eps: added to the variance; a constant input becomes its mean (or 0), not NaN.
+        moments: mean and standard deviation of the batch that x is a part of; None = of x itself.
 
     Returns:
         Same shape; 0 at masked positions.
     """
-    mean = masked_mean(x, mask)
-    centred = x - mean
-    scaled = centred * torch.rsqrt(masked_mean(centred.square(), mask) + eps)
+    if moments is None:
+        mean = masked_mean(x, mask)
+        centred = x - mean
+        scaled = centred * torch.rsqrt(masked_mean(centred.square(), mask) + eps)
+    else:
+        check_aligned(mask, x=x)
+        mean, deviation = moments
+        scaled = (x - mean) / deviation
     result = scaled if shift_mean else scaled + mean
     return torch.where(mask, result, torch.zeros_like(result))
