@@ -172,13 +172,25 @@ def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenM
 
 def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
     """A reward model that judges in the evaluation, whatever rewards PPO."""
+    return _scorer(config, RewardKind.model, judge_checkpoint, policy_checkpoint)
+
+
+def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
+    """The reward of PPO: a model, or a user's function."""
+    return _scorer(config, config.reward.kind, reward_checkpoint, policy_checkpoint)
+
+
+def _scorer(config: Config, kind: RewardKind, checkpoint: str, policy: str) -> RewardSpec:
+    """The one place where the keys of `reward` become a specification."""
+    reward, role = config.reward, config.cluster.roles.reward
+    is_model = kind is RewardKind.model
     return RewardSpec(
-        model=frozen_spec(config, judge_checkpoint, config.cluster.roles.reward),
-        function="",
-        bridge=config.reward.bridge.value,
-        policy_checkpoint=policy_checkpoint,
-        function_seconds=config.reward.function_seconds,
-        function_retries=config.reward.function_retries,
+        model=frozen_spec(config, checkpoint, role) if is_model else None,
+        function="" if is_model else reward.function,
+        bridge=reward.bridge.value,
+        policy_checkpoint=policy,
+        function_seconds=reward.function_seconds,
+        function_retries=reward.function_retries,
     )
 
 
@@ -200,17 +212,4 @@ def endpoint_spec(config: Config, key: str) -> EndpointSpec:
         backoff_seconds=settings.backoff_seconds,
         deadline_seconds=settings.deadline_seconds,
         failed_fraction=settings.failed_fraction,
-    )
-
-
-def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
-    """The reward of PPO: a model, or a user's function."""
-    model = None
-    if config.reward.kind is RewardKind.model:
-        model = frozen_spec(config, reward_checkpoint, config.cluster.roles.reward)
-    return RewardSpec(
-        model=model,
-        function=config.reward.function,
-        bridge=config.reward.bridge.value,
-        policy_checkpoint=policy_checkpoint,
     )

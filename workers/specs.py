@@ -120,8 +120,8 @@ class RewardSpec:
     function: str  # "package.module:callable" (prompts: list[str], responses: list[str]) -> floats
     bridge: Literal["tokens", "text"]
     policy_checkpoint: str  # whose tokenizer the rollouts use
-    function_seconds: float = 0.0  # deadline of one call of the function; 0 = none
-    function_retries: int = 0  # of the sequences that failed
+    function_seconds: float  # deadline of one call of the function; 0 = none
+    function_retries: int  # of the sequences that failed
 
 
 @dataclass(frozen=True, slots=True)

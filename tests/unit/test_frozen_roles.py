@@ -115,7 +115,7 @@ def test_a_role_without_a_model_says_so() -> None:
 
 def _reward(folders: dict[str, Path], name: str, bridge: str) -> RewardWorker:
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(folders[name]), "", bridge, str(folders["base"])))
+    worker.load(RewardSpec(spec(folders[name]), "", bridge, str(folders["base"]), 0.0, 0))
     return worker
 
 
@@ -156,7 +156,7 @@ def test_a_reward_that_is_not_finite_is_a_failure(folders, tmp_path) -> None:
     spoilt = np.array([30 in row for row in batch.tokens.rows()])
     assert 0 < spoilt.sum() < 12
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(tmp_path), "", "tokens", str(folders["base"])))
+    worker.load(RewardSpec(spec(tmp_path), "", "tokens", str(folders["base"]), 0.0, 0))
     scores = worker.score(batch.ids, [batch])
     assert np.isnan(scores.values).tolist() == spoilt.tolist()
     assert [bool(reason) for reason in scores.failures] == spoilt.tolist()
@@ -172,7 +172,7 @@ def count_words(prompts: list[str], responses: list[str]) -> list[float]:
 def test_a_function_reads_texts(folders) -> None:
     worker = RewardWorker(0)
     info = worker.load(
-        RewardSpec(None, "test_frozen_roles:count_words", "tokens", str(folders["base"]))
+        RewardSpec(None, "test_frozen_roles:count_words", "tokens", str(folders["base"]), 0.0, 0)
     )
     assert info.device == "cpu"
     batch = _rollouts()
@@ -183,7 +183,7 @@ def test_a_function_reads_texts(folders) -> None:
 
 def test_a_function_must_exist(folders) -> None:
     with pytest.raises(ConfigError):
-        RewardWorker(0).load(RewardSpec(None, "nowhere:f", "tokens", str(folders["base"])))
+        RewardWorker(0).load(RewardSpec(None, "nowhere:f", "tokens", str(folders["base"]), 0.0, 0))
 
 
 def test_a_row_that_does_not_fit_the_reward_model_is_a_failure(tmp_path) -> None:
@@ -195,7 +195,7 @@ def test_a_row_that_does_not_fit_the_reward_model_is_a_failure(tmp_path) -> None
     fits = batch.tokens.lengths <= 8
     assert 0 < fits.sum() < 12
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(tmp_path / "reward"), "", "text", str(base)))
+    worker.load(RewardSpec(spec(tmp_path / "reward"), "", "text", str(base), 0.0, 0))
     scores = worker.score(batch.ids, [batch])
     assert {reason for reason, fit in zip(scores.failures, fits, strict=True) if not fit} == {
         "reward model: more than its 8 tokens"
