@@ -27,6 +27,16 @@ from workers.data.pii import PII_KINDS, find_pii
         ("card 4111 1111 1111 1111 exp", "credit card number"),  # Visa's own example
         ("card 5500-0000-0000-0004", "credit card number"),  # Mastercard's
         ("340000000000009", "credit card number"),  # American Express's
+        ("3782 822463 10005", "credit card number"),  # the same issuer's groups
+        ("5555 5555 5555 4444, exp. 04/27", "credit card number"),
+        ("card1=6011111111111117&cvv=123", "credit card number"),  # Discover
+        ("<td>3530111333300000</td>", "credit card number"),  # JCB
+        ("Diners 3056-930902-5904", "credit card number"),
+        ("**4242424242424242**", "credit card number"),
+        ("2223003122003222.", "credit card number"),  # Mastercard's newer range
+        ("AT61 1904 3002 3457 3201 EUR 5", "IBAN"),  # words in capitals stand behind
+        ("FR14 2004 1010 0505 0001 3M02 606", "IBAN"),
+        ("iban:NO9386011117947", "IBAN"),
         ("to DE89 3704 0044 0532 0130 00 please", "IBAN"),  # the registry's example
         ("GB82WEST12345698765432", "IBAN"),
         ("SSN 078-05-1120", "social security number"),  # the one printed in wallets in 1938
@@ -62,6 +72,25 @@ def test_personal_data(text: str, kind: str) -> None:
         "2, 4, 8, 16, 32, 64, 128, 256, 512, 1024",
         "population 8,336,817 and 67 081 000",
         "ISBN 978-3-16-148410-1",
+        "200*2000=$<<200*2000=400000>>400,000",
+        "$<<2000000-400000=1600000>>1,600,000",  # 13 digits and a right check digit
+        "$<<250000-100000-60000=90000.0>>90,000",
+        "2000 4000 0000 0008 of no issuer",  # the check digit is right
+        "4000-000000-00001 and 4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",  # not the groups of a card
+        "4111 1111-1111 1111",
+        "2 * 4111111111111111 = 8222222222222222",
+        "2*4111111111111111",
+        "4111111111111111*2",
+        "$4111111111111111",
+        "0x4111111111111111 and a4111111111111111 and 4111111111111111L",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "1700000000000 and 20261128104133123 and 2026-11-28T10:41:33.123456",
+        "500-200-1000=<<500-200-1000=-700>>-700",
+        "$900-300-1000",
+        "<<500-20-1000=-520>>",  # the form of a social security number
+        "3 * 900-300-1000",
+        "AB12 3456 7890 1234",  # a product key
+        "DE89 3704 0044 0532",
         "100-200-300",
         "order 12345678",
     ],

@@ -1,7 +1,9 @@
 """Personal data that a machine can recognise: addresses, numbers of phones, cards, accounts.
 
-A filter for training text, not a guarantee: names and street addresses have no fixed form. Forms
-with check digits are checked, so that a long number is no credit card by its length alone.
+A filter for training text, not a guarantee: names and street addresses have no fixed form. Numbers
+of cards and accounts must be written as people write them (in one piece, or in the usual groups)
+and pass the checks of the `validators` library: check digits, issuers and their lengths. Numbers of
+a calculation are none of these, whatever their digits.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from ipaddress import AddressValueError, IPv6Address
+
+import validators
 
 PII_KINDS = (
     "e-mail address",
@@ -23,8 +27,29 @@ PII_KINDS = (
 _EMAIL = re.compile(
     r"(?<![\w.%+-])[A-Za-z0-9_%+-][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}(?![A-Za-z0-9])")
-_CARD = re.compile(r"(?<![\d.,])(?<!\d[ -])[2-6]\d{3}(?:[ -]?\d){9,15}(?![ -]?\d)(?![.,]\d)")
+# in one piece, or in groups of four of which the last may be shorter
+_IBAN = re.compile(
+    r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{11,30}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)"
+    r"(?![A-Za-z0-9])"
+)
+_CARD = re.compile(
+    r"""(?<![\w.,$€£])(?<!\d[ -])(?:
+        \d{14,16}
+      | \d{4}([ -])\d{4}\1\d{4}\1\d{4}
+      | \d{4}([ -])\d{6}\2\d{4,5}       # Diners Club, American Express
+    )(?![ -]?\d)(?!\w|[.,]\d)""",
+    re.VERBOSE,
+)
+_ISSUERS = (
+    *(validators.visa, validators.mastercard, validators.amex, validators.discover),
+    *(validators.diners, validators.jcb, validators.unionpay, validators.mir),
+)
+# "5-4=", "<<5*4", "$5-4": what stands beside a number of a calculation
+_OPERATOR_BEFORE = re.compile(r"(?:(?<!\w)[\d.,]*\d[ ]?[*+/=\u00d7\u00f7^][ ]?|<<|>>|[$€£])[($]*$")
+_OPERATOR_AFTER = re.compile(
+    r"\)*[ ]?(?:[*+\u00d7\u00f7^][ ]?[($]?\d|>>|<<|%(?!\w)|=[ ]?(?:<<|[$€£?-]|\d))"
+)
+_LOOK_BACK = 24  # characters
 _SSN = re.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IPV4 = re.compile(rf"(?<![\w.])(?:{_OCTET}\.){{3}}{_OCTET}(?![\w]|\.\d)")
@@ -51,22 +76,30 @@ def find_pii(text: str) -> int:
 def _checks(text: str) -> Iterator[bool]:
     yield "@" in text and _EMAIL.search(text) is not None
     yield any(_iban(match.group()) for match in _IBAN.finditer(text))
-    yield any(_luhn(match.group()) for match in _CARD.finditer(text))
-    yield _SSN.search(text) is not None
+    yield any(_card(match.group()) for match in _numbers(_CARD, text))
+    yield any(_numbers(_SSN, text))
     yield _ipv4(text) or any(_ipv6(match.group()) for match in _IPV6.finditer(text))
-    yield any(_phone(match.group()) for match in _PHONE.finditer(text))
+    yield any(_phone(match.group()) for match in _numbers(_PHONE, text))
 
 
-def _luhn(number: str) -> bool:
-    digits = [int(c) for c in reversed(number) if c.isdigit()]
-    doubled = (2 * d - 9 if d > 4 else 2 * d for d in digits[1::2])
-    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
+def _numbers(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """Matches that are no part of a calculation."""
+    for match in pattern.finditer(text):
+        before = _OPERATOR_BEFORE.search(text, max(0, match.start() - _LOOK_BACK), match.start())
+        if before is None and _OPERATOR_AFTER.match(text, match.end()) is None:
+            yield match
+
+
+def _card(number: str) -> bool:
+    digits = number.replace(" ", "").replace("-", "")
+    return any(issuer(digits) is True for issuer in _ISSUERS)
 
 
 def _iban(number: str) -> bool:
-    """ISO 13616: the first four characters moved to the end, letters as 10 to 35, modulo 97."""
-    compact = number.replace(" ", "")
-    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
+    """Whether the groups, or the first of them, are one: words in capitals may stand behind."""
+    groups = number.split(" ")
+    ends = range(1, len(groups) + 1)
+    return any(validators.iban("".join(groups[:end])) is True for end in ends)
 
 
 def _ipv4(text: str) -> bool:
