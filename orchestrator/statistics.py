@@ -76,16 +76,18 @@ def normal_interval(values: Sequence[float] | npt.NDArray[np.floating]) -> Inter
 
 
 def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
-    """Win rate of per-prompt outcomes and its Wilson 95 % score interval.
+    """Win rate of per-prompt outcomes and its 95 % score interval, ties counting half.
 
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
-    (1927). Unlike the normal interval it stays inside [0, 1] and does not shrink to a point when
-    every prompt is won. It assumes outcomes of 0 and 1, whose variance is the largest that any
-    outcomes of this mean in [0, 1] can have: with ties the interval is wider than need be, never
-    too narrow.
+    The margin d = wins - losses of n prompts is tested against every margin D that could be true.
+    Under D the variance of d / n is `(2 q + D (1 - D)) / n` with q the most likely rate of losses
+    of that margin, given the ties that were seen (T. Tango, "Equivalence test and confidence
+    interval for the difference in proportions for the paired-sample design", Statistics in Medicine
+    17, 1998). Without ties this is E. B. Wilson's interval (JASA 22, 1927). It stays inside [0, 1]
+    and does not shrink to a point where every prompt is won, or tied.
 
     Args:
-        outcomes: (n,) 1 = the first model is preferred, 0 = the second, 0.5 = tie.
+        outcomes: (n,) 1 = the first model is preferred, 0 = the second, 0.5 = tie. An outcome
+            between two of these counts partly as either, which can only widen the interval.
 
     Raises:
         DataError: there is no outcome, or one lies outside [0, 1].
@@ -94,8 +96,36 @@ def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
     x = _finite("outcomes", outcomes)
     if x.min() < 0 or x.max() > 1:
         raise DataError("an outcome lies outside [0, 1]", mend="use 1, 0.5 or 0")
-    rate = float(x.mean())
-    return WinRate(rate, *_wilson(rate, len(x)), len(x))
+    rate, n = float(x.mean()), len(x)
+    wins = float(np.maximum(2 * x - 1, 0).sum())
+    losses = float(np.maximum(1 - 2 * x, 0).sum())
+    if wins + losses == n:
+        return WinRate(rate, *_wilson(rate, n), n)
+    high = (1 + _highest_margin(wins, losses, n)) / 2
+    low = (1 - _highest_margin(losses, wins, n)) / 2
+    return WinRate(rate, min(rate, low), max(rate, high), n)
+
+
+def _highest_margin(wins: float, losses: float, n: int) -> float:
+    """Largest margin D in [-1, 1] that the score test does not reject at 5 %."""
+    low, high = (wins - losses) / n, 1.0
+    for _ in range(60):  # halving: the score falls as D grows
+        middle = (low + high) / 2
+        if _score_square(wins, losses, n, middle) < Z95**2:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _score_square(wins: float, losses: float, n: int, margin: float) -> float:
+    """Squared score statistic of a margin at or above the one that was seen."""
+    linear = (2 * n - wins + losses) * margin - wins - losses
+    constant = -losses * margin * (1 - margin)
+    lost = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+    variance = n * (2 * lost + margin * (1 - margin))
+    gap = wins - losses - n * margin
+    return gap**2 / variance if variance > 0 else math.inf if gap else 0.0
 
 
 def _wilson(p: float, n: float) -> tuple[float, float]:

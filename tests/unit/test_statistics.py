@@ -58,10 +58,90 @@ def test_exact_coverage_averages_95_percent() -> None:
     assert min(coverage) > 0.9
 
 
-def test_ties_only_raise_the_coverage() -> None:
-    draws = np.random.default_rng(0).choice([0.0, 0.5, 1.0], size=(500, 100), p=[0.2, 0.4, 0.4])
-    hits = [r.low <= 0.6 <= r.high for r in map(preference, draws)]
-    assert np.mean(hits) > 0.97
+def outcomes(wins: int, ties: int, losses: int) -> list[float]:
+    return [1.0] * wins + [0.5] * ties + [0.0] * losses
+
+
+def test_all_ties_leave_a_margin_that_could_be() -> None:
+    # No loss and no win in n: the score of a margin D is n D / (1 - D), at 1.96^2 where
+    # D = 3.8415 / (n + 3.8415); of 10 that is .27753.
+    result = preference(outcomes(0, 10, 0))
+    assert (result.rate, result.n) == (0.5, 10)
+    assert (result.low, result.high) == pytest.approx((0.361234, 0.638766), abs=1e-6)
+
+
+def test_without_a_loss_the_margin_is_the_share_of_wins() -> None:
+    # 1 of 29 won, the rest tied: the margin is at most .1718 (Wilson, 1 of 29), the rate .5859.
+    assert preference(outcomes(1, 28, 0)).high == pytest.approx((1 + 0.1718) / 2, abs=5e-5)
+
+
+@pytest.mark.parametrize("counts", [(12, 30, 8), (3, 2, 1), (40, 900, 60), (0, 5, 2), (1, 99, 0)])
+def test_bounds_with_ties_are_where_the_score_test_turns(counts: tuple[int, int, int]) -> None:
+    # The variance of a margin D is that of its most likely rates, found by search.
+    wins, ties, losses = counts
+    n = sum(counts)
+    result = preference(outcomes(*counts))
+
+    def likelihood(lost: float, margin: float) -> float:
+        rates = (lost + margin, 1 - margin - 2 * lost, lost)
+        return sum(k * math.log(max(p, 1e-300)) for k, p in zip(counts, rates, strict=True))
+
+    for bound in (result.low, result.high):
+        margin = 2 * bound - 1
+        low, high = max(0.0, -margin), (1 - margin) / 2
+        for _ in range(200):  # the likelihood is concave
+            a, b = low + (high - low) / 3, high - (high - low) / 3
+            low, high = (a, high) if likelihood(a, margin) < likelihood(b, margin) else (low, b)
+        variance = 2 * low + margin - margin**2
+        z = abs(wins - losses - n * margin) / math.sqrt(n * variance)
+        assert z == pytest.approx(1.959964, abs=1e-4)
+    assert 0 <= result.low <= result.rate <= result.high <= 1
+    mirrored = preference(outcomes(losses, ties, wins))
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((result.low, result.high))
+
+
+def test_ties_narrow_the_interval() -> None:
+    # 80 % ties: the variance of an outcome is .05 where that of wins and losses alone is .25.
+    tied, split = preference(outcomes(100, 800, 100)), preference(outcomes(500, 0, 500))
+    assert (tied.high - tied.low) / (split.high - split.low) == pytest.approx(
+        math.sqrt(0.05 / 0.25), rel=0.01
+    )
+
+
+def test_an_outcome_between_a_tie_and_a_win_counts_partly_as_both() -> None:
+    between = preference([0.75] * 40)
+    halves = preference(outcomes(20, 20, 0))
+    assert (between.rate, between.low, between.high) == (halves.rate, halves.low, halves.high)
+
+
+@pytest.mark.parametrize("counts", [(1, 0, 0), (0, 1, 0), (20, 0, 0), (19, 1, 0), (0, 1, 19)])
+def test_extreme_outcomes_have_an_interval_inside_the_range(counts: tuple[int, int, int]) -> None:
+    result = preference(outcomes(*counts))
+    assert 0 <= result.low <= result.rate <= result.high <= 1
+    assert result.high - result.low > 0.1
+
+
+def coverage(n: int, ties: float, share: float, draws: int) -> float:
+    won = (1 - ties) * share
+    rates = [won, ties, 1 - ties - won]
+    true = won + ties / 2
+    counts = np.random.default_rng(n).multinomial(n, rates, size=draws)
+    unique, times = np.unique(counts, axis=0, return_counts=True)
+    found = [preference(outcomes(*row)) for row in unique.tolist()]
+    hits = [r.low <= true <= r.high for r in found]
+    return float(np.dot(hits, times) / draws)
+
+
+def test_coverage_at_80_percent_ties() -> None:
+    assert coverage(200, 0.8, 0.6, 1000) == pytest.approx(0.95, abs=0.025)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ties", [0.05, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.8])
+@pytest.mark.parametrize("n", [50, 200, 1024])
+def test_coverage_with_ties(n: int, ties: float, share: float) -> None:
+    assert coverage(n, ties, share, 4000) == pytest.approx(0.95, abs=0.02)
 
 
 def test_one_trial_a_cluster_is_nearly_the_wilson_interval() -> None:
@@ -94,8 +174,8 @@ def test_where_no_variance_shows_clusters_count_as_one_trial() -> None:
     all_right = clustered_rate([1.0] * 60, np.repeat(range(20), 3))
     assert (all_right.low, all_right.high) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
     one_cluster = clustered_rate([1.0, 0.0, 1.0, 1.0], [5, 5, 5, 5])
-    single = preference([0.75])
-    assert (one_cluster.low, one_cluster.high) == (single.low, single.high)
+    # Wilson, .75 of one trial: centre 2.67073 / 4.84146, half width .40483 sqrt(.1875 + .96036).
+    assert (one_cluster.low, one_cluster.high) == pytest.approx((0.11791, 0.98537), abs=2e-5)
 
 
 def test_coverage_with_alike_trials() -> None:
