@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from workers.data.asked import pack_dialogue
 from workers.data.examples import (
     Comparison,
     Context,
@@ -44,6 +45,7 @@ class Chunk:
     targets: Ragged  # bool, demonstrations: as tokens
     ranks: Ragged  # int16, comparisons: K a row
     texts: Ragged  # uint8, prompts: UTF-8 as the tokenizer saw it; comparisons: the annotator
+    dialogues: Ragged  # uint8, prompts: `pack_dialogue` of each; any other kind: no rows
     dropped: Counter[str] = field(default_factory=Counter)  # by reason
     cut: int = 0  # completions
 
@@ -61,6 +63,7 @@ class _Columns:
     targets: list[npt.NDArray[np.generic]] = field(default_factory=list)
     ranks: list[Sequence[int]] = field(default_factory=list)
     texts: list[npt.NDArray[np.generic]] = field(default_factory=list)
+    dialogues: list[npt.NDArray[np.generic]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     cut: int = 0
 
@@ -75,6 +78,7 @@ class _Columns:
             Ragged.from_rows(self.targets, np.bool_),
             Ragged.from_rows(self.ranks, np.int16),
             Ragged.from_rows(self.texts, np.uint8),
+            Ragged.from_rows(self.dialogues, np.uint8),
             self.dropped,
             self.cut,
         )
@@ -149,6 +153,8 @@ class Encoder:
                 self._describe(columns, example.context, row.user)
                 columns.tokens.append(row.tokens)
                 columns.texts.append(np.frombuffer(row.prompt.encode(), np.uint8))
+                packed = pack_dialogue(example.context)
+                columns.dialogues.append(np.frombuffer(packed, np.uint8))
             else:
                 columns.dropped[row.reason] += 1
 

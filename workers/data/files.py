@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from workers.data.accounts import SetAccount
+from workers.data.asked import unpack_dialogue
 from workers.data.batches import document_batch
 from workers.data.encode import Encoder
 from workers.data.mixture import quotas
@@ -101,8 +102,8 @@ class FileSource:
         evaluation = self._tables[SetKind.evaluation_prompts]
         given, table = len(evaluation.rows.keys), self._tables[SetKind.prompts]
         if split == "heldout" and given:
-            return [_prompt(evaluation, i, i) for i in evaluation.take(split, start, count)]
-        return [_prompt(table, i, given + i) for i in table.take(split, start, count)]
+            return [self._prompt(evaluation, i, i) for i in evaluation.take(split, start, count)]
+        return [self._prompt(table, i, given + i) for i in table.take(split, start, count)]
 
     def rankings(self, split: Split) -> list[Ranking] | None:
         """One pass over the rankings of a split; None when no set holds any."""
@@ -157,6 +158,14 @@ class FileSource:
                 gatherer.add(number, chunk, accounts[number])
         return Table(kind, self._sets[kind], accounts, gatherer.finish(), self._feeding, held)
 
+    def _prompt(self, table: Table, row: int, number: int) -> Prompt:
+        rows = table.rows
+        tokens = tuple(rows.tokens.row(row).tolist())
+        text = bytes(rows.texts.row(row)).decode()
+        dialogue = unpack_dialogue(bytes(rows.dialogues.row(row)))
+        words = dialogue or text.removeprefix(str(self.tokenizer.bos_token or ""))
+        return Prompt(int(number), tokens, text, int(number), words)
+
     def _finish(self) -> None:
         held = Held.together([table.held_out() for table in self._tables.values()])
         # the given evaluation prompts, or else the held-out part of the prompts
@@ -179,12 +188,6 @@ def _shape(kind: SetKind) -> Kind:
 
 def _ids(rows: Ragged, number: int) -> IntArray:
     return cast("IntArray", rows.row(number))
-
-
-def _prompt(table: Table, row: int, number: int) -> Prompt:
-    tokens = tuple(table.rows.tokens.row(row).tolist())
-    text = bytes(table.rows.texts.row(row)).decode()
-    return Prompt(int(number), tokens, text, int(number))
 
 
 def _ranking(table: Table, row: int) -> Ranking:

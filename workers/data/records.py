@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workers.data.asked import Asked
+from workers.data.examples import Context
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -11,8 +14,20 @@ class Prompt:
 
     id: int  # row of the prompt data set
     tokens: tuple[int, ...]  # beginning-of-sequence token first, where the tokenizer has one
-    text: str
+    text: str  # as the tokenizer saw it
     key: int  # names the prompt across all splits of its source
+    # the dialogue before a template rendered it, or bare text without control tokens; "" = `text`
+    words: Context = ""
+
+    @property
+    def context(self) -> Context:
+        """The dialogue, or the bare text."""
+        return self.words or self.text
+
+    @property
+    def asked(self) -> Asked:
+        """The prompt in words."""
+        return Asked(self.id, self.context, self.text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Gatherer:
         self._targets = RowStore(np.bool_)
         self._ranks = RowStore(np.int16)
         self._texts = RowStore(np.uint8)
+        self._dialogues = RowStore(np.uint8)
 
     def add(self, number: int, chunk: Chunk, account: SetAccount) -> None:
         """Append a chunk of set `number`."""
@@ -46,6 +47,7 @@ class Gatherer:
         self._targets.extend(chunk.targets)
         self._ranks.extend(chunk.ranks)
         self._texts.extend(chunk.texts)
+        self._dialogues.extend(chunk.dialogues)
         account.read += len(chunk.keys) + chunk.dropped.total()
         for reason, count in chunk.dropped.items():
             account.drop(reason, count)
@@ -66,6 +68,7 @@ class Gatherer:
             self._targets.finish(),
             self._ranks.finish(),
             self._texts.finish(),
+            self._dialogues.finish(),
         )
 
 
@@ -100,6 +103,7 @@ class Rows:
     targets: Ragged
     ranks: Ragged
     texts: Ragged
+    dialogues: Ragged
 
     def lengths(self) -> IntArray:
         """(R,) tokens of each row; all completions of a ranking together."""
