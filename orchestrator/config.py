@@ -186,6 +186,14 @@ class TrainOn(Enum):
     all = "all"  # every assistant turn
 
 
+class AddBosToken(Enum):
+    """Whether bare text begins with the beginning-of-sequence token; goes into the tokenizer."""
+
+    auto = "auto"  # as the given tokenizer does by itself
+    always = "always"
+    never = "never"
+
+
 class OnBadLine(Enum):
     """What a line that does not parse does to a run."""
 
@@ -448,6 +456,7 @@ class DataConfig:
     chat_template: str = (
         "auto"  # auto = the tokenizer's | default = the built-in one | a Jinja file
     )
+    add_bos_token: AddBosToken = AddBosToken.auto  # before bare text; auto = as the tokenizer does
     train_on: TrainOn = TrainOn.last
     on_bad_line: OnBadLine = OnBadLine.fail
     heldout_fraction: float = 0.1  # of users, or of prompts where no user is named

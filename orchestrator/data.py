@@ -17,6 +17,7 @@ from typing import get_args
 from orchestrator.command import exit_code
 from orchestrator.inspection import Inspection, Measure, MeasureTokens, inspect, measure_characters
 from orchestrator.inspection_view import follow, print_report, render
+from workers.data.beginnings import Beginning
 from workers.data.columns import Columns
 from workers.data.lines import Meter
 from workers.data.readers import FORMATS
@@ -80,10 +81,12 @@ def _measure(options: argparse.Namespace) -> Measure:
     if not options.tokenizer:
         return measure_characters
     # imported late: transformers takes seconds
+    from workers.data.beginnings import begin_with
     from workers.data.render import Renderer
     from workers.data.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
+    begin_with(tokenizer, options.add_bos_token)
     renderer = Renderer(
         tokenizer,
         template=options.chat_template,
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--samples", type=_count, default=3, metavar="N", help="examples shown")
     look.add_argument("--tokenizer", default="", metavar="DIR", help="checkpoint folder")
     look.add_argument("--chat-template", default="auto", metavar="auto|default|FILE")
+    look.add_argument("--add-bos-token", choices=get_args(Beginning), default="auto")
     look.add_argument("--train-on", choices=("last", "all"), default="last")
     look.add_argument("--max-prompt-tokens", type=_count, default=0, metavar="N", help="0 = any")
     look.add_argument(

@@ -88,7 +88,7 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
     spec, dtype = _facts(saved, role)
     origin = str(checkpoint.require(_origin(saved, spec.checkpoint), "starting"))
     spec = replace(spec, checkpoint=origin)
-    template = template_source(saved.config["data"]["chat_template"])
+    template = template_source(saved.config["data"]["chat_template"], load_tokenizer(origin))
 
     def save(path: str) -> None:
         _save(spec, dtype, saved.path, role, path, threads)

@@ -38,6 +38,7 @@ def _rendering(config: Config, tokenizer: str) -> Rendering:
         max_prompt_tokens=data.files.max_prompt_tokens,
         max_completion_tokens=data.files.max_completion_tokens,
         chat_template=data.chat_template,
+        add_bos_token=data.add_bos_token.value,
         train_on="all" if data.train_on is TrainOn.all else "last",
         prefix_characters=data.dedup_prefix_characters,
         find_pii=data.pii is PersonalData.drop,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from workers.data.beginnings import beginning
 from workers.data.fingerprint import tokenizer_fingerprint
 from workers.data.tokenizers import detokenize, load_tokenizer
 from workers.errors import RoleError, TokenizerMismatchError
@@ -155,7 +156,7 @@ def _reencode(
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Start and end token; a tokenizer may do without the first."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    """What the tokenizer begins a text with, and the end token."""
+    eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer refuses a tokenizer without one"
-    return ([bos] if isinstance(bos, int) else []), [eos]
+    return list(beginning(tokenizer)), [eos]

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from workers.data.beginnings import begin_with
+from workers.data.templates import default_template
 from workers.errors import ConfigError, EmptyDatasetError
 
 logging.disable_progress_bar()
@@ -35,6 +37,8 @@ class ScratchShape:
 
 def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Learn a byte-level BPE: every text has an encoding, whatever its language.
+
+    It begins every text with its beginning token, in training as for whoever loads the model.
 
     Args:
         texts: Text to learn from; read once, a batch at a time.
@@ -61,9 +65,16 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(_not_empty(texts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
+    learned = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",  # what is generated follows the prompt
     )
+    begin_with(learned, "always")
+    learned.chat_template = default_template(learned)
+    return learned
 
 
 def strings_of(fields: Mapping[str, object]) -> Iterator[str]:

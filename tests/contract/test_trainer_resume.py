@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from orchestrator import export
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRun, SavedRuns
-from workers.data.templates import DEFAULT_TEMPLATE
+from workers.data.templates import default_template
 from workers.errors import BrokenCheckpointError, CheckpointError, MissingCheckpointError
 from workers.messages import FileRecord
 from workers.pocket.tokenizer import build_tokenizer
@@ -193,7 +193,8 @@ def test_a_checkpoint_is_exported_as_the_model_that_the_run_would_save(
     assert f"the {role} after stage {job}, step {STEPS}" in done.stdout
     found, wanted = (p / "model.safetensors" for p in (tmp_path / "model", at / "model"))
     assert found.read_bytes() == wanted.read_bytes()
-    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == DEFAULT_TEMPLATE
+    saved = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert saved.chat_template == default_template(saved)
     again = _export(run, tmp_path / "model", role)
     assert (again.returncode, "the folder is there already" in again.stderr) == (2, True)
 

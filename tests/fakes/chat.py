@@ -13,9 +13,13 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
 
 
 def byte_tokenizer(
-    template: str | None = CHATML, *, eos: str = "<|im_end|>", bos: str | None = None
+    template: str | None = CHATML,
+    *,
+    eos: str = "<|im_end|>",
+    bos: str | None = None,
+    writes_bos: bool = True,
 ) -> PreTrainedTokenizerFast:
-    """One id a byte, and one for each of `SPECIAL`."""
+    """One id a byte, and one for each of `SPECIAL`; `bos` begins every text if it is written."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     core = Tokenizer(models.BPE(vocabulary, []))
@@ -28,5 +32,7 @@ def byte_tokenizer(
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL),
     )
+    if bos and writes_bos:
+        tokenizer.add_bos_token = True
     tokenizer.chat_template = template
     return tokenizer

@@ -27,7 +27,7 @@ def test_documents(source: PocketSource) -> None:
         text = source.world.web_document("train", 5 + i)
         assert source.detokenize(row) == text
         # The direct word look-up and the tokenizer must agree.
-        assert row[1:-1].tolist() == source.tokenizer.encode(text)
+        assert row[:-1].tolist() == source.tokenizer.encode(text)
     assert batch.targets.values.all()
     assert batch.target_count == len(batch.tokens.values) - 3
 

@@ -60,6 +60,14 @@ def marked(tokenizer: PreTrainedTokenizerFast, row: TokenRow) -> str:
         (byte_tokenizer(), "auto", "hi ", "last", "hi [ok<|im_end|>]"),
         (byte_tokenizer(bos="<s>"), "auto", "hi ", "last", "<s>hi [ok<|im_end|>]"),
         (byte_tokenizer(bos="<s>"), "auto", "<s>hi ", "all", "<s>hi [ok<|im_end|>]"),
+        (byte_tokenizer(bos="<s>", writes_bos=False), "auto", "hi ", "last", "hi [ok<|im_end|>]"),
+        (
+            byte_tokenizer(None, eos="<|endoftext|>", bos="<|endoftext|>", writes_bos=False),
+            "default",
+            HI,
+            "last",
+            "User:\nhi\n\nAssistant:\n[ok<|endoftext|>]",
+        ),
         (
             byte_tokenizer(),
             "auto",

@@ -41,13 +41,14 @@ def test_tokenizer_loads_as_an_ordinary_one(folder: Path) -> None:
     for i in range(200):
         text = world.web_document("train", i)
         ids = tokenizer.encode(text)
-        assert len(ids) == len(text.split()), "no special token is added"
-        assert tokenizer.decode([1, *ids, 2, 0], skip_special_tokens=True) == text
+        assert ids[0] == 1
+        assert len(ids) == 1 + len(text.split()), "nothing but the beginning token is added"
+        assert tokenizer.decode([*ids, 2, 0], skip_special_tokens=True) == text
 
 
 def test_unknown_words_have_a_token_of_their_own() -> None:
     tokenizer = build_tokenizer()
-    assert tokenizer.encode("fox zebra") == [VOCABULARY.index("fox"), 3]
+    assert tokenizer.encode("fox zebra") == [1, VOCABULARY.index("fox"), 3]
 
 
 @pytest.mark.parametrize("tied", [True, False])

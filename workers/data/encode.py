@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.data.asked import pack_dialogue
+from workers.data.beginnings import begin_with
 from workers.data.examples import (
     Comparison,
     Context,
@@ -89,6 +90,7 @@ class Encoder:
 
     def __init__(self, rendering: Rendering) -> None:
         self.tokenizer = load_tokenizer(rendering.checkpoint)
+        begin_with(self.tokenizer, rendering.add_bos_token)
         self._rendering = rendering
         self._renderer = Renderer(
             self.tokenizer,
@@ -101,7 +103,7 @@ class Encoder:
     @property
     def chat_template(self) -> str:
         """The template in use, where it is not the tokenizer's own; else ""."""
-        source = template_source(self._rendering.chat_template) or ""
+        source = template_source(self._rendering.chat_template, self.tokenizer) or ""
         return "" if source == self.tokenizer.chat_template else source
 
     def encode(self, kind: SetKind, examples: Sequence[Example | Rejected]) -> Chunk:

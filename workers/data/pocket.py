@@ -32,7 +32,7 @@ class PocketSource:
         tie_width: Completions whose noisy scores differ by less are ranked equal.
     """
 
-    chat_template = ""  # its texts are no dialogues
+    chat_template = ""  # the tokenizer's own
 
     def __init__(self, seed: int, label_noise: float, tie_width: float) -> None:
         self.world = World(seed)

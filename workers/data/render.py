@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
+from workers.data.beginnings import beginning
 from workers.data.dialogues import Unusable
 from workers.data.examples import (
     Comparison,
@@ -45,8 +46,8 @@ class _Turn:
 class Renderer:
     """Turns examples into token rows; each verb answers one result an example, in order.
 
-    Bare text: the beginning-of-sequence token where the tokenizer has one, then the prompt; the
-    completion and the end token. Dialogues: the chat template up to the assistant's turn, whose
+    Bare text: what the tokenizer begins a text with by itself, then the prompt; the completion
+    and the end token. Dialogues: the chat template up to the assistant's turn, whose
     tokens are exactly those that the engine gets when it samples; then the reply and its end
     token, whatever the template writes after it left out. The reply is tokenized in its place
     behind the prompt, or alone where a token would straddle the two.
@@ -79,10 +80,8 @@ class Renderer:
     ) -> None:
         assert isinstance(tokenizer.eos_token_id, int), "load_tokenizer refuses one without"
         self._tokenizer = tokenizer
-        bos = tokenizer.bos_token_id
-        assert bos is None or isinstance(bos, int), "one token"
         self._eos = tokenizer.eos_token_id
-        self._bos = bos
+        self._beginning = list(beginning(tokenizer))
         self._control = ControlTokens(tokenizer)
         self._template = ChatTemplate(tokenizer, template, self._control)
         self._train_on = train_on
@@ -226,11 +225,11 @@ class Renderer:
         return tokens
 
     def _begun(self, text: str, ids: dict[str, list[int]]) -> list[int]:
-        """Bare text with its beginning token; it may start with the token already."""
+        """Bare text behind what the tokenizer begins it with; it may start with that already."""
         tokens = ids[text]
-        if self._bos is None or tokens[:1] == [self._bos]:
+        if tokens[: len(self._beginning)] == self._beginning:
             return tokens
-        return [self._bos, *tokens]
+        return [*self._beginning, *tokens]
 
     def _reply(self, turn: _Turn, prompt: list[int], ids: dict[str, list[int]]) -> list[int]:
         if turn.bare:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+from workers.data.beginnings import Beginning
+
 
 class SetKind(Enum):
     """What the rows of a data set are for."""
@@ -55,6 +57,7 @@ class Rendering:
     max_prompt_tokens: int  # rows with a longer prompt are left out
     max_completion_tokens: int  # longer completions are cut and get no end token
     chat_template: str = "auto"  # auto | default | path of a Jinja file
+    add_bos_token: Beginning = "auto"  # auto = as the tokenizer does | always | never
     train_on: Literal["last", "all"] = "last"
     prefix_characters: int = 0  # of the beginning that deduplication compares
     find_pii: bool = False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workers.data.beginnings import beginning
 from workers.data.dialogues import Unusable
 from workers.data.examples import Dialogue, Message
 from workers.errors import DataError
@@ -15,9 +17,9 @@ if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
 
 # For base models, whose vocabulary has no control tokens but the end of a sequence: speakers stand
-# on lines of their own, and the end token ends each reply.
+# on lines of their own, and the end token ends each reply. What the tokenizer begins a text with
+# comes first (`default_template`), so a dialogue written out as text has the same tokens.
 DEFAULT_TEMPLATE = (
-    "{{ bos_token if bos_token else '' }}"
     "{% for message in messages %}"
     "{{ message['role'] | capitalize + ':\n' + message['content'] }}"
     "{{ (eos_token if message['role'] == 'assistant' else '') + '\n\n' }}"
@@ -86,7 +88,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._control = control
         self._marks = _DEFAULT_MARKS if name == "default" else None
-        self._source = template_source(name)
+        self._source = template_source(name, tokenizer)
         self._name = name if self._source else f"the chat template of {tokenizer.name_or_path}"
 
     def prompt(self, context: Dialogue) -> str:
@@ -201,8 +203,18 @@ class ChatTemplate:
         )
 
 
-def template_source(name: str) -> str | None:
+def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`DEFAULT_TEMPLATE` behind what the tokenizer begins every text with."""
+    words = tokenizer.convert_ids_to_tokens(list(beginning(tokenizer)))
+    return "".join(f"{{{{ {json.dumps(word)} }}}}" for word in words) + DEFAULT_TEMPLATE
+
+
+def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The Jinja text of a template; None = the tokenizer's own ("auto").
+
+    Args:
+        name: "auto", "default", or the path of a Jinja file.
+        tokenizer: That which encodes what the template renders.
 
     Raises:
         DataError: If the file cannot be read.
@@ -210,7 +222,7 @@ def template_source(name: str) -> str | None:
     if name == "auto":
         return None
     if name == "default":
-        return DEFAULT_TEMPLATE
+        return default_template(tokenizer)
     try:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

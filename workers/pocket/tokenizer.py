@@ -5,23 +5,44 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from workers.data.beginnings import begin_with
 from workers.pocket.words import BOS, EOS, PAD, UNK, VOCABULARY
+
+# A dialogue as the world's forums write it: whoever asks is the user, whoever replies is the
+# assistant. A prompt that is written out already ("user : ... reply :") stays as it is.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% set text = message['content'] | trim %}"
+    "{% if message['role'] == 'user' %}"
+    "{% set text = text[6:] if text.startswith('user :') else text %}"
+    "{% set text = text[:-7] if text.endswith('reply :') else text %}"
+    "{{ ' user : ' + text | trim }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' reply : ' + text + ' ' + eos_token }}"
+    "{% else %}{{ raise_exception('the pocket world knows users and assistants only') }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' reply :' }}{% endif %}"
+)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer: one id a word, in the order of `words.VOCABULARY`.
 
-    Encoding adds no special token. Decoding joins words with one space, so a text of the world
-    survives the round trip unchanged.
+    A text begins with the beginning token, as in every stage of the recipe. Decoding joins words
+    with one space, so a text of the world survives the round trip unchanged.
     """
     vocabulary = {word: i for i, word in enumerate(VOCABULARY)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
         unk_token=UNK,
         clean_up_tokenization_spaces=False,
+        padding_side="left",  # what is generated follows the prompt
     )
+    begin_with(tokenizer, "always")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
