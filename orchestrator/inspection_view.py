@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 from typing import TextIO
 
 from rich.box import SIMPLE
@@ -18,21 +17,19 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.inspection import Inspection, Piece, Seen, buckets, quantile
+from orchestrator.printing import plain_console, rendered
 from workers.data.lines import Meter
 
 _SAMPLE_CHARACTERS = 1200  # of each stretch; the middle of a longer one is left out
 _BAR = 40  # characters of the longest histogram bar
 _LINE_SECONDS = 5.0
-_PIPE_WIDTH = 100  # columns where there is no terminal to ask
-# shows paths and reasons as they are, whatever they would mean to rich
-_PlainConsole = partial(Console, markup=False, emoji=False)
 
 
 def follow(
     steps: Iterable[Inspection], meter: Meter, source: str, stream: TextIO | None = None
 ) -> None:
     """Run an inspection to its end: a progress bar on a terminal, a line every 5 s elsewhere."""
-    console = _PlainConsole(file=stream or sys.stderr)
+    console = plain_console(stream or sys.stderr)
     if console.is_terminal and not console.is_dumb_terminal:
         _follow_with_bar(steps, meter, source, console)
         return
@@ -59,10 +56,7 @@ def render(inspection: Inspection, source: str, seconds: float, meter: Meter) ->
 
 def print_report(report: RenderableType, stream: TextIO | None = None) -> None:
     """Write a report to standard output, or to a stream."""
-    console = _PlainConsole(file=stream or sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console = _PlainConsole(file=stream or sys.stdout, highlight=False, width=_PIPE_WIDTH)
-    console.print(report)
+    (stream or sys.stdout).write(rendered(report, stream))
 
 
 def _follow_with_bar(

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from rich.console import Console
 
 from orchestrator.best import scores_of
 from orchestrator.cluster import start_cluster
+from orchestrator.command import tell
 from orchestrator.config import Config, StageName
 from orchestrator.dry_run import look
 from orchestrator.fleet import Fleet
 from orchestrator.live import LiveView
 from orchestrator.losses import Losses
 from orchestrator.plan import Plan
+from orchestrator.printing import rendered
 from orchestrator.progress import apply
 from orchestrator.recovery import run_supervised
 from orchestrator.report import write_report
@@ -34,7 +35,7 @@ from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
 from orchestrator.stopping import StopRequest
 from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summary
-from orchestrator.tables import render_result
+from orchestrator.tables import places, render_result
 from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
 from workers.errors import RehearsalError
@@ -118,7 +119,8 @@ def run_recipe(
         summary = summarise(session)
         write_summary(run_folder, summary)
     write_report(run_folder)
-    Console().print(render_result(run_folder, summary, read_comparisons(run_folder)))
+    tell(rendered(render_result(summary, read_comparisons(run_folder))))
+    tell(places(run_folder))
     return summary
 
 

@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from orchestrator.command import exit_code
 from orchestrator.metrics import read_metrics
 from orchestrator.page import Page, render_page
 from orchestrator.plots import draw_plots
+from orchestrator.printing import rendered
 from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.samples import read_comparisons, read_rollouts
 from orchestrator.summary import Summary, read_summary
-from orchestrator.tables import render_result, time_rows
+from orchestrator.tables import places, render_result, time_rows
 from workers.disk import writing
 from workers.errors import DataError
 
@@ -51,18 +52,20 @@ def write_report(folder: RunFolder) -> Path:
     return folder.report
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report of the run folder named on the command line; returns the exit code."""
-    if len(sys.argv) != 2:
-        Console(stderr=True).print("usage: python -m orchestrator.report RUN_FOLDER")
-        return 2
-    return exit_code(lambda: _show(RunFolder(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.report", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("folder", metavar="RUN_FOLDER")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: _show(RunFolder(Path(options.folder))))
 
 
 def _show(folder: RunFolder) -> None:
     write_report(folder)
     summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
-    Console().print(render_result(folder, summary, read_comparisons(folder)))
+    sys.stdout.write(rendered(render_result(summary, read_comparisons(folder))) + places(folder))
 
 
 if __name__ == "__main__":

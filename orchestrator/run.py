@@ -1,13 +1,14 @@
 """The command: `python -m orchestrator.run +experiment=NAME [group=option] [key=value]`.
 
 Composes the configuration, prints the plan, and hands both to the recipe. Every expected failure
-ends in one short message on stderr and an exit code of its own; the traceback goes to error.log in
-the run folder.
+ends in one short message on stderr and an exit code of its own, anything else in one line and code
+70; the traceback goes to error.log in the run folder.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.command import exit_code, say, tell, unexpected
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
 from orchestrator.plan import Plan, make_plan, render_plan
@@ -38,17 +40,19 @@ def main() -> int:
     """Run the command line in `sys.argv`; return the exit code (of a sweep: the highest)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand composition errors to us instead of printing them
     sys.argv[1:] = [may_add(argument) for argument in sys.argv[1:]]
-    codes = [0]
+    codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> None:
         codes.append(execute(composed))
 
-    try:
-        job()
-    except (HydraException, OmegaConfBaseException) as error:
-        return _report(explain(error), None)
-    return max(codes)
+    def compose_and_run() -> None:
+        try:
+            job()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error) from error
+
+    return max(exit_code(compose_and_run), *codes, 0)
 
 
 def may_add(argument: str) -> str:
@@ -67,8 +71,7 @@ def execute(composed: DictConfig) -> int:
             if config.resume:
                 composed.run.dir = config.run.dir = str(folder.path)
             plan = make_plan(config)
-            sys.stdout.write(render_plan(plan) + "\n")
-            sys.stdout.flush()
+            tell(render_plan(plan) + "\n")
             if config.run.plan_only:
                 find_start(config, folder)
                 _look(config)
@@ -80,16 +83,16 @@ def execute(composed: DictConfig) -> int:
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
                 _run(config, plan, start, stop)
         except StoppedError as stopped:
-            sys.stderr.write(f"{stopped}\n")
+            say(f"{stopped}\n")
             return stopped.exit_code
         except RehearsalError as error:
             return _report(error, start.folder if start else None)
         except KeyboardInterrupt:
-            assert stop.caught is not None
-            sys.stderr.write(
-                f"stopped by {stop.caught.name}; everything the run started is shut down\n"
-            )
-            return 128 + stop.caught
+            caught = stop.caught or signal.SIGINT  # Python's own handler, around that of the run
+            say(f"stopped by {caught.name}; everything the run started is shut down\n")
+            return 128 + caught
+        except Exception as error:  # noqa: BLE001  the last handler: nothing is above it
+            return unexpected(error, start.folder.error_log if start else None)
     return 0
 
 
@@ -97,8 +100,8 @@ def _look(config: Config) -> None:
     from orchestrator.dry_run import look  # imported late: a mistyped key needs no tokenizers
 
     inputs = look(config)
-    sys.stdout.write("".join(f"note: {note}\n" for note in inputs.notes))
-    sys.stdout.write("checkpoints, data and functions were read: nothing in them stops this run\n")
+    tell("".join(f"note: {note}\n" for note in inputs.notes))
+    tell("checkpoints, data and functions were read: nothing in them stops this run\n")
 
 
 def _open(start: Start, config: Config) -> None:
@@ -140,14 +143,14 @@ def to_config(composed: DictConfig) -> Config:
 
 def _report(error: RehearsalError, folder: RunFolder | None) -> int:
     """Print what, where and how to mend; keep the traceback in the run folder."""
-    sys.stderr.write(f"error: {error}\n")
+    say(f"error: {error}\n")
     if folder is not None:
         try:
             write_text(folder.error_log, "".join(traceback.format_exception(error)))
         except CheckpointError as full:  # may be what ended the run
-            sys.stderr.write(f"  no traceback is kept: {full.what}\n")
+            say(f"  no traceback is kept: {full.what}\n")
         else:
-            sys.stderr.write(f"  traceback: {folder.error_log}\n")
+            say(f"  traceback: {folder.error_log}\n")
     return error.exit_code
 
 

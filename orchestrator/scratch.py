@@ -9,25 +9,31 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
 _LONGEST = 24  # characters; Unix socket paths end at 107 and Ray's own part takes about 70
 
 
-def _home() -> Path:
+def home() -> Path:
+    """This user's folder under the system's temporary directory; others cannot write into it."""
     base = tempfile.gettempdir()
-    return Path(base if len(base) <= _LONGEST else "/tmp") / f"rehearsal-{os.getuid()}"
+    path = Path(base if len(base) <= _LONGEST else "/tmp") / f"rehearsal-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return path
+    return Path(tempfile.mkdtemp(prefix="rehearsal-", dir=path.parent))  # someone else made that
 
 
 class Scratch:
     """A private folder under the system's temporary directory, removed by `close`."""
 
     def __init__(self, name: str) -> None:
-        home = _home()
-        home.mkdir(mode=0o700, exist_ok=True)
-        sweep(home)
-        self.path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=home))
+        above = home()
+        sweep(above)
+        self.path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=above))
         unnamed = self.path / ".locking"  # a sweep sees the file only once it is locked
         self._lock = unnamed.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

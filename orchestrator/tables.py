@@ -168,21 +168,21 @@ def render_samples(comparisons: Sequence[Comparison], shown: int = 3) -> Rendera
     return Group(*blocks)
 
 
-def render_result(
-    folder: RunFolder, summary: Summary, comparisons: Sequence[Comparison] = ()
-) -> RenderableType:
-    """All that a run prints at its end: tables, samples, and where everything is."""
-    places = Table.grid(padding=(0, 2, 0, 1))
-    for what, path in (
-        ("report", folder.report),
-        ("summary", folder.summary),
-        ("metrics", folder.metrics),
-        ("plots", folder.plots),
-        ("checkpoints", folder.checkpoints),
-    ):
-        if path.exists():
-            places.add_row(Text(what, style="dim"), Text(str(path), overflow="fold"))
-    return Group(render_table(summary), Text(""), render_samples(comparisons), places)
+def render_result(summary: Summary, comparisons: Sequence[Comparison] = ()) -> RenderableType:
+    """The tables and samples that a run prints at its end."""
+    return Group(render_table(summary), Text(""), render_samples(comparisons))
+
+
+def places(folder: RunFolder) -> str:
+    """Where everything is: a line each, never folded, so that a path can be copied."""
+    found = {
+        "report": folder.report,
+        "summary": folder.summary,
+        "metrics": folder.metrics,
+        "plots": folder.plots,
+        "checkpoints": folder.checkpoints,
+    }
+    return "".join(f"{what:13}{path}\n" for what, path in found.items() if path.exists())
 
 
 def _evaluation_table(summary: Summary) -> Table:

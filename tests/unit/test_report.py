@@ -176,7 +176,7 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
 
 
 def test_the_final_table_fits_eighty_columns(folder: RunFolder) -> None:
-    text = show(render_result(folder, SUMMARY, [Comparison("q ?", {"sft": "a", "ppo": ""})]))
+    text = show(render_result(SUMMARY, [Comparison("q ?", {"sft": "a", "ppo": ""})]))
     assert "77 % [72-81]" in text
     assert re.search(r"held-out prompts\s+base\s+SFT\s+PPO\s*\n", text)
     assert re.search(r"gold score\s+-0.50\s+1.00\s+2.00\s*\n", text)

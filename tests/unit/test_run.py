@@ -250,7 +250,7 @@ def test_after_its_grace_the_run_unwinds(command, recipe):
 
 
 def test_a_second_signal_ends_the_process_at_once(command, recipe, monkeypatch):
-    class ExitedError(Exception):
+    class ExitedError(BaseException):
         pass
 
     def leave(code: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from orchestrator import scratch
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(scratch, "_home", lambda: tmp_path)
+    monkeypatch.setattr(scratch, "home", lambda: tmp_path)
     return tmp_path
 
 
@@ -32,7 +34,7 @@ def test_a_killed_owner_is_swept_and_a_living_one_is_not(home: Path):
     killed = subprocess.run(
         [sys.executable, "-c",
          "import os, sys, pathlib; from orchestrator import scratch;"
-         "scratch._home = lambda: pathlib.Path(sys.argv[1]);"
+         "scratch.home = lambda: pathlib.Path(sys.argv[1]);"
          "print(scratch.Scratch('killed').path, flush=True); os.kill(os.getpid(), 9)",
          str(home)],
         capture_output=True, text=True, check=False,
@@ -44,3 +46,21 @@ def test_a_killed_owner_is_swept_and_a_living_one_is_not(home: Path):
     assert not abandoned.exists()
     assert living.path.is_dir()
     living.close()
+
+
+def test_a_folder_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Path("/tmp") / f"r{os.getpid()}"  # longer paths are replaced
+    short.mkdir()
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(short))
+    try:
+        own = scratch.home()
+        assert own == short / f"rehearsal-{os.getuid()}"
+        assert own.stat().st_mode & 0o777 == 0o700
+        own.chmod(0o777)
+        other = scratch.home()
+        assert other != own
+        assert other.stat().st_mode & 0o777 == 0o700
+    finally:
+        shutil.rmtree(short)
