@@ -27,7 +27,8 @@ class PPOArithmetic:
     episodes: int
     most_tokens_per_iteration: int  # prompts and responses at their limits
     most_micro_batches_per_step: int  # on each policy rank, at these limits
-    documents_per_step: int  # pretraining text mixed in; 0 without ptx
+    documents_per_step: int  # pretraining text mixed in; 0 without ptx, or where it comes in rows
+    text_rows_per_step: int  # full rows of it; 0 where documents are counted
 
 
 def started_prompts(config: Config) -> int:
@@ -60,7 +61,8 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
     per_rank = math.ceil(size / roles.policy.workers)
     rows = max(1, config.trainer.micro_batch_tokens // longest)
     minibatches = sequences // size
-    per_episode = algorithm.ptx.documents_per_episode if stage is StageName.ppo_ptx else 0.0
+    mixed = pretraining_examples(config, size) if stage is StageName.ppo_ptx else 0
+    in_rows = algorithm.ptx.rows_per_episode > 0
     return PPOArithmetic(
         sequences_per_iteration=sequences,
         sequences_per_engine=math.ceil(started_prompts(config) / roles.rollout.workers)
@@ -71,8 +73,15 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
         episodes=sequences * algorithm.iterations,
         most_tokens_per_iteration=sequences * longest,
         most_micro_batches_per_step=math.ceil(per_rank / rows),
-        documents_per_step=max(1, round(per_episode * size)) if per_episode else 0,
+        documents_per_step=0 if in_rows else mixed,
+        text_rows_per_step=mixed if in_rows else 0,
     )
+
+
+def pretraining_examples(config: Config, sequences: int) -> int:
+    """Pretraining documents, or full rows of them, beside so many sequences of one PPO step."""
+    ptx = config.algorithm.ptx
+    return max(1, round((ptx.rows_per_episode or ptx.documents_per_episode) * sequences))
 
 
 def reward_model_steps(config: Config) -> int | None:

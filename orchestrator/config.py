@@ -627,6 +627,8 @@ class SFTConfig:
     epochs: int = 0  # passes over data.files.demonstrations instead of `steps`; 0 = `steps`
     demonstrations_per_step: int = 32  # rows of one optimizer step, pretraining text included
     pretraining_fraction: float = 0.0  # share of these rows that is pretraining text (paper: .1)
+    # that text comes in full rows of pretrain.row_tokens tokens, not a document a row
+    pretraining_full_rows: bool = False
     # demonstrations share rows of this many tokens, each attending to itself alone; 0 = off
     pack_tokens: int = 0
     validation_demonstrations: int = 256
@@ -700,9 +702,12 @@ class PtxConfig:
 
     coefficient: float = 0.5  # weight of the mean token loss of pretraining text
     documents_per_episode: float = 1.0
+    # instead of documents: full rows of pretrain.row_tokens tokens, which documents fill end to
+    # end; 0 = documents_per_episode
+    rows_per_episode: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "coefficient")
+        _at_least_zero(self, "coefficient", "rows_per_episode")
         _positive(self, "documents_per_episode")
 
 

@@ -188,7 +188,10 @@ def _sft_facts(config: Config) -> list[str]:
     demonstrations, documents = sft_rows(config)
     epochs = config.sft.epochs
     times = f"{epochs} pass(es) in steps of" if epochs else f"{config.sft.steps:,} x"
-    mixed = f" and {documents} pretraining documents" if documents else ""
+    what = "pretraining documents"
+    if config.sft.pretraining_full_rows:
+        what = f"rows of {config.pretrain.row_tokens:,} tokens of pretraining text"
+    mixed = f" and {documents} {what}" if documents else ""
     return [f"{times} {demonstrations} demonstrations{mixed}"]
 
 
@@ -229,6 +232,11 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         facts.append(f"only the critic learns in the first {algorithm.critic_warmup_iterations}")
     if sizes.documents_per_step:
         facts.append(f"{sizes.documents_per_step} pretraining documents a step")
+    if sizes.text_rows_per_step:
+        facts.append(
+            f"{sizes.text_rows_per_step} rows of {config.pretrain.row_tokens:,} tokens of "
+            "pretraining text a step"
+        )
     return facts
 
 

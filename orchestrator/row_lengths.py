@@ -53,6 +53,8 @@ def _rows(config: Config, stage: StageName) -> Iterator[tuple[str, int, str]]:
         yield "pretrain.row_tokens", config.pretrain.row_tokens, "lower it to {}"
     if stage is StageName.sft:
         yield "sft.pack_tokens", config.sft.pack_tokens, "lower it to {}, or to 0"
+        if config.sft.pretraining_full_rows and config.sft.pretraining_fraction:
+            yield "pretrain.row_tokens", config.pretrain.row_tokens, "lower it to {}"
 
 
 def _reads_whole_rows(config: Config, stage: StageName) -> bool:

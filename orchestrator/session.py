@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from orchestrator.saves import Saves
 from orchestrator.seeds import derive
 from orchestrator.summary import EvaluationRow, Judging, LedgerTotals, Preference
 from orchestrator.telemetry import Telemetry
+from orchestrator.text_rows import TextRows
 from orchestrator.waiting import Position
 from workers.data.records import Prompt
 from workers.data.source import DataSource
@@ -226,6 +228,11 @@ class Session:
         if not shared:
             return documents
         return batching.pack_documents(documents, self.config.pretrain.row_tokens)
+
+    def text_rows(self, *, shared: bool) -> TextRows:
+        """The training text in full rows; documents see each other unless they may share rows."""
+        documents = partial(self.source.pretraining, "train")
+        return TextRows(documents, self.config.pretrain.row_tokens, shared)
 
     def requests(
         self, prompts: Sequence[Prompt], samples: int | Sequence[int], *path: str | int

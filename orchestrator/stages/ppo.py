@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from orchestrator import batching
 from orchestrator.ahead import Ahead, Batch, require_fresh
 from orchestrator.amends import REASON, keep_culprits, without
-from orchestrator.arithmetic import started_prompts
+from orchestrator.arithmetic import pretraining_examples, started_prompts
 from orchestrator.backbones import critic_start
 from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, OnNonFinite, RewardKind, RoleName
@@ -63,8 +64,8 @@ class _Run:
     adaptive_kl: AdaptiveKLController | None  # None = fixed
     ledger: Ledger
     ahead: Ahead
-    shares_rows: bool = False  # pretraining documents, among themselves
-    documents_used: int = 0  # cursor into the pretraining text
+    text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
+    documents_used: int = 0  # cursor into the pretraining text; counts rows where it comes in rows
 
     @property
     def staleness(self) -> int:
@@ -236,11 +237,19 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         sync=sync,
         version=0,
         adaptive_kl=_controller(session),
-        shares_rows=ptx_coefficient > 0.0 and session.rows_are_shared(),
         ledger=Ledger(),
         ahead=Ahead(settings.staleness, settings.iterations, lambda n: _generate(run, n)),
+        text=_text(session, mixed=ptx_coefficient > 0.0),
     )
     return run
+
+
+def _text(session: Session, *, mixed: bool) -> Callable[[int, int], TokenBatch]:
+    """How the pretraining text of a step is read: by documents, or by full rows."""
+    shared = mixed and session.rows_are_shared()
+    if session.config.algorithm.ptx.rows_per_episode:
+        return session.text_rows(shared=shared).take
+    return partial(session.pretraining_rows, shared=shared)
 
 
 def _begin(run: _Run) -> int:
@@ -417,17 +426,14 @@ def _lengths(rollouts: Rollouts, kept: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def _pretraining_mix(run: _Run, plan: StepPlan, kept: IntArray) -> list[TokenBatch] | None:
-    """One batch of pretraining documents an optimizer step, or None without ptx."""
+    """One batch of pretraining text an optimizer step, or None without ptx."""
     if run.ptx_coefficient == 0.0:
         return None
     batches: list[TokenBatch] = []
-    per_episode = run.session.config.algorithm.ptx.documents_per_episode
     for _ in range(plan.epochs):
         for step in batching.minibatches(kept, plan.per_step, plan.seed, uneven=plan.uneven):
-            count = max(1, round(per_episode * len(step)))
-            batches.append(
-                run.session.pretraining_rows(run.documents_used, count, shared=run.shares_rows)
-            )
+            count = pretraining_examples(run.session.config, len(step))
+            batches.append(run.text(run.documents_used, count))
             run.documents_used += count
     return batches
 

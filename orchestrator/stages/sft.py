@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from orchestrator.arithmetic import sft_rows
 from orchestrator.batching import pack_documents
 from orchestrator.derive import train_spec
 from orchestrator.session import Session
 from orchestrator.stages import supervised
+from orchestrator.text_rows import TextRows
 from workers.data.batches import stack_batches
 from workers.errors import ConfigError
 from workers.messages import TokenBatch
@@ -22,14 +24,20 @@ def sft(session: Session) -> None:
     base = session.need("base")
     spec = train_spec(session.config, base, settings.optimizer, steps, dropout=settings.dropout)
     session.fleet.policy.load(spec).result()
-    together = settings.pack_tokens if settings.pack_tokens and session.rows_are_shared() else 0
+    _, documents = sft_rows(session.config)
+    full_rows = settings.pretraining_full_rows and documents > 0
+    shared = (settings.pack_tokens or full_rows) and session.rows_are_shared()
+    mix = _Mix(
+        together=settings.pack_tokens if shared else 0,
+        text=session.text_rows(shared=bool(shared)) if full_rows else None,
+    )
     supervised.train(
         session,
         supervised.Loop(
             stage="sft",
             family="sft",
             steps=steps,
-            batch=lambda step: _batch(session, step, together),
+            batch=lambda step: _batch(session, step, mix),
         ),
     )
     session.publish("sft", lambda path: session.fleet.policy.save(path, base).result(), "sft")
@@ -62,17 +70,29 @@ def _steps(session: Session) -> int:
     return steps
 
 
-def _batch(session: Session, step: int, together: int) -> TokenBatch:
+@dataclass(frozen=True, slots=True)
+class _Mix:
+    """How the rows of a step are laid."""
+
+    together: int  # tokens of rows that several demonstrations or documents share; 0 = a row each
+    text: TextRows | None  # pretraining text in full rows; None = by documents
+
+
+def _batch(session: Session, step: int, mix: _Mix) -> TokenBatch:
     """The rows of one optimizer step: demonstrations, and pretraining text where it is mixed in.
 
     Args:
         session: of the run.
         step: counted from 0.
-        together: tokens of rows that several share; 0 = a row each.
+        mix: how rows are laid.
     """
     demonstrations, documents = sft_rows(session.config)
     batch = session.source.demonstrations("train", step * demonstrations, demonstrations)
-    if documents:
+    if documents and mix.text is None:
         text = session.source.pretraining("train", step * documents, documents)
         batch = stack_batches(batch, text)
-    return pack_documents(batch, together) if together else batch
+    if mix.together:
+        batch = pack_documents(batch, mix.together)
+    if documents and mix.text is not None:
+        batch = stack_batches(batch, mix.text.take(step * documents, documents))
+    return batch

@@ -58,6 +58,12 @@ def test_ppo_arithmetic_by_hand():
     assert sizes.most_micro_batches_per_step == 3  # 8 rows a rank, 3 rows of 50 tokens fit
     assert sizes.documents_per_step == 8
     assert ppo_arithmetic(config, StageName.ppo).documents_per_step == 0
+    assert sizes.text_rows_per_step == 0
+    config.algorithm.ptx.rows_per_episode = 8.0
+    config.pretrain.row_tokens = 48
+    sizes = ppo_arithmetic(config, StageName.ppo_ptx)
+    assert (sizes.documents_per_step, sizes.text_rows_per_step) == (0, 128)
+    assert ppo_arithmetic(config, StageName.ppo).text_rows_per_step == 0
 
 
 def test_steps_of_every_stage():
@@ -280,6 +286,17 @@ def test_rows_of_files_must_fit_the_model(tmp_path: Path, experiment: str, name:
     assert f"stage {stage} reads rows of up to 257 tokens; its model has 256" in caught.value.what
     assert caught.value.where == "data.files.max_completion_tokens"
     assert "to 256 together" in caught.value.mend
+
+
+def test_full_rows_of_pretraining_text_must_fit_the_fine_tuned_model(tmp_path: Path):
+    model = checkpoint(tmp_path / "m", max_position_embeddings=256)
+    line = ["+experiment=sft", f"model.checkpoints.base={model}", *GIVEN, *SHORT,
+            "pretrain.row_tokens=257", "sft.pretraining_fraction=0.1"]  # fmt: skip
+    assert make_plan(composed(*line)).stages  # by documents, which are short
+    with pytest.raises(BatchArithmeticError) as caught:
+        make_plan(composed(*line, "sft.pretraining_full_rows=true"))
+    assert "stage sft reads rows of up to 257 tokens; its model has 256" in caught.value.what
+    assert caught.value.where == "pretrain.row_tokens"
 
 
 def test_what_ppo_reads_of_files_are_prompts(tmp_path: Path):

@@ -415,6 +415,26 @@ class TestPretrainingMix:
         assert [count for _, count in used] == [max(1, round(len(s) / 2)) for s in steps]
 
     @pytest.mark.parametrize("apart", [True, False])
+    def test_rows_asked_for_are_rows_of_so_many_tokens(self, tmp_path: Path, apart: bool):
+        config = small_config()
+        config.algorithm.ptx.rows_per_episode = 8.0
+        config.pretrain.row_tokens = 48
+        run = Run(tmp_path, config, policy=2)
+        run.roles.policy.keeps_documents_apart = apart
+        ppo_ptx(run.session)
+        read: list[int] = []
+        for facts in run.hub.facts("policy.update"):
+            for n in range(2):
+                batches = [b for rank in facts["steps"] for b in rank[n].ptx.micro_batches]
+                lengths = [len(row) for b in batches for row in b.tokens.rows()]
+                assert lengths == [48] * 64  # 8 sequences a step, 8 rows each
+                assert all((b.positions is not None) == apart for b in batches if len(b))
+                read += [i for b in batches for i in b.tokens.values.tolist()]
+        # four steps read the text once, from its start on
+        documents = run.source.pretraining("train", 0, 2000).tokens.values[: 4 * 64 * 48]
+        assert sorted(read) == sorted(documents.tolist())
+
+    @pytest.mark.parametrize("apart", [True, False])
     def test_documents_share_rows_where_they_do_not_see_each_other(
         self, tmp_path: Path, apart: bool
     ):

@@ -75,6 +75,25 @@ def test_demonstrations_share_rows_where_they_do_not_see_each_other(
         assert all(len(b) * b.tokens.lengths.max() <= 64 for b in micro_batches)
 
 
+@pytest.mark.parametrize("together", [0, 64])
+@pytest.mark.parametrize("apart", [True, False])
+def test_pretraining_text_in_full_rows(tmp_path: Path, apart: bool, together: int) -> None:
+    settings = config(
+        steps=3, pretraining_fraction=0.2, pretraining_full_rows=True, pack_tokens=together
+    )
+    settings.pretrain.row_tokens = 50
+    run = Run(tmp_path, settings)
+    run.roles.policy.keeps_documents_apart = apart
+    sft(run.session)
+    stream = run.source.pretraining("train", 0, 100).tokens.values
+    for step, rows in enumerate(batches(run)):
+        text = {tuple(stream[50 * i : 50 * (i + 1)].tolist()) for i in (2 * step, 2 * step + 1)}
+        assert text <= as_set(rows)
+        replies = run.source.demonstrations("train", 8 * step, 8).tokens.values
+        assert sum(map(len, rows)) == 2 * 50 + len(replies)
+        assert (len(rows) < 10) == (apart and together > 0)
+
+
 def test_without_a_share_no_document_is_read(tmp_path: Path) -> None:
     run = Run(tmp_path, config(steps=2))
     sft(run.session)

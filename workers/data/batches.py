@@ -29,8 +29,18 @@ def demonstration_batch(prompts: TokenRows, responses: TokenRows) -> TokenBatch:
 
 
 def stack_batches(first: TokenBatch, second: TokenBatch) -> TokenBatch:
-    """The rows of both, in order; each row is one document."""
-    assert first.positions is second.positions is None, "rows hold one document each"
+    """The rows of both, in order; those of either may hold several documents."""
+    positions = None
+    if first.positions is not None or second.positions is not None:
+        positions = Ragged.concat([_positions(first), _positions(second)])
     return TokenBatch(
-        Ragged.concat([first.tokens, second.tokens]), Ragged.concat([first.targets, second.targets])
+        Ragged.concat([first.tokens, second.tokens]),
+        Ragged.concat([first.targets, second.targets]),
+        positions,
     )
+
+
+def _positions(batch: TokenBatch) -> Ragged:
+    if batch.positions is not None:
+        return batch.positions
+    return Ragged.from_rows([np.arange(n) for n in batch.tokens.lengths], np.int32)
