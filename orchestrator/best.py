@@ -17,6 +17,7 @@ from orchestrator.config import Best, Config, DataSourceKind
 from workers.errors import ConfigError
 
 _GOLD = ("ppo/gold_mean", "ppo/gold_rude_rate", "ppo/gold_truthful_rate")
+_HELDOUT = ("ppo/heldout_score_mean",)  # where there is no gold labeler
 _SAMPLED = (
     "ppo/score_mean",
     "ppo/shaped_return",
@@ -85,7 +86,7 @@ class Scores:
 def scores_of(config: Config) -> Scores:
     """What the checkpoints of a run are compared by."""
     metric = config.run.checkpoint.keep_best
-    delay = 0 if metric in _GOLD else 1 + config.algorithm.staleness
+    delay = 0 if metric in (*_GOLD, *_HELDOUT) else 1 + config.algorithm.staleness
     return Scores(metric, config.run.checkpoint.best_is is Best.lowest, delay)
 
 
@@ -98,19 +99,18 @@ def check_keep_best(config: Config) -> None:
     name, where = config.run.checkpoint.keep_best, "run.checkpoint.keep_best"
     if not name:
         return
-    if name not in (*_GOLD, *_SAMPLED):
-        close = difflib.get_close_matches(name, (*_GOLD, *_SAMPLED), n=3, cutoff=0.4)
+    if name not in (known := (*_GOLD, *_HELDOUT, *_SAMPLED)):
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ConfigError(
             f"{name!r} is no metric that checkpoints are compared by",
             where=where,
             mend=f"did you mean {' or '.join(close)}?" if close else f"try {_SAMPLED[0]}",
         )
     pocket = config.data.source is DataSourceKind.pocket
-    if name in _GOLD and not (pocket and config.algorithm.evaluate_every):
-        raise ConfigError(
-            f"{name} is not measured in this run",
-            where=where,
-            mend="set algorithm.evaluate_every"
-            if pocket
-            else f"only the pocket world has gold scores: try {_SAMPLED[0]}",
-        )
+    measured = _GOLD if pocket else _HELDOUT
+    if name in _SAMPLED or (name in measured and config.algorithm.evaluate_every):
+        return
+    mend = "set algorithm.evaluate_every"
+    if name not in measured:
+        mend = f"only the pocket world has gold scores, in place of the reward: try {measured[0]}"
+    raise ConfigError(f"{name} is not measured in this run", where=where, mend=mend)

@@ -737,8 +737,12 @@ class AlgorithmConfig:
     critic_init: CriticInit = CriticInit.reward_model
     critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
     ema_decay: float = 0.0  # 0 = off; the saved policy is the average when on (paper: .992)
-    evaluate_every: int = 8  # iterations between gold scores of held-out prompts; 0 = never
+    # iterations between scores of held-out prompts, of the gold labeler where there is one, else of
+    # the reward; 0 = never
+    evaluate_every: int = 8
     evaluation_prompts: int = 128
+    # texts of each iteration that samples/rollouts.jsonl keeps; null = all
+    rollouts_kept: int | None = 4
     policy_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-4, schedule=Schedule.constant, warmup_steps=10
@@ -760,6 +764,8 @@ class AlgorithmConfig:
         _at_least_zero(self, "evaluate_every", "critic_warmup_iterations", "staleness")
         if self.importance_cap is not None:
             _positive(self, "importance_cap")
+        if self.rollouts_kept is not None:
+            _at_least_zero(self, "rollouts_kept")
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(
                 f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "

@@ -27,6 +27,7 @@ Clock = Callable[[], float]
 _LABELS: dict[str, tuple[str, str]] = {
     "score_mean": ("reward", ""),
     "gold_mean": ("gold score", ""),
+    "heldout_score_mean": ("held-out reward", ""),
     "kl_sequence": ("KL to SFT", "nats/sequence"),
     "kl_coefficient": ("KL coefficient", "reward/nat"),
     "loss": ("loss", ""),

@@ -76,6 +76,7 @@ def _gold(records: Records, _: Summary) -> Figure | None:
         records,
         [
             ("Gold score, held-out prompts", _ppo_curves("gold_mean")),
+            ("Reward, held-out prompts", _ppo_curves("heldout_score_mean")),
             ("Truthful responses", _ppo_curves("gold_truthful_rate")),
             ("Rude responses", _ppo_curves("gold_rude_rate")),
         ],

@@ -1,4 +1,4 @@
-"""What a PPO iteration leaves behind: metrics, sampled texts, gold scores of held-out prompts."""
+"""What a PPO iteration leaves behind: metrics, sampled texts, scores of held-out prompts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from orchestrator.samples import RolloutSample, append_rollouts
 from orchestrator.session import Session
 from orchestrator.sync import SyncReport
 from workers.messages import Finish, Scores, StepStats
-
-_SAMPLES = 4  # texts kept of an iteration whose gold score is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,8 @@ def mean_kl(experience: Experience) -> float:
 
 
 def record_start(session: Session, stage: str, sync: SyncReport, version: int) -> None:
-    """Record the first sync and the gold score before any update, as step 0."""
-    session.telemetry.record(stage, 0, _parity(sync) | _gold(session, stage, 0, version))
+    """Record the first sync and the scores of held-out prompts before any update, as step 0."""
+    session.telemetry.record(stage, 0, _parity(sync) | _heldout(session, stage, 0, version))
 
 
 def record_iteration(session: Session, done: Iteration, version: int) -> None:
@@ -60,11 +58,13 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
         values = {k: v for k, v in values.items() if not k.startswith("ppo/mismatch_")}
     with session.telemetry.span(done.stage, step, "record"):
         if due:
-            values |= _gold(session, done.stage, step, version)
-            _keep_samples(session, done)
+            values |= _heldout(session, done.stage, step, version)
+        _keep_samples(session, done, settings.rollouts_kept)
         session.telemetry.record(done.stage, step, values)
     session.telemetry.record_phases(done.stage, step)
-    headline = ("score_mean", "kl_sequence", "response_tokens_mean", "gold_mean")
+    headline = (
+        "score_mean", "kl_sequence", "response_tokens_mean", "gold_mean", "heldout_score_mean",
+    )  # fmt: skip
     shown = {name: values[f"ppo/{name}"] for name in headline if f"ppo/{name}" in values}
     session.live.advance(step, **shown)
 
@@ -159,10 +159,12 @@ def _speed(done: Iteration) -> dict[str, float]:
     }
 
 
-def _gold(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
-    """Noise-free scores of held-out prompts, where the data source has a gold labeler."""
-    if session.source.gold([], []) is None:  # nobody could judge the texts: sample none
+def _heldout(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
+    """Scores of held-out prompts: of the gold labeler where there is one, else of the reward."""
+    if not session.config.algorithm.evaluate_every:
         return {}
+    if session.source.gold([], []) is None:
+        return _heldout_rewards(session, stage, step, version)
     prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
     texts, _ = session.sample_texts(session.fleet.rollout, version, prompts, stage, "gold", step)
     golds = session.source.gold(prompts, texts) or []
@@ -173,8 +175,29 @@ def _gold(session: Session, stage: str, step: int, version: int) -> dict[str, fl
     }
 
 
-def _keep_samples(session: Session, done: Iteration) -> None:
-    """Keep the texts of a few training rollouts."""
+def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
+    """What the reward says of answers to held-out prompts, without any penalty."""
+    prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
+    rollout = session.fleet.rollout
+    _, batch = session.sample_texts(rollout, version, prompts, stage, "heldout", step)
+    rollout.sleep().result()  # where models take turns with the engines' memory
+    scores = session.fleet.reward.score_batch(batch).result()
+    ok = np.array([not failure for failure in scores.failures])
+    values = {
+        "ppo/heldout_response_tokens_mean": float(batch.response_lengths.mean()),
+        "ppo/heldout_eos_rate": float((batch.finish == Finish.STOP).mean()),
+        "ppo/heldout_failed": float((~ok).sum()),
+    }
+    if not ok.any():
+        session.live.note(f"no held-out prompt has a reward, first: {scores.failures[0]}")
+        return values
+    return values | {"ppo/heldout_score_mean": _mean(scores.values[ok].tolist())}
+
+
+def _keep_samples(session: Session, done: Iteration, most: int | None) -> None:
+    """Keep the texts of so many training rollouts; None = all."""
+    if most == 0:
+        return
     batch = session.fleet.rollout.fetch(done.rollouts).result()
     score = dict(zip(done.scores.ids.tolist(), done.scores.values.tolist(), strict=True))
     kl = {
@@ -182,7 +205,7 @@ def _keep_samples(session: Session, done: Iteration) -> None:
         for s in done.experience.summaries
         for i, k in zip(s.ids.tolist(), s.kl.tolist(), strict=True)
     }
-    shown = [n for n, i in enumerate(batch.ids.tolist()) if i in kl][:_SAMPLES]
+    shown = [n for n, i in enumerate(batch.ids.tolist()) if i in kl][:most]
     append_rollouts(
         session.folder,
         [

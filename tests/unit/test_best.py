@@ -101,6 +101,22 @@ def kept(run: Run) -> list[str]:
     return [path.name.partition("-")[2] for path in SavedRuns(run.folder).whole()]
 
 
+def test_where_there_is_no_gold_labeler_the_held_out_reward_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = comparing("ppo/heldout_score_mean", Best.highest, 0)
+    run = Run(tmp_path, config)
+    monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
+    run.hub.position.stage = "ppo"
+    ppo(run.session)
+    run.session.finish("ppo", last=True)
+    scores = {r.step: r.value for r in run.metrics() if r.name == "ppo/heldout_score_mean"}
+    del scores[0]
+    step = max(scores, key=lambda n: scores[n])
+    assert sorted(scores) == [2, 4, 6]
+    assert kept(run) == [f"ppo-{step}", "ppo-7"]
+
+
 @pytest.mark.parametrize("stop_after", [0, 3])
 @pytest.mark.parametrize(("best", "pick"), [(Best.highest, max), (Best.lowest, min)])
 def test_the_checkpoint_of_the_best_gold_score_is_made_and_kept(

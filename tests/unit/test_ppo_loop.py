@@ -561,14 +561,67 @@ class TestRecords:
         steps = {r.step for r in run.metrics() if r.name.startswith("ppo/seconds/")}
         assert steps == {r.step for r in run.metrics() if r.name == "ppo/step_seconds"} == {1, 2}
 
-    def test_nothing_is_sampled_for_a_gold_score_that_nobody_can_give(
+    def test_without_a_gold_labeler_the_reward_scores_held_out_prompts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        config = small_config()
+        config.algorithm.iterations, config.algorithm.evaluate_every = 5, 2
+        run = Run(tmp_path, config)
+        monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
+        said: list[list[float]] = []
+        score = run.roles.reward.score_batch
+
+        def spy(batch):
+            answer = score(batch)
+            said.append(answer.result().values.tolist())
+            return answer
+
+        monkeypatch.setattr(run.roles.reward, "score_batch", spy)
+        ppo(run.session)
+        assert run.series("ppo/gold_mean") == []
+        steps = [r.step for r in run.metrics() if r.name == "ppo/heldout_score_mean"]
+        assert steps == [0, 2, 4]  # before any update, then every second iteration
+        assert [len(values) for values in said] == [8, 8, 8]  # evaluation_prompts
+        means = [sum(values) / 8 for values in said]
+        assert run.series("ppo/heldout_score_mean") == pytest.approx(means)
+        assert run.series("ppo/heldout_failed") == [0, 0, 0]
+        prompts = {p.tokens for p in run.source.prompts("heldout", 0, 8)}
+        asked = [f["requests"] for f in run.hub.facts("rollout.generate")]
+        assert {r.prompt_tokens for r in asked[0]} == prompts
+
+    def test_a_failed_reward_of_a_held_out_prompt_is_left_out_and_counted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         run = Run(tmp_path)
         monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
+        run.hub.faults.failed_rewards = lambda i: "no answer" if i < 8 and i != 3 else ""
+        ppo(run.session)  # ids 0 to 7 are the answers before the first update
+        assert run.series("ppo/heldout_failed") == [7, 0, 0]
+        assert np.isfinite(run.series("ppo/heldout_score_mean")).all()
+
+    @pytest.mark.parametrize("gold", [True, False])
+    def test_nothing_is_evaluated_where_that_is_off(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gold: bool
+    ):
+        config = small_config()
+        config.algorithm.evaluate_every = 0
+        run = Run(tmp_path, config)
+        if not gold:
+            monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
         ppo(run.session)
         assert run.hub.names().count("rollout.generate") == 2
-        assert run.series("ppo/gold_mean") == []
+        assert run.series("ppo/gold_mean") == run.series("ppo/heldout_score_mean") == []
+
+    @pytest.mark.parametrize(("kept", "lines"), [(0, 0), (3, 3), (None, 16), (99, 16)])
+    def test_texts_of_every_iteration_are_kept(self, tmp_path: Path, kept: int | None, lines: int):
+        config = small_config()
+        config.algorithm.evaluate_every, config.algorithm.rollouts_kept = 0, kept
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        samples = read_rollouts(run.folder)
+        assert Counter(s.step for s in samples) == ({1: lines, 2: lines} if lines else {})
+        assert len({s.id for s in samples}) == 2 * lines
+        assert run.hub.names().count("rollout.fetch") == 3 + (2 if lines else 0)  # probes
 
     def test_samples_tell_what_was_scored(self, tmp_path: Path):
         run = Run(tmp_path)
