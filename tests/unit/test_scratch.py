@@ -1,9 +1,9 @@
-"""Scratch folders go with their owner, however it ends."""
+"""Scratch folders go with their owner, however it ends, and other users' files stay out of it."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import scratch
+from workers.errors import UnsupportedPlatformError
 
 
 @pytest.fixture
@@ -48,19 +49,80 @@ def test_a_killed_owner_is_swept_and_a_living_one_is_not(home: Path):
     living.close()
 
 
-def test_a_folder_that_others_can_write_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short = Path("/tmp") / f"r{os.getpid()}"  # longer paths are replaced
-    short.mkdir()
-    monkeypatch.setattr(scratch.tempfile, "tempdir", str(short))
-    try:
-        own = scratch.home()
-        assert own == short / f"rehearsal-{os.getuid()}"
-        assert own.stat().st_mode & 0o777 == 0o700
-        own.chmod(0o777)
-        other = scratch.home()
-        assert other != own
-        assert other.stat().st_mode & 0o777 == 0o700
-    finally:
-        shutil.rmtree(short)
+def test_links_and_finished_run_folders_are_never_swept(home: Path, tmp_path: Path):
+    run = tmp_path / "outputs" / "run"
+    run.mkdir(parents=True)
+    (run / ".lock").touch()  # unlocked: the run is finished
+    linked = home / "ray-abcdefgh.scratch"
+    linked.symlink_to(run)
+    (home / "ray-ijklmnop.scratch").touch()
+    (home / "mine").mkdir()
+    (home / "mine" / ".lock").touch()
+    assert scratch.sweep(home) == []
+    assert (run / ".lock").exists()
+    assert linked.is_symlink()
+    assert sorted(p.name for p in home.iterdir()) == [
+        "mine", "outputs", "ray-abcdefgh.scratch", "ray-ijklmnop.scratch"
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_being_made_is_not_swept(home: Path):
+    (home / ".ray-abcdefgh").mkdir()
+    assert scratch.sweep(home) == []
+
+
+def test_the_home_is_made_for_this_user_alone(tmp_path: Path):
+    made = scratch.private_folder(tmp_path / "home")
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert scratch.private_folder(made) == made
+
+
+def test_a_link_in_place_of_the_home_is_refused(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsupportedPlatformError, match="is a link or a file"):
+        scratch.private_folder(tmp_path / "home")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    with pytest.raises(UnsupportedPlatformError, match="cannot be made"):
+        scratch.private_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_home_that_others_can_write_to_is_refused(tmp_path: Path, mode: int):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(mode)
+    with pytest.raises(UnsupportedPlatformError, match="written by other users"):
+        scratch.private_folder(tmp_path / "home")
+
+
+def test_a_home_that_others_could_replace_is_refused(tmp_path: Path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(UnsupportedPlatformError, match="replaced by other users"):
+        scratch.private_folder(shared / "home")
+    shared.chmod(0o1777)
+    scratch.private_folder(shared / "home")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make files of another user")
+def test_what_another_user_made_is_neither_used_nor_deleted(home: Path, tmp_path: Path):
+    other = tmp_path / "home"
+    other.mkdir(mode=0o700)
+    os.chown(other, 65534, 65534)
+    with pytest.raises(UnsupportedPlatformError, match="belongs to user 65534"):
+        scratch.private_folder(other)
+    planted = home / "ray-abcdefgh.scratch"
+    planted.mkdir()
+    os.chown(planted, 65534, 65534)
+    assert scratch.sweep(home) == []
+    assert planted.is_dir()
+
+
+def test_the_lock_is_on_the_folder_itself(home: Path):
+    mine = scratch.Scratch("ray")
+    handle = os.open(mine.path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(handle)
+    mine.close()
