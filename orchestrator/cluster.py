@@ -21,12 +21,13 @@ from typing import Any, Self
 
 import psutil
 import ray
+from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.config import Accelerator, ClusterConfig, RoleName
 from orchestrator.placement import Layout
-from orchestrator.scratch import Scratch
+from orchestrator.scratch import Scratch, home_name
 from workers.errors import DeadlineError, ResourceError
 
 # Read by Ray's own processes when they start. Prestarted workers would import Python once per core
@@ -36,6 +37,9 @@ _RAY_SWITCHES = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
+# Ray's own switch for desktops without clusters: its servers listen on loopback alone;
+# by default other machines can reach them.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
 _SLOW_START = "node timed out during startup"  # in the bare Exception that Ray raises
 _KNOCK_SECONDS = 10.0
@@ -186,7 +190,9 @@ def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
     sleep: spinning, it keeps the core from the sibling that it waits for as soon as another process
     wants a core too, which costs 6 to 10 times the throughput.
     """
+    alone = {"REHEARSAL_HOST": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     return {
+        **(alone if config.address == "local" else {}),
         "OMP_NUM_THREADS": str(config.roles.of(role).threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
@@ -239,7 +245,7 @@ def _start_local(config: ClusterConfig, layout: Layout, seconds: float) -> _Loca
     while True:
         local = _Local()
         try:
-            with _own_signals():
+            with _own_signals(), _on_loopback():
                 ray.init(
                     address="local",
                     num_cpus=_whole(max(config.cpus_per_node, layout.cpus)),
@@ -262,16 +268,65 @@ def _start_local(config: ClusterConfig, layout: Layout, seconds: float) -> _Loca
             return local
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Start Ray's servers where no other machine can reach them."""
+    assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), "another release of Ray"
+    before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment at import
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(_LOOPBACK)  # for the servers
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in _LOOPBACK:
+            os.environ.pop(name, None)
+
+
+def find_cluster(processes: Iterable[psutil.Process] | None = None) -> str:
+    """The address of the one Ray cluster on this machine that is meant to be joined.
+
+    Ray itself would also find the private cluster of another run, join it, and take its resources.
+
+    Args:
+        processes: Where to look; None for all of this machine.
+
+    Raises:
+        ConnectionError: there is none, or more than one.
+    """
+    found: set[str] = set()
+    for process in psutil.process_iter() if processes is None else processes:
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if words and Path(words[0]).name == "raylet" and not _private(words):
+                found |= {w.partition("=")[2] for w in words if w.startswith("--gcs-address=")}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise ConnectionError(f"there are several on this machine: {', '.join(sorted(found))}")
+    raise ConnectionError("none runs on this machine, apart from private ones of other runs")
+
+
+def _private(words: list[str]) -> bool:
+    sessions = [Path(w.partition("=")[2]) for w in words if w.startswith("--session_dir=")]
+    prefix = home_name().rpartition("-")[0] + "-"
+    return any(part.startswith(prefix) for path in sessions for part in path.parts)
+
+
 def _join(config: ClusterConfig) -> None:
     try:
-        _knock(config.address)
+        address = config.address
+        if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+            address = find_cluster()
+        _knock(address)
         with _own_signals():
-            ray.init(address=config.address, **_QUIET)
+            ray.init(address=address, **_QUIET)
     except (ConnectionError, TimeoutError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {config.address!r}: {error}",
             where="cluster.address",
-            mend="start one with `ray start --head`, or use cluster.address=local",
+            mend="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
+            "cluster.address=local",
         ) from error
 
 

@@ -134,7 +134,7 @@ def _save(
     from workers.policy import PolicyWorker
 
     worker = PolicyWorker(0) if role == "policy" else CriticWorker(0)
-    _, port = worker.address()
+    host, port = worker.address()
     group = GroupSpec(
         zero_stage=1,
         dtype=dtype,
@@ -144,7 +144,7 @@ def _save(
         weight_bucket_bytes=_BUCKET_BYTES,
         seed=0,
     )
-    worker.join(RankAddress(0, 1, "127.0.0.1", port), group)
+    worker.join(RankAddress(0, 1, host, port), group)
     worker.load(spec)
     worker.restore(str(state))
     worker.save(path, spec.checkpoint)

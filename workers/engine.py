@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workers import rendezvous
 from workers.adapters import Source, sources
 from workers.messages import RankAddress, TensorMeta
 from workers.models import keep_checkpointing
@@ -94,7 +95,17 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
     # An optional operator that deepspeed would compile on the spot; nothing here calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = timedelta(seconds=spec.collective_seconds)
-    deepspeed.init_distributed(
+    if not dist.is_initialized():  # a second trainer in one process shares the group
+        dist.init_process_group(
+            "nccl" if spec.device == "cuda" else "gloo",
+            store=rendezvous.store(where.host, where.port, where.world_size, where.rank, timeout),
+            rank=where.rank,
+            world_size=where.world_size,
+            timeout=timeout,
+            # without it torch guesses the device of a barrier; one rank alone has no peer
+            device_id=device if spec.device == "cuda" and where.world_size > 1 else None,
+        )
+    deepspeed.init_distributed(  # takes the group that is there
         dist_backend="nccl" if spec.device == "cuda" else "gloo",
         auto_mpi_discovery=False,
         verbose=False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers import rendezvous
 from workers.averaging import WeightAverage
 from workers.disk import writing
 from workers.errors import NonFiniteError, RoleError
@@ -85,11 +85,8 @@ class Trainer:
         self._writing: Future[FileRecord] | None = None
 
     def address(self) -> tuple[str, int]:
-        """This host as its peers see it, and a port that is free now."""
-        host = _own_address()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return host, probe.getsockname()[1]
+        """This host as its peers see it, and a port that is kept for the next group."""
+        return rendezvous.listen()
 
     def join(self, where: RankAddress, spec: GroupSpec) -> RoleInfo:
         """Form the process group; once in the life of the process."""
@@ -387,13 +384,3 @@ def _set_random_states(states: dict[str, Tensor]) -> None:
         torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def _own_address() -> str:
-    """Address of the interface that leads outward (nothing is sent), or loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation (RFC 5737)
-        except OSError:
-            return "127.0.0.1"
-        return probe.getsockname()[0]

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from workers import rendezvous
 from workers.errors import ChecksumError, WeightSyncError
 from workers.messages import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
 from workers.weight_packing import (
@@ -188,13 +189,8 @@ class _Group:
         self._timeout = timedelta(seconds=seconds)
         self._buffer = torch.empty(0, dtype=torch.uint8, device=self.device)
         with self._failures():
-            self._store: dist.Store | None = dist.TCPStore(
-                address.host,
-                address.port,
-                address.world_size,
-                is_master=rank == 0,
-                wait_for_workers=False,
-                timeout=self._timeout,
+            self._store: dist.Store | None = rendezvous.store(
+                address.host, address.port, address.world_size, rank, self._timeout
             )
             store = dist.PrefixStore("weights", self._store)
             self._group: Any = _backend(address, store, rank, self._timeout)

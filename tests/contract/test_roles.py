@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import os
@@ -697,3 +698,18 @@ class TestRayAlone:
         with pytest.raises(RoleError, match="reward rank 0 failed: AttributeError") as caught:
             ray_actors.roles.reward.load("no spec").result()  # type: ignore[arg-type]
         assert "reward: load" in caught.value.where
+
+
+def test_no_server_of_a_local_cluster_listens_beyond_this_machine(world: World) -> None:
+    here = psutil.Process()
+    open_to_others: list[str] = []
+    for process in (here, *here.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name = " ".join(process.cmdline())[:60]
+            open_to_others += [
+                f"{name} {each.laddr}"
+                for each in process.net_connections(kind="inet")
+                if each.status == psutil.CONN_LISTEN
+                and each.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+            ]
+    assert open_to_others == []

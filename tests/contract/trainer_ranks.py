@@ -185,7 +185,7 @@ def _send_to_a_thread(worker: PolicyWorker) -> dict | None:
         return worker.send_weights(make_offer(8, worker.engine.metas, "gloo"))
 
     def connect() -> GroupReceiver:
-        address = GroupAddress("127.0.0.1", worker.address()[1], 2)
+        address = GroupAddress(*worker.address(), 2)
         joining = pool.submit(GroupReceiver, address, 1, torch.device("cpu"), 60.0)
         worker.connect(address)
         return joining.result()

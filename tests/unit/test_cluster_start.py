@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 from composing import composed
 
@@ -45,3 +47,38 @@ def test_other_failures_of_ray_are_not_repeated(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="version mismatch"):
         _start(100.0)
     assert tries == [1]
+
+
+@dataclass(frozen=True)
+class _Process:
+    words: list[str]
+
+    def cmdline(self) -> list[str]:
+        if not self.words:
+            raise psutil.AccessDenied(1)
+        return self.words
+
+
+def _raylet(session: str, address: str) -> _Process:
+    return _Process(["/lib/raylet", f"--session_dir={session}", f"--gcs-address={address}"])
+
+
+_STARTED = _raylet("/tmp/ray/session_1", "10.0.0.1:6379")
+_OF_A_RUN = _raylet("/tmp/rehearsal-1000/ray-abcdefgh.scratch/session_1", "127.0.0.1:40001")
+_OTHER = _Process(["python", "--gcs-address=10.0.0.9:6379"])
+
+
+def _found(*processes: _Process) -> str:
+    return cluster.find_cluster(processes)  # type: ignore[arg-type]
+
+
+def test_the_private_cluster_of_another_run_is_never_joined() -> None:
+    assert _found(_Process([]), _OTHER, _OF_A_RUN, _STARTED) == "10.0.0.1:6379"
+    with pytest.raises(ConnectionError, match="none runs on this machine"):
+        _found(_OF_A_RUN, _OTHER)
+
+
+def test_two_clusters_have_to_be_told_apart_by_their_address() -> None:
+    assert _found(_STARTED, _STARTED) == "10.0.0.1:6379"
+    with pytest.raises(ConnectionError, match=r"several .*: 10.0.0.1:6379, 10.0.0.2:6379"):
+        _found(_STARTED, _raylet("/tmp/ray/session_2", "10.0.0.2:6379"))
