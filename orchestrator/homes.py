@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from orchestrator.scratch import home
+from workers.errors import UnsupportedPlatformError
 
 # Read by: matplotlib, vLLM, torch, transformers, datasets and wandb (the first three), Triton and
 # DeepSpeed, CUDA, FlashInfer.
@@ -35,7 +36,7 @@ def leave_home_alone() -> None:
             if name not in os.environ:
                 folder.mkdir(parents=True, exist_ok=True)
                 os.environ[name] = str(folder)
-    except OSError:
+    except (OSError, UnsupportedPlatformError):  # a run says so when it needs the folder
         return
     models = user / ".cache" / "huggingface"
     if models.is_dir():
