@@ -19,8 +19,8 @@ from orchestrator.inspection import Inspection, Measure, MeasureTokens, inspect,
 from orchestrator.inspection_view import follow, print_report, render
 from workers.data.beginnings import Beginning
 from workers.data.columns import Columns
+from workers.data.formats import FORMATS
 from workers.data.lines import Meter
-from workers.data.readers import FORMATS
 from workers.data.recognise import Kind, kind_of_data, read_examples
 from workers.errors import ConfigError
 

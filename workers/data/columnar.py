@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.data.jsonl import Line
-from workers.data.lines import MAX_LINE_BYTES, Meter, bounded_lines
+from workers.data.lines import MAX_LINE_BYTES, Meter, bounded_lines, open_bytes
 from workers.errors import DataError, DataLineError
 
 if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
@@ -66,15 +65,9 @@ def scan_parquet(path: str, meter: Meter | None = None) -> Iterator[Line | DataL
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not Path(path).is_file():
-        raise DataError(
-            "cannot open the data file: no such file",
-            where=path,
-            mend="correct the path under data.files",
-        )
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with open_bytes(path) as (_, raw), pq.ParquetFile(raw) as file:
             if meter is not None:
                 meter.total, meter.unit = file.metadata.num_rows, "rows"
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):

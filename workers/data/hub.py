@@ -5,16 +5,22 @@ Loading scripts never run: the library refuses them, and nothing here asks it to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from workers.caught import Caught
+from workers.data.folders import check_folder
 from workers.data.jsonl import Line
 from workers.data.lines import Meter
-from workers.errors import DataError
+from workers.data.regular import read_bounded
+from workers.errors import DataError, RehearsalError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
+_STATE_BYTES = 2**20  # of the files that list its parts
+_BATCH_ROWS = 256  # in memory at a time
 
 
 def is_saved(folder: Path) -> bool:
@@ -31,29 +37,38 @@ def scan_saved(path: str, split: str, meter: Meter | None = None) -> Iterator[Li
     import datasets
 
     with _refusals(path, split):
+        check_folder(path)
+        _check_saved(Path(path))
         found = datasets.load_from_disk(path)
     if isinstance(found, datasets.DatasetDict):
         found = _chosen({str(name): part for name, part in found.items()}, path, split)
     if meter is not None:
         meter.total, meter.unit = len(found), "rows"
-    yield from _rows(found, path, path, split, meter)
+    # as tables: rows would have their pictures and sounds read, from wherever they point to
+    tables: Any = found.with_format("arrow").iter(_BATCH_ROWS)
+    rows = (row for table in tables for row in table.to_pylist())
+    yield from _rows(rows, path, path, split, meter)
 
 
-def split_files(path: str, split: str, subset: str) -> list[str]:
-    """The files that hold a split of a folder of data files.
-
-    Files are told apart as on the hub: by "train", "test" and the like in their names or folders,
-    or by the `configs` of a README.md.
+def _check_saved(folder: Path) -> None:
+    """Refuse names of files that lead out of the folder, which a saved set consists of.
 
     Raises:
-        DataError: If there are no data files, or none for this split or subset.
+        DataError: There is one.
     """
-    import datasets
-
-    with _refusals(path, split):
-        builder = datasets.load_dataset_builder(path, name=subset or None)
-        files = {str(name): list(part) for name, part in (builder.config.data_files or {}).items()}
-    return [str(file) for file in _chosen(files, path, split)]
+    for place in [folder, *(each for each in folder.iterdir() if each.is_dir())]:
+        for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
+            if not (place / name).is_file():
+                continue
+            listed = json.loads(read_bounded(place / name, _STATE_BYTES)).get(key, [])
+            names = [each["filename"] if isinstance(each, dict) else each for each in listed]
+            for each in names:
+                if not isinstance(each, str) or Path(each).name != each or not each.strip("."):
+                    raise DataError(
+                        f"{name} names a file outside the folder: {each!r}",
+                        where=str(place),
+                        mend="write the data set again by save_to_disk",
+                    )
 
 
 def scan_hub(name: str, split: str, subset: str, meter: Meter | None = None) -> Iterator[Line]:
@@ -68,6 +83,8 @@ def scan_hub(name: str, split: str, subset: str, meter: Meter | None = None) -> 
         found = datasets.load_dataset(name, name=subset or None, split=split, streaming=True)
     if meter is not None:
         meter.unit = "rows"
+        # pictures and sounds are not read: they may point anywhere
+        found = found.decode(False) if found.features else found
     yield from _rows(found, name, f"{name} ({split})", split, meter)
 
 
@@ -98,25 +115,24 @@ def _chosen(parts: Mapping[str, Any], path: str, split: str) -> Any:
 @contextmanager
 def _refusals(path: str, split: str) -> Iterator[None]:
     """Turn what `datasets` raises on data that it cannot read into a `DataError`."""
-    import pyarrow as pa
-    from datasets.exceptions import DatasetsError
-
-    try:
+    caught = Caught(Exception)  # its readers and parsers raise whatever they meet
+    with caught:
         yield
-    except ConnectionError as error:
+    error = caught.error
+    if error is None:
+        return
+    if isinstance(error, RehearsalError):
+        raise error
+    if isinstance(error, ConnectionError):
         raise DataError(
             f"no such file or folder, and the hub is out of reach: {error}",
             where=path,
             mend="correct the path; or go online; or save the data set where it can be reached "
             "(datasets.load_dataset(...).save_to_disk(FOLDER)) and name the folder",
         ) from error
-    except (
-        *(DatasetsError, pa.ArrowException, OSError, ValueError, LookupError, RuntimeError),
-        OverflowError,  # a date of no calendar
-    ) as error:
-        raise DataError(
-            f"cannot read the data set: {error}",
-            where=f"{path}, split {split!r}",
-            mend="correct the name, data.split or data.subset; data sets that need a loading "
-            "script are not supported: convert them to Parquet",
-        ) from error
+    raise DataError(
+        f"cannot read the data set: {str(error) or type(error).__name__}",
+        where=f"{path}, split {split!r}",
+        mend="correct the name, data.split or data.subset; data sets that need a loading "
+        "script are not supported: convert them to Parquet",
+    ) from error

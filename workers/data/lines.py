@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
+from workers.data.regular import open_regular
 from workers.errors import DataError, DataLineError
 
 MAX_LINE_BYTES = 8 * 2**20  # a longer line is refused without being read into memory
@@ -38,17 +39,18 @@ def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO
         DataError: If the file cannot be opened or read, or its compression is broken.
     """
     try:
-        raw = Path(path).open("rb")  # noqa: SIM115 - closed by the with below
+        raw = open_regular(path)
     except OSError as error:
         raise DataError(
             f"cannot open the data file: {error.strerror}",
             where=path,
-            mend="correct the path under data.files",
+            mend="correct the path of the data set; rows are read more than once, so they must lie "
+            "in a file",
         ) from error
     with raw:
         try:
             if meter is not None:
-                meter.total = Path(path).stat().st_size
+                meter.total = os.fstat(raw.fileno()).st_size
             if raw.peek(2)[:2] == _GZIP:
                 # GzipFile reads through a buffer of its own, so a line costs no Python per byte
                 yield io.BufferedReader(gzip.GzipFile(fileobj=raw), 2**20), raw  # pyright: ignore[reportArgumentType]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from workers.data import hub
 from workers.data.columnar import scan_csv, scan_parquet
+from workers.data.folders import split_files
+from workers.data.formats import FORMATS, format_by_suffix
 from workers.data.json_file import is_turn, scan_json
 from workers.data.jsonl import Line, scan_jsonl
 from workers.data.lines import Meter, open_bytes
 from workers.data.plain_text import scan_text
 from workers.errors import ConfigError, DataError, DataLineError, EmptyDatasetError
-
-FORMATS = ("auto", "jsonl", "json", "parquet", "csv", "text", "datasets")
 
 Row = Line | DataLineError
 _Scan = Callable[[str, Meter | None], Iterator[Row]]
@@ -27,16 +27,6 @@ _SCANS: dict[str, _Scan] = {
     "csv": scan_csv,
     "tsv": partial(scan_csv, delimiter="\t"),
     "text": scan_text,
-}
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".txt": "text",
-    ".text": "text",
 }
 # OWNER/NAME, or the NAME alone of a data set that the hub's own staff keeps
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -100,15 +90,15 @@ def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None
     _check_name(path)
     place = Path(path)
     if declared not in ("auto", "datasets"):
-        name = _by_suffix(path) if declared == "csv" and _by_suffix(path) == "tsv" else declared
-        return _SCANS[name](path, meter)
+        tabs = declared == "csv" and format_by_suffix(path) == "tsv"
+        return _SCANS["tsv" if tabs else declared](path, meter)
     if place.is_dir():
         if hub.is_saved(place):
             return hub.scan_saved(path, split, meter)
-        return _scan_files(hub.split_files(path, split, subset), meter)
+        return _scan_files(split_files(path, split, subset), meter)
     if not place.exists() and (declared == "datasets" or _may_be_hub_id(path)):
         return hub.scan_hub(path, split, subset, meter)
-    return _SCANS[_by_suffix(path) or _by_content(path)](path, meter)
+    return _SCANS[format_by_suffix(path) or _by_content(path)](path, meter)
 
 
 def _check_name(path: str) -> None:
@@ -127,16 +117,13 @@ def _check_name(path: str) -> None:
 
 def _scan_files(files: list[str], meter: Meter | None) -> Iterator[Row]:
     for file in files:
-        yield from _SCANS[_by_suffix(file) or _by_content(file)](file, meter)
+        yield from _SCANS[format_by_suffix(file) or _by_content(file)](file, meter)
 
 
 def _may_be_hub_id(path: str) -> bool:
-    return _HUB_ID.fullmatch(path) is not None and not _by_suffix(path) and ".json" not in path
-
-
-def _by_suffix(path: str) -> str:
-    name = path.lower().removesuffix(".gz")
-    return _SUFFIXES.get(Path(name).suffix, "")
+    return (
+        _HUB_ID.fullmatch(path) is not None and not format_by_suffix(path) and ".json" not in path
+    )
 
 
 def _by_content(path: str) -> str:

@@ -1,0 +1,62 @@
+"""Opening what users name: regular files alone, so that nothing waits for a pipe's other end."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotRegularError(OSError):
+    """A path that names no file of bytes; `strerror` says what it names."""
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a regular file for reading; never waits, whatever the path names.
+
+    Raises:
+        NotRegularError: It is a folder, pipe, socket or device.
+        OSError: It cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        _check(path, os.stat(path).st_mode)  # noqa: PTH116 - a socket cannot be opened at all
+        raise
+    except ValueError as error:  # a NUL character
+        raise NotRegularError(0, str(error), str(path)) from error
+    try:
+        _check(path, os.fstat(descriptor).st_mode)
+    except NotRegularError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bounded(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        NotRegularError: As `open_regular`, and of a file that is longer.
+        OSError: It cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise NotRegularError(0, f"longer than {limit / 2**20:g} MiB", str(path))
+    return content
+
+
+def _check(path: str | Path, mode: int) -> None:
+    for is_kind, name in _KINDS:
+        if is_kind(mode):
+            raise NotRegularError(0, f"it is {name}, not a file", str(path))
