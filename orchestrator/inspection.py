@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations, islice, pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from workers.data.examples import (
@@ -83,9 +84,9 @@ class Inspection:
         self.completions.update(row.completions)
         if row.ranks:
             self.options[len(row.ranks)] += 1
-            apart = sum(a != b for a, b in combinations(row.ranks, 2))
-            self.pairs += apart
-            self.tied_pairs += len(row.ranks) * (len(row.ranks) - 1) // 2 - apart
+            tied = sum(math.comb(count, 2) for count in Counter(row.ranks).values())
+            self.pairs += math.comb(len(row.ranks), 2) - tied
+            self.tied_pairs += tied
         self._sample(row)
 
     def _sample(self, row: Seen) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from orchestrator.arithmetic import sft_rows
 from orchestrator.config import (
     Config,
@@ -19,6 +21,7 @@ from workers.data.sets import Feeding, Rendering, SetKind
 from workers.data.source import DataSource
 from workers.data.tokenizers import load_tokenizer
 from workers.errors import TokenizerMismatchError
+from workers.model_shape import read_shape
 
 
 def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
@@ -26,15 +29,15 @@ def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
     if config.data.source is DataSourceKind.pocket:
         pocket = config.data.pocket
         return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
-    return FileSource(
-        all_sets(config.data), _rendering(config, _tokenizer_folder(checkpoints)), _feeding(config)
-    )
+    return FileSource(all_sets(config.data), _rendering(config, checkpoints), _feeding(config))
 
 
-def _rendering(config: Config, tokenizer: str) -> Rendering:
+def _rendering(config: Config, checkpoints: dict[str, str]) -> Rendering:
     data = config.data
+    models = _language_models(checkpoints)
     return Rendering(
-        checkpoint=tokenizer,
+        checkpoint=_tokenizer_folder(models),
+        embeddings=min(read_shape(Path(folder)).vocabulary for folder in models.values()),
         max_prompt_tokens=data.files.max_prompt_tokens,
         max_completion_tokens=data.files.max_completion_tokens,
         chat_template=data.chat_template,
@@ -62,14 +65,17 @@ def _feeding(config: Config) -> Feeding:
     )
 
 
-def _tokenizer_folder(checkpoints: dict[str, str]) -> str:
+def _language_models(checkpoints: dict[str, str]) -> dict[str, str]:
+    # A reward model may have a tokenizer of its own (reward.bridge=text).
+    return {name: path for name, path in checkpoints.items() if name != "reward_model"}
+
+
+def _tokenizer_folder(models: dict[str, str]) -> str:
     """The given language model whose tokenizer reads the files.
 
     Raises:
         TokenizerMismatchError: an id or the end token means another thing to another one of them.
     """
-    # A reward model may have a tokenizer of its own (reward.bridge=text).
-    models = {name: path for name, path in checkpoints.items() if name != "reward_model"}
     first, *others = models
     reader = load_tokenizer(models[first])
     words = {number: word for word, number in reader.get_vocab().items()}

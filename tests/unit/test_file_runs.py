@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from orchestrator.config import Config, DataConfig, DataSourceKind, FilesConfig
 from orchestrator.sources import left_out, make_source
@@ -28,6 +29,7 @@ def saved(folder: Path, end: str = "") -> str:
     if end:
         tokenizer.eos_token = end
     tokenizer.save_pretrained(folder)
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(folder)
     return str(folder)
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
 
+from workers.caught import Caught
 from workers.data.jsonl import Line
-from workers.data.lines import MAX_LINE_BYTES, Meter, bounded_lines, open_bytes
-from workers.errors import DataError, DataLineError
+from workers.data.lines import (
+    MAX_LINE_BYTES,
+    Meter,
+    bounded_lines,
+    holds_nul,
+    open_bytes,
+    too_long,
+)
+from workers.errors import DataError, DataLineError, RehearsalError
 
 if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
     from pyarrow import RecordBatch
@@ -62,26 +71,56 @@ def scan_parquet(path: str, meter: Meter | None = None) -> Iterator[Line | DataL
     Raises:
         DataError: If the file cannot be opened, or is no readable Parquet.
     """
-    import pyarrow as pa
+    number = 0
+    with open_bytes(path) as (_, raw):
+        batches = _batches(raw, path, meter)
+        while True:
+            with _refusals(f"{path} after row {number}"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            large = batch.nbytes > MAX_LINE_BYTES
+            for i in range(batch.num_rows):
+                number += 1
+                where = f"{path} row {number}"
+                if large and batch.slice(i, 1).nbytes > MAX_LINE_BYTES:
+                    yield too_long(where)
+                else:
+                    yield _parquet_row(batch, i, where)
+            if meter is not None:
+                meter.done = number
+
+
+def _batches(raw: BinaryIO, path: str, meter: Meter | None) -> Iterator[RecordBatch]:
     import pyarrow.parquet as pq
 
-    number = 0
-    try:
-        with open_bytes(path) as (_, raw), pq.ParquetFile(raw) as file:
-            if meter is not None:
-                meter.total, meter.unit = file.metadata.num_rows, "rows"
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for i in range(batch.num_rows):
-                    number += 1
-                    yield _parquet_row(batch, i, f"{path} row {number}")
-                if meter is not None:
-                    meter.done = number
-    except (pa.ArrowException, OSError) as error:
+    with pq.ParquetFile(raw) as file:
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise DataError(
+                f"two columns of one name: {', '.join(names)!r}",
+                where=path,
+                mend="give each column a name of its own",
+            )
+        if meter is not None:
+            meter.total, meter.unit = file.metadata.num_rows, "rows"
+        yield from file.iter_batches(batch_size=_BATCH_ROWS)
+
+
+@contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Turn what Arrow raises on a file that it cannot read into a `DataError`."""
+    caught = Caught(Exception)  # damaged bytes reach every part of it
+    with caught:
+        yield
+    if isinstance(caught.error, RehearsalError):
+        raise caught.error
+    if caught.error is not None:
         raise DataError(
-            f"not a readable Parquet file: {error}",
-            where=f"{path} after row {number}",
+            f"not a readable Parquet file: {caught.error}",
+            where=where,
             mend="fetch or write the file again",
-        ) from error
+        ) from caught.error
 
 
 class _CsvLines:
@@ -90,6 +129,7 @@ class _CsvLines:
     def __init__(self, path: str, meter: Meter | None) -> None:
         self.number = 0  # of the line handed out last
         self.errors: list[DataLineError] = []
+        self._path = path
         self._lines = bounded_lines(path, meter)
 
     def __iter__(self) -> Iterator[str]:
@@ -101,6 +141,9 @@ class _CsvLines:
             if not isinstance(raw, DataLineError):
                 # bad bytes become lone surrogates, by which their cell is found
                 text = raw.decode("utf-8", errors="surrogateescape")
+                if "\0" in text:
+                    self.errors.append(holds_nul(f"{self._path}:{number}"))
+                    continue
                 return text.removeprefix("\ufeff") if number == 1 else text
             self.errors.append(raw)
         raise StopIteration
@@ -117,6 +160,10 @@ def _amiss(what: str, where: str) -> DataError:
 
 def _header(cells: list[str], path: str) -> list[str]:
     names = [cell.strip() for cell in cells]
+    if any("\udc80" <= c <= "\udcff" for name in names for c in name):
+        raise DataError(
+            "the header line holds invalid UTF-8", where=f"{path}:1", mend="save the file as UTF-8"
+        )
     if "" in names or len(set(names)) < len(names):
         raise DataError(
             f"the header line must hold distinct names, not {', '.join(names)!r}",
@@ -139,13 +186,16 @@ def _csv_row(header: list[str], cells: list[str], where: str) -> Line | DataLine
 
 
 def _parquet_row(batch: RecordBatch, i: int, where: str) -> Line | DataLineError:
+    import pyarrow as pa
+
     fields: dict[str, object] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             fields[name] = column[i].as_py()
         except UnicodeDecodeError:
             return DataLineError(f'"{name}" holds invalid UTF-8', where=where, mend=_MEND)
-        except (OverflowError, ValueError, LookupError) as error:  # a time of no calendar or zone
+        except (pa.ArrowException, OverflowError, ValueError, LookupError, TypeError) as error:
+            # such as a time of no calendar or zone
             what = f'"{name}" of type {column.type} cannot be read: {error}'
             return DataLineError(what, where=where, mend=_MEND)
     return Line(fields, where)

@@ -10,7 +10,7 @@ import numpy as np
 from workers.data.accounts import SetAccount
 from workers.data.asked import unpack_dialogue
 from workers.data.batches import document_batch
-from workers.data.encode import Encoder
+from workers.data.encode import Chunk, Encoder
 from workers.data.mixture import quotas
 from workers.data.pool import Encode, open_encoder
 from workers.data.recognise import Kind, read_examples
@@ -19,7 +19,7 @@ from workers.data.sets import DataSet, Feeding, Rendering, SetKind
 from workers.data.source import PromptSplit, Split
 from workers.data.table import Gatherer, Held, Table
 from workers.data.tokenizers import detokenize
-from workers.errors import ConfigError
+from workers.errors import ConfigError, DataError
 from workers.messages import IntArray, Ragged, Ranking, TokenBatch
 from workers.pocket.labeler import Gold
 
@@ -46,13 +46,15 @@ class FileSource:
         accounts: What became of the rows of each set.
 
     Raises:
-        DataError: A file cannot be read, or a line of it, and `on_bad_line` is "fail".
+        DataError: A file cannot be read, or a line of it, and `on_bad_line` is "fail"; or a token
+            is none that the models know.
         EmptyDatasetError: A set has no usable row.
         ConfigError: A weight is out of range.
     """
 
     def __init__(self, sets: Sequence[DataSet], rendering: Rendering, feeding: Feeding) -> None:
         encoder = Encoder(rendering)
+        self._rendering = rendering
         self.tokenizer: PreTrainedTokenizerBase = encoder.tokenizer
         self.chat_template: str = encoder.chat_template
         if self.chat_template:
@@ -155,6 +157,7 @@ class FileSource:
                 on_bad_line=self._feeding.on_bad_line,
             )
             for chunk in encode(kind, examples):
+                self._check_ids(chunk, each)
                 gatherer.add(number, chunk, accounts[number])
         return Table(kind, self._sets[kind], accounts, gatherer.finish(), self._feeding, held)
 
@@ -165,6 +168,19 @@ class FileSource:
         dialogue = unpack_dialogue(bytes(rows.dialogues.row(row)))
         words = dialogue or text.removeprefix(str(self.tokenizer.bos_token or ""))
         return Prompt(int(number), tokens, text, int(number), words)
+
+    def _check_ids(self, chunk: Chunk, each: DataSet) -> None:
+        known = self._rendering.embeddings
+        highest = int(chunk.tokens.values.max(initial=0))
+        if known and highest >= known:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise DataError(
+                f"the tokenizer writes token id {highest} ({token!r}), but the models have "
+                f"embeddings for {known:,} ids only",
+                where=f"{each.path}, read by the tokenizer of {self._rendering.checkpoint}",
+                mend="give the model more embeddings (model.resize_token_embeddings(len(tokenizer)"
+                ") and save_pretrained), or save the tokenizer beside it that it was made with",
+            )
 
     def _finish(self) -> None:
         held = Held.together([table.held_out() for table in self._tables.values()])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -16,6 +15,7 @@ from typing import Any, cast
 import yaml
 
 from workers.data.formats import family_by_suffix
+from workers.data.regular import open_regular
 from workers.errors import DataError
 
 _CARDS = ("README.md", ".huggingface.yaml")  # the later one wins
@@ -169,9 +169,10 @@ def _configs(folder: str) -> list[Mapping[str, object]]:
 
 def _front_matter(path: Path) -> dict[object, object]:
     """The YAML at the beginning of a card; {} where there is none."""
-    if not (path.exists() and stat.S_ISREG(path.stat().st_mode)):
+    if not path.is_file():
         return {}
-    text = path.read_bytes()[:_CARD_BYTES].decode("utf-8-sig", errors="replace")
+    with open_regular(path) as file:
+        text = file.read(_CARD_BYTES).decode("utf-8-sig", errors="replace")
     text = text.replace("\r\n", "\n")
     if path.suffix == ".md":
         if not text.startswith("---\n"):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from workers.data.jsonl import Line, kind_of, parse_json
-from workers.data.lines import MAX_LINE_BYTES, Meter, open_bytes, too_long
+from workers.data.lines import MAX_LINE_BYTES, Meter, only_space, open_bytes, too_long
 from workers.errors import DataError, DataLineError
 
 _CHUNK = 2**18
 _SHAPE = "a JSON data file is a list of objects, or an object that holds one list of objects"
 _MEND = "correct the file, or declare its format by data.format"
 _ONE_ROW = "if the object is a row itself, make a list of it: [ before it and ] behind it"
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def scan_json(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
@@ -110,11 +111,16 @@ class _Text:
 
     def peek(self) -> str:
         """The next character that is no space; "" at the end of the file."""
+        space = 0
         while True:
-            while self._at < len(self._text) and self._text[self._at] in _SPACE:
-                self._at += 1
+            match = _SPACE.match(self._text, self._at)
+            assert match is not None, "no space is a match, too"
+            space += match.end() - self._at
+            self._at = match.end()
             if self._at < len(self._text):
                 return self._text[self._at]
+            if space > MAX_LINE_BYTES:
+                raise only_space(f"{self.path} before byte {self._bytes}")
             if not self._more(_CHUNK):
                 return ""
 

@@ -88,9 +88,7 @@ class Line:
         """The value, which must be a string that can be encoded."""
         if not isinstance(value, str):
             self.fail(f'"{name}" must be a string, not {kind_of(value)}')
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can escape half of a surrogate pair
+        if not _encodes(value):  # JSON can escape half of a surrogate pair
             self.fail(f'"{name}" holds an unpaired surrogate')
         return value
 
@@ -171,25 +169,55 @@ def parse_json(text: str, where: str) -> object:
     """Parse one JSON value strictly.
 
     Raises:
-        DataLineError: If it is not JSON, or holds NaN or Infinity; names the field that does.
+        DataLineError: If it is not JSON, holds NaN or Infinity (names the field that does), or an
+            object with a name that comes twice or cannot be encoded.
     """
     odd: list[str] = []
+    wrong_keys: list[str] = []
 
     def note(name: str) -> float:
         odd.append(name)
         return float(name)
 
+    def fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            wrong_keys.append(f"{_twice(pairs)!r} stands twice in one object")
+        wrong_keys.extend(
+            f"the name {key!r} holds an unpaired surrogate"
+            for key in found
+            if not key.isascii() and not _encodes(key)
+        )
+        return found
+
     try:
-        value: object = json.loads(text, parse_constant=note)
+        value: object = json.loads(text, parse_constant=note, object_pairs_hook=fields)
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:  # malformed JSON, or an integer of absurd length
         reason = f"not valid JSON: {error}"
     else:
-        if not odd:
+        if not odd and not wrong_keys:
             return value
-        reason = f'"{_place_of_constant(value)}" is {odd[0]}, which is not a JSON number'
+        reason = (
+            wrong_keys[0]
+            if wrong_keys
+            else f'"{_place_of_constant(value)}" is {odd[0]}, which is not a JSON number'
+        )
     raise DataLineError(reason, where=where, mend=_MEND)
+
+
+def _twice(pairs: list[tuple[str, object]]) -> str:
+    seen: set[str] = set()
+    return next(key for key, _ in pairs if key in seen or seen.add(key))
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def kind_of(value: object) -> str:

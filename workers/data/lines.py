@@ -15,6 +15,7 @@ from workers.data.regular import open_regular
 from workers.errors import DataError, DataLineError
 
 MAX_LINE_BYTES = 8 * 2**20  # a longer line is refused without being read into memory
+_LONGEST_LINE_BYTES = 2**28  # nothing behind a longer one is looked for
 _GZIP = b"\x1f\x8b"
 _METER_LINES = 256  # lines between two looks at the file position
 
@@ -73,19 +74,42 @@ def bounded_lines(
         DataError: As `open_bytes`.
     """
     with open_bytes(path, meter) as (stream, raw):
-        number = 0
+        number = blank = 0
         while line := stream.readline(limit + 1):
             number += 1
             if meter is not None and number % _METER_LINES == 0:
                 meter.done = raw.tell()
+            blank = blank + len(line) if line.isspace() else 0
+            if blank > MAX_LINE_BYTES:
+                raise only_space(f"{path}:{number}")
             if len(line) <= limit or line.endswith(b"\n"):
                 yield number, line
                 continue
-            while (rest := stream.readline(limit)) and not rest.endswith(b"\n"):
-                pass
+            _skip_line(stream, f"{path}:{number}", limit)
             yield number, too_long(f"{path}:{number}", limit)
     if meter is not None:
         meter.done = meter.total
+
+
+def _skip_line(stream: BinaryIO, where: str, limit: int) -> None:
+    for _ in range(_LONGEST_LINE_BYTES // limit + 1):
+        rest = stream.readline(limit)
+        if not rest or rest.endswith(b"\n"):
+            return
+    raise DataError(
+        f"a line of over {_LONGEST_LINE_BYTES / 2**20:g} MiB",
+        where=where,
+        mend="fetch or write the file again; this is no file of rows",
+    )
+
+
+def only_space(where: str) -> DataError:
+    """The error for a file that does not go on."""
+    return DataError(
+        f"over {MAX_LINE_BYTES / 2**20:g} MiB of white space in a row",
+        where=where,
+        mend="delete the blank lines; a damaged or unfinished file often holds them",
+    )
 
 
 def too_long(where: str, limit: int = MAX_LINE_BYTES) -> DataLineError:
@@ -94,6 +118,15 @@ def too_long(where: str, limit: int = MAX_LINE_BYTES) -> DataLineError:
         f"longer than {limit / 2**20:g} MiB",
         where=where,
         mend="break the line up, or delete it; a damaged file often lost its line ends",
+    )
+
+
+def holds_nul(where: str) -> DataLineError:
+    """The error for a line of text that is none."""
+    return DataLineError(
+        "holds a NUL character, which text does not",
+        where=where,
+        mend="save the file as UTF-8 (UTF-16 looks like this), or delete the line",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workers.data.jsonl import Line
-from workers.data.lines import Meter, bounded_lines
+from workers.data.lines import Meter, bounded_lines, holds_nul
 from workers.errors import DataLineError
 
 PIECE_CHARACTERS = 4096  # a document ends at the first blank line after so many characters
@@ -48,6 +48,8 @@ def _full(size: int, last: str) -> bool:
 
 
 def _decoded(raw: bytes, path: str, number: int) -> str | DataLineError:
+    if b"\0" in raw:
+        return holds_nul(f"{path}:{number}")
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:

@@ -24,6 +24,8 @@ _SHAPES: dict[Kind, Callable[[Line, str], Iterator[Example]]] = {
     "pretraining": shapes.documents,
 }
 
+MOST_COMPLETIONS = 256  # of one ranking, which a reward model reads as one element
+
 
 def read_examples(
     path: str,
@@ -68,6 +70,8 @@ def read_examples(
             examples = list(_SHAPES[kind](line, name))
             if _is_repeated(line, examples, seen):
                 yield Rejected("duplicate id", line.where, name)
+            elif any(_too_many(each) for each in examples):
+                yield Rejected(f"over {MOST_COMPLETIONS} completions", line.where, name)
             else:
                 yield from examples
         except Unusable as unusable:
@@ -135,6 +139,10 @@ def _has_shape(line: Line, kind: Kind) -> bool:
     except Unusable:
         return True
     return True
+
+
+def _too_many(example: Example) -> bool:
+    return isinstance(example, Comparison) and len(example.completions) > MOST_COMPLETIONS
 
 
 def _is_repeated(line: Line, examples: Sequence[Example], seen: set[bytes]) -> bool:

@@ -61,6 +61,7 @@ class Rendering:
     train_on: Literal["last", "all"] = "last"
     prefix_characters: int = 0  # of the beginning that deduplication compares
     find_pii: bool = False
+    embeddings: int = 0  # token ids that the models know; 0 = not asked
 
 
 @dataclass(frozen=True, slots=True)
