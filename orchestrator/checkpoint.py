@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workers.disk import writing
+from orchestrator import cards
+from workers.disk import open_to_readers, writing
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
 
 MANIFEST = "rehearsal.json"
@@ -46,6 +47,7 @@ def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
     partial.mkdir(parents=True)
     save(str(partial))
     _check_folder(partial)
+    open_to_readers(partial)
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
         for path in sorted(partial.rglob("*"))
@@ -119,6 +121,8 @@ def _check_manifest(folder: Path) -> None:
     except (ValueError, KeyError) as error:
         raise _broken(folder, f"{MANIFEST} does not parse: {error}") from error
     for name, entry in files.items():
+        if name == cards.NAME:  # for people, who may write into it
+            continue
         path = folder / name
         if not path.is_file():
             raise _broken(folder, f"{name} is missing")

@@ -81,12 +81,10 @@ def _measure(options: argparse.Namespace) -> Measure:
     if not options.tokenizer:
         return measure_characters
     # imported late: transformers takes seconds
-    from workers.data.beginnings import begin_with
     from workers.data.render import Renderer
-    from workers.data.tokenizers import load_tokenizer
+    from workers.data.tokenizers import load_speaker
 
-    tokenizer = load_tokenizer(options.tokenizer)
-    begin_with(tokenizer, options.add_bos_token)
+    tokenizer = load_speaker(options.tokenizer, options.chat_template, options.add_bos_token)
     renderer = Renderer(
         tokenizer,
         template=options.chat_template,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import checkpoint
@@ -70,9 +71,21 @@ def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
     return ()
 
 
+def _check_saving(config: Config, _source: DataSource) -> Iterable[str]:
+    """What trained models copy from given checkpoints can be saved."""
+    from workers.published import require_saveable
+
+    given = [getattr(config.model.checkpoints, f.name) for f in fields(config.model.checkpoints)]
+    if any(stage is not StageName.evaluate for stage in config.stages):
+        for path in dict.fromkeys(filter(None, given)):
+            require_saveable(Path(path))
+    return ()
+
+
 # Each is called with the configuration and the data, raises a RehearsalError where what is given
 # cannot be used, and returns sentences for people (usually none).
 CHECKS: dict[str, Check] = {
     "judge": _check_judge,
     "lm-eval": _check_harness,
+    "saving": _check_saving,
 }

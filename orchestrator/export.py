@@ -12,16 +12,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from orchestrator import checkpoint
+from orchestrator import cards, checkpoint
 from orchestrator.command import exit_code
 from orchestrator.plain import from_plain
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import MANIFEST, SavedRun, SavedRuns
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
-from workers.messages import RankAddress
+from workers.messages import RankAddress, Sampling
 from workers.specs import Dtype, GroupSpec, TrainModelSpec
+
+if TYPE_CHECKING:  # seconds to import, and only a type here
+    from transformers import PreTrainedTokenizerBase
 
 Role = Literal["policy", "critic"]
 _BUCKET_BYTES = 256 << 20
@@ -80,23 +83,52 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
         MissingCheckpointError: the model that the training started from has been moved.
         BrokenCheckpointError: files are missing, or do not say what they are of.
     """
-    from workers.data.templates import template_source
-    from workers.data.tokenizers import dress, load_tokenizer
+    from workers.published import complete
 
     if folder.exists():
         raise ConfigError("the folder is there already", where=str(folder), mend="name a new one")
     spec, dtype = _facts(saved, role)
-    origin = str(checkpoint.require(_origin(saved, spec.checkpoint), "starting"))
-    spec = replace(spec, checkpoint=origin)
-    template = template_source(saved.config["data"]["chat_template"], load_tokenizer(origin))
+    origin = checkpoint.require(_origin(saved, spec.checkpoint), "starting")
+    spec = replace(spec, checkpoint=str(origin))
+    rollout = saved.config["rollout"]
+    sampling = Sampling(rollout["temperature"], rollout["max_response_tokens"])
+    tokenizer = _tokenizer(saved, origin)
+    card = _card(saved, role, origin, sampling)
 
     def save(path: str) -> None:
         _save(spec, dtype, saved.path, role, path, threads)
-        if template and saved.config["data"]["source"] != "pocket":  # whose texts are no dialogues
-            dress(path, load_tokenizer(origin), template)
+        complete(Path(path), tokenizer, sampling)
+        cards.write(Path(path), card)
 
     facts = {"stage": saved.stage, "step": saved.step, "seed": saved.config["seed"]}
     checkpoint.publish(folder.resolve(), save, facts)
+
+
+def _tokenizer(saved: SavedRun, origin: Path) -> PreTrainedTokenizerBase:
+    """That of the run's data; `origin` is the folder that the training started from."""
+    from workers.data.tokenizers import load_speaker
+    from workers.pocket.tokenizer import build_tokenizer
+
+    data = saved.config["data"]
+    if data["source"] == "pocket":
+        return build_tokenizer()
+    return load_speaker(origin, data["chat_template"], data.get("add_bos_token", "auto"))
+
+
+def _card(saved: SavedRun, role: Role, origin: Path, sampling: Sampling) -> cards.Card:
+    scores = role == "critic" and saved.stage == "reward_model"
+    return cards.Card(
+        name="reward_model" if scores else "critic" if role == "critic" else saved.stage,
+        stages=(*saved.progress.get("finished", ()), f"{saved.stage}, {saved.step} steps of it"),
+        experiment=saved.config.get("experiment", ""),
+        seed=saved.config["seed"],
+        licence=cards.licence_of(origin),
+        base=origin.name,
+        data=(),
+        pocket=saved.config["data"]["source"] == "pocket",
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+    )
 
 
 def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:

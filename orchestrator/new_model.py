@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from orchestrator import checkpoint
 from orchestrator.command import exit_code
 from workers.data.readers import read_rows
 from workers.errors import ConfigError
+from workers.messages import Sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make(options: argparse.Namespace) -> None:
     # seconds of imports, after mistakes on the command line have been told
+    from workers.published import complete
     from workers.scratch_model import ScratchShape, create_scratch_model, learn_tokenizer
 
     folder = Path(options.folder)
@@ -41,8 +44,14 @@ def _make(options: argparse.Namespace) -> None:
         intermediate_size=options.intermediate_size or 8 * options.hidden_size // 3,
         tie_word_embeddings=not options.untied,
     )
-    parameters = create_scratch_model(folder, shape, tokenizer, options.seed)
-    sys.stdout.write(f"{folder}: {parameters:,} parameters, {len(tokenizer):,} tokens\n")
+    counted: list[int] = []
+
+    def save(path: str) -> None:
+        counted.append(create_scratch_model(path, shape, tokenizer, options.seed))
+        complete(Path(path), tokenizer, Sampling(1.0, max(1, options.positions // 2)))
+
+    checkpoint.publish(folder.resolve(), save, {"stage": "new_model", "seed": options.seed})
+    sys.stdout.write(f"{folder}: {counted[0]:,} parameters, {len(tokenizer):,} tokens\n")
 
 
 def _texts(paths: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import batching, checkpoint, progress
+from orchestrator import batching, cards, checkpoint, progress
 from orchestrator.amends import Amends
 from orchestrator.config import Config, RoleName
 from orchestrator.derive import rollout_spec
@@ -29,7 +29,6 @@ from orchestrator.text_rows import TextRows
 from orchestrator.waiting import Position
 from workers.data.records import Prompt
 from workers.data.source import DataSource
-from workers.data.tokenizers import dress
 from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBatch
 from workers.model_shape import read_shape
 from workers.specs import RolloutSpec
@@ -92,14 +91,16 @@ class Session:
     def publish(self, name: str, save: checkpoint.Save, stage: str) -> Path:
         """Save a stage's product into the run folder and hand it to the later stages.
 
-        A chat template of the run's own goes into the folder, so that later stages, vLLM and users
-        render dialogues as the model has seen them.
+        The tokenizer of the data goes into the folder, chat template included, so that later
+        stages, vLLM and users make the same tokens of a text or a dialogue as training did.
         """
+        # Deferred: transformers takes seconds.
+        from workers.published import complete
 
         def whole(path: str) -> None:
             save(path)
-            if self.source.chat_template:
-                dress(path, self.source.tokenizer, self.source.chat_template)
+            complete(Path(path), self.source.tokenizer, self.sampling())
+            cards.write(Path(path), cards.of_session(self, name, stage))
 
         facts = {"stage": stage, "seed": self.config.seed, "experiment": self.config.experiment}
         folder = checkpoint.publish(self.folder.checkpoints / name, whole, facts)

@@ -108,7 +108,8 @@ def save_adapter(
     }
     config = _peft_config(model, spec)
     config.modules_to_save = list(heads) or None
-    config.base_model_name_or_path, config.inference_mode = base, True
+    # The name alone: where the folder lies is of no use on another machine.
+    config.base_model_name_or_path, config.inference_mode = Path(base).name, True
     # A list: peft writes sets in an order that differs from run to run.
     config.target_modules = [n for n, module in model.named_modules() if hasattr(module, "lora_A")]
     folder.mkdir(parents=True)

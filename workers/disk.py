@@ -53,6 +53,25 @@ def _number(error: Exception) -> int:
     return getattr(error, "errno", None) or (int(told[1]) if told else 0)
 
 
+def open_to_readers(path: Path) -> None:
+    """Give a file, or every file of a folder, the permissions of ordinary new files.
+
+    Some libraries write through temporary files, which nobody but their owner may read.
+    """
+    mode = 0o666 & ~_umask()
+    for each in [path] if path.is_file() else path.rglob("*"):
+        if each.is_file():
+            each.chmod(mode)
+
+
+def _umask() -> int:
+    """What this process keeps from others; asked of the kernel, for setting it is no thread's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
+
+
 def settle(path: Path) -> FileRecord:
     """Have a written file on disk for good; its size and hash as they are there."""
     with path.open("rb") as file:

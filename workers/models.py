@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
+    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -244,6 +245,9 @@ def _load(kind: Any, path: str, config: Any, dtype: Dtype, attention: str) -> tu
             output_loading_info=True,
             local_files_only=True,
             use_safetensors=True,
+            # A base's own settings are for users of the base. Nothing here reads them, and
+            # transformers would refuse to save some that it has loaded.
+            generation_config=GenerationConfig(),
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if _NO_ATTENTION.search(str(error)):

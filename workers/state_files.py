@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.disk import settle, writing
+from workers.disk import open_to_readers, settle, writing
 from workers.errors import BrokenCheckpointError
 from workers.messages import FileRecord
 
@@ -58,6 +58,7 @@ def write_state(
     metadata = {_FACTS: json.dumps({"pieces": cuts, **facts})}
     with writing(path, "the training state"):
         save_file(dict(tensors), path, metadata)
+        open_to_readers(path)
         return settle(path)
 
 

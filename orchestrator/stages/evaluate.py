@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator import batching
+from orchestrator import batching, cards
 from orchestrator.config import DataSourceKind
 from orchestrator.data_sets import kinds
 from orchestrator.derive import frozen_spec
@@ -57,6 +57,7 @@ def evaluate(session: Session) -> None:
     _keep_comparisons(session, prompts, answers)
     session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
     _run_harness(session, names)
+    cards.add_evaluation(session)
 
 
 def _by_architecture(session: Session, names: list[str]) -> list[str]:

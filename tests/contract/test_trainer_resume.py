@@ -165,7 +165,11 @@ def _as_run(home: Path, outs: Outs, snapshot: Path, key: tuple[Any, ...]) -> Run
     for record in records:
         (partial / record.name).write_bytes((snapshot / record.name).read_bytes())
     progress = {"stage": key[2], "step": STEPS, "appended": {}}
-    config = {"seed": 0, "data": {"source": "files", "chat_template": "default"}}
+    config = {
+        "seed": 0,
+        "data": {"source": "files", "chat_template": "default"},
+        "rollout": {"temperature": 0.7, "max_response_tokens": 8},
+    }
     SavedRuns(run).publish(partial, records, progress, {"config": config, "versions": {}}, [])
     return run
 

@@ -181,4 +181,3 @@ def test_every_turn_of_a_dialogue_can_be_trained(checkpoint: Path, tmp_path: Pat
         parts = np.split(trained, np.flatnonzero(trained == end)[:-1] + 1)
         assert [source.detokenize(part) for part in parts] == wanted
         assert all(part[-1] == end for part in parts)
-        assert source.chat_template == source.tokenizer.chat_template

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.data.asked import pack_dialogue
-from workers.data.beginnings import begin_with
 from workers.data.examples import (
     Comparison,
     Context,
@@ -26,8 +25,7 @@ from workers.data.render import Renderer
 from workers.data.rows import DocumentRow, PromptRow, RankedRow, TokenRow
 from workers.data.sets import Rendering, SetKind
 from workers.data.splits import HashArray, stable_hash
-from workers.data.templates import template_source
-from workers.data.tokenizers import load_tokenizer
+from workers.data.tokenizers import load_speaker
 from workers.messages import Ragged
 
 PiiArray = npt.NDArray[np.int8]
@@ -89,8 +87,9 @@ class Encoder:
     """Renders, tokenises and hashes examples; the same in every process."""
 
     def __init__(self, rendering: Rendering) -> None:
-        self.tokenizer = load_tokenizer(rendering.checkpoint)
-        begin_with(self.tokenizer, rendering.add_bos_token)
+        self.tokenizer = load_speaker(
+            rendering.checkpoint, rendering.chat_template, rendering.add_bos_token
+        )
         self._rendering = rendering
         self._renderer = Renderer(
             self.tokenizer,
@@ -99,12 +98,6 @@ class Encoder:
             max_prompt_tokens=rendering.max_prompt_tokens,
             max_completion_tokens=rendering.max_completion_tokens,
         )
-
-    @property
-    def chat_template(self) -> str:
-        """The template in use, where it is not the tokenizer's own; else ""."""
-        source = template_source(self._rendering.chat_template, self.tokenizer) or ""
-        return "" if source == self.tokenizer.chat_template else source
 
     def encode(self, kind: SetKind, examples: Sequence[Example | Rejected]) -> Chunk:
         """The usable ones of `examples` as columns, the others counted by reason."""

@@ -42,7 +42,6 @@ class FileSource:
 
     Attributes:
         tokenizer: Of every token id handed out; it carries the chat template that was used.
-        chat_template: The template, where it is another than the tokenizer's own; else "".
         accounts: What became of the rows of each set.
 
     Raises:
@@ -56,9 +55,6 @@ class FileSource:
         encoder = Encoder(rendering)
         self._rendering = rendering
         self.tokenizer: PreTrainedTokenizerBase = encoder.tokenizer
-        self.chat_template: str = encoder.chat_template
-        if self.chat_template:
-            self.tokenizer.chat_template = self.chat_template
         self._feeding = feeding
         self._sets = {kind: [s for s in sets if s.kind is kind] for kind in SetKind}
         for own in self._sets.values():

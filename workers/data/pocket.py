@@ -32,8 +32,6 @@ class PocketSource:
         tie_width: Completions whose noisy scores differ by less are ranked equal.
     """
 
-    chat_template = ""  # the tokenizer's own
-
     def __init__(self, seed: int, label_noise: float, tie_width: float) -> None:
         self.world = World(seed)
         self.labeler = Labeler(label_noise, tie_width, seed)

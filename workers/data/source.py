@@ -27,12 +27,7 @@ class DataSource(Protocol):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of every token id below."""
-        ...
-
-    @property
-    def chat_template(self) -> str:
-        """The template that rendered dialogues, where it is not the tokenizer's own; else ""."""
+        """The tokenizer of every token id below, with the chat template that renders dialogues."""
         ...
 
     def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:

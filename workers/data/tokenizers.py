@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workers.data.fingerprint import tokenizer_fingerprint
+from workers.data.beginnings import Beginning, begin_with
+from workers.data.templates import template_source
 from workers.errors import BrokenCheckpointError, DataError, MissingCheckpointError
 from workers.model_shape import unreadable
 
@@ -43,19 +44,28 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def dress(folder: str | Path, speaks: PreTrainedTokenizerBase, template: str) -> None:
-    """Make `template` the chat template of a checkpoint's tokenizer.
+def load_speaker(
+    checkpoint: str | Path, template: str = "auto", add_bos_token: Beginning = "auto"
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint as a run trains with it, and publishes it.
 
     Args:
-        folder: Checkpoint folder with a tokenizer.
-        speaks: The tokenizer that the template was used with; a folder of another one (a reward
-            model of another family) is left as it is, for the template may name tokens of `speaks`.
-        template: Jinja.
+        checkpoint: Hugging Face folder.
+        template: "auto" = the tokenizer's own chat template, "default" = the built-in one, else the
+            path of a Jinja file.
+        add_bos_token: What it writes before a text.
+
+    Raises:
+        MissingCheckpointError, BrokenCheckpointError, DataError: As `load_tokenizer`.
+        DataError: If the template cannot be read.
+        ConfigError: If the tokenizer cannot be told what to write before a text.
     """
-    tokenizer = load_tokenizer(folder)
-    if tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(speaks):
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(folder)
+    tokenizer = load_tokenizer(checkpoint)
+    begin_with(tokenizer, add_bos_token)
+    source = template_source(template, tokenizer)
+    if source is not None:
+        tokenizer.chat_template = source
+    return tokenizer
 
 
 def detokenize(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
