@@ -286,7 +286,7 @@ class SimRollout(SimGroup):
 class SimScorer(SimGroup):
     """Reward and reference."""
 
-    def score(self, rollouts: Rollouts) -> SimAnswer[Scores]:
+    def score(self, rollouts: Rollouts, asked: object = ()) -> SimAnswer[Scores]:
         ids = rollouts.summary.ids
         scores = Scores(ids, np.zeros(len(ids), np.float32), ("",) * len(ids))
         return self._do(self.latency.score * _tokens(rollouts) / self.size, scores)

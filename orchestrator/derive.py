@@ -187,6 +187,7 @@ def _scorer(config: Config, kind: RewardKind, checkpoint: str, policy: str) -> R
     return RewardSpec(
         model=frozen_spec(config, checkpoint, role) if is_model else None,
         function="" if is_model else reward.function,
+        function_folder=str(Path.cwd()),
         bridge=reward.bridge.value,
         policy_checkpoint=policy,
         function_seconds=reward.function_seconds,

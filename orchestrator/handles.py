@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from orchestrator.config import RoleName
+from workers.data.asked import Asked
 from workers.messages import (
     Delivery,
     ExperienceSummary,
@@ -214,11 +215,16 @@ class Reward(Protocol):
         """Load the reward model or function."""
         ...
 
-    def score(self, rollouts: Rollouts) -> Answer[Scores]:
-        """One score or recorded failure a sequence, in the order of the summary."""
+    def score(self, rollouts: Rollouts, asked: Sequence[Asked] = ()) -> Answer[Scores]:
+        """One score or recorded failure a sequence, in the order of the summary.
+
+        Args:
+            rollouts: The sequences.
+            asked: Their prompts in words, where the reward reads words.
+        """
         ...
 
-    def score_batch(self, batch: RolloutBatch) -> Answer[Scores]:
+    def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> Answer[Scores]:
         """Like `score`, of sequences that the driver holds."""
         ...
 

@@ -38,6 +38,7 @@ from orchestrator.waiting import (
 )
 from orchestrator.watch import Watch
 from workers.critic import CriticWorker
+from workers.data.asked import Asked
 from workers.errors import (
     DeadlineError,
     RehearsalError,
@@ -197,8 +198,10 @@ class _RolloutActor(RolloutWorker):
 @_vital
 @_timed
 class _RewardActor(RewardWorker):
-    def score_shards(self, ids: np.ndarray, shards: Sequence[Ref]) -> Scores:
-        return self.score(ids, _fetch(shards))
+    def score_shards(
+        self, ids: np.ndarray, shards: Sequence[Ref], asked: Sequence[Asked]
+    ) -> Scores:
+        return self.score(ids, _fetch(shards), asked)
 
 
 @_vital
@@ -721,22 +724,22 @@ class RewardGroup(_ReplicaGroup):
         """Load the reward model or function."""
         return self._load(spec)
 
-    def score(self, rollouts: Rollouts) -> Pending[Scores]:
+    def score(self, rollouts: Rollouts, asked: Sequence[Asked] = ()) -> Pending[Scores]:
         """One score or recorded failure a sequence, in the order of the summary."""
         ids = rollouts.summary.ids
         hands = [ids[i :: self.size] for i in range(self.size)]
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]
         return self._all(
             "score",
-            lambda actor, rank: actor.score_shards.remote(hands[rank], rollouts.shards),
+            lambda actor, rank: actor.score_shards.remote(hands[rank], rollouts.shards, asked),
             lambda parts: gather_scores(parts, ids),
             ranks=busy,
             again=True,
         )
 
-    def score_batch(self, batch: RolloutBatch) -> Pending[Scores]:
+    def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> Pending[Scores]:
         """Like `score`, of sequences that the driver holds."""
-        return self.score(Rollouts((ray.put(batch),), batch.summary()))
+        return self.score(Rollouts((ray.put(batch),), batch.summary()), asked)
 
 
 class _LanguageModelGroup(_Group):

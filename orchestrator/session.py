@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrator import batching, cards, checkpoint, progress
 from orchestrator.amends import Amends
-from orchestrator.config import Config, RoleName
+from orchestrator.config import Config, RewardKind, RoleName, TextBridge
 from orchestrator.derive import rollout_spec
 from orchestrator.figures import RewardModelFigures
 from orchestrator.handles import Roles, Rollout, Rollouts, Saver
@@ -27,6 +27,7 @@ from orchestrator.summary import EvaluationRow, Judging, LedgerTotals, Preferenc
 from orchestrator.telemetry import Telemetry
 from orchestrator.text_rows import TextRows
 from orchestrator.waiting import Position
+from workers.data.asked import Asked
 from workers.data.records import Prompt
 from workers.data.source import DataSource
 from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBatch
@@ -258,6 +259,16 @@ class Session:
             seeds = tuple(self.seed(*path, prompt.id, k) for k in range(first, first + count))
             requests.append(GenerationRequest(prompt.id, prompt.tokens, ids, seeds))
         return requests
+
+    @property
+    def words_are_read(self) -> bool:
+        """Whether the reward (or a reward model that judges) reads words instead of token ids."""
+        reward = self.config.reward
+        return reward.kind is RewardKind.function or reward.bridge is TextBridge.text
+
+    def asked(self, prompts: Sequence[Prompt]) -> list[Asked]:
+        """Prompts in words, as far as the reward reads them."""
+        return [prompt.asked for prompt in prompts] if self.words_are_read else []
 
     def sampling(self) -> Sampling:
         """How the policy is sampled, everywhere in the run."""

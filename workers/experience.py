@@ -130,11 +130,23 @@ def gather_scores(shards: Sequence[Scores], ids: IntArray) -> Scores:
     starts = np.cumsum([0, *(len(s.ids) for s in shards[:-1])])
     rows = starts[at.shards] + at.rows
     reasons = [reason for s in shards for reason in s.failures]
+    words = [said for s in shards for said in s.words or [""] * len(s.ids)]
     return Scores(
         np.asarray(ids, np.int64),
         np.concatenate([s.values for s in shards])[rows],
         tuple(reasons[r] for r in rows.tolist()),
+        tuple(words[r] for r in rows.tolist()),
     )
+
+
+def told(scores: Scores) -> list[str]:
+    """Why sequences have no score, each with what the reward's own error said."""
+    words = scores.words or [""] * len(scores.failures)
+    return [
+        f"{reason}: {said}" if said else reason
+        for reason, said in zip(scores.failures, words, strict=True)
+        if reason
+    ]
 
 
 class _Padded:

@@ -1,58 +1,75 @@
-"""A user's pairwise judge: how it is called and checked."""
+"""A user's pairwise judge: what it is given, and what it may answer.
+
+It is called with lists, one item a pair of answers, and returns 1 where answer `a` is better, 0
+where `b` is, .5 for a tie, or a number between. It gets `prompts`, `a` and `b`, or what the names
+of its parameters say: `messages` and `rendered` are those of a reward function.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from workers.data.asked import Asked, as_messages, plain_text
 from workers.errors import JudgeError
+from workers.user_calls import Caller, Patience
+from workers.user_code import load_function
+from workers.user_signature import JUDGE, Arguments, bind
 
-PairwiseJudge = Callable[[list[str], list[str], list[str]], Sequence[float]]
+WHERE = "evaluate.judge_function"
 
-_WHERE = "evaluate.judge_function"
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt."""
+
+    asked: Asked
+    a: str
+    b: str
+
+
+def load_judge(path: str, folder: str = "") -> Caller:
+    """The function at an import path; replies are outcomes from 0 to 1.
+
+    Raises:
+        ConfigError: It cannot be imported, or not be called as a judge.
+    """
+    function = load_function(path, WHERE, folder)
+    return Caller("judge function", bind(function, JUDGE, WHERE), _arguments, 0.0, 1.0)
 
 
 def call_judge(
-    function: PairwiseJudge, prompts: list[str], a: list[str], b: list[str]
-) -> list[float]:
-    """One outcome a prompt: 1 where the first answer is better, 0 the second, .5 a tie.
+    judge: Caller, pairs: Sequence[Pair], patience: Patience, failed_fraction: float
+) -> list[float | None]:
+    """One outcome a pair: 1 where the first answer is better, 0 the second, .5 a tie.
 
     Args:
-        function: the user's judge.
-        prompts: (n,) texts.
-        a: (n,) answers of the first model.
-        b: (n,) answers of the second.
+        judge: The function.
+        pairs: What it is asked.
+        patience: Deadline and retries.
+        failed_fraction: Share of the pairs that may be left without an outcome (None).
 
     Raises:
-        JudgeError: the function raised, or returned anything but n numbers in [0, 1].
+        JudgeError: More pairs than that got no outcome, however often it was asked, or all.
     """
-    try:
-        returned = list(function(prompts, a, b))
-    except Exception as error:
-        # A plug-in may raise anything: nothing is swallowed, it gets a place and a way out.
+    replies = judge.ask(pairs, patience)
+    failed = [reply for reply in replies if reply.reason]
+    if len(failed) > failed_fraction * len(pairs) or len(failed) == len(pairs):
+        first = failed[0]
         raise JudgeError(
-            f"the judge raised {type(error).__name__}: {error}",
-            where=_WHERE,
-            mend="mend the function; error.log in the run folder has its traceback",
-        ) from error
-    if len(returned) != len(prompts):
-        raise JudgeError(
-            f"the judge returned {len(returned)} outcomes for {len(prompts)} prompts",
-            where=_WHERE,
-            mend="return 1, .5 or 0 for each prompt, in their order",
+            f"{len(failed)} of {len(pairs)} pairs got no outcome: {first.reason}"
+            + (f": {first.words}" if first.words else ""),
+            where=WHERE,
+            mend="return 1, .5 or 0 for each pair, in their order",
         )
-    return [_outcome(value, number) for number, value in enumerate(returned)]
+    return [None if reply.reason else reply.value for reply in replies]
 
 
-def _outcome(value: float, number: int) -> float:
-    try:
-        outcome = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor of several numbers
-        outcome = math.nan
-    if not 0.0 <= outcome <= 1.0:
-        raise JudgeError(
-            f"outcome {number} of the judge is {value!r:.60}",
-            where=_WHERE,
-            mend="return 1, .5 or 0 for each prompt",
-        )
-    return outcome
+def _arguments(pairs: Sequence[Pair]) -> Arguments:
+    return {
+        "prompts": [plain_text(pair.asked.context) for pair in pairs],
+        "a": [pair.a for pair in pairs],
+        "b": [pair.b for pair in pairs],
+        "messages": [as_messages(pair.asked.context) for pair in pairs],
+        "rendered": [pair.asked.rendered for pair in pairs],
+    }

@@ -198,7 +198,8 @@ class Scores:
 
     ids: IntArray  # (B,)
     values: FloatArray  # (B,) reward units; NaN where failed
-    failures: tuple[str, ...]  # (B,) empty string = ok, else the reason
+    failures: tuple[str, ...]  # (B,) empty string = ok, else the reason, by which drops are counted
+    words: tuple[str, ...] = ()  # (B,) what an error of the reward's own says; () = none says any
 
 
 @dataclass(frozen=True, slots=True)

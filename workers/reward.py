@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from workers.data.beginnings import beginning
+from workers.data.asked import Asked
 from workers.data.fingerprint import tokenizer_fingerprint
 from workers.data.tokenizers import detokenize, load_tokenizer
-from workers.errors import RoleError, TokenizerMismatchError
+from workers.errors import LedgerError, RoleError, TokenizerMismatchError
 from workers.experience import gather_rollouts
 from workers.frozen import FrozenModel, identity
-from workers.messages import Finish, IntArray, Ragged, RoleInfo, RolloutBatch, Scores
+from workers.messages import Finish, FloatArray, IntArray, Ragged, RoleInfo, RolloutBatch, Scores
 from workers.model_shape import read_shape
 from workers.models import load_scalar
-from workers.reward_function import Patience, ScoredTexts, load_function, score_texts
+from workers.reward_function import Exchange, load_reward
 from workers.scoring import sequence_scores
 from workers.specs import FrozenModelSpec, RewardSpec
+from workers.text_bridge import TextBridge
+from workers.user_calls import Patience
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Bridge = Callable[[RolloutBatch], Ragged]  # sequences -> token rows of the reward model
+Words = Mapping[int, Asked]  # id of a prompt -> what it says
+Bridge = Callable[[RolloutBatch, Words], tuple[Ragged, list[str]]]  # token rows, reasons
 
 
 class _Scorer(Protocol):
-    def __call__(self, batch: RolloutBatch) -> ScoredTexts: ...
+    def __call__(self, batch: RolloutBatch, words: Words) -> _Scored: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    values: FloatArray  # (B,) reward units, NaN where failed
+    reasons: list[str]  # (B,) "" = well
+    words: list[str]  # (B,) what the reward's own error says
 
 
 class RewardWorker:
@@ -46,7 +57,8 @@ class RewardWorker:
                 the bridge passes them on as they are.
             MissingCheckpointError: no such folder.
             BrokenCheckpointError: the folder does not hold a whole scalar-head model.
-            ConfigError: the function cannot be imported.
+            ConfigError: the function cannot be imported, or not be called as a reward function.
+            DataError: the reward model's chat template does not fit its tokenizer.
         """
         self._score = None
         if spec.model is None:
@@ -55,7 +67,9 @@ class RewardWorker:
         self._score = _ModelScorer(spec, spec.model)
         return identity("reward", self.rank, spec.model.device)
 
-    def score(self, ids: IntArray, shards: list[RolloutBatch]) -> Scores:
+    def score(
+        self, ids: IntArray, shards: list[RolloutBatch], asked: Sequence[Asked] = ()
+    ) -> Scores:
         """Score the named sequences, in the order of `ids`.
 
         A sequence whose reward is NaN, infinite or raised an exception carries the reason and NaN:
@@ -64,18 +78,25 @@ class RewardWorker:
         Args:
             ids: (B,) sequences to score.
             shards: Rollouts that together hold them.
+            asked: Their prompts in words; needed unless the reward reads token ids.
+
+        Raises:
+            LedgerError: a sequence, or the words of its prompt, are not among what was given.
         """
         if self._score is None:
             raise RoleError("no reward is loaded", where=f"reward rank {self.rank}")
-        values, reasons = self._score(gather_rollouts(shards, ids))
-        return Scores(np.asarray(ids, np.int64), values, tuple(reasons))
+        words = {each.prompt_id: each for each in asked}
+        scored = self._score(gather_rollouts(shards, ids), words)
+        return Scores(
+            np.asarray(ids, np.int64), scored.values, tuple(scored.reasons), tuple(scored.words)
+        )
 
 
 class _ModelScorer:
     """The scalar at the last token of each sequence.
 
-    Re-encoded for the reward model a sequence can be longer than its positions, or empty: it then
-    has no reward, and the reason is on record.
+    Re-encoded for the reward model a sequence can be longer than its positions, or not fit into its
+    chat template: it then has no reward, and the reason is on record.
     """
 
     def __init__(self, spec: RewardSpec, model: FrozenModelSpec) -> None:
@@ -86,77 +107,63 @@ class _ModelScorer:
         self._model = FrozenModel(loaded, model)
         self._positions = read_shape(Path(model.checkpoint)).positions
 
-    def __call__(self, batch: RolloutBatch) -> ScoredTexts:
-        rows, model = self._bridge(batch), self._model
-        fits = rows.lengths > 0
-        if self._positions is not None:
-            fits &= rows.lengths <= self._positions
+    def __call__(self, batch: RolloutBatch, words: Words) -> _Scored:
+        (rows, reasons), model = self._bridge(batch, words), self._model
+        for row, length in enumerate(rows.lengths.tolist()):
+            if self._positions is not None and length > self._positions:
+                reasons[row] = f"reward model: more than its {self._positions} tokens"
+            elif not length and not reasons[row]:
+                reasons[row] = "reward model: no tokens"
+        fits = np.array([not reason for reason in reasons], bool)
         fitting = rows.select(np.flatnonzero(fits))
         values = np.full(len(rows), np.nan, np.float32)
         values[fits] = sequence_scores(model.passes, fitting, model.budget, model.device)
-        reasons = ["" if np.isfinite(v) else "reward model: not finite" for v in values]
-        for row in np.flatnonzero(~fits):
-            reasons[row] = (
-                f"reward model: more than its {self._positions} tokens"
-                if rows.lengths[row]
-                else "reward model: no tokens"
-            )
-        return np.where(np.isfinite(values), values, np.float32("nan")), reasons
+        for row in np.flatnonzero(fits & ~np.isfinite(values)):
+            reasons[row] = "reward model: not finite"
+        values[~np.isfinite(values)] = np.nan
+        return _Scored(values, reasons, [""] * len(rows))
 
 
 class _FunctionScorer:
-    """A user's function of prompt and response texts."""
+    """A user's function of prompts and responses in words."""
 
     def __init__(self, spec: RewardSpec) -> None:
-        self._function = load_function(spec.function)
+        self._function = load_reward(spec.function, spec.function_folder)
         self._patience = Patience(spec.function_seconds, spec.function_retries)
         self._tokenizer = load_tokenizer(spec.policy_checkpoint)
 
-    def __call__(self, batch: RolloutBatch) -> ScoredTexts:
-        return score_texts(self._function, *_texts(self._tokenizer, batch), self._patience)
+    def __call__(self, batch: RolloutBatch, words: Words) -> _Scored:
+        replies = self._function.ask(_exchanges(self._tokenizer, batch, words), self._patience)
+        return _Scored(
+            np.array([reply.value for reply in replies], np.float32),
+            [reply.reason for reply in replies],
+            [reply.words for reply in replies],
+        )
 
 
 def _make_bridge(spec: RewardSpec, model: FrozenModelSpec) -> Bridge:
     policy = load_tokenizer(spec.policy_checkpoint)
     reward = load_tokenizer(model.checkpoint)
     if spec.bridge == "text":
-        return lambda batch: _reencode(policy, reward, batch)
+        bridge = TextBridge(reward)
+        return lambda batch, words: bridge(_exchanges(policy, batch, words))
     if tokenizer_fingerprint(policy) != tokenizer_fingerprint(reward):
         raise TokenizerMismatchError(
             "policy and reward model do not share a tokenizer",
             where=f"{spec.policy_checkpoint} and {model.checkpoint}",
             mend="set reward.bridge=text, or give a reward model with the policy's tokenizer",
         )
-    return lambda batch: batch.tokens
+    return lambda batch, _: (batch.tokens, [""] * len(batch))
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch) -> tuple[list[str], list[str]]:
-    prompts = [detokenize(tokenizer, batch.prompt(i)) for i in range(len(batch))]
-    responses = [detokenize(tokenizer, batch.response(i)) for i in range(len(batch))]
-    return prompts, responses
-
-
-def _reencode(
-    policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, batch: RolloutBatch
-) -> Ragged:
-    """Rows as the reward model saw them in training: start token, prompt, response, end token.
-
-    A response that was cut has no end token on either side.
-    """
-    prompts, responses = _texts(policy, batch)
-    start, end = _ends(reward)
-    rows: list[list[int]] = []
-    for prompt, response, finish in zip(prompts, responses, batch.finish, strict=True):
-        head = reward.encode(prompt, add_special_tokens=False)
-        if head[: len(start)] == start:  # a chat template may have rendered the start token
-            head = head[len(start) :]
-        tail = end if finish == Finish.STOP else []
-        rows.append([*start, *head, *reward.encode(response, add_special_tokens=False), *tail])
-    return Ragged.from_rows(rows, np.int32)
-
-
-def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer begins a text with, and the end token."""
-    eos = tokenizer.eos_token_id
-    assert isinstance(eos, int), "load_tokenizer refuses a tokenizer without one"
-    return list(beginning(tokenizer)), [eos]
+def _exchanges(
+    tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch, words: Words
+) -> list[Exchange]:
+    exchanges: list[Exchange] = []
+    for row, prompt in enumerate(batch.prompt_ids.tolist()):
+        if prompt not in words:
+            raise LedgerError(f"nobody said in words what prompt {prompt} asks", where="reward")
+        response = detokenize(tokenizer, batch.response(row))
+        finished = bool(batch.finish[row] == Finish.STOP)
+        exchanges.append(Exchange(words[prompt], response, finished))
+    return exchanges

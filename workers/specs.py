@@ -117,7 +117,8 @@ class RewardSpec:
     """Where rewards come from: exactly one of `model` and `function`."""
 
     model: FrozenModelSpec | None
-    function: str  # "package.module:callable" (prompts: list[str], responses: list[str]) -> floats
+    function: str  # "package.module:callable"; see `workers.reward_function`
+    function_folder: str  # where it is looked for first
     bridge: Literal["tokens", "text"]
     policy_checkpoint: str  # whose tokenizer the rollouts use
     function_seconds: float  # deadline of one call of the function; 0 = none

@@ -91,7 +91,7 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     _check_engines(session, name, version)
     rollout.sleep().result()
     golds = session.source.gold(prompts, texts)
-    judged = scores(session, path, batch, golds)
+    judged = scores(session, path, prompts, batch, golds)
     return Answers(texts, golds, judged, _row(session, batch, golds))
 
 

@@ -21,13 +21,16 @@ from orchestrator.derive import endpoint_spec, judge_spec, reward_spec
 from orchestrator.session import Session
 from orchestrator.statistics import WinRate, preference, win_rate
 from orchestrator.summary import EvaluationRow, Judging, Preference
+from workers.data.asked import plain_text
 from workers.data.fingerprint import tokenizer_fingerprint
 from workers.data.records import Prompt
 from workers.data.tokenizers import load_tokenizer
 from workers.errors import ConfigError, RewardError, TokenizerMismatchError
+from workers.experience import told
+from workers.judge_function import Pair, call_judge, load_judge
 from workers.messages import RolloutBatch
 from workers.pocket.labeler import Gold
-from workers.reward_function import load_function
+from workers.user_calls import Patience
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
@@ -63,13 +66,11 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
         tokenizer: That of the models that are judged.
 
     Raises:
-        ConfigError: the function cannot be imported, or the key is not in the environment.
+        ConfigError: the key is not in the environment.
         CheckpointError: the judging reward model is missing or broken.
         TokenizerMismatchError: it would be handed the token ids of another tokenizer.
     """
     settings = config.evaluate
-    if settings.judge is JudgeKind.function:
-        load_function(settings.judge_function, "evaluate.judge_function")
     if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
         checkpoint.require(settings.judge_checkpoint, "judge")
     if settings.judge is JudgeKind.endpoint:
@@ -119,7 +120,11 @@ def _key(config: Config) -> str:
 
 
 def scores(
-    session: Session, path: str, batch: RolloutBatch, golds: list[Gold] | None
+    session: Session,
+    path: str,
+    prompts: Sequence[Prompt],
+    batch: RolloutBatch,
+    golds: list[Gold] | None,
 ) -> list[float] | None:
     """Scores of one model's answers; None where a pairwise judge decides, or nobody.
 
@@ -142,9 +147,8 @@ def scores(
     else:
         return None
     session.fleet.reward.load(spec).result()
-    found = session.fleet.reward.score_batch(batch).result()
-    failures = [failure for failure in found.failures if failure]
-    if failures:
+    found = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
+    if failures := told(found):
         raise RewardError(
             f"{len(failures)} of {len(found.failures)} responses got no score: {failures[0]}",
             where="evaluate",
@@ -203,15 +207,19 @@ def _by_function(
     answers: Mapping[str, Answers],
     pairs: Sequence[tuple[str, str]],
 ) -> _Rates:
-    from workers.judge_function import call_judge
-
-    function = load_function(session.config.evaluate.judge_function, "evaluate.judge_function")
-    texts = [prompt.text for prompt in prompts]
-    rates: list[WinRate | None] = [
-        preference(call_judge(function, texts, answers[model].texts, answers[over].texts))
-        for model, over in pairs
-    ]
-    return rates, Judging("function")
+    config = session.config
+    judge = load_judge(config.evaluate.judge_function, str(Path.cwd()))
+    patience = Patience(config.reward.function_seconds, config.reward.function_retries)
+    rates: list[WinRate | None] = []
+    failed = 0
+    for model, over in pairs:
+        both = zip(prompts, answers[model].texts, answers[over].texts, strict=True)
+        asked = [Pair(prompt.asked, a, b) for prompt, a, b in both]
+        outcomes = call_judge(judge, asked, patience, config.evaluate.endpoint.failed_fraction)
+        known = [outcome for outcome in outcomes if outcome is not None]
+        failed += len(outcomes) - len(known)
+        rates.append(preference(known))
+    return rates, Judging("function", failed=failed)
 
 
 def _by_endpoint(
@@ -225,7 +233,7 @@ def _by_endpoint(
     from workers.judge_endpoint import AnswerPair, judge_pairs
 
     asked = [
-        AnswerPair(prompt.text, a, b)
+        AnswerPair(plain_text(prompt.context), a, b)
         for model, over in pairs
         for prompt, a, b in zip(prompts, answers[model].texts, answers[over].texts, strict=True)
     ]

@@ -33,6 +33,7 @@ from orchestrator.stages.ppo_passes import Passes, shared
 from orchestrator.stages.ppo_record import Iteration, mean_kl, record_iteration, record_start
 from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
+from workers.data.records import Prompt
 from workers.errors import KLLimitError, RewardError
 from workers.experience import whitening_moments
 from workers.messages import Delivery, Finish, IntArray, Scores, StepStats, TokenBatch
@@ -102,7 +103,8 @@ def _iterate(run: _Run, iteration: int) -> None:
     with timed.span("generate"):
         run.ahead.fill(iteration)
         session.saves.settle()  # the trainers have nothing else to do
-        passes = Passes(session, timed.begin)
+        asked = session.asked(_prompts(run, iteration)) if session.words_are_read else ()
+        passes = Passes(session, timed.begin, asked)
         batch = run.ahead.take(iteration)
         for part in batch.generation.parts():
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
@@ -333,8 +335,7 @@ def _sync(run: _Run) -> SyncReport:
 def _generate(run: _Run, iteration: int) -> Batch:
     """Have the engines start on the prompts of one iteration, with the weights they hold."""
     session, settings = run.session, run.session.config.algorithm
-    count = started_prompts(session.config)
-    prompts = session.source.prompts("ppo", iteration * count, count)
+    prompts = _prompts(run, iteration)
     requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
     ids = np.array([i for request in requests for i in request.ids], np.int64)
     run.ledger.generated(ids)
@@ -346,6 +347,11 @@ def _generate(run: _Run, iteration: int) -> Batch:
     delivery = Delivery(session.config.rollout.stream_sequences, settings.prompts_per_iteration)
     generation = session.fleet.rollout.generate(requests, session.sampling(), run.version, delivery)
     return Batch(iteration, ids, generation)
+
+
+def _prompts(run: _Run, iteration: int) -> list[Prompt]:
+    count = started_prompts(run.session.config)
+    return run.session.source.prompts("ppo", iteration * count, count)
 
 
 def _drop_surplus(run: _Run, batch: Batch, rollouts: Rollouts) -> None:

@@ -13,6 +13,7 @@ from orchestrator import batching
 from orchestrator.config import OldLogprobs
 from orchestrator.handles import Answer, Fields, Reference, Rollouts, Trainer, joined
 from orchestrator.session import Session
+from workers.data.asked import Asked
 from workers.experience import gather_scores
 from workers.messages import IntArray, Scores, Work
 
@@ -41,15 +42,22 @@ def shared(
 class Passes:
     """The four passes of one batch, which run at the same time."""
 
-    def __init__(self, session: Session, begin: Callable[[str], Callable[[], None]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        begin: Callable[[str], Callable[[], None]],
+        asked: Sequence[Asked] = (),
+    ) -> None:
         """Nothing is started yet.
 
         Args:
             session: The run.
             begin: Starts the clock of a phase; what it returns stops it.
+            asked: The prompts of the batch in words, where the reward reads words.
         """
         self._session = session
         self._begin = begin
+        self._asked = asked
         self._ends: dict[str, Callable[[], None]] = {}
         self._parts: list[Rollouts] = []
         self._scores: list[Answer[Scores]] = []
@@ -65,12 +73,16 @@ class Passes:
         policy = shared(session, part, ids, fleet.policy)
         critic = shared(session, part, ids, fleet.critic)
         self._clock("reward")
-        self._scores.append(fleet.reward.score(part))
+        self._scores.append(fleet.reward.score(part, self._of(part)))
         if session.config.algorithm.old_logprobs is OldLogprobs.trainer:
             self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
         reference = shared(session, part, ids, fleet.reference)
         self._add("reference", fleet.reference.logprobs(reference, part, temperature))
         self._add("values", fleet.critic.values(critic, part))
+
+    def _of(self, part: Rollouts) -> list[Asked]:
+        prompts = set(part.summary.prompt_ids.tolist())
+        return [asked for asked in self._asked if asked.prompt_id in prompts]
 
     @property
     def parts(self) -> Sequence[Rollouts]:

@@ -13,6 +13,7 @@ from orchestrator.ledger import LedgerSummary
 from orchestrator.samples import RolloutSample, append_rollouts
 from orchestrator.session import Session
 from orchestrator.sync import SyncReport
+from workers.experience import told
 from workers.messages import Finish, Scores, StepStats
 
 
@@ -181,7 +182,7 @@ def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> d
     rollout = session.fleet.rollout
     _, batch = session.sample_texts(rollout, version, prompts, stage, "heldout", step)
     rollout.sleep().result()  # where models take turns with the engines' memory
-    scores = session.fleet.reward.score_batch(batch).result()
+    scores = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
     ok = np.array([not failure for failure in scores.failures])
     values = {
         "ppo/heldout_response_tokens_mean": float(batch.response_lengths.mean()),
@@ -189,7 +190,7 @@ def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> d
         "ppo/heldout_failed": float((~ok).sum()),
     }
     if not ok.any():
-        session.live.note(f"no held-out prompt has a reward, first: {scores.failures[0]}")
+        session.live.note(f"no held-out prompt has a reward, first: {told(scores)[0]}")
         return values
     return values | {"ppo/heldout_score_mean": _mean(scores.values[ok].tolist())}
 

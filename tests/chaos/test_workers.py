@@ -34,6 +34,7 @@ from orchestrator.handles import Rollouts
 from orchestrator.placement import place_roles
 from orchestrator.sync import WeightSync
 from orchestrator.waiting import Position
+from workers.data.asked import Asked
 from workers.errors import RoleDiedError
 from workers.messages import GenerationRequest, RolloutBatch, Sampling
 from workers.pocket.model import create_model
@@ -177,8 +178,9 @@ def test_a_stopped_engine_is_condemned_within_three_intervals(
 def test_a_reward_worker_killed_while_it_scores(world: World, calm: RolloutBatch) -> None:
     reward = world.fleet.reward
     reward.load(reward_spec(world.config, "", str(world.folder / "sft"))).result()
-    before = reward.score_batch(calm).result()
-    scoring = reward.score_batch(calm)
+    asked = [Asked(number, "a question", "a question") for number in calm.prompt_ids.tolist()]
+    before = reward.score_batch(calm, asked).result()
+    scoring = reward.score_batch(calm, asked)
     world.strike("reward", 0, signal.SIGKILL)
     after = scoring.result()
     np.testing.assert_array_equal(after.values, before.values)

@@ -16,6 +16,7 @@ from fakes.toy import ToyPolicy, ToyScalar, checksum, gradient_step
 from orchestrator.config import RoleName
 from orchestrator.dispatch import Dispatch
 from orchestrator.handles import WHOLE, Experience, Fields, Generation, Rollouts, joined
+from workers.data.asked import Asked
 from workers.errors import RoleError, StaleEngineError, WeightSyncError
 from workers.experience import (
     build_experience,
@@ -251,7 +252,7 @@ class FakeReward(FakeGroup):
 
         return self._all("load", call, spec=spec)
 
-    def score(self, rollouts: Rollouts) -> FakeAnswer[Scores]:
+    def score(self, rollouts: Rollouts, asked: Sequence[Asked] = ()) -> FakeAnswer[Scores]:
         ids = rollouts.summary.ids
         hands = [ids[rank :: self.size] for rank in range(self.size)]
 
@@ -264,10 +265,12 @@ class FakeReward(FakeGroup):
             return Scores(batch.ids, np.array(values, np.float32), tuple(reasons))
 
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]
-        return self._all("score", call, lambda parts: gather_scores(parts, ids), busy, ids=ids)
+        return self._all(
+            "score", call, lambda parts: gather_scores(parts, ids), busy, ids=ids, asked=asked
+        )
 
-    def score_batch(self, batch: RolloutBatch) -> FakeAnswer[Scores]:
-        return self.score(Rollouts((batch,), batch.summary()))
+    def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> FakeAnswer[Scores]:
+        return self.score(Rollouts((batch,), batch.summary()), asked)
 
 
 class FakeReference(FakeGroup):

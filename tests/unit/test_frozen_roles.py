@@ -9,6 +9,8 @@ import pytest
 import torch
 from family_models import build_family
 
+from workers.data.asked import Asked
+from workers.data.tokenizers import detokenize
 from workers.errors import ConfigError, LedgerError, RoleError, TokenizerMismatchError
 from workers.messages import Finish, Ragged, RolloutBatch, TokenBatch, Work
 from workers.models import load_causal_lm, load_scalar
@@ -60,9 +62,8 @@ def _rollouts(seed: int = 0, count: int = 6) -> RolloutBatch:
     for row, why in zip(rows, finish, strict=True):
         row[0] = 1
         row[-1] = 2 if why == Finish.STOP else row[-1]
-    zeros = np.zeros(count, np.int64)
     return RolloutBatch(
-        np.arange(50, 50 + count), zeros, Ragged.from_rows(rows, np.int32), prompts,
+        np.arange(50, 50 + count), np.arange(count), Ragged.from_rows(rows, np.int32), prompts,
         Ragged.from_rows([np.zeros(n) for n in responses], np.float32), finish,
         np.zeros((count, 2), np.int64),
     )  # fmt: skip
@@ -71,6 +72,12 @@ def _rollouts(seed: int = 0, count: int = 6) -> RolloutBatch:
 def _shards() -> list[RolloutBatch]:
     batch = _rollouts()
     return [batch.select([4, 0, 2]), batch.select([5, 1, 3])]
+
+
+def _asked(batch: RolloutBatch) -> list[Asked]:
+    tokenizer = build_tokenizer()
+    texts = [detokenize(tokenizer, batch.prompt(row)) for row in range(len(batch))]
+    return [Asked(number, text, text) for number, text in zip(batch.prompt_ids, texts, strict=True)]
 
 
 def _row_logits(model: torch.nn.Module, tokens: np.ndarray) -> torch.Tensor:
@@ -115,7 +122,7 @@ def test_a_role_without_a_model_says_so() -> None:
 
 def _reward(folders: dict[str, Path], name: str, bridge: str) -> RewardWorker:
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(folders[name]), "", bridge, str(folders["base"]), 0.0, 0))
+    worker.load(RewardSpec(spec(folders[name]), "", "", bridge, str(folders["base"]), 0.0, 0))
     return worker
 
 
@@ -138,7 +145,7 @@ def test_other_token_ids_need_the_text_bridge(folders) -> None:
     with pytest.raises(TokenizerMismatchError):
         _reward(folders, "shuffled", "tokens")
     batch = _rollouts()
-    got = _reward(folders, "shuffled", "text").score(batch.ids, _shards())
+    got = _reward(folders, "shuffled", "text").score(batch.ids, _shards(), _asked(batch))
     swap = np.arange(100)
     swap[[10, 11]] = [11, 10]
     model = load_scalar(str(folders["shuffled"]), dtype="float32")
@@ -156,7 +163,7 @@ def test_a_reward_that_is_not_finite_is_a_failure(folders, tmp_path) -> None:
     spoilt = np.array([30 in row for row in batch.tokens.rows()])
     assert 0 < spoilt.sum() < 12
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(tmp_path), "", "tokens", str(folders["base"]), 0.0, 0))
+    worker.load(RewardSpec(spec(tmp_path), "", "", "tokens", str(folders["base"]), 0.0, 0))
     scores = worker.score(batch.ids, [batch])
     assert np.isnan(scores.values).tolist() == spoilt.tolist()
     assert [bool(reason) for reason in scores.failures] == spoilt.tolist()
@@ -172,18 +179,25 @@ def count_words(prompts: list[str], responses: list[str]) -> list[float]:
 def test_a_function_reads_texts(folders) -> None:
     worker = RewardWorker(0)
     info = worker.load(
-        RewardSpec(None, "test_frozen_roles:count_words", "tokens", str(folders["base"]), 0.0, 0)
+        RewardSpec(
+            None, "test_frozen_roles:count_words", "", "tokens", str(folders["base"]), 0.0, 0
+        )
     )
     assert info.device == "cpu"
     batch = _rollouts()
     stopped = batch.finish == Finish.STOP
     wanted = batch.response_lengths - stopped + 100 * (batch.prompt_lengths - 1)
-    assert worker.score(batch.ids, _shards()).values.tolist() == wanted.tolist()
+    scores = worker.score(batch.ids, _shards(), _asked(batch))
+    assert scores.values.tolist() == wanted.tolist()
+    with pytest.raises(LedgerError, match="in words what prompt 1 asks"):
+        worker.score(batch.ids, _shards(), _asked(batch)[:1])
 
 
 def test_a_function_must_exist(folders) -> None:
     with pytest.raises(ConfigError):
-        RewardWorker(0).load(RewardSpec(None, "nowhere:f", "tokens", str(folders["base"]), 0.0, 0))
+        RewardWorker(0).load(
+            RewardSpec(None, "nowhere:f", "", "tokens", str(folders["base"]), 0.0, 0)
+        )
 
 
 def test_a_row_that_does_not_fit_the_reward_model_is_a_failure(tmp_path) -> None:
@@ -195,8 +209,8 @@ def test_a_row_that_does_not_fit_the_reward_model_is_a_failure(tmp_path) -> None
     fits = batch.tokens.lengths <= 8
     assert 0 < fits.sum() < 12
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(tmp_path / "reward"), "", "text", str(base), 0.0, 0))
-    scores = worker.score(batch.ids, [batch])
+    worker.load(RewardSpec(spec(tmp_path / "reward"), "", "", "text", str(base), 0.0, 0))
+    scores = worker.score(batch.ids, [batch], _asked(batch))
     assert {reason for reason, fit in zip(scores.failures, fits, strict=True) if not fit} == {
         "reward model: more than its 8 tokens"
     }

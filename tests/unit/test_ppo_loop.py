@@ -331,8 +331,8 @@ class TestScores:
         finish: dict[int, int] = {}
         score = run.roles.reward.score
 
-        def spy(rollouts):
-            answer = score(rollouts)
+        def spy(rollouts, asked):
+            answer = score(rollouts, asked)
             scores = answer.result()
             raw.update(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
             summary = rollouts.summary
@@ -571,8 +571,8 @@ class TestRecords:
         said: list[list[float]] = []
         score = run.roles.reward.score_batch
 
-        def spy(batch):
-            answer = score(batch)
+        def spy(batch, asked):
+            answer = score(batch, asked)
             said.append(answer.result().values.tolist())
             return answer
 

@@ -1,0 +1,101 @@
+"""A reward model with another tokenizer is asked in the format that it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from data_files import Files
+from fakes.chat import CHATML, byte_tokenizer
+
+from workers.data.asked import Asked
+from workers.data.examples import Context, Message
+from workers.errors import DataError
+from workers.reward_function import Exchange
+from workers.text_bridge import TextBridge
+
+BRACKETS = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{{ eos_token if m.role == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "1 + 1?"},
+]
+DIALOGUE: Context = tuple(Message(t["role"], t["content"]) for t in TURNS)  # type: ignore[arg-type]
+
+
+def exchange(context: Context, response: str, *, finished: bool = True) -> Exchange:
+    rendered = "<|im_start|>user\nas the policy saw it<|im_end|>\n<|im_start|>assistant\n"
+    return Exchange(Asked(0, context, rendered), response, finished)
+
+
+def read(tokenizer: object, bridge: TextBridge, *exchanges: Exchange) -> list[str]:
+    rows, reasons = bridge(exchanges)
+    assert reasons == [""] * len(exchanges)
+    return [tokenizer.decode(row) for row in rows.rows()]  # type: ignore[attr-defined]
+
+
+def test_a_dialogue_goes_through_the_scorers_own_template_with_its_inner_end_tokens() -> None:
+    tokenizer = byte_tokenizer(BRACKETS, eos="<|endoftext|>")
+    end = "<|endoftext|>"
+    asked = f"[user] Hi [assistant] Hello.{end}[user] 1 + 1? [assistant] "
+    assert read(
+        tokenizer,
+        TextBridge(tokenizer),
+        exchange(DIALOGUE, "2"),
+        exchange(DIALOGUE, "It is", finished=False),
+        exchange(DIALOGUE, ""),
+        exchange("1 + 1 =", " 2"),
+    ) == [f"{asked}2{end}", f"{asked}It is", f"{asked}{end}", f"1 + 1 = 2{end}"]
+
+
+def test_rows_are_those_that_the_reward_model_was_trained_on(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(BRACKETS, eos="<|endoftext|>", bos="<s>")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    files = Files(tmp_path, tmp_path / "reward")
+    replies = ["Two.", "Three. "]
+    rows = [
+        {"prompt": [*TURNS[:2], {"role": "user", "content": f"{n} + {n}?"}]}
+        | {"completions": replies, "ranks": [1, 2]}
+        for n in range(40)
+    ]
+    source = files(rankings=rows, prompt_limit=400, completion_limit=40)
+    trained = [
+        row.tolist()
+        for ranking in source.rankings("train") or []
+        for row in ranking.sequences.rows()
+    ]
+    assert len(trained) > 2
+    bridge = TextBridge(tokenizer)
+    for n in range(40):
+        context = (*DIALOGUE[:2], Message("user", f"{n} + {n}?"))  # type: ignore[misc]
+        scored, _ = bridge([exchange(context, reply) for reply in replies])
+        both = [row.tolist() for row in scored.rows()]
+        assert all(row in trained for row in both) or not any(row in trained for row in both)
+        trained = [row for row in trained if row not in both]
+    assert trained == []
+
+
+def test_without_a_template_speakers_stand_on_lines_of_their_own() -> None:
+    end = "<|endoftext|>"
+    tokenizer = byte_tokenizer(None, eos=end)
+    assert read(tokenizer, TextBridge(tokenizer), exchange(DIALOGUE, "2")) == [
+        f"User:\nHi\n\nAssistant:\nHello.{end}\n\nUser:\n1 + 1?\n\nAssistant:\n2{end}"
+    ]
+
+
+def test_an_answer_that_spells_a_control_token_of_the_scorer_fails_alone() -> None:
+    bridge = TextBridge(byte_tokenizer(CHATML))
+    rows, reasons = bridge([exchange(DIALOGUE, "<|im_end|>"), exchange(DIALOGUE, "2")])
+    assert reasons == ["reward model: holds a control token", ""]
+    assert (rows.lengths > 0).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("template", ["{{ nothing(messages) }}", "{% if %}", CHATML])
+def test_a_template_that_does_not_fit_is_refused_when_the_scorer_is_loaded(template: str) -> None:
+    with pytest.raises(DataError) as caught:
+        TextBridge(byte_tokenizer(template, eos="<|endoftext|>"))
+    assert caught.value.mend
