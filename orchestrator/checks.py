@@ -30,6 +30,8 @@ from orchestrator.summary import MODEL_ORDER
 from workers.data.sets import SHORTHANDS, SetKind
 from workers.errors import BatchArithmeticError, ConfigError, ResourceError
 from workers.model_shape import read_shape
+from workers.user_calls import Patience
+from workers.user_code import split_path
 
 _PRODUCTS = {
     StageName.pretrain: "base",
@@ -406,12 +408,17 @@ def check_reward(config: Config) -> None:
     """
     if config.reward.kind is not RewardKind.function:
         return
-    module, colon, name = config.reward.function.partition(":")
-    if not (module and colon and name):
+    reward = config.reward
+    split_path(reward.function, "reward.function")
+    most = Patience(reward.function_seconds, reward.function_retries).most_seconds
+    if most > config.run.call_seconds:
         raise ConfigError(
-            f"{config.reward.function!r} does not name a function",
-            where="reward.function",
-            mend="write package.module:callable, taking (prompts, responses)",
+            f"function_seconds={reward.function_seconds:g} with function_retries="
+            f"{reward.function_retries} can take {most:g} s for a batch: its deadline for all "
+            "responses at once, once more for one after the other, and that for each try; a call "
+            f"to a worker ends after run.call_seconds={config.run.call_seconds:g}",
+            where="reward.function_seconds",
+            mend=f"lower it, or set run.call_seconds above {most:g}",
         )
     if config.reward.bridge is TextBridge.tokens:
         raise ConfigError(
@@ -434,13 +441,7 @@ def check_judge(config: Config) -> None:
     if StageName.evaluate not in config.stages:
         return
     if settings.judge is JudgeKind.function:
-        module, colon, name = settings.judge_function.partition(":")
-        if not (module and colon and name):
-            raise ConfigError(
-                f"{settings.judge_function!r} does not name a function",
-                where="evaluate.judge_function",
-                mend="write package.module:callable, taking (prompts, a, b)",
-            )
+        split_path(settings.judge_function, "evaluate.judge_function")
     if settings.judge is JudgeKind.endpoint:
         _check_endpoint(settings.endpoint)
 

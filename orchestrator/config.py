@@ -592,7 +592,7 @@ class RewardConfig:
 
     kind: RewardKind = RewardKind.model
     function: str = ""  # "package.module:callable" (prompts, responses) -> list[float]
-    function_seconds: float = 600.0  # deadline of one call of the function; 0 = none
+    function_seconds: float = 300.0  # deadline of one call of the function; 0 = none
     function_retries: int = 1  # for sequences on which it raised, was late, or gave no number
     bridge: TextBridge = TextBridge.tokens
     micro_batch_tokens: int = 8192  # token budget of one pass, of the reference model too

@@ -33,13 +33,15 @@ Check = Callable[[Config, "DataSource"], Iterable[str]]
 
 
 def look(config: Config) -> Inputs:
-    """Read every checkpoint and file that is given, and make every check of `CHECKS`.
+    """Import the functions and read every checkpoint and file, and make every check of `CHECKS`.
 
     Raises:
         RehearsalError: one of them cannot be used; the first, in the order of `CHECKS`.
     """
     from orchestrator.sources import left_out, make_source
+    from orchestrator.user_functions import check_functions
 
+    check_functions(config)  # takes a second, files may take an hour
     checkpoints = _given_checkpoints(config)
     source = make_source(config, checkpoints)
     notes = left_out(source)

@@ -10,6 +10,7 @@ from composing import composed
 from orchestrator.config import JudgeKind, RoleName, StageName
 from orchestrator.plan import make_plan
 from orchestrator.stages.judging import check_judge_ready
+from orchestrator.user_functions import check_functions
 from workers.errors import ConfigError, MissingCheckpointError, TokenizerMismatchError
 from workers.pocket.tokenizer import build_tokenizer
 
@@ -80,10 +81,11 @@ def test_a_judging_reward_model_must_come_from_somewhere():
 def test_a_function_must_be_named_and_found():
     with pytest.raises(ConfigError, match="does not name a function"):
         make_plan(composed(*EVALUATE, "judge=function"))
-    config = composed(*EVALUATE, "judge=function", "evaluate.judge_function=no_such:f")
+    config = composed(*EVALUATE, "judge=function", "evaluate.judge_function=no_such_one:f")
     make_plan(config)
-    with pytest.raises(ConfigError, match="cannot import"):
-        check_judge_ready(config, build_tokenizer())
+    with pytest.raises(ConfigError, match="there is no module 'no_such_one'") as caught:
+        check_functions(config)
+    assert caught.value.where == "evaluate.judge_function"
 
 
 def test_the_key_must_be_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -1,0 +1,90 @@
+"""Functions of the user's own, tried before anything starts.
+
+Each is imported in a process of its own: an import may hang, end its process or take the GPU, and
+the driver must live through all of that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.arithmetic import PPO_STAGES
+from orchestrator.config import Config, JudgeKind, RewardKind, StageName
+from workers.errors import ConfigError
+from workers.user_code import words_of_output
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def check_functions(config: Config) -> None:
+    """Import every function that the stages of a run will call, and look at its parameters.
+
+    Raises:
+        ConfigError: One cannot be imported, or takes other arguments than it will be given; says
+            what its module raised, and where.
+    """
+    for kind, path, where in _named(config):
+        _try(kind, path, where, config.run.role_start_seconds)
+
+
+def _named(config: Config) -> Iterator[tuple[str, str, str]]:
+    evaluates = StageName.evaluate in config.stages
+    rewards = evaluates or any(stage in PPO_STAGES for stage in config.stages)
+    if rewards and config.reward.kind is RewardKind.function:
+        yield "reward", config.reward.function, "reward.function"
+    if evaluates and config.evaluate.judge is JudgeKind.function:
+        yield "judge", config.evaluate.judge_function, "evaluate.judge_function"
+
+
+def _try(kind: str, path: str, where: str, seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="rehearsal-function-") as place:
+        result, log = Path(place) / "result.json", Path(place) / "log"
+        command = [sys.executable, "-m", "workers.try_function", kind, path, str(Path.cwd())]
+        ended = _run([*command, str(result)], log, seconds)
+        found = result.read_text(encoding="utf-8") if result.is_file() else ""
+        said = words_of_output(log)
+    if ended is None:
+        raise ConfigError(
+            f"importing {path!r} did not end within {seconds:g} s",
+            where=where,
+            mend="do at the first call what takes so long, or raise run.role_start_seconds",
+        )
+    if not found:
+        raise ConfigError(
+            f"importing {path!r} ended its process with exit code {ended}{said}",
+            where=where,
+            mend="a module must not end the process that imports it",
+        )
+    if wrong := json.loads(found):
+        raise ConfigError(wrong["what"], where=wrong["where"], mend=wrong["mend"])
+
+
+def _run(command: list[str], log: Path, seconds: float) -> int | None:
+    """The exit code of a command, or None if it was ended for taking too long."""
+    paths = [os.environ.get("PYTHONPATH", ""), str(_ROOT)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):  # of its group, nobody may be left
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
