@@ -20,8 +20,9 @@ from orchestrator.inspection_view import follow, print_report, render
 from workers.data.beginnings import Beginning
 from workers.data.columns import Columns
 from workers.data.formats import FORMATS
+from workers.data.kinds import kind_of_data
 from workers.data.lines import Meter
-from workers.data.recognise import Kind, kind_of_data, read_examples
+from workers.data.recognise import Kind, Noted, read_examples
 from workers.errors import ConfigError
 
 _NO_LIMIT = 2**31
@@ -59,17 +60,19 @@ def _inspect(options: argparse.Namespace) -> None:
     if kind is None:
         kind = kind_of_data(options.source, columns, options.on_bad_line, **reading)
     meter = Meter()
+    noted = Noted()
     rows = read_examples(
         options.source,
         kind,
         columns=columns,
         on_bad_line=options.on_bad_line,
         meter=meter,
+        noted=noted,
         name=Path(options.source).name,
         **reading,
     )
     unit = "tokens" if options.tokenizer else "characters"
-    inspection = Inspection(kind, unit, options.samples)
+    inspection = Inspection(kind, unit, options.samples, noted=noted)
     measure = _measure(options)
     began = time.monotonic()
     follow(inspect(rows, inspection, measure, options.limit), meter, options.source)

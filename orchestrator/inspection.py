@@ -20,6 +20,8 @@ from workers.data.examples import (
     PromptExample,
     Rejected,
 )
+from workers.data.ranked import TIED, is_tied
+from workers.data.recognise import Noted
 from workers.data.rows import DocumentRow, PromptRow, RankedRow, TokenRow
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
@@ -69,11 +71,14 @@ class Inspection:
     pairs: int = 0  # pairs of one ranking that are ranked apart
     tied_pairs: int = 0
     samples: list[Seen] = field(default_factory=list)
+    noted: Noted = field(default_factory=Noted)
     _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, row: Seen | Rejected) -> None:
         """Count one row."""
         self.read += 1
+        if not isinstance(row, Rejected) and row.ranks and is_tied(row.ranks):
+            row = Rejected(TIED, row.where)
         if isinstance(row, Rejected):
             self.drops[row.reason] += 1
             self.first_drop.setdefault(row.reason, row.where)

@@ -23,6 +23,7 @@ from workers.data.lines import Meter
 _SAMPLE_CHARACTERS = 1200  # of each stretch; the middle of a longer one is left out
 _BAR = 40  # characters of the longest histogram bar
 _LINE_SECONDS = 5.0
+_COLUMNS = 20  # unread columns that are named
 
 
 def follow(
@@ -98,6 +99,12 @@ def _counts(inspection: Inspection, source: str, seconds: float, meter: Meter) -
         table.add_row("completions cut by the limit", f"{inspection.cut:,}")
     for options, count in sorted(inspection.options.items()):
         table.add_row(f"rankings of {options}", f"{count:,}")
+    if inspection.noted.labels:
+        table.add_row("labels", inspection.noted.labels)
+    if unread := inspection.noted.unread:
+        named = ", ".join(f"{name} ({count:,})" for name, count in unread.most_common(_COLUMNS))
+        more = f" and {len(unread) - _COLUMNS:,} more" if len(unread) > _COLUMNS else ""
+        table.add_row("columns that nothing reads (rows)", named + more)
     if inspection.options:
         table.add_row("pairs ranked apart", f"{inspection.pairs:,}")
         table.add_row("pairs tied", f"{inspection.tied_pairs:,}")

@@ -100,6 +100,10 @@ def left_out(source: DataSource) -> list[str]:
             f"out, {each.tokens:,} tokens"
         )
         notes += [f"left out {n:,} rows of {each.name}: {why}" for why, n in each.dropped.items()]
+        if each.unread:
+            notes.append(f"{each.name}: columns that nothing reads: {_some(each.unread)}")
+        if each.labels:
+            notes.append(f"{each.name}: labels in {each.labels}")
         if each.cut:
             notes.append(f"cut {each.cut:,} completions of {each.name}")
         if each.train_pairs or each.heldout_pairs:
@@ -113,3 +117,8 @@ def left_out(source: DataSource) -> list[str]:
 def accounts(source: DataSource) -> tuple[SetAccount, ...]:
     """What became of the rows of each data set; () in the pocket world."""
     return tuple(source.accounts) if isinstance(source, FileSource) else ()
+
+
+def _some(names: list[str], most: int = 20) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -196,7 +196,11 @@ def to_json(summary: Summary) -> dict[str, object]:
             for r in summary.roles
         ],
         "data": {
-            each.name: {key: value for key, value in asdict(each).items() if key != "name"}
+            each.name: {
+                key: value
+                for key, value in asdict(each).items()
+                if key != "name" and (value or key not in ("unread", "labels"))
+            }
             for each in summary.data
         },
     }

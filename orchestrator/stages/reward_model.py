@@ -31,7 +31,8 @@ def reward_model(session: Session) -> None:
     session.live.stage("reward_model", planned or ranking_steps(session.config, settings.prompts))
     saved = session.saves.within("reward_model")
     given = _rankings(session, labeled=saved is not None)
-    agreement = annotator_agreement([ranking for split in given for ranking in split])
+    verdicts = [*session.source.ties(), *(ranking for split in given for ranking in split)]
+    agreement = annotator_agreement(verdicts)
     train, heldout = _with_pairs(given)
     # read before training, so that a missing held-out part costs none
     zero = session.source.demonstrations("heldout", 0, settings.bias_demonstrations)

@@ -24,7 +24,8 @@ from workers.data.examples import (
     Rejected,
 )
 from workers.data.jsonl import Line
-from workers.data.recognise import kind_of_row, read_examples
+from workers.data.kinds import kind_of_row
+from workers.data.recognise import read_examples
 from workers.errors import ConfigError, DataLineError
 
 Read = Callable[..., list[Example | Rejected]]
@@ -122,7 +123,6 @@ A, B = ([Q, {"role": "assistant", "content": text}] for text in "ab")
         ({"prompt": "q1"} | PAIR, HH_CONTEXT, ("good", "bad"), (1, 2)),
         ({"question": "q1"} | PAIR, HH_CONTEXT, ("good", "bad"), (1, 2)),
         ({"prompt": CHAT[1:4]} | PAIR, HH_CONTEXT, ("good", "bad"), (1, 2)),
-        ({"prompt": "q"} | PAIR, "q", (HH + " good", HH + " bad"), (1, 2)),
         (
             {"prompt": HH[:-12], "chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"},
             HH[:-12],
@@ -228,6 +228,11 @@ TIE = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}
         (
             "demonstrations",
             {"messages": [{"role": "tool", "content": "t"}, *CHAT]},
+            "holds tool calls",
+        ),
+        (
+            "demonstrations",
+            {"messages": [{"role": "narrator", "content": "t"}, *CHAT]},
             "a speaker besides system, user and assistant",
         ),
         (
@@ -300,7 +305,7 @@ RANKED = {"prompt": "p", "completions": ["a", "b"]}
         ("demonstrations", {"messages": "hi"}, '"messages" must be a list, not a string'),
         ("demonstrations", {"messages": ["hi"]}, r'"messages\[0\]" must be an object'),
         ("demonstrations", {"messages": [{"role": "user"}]}, 'lacks "content"'),
-        ("demonstrations", {"messages": [Q | {"content": None}]}, r"\[0\].content.*not null"),
+        ("demonstrations", {"messages": [Q | {"content": None}]}, r"\[0\]. lacks .content"),
         ("demonstrations", {"instruction": "i", "instances": []}, "empty list"),
         ("comparisons", {"chosen": "a", "rejected": "b"}, 'found "chosen", "rejected"'),
         ("comparisons", {"chosen": A, "rejected": "b", "prompt": "p"}, "must both be"),

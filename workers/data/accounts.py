@@ -21,6 +21,8 @@ class SetAccount:
     tokens: int = 0  # of the rows that were kept
     train_pairs: int = 0  # comparisons: pairs of different rank
     heldout_pairs: int = 0
+    unread: list[str] = field(default_factory=list)  # columns that say nothing to the run
+    labels: str = ""  # how the numbers of `columns.better` were read
     tied_pairs: int = 0  # comparisons: pairs of equal rank among the rows that were kept
 
     def drop(self, reason: str, count: int) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from workers.data.jsonl import Line
-from workers.errors import ConfigError
+from workers.data.better import check_better
+from workers.data.jsonl import Line, kind_of
+from workers.errors import ConfigError, DataError
 
-Columns = Mapping[str, str | Sequence[str]]
+# A path, a list of paths, or (of "better" alone) a mapping of its own: see `workers.data.better`.
+Columns = Mapping[str, str | Sequence[str] | Mapping[str, object]]
 
 # Fields that say who or what a row is; the others say what it holds.
 ABOUT = ("id", "user", "annotator")
 FIELDS = (
     *("prompt", "question", "instruction", "input", "system", "messages", "turns", "instances"),
-    *("completion", "answer", "output", "chosen", "rejected", "completions", "ranks", "scores"),
-    *("text", *ABOUT),
+    *("history", "completion", "answer", "output", "chosen", "rejected", "completions", "ranks"),
+    *("scores", "better", "rank", "score", "text", *ABOUT),
 )
 _LISTS = ("completions", "ranks", "scores")
+_EACH = "*"  # of a path: every entry of a list
 
 
 def check_columns(columns: Mapping[str, object], where: str = "columns") -> None:
@@ -36,6 +39,9 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
                 where=where,
                 mend=f"{guess}fields: {', '.join(FIELDS)}",
             )
+        if field == "better" and isinstance(source, Mapping):
+            check_better(source, f"{where}.better")
+            continue
         if isinstance(source, list | tuple) and field not in _LISTS:
             raise ConfigError(
                 f"{field!r} holds one value, not a list of columns",
@@ -51,43 +57,116 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
                 )
 
 
-def map_columns(line: Line, columns: Columns) -> Line:
-    """The line with its fields under their canonical names.
+class ColumnMap:
+    """Puts the fields of rows under their canonical names.
 
     `columns` maps a canonical field to the path of a column, or to a list of paths whose values
     make a list. A path is the name of a column, or names and list places joined by dots:
-    "turns.0", "6b_finetuning.solution". Where the mapping names anything that a row holds, only
-    mapped columns are seen, so that no other column is taken for a part of the row; where it names
-    nothing but ids, users and annotators, the other columns stay.
+    "turns.0", "6b_finetuning.solution"; `*` stands for each entry of a list: "answers.*.text".
+    Where the mapping names anything that a row holds, only mapped columns are seen, so that no
+    other column is taken for a part of the row; where it names nothing but ids, users and
+    annotators, the other columns stay. A column that a row lacks is null in it.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._paths = {field: _paths(source) for field, source in columns.items()}
+        self._single = {f for f, source in columns.items() if not isinstance(source, list | tuple)}
+        self._keeps_others = all(field in ABOUT for field in columns)
+        self._unseen = {path for paths in self._paths.values() for path in paths}
+        #: Field -> the column that it comes from, for messages.
+        self.names = {field: ", ".join(paths) for field, paths in self._paths.items()}
+
+    def map(self, line: Line) -> Line:
+        """One row; its null fields are left out."""
+        if not self._paths:
+            return line.without_nulls()
+        mapped: dict[str, object] = dict(line.fields) if self._keeps_others else {}
+        for field, paths in self._paths.items():
+            values = [self._value(line, path) for path in paths]
+            mapped[field] = values[0] if field in self._single else values
+        return Line(mapped, line.where, line.typed, self.names).without_nulls()
+
+    def missing(self) -> list[str]:
+        """The paths that no row has had so far."""
+        return sorted(self._unseen)
+
+    def columns_of(self, used: set[str]) -> set[str]:
+        """The first parts of the paths, and the names themselves, behind canonical fields."""
+        found = {path for field in used for path in self._paths.get(field, [field])}
+        return found | {path.split(".")[0] for path in found}
+
+    def _value(self, line: Line, path: str) -> object:
+        if path in line.fields:  # a name may hold a dot itself
+            self._unseen.discard(path)
+            return line.fields[path]
+        found, value = _walk(line, path, line.fields, path.split("."))
+        if found:
+            self._unseen.discard(path)
+        return value
+
+
+def map_columns(line: Line, columns: Columns) -> Line:
+    """One row, all of whose mapped columns must be there, if only as null.
 
     Raises:
-        DataLineError: If a mapped column is missing; names the path.
+        DataLineError: If one is not; names the path.
     """
-    if not columns:
-        return line
-    mapped: dict[str, object] = {}
-    if all(field in ABOUT for field in columns):
-        mapped.update(line.fields)
-    for field, source in columns.items():
-        if isinstance(source, str):
-            mapped[field] = _value(line, source)
-        else:
-            mapped[field] = [_value(line, path) for path in source]
-    return Line(mapped, line.where, line.typed)
+    mapping = ColumnMap(columns)
+    mapped = mapping.map(line)
+    for path in mapping.missing():
+        line.fail(
+            f'column "{path}" is missing (found {line.found()})',
+            mend="correct data.columns, or this line",
+        )
+    return mapped
 
 
-def _value(line: Line, path: str) -> object:
-    if path in line.fields:  # a name may hold a dot itself
-        return line.fields[path]
-    value: object = line.fields
-    for part in path.split("."):
-        if isinstance(value, Mapping) and part in value:
+def check_found(mapping: ColumnMap, where: str) -> None:
+    """Refuse a mapping of which a column was in no row of a data set.
+
+    Raises:
+        DataError: If there is one; names the paths.
+    """
+    if missing := mapping.missing():
+        named = ", ".join(f'"{path}"' for path in missing)
+        raise DataError(
+            f"no row of the data set has the column {named}",
+            where=where,
+            mend="correct data.columns, or leave that field out of it",
+        )
+
+
+def _paths(source: str | Sequence[str] | Mapping[str, object]) -> list[str]:
+    if isinstance(source, Mapping):
+        return [str(source["column"])]
+    return [source] if isinstance(source, str) else list(source)
+
+
+def _walk(line: Line, path: str, value: object, parts: Sequence[str]) -> tuple[bool, object]:
+    """Whether there is such a place, and what is there; a null on the way is there and null.
+
+    Raises:
+        DataLineError: If an object or a list should be on the way, and something else is.
+    """
+    for i, part in enumerate(parts):
+        value = line.parsed(value)
+        if value is None:
+            return True, None
+        if isinstance(value, list) and part == _EACH:
+            found = [_walk(line, path, each, parts[i + 1 :]) for each in value]
+            return any(there for there, _ in found) or not value, [each for _, each in found]
+        if isinstance(value, Mapping) and part != _EACH:
+            if part not in value:
+                return False, None
             value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        elif isinstance(value, list) and part.isdecimal():
+            if int(part) >= len(value):
+                return False, None
             value = value[int(part)]
         else:
             line.fail(
-                f'column "{path}" is missing (found {line.found()})',
+                f'column "{path}" is missing: {kind_of(value)} before "{part}" '
+                f"(found {line.found()})",
                 mend="correct data.columns, or this line",
             )
-    return value
+    return True, value

@@ -14,6 +14,7 @@ class Message:
 
     role: Speaker
     content: str
+    trained: bool = True  # of an assistant's turn: False = its row says that it must not be
 
 
 Dialogue = tuple[Message, ...]
@@ -34,6 +35,7 @@ class Demonstration:
     where: str  # FILE:LINE, for messages
     user: str = ""  # who wrote it; rows of one user stay in one split. "" = nobody said
     source: str = ""  # name of the data set
+    trained: bool = True  # False: the row says that the response must not be trained
 
 
 @dataclass(frozen=True, slots=True)

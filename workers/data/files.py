@@ -13,7 +13,7 @@ from workers.data.batches import document_batch
 from workers.data.encode import Chunk, Encoder
 from workers.data.mixture import quotas
 from workers.data.pool import Encode, open_encoder
-from workers.data.recognise import Kind, read_examples
+from workers.data.recognise import Kind, Noted, read_examples
 from workers.data.records import ClozeTokens, Prompt
 from workers.data.sets import DataSet, Feeding, Rendering, SetKind
 from workers.data.source import PromptSplit, Split
@@ -110,6 +110,11 @@ class FileSource:
             return None
         return [_ranking(table, i) for i in table.mixed(split)]
 
+    def ties(self) -> list[Ranking]:
+        """The rankings of ties alone whose annotator is named."""
+        table = self._tables[SetKind.comparisons]
+        return [_ranking(table, i) for i in table.tied]
+
     def label(
         self,
         prompts: Sequence[Prompt],  # noqa: ARG002
@@ -142,6 +147,7 @@ class FileSource:
         gatherer = Gatherer()
         accounts = self._accounts[kind]
         for number, each in enumerate(self._sets[kind]):
+            noted = Noted()
             examples = read_examples(
                 each.path,
                 _shape(kind),
@@ -151,10 +157,13 @@ class FileSource:
                 subset=each.subset,
                 name=each.name,
                 on_bad_line=self._feeding.on_bad_line,
+                noted=noted,
             )
             for chunk in encode(kind, examples):
                 self._check_ids(chunk, each)
                 gatherer.add(number, chunk, accounts[number])
+            accounts[number].unread = noted.unread_columns()
+            accounts[number].labels = noted.labels
         return Table(kind, self._sets[kind], accounts, gatherer.finish(), self._feeding, held)
 
     def _prompt(self, table: Table, row: int, number: int) -> Prompt:

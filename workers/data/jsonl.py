@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ _IDS = "write names of users, annotators and rows as text or as whole numbers"
 _WHOLE = re.compile(r"-?[0-9]+\.0")  # how tables write a whole number of a column with gaps
 _EXACT = 2.0**53  # whole numbers beyond have no decimal number of their own
 _PLACE_CHARACTERS = 200  # of a place within a row; the middle of a longer one is left out
+_NULL_LEVELS = 16  # how deep nulls are looked for; no shape reaches deeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,24 @@ class Line:
     fields: Mapping[str, object]
     where: str  # FILE:LINE, or FILE row N
     typed: bool = True  # False: every value is text, as in CSV; numbers and lists are parsed
+    # field -> the column that it was mapped from, for messages
+    columns: Mapping[str, str] = attribute(default_factory=dict, compare=False)
+    nulls: tuple[str, ...] = attribute(default=(), compare=False)  # absent fields that were null
+    used: set[str] = attribute(default_factory=set, compare=False)  # fields that somebody has read
+
+    def without_nulls(self) -> Line:
+        """The row without its null fields, those of objects in it included.
+
+        Null entries of lists stay, so that lists beside each other keep their order; an object of
+        nothing but nulls, as tables fill gaps with, is null itself.
+        """
+        fields = {
+            key: value
+            for key, given in self.fields.items()
+            if (value := without_nulls(given)) is not None
+        }
+        nulls = tuple(key for key in self.fields if key not in fields)
+        return replace(self, fields=fields, nulls=nulls)
 
     def text(self, name: str) -> str:
         """A string field.
@@ -37,18 +57,20 @@ class Line:
         return self.checked_text(self.field(name), name)
 
     def texts(self, name: str) -> list[str]:
-        """A field that lists strings."""
-        return [self.checked_text(item, f"{name}[{i}]") for i, item in enumerate(self.list(name))]
+        """A field that lists strings; null entries are left out."""
+        return [
+            self.checked_text(item, f"{name}[{i}]")
+            for i, item in enumerate(self.list(name))
+            if item is not None
+        ]
 
-    def ranks(self, name: str, count: int) -> list[int]:
-        """A field that lists `count` whole numbers of at least 1."""
-        ranks = self._counted(name, count)
-        return [self._checked_rank(item, f"{name}[{i}]") for i, item in enumerate(ranks)]
+    def optional_rank(self, value: object, name: str) -> int | None:
+        """A value that is a whole number of at least 1, or null."""
+        return None if value is None else self._checked_rank(value, name)
 
-    def scores(self, name: str, count: int) -> list[float]:
-        """A field that lists `count` finite numbers or booleans (True counts 1)."""
-        scores = self._counted(name, count)
-        return [self._checked_score(item, f"{name}[{i}]") for i, item in enumerate(scores)]
+    def optional_score(self, value: object, name: str) -> float | None:
+        """A value that is a finite number, a boolean (True counts 1), or null."""
+        return None if value is None else self._checked_score(value, name)
 
     def name(self, name: str) -> str:
         """An optional field that names somebody or something; "" where it is missing or null.
@@ -59,6 +81,11 @@ class Line:
         value = self.fields.get(name)
         if value is None:
             return ""
+        self.used.add(name)
+        return self.checked_name(value, name)
+
+    def checked_name(self, value: object, name: str) -> str:
+        """The value, which must name somebody or something."""
         if not self.typed and isinstance(value, str) and _WHOLE.fullmatch(value):
             return value.partition(".")[0]
         if isinstance(value, float) and value.is_integer():
@@ -71,15 +98,16 @@ class Line:
 
     def field(self, name: str) -> object:
         """Any field."""
-        if name not in self.fields:
-            self.fail(f'field "{name}" is missing (found {self.found()})')
+        self.used.add(name)
+        if self.fields.get(name) is None:
+            column = self.columns.get(name, name)
+            of = f' (column "{column}")' if column != name else ""
+            self.fail(f'field "{name}"{of} is missing or null (found {self.found()})')
         return self.fields[name]
 
     def list(self, name: str) -> list[object]:
         """A field that is a list of anything."""
-        value = self.field(name)
-        if not self.typed and isinstance(value, str) and value.lstrip().startswith("["):
-            value = parse_json(value, self.where)
+        value = self.parsed(self.field(name))
         if not isinstance(value, list):
             self.fail(f'"{name}" must be a list, not {kind_of(value)}')
         return value
@@ -92,19 +120,21 @@ class Line:
             self.fail(f'"{name}" holds an unpaired surrogate')
         return value
 
+    def parsed(self, value: object) -> object:
+        """The value; a list or an object that a table holds as JSON text is parsed."""
+        if not self.typed and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+            return without_nulls(parse_json(value, self.where))
+        return value
+
     def found(self) -> str:
         """The names of the fields, for messages."""
-        return ", ".join(f'"{key}"' for key in self.fields) or "nothing"
+        names = ", ".join(f'"{shown(key)}"' for key in self.fields) or "nothing"
+        nulls = ", ".join(f'"{shown(key)}"' for key in self.nulls)
+        return f"{names}; null: {nulls}" if nulls else names
 
     def fail(self, what: str, mend: str = _MEND) -> NoReturn:
         """Refuse the line."""
         raise DataLineError(what, where=self.where, mend=mend)
-
-    def _counted(self, name: str, count: int) -> list[object]:
-        values = self.list(name)
-        if len(values) != count:
-            self.fail(f'"{name}" has {len(values)} entries for {count} completions')
-        return values
 
     def _checked_rank(self, value: object, name: str) -> int:
         value = self._number(value)
@@ -113,7 +143,10 @@ class Line:
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail(f'"{name}" must be a whole number, not {kind_of(value)}')
         if value < 1:
-            self.fail(f'"{name}" is {value}; ranks start at 1 (best)')
+            self.fail(
+                f'"{name}" is {value}; ranks start at 1 (best)',
+                "count ranks from 1; where more is better, map the column to scores (data.columns)",
+            )
         return value
 
     def _checked_score(self, value: object, name: str) -> float:
@@ -218,6 +251,25 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def without_nulls(value: object, levels: int = _NULL_LEVELS) -> object:
+    """A value without null fields; None where it is null or an object of nulls alone."""
+    if isinstance(value, dict) and levels:
+        kept = {
+            key: found
+            for key, item in value.items()
+            if (found := without_nulls(item, levels - 1)) is not None
+        }
+        return kept if kept or not value else None
+    if isinstance(value, list) and levels:
+        return [without_nulls(item, levels - 1) for item in value]
+    return value
+
+
+def shown(name: str) -> str:
+    """A name for messages: half surrogates escaped, the middle of a long one left out."""
+    return _shortened(name.encode("utf-8", "backslashreplace").decode())
 
 
 def kind_of(value: object) -> str:

@@ -65,6 +65,10 @@ class PocketSource:
         """None: completions are sampled and labeled."""
         return None
 
+    def ties(self) -> list[Ranking]:
+        """None are given."""
+        return []
+
     def label(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
     ) -> list[list[int]]:

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
-from workers.data import shapes
-from workers.data.columns import Columns, check_columns, map_columns
-from workers.data.dialogues import Unusable
+from workers.data import ranked, shapes
+from workers.data.columns import ColumnMap, Columns, check_columns, check_found
 from workers.data.examples import Comparison, Example, Rejected
+from workers.data.fields import ANNOTATORS, USERS
 from workers.data.jsonl import Line
 from workers.data.lines import Meter
+from workers.data.meaning import check_row
+from workers.data.rankings import Rankings
 from workers.data.readers import scan_rows
+from workers.data.unusable import Unusable
 from workers.errors import DataLineError
 
 Kind = Literal["demonstrations", "comparisons", "prompts", "pretraining"]
 OnBadLine = Literal["fail", "drop"]
-_SHAPES: dict[Kind, Callable[[Line, str], Iterator[Example]]] = {
+SHAPES: dict[Kind, Callable[[Line, str], Iterator[Example]]] = {
     "demonstrations": shapes.demonstrations,
-    "comparisons": shapes.comparisons,
+    "comparisons": ranked.comparisons,
     "prompts": shapes.prompts,
     "pretraining": shapes.documents,
 }
+_ABOUT = {"id", *USERS, *ANNOTATORS}  # columns that are read where there is a use for them
+_MOST_NAMES = 1000  # of unread columns that are remembered
+
+
+@dataclass(slots=True)
+class Noted:
+    """What reading found out about a data set besides its examples."""
+
+    rows: int = 0  # that gave examples
+    unread: Counter[str] = field(default_factory=Counter)  # column -> rows in which nobody read it
+    labels: str = ""  # how the numbers of `columns.better` were read; "" = none were
+
+    def unread_columns(self) -> list[str]:
+        """Columns of which no part was read, those of most rows first."""
+        return [name for name, _ in self.unread.most_common()]
+
 
 MOST_COMPLETIONS = 256  # of one ranking, which a reward model reads as one element
 
@@ -38,6 +59,7 @@ def read_examples(
     name: str = "",
     on_bad_line: OnBadLine = "fail",
     meter: Meter | None = None,
+    noted: Noted | None = None,
 ) -> Iterator[Example | Rejected]:
     """Yield the examples of a data set in order; a row that cannot be used is a `Rejected`.
 
@@ -52,26 +74,41 @@ def read_examples(
         on_bad_line: "fail" raises on a line that cannot be read; "drop" makes it a `Rejected` of
             the reason "bad line".
         meter: Told how far reading has come.
+        noted: Told what else was found out.
 
     Raises:
         ConfigError: If `columns` names a field that there is not.
-        DataError: As `read_rows`.
+        DataError: As `read_rows`; if a mapped column is in no row; if the labels of
+            `columns.better` can be read in more than one way.
         DataLineError: On a bad line, or a row whose shape is not recognised.
     """
     columns = columns or {}
     check_columns(columns)
+    noted = noted or Noted()
+    mapping = ColumnMap(columns)
+    mapped = mapping.columns_of(set(columns))
+    rankings: Rankings | None = None
+    if kind == "comparisons":
+        ahead = scan_rows(path, format=format, split=split, subset=subset)
+        rankings = Rankings(columns, ColumnMap(columns), path)
+        noted.labels = rankings.survey(ahead)
     seen: set[bytes] = set()
     for row in scan_rows(path, format=format, split=split, subset=subset, meter=meter):
         try:
             if isinstance(row, DataLineError):
                 raise row
-            line = map_columns(row, columns)
+            line = mapping.map(row)
+            check_row(row, kind, mapped)
+            whole = rankings.whole(line) if rankings else line
+            if whole is None:
+                continue
             # as a list: of a row of which a part is bad, no part is used
-            examples = list(_SHAPES[kind](line, name))
-            if _is_repeated(line, examples, seen):
-                yield Rejected("duplicate id", line.where, name)
+            examples = list(SHAPES[kind](whole, name))
+            _note(noted, row, mapping.columns_of(line.used | whole.used | _ABOUT))
+            if _is_repeated(whole, examples, seen):
+                yield Rejected("duplicate id", row.where, name)
             elif any(_too_many(each) for each in examples):
-                yield Rejected(f"over {MOST_COMPLETIONS} completions", line.where, name)
+                yield Rejected(f"over {MOST_COMPLETIONS} completions", row.where, name)
             else:
                 yield from examples
         except Unusable as unusable:
@@ -80,65 +117,15 @@ def read_examples(
             if on_bad_line == "fail":
                 raise
             yield Rejected("bad line", error.where, name)
+    check_found(mapping, path)
 
 
-def kind_of_data(
-    path: str,
-    columns: Columns | None = None,
-    on_bad_line: OnBadLine = "fail",
-    *,
-    format: str = "auto",  # noqa: A002
-    split: str = "train",
-    subset: str = "",
-) -> Kind:
-    """What a data set can be read as, by its first row or, with "drop", the first one of any shape.
-
-    Raises:
-        ConfigError: If `columns` names a field that there is not.
-        DataError: As `read_rows`.
-        DataLineError: If the row has no shape of any kind; with "drop", if no row has one.
-    """
-    refused: list[DataLineError] = []
-    for row in scan_rows(path, format=format, split=split, subset=subset):
-        try:
-            if isinstance(row, DataLineError):
-                raise row
-            return kind_of_row(row, columns)
-        except DataLineError as error:
-            refused = refused or [error]
-            if on_bad_line == "fail":
-                break
-    raise refused[0]
-
-
-def kind_of_row(row: Line, columns: Columns | None = None) -> Kind:
-    """What a row can be read as, the richest first: comparisons before demonstrations.
-
-    Raises:
-        ConfigError: If `columns` names a field that there is not.
-        DataLineError: If it has no shape of any kind.
-    """
-    check_columns(columns or {})
-    line = map_columns(row, columns or {})
-    kinds: tuple[Kind, ...] = ("comparisons", "demonstrations", "prompts", "pretraining")
-    for kind in kinds:
-        if _has_shape(line, kind):
-            return kind
-    raise DataLineError(
-        f"a row of no known shape: found {line.found()}",
-        where=line.where,
-        mend="; ".join(f"{kind}: {accepted}" for kind, accepted in shapes.ACCEPTED.items()),
-    )
-
-
-def _has_shape(line: Line, kind: Kind) -> bool:
-    try:
-        list(_SHAPES[kind](line, ""))
-    except DataLineError:
-        return False
-    except Unusable:
-        return True
-    return True
+def _note(noted: Noted, row: Line, read: set[str]) -> None:
+    noted.rows += 1
+    for column, value in row.fields.items():
+        known = column in noted.unread or len(noted.unread) < _MOST_NAMES
+        if value is not None and column not in read and known:
+            noted.unread[column] += 1
 
 
 def _too_many(example: Example) -> bool:

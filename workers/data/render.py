@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from workers.data.beginnings import beginning
-from workers.data.dialogues import Unusable
+from workers.data.dialogues import replies_of
 from workers.data.examples import (
     Comparison,
     Context,
@@ -22,6 +22,7 @@ from workers.data.examples import (
 )
 from workers.data.rows import DocumentRow, PromptRow, RankedRow, TokenRow
 from workers.data.templates import ChatTemplate, ControlTokens
+from workers.data.unusable import UNTRAINED, Unusable
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ class _Turn:
     prompt: str
     reply: str  # without its end token
     bare: bool  # not rendered by a template: the beginning token is missing
+    trained: bool = True  # False: the row says that this reply must not be trained
     tail: str = ""  # the end of the prompt, behind which the reply is tokenized
 
 
@@ -170,8 +172,14 @@ class Renderer:
     def _plan(self, example: Demonstration) -> list[_Turn]:
         context = example.context
         if isinstance(context, tuple) and self._train_on == "all":
-            dialogue = (*context, Message("assistant", example.response))
-            return [self._rendered(*turn) for turn in self._template.turns(dialogue)]
+            dialogue = (*context, Message("assistant", example.response, example.trained))
+            trained = [turn.trained for turn in replies_of(dialogue)]
+            if not any(trained):
+                raise Unusable(UNTRAINED)
+            turns = [self._rendered(*turn) for turn in self._template.turns(dialogue)]
+            return [replace(turn, trained=on) for turn, on in zip(turns, trained, strict=True)]
+        if not example.trained:
+            raise Unusable(UNTRAINED)
         return [self._turn(context, self._prompt_text(context), example.response)]
 
     def _prompt_text(self, context: Context) -> str:
@@ -209,7 +217,7 @@ class Renderer:
             if len(turns) == 1:
                 reply, cut = self._ended(reply)
                 return prompt + reply, [False] * len(prompt) + [True] * len(reply), cut
-            targets += [False] * (len(prompt) - len(row)) + [True] * (len(reply) + 1)
+            targets += [False] * (len(prompt) - len(row)) + [turn.trained] * (len(reply) + 1)
             row = [*prompt, *reply, self._eos]
         limit = self._max_prompt + self._max_completion
         return row[:limit], targets[:limit], len(row) > limit

@@ -2,7 +2,7 @@
 
 "prompt", "completion" and "text" are bare text and used as it stands. Every other shape says who
 speaks, and becomes a dialogue: a list of messages, but also a question and its answer, or an
-instruction with its input and output.
+instruction with its input and output. Rankings are in `workers.data.ranked`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from workers.data.dialogues import (
-    Unusable,
     checked_context,
     checked_reply,
-    is_dialogue,
     parse_dialogue,
     split_reply,
+    turns_of,
     until_user,
 )
 from workers.data.examples import (
-    Comparison,
     Context,
     Demonstration,
     Dialogue,
@@ -28,27 +26,32 @@ from workers.data.examples import (
     Message,
     PromptExample,
 )
+from workers.data.fields import (
+    DIALOGUES,
+    INPUTS,
+    REPLIES,
+    REPLIES_TO,
+    SYSTEMS,
+    ambiguous,
+    first_of,
+    only_of,
+    user_of,
+)
+from workers.data.history import earlier_turns
 from workers.data.jsonl import Line
+from workers.data.signs import columns_to_set
+from workers.data.unusable import Unusable
 
 ACCEPTED = {
     "demonstrations": "messages | conversations | prompt + completion | "
     "question (+ input) + answer | instruction (+ input) + output | instruction + instances",
     "comparisons": "chosen + rejected, both whole dialogues | prompt + chosen + rejected | "
-    "prompt + completions + ranks or scores (question or instruction may stand for prompt)",
+    "prompt + completions + ranks or scores (or better) | rows of one prompt with completion + "
+    "score or rank (question, instruction or messages may stand for prompt)",
     "prompts": "prompt | question | instruction (+ input) | turns | messages | conversations",
     "pretraining": "text",
 }
-_DIALOGUES = ("messages", "conversations")
-_INPUTS = ("input", "context")
-_SYSTEMS = ("system", "system_prompt")
-_USERS = ("user", "user_id")
-_ANNOTATORS = ("annotator", "annotator_id", "worker", "worker_id")
-# What may follow each kind of prompt; the first name is the one that messages speak of.
-_REPLIES = {
-    "prompt": ("completion", "response", "answer", "output"),
-    "question": ("answer", "response", "completion", "output"),
-    "instruction": ("output", "response", "answer", "completion"),
-}
+OTHER_PROMPT = "its prompt differs from its dialogue"
 
 
 def demonstrations(line: Line, source: str) -> Iterator[Demonstration]:
@@ -58,33 +61,9 @@ def demonstrations(line: Line, source: str) -> Iterator[Demonstration]:
         DataLineError: If the row has none of the accepted shapes.
         Unusable: If it has, but cannot be used.
     """
-    user = _about(line, _USERS)
+    user = user_of(line)
     for context, reply in _replies(line):
-        yield Demonstration(context, reply, line.where, user, source)
-
-
-def comparisons(line: Line, source: str) -> Iterator[Comparison]:
-    """The comparison of a row.
-
-    Raises:
-        DataLineError: If the row has none of the accepted shapes.
-        Unusable: If it has, but cannot be used.
-    """
-    if "completions" in line.fields:
-        context, completions, ranks = _ranked(line)
-    elif "chosen" in line.fields and "rejected" in line.fields:
-        context, completions = _pair(line)
-        ranks = [1, 2]
-    else:
-        _unknown(line, "comparisons")
-    if len(set(ranks)) == 1:
-        raise Unusable("every completion ties")
-    if len(set(zip(completions, ranks, strict=True))) > len(set(completions)):
-        raise Unusable("equal completions ranked apart")
-    users, annotators = _about(line, _USERS), _about(line, _ANNOTATORS)
-    yield Comparison(
-        context, tuple(completions), tuple(ranks), line.where, users, source, annotators
-    )
+        yield Demonstration(context, reply.content, line.where, user, source, reply.trained)
 
 
 def prompts(line: Line, source: str) -> Iterator[PromptExample]:
@@ -94,12 +73,11 @@ def prompts(line: Line, source: str) -> Iterator[PromptExample]:
         DataLineError: If the row has none of the accepted shapes.
         Unusable: If it has, but cannot be used.
     """
-    user = _about(line, _USERS)
-    dialogue = _first(line, _DIALOGUES)
-    if dialogue:
-        context = until_user(_with_system(line, parse_dialogue(line, dialogue)))
+    user = user_of(line)
+    if first_of(line, DIALOGUES):
+        context = until_user(whole_dialogue(line))
         yield PromptExample(context, line.where, user, source)
-    elif "turns" in line.fields:
+    elif "turns" in line.fields and not asking(line):
         turns = line.texts("turns")
         if not turns:
             line.fail('"turns" is an empty list')
@@ -108,7 +86,7 @@ def prompts(line: Line, source: str) -> Iterator[PromptExample]:
         for instance in _instances(line):
             yield PromptExample(_instructed(line, instance), line.where, user, source)
     else:
-        yield PromptExample(_context(line, "prompts"), line.where, user, source)
+        yield PromptExample(context_of(line, "prompts"), line.where, user, source)
 
 
 def documents(line: Line, source: str) -> Iterator[Document]:
@@ -119,57 +97,168 @@ def documents(line: Line, source: str) -> Iterator[Document]:
         Unusable: If the text is empty.
     """
     if "text" not in line.fields:
-        _unknown(line, "pretraining")
+        unknown(line, "pretraining")
     text = line.text("text")
     if not text.strip():
         raise Unusable("empty text")
-    yield Document(text, line.where, _about(line, _USERS), source)
+    yield Document(text, line.where, user_of(line), source)
 
 
-def _replies(line: Line) -> Iterator[tuple[Context, str]]:
-    dialogue = _first(line, _DIALOGUES)
-    if dialogue:
-        yield split_reply(_with_system(line, parse_dialogue(line, dialogue)))
-    elif "instances" in line.fields and "instruction" in line.fields:
-        for instance in _instances(line):
-            yield _instructed(line, instance), checked_reply(instance.text("output"))
-    else:
-        context = _context(line, "demonstrations")
-        name = _only_reply(line, _REPLIES[_asking(line)])
-        reply = line.field(name)
-        if isinstance(context, tuple) and isinstance(reply, list):
-            reply = _only_turn(line, name)
-        yield context, checked_reply(line.checked_text(reply, name))
+def whole_dialogue(line: Line) -> Dialogue:
+    """The dialogue of a row, which must agree with what else the row says that was asked.
+
+    Raises:
+        DataLineError: If two dialogues differ, or one does not parse.
+        Unusable: If its prompt is not in it.
+    """
+    own = parse_dialogue(line, only_of(line, DIALOGUES))
+    first = next((i for i, turn in enumerate(own) if turn.role != "system"), len(own))
+    dialogue = with_system(line, (*own[:first], *earlier_turns(line), *own[first:]))
+    check_prompt(line, dialogue)
+    return dialogue
 
 
-def _context(line: Line, kind: str) -> Context:
-    """What comes before the reply, by the fields that ask."""
-    asking = _asking(line)
-    if not asking:
-        _unknown(line, kind)
-    if asking == "instruction":
+def check_prompt(line: Line, dialogue: Dialogue) -> None:
+    """Refuse a row whose prompt is none of what its dialogue asks.
+
+    The prompt may be the first or any later turn of the user, or all turns up to a reply.
+
+    Raises:
+        DataLineError: If the prompt is neither text nor a list of messages.
+        Unusable: If the dialogue does not ask it.
+    """
+    name = asking(line)
+    if not name or "instances" in line.fields:
+        return
+    asked = line.parsed(line.field(name))
+    said = [turn for turn in dialogue if turn.role != "system"]
+    if isinstance(asked, list | dict):
+        before = [turn for turn in parse_dialogue(line, name) if turn.role != "system"]
+        if said[: len(before)] != before:
+            raise Unusable(OTHER_PROMPT)
+        return
+    text = line.text(name).strip()
+    with_input = _with_input(text, line).strip()
+    users = [turn.content.strip() for turn in said if turn.role == "user"]
+    if text in users or with_input in users or not text:
+        return
+    # all turns written one after another, with whatever stands between them
+    place = 0
+    for turn in users:
+        place = text.find(turn, place)
+        if place < 0:
+            raise Unusable(OTHER_PROMPT)
+        place += len(turn)
+
+
+def context_of(line: Line, kind: str) -> Context:
+    """What comes before the reply, by the fields that ask.
+
+    Raises:
+        DataLineError: If no field asks, or several do.
+        Unusable: If nothing is asked.
+    """
+    name = asking(line)
+    if not name:
+        for null in REPLIES_TO:
+            if null in line.nulls:
+                line.fail(f'"{null}" must be a string, not null (found {line.found()})')
+        unknown(line, kind)
+    if name == "instruction":
         return _instructed(line, line)
-    if asking == "question":
+    if name == "question":
         return _asked(line, _with_input(line.text("question"), line))
-    if isinstance(line.fields["prompt"], list):
-        return until_user(_with_system(line, parse_dialogue(line, "prompt")))
+    if isinstance(line.parsed(line.field("prompt")), list | dict):
+        dialogue = (*earlier_turns(line), *parse_dialogue(line, "prompt"))
+        return until_user(with_system(line, dialogue))
     text = line.text("prompt")
-    if _first(line, _SYSTEMS):
+    if all(isinstance(line.fields.get(name, ""), str) for name in INPUTS):
+        text = _with_input(text, line)
+    if first_of(line, SYSTEMS) or earlier_turns(line):
         return _asked(line, text)
     if not text.strip():
         raise Unusable("empty prompt")
     return text
 
 
-def _asking(line: Line) -> str:
-    found = [name for name in _REPLIES if line.fields.get(name) is not None]
+def asking(line: Line) -> str:
+    """The field that asks; "" = none.
+
+    Raises:
+        DataLineError: If several do.
+    """
+    found = [name for name in REPLIES_TO if name in line.fields]
     if len(found) > 1:
-        _ambiguous(line, found)
-    return found[0] if found else next((name for name in _REPLIES if name in line.fields), "")
+        ambiguous(line, found)
+    return found[0] if found else ""
+
+
+def only_turn(line: Line, value: object, name: str) -> Message:
+    """A reply that is written as a list of one turn of the assistant, or as that turn.
+
+    Raises:
+        DataLineError: If it is no dialogue.
+        Unusable: If it has other turns.
+    """
+    turns = turns_of(line, value, name)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise Unusable("the reply is more than one assistant turn")
+    return turns[0]
+
+
+def with_system(line: Line, dialogue: Dialogue) -> Dialogue:
+    """A dialogue behind the system turn of its row, unless it has one itself."""
+    name = only_of(line, SYSTEMS)
+    text = line.text(name) if name else ""
+    if not text.strip() or any(turn.role == "system" for turn in dialogue):
+        return dialogue
+    return (Message("system", text), *dialogue)
+
+
+def unknown(line: Line, kind: str) -> NoReturn:
+    """Refuse a row without any shape of a kind."""
+    columns = columns_to_set(line)
+    advice = f"set columns {columns}" if columns else "name the columns by data.columns"
+    line.fail(
+        f"no {kind} in a row with the fields: found {line.found()}",
+        mend=f"accepted shapes: {ACCEPTED[kind]}; or {advice}",
+    )
+
+
+def _replies(line: Line) -> Iterator[tuple[Context, Message]]:
+    if first_of(line, DIALOGUES):
+        yield _end_of_dialogue(line)
+    elif "instances" in line.fields and "instruction" in line.fields:
+        for instance in _instances(line):
+            reply = Message("assistant", checked_reply(instance.text("output")))
+            yield _instructed(line, instance), reply
+    else:
+        context = context_of(line, "demonstrations")
+        name = _only_reply(line, REPLIES_TO[asking(line)])
+        reply = line.parsed(line.field(name))
+        if isinstance(reply, list | dict):
+            turn = only_turn(line, reply, name)
+        else:
+            turn = Message("assistant", line.checked_text(line.field(name), name))
+        checked_reply(turn.content)
+        yield context, turn
+
+
+def _end_of_dialogue(line: Line) -> tuple[Dialogue, Message]:
+    """All before the reply, and the reply: the last turn, or a field of its own."""
+    dialogue = whole_dialogue(line)
+    replies = [name for name in REPLIES if name in line.fields]
+    if dialogue[-1].role == "user" and len(replies) == 1:
+        dialogue = (*dialogue, Message("assistant", line.text(replies[0])))
+    context, _ = split_reply(dialogue)
+    return context, dialogue[-1]
 
 
 def _asked(line: Line, text: str) -> Dialogue:
-    return checked_context(_with_system(line, (Message("user", text),)))
+    turns = (*earlier_turns(line), Message("user", text))
+    if not text.strip():
+        raise Unusable("empty prompt")
+    return checked_context(with_system(line, turns))
 
 
 def _instructed(line: Line, holder: Line) -> Dialogue:
@@ -178,9 +267,9 @@ def _instructed(line: Line, holder: Line) -> Dialogue:
 
 
 def _with_input(text: str, holder: Line) -> str:
-    name = _first(holder, _INPUTS)
+    name = only_of(holder, INPUTS)
     given = holder.text(name) if name else ""
-    return f"{text}\n\n{given}" if given.strip() else text
+    return f"{text}\n\n{given}" if given.strip() and given != text else text
 
 
 def _instances(line: Line) -> Iterator[Line]:
@@ -188,121 +277,15 @@ def _instances(line: Line) -> Iterator[Line]:
     if not instances:
         line.fail('"instances" is an empty list')
     for i, item in enumerate(instances):
+        if item is None:
+            continue
         if not isinstance(item, dict):
             line.fail(f'"instances[{i}]" must be an object')
         yield Line(item, line.where)
 
 
-def _ranked(line: Line) -> tuple[Context, list[str], list[int]]:
-    dialogue = _first(line, _DIALOGUES)
-    if dialogue:
-        context: Context = until_user(_with_system(line, parse_dialogue(line, dialogue)))
-    else:
-        context = _context(line, "comparisons")
-    completions = [checked_reply(text) for text in line.texts("completions")]
-    if len(completions) < 2:
-        line.fail('"completions" needs at least two entries')
-    return context, completions, _ranks(line, len(completions))
-
-
-def _ranks(line: Line, count: int) -> list[int]:
-    """Ranks without gaps, from 1 on: only their order counts, and any whole number may be given."""
-    if "ranks" in line.fields:
-        ranks = line.ranks("ranks", count)
-        place = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
-        return [place[rank] for rank in ranks]
-    if "scores" not in line.fields:
-        line.fail(f'neither "ranks" nor "scores" beside "completions" (found {line.found()})')
-    scores = line.scores("scores", count)
-    best_first = {score: i for i, score in enumerate(sorted(set(scores), reverse=True), 1)}
-    return [best_first[score] for score in scores]
-
-
-def _pair(line: Line) -> tuple[Context, list[str]]:
-    names = ("chosen", "rejected")
-    whole = [is_dialogue(line.fields[name]) for name in names]
-    if whole[0] != whole[1]:
-        line.fail('"chosen" and "rejected" must both be dialogues, or both be text')
-    asking = _asking(line)
-    as_text = isinstance(line.fields["chosen"], str)
-    if whole[0] and not (asking and as_text and not all(_repeats(line, name) for name in names)):
-        return _pair_of_dialogues(line, asking)
-    if not asking:
-        _unknown(line, "comparisons")
-    return _context(line, "comparisons"), [checked_reply(line.text(name)) for name in names]
-
-
-def _pair_of_dialogues(line: Line, asking: str) -> tuple[Context, list[str]]:
-    dialogues = [parse_dialogue(line, name) for name in ("chosen", "rejected")]
-    if asking and all(dialogue[0].role == "assistant" for dialogue in dialogues):
-        # replies alone, as messages; what was asked stands in a field of its own
-        asked = _context(line, "comparisons")
-        before = (Message("user", asked),) if isinstance(asked, str) else asked
-        dialogues = [(*before, *dialogue) for dialogue in dialogues]
-    else:
-        dialogues = [_with_system(line, dialogue) for dialogue in dialogues]
-    (chosen, best), (rejected, worst) = (split_reply(dialogue) for dialogue in dialogues)
-    if chosen != rejected:
-        raise Unusable("dialogues differ before the last reply")
-    return chosen, [best, worst]
-
-
-def _repeats(line: Line, name: str) -> bool:
-    """Whether a dialogue written as one text begins with what another field of the row asks."""
-    asked = _context(line, "comparisons")
-    turns = parse_dialogue(line, name)
-    if isinstance(asked, tuple):
-        before = tuple(turn for turn in asked if turn.role != "system")
-    elif asked.lstrip().startswith(("Human:", "Assistant:")):
-        return line.text(name).lstrip().startswith(asked.strip())
-    else:
-        before = (Message("user", asked.strip()),)
-    return turns[: len(before)] == before
-
-
-def _only_turn(line: Line, name: str) -> str:
-    turns = parse_dialogue(line, name)
-    if len(turns) != 1 or turns[0].role != "assistant":
-        raise Unusable("the reply is more than one assistant turn")
-    return turns[0].content
-
-
-def _with_system(line: Line, dialogue: Dialogue) -> Dialogue:
-    name = _first(line, _SYSTEMS)
-    text = line.text(name) if name else ""
-    if not text.strip() or any(turn.role == "system" for turn in dialogue):
-        return dialogue
-    return (Message("system", text), *dialogue)
-
-
 def _only_reply(line: Line, names: tuple[str, ...]) -> str:
-    found = [name for name in names if line.fields.get(name) is not None]
+    found = [name for name in names if name in line.fields]
     if len(found) > 1:
-        _ambiguous(line, found)
-    if found:
-        return found[0]
-    # a null is refused by its name, and so is the absence of the usual one
-    return next((name for name in names if name in line.fields), names[0])
-
-
-def _first(line: Line, names: tuple[str, ...]) -> str:
-    return next((name for name in names if line.fields.get(name) is not None), "")
-
-
-def _about(line: Line, names: tuple[str, ...]) -> str:
-    name = _first(line, names)
-    return line.name(name) if name else ""
-
-
-def _ambiguous(line: Line, names: list[str]) -> NoReturn:
-    line.fail(
-        f"several fields may be meant: {', '.join(names)}",
-        mend="say which one by data.columns, such as prompt=" + names[0],
-    )
-
-
-def _unknown(line: Line, kind: str) -> NoReturn:
-    line.fail(
-        f"no {kind} in a row with the fields: found {line.found()}",
-        mend=f"accepted shapes: {ACCEPTED[kind]}; or name the columns by data.columns",
-    )
+        ambiguous(line, found)
+    return found[0] if found else names[0]

@@ -50,6 +50,10 @@ class DataSource(Protocol):
         """All given rankings; None = sample completions and `label` them."""
         ...
 
+    def ties(self) -> list[Ranking]:
+        """Given rankings of ties alone: nothing to train, but verdicts of their annotators."""
+        ...
+
     def label(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
     ) -> list[list[int]]:

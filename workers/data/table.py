@@ -12,6 +12,7 @@ from workers.data.encode import Chunk, PiiArray
 from workers.data.filters import at_most_per_user, first_of_each, first_of_each_beginning
 from workers.data.mixture import interleave
 from workers.data.pii import PII_KINDS
+from workers.data.ranked import TIED
 from workers.data.sampler import LengthGroupedSampler, MixedSampler, Stream
 from workers.data.sets import DataSet, Feeding, SetKind
 from workers.data.splits import BoolArray, HashArray, split_rows, stable_hash
@@ -105,6 +106,14 @@ class Rows:
     texts: Ragged
     dialogues: Ragged
 
+    def tied(self) -> BoolArray:
+        """(R,) rankings of ties alone; no row of another kind is one."""
+        if not len(self.ranks):
+            return np.zeros(len(self.keys), bool)
+        first = self.ranks.offsets[:-1]
+        values = self.ranks.values
+        return np.minimum.reduceat(values, first) == np.maximum.reduceat(values, first)
+
     def lengths(self) -> IntArray:
         """(R,) tokens of each row; all completions of a ranking together."""
         lengths = self.tokens.lengths
@@ -180,8 +189,14 @@ class Table:
         self._stream: Stream | None = None
         self._firsts: IntArray | None = None
         # evaluation prompts take the place of the held-out part of prompts
+        self._tied = np.flatnonzero(rows.tied())
         self._held_elsewhere = kind is SetKind.prompts and len(held.keys) > 0
         self._train, self._heldout = self._split(held)
+
+    @property
+    def tied(self) -> IntArray:
+        """Numbers of the rankings of ties alone: verdicts of annotators, but nothing to train."""
+        return self._tied
 
     def held_out(self) -> Held:
         """Prompts and users of the held-out rows; of pretraining text the users alone."""
@@ -306,6 +321,7 @@ class Table:
     def _split(self, held: Held) -> tuple[IntArray, IntArray]:
         rows, sieve = self.rows, self._sieve
         is_held, by_user = np.isin(rows.keys, held.keys), np.isin(rows.users, held.users)
+        sieve.drop(rows.tied(), TIED)
         prompts = self.kind in (SetKind.prompts, SetKind.evaluation_prompts)
         if self.kind is SetKind.prompts:
             sieve.drop(is_held, "also an evaluation prompt")

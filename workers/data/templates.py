@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.data.beginnings import beginning
-from workers.data.dialogues import Unusable
 from workers.data.examples import Dialogue, Message
+from workers.data.unusable import Unusable
 from workers.errors import DataError
 
 if TYPE_CHECKING:  # seconds to import, and only a type here

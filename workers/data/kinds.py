@@ -1,0 +1,147 @@
+"""What a data set can be read as, judged by the richest fields of its first rows."""
+
+from __future__ import annotations
+
+from workers.data import signs
+from workers.data.columns import ColumnMap, Columns, check_columns
+from workers.data.fields import DIALOGUES, REPLIES, REPLIES_TO, first_of
+from workers.data.jsonl import Line
+from workers.data.readers import Row, scan_rows
+from workers.data.recognise import SHAPES, Kind, OnBadLine
+from workers.data.shapes import ACCEPTED
+from workers.data.unusable import Unusable
+from workers.errors import DataLineError
+
+_RICHEST_FIRST: tuple[Kind, ...] = ("comparisons", "demonstrations", "prompts", "pretraining")
+_ROWS = 256  # that are looked at; more where all of them are bad
+_SAY_KIND = "or say what the rows are to be read as (inspect --kind)"
+
+
+def kind_of_data(
+    path: str,
+    columns: Columns | None = None,
+    on_bad_line: OnBadLine = "fail",
+    *,
+    format: str = "auto",  # noqa: A002
+    split: str = "train",
+    subset: str = "",
+) -> Kind:
+    """What a data set can be read as: the richest kind that one of its first rows holds.
+
+    With "drop" rows that cannot be read are passed over, unless they seem to hold more than those
+    that can.
+
+    Raises:
+        ConfigError: If `columns` names a field that there is not.
+        DataError: As `read_rows`.
+        DataLineError: The complaint about the first row that cannot be read; names its line and
+            field.
+    """
+    check_columns(columns or {})
+    mapping = ColumnMap(columns or {})
+    rows = scan_rows(path, format=format, split=split, subset=subset)
+    found: set[Kind] = set()
+    refused: dict[Kind | None, DataLineError] = {}
+    for number, row in enumerate(rows, 1):
+        kind, error = _judge_row(row, mapping)
+        if error is None:
+            assert kind is not None, "a row of no kind is an error"
+            found.add(kind)
+        elif on_bad_line == "fail":
+            raise error
+        else:
+            refused.setdefault(kind, error)
+        if number >= _ROWS and found:
+            break
+    for kind in _RICHEST_FIRST:
+        if kind in found:
+            return kind
+        if kind in refused:
+            raise refused[kind]
+    raise next(iter(refused.values()))
+
+
+def kind_of_row(row: Line, columns: Columns | None = None) -> Kind:
+    """What a row can be read as, the richest first: comparisons before demonstrations.
+
+    Raises:
+        ConfigError: If `columns` names a field that there is not.
+        DataLineError: If it has no shape of any kind, or that of the richest kind that its fields
+            are a sign of does not parse.
+    """
+    check_columns(columns or {})
+    kind, error = _judge_row(row, ColumnMap(columns or {}))
+    if error:
+        raise error
+    assert kind is not None, "a row of no kind is an error"
+    return kind
+
+
+def _judge_row(row: Row, mapping: ColumnMap) -> tuple[Kind | None, DataLineError | None]:
+    """The kind that a row is a sign of, None = of none, and why it cannot be read as that."""
+    if isinstance(row, DataLineError):
+        return None, row
+    kind: Kind | None = None
+    try:
+        line = mapping.map(row)
+        kind = _signified(line)
+        return _checked(line, kind), None
+    except DataLineError as error:
+        return kind, error
+
+
+def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
+    """The kind that the fields of a row are a sign of.
+
+    Raises:
+        DataLineError: If they are a sign of one under names that are not known, or of none.
+    """
+    names = line.fields.keys()
+    if any(name in names for name in signs.RANKED):
+        return "comparisons"
+    if {"rank", "score"} & line.columns.keys() and first_of(line, REPLIES):
+        return "comparisons"
+    if why := signs.looks_ranked(line):
+        line.fail(why, mend=f"set columns {signs.columns_to_set(line)}; {_SAY_KIND}")
+    if "parent_id" in names and ("role" in names or "message_id" in names):
+        line.fail(
+            "a row is one message of a tree of dialogues",
+            mend="write each path through the tree as one row with messages",
+        )
+    asks, replies = first_of(line, tuple(REPLIES_TO)), first_of(line, REPLIES)
+    if first_of(line, DIALOGUES) or "instances" in names:
+        return "demonstrations"
+    if asks and replies:
+        _check_unscored(line, asks, replies)
+        return "demonstrations"
+    if asks or "turns" in names or "text" in names:
+        if reply := signs.looks_answered(line):
+            field = "completion" if asks in ("", "prompt") else "answer"
+            what = f"{asks or 'prompt'}={asks or 'text'} {field}={reply}"
+            line.fail(f'"{reply}" looks like a reply', mend=f"set columns {what}; {_SAY_KIND}")
+        return "prompts" if asks or "turns" in names else "pretraining"
+    line.fail(
+        f"a row of no known shape: found {line.found()}",
+        mend="; ".join(f"{kind}: {accepted}" for kind, accepted in ACCEPTED.items()),
+    )
+
+
+def _check_unscored(line: Line, asks: str, replies: str) -> None:
+    if score := signs.scored_by(line):
+        field = "rank" if "rank" in score.lower() else "score"
+        line.fail(
+            f'"{score}" seems to say how good "{replies}" is',
+            mend=f"to rank the rows of each prompt set columns {asks}={asks} completion={replies} "
+            f"{field}={score}; {_SAY_KIND}",
+        )
+
+
+def _checked(line: Line, kind: Kind) -> Kind:
+    """The kind, once its shape has been tried; a dialogue without a reply is a prompt."""
+    try:
+        if kind != "comparisons" or not {"better", "rank", "score"} & line.fields.keys():
+            list(SHAPES[kind](line, ""))
+    except Unusable as unusable:
+        if kind == "demonstrations" and str(unusable) == "last turn is not the assistant's":
+            return "prompts"
+    return kind

@@ -1,0 +1,96 @@
+"""Rankings that are not written as lists of ranks: by labels, or one completion a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from workers.data.better import NO_LABEL, Verdicts, ranks_of
+from workers.data.columns import ColumnMap, Columns
+from workers.data.groups import Groups, holds_one_of_many
+from workers.data.jsonl import Line
+from workers.errors import DataLineError
+
+
+class Rankings:
+    """Makes lists of ranks out of labels, and rankings out of rows of one completion each.
+
+    Both need a look at the whole data set before the first row is used.
+
+    Args:
+        columns: What the user maps.
+        mapping: The same, for the first look alone.
+        where: The data set, for messages.
+    """
+
+    def __init__(self, columns: Columns, mapping: ColumnMap, where: str) -> None:
+        self._mapping = mapping
+        self._where = where
+        better = columns.get("better", "better")
+        paths = columns.get("completions", ())
+        assert not isinstance(better, list | tuple), "check_columns refuses a list"
+        names = list(paths) if isinstance(paths, list | tuple) else []
+        self._verdicts = Verdicts(better, names, where)  # pyright: ignore[reportArgumentType]
+        self._groups: Groups | None = None
+        self._mapped = "better" in columns
+
+    def survey(self, rows: Iterable[Line | DataLineError]) -> str:
+        """Look at all rows, unless the first one says that nothing depends on the others.
+
+        Returns:
+            What numbers mean as labels; "" where there are none.
+
+        Raises:
+            DataError: If they can mean several things; as the source of the rows.
+        """
+        first = True
+        for row in rows:
+            if isinstance(row, DataLineError):
+                continue
+            try:
+                line = self._mapping.map(row)
+            except DataLineError:
+                continue
+            if first:
+                first = False
+                labelled = self._mapped or "better" in line.fields
+                if holds_one_of_many(line) and not labelled:
+                    self._groups = Groups()
+                elif not labelled:
+                    return ""
+            if self._groups:
+                self._groups.note(line)
+            else:
+                self._verdicts.note(line.fields.get("better"), _count(line))
+        return self._verdicts.settle()
+
+    def whole(self, line: Line) -> Line | None:
+        """A row with its ranks as lists; None where rows of the same prompt are still to come.
+
+        Raises:
+            DataLineError: If a label means nothing, or the row is no part of a ranking.
+            Unusable: If it is the only completion of its prompt.
+        """
+        if self._groups:
+            return self._groups.add(line)
+        if "completions" not in line.fields or not (self._mapped or "better" in line.fields):
+            return line
+        line.used.add("better")
+        label = line.parsed(line.fields.get("better"))
+        count = _count(line)
+        ranks = (
+            [self._ranks(line, each, count) for each in label]
+            if isinstance(label, list)
+            else self._ranks(line, label, count)
+        )
+        fields = {name: value for name, value in line.fields.items() if name != "better"}
+        return replace(line, fields=fields | {"ranks": ranks})
+
+    def _ranks(self, line: Line, label: object, count: int) -> list[int | None]:
+        verdict = self._verdicts.read(line, label, count)
+        return [None] * count if verdict == NO_LABEL else list(ranks_of(verdict, count))
+
+
+def _count(line: Line) -> int:
+    completions = line.parsed(line.fields.get("completions"))
+    return len(completions) if isinstance(completions, list) else 2
