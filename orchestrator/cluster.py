@@ -9,6 +9,7 @@ happens.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -40,6 +41,7 @@ _RAY_SWITCHES = {
 # Ray's own switch for desktops without clusters: its servers listen on loopback alone;
 # by default other machines can reach them.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_RAY_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
 _SLOW_START = "node timed out during startup"  # in the bare Exception that Ray raises
 _KNOCK_SECONDS = 10.0
@@ -242,6 +244,7 @@ def _start_local(config: ClusterConfig, layout: Layout, seconds: float) -> _Loca
     Ray gives its own servers half a minute and no more, which a busy machine can take.
     """
     deadline = time.monotonic() + seconds
+    _bring_token()
     while True:
         local = _Local()
         try:
@@ -311,6 +314,13 @@ def _private(words: list[str]) -> bool:
     sessions = [Path(w.partition("=")[2]) for w in words if w.startswith("--session_dir=")]
     prefix = home_name().rpartition("-")[0] + "-"
     return any(part.startswith(prefix) for path in sessions for part in path.parts)
+
+
+def _bring_token() -> None:
+    """Give a local cluster a token of its own: Ray would write one into the home directory."""
+    given = any(name in os.environ for name in _RAY_TOKENS)
+    if not given and not (Path(os.path.expanduser("~")) / ".ray" / "auth_token").exists():  # noqa: PTH111
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _join(config: ClusterConfig) -> None:

@@ -27,7 +27,7 @@ def leave_home_alone() -> None:
     stay. Models that lie in the home's Hugging Face cache are still found. To be called before
     libraries are imported. Never raises: without a temporary directory nothing is changed.
     """
-    user = Path("~").expanduser()
+    user = Path(os.path.expanduser("~"))  # noqa: PTH111  Path's own raises for an unknown user
     if user.is_dir() and os.access(user, os.W_OK | os.X_OK):
         return
     try:
@@ -36,6 +36,9 @@ def leave_home_alone() -> None:
             if name not in os.environ:
                 folder.mkdir(parents=True, exist_ok=True)
                 os.environ[name] = str(folder)
+        if str(user) == "~":  # a user id without a name: containers have such
+            os.environ["HOME"] = str(home() / "home")
+            os.environ.setdefault("LOGNAME", f"user-{os.getuid()}")
     except (OSError, UnsupportedPlatformError):  # a run says so when it needs the folder
         return
     models = user / ".cache" / "huggingface"
