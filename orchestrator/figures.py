@@ -76,7 +76,7 @@ class RewardModelFigures:
         overall = {key: data[f"heldout_{name}"] for key, name in _KEYS.items()}
         calibration, annotators = data["calibration"], data["annotators"]
         return cls(
-            heldout=_accuracy(overall) if overall["accuracy"] is not None else None,
+            heldout=_accuracy(overall) if any(v is not None for v in overall.values()) else None,
             by_source={name: _accuracy(a) for name, a in data["by_source"].items()},
             by_completions={int(k): _accuracy(a) for k, a in data["by_completions"].items()},
             calibration=_calibration(calibration) if calibration else None,

@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from orchestrator.damage import Damage, complaint, require_number, verified
 from workers.errors import DataLineError
 
 _ROLES = ("rollout", "reward", "reference", "policy", "critic")
@@ -207,17 +209,39 @@ class MetricRecord:
 
     @classmethod
     def from_line(cls, line: str) -> MetricRecord:
-        """The inverse of `to_line`."""
-        fields = json.loads(line)
-        value = fields["value"] if fields["value"] is not None else fields["nonfinite"]
-        return cls(
-            stage=str(fields["stage"]),
-            step=int(fields["step"]),
-            name=str(fields["name"]),
+        """The inverse of `to_line`.
+
+        Raises:
+            ValueError, TypeError, KeyError: the line is no record.
+        """
+        return cls.from_fields(json.loads(line))
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> MetricRecord:
+        """The inverse of `to_line`, after JSON has been read.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is no record.
+        """
+        if not isinstance(fields, dict):
+            raise TypeError("a record must be an object")
+        value = fields["value"]
+        if value is None:
+            value = _NONFINITE[fields["nonfinite"]]
+        else:
+            require_number(value, "value")
+        record = cls(
+            stage=fields["stage"],
+            step=fields["step"],
+            name=fields["name"],
             value=float(value),
-            unit=str(fields["unit"]),
-            timing=bool(fields.get("timing", False)),
+            unit=fields["unit"],
+            timing=fields.get("timing", False),
         )
+        return verified(record, finite=False)
+
+
+_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def read_metrics(path: Path) -> list[MetricRecord]:
@@ -229,19 +253,24 @@ def read_metrics(path: Path) -> list[MetricRecord]:
         DataLineError: a line that is no metric record.
     """
     records: list[MetricRecord] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 break
             try:
                 records.append(MetricRecord.from_line(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
                 raise DataLineError(
-                    f"not a metric record: {error}",
+                    f"not a metric record: {complaint(error)}",
                     where=f"{path}:{number}",
                     mend="the file was edited or damaged; remove the line",
                 ) from error
     return records
+
+
+def read_whole_metrics(path: Path, damage: Damage) -> list[MetricRecord]:
+    """The records of a metrics.jsonl that can be read; the rest is noted."""
+    return list(damage.lines(path, MetricRecord.from_fields))
 
 
 def comparable(records: Iterable[MetricRecord]) -> list[MetricRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,11 +38,13 @@ class Page:
     rollouts: Sequence[RolloutSample]
     config: str  # YAML
     times: Sequence[Sequence[str]] = ()  # by TIME_HEADS
+    damage: Sequence[str] = ()  # what of the run folder is not shown, and why
 
 
 def render_page(page: Page) -> str:
     """The page as HTML. Everything from the run is escaped: sampled text may look like markup."""
     sections = [
+        ("damage", "Damaged parts, not shown", _damage(page.damage)),
         ("results", "Results", _results(page.summary)),
         ("plots", "Plots", _plots(page.plots)),
         ("samples", "Samples side by side", _comparisons(page.comparisons)),
@@ -56,7 +59,7 @@ def render_page(page: Page) -> str:
     body = "\n".join(
         f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in filled
     )
-    return (
+    text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Rehearsal: {escape(page.title)}</title><style>{STYLE}</style></head><body>"
@@ -64,6 +67,13 @@ def render_page(page: Page) -> str:
         f"<nav>{links}</nav></div></header><main>\n{body}\n</main>"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
+    # a file's name may hold bytes that are no character
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _damage(notes: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _results(summary: Summary) -> str:
@@ -126,7 +136,7 @@ def _rollouts(rollouts: Sequence[RolloutSample]) -> str:
     if not rollouts:
         return ""
     labels = json.dumps({**MODEL_LABELS})
-    data = json.dumps([asdict(sample) for sample in rollouts[-_MOST_ROLLOUTS:]])
+    data = json.dumps([_plain(sample) for sample in rollouts[-_MOST_ROLLOUTS:]])
     return (
         '<div class="controls"><select id="stage" aria-label="stage"></select>'
         '<label>iteration <input id="step" type="range" min="0"><output id="at"></output></label>'
@@ -139,6 +149,14 @@ def _rollouts(rollouts: Sequence[RolloutSample]) -> str:
         f'<script type="application/json" id="labels">{_in_script(labels)}</script>'
         f'<script type="application/json" id="data">{_in_script(data)}</script>'
     )
+
+
+def _plain(sample: RolloutSample) -> dict[str, object]:
+    """JSON holds no NaN: a score that is none, since the reward failed, becomes null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(sample).items()
+    }
 
 
 def _in_script(text: str) -> str:

@@ -66,6 +66,7 @@ input[type=search] { flex: 1; min-width: 12rem; }
 .rollout .figures { float: right; margin-left: 1rem; color: var(--dim); font-size: .82rem;
   font-variant-numeric: tabular-nums; }
 .rollout .cut { color: #a34d12; }
+#damage { color: #a34d12; overflow-wrap: anywhere; }
 pre { background: var(--paper); border: 1px solid var(--line); border-radius: 6px;
   padding: 1rem; overflow: auto; font-size: .82rem; }
 summary { cursor: pointer; color: var(--accent); }
@@ -87,6 +88,7 @@ SCRIPT = """
     element.textContent = text;
     return element;
   };
+  const shown = (value) => (value === null ? "-" : value.toFixed(2));
   let steps = [];
   for (const name of unique(all.map((s) => s.stage))) {
     const option = add(at("stage"), "option", "", labels[name] || name);
@@ -113,7 +115,7 @@ SCRIPT = """
     for (const s of found) {
       const box = add(at("browser"), "div", "rollout", "");
       const figures = add(box, "span", "figures",
-        "score " + s.score.toFixed(2) + " · KL " + s.kl.toFixed(2) + " nats · version "
+        "score " + shown(s.score) + " · KL " + shown(s.kl) + " nats · version "
         + s.policy_version + " · ");
       add(figures, "span", s.finish === "stop" ? "" : "cut", s.finish);
       add(box, "div", "prompt", s.prompt);

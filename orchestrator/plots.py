@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from orchestrator.damage import Damage, complaint
 from orchestrator.metrics import METRICS, PPO_PHASES, MetricRecord, series
 from orchestrator.summary import MODEL_LABELS, Summary
 from workers.disk import writing
@@ -36,20 +39,43 @@ _PPO_STAGES = ("ppo", "ppo_ptx")
 Curve = tuple[str, str, str, str, str]
 
 
-def draw_plots(folder: Path, records: Records, summary: Summary) -> dict[str, str]:
+def draw_plots(
+    folder: Path, records: Records, summary: Summary, damage: Damage | None = None
+) -> dict[str, str]:
     """Draw every plot that has data into `folder`; returns file name -> caption.
+
+    A plot that cannot be drawn, since its figures are absurd, is left out and noted in `damage`.
 
     Raises:
         CheckpointError: the disk is full or read-only.
     """
     drawn: dict[str, str] = {}
     for name, (caption, make) in _PLOTS.items():
-        figure = make(records, summary)
-        if figure is not None:
+        try:
+            png = _drawn(make, records, summary)
+        except Exception as error:
+            if damage is None:
+                raise
+            damage.note(folder / name, f"it cannot be drawn: {complaint(error)}")
+            continue
+        if png is not None:
             with writing(folder / name, "a plot"):
-                FigureCanvasAgg(figure).print_png(str(folder / name))
+                (folder / name).write_bytes(png)
             drawn[name] = caption
     return drawn
+
+
+def _drawn(
+    make: Callable[[Records, Summary], Figure | None], records: Records, summary: Summary
+) -> bytes | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on figures: a glyph that is missing, an axis of one point
+        figure = make(records, summary)
+        if figure is None:
+            return None
+        png = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(png)
+    return png.getvalue()
 
 
 def _ppo_curves(metric: str) -> list[Curve]:
@@ -200,7 +226,7 @@ def _perplexity(_: Records, summary: Summary) -> Figure | None:
     if not rows:
         return None
     figure, (axes,) = _figure(1)
-    names = [MODEL_LABELS.get(name, name) for name, _ in rows]
+    names = [_label(name) for name, _ in rows]
     values = [value for _, value in rows if value is not None]
     bars = axes.bar(names, values, color=[_color(name) for name, _ in rows], width=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=3, color=_INK)
@@ -239,7 +265,7 @@ def _phases(_: Records, summary: Summary) -> Figure | None:
     stages = {_label(name): value for name, value in summary.timing.stages.items()}
     known = [name for name in PPO_PHASES if name in summary.timing.ppo_phases]
     others = [name for name in summary.timing.ppo_phases if name not in PPO_PHASES]
-    phases = {name.replace("_", " "): summary.timing.ppo_phases[name] for name in [*known, *others]}
+    phases = {_label(name): summary.timing.ppo_phases[name] for name in [*known, *others]}
     panels = [
         (title, values)
         for title, values in (("Stages", stages), ("PPO phases, all iterations", phases))
@@ -324,11 +350,12 @@ def _draw_curve(
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the `window` values around each position, of fewer at both ends."""
+    """Mean of the `window` values around each position, of fewer at both ends; NaN near a NaN."""
     means: list[float] = []
     for i in range(len(values)):
         near = values[max(0, i - window // 2) : i + window // 2 + 1]
-        means.append(math.fsum(near) / len(near))
+        finite = all(map(math.isfinite, near))
+        means.append(math.fsum(near) / len(near) if finite else math.nan)
     return means
 
 
@@ -365,7 +392,8 @@ def _unit(metric: str) -> str:
 
 
 def _label(name: str) -> str:
-    return _STAGE_LABELS.get(name, name.replace("_", " "))
+    # a dollar would begin a formula
+    return _STAGE_LABELS.get(name, name.replace("_", " ").replace("$", r"\$"))
 
 
 def _color(name: str) -> str:

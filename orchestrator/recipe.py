@@ -11,7 +11,7 @@ import psutil
 
 from orchestrator.best import scores_of
 from orchestrator.cluster import start_cluster
-from orchestrator.command import tell
+from orchestrator.command import say, tell
 from orchestrator.config import Config, StageName
 from orchestrator.dry_run import look
 from orchestrator.fleet import Fleet
@@ -24,7 +24,6 @@ from orchestrator.recovery import run_supervised
 from orchestrator.report import write_report
 from orchestrator.resume import Start, package_versions, plain_config
 from orchestrator.run_folder import RunFolder
-from orchestrator.samples import read_comparisons
 from orchestrator.saves import Saves
 from orchestrator.session import Session
 from orchestrator.sources import accounts
@@ -118,9 +117,9 @@ def run_recipe(
             raise
         summary = summarise(session)
         write_summary(run_folder, summary)
-    write_report(run_folder)
-    tell(rendered(render_result(summary, read_comparisons(run_folder))))
-    tell(places(run_folder))
+    report = write_report(run_folder)
+    tell(rendered(render_result(summary, report.comparisons)) + places(run_folder))
+    say("".join(f"damaged: {note}\n" for note in report.damage))
     return summary
 
 

@@ -8,48 +8,107 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import lexists
 from pathlib import Path
 
-from orchestrator.command import exit_code
-from orchestrator.metrics import read_metrics
+import yaml
+
+from orchestrator.command import exit_code, say
+from orchestrator.damage import Damage
+from orchestrator.metrics import read_whole_metrics
 from orchestrator.page import Page, render_page
 from orchestrator.plots import draw_plots
 from orchestrator.printing import rendered
 from orchestrator.run_folder import RunFolder, write_text
-from orchestrator.samples import read_comparisons, read_rollouts
+from orchestrator.samples import Comparison, read_comparisons, read_rollouts
 from orchestrator.summary import Summary, read_summary
 from orchestrator.tables import places, render_result, time_rows
 from workers.disk import writing
 from workers.errors import DataError
 
+_MOST_CONFIG = 1 << 20  # bytes shown of a config.yaml; ours have some thousands
 
-def write_report(folder: RunFolder) -> Path:
-    """Draw the plots and write report.html from the files of the run; returns its path.
 
-    Without a summary (the run ended early) the page shows what metrics and samples there are.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that was made, and what of the run folder it could not show."""
+
+    path: Path
+    summary: Summary
+    comparisons: list[Comparison]
+    damage: list[str]  # a sentence for each file, line or part that is not used
+
+
+def write_report(folder: RunFolder) -> Report:
+    """Draw the plots and write report.html from the files of the run.
+
+    What is damaged is left out, and said in the page and in the result. Without a summary (the run
+    ended early) the page shows what metrics and samples there are.
 
     Raises:
-        DataError: the folder holds no metrics, or a file in it is damaged.
+        DataError: the folder is none, or nothing in it can be shown.
         CheckpointError: the disk is full or read-only.
     """
-    if not folder.metrics.exists():
-        raise DataError("no metrics.jsonl", where=str(folder.path), mend="give the folder of a run")
-    summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
+    damage = Damage()
+    _require_folder(folder)
+    records = read_whole_metrics(folder.metrics, damage)
+    summary, comparisons, rollouts = Summary(), [], []
+    if lexists(folder.summary):
+        summary = read_summary(folder.summary, damage)
+    comparisons, rollouts = read_comparisons(folder, damage), read_rollouts(folder, damage)
+    config = _config(folder, damage)
+    if not (records or comparisons or rollouts or summary != Summary()):
+        notes = damage.notes()
+        raise DataError(
+            "there is nothing to report" + (f": {'; '.join(notes[:3])}" if notes else ""),
+            where=str(folder.path),
+            mend="give the folder of a run, which holds metrics.jsonl",
+        )
     with writing(folder.plots, "a folder"):
         folder.plots.mkdir(exist_ok=True)
-    records = read_metrics(folder.metrics)
-    captions = draw_plots(folder.plots, records, summary)
+    captions = draw_plots(folder.plots, records, summary, damage)
     page = Page(
         title=folder.path.resolve().name,
         summary=summary,
         plots=[(caption, folder.plots / name) for name, caption in captions.items()],
-        comparisons=read_comparisons(folder),
-        rollouts=read_rollouts(folder),
+        comparisons=comparisons,
+        rollouts=rollouts,
         times=time_rows(records),
-        config=folder.config.read_text(encoding="utf-8") if folder.config.exists() else "",
+        config=config,
+        damage=damage.notes(),
     )
     write_text(folder.report, render_page(page))
-    return folder.report
+    return Report(folder.report, summary, comparisons, damage.notes())
+
+
+def _require_folder(folder: RunFolder) -> None:
+    try:
+        found = folder.path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise DataError(
+            f"the folder cannot be looked at: {error.strerror}", where=f"{folder.path}"[:200]
+        ) from error
+    if not found:
+        raise DataError(
+            "there is no such folder", where=str(folder.path), mend="give the folder of a run"
+        )
+
+
+def _config(folder: RunFolder, damage: Damage) -> str:
+    text = damage.text(folder.config, _MOST_CONFIG) if lexists(folder.config) else None
+    if text is not None:
+        loaded = damage.part(folder.config, "it", lambda: _yaml(text), None)
+        if loaded is not None and not isinstance(loaded, dict):
+            damage.note(folder.config, "it is no mapping")
+    return text or ""
+
+
+def _yaml(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,9 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(folder: RunFolder) -> None:
-    write_report(folder)
-    summary = read_summary(folder.summary) if folder.summary.exists() else Summary()
-    sys.stdout.write(rendered(render_result(summary, read_comparisons(folder))) + places(folder))
+    made = write_report(folder)
+    sys.stdout.write(rendered(render_result(made.summary, made.comparisons)) + places(folder))
+    sys.stdout.flush()
+    say("".join(f"damaged: {note}\n" for note in made.damage))
 
 
 if __name__ == "__main__":

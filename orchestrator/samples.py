@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from os.path import lexists
+from pathlib import Path
+from typing import Any
 
+from orchestrator.damage import Damage, verified
 from orchestrator.run_folder import RunFolder, append_lines, write_json
+from workers.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +43,27 @@ def append_rollouts(folder: RunFolder, samples: Sequence[RolloutSample]) -> None
     append_lines(folder.rollouts, map(asdict, samples), "a sample")
 
 
-def read_rollouts(folder: RunFolder) -> list[RolloutSample]:
-    """All samples of samples/rollouts.jsonl; none if PPO did not run."""
+def read_rollouts(folder: RunFolder, damage: Damage | None = None) -> list[RolloutSample]:
+    """All samples of samples/rollouts.jsonl; none if PPO did not run.
+
+    Args:
+        folder: The run folder.
+        damage: Takes what cannot be used.
+
+    Raises:
+        DataError: a line cannot be used, and there is no `damage` to take it.
+    """
     path = folder.rollouts
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # What follows the last newline is empty, or the torn line of a killed run.
-    return [RolloutSample(**json.loads(line)) for line in lines[:-1]]
+    found = damage or Damage()
+    samples = list(found.lines(path, _rollout)) if lexists(path) else []
+    if damage is None:
+        _require_whole(found, path)
+    return samples
+
+
+def _rollout(fields: Any) -> RolloutSample:
+    # a reward that failed has no score
+    return verified(RolloutSample(**fields), finite=False)
 
 
 def write_comparisons(folder: RunFolder, comparisons: Sequence[Comparison]) -> None:
@@ -53,9 +71,39 @@ def write_comparisons(folder: RunFolder, comparisons: Sequence[Comparison]) -> N
     write_json(folder.samples / "comparison.json", [asdict(c) for c in comparisons])
 
 
-def read_comparisons(folder: RunFolder) -> list[Comparison]:
-    """The comparisons of samples/comparison.json; none if the run did not evaluate."""
+def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Comparison]:
+    """The comparisons of samples/comparison.json; none if the run did not evaluate.
+
+    Args:
+        folder: The run folder.
+        damage: Takes what cannot be used.
+
+    Raises:
+        DataError: one cannot be used, and there is no `damage` to take it.
+    """
     path = folder.samples / "comparison.json"
-    if not path.exists():
+    if not lexists(path):
         return []
-    return [Comparison(**item) for item in json.loads(path.read_text(encoding="utf-8"))]
+    found = damage or Damage()
+    text = found.text(path)
+    items = found.part(path, "it", lambda: _list(json.loads(text)), []) if text is not None else []
+    made = [
+        found.part(path, f"entry {number}", lambda item=item: verified(Comparison(**item)), None)
+        for number, item in enumerate(items, start=1)
+    ]
+    if damage is None:
+        _require_whole(found, path)
+    return [comparison for comparison in made if comparison is not None]
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("it must be a list")
+    return value
+
+
+def _require_whole(damage: Damage, path: Path) -> None:
+    if notes := damage.notes():
+        raise DataError(
+            f"not what a run writes: {notes[0]}", where=str(path), mend="remove what is damaged"
+        )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from orchestrator.damage import Damage, require_count, verified, whole
 from orchestrator.figures import RewardModelFigures
 from orchestrator.run_folder import RunFolder, write_json
 from workers.data.accounts import SetAccount
 from workers.errors import DataError
 from workers.messages import RoleInfo
+
+T = TypeVar("T")
 
 # Models in the order of the recipe: every table and plot shows them so.
 MODEL_ORDER = ("base", "large", "sft", "ppo", "ppo_ptx")
@@ -141,18 +145,30 @@ def write_summary(folder: RunFolder, summary: Summary) -> None:
     write_json(folder.summary, to_json(summary))
 
 
-def read_summary(path: Path) -> Summary:
+def read_summary(path: Path, damage: Damage | None = None) -> Summary:
     """Read a summary.json back.
 
+    Args:
+        path: The file.
+        damage: Takes what cannot be used; the rest is returned.
+
     Raises:
-        DataError: the file is no summary.
+        DataError: the file is no summary, and there is no `damage` to take that.
     """
-    try:
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+    found = damage or Damage()
+    text = found.text(path)
+    plain = found.part(path, "it", lambda: json.loads(text), None) if text is not None else None
+    if isinstance(plain, dict):
+        summary = _from_json(plain, path, found)
+    else:
+        if plain is not None:
+            found.note(path, "it is no JSON object")
+        summary = Summary()
+    if damage is None and (notes := found.notes()):
         raise DataError(
-            f"not a summary of a run: {error!r}", where=str(path), mend="repeat the run's report"
-        ) from error
+            f"not a summary of a run: {notes[0]}", where=str(path), mend="repeat the run's report"
+        )
+    return summary
 
 
 def to_json(summary: Summary) -> dict[str, object]:
@@ -191,6 +207,8 @@ def to_json(summary: Summary) -> dict[str, object]:
             "stages": timing.stages,
             "ppo_phases": timing.ppo_phases,
         },
+        "restarts": summary.restarts,
+        "discarded_replies": summary.discarded_replies,
         "roles": [
             {"role": r.role, "rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device}
             for r in summary.roles
@@ -226,28 +244,70 @@ def _row(row: EvaluationRow) -> dict[str, object]:
     return fields | {name: value for name, value in extra.items() if value is not None}
 
 
+#: Keys of summary.json that earlier versions did not write.
+LATER_KEYS = frozenset({"restarts", "discarded_replies"})
+
+
 def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
     tasks = {
         task: {name: TaskScore(**score) for name, score in metrics.items()}
         for task, metrics in data.get("lm_eval", {}).items()
     }
     figures = {name: value for name, value in data.items() if name != "lm_eval"}
-    return EvaluationRow(**figures, lm_eval=tasks)
+    for name in ("gold_mean", "web_perplexity", "truthful_rate", "rude_rate", "length_mean"):
+        _ = data[name]  # null where it was not measured, but there
+    return verified(EvaluationRow(**figures, lm_eval=tasks))
 
 
-def _from_json(data: dict[str, Any]) -> Summary:
-    evaluation = data["evaluation"]
+def _preference(p: dict[str, Any]) -> Preference:
+    low, high = p["ci95"]
+    return verified(Preference(p["model"], p["over"], p["rate"], low, high, p["n"]))
+
+
+def _judging(data: dict[str, Any] | None) -> Judging | None:
+    return whole(Judging, data) if data is not None else None
+
+
+def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
+    def part(key: str, make: Callable[[Any], T], otherwise: T) -> T:
+        def made() -> T:
+            value: Any = data
+            for name in key.split("/"):
+                value = value[name]
+            return make(value)
+
+        if key in LATER_KEYS and key not in data:
+            return otherwise
+
+        return damage.part(path, key, made, otherwise)
+
     return Summary(
-        reward_model=RewardModelFigures.from_json(data["stages"]["reward_model"]),
-        models={name: _row_from_json(row) for name, row in evaluation["models"].items()},
-        preferred=tuple(
-            Preference(p["model"], p["over"], p["rate"], p["ci95"][0], p["ci95"][1], p["n"])
-            for p in evaluation["preferred"]
+        reward_model=part(
+            "stages/reward_model",
+            lambda v: verified(RewardModelFigures.from_json(v)),
+            RewardModelFigures(),
         ),
-        judging=Judging(**evaluation["judging"]) if evaluation["judging"] else None,
-        ledger=LedgerTotals(**data["ledger"]),
-        weight_sync=WeightSyncTotals(**data["weight_sync"]),
-        timing=Timing(**data["timing"]),
-        roles=tuple(RoleInfo(**role) for role in data["roles"]),
-        data=tuple(SetAccount(name=name, **each) for name, each in data["data"].items()),
+        models=part(
+            "evaluation/models",
+            lambda v: {str(name): _row_from_json(row) for name, row in v.items()},
+            {},
+        ),
+        preferred=part("evaluation/preferred", lambda v: tuple(map(_preference, v)), ()),
+        judging=part("evaluation/judging", _judging, None),
+        ledger=part("ledger", lambda v: whole(LedgerTotals, v), LedgerTotals()),
+        weight_sync=part("weight_sync", lambda v: whole(WeightSyncTotals, v), WeightSyncTotals()),
+        timing=part("timing", lambda v: whole(Timing, v), Timing()),
+        restarts=part("restarts", _count, 0),
+        discarded_replies=part("discarded_replies", _count, 0),
+        roles=part("roles", lambda v: tuple(whole(RoleInfo, role) for role in v), ()),
+        data=part(
+            "data",
+            lambda v: tuple(verified(SetAccount(name=name, **each)) for name, each in v.items()),
+            (),
+        ),
     )
+
+
+def _count(value: Any) -> int:
+    require_count(value, "it")
+    return value

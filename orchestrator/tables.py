@@ -84,6 +84,10 @@ _TIMES = ("busy_seconds", "transfer_seconds", "waiting_seconds")
 
 
 def _time_cells(times: Mapping[str, Sequence[float]]) -> list[str]:
+    if any(not times[kind] for kind in _TIMES):  # lines of the metrics are lost
+        return [
+            f"{statistics.fmean(times[kind]):.3f}" if times[kind] else MISSING for kind in _TIMES
+        ] + [MISSING]
     seconds = [statistics.fmean(times[kind]) for kind in _TIMES]
     share = seconds[2] / whole if (whole := sum(seconds)) else 0.0
     return [*(f"{s:.3f}" for s in seconds), f"{share:.0%}"]

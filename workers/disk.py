@@ -16,7 +16,9 @@ from workers.errors import CheckpointError, RehearsalError
 from workers.messages import FileRecord
 
 _GONE, _CLOSED = "put the folder back", "let this user write there"
+_TAKEN = "move what lies there out of the way"
 _MENDS = {
+    errno.EISDIR: _TAKEN, errno.EEXIST: _TAKEN, errno.ENOTEMPTY: _TAKEN,
     errno.ENOENT: _GONE, errno.ENOTDIR: _GONE, errno.ESTALE: _GONE,
     errno.EROFS: _CLOSED, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED,
 }  # fmt: skip

@@ -20,7 +20,7 @@ from orchestrator.metrics import MetricRecord
 from orchestrator.page import Page as PageContent
 from orchestrator.page import render_page
 from orchestrator.plots import running_mean
-from orchestrator.report import write_report
+from orchestrator.report import main, write_report
 from orchestrator.run_folder import RunFolder
 from orchestrator.samples import (
     Comparison,
@@ -212,7 +212,7 @@ def test_the_page_is_self_contained_and_sampled_text_stays_text(folder: RunFolde
     write_comparisons(folder, [Comparison(EVIL, {"sft": EVIL}, {"sft": 1.0})])
     write_summary(folder, SUMMARY)
     folder.config.write_text("experiment: <pocket>\n")
-    text = write_report(folder).read_text()
+    text = write_report(folder).path.read_text()
     page = Page(text)
     assert page.tags.count("script") == 3  # two blocks of data and the page's own code
     assert "b" not in page.tags[page.tags.index("article") :]
@@ -248,7 +248,7 @@ def test_tables_of_any_number_of_models_fit_eighty_columns(count: int) -> None:
 
 
 def test_plots_without_data_are_not_drawn(folder: RunFolder) -> None:
-    text = write_report(folder).read_text()  # a run that ended early: no summary, no samples
+    text = write_report(folder).path.read_text()  # a run that ended early: no summary, no samples
     assert [p.name for p in folder.plots.iterdir()] == ["reward.png"]
     width, height = struct.unpack(">II", (folder.plots / "reward.png").read_bytes()[16:24])
     assert width > height > 300
@@ -257,7 +257,7 @@ def test_plots_without_data_are_not_drawn(folder: RunFolder) -> None:
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no metrics\.jsonl"):
+    with pytest.raises(DataError, match=r"nothing to report.*metrics\.jsonl: there is no"):
         write_report(RunFolder(tmp_path))
 
 
@@ -282,3 +282,94 @@ def test_the_time_of_roles_is_the_mean_over_steps_without_the_first() -> None:
     assert "Time of a PPO step" in page
     assert "<td>50%</td>" in page
     assert time_rows([]) == []
+
+
+def _damaged(folder: RunFolder, name: str, text: str) -> list[str]:
+    write_summary(folder, SUMMARY)
+    (folder.path / name).write_text(text)
+    return write_report(folder).damage
+
+
+def test_a_damaged_line_is_named_and_the_others_are_shown(folder: RunFolder) -> None:
+    lines = folder.metrics.read_text().splitlines()
+    lines[1] = lines[1].replace("0.5", '"half"')
+    notes = _damaged(folder, "metrics.jsonl", "\n".join(lines) + "\n")
+    assert notes == [f"{folder.metrics}:2: value must be a number, not 'half'"]
+    page = folder.report.read_text()
+    assert "metrics.jsonl:2: value must be a number" in page
+    assert 'alt="Reward and KL"' in page
+
+
+def test_a_damaged_part_of_the_summary_is_named_and_the_others_are_shown(
+    folder: RunFolder,
+) -> None:
+    write_summary(folder, SUMMARY)
+    plain = json.loads(folder.summary.read_text())
+    plain["evaluation"]["models"]["ppo"]["gold_mean"] = "<b>high</b>"
+    del plain["ledger"]["trained"]
+    notes = _damaged(folder, "summary.json", json.dumps(plain))
+    assert [note.removeprefix(f"{folder.summary}: ") for note in notes] == [
+        "evaluation/models cannot be used: gold_mean must be a number, not '<b>high</b>'",
+        "ledger cannot be used: there is no 'trained'",
+    ]
+    page = folder.report.read_text()
+    assert "&lt;b&gt;high&lt;/b&gt;" in page
+    assert "<b>high</b>" not in page
+    assert "75.0 % [70.0-80.0] of 1,200 pairs" in page
+
+
+def test_many_damaged_lines_are_counted(folder: RunFolder) -> None:
+    notes = _damaged(folder, "metrics.jsonl", folder.metrics.read_text() + "{\n" * 40)
+    assert len(notes) == 6
+    assert notes[-1] == f"{folder.metrics}: 35 more like these"
+
+
+def test_a_plot_of_absurd_figures_is_left_out_and_named(folder: RunFolder) -> None:
+    absurd = [MetricRecord.make("ppo", n, "ppo/gold_mean", (-1) ** n * 1.7e308) for n in range(4)]
+    more = "".join(record.to_line() for record in absurd)
+    notes = _damaged(folder, "metrics.jsonl", folder.metrics.read_text() + more)
+    assert [note.partition(": it cannot")[0] for note in notes] == [f"{folder.plots}/gold.png"]
+    assert 'alt="Reward and KL"' in folder.report.read_text()
+
+
+def test_a_report_that_is_made_leaves_words_of_the_damage_on_stderr(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.samples / "rollouts.jsonl").write_text("null\n")
+    assert main([str(folder.path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"damaged: {folder.samples}/rollouts.jsonl:1: ")
+    assert f"report       {folder.report}\n" in printed.out
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "nowhere", "metrics.jsonl"])
+def test_what_is_no_run_folder_is_said(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main([str(folder.path / name)]) == 3
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_long_path_is_printed_whole_on_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = RunFolder(tmp_path / "a rather long name" / ("n" * 90)).create()
+    folder.metrics.write_text(MetricRecord.make("sft", 1, "sft/loss", 1.0).to_line())
+    assert main([str(folder.path)]) == 0
+    assert f"report       {folder.report}\n" in capsys.readouterr().out
+
+
+def test_a_reward_that_failed_has_no_score_in_the_browser(folder: RunFolder) -> None:
+    sample = RolloutSample("ppo", 1, 7, "a", "b", float("nan"), 1.0, "stop", 0)
+    append_rollouts(folder, [sample])
+    page = write_report(folder).path.read_text()
+    assert '"score": null' in page
+    assert "NaN" not in page
+
+
+def test_the_summary_tells_of_lost_workers(folder: RunFolder) -> None:
+    write_summary(folder, replace(SUMMARY, restarts=2, discarded_replies=5))
+    plain = json.loads(folder.summary.read_text())
+    assert (plain["restarts"], plain["discarded_replies"]) == (2, 5)
+    assert read_summary(folder.summary).restarts == 2
