@@ -46,7 +46,9 @@ def device(config: Config) -> Device:
     return "cuda" if config.cluster.accelerator is Accelerator.cuda else "cpu"
 
 
-def rollout_spec(config: Config, checkpoint: str, eos_token_id: int) -> RolloutSpec:
+def rollout_spec(
+    config: Config, checkpoint: str, eos_token_id: int, vocabulary: int = 0
+) -> RolloutSpec:
     """One generation engine that starts on `checkpoint`."""
     rollout = config.rollout
     return RolloutSpec(
@@ -69,6 +71,7 @@ def rollout_spec(config: Config, checkpoint: str, eos_token_id: int) -> RolloutS
         interruptible=rollout.inflight_updates,
         join_running=rollout.join_running,
         sleep=rollout.sleep,
+        vocabulary=vocabulary,
     )
 
 
@@ -131,6 +134,7 @@ def train_spec(
     ema_decay: float = 0.0,
     dropout: float | None = None,
     whole: bool = False,
+    vocabulary: int = 0,
 ) -> TrainModelSpec:
     """A model to train from `checkpoint`; `whole` leaves out adapters and frozen weights."""
     assert head in ("keep", "random", "zero")
@@ -146,6 +150,7 @@ def train_spec(
         lora=None if whole else lora_spec(config.model.lora),
         freeze=() if whole else tuple(config.model.freeze),
         dropout=dropout,
+        vocabulary=vocabulary,
     )
 
 
@@ -156,7 +161,9 @@ def lora_spec(lora: LoraConfig) -> LoraSpec | None:
     return LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.target))
 
 
-def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenModelSpec:
+def frozen_spec(
+    config: Config, checkpoint: str, role: RoleResources, vocabulary: int = 0
+) -> FrozenModelSpec:
     """A model that only scores."""
     return FrozenModelSpec(
         checkpoint=checkpoint,
@@ -167,6 +174,7 @@ def frozen_spec(config: Config, checkpoint: str, role: RoleResources) -> FrozenM
         attention=config.model.attention.value,
         packed=packed(config, checkpoint),
         logits_bytes=config.trainer.logits_mib << 20,
+        vocabulary=vocabulary,
     )
 
 

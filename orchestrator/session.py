@@ -30,6 +30,7 @@ from orchestrator.waiting import Position
 from workers.data.asked import Asked
 from workers.data.records import Prompt
 from workers.data.source import DataSource
+from workers.data.tokenizers import token_ids
 from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBatch
 from workers.model_shape import read_shape
 from workers.specs import RolloutSpec
@@ -211,7 +212,12 @@ class Session:
     def _rollout_spec(self, path: str) -> RolloutSpec:
         eos = self.source.tokenizer.eos_token_id
         assert isinstance(eos, int), "a data source refuses a tokenizer without an end token"
-        return rollout_spec(self.config, path, eos)
+        return rollout_spec(self.config, path, eos, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids from here on mean nothing: embeddings are often longer than their tokenizer."""
+        return token_ids(self.source.tokenizer)
 
     def rows_are_shared(self) -> bool:
         """Whether documents may share rows under the policy that is loaded; else a note says so.

@@ -22,7 +22,12 @@ class FrozenModel:
         self.device = torch.device(spec.device)
         self.budget = spec.micro_batch_tokens  # tokens in one pass, padding included
         nn.Module.to(model.eval().requires_grad_(False), self.device)
-        self.passes = ModelPasses(model, packed=spec.packed, logits_bytes=spec.logits_bytes)
+        self.passes = ModelPasses(
+            model,
+            packed=spec.packed,
+            logits_bytes=spec.logits_bytes,
+            vocabulary=spec.vocabulary,
+        )
 
 
 def identity(role: str, rank: int, device: str) -> RoleInfo:

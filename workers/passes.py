@@ -37,6 +37,7 @@ class _Wanted:
     labels: Tensor  # (N,)
     temperature: float
     with_entropy: bool
+    ids: int | None  # only tokens below this are candidates; None = all
     entropies: Tensor | None = None  # (N,) its answer beside the log-probabilities
 
 
@@ -50,11 +51,17 @@ class ModelPasses:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, packed: bool = False, logits_bytes: int = 256 << 20
+        self,
+        model: PreTrainedModel,
+        *,
+        packed: bool = False,
+        logits_bytes: int = 256 << 20,
+        vocabulary: int = 0,
     ) -> None:
         self.through: nn.Module = model
         self.packed = packed
         self._logits_bytes = logits_bytes
+        self._vocabulary = vocabulary or None
         self._wanted: _Wanted | None = None
         self._head: Any = model.get_output_embeddings()
         self.route: Route = "whole"
@@ -83,6 +90,7 @@ class ModelPasses:
         temperature: float = 1.0,
         *,
         with_entropy: bool = False,
+        sampled: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probability of the token after each cell and, if wanted, entropy: (N,), nats, fp32.
 
@@ -91,14 +99,18 @@ class ModelPasses:
             cells: (N,) where the model predicts the tokens that count.
             temperature: divides the logits.
             with_entropy: also the entropy of each prediction; carries no gradient.
+            sampled: of tokens that an engine drew: among those that it could draw. Other text is
+                read over the whole embedding, which teaches that its surplus rows never come.
         """
-        wanted = _Wanted(self.route, cells, rows.labels(cells), temperature, with_entropy)
+        ids = self._vocabulary if sampled else None
+        wanted = _Wanted(self.route, cells, rows.labels(cells), temperature, with_entropy, ids)
         if self.route == "chunked":
             return self._asked(rows, wanted)[:, 0], wanted.entropies
         if self.route == "selected":
             logits = self._asked(rows, wanted)
         else:
             logits = self.numbers(rows, cells)
+        logits = logits[:, :ids]
         logprobs = token_logprobs(logits, wanted.labels, temperature)
         return logprobs, entropy(logits.detach(), temperature) if with_entropy else None
 
@@ -137,10 +149,11 @@ class ModelPasses:
         if wanted.route == "selected":
             return self._plain(chosen)[None]
         weight: Tensor = self._head.weight  # at ZeRO 3 it is whole in here only
+        bias: Tensor | None = self._head.bias
         logprobs, wanted.entropies = linear_logprobs(
             chosen,
-            weight,
-            self._head.bias,
+            weight[: wanted.ids],
+            None if bias is None else bias[: wanted.ids],
             wanted.labels,
             chunk_tokens=max(1, self._logits_bytes // (_FLOAT * weight.shape[0])),
             temperature=wanted.temperature,

@@ -201,7 +201,9 @@ class PolicyWorker(Trainer):
         counted = torch.ones_like(advantages, dtype=torch.bool)
         moments = (loss.advantage_mean, loss.advantage_std)
         advantages = whiten(advantages, counted, moments=moments)
-        new, entropies = passes.logprobs(rows, cells, loss.temperature, with_entropy=True)
+        new, entropies = passes.logprobs(
+            rows, cells, loss.temperature, with_entropy=True, sampled=True
+        )
         assert entropies is not None, "they were asked for"
         weights = None
         if loss.importance_cap is not None:

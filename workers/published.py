@@ -15,7 +15,7 @@ from transformers import __version__ as transformers_version
 
 from workers.data.beginnings import beginning
 from workers.data.fingerprint import tokenizer_fingerprint
-from workers.data.tokenizers import load_tokenizer
+from workers.data.tokenizers import load_tokenizer, token_ids
 from workers.errors import BrokenCheckpointError, DataError
 from workers.messages import Sampling
 from workers.model_shape import unreadable
@@ -112,6 +112,9 @@ def generation_settings(
     if sampling.temperature > 0:
         # named, because transformers would keep the 50 likeliest tokens alone
         settings |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    rows, ids = config.get("vocab_size"), token_ids(tokenizer)
+    if isinstance(rows, int) and ids < rows:  # never drawn in training either
+        settings["suppress_tokens"] = list(range(ids, rows))
     return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -77,7 +77,7 @@ def response_logprobs(
     """
 
     def read(rows: TokenRows, cells: Tensor) -> Tensor:
-        return model.logprobs(rows, cells, temperature)[0]
+        return model.logprobs(rows, cells, temperature, sampled=True)[0]
 
     return _response_field("log-probability", model, read, work, shards, device)
 

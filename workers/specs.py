@@ -33,6 +33,7 @@ class RolloutSpec:
     interruptible: bool = False  # sequences can be cut short and continued under other weights
     join_running: bool = False  # calls that wait are sampled beside the one that runs
     sleep: bool = False  # can give its GPU memory to other roles while it samples nothing
+    vocabulary: int = 0  # ids from here on are never drawn: no token of the tokenizer; 0 = no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class TrainModelSpec:
     lora: LoraSpec | None = None
     freeze: tuple[str, ...] = ()  # patterns of names of weights that do not train
     dropout: float | None = None  # None = as the checkpoint's configuration says
+    vocabulary: int = 0  # as in RolloutSpec: log-probabilities of what was sampled leave them out
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class FrozenModelSpec:
     attention: str = "sdpa"
     packed: bool = False  # as in TrainModelSpec
     logits_bytes: int = 256 << 20
+    vocabulary: int = 0  # as in TrainModelSpec
 
 
 @dataclass(frozen=True, slots=True)

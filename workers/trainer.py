@@ -126,7 +126,12 @@ class Trainer:
         freeze(model, spec.freeze)
         if spec.lora is not None:
             add_adapters(model, spec.lora)
-        passes = ModelPasses(model, packed=spec.packed, logits_bytes=spec.logits_bytes)
+        passes = ModelPasses(
+            model,
+            packed=spec.packed,
+            logits_bytes=spec.logits_bytes,
+            vocabulary=spec.vocabulary,
+        )
         self._engine = TrainEngine(
             model,
             spec.optimizer,

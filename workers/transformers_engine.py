@@ -45,7 +45,8 @@ class TransformersEngine:
         numbers = [next(self._numbers) for _ in samples]
         for n in range(0, len(samples), size):
             some = dict(zip(numbers[n : n + size], samples[n : n + size], strict=True))
-            self._batches.append(_Decoding(model, self._device, some, sampling))
+            ids = self._spec.vocabulary or None
+            self._batches.append(_Decoding(model, self._device, some, sampling, ids))
         return numbers
 
     def step(self) -> list[tuple[int, Generated]]:
@@ -128,9 +129,11 @@ class _Decoding:
         device: torch.device,
         numbered: Mapping[int, Sample],
         sampling: Sampling,
+        ids: int | None,  # only tokens below this are drawn; None = all
     ) -> None:
         samples = list(numbered.values())
         self._model = model
+        self._ids = ids
         self._numbers = list(numbered)  # of the rows
         self._temperature = sampling.temperature
         self._limits = [s.max_tokens or sampling.max_tokens for s in samples]
@@ -152,7 +155,7 @@ class _Decoding:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        ).logits[:, -1, : self._ids]
         token, logprob = _draw(logits, self._temperature, self._generators)
         self._tokens, self._positions = token[:, None], self._positions[:, -1:] + 1
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)

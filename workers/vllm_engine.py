@@ -7,7 +7,7 @@ tensor-parallel worker, because `WorkerExtension` is named as their extension cl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -194,10 +195,32 @@ class WorkerExtension:
     """Verbs added to vLLM's workers."""
 
     weight_transfer_engine: PackedTransferEngine  # pyright: ignore[reportUninitializedInstanceVariable]
+    model_runner: Any  # pyright: ignore[reportUninitializedInstanceVariable]
 
     def received_checksum(self) -> str:
         """Checksum of the last update that this worker received."""
         return self.weight_transfer_engine.checksum
+
+    def draw_below(self, ids: int) -> int:
+        """Never draw a token from `ids` on; gives the number of layers that saw to it.
+
+        Logits are changed where the model makes them: what is drawn and the log-probabilities that
+        are told then agree, whatever vLLM does with the logits later.
+        """
+        layers = [m for m in self.model_runner.model.modules() if isinstance(m, LogitsProcessor)]
+        for layer in layers:
+            layer.register_forward_hook(_bar_from(ids))
+        return len(layers)
+
+
+def _bar_from(ids: int) -> Callable[[Any, Any, torch.Tensor | None], None]:
+    """A hook that gives tokens from `ids` on no probability."""
+
+    def bar(_layer: Any, _arguments: Any, logits: torch.Tensor | None) -> None:
+        if logits is not None:  # tensor parallel: one worker gathers them
+            logits[..., ids:] = -torch.inf
+
+    return bar
 
 
 WeightTransferEngineFactory.register_engine(_BACKEND, PackedTransferEngine)
@@ -221,6 +244,21 @@ class VllmEngine:
             ) from error
         if spec.device == "cpu":
             self._require_head_size(self._llm)
+        self._draw_tokens_alone(self._llm)
+
+    def _draw_tokens_alone(self, llm: LLM) -> None:
+        """Bar the rows of the embedding beyond the tokenizer, where there are any."""
+        ids = self._spec.vocabulary
+        if not 0 < ids < llm.llm_engine.vllm_config.model_config.get_vocab_size():
+            return
+        if 0 in llm.collective_rpc("draw_below", args=(ids,)):
+            self.close()
+            raise ConfigError(
+                "this engine cannot keep its samples to the tokens of the tokenizer: the model has "
+                "no layer of vLLM's that makes its logits",
+                where=f"engine on {self._spec.checkpoint}",
+                mend="set rollout.engine=transformers",
+            )
 
     @property
     def running(self) -> bool:

@@ -83,7 +83,9 @@ def _run_harness(session: Session, names: Sequence[str]) -> None:
 def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     path = session.need(name)
     measuring = session.fleet.reference.load(
-        frozen_spec(session.config, path, session.config.cluster.roles.reference)
+        frozen_spec(
+            session.config, path, session.config.cluster.roles.reference, session.vocabulary
+        )
     )
     rollout, version = session.engines_on(path)
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)

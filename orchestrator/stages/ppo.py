@@ -205,7 +205,14 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         fleet.rollout.sleep().result()
     loading = [
         fleet.policy.load(
-            train_spec(config, sft, settings.policy_optimizer, taught, ema_decay=settings.ema_decay)
+            train_spec(
+                config,
+                sft,
+                settings.policy_optimizer,
+                taught,
+                ema_decay=settings.ema_decay,
+                vocabulary=session.vocabulary,
+            )
         ),
         fleet.critic.load(
             train_spec(
@@ -216,7 +223,9 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
                 head=critic.head,
             )
         ),
-        fleet.reference.load(frozen_spec(config, sft, config.cluster.roles.reference)),
+        fleet.reference.load(
+            frozen_spec(config, sft, config.cluster.roles.reference, session.vocabulary)
+        ),
         fleet.reward.load(reward_spec(config, reward_model, sft)),
     ]
     if not config.rollout.sleep:

@@ -129,14 +129,19 @@ class Remote:
 
 
 def make_spec(
-    engine: str, checkpoint: Path, *, interruptible: bool = False, join_running: bool = False
+    engine: str,
+    checkpoint: Path,
+    *,
+    interruptible: bool = False,
+    join_running: bool = False,
+    vocabulary: int = 0,
 ) -> RolloutSpec:
     return RolloutSpec(
         checkpoint=str(checkpoint), engine=engine, dtype="float32", device="cpu",
         max_prompt_tokens=16, max_response_tokens=24, max_concurrent_sequences=16,
         kv_cache_bytes=8 << 20, gpu_memory_fraction=0.5, tensor_parallel_size=1,
         prefix_caching=True, enforce_eager=True, seed=0, eos_token_id=EOS, collective_seconds=20,
-        interruptible=interruptible, join_running=join_running,
+        interruptible=interruptible, join_running=join_running, vocabulary=vocabulary,
     )  # fmt: skip
 
 
@@ -617,3 +622,32 @@ def test_an_interrupted_call_follows_the_same_distribution(
         statistic = (((seen - wanted) ** 2 / wanted)[large]).sum()
         degrees = int(large.sum())
         assert statistic < degrees + 5 * math.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_vllm_draws_no_id_beyond_the_tokenizer_before_and_after_a_sync(
+    checkpoints: dict[bool, Path], tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-probabilities are among what can be drawn; temperature 0 takes the best of it."""
+    ids = VOCABULARY - 20
+    spec = make_spec("vllm", checkpoints[tied], vocabulary=ids)
+    remote = Remote(engine_environment(spec), monkeypatch)
+    remote("start", spec, 0)
+    asked = [
+        GenerationRequest(i, (1, 3 + i, 5), (2 * i, 2 * i + 1), (i, 99 + i)) for i in range(12)
+    ]
+    sender = SharedMemorySender()
+    for version in (0, 1):
+        model = build_model(version, tied)
+        if version:
+            remote("receive_weights", publish(model, sender, version))
+            remote("admit", version)
+        for temperature in (1.0, 0.0):
+            batch = remote("generate", asked, Sampling(temperature, 12), version)
+            drawn = [t for i in range(len(batch)) for t in batch.response(i)]
+            assert max(drawn) < ids
+            cut = build_model(version, tied)
+            cut.lm_head = torch.nn.Linear(128, ids, bias=False)
+            cut.lm_head.weight = torch.nn.Parameter(model.lm_head.weight[:ids].detach())
+            assert largest_difference(batch, cut.eval(), temperature) < TOLERANCE
+    remote.stop()

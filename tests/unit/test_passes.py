@@ -172,3 +172,32 @@ def test_an_adapter_on_the_output_layer_is_not_passed_over(folders: Folders) -> 
     found, _ = passes.logprobs(rows, torch.tensor([0, 1]))
     wanted = model(input_ids=ids).logits[0].log_softmax(-1)
     torch.testing.assert_close(found, wanted[[0, 1], [9, 11]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma2"])
+def test_ids_beyond_the_tokenizer_are_no_candidates_of_what_was_sampled(
+    folders: Folders, sequences: Ragged, name: str
+) -> None:
+    """Of text they are: it teaches that the surplus rows of the embedding never come."""
+    ids = 92  # every token of the sequences is below 90, the embedding has 100 rows
+    model = load_causal_lm(str(folders(name)), dtype="float32", attention=FAMILIES[name].attention)
+    rows_of_head = model.get_output_embeddings().weight.shape[0]
+    assert rows_of_head > ids
+    passes = ModelPasses(model, logits_bytes=4 * rows_of_head * CHUNK, vocabulary=ids)
+    rows = passes.lay(sequences, "cpu")
+    cells = response_cells(rows, PROMPTS)
+    logits = passes.numbers(rows, cells).detach().double() / 0.7
+    labels = rows.labels(cells)[:, None]
+    for sampled, width in ((True, ids), (False, rows_of_head)):
+        logp = logits[:, :width].log_softmax(-1)
+        found, entropies = passes.logprobs(rows, cells, 0.7, with_entropy=True, sampled=sampled)
+        wanted = logp.gather(1, labels)[:, 0]
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=3e-5)
+        assert entropies is not None
+        wanted = -(logp.exp() * logp).sum(-1)
+        torch.testing.assert_close(entropies.double(), wanted, rtol=0, atol=3e-5)
+    if name == "llama":  # untied: the gradient of the output layer alone
+        passes.logprobs(rows, cells, 0.7, sampled=True)[0].sum().backward()
+        gradient_of_head = model.get_output_embeddings().weight.grad
+        assert (gradient_of_head[ids:] == 0).all()
+        assert (gradient_of_head[:ids] != 0).any(dim=1).all()

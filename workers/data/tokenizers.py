@@ -68,6 +68,11 @@ def load_speaker(
     return tokenizer
 
 
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest id of a tokenizer."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def detokenize(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
     """Text of token ids, special tokens left out."""
     text = tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
