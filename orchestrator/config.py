@@ -1,7 +1,8 @@
 """The typed schema of a run. YAML in conf/ composes it; inside the code only these classes appear.
 
-Units are in the names or the comments: prompts, sequences, tokens, seconds. Ranges are checked in
-`__post_init__`; checks across groups live in `orchestrator.plan`.
+Units are in the names or the comments: prompts, sequences, tokens, seconds. Ranges are declared
+with the fields (orchestrator.ranges) and checked when a Config is made, and so is what a section's
+`check` compares; checks across groups live in `orchestrator.plan`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,22 @@ from enum import Enum
 from typing import Any
 
 from orchestrator.data_sets import data_set
+from orchestrator.ranges import (
+    any_float,
+    any_seed,
+    at_least,
+    below_one,
+    between,
+    check_tree,
+    fraction,
+    name,
+    needed,
+    path,
+    positive,
+    seconds,
+    secret,
+    words,
+)
 from workers.errors import ConfigError
 
 
@@ -216,63 +233,16 @@ class RowOrder(Enum):
     length_grouped = "length_grouped"
 
 
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value <= 0:
-            raise ConfigError(
-                f"{name}={value} must be positive",
-                where=type(owner).__name__,
-                mend=f"set {name} to a value above 0",
-            )
-
-
-def _at_least_zero(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value < 0:
-            raise ConfigError(
-                f"{name}={value} must not be negative",
-                where=type(owner).__name__,
-                mend=f"set {name} to 0 or above",
-            )
-
-
-def _fraction(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError(
-                f"{name}={value} must lie in [0, 1]",
-                where=type(owner).__name__,
-                mend=f"set {name} between 0 and 1",
-            )
-
-
-def _below_one(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if not 0.0 <= value < 1.0:
-            raise ConfigError(
-                f"{name}={value} must lie in [0, 1)",
-                where=type(owner).__name__,
-                mend=f"set {name} to 0 or above, and below 1",
-            )
-
-
 @dataclass(slots=True, kw_only=True)
 class StageSteps:
     """One number for each stage that trains: optimizer steps, of PPO iterations."""
 
-    pretrain: int = 250
-    sft: int = 50
-    reward_model: int = 50
-    ppo: int = 5
-    ppo_ptx: int = 5
-    pretrain_large: int = 250
-
-    def __post_init__(self) -> None:
-        _at_least_zero(self, "pretrain", "sft", "reward_model", "ppo", "ppo_ptx", "pretrain_large")
+    pretrain: int = at_least(0, 250)
+    sft: int = at_least(0, 50)
+    reward_model: int = at_least(0, 50)
+    ppo: int = at_least(0, 5)
+    ppo_ptx: int = at_least(0, 5)
+    pretrain_large: int = at_least(0, 250)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -282,18 +252,12 @@ class CheckpointConfig:
     The end of a stage is always saved, and what the reward model learns from once it is labeled.
     """
 
-    every_steps: int | None = None  # in every stage; null = the numbers of stage_steps
+    every_steps: int | None = at_least(0, None)  # in every stage; null = the numbers of stage_steps
     stage_steps: StageSteps = field(default_factory=StageSteps)  # 0 = not within the stage
-    keep_last: int = 2  # newest checkpoints that stay
-    keep_every: int = 0  # steps that this divides stay too; 0 = none
+    keep_last: int = positive(2)  # newest checkpoints that stay
+    keep_every: int = at_least(0, 0)  # steps that this divides stay too; 0 = none
     keep_best: str = ""  # a metric of PPO, e.g. ppo/score_mean: its best checkpoint stays too
     best_is: Best = Best.highest
-
-    def __post_init__(self) -> None:
-        _positive(self, "keep_last")
-        _at_least_zero(self, "keep_every")
-        if self.every_steps is not None:
-            _at_least_zero(self, "every_steps")
 
     def steps(self, stage: str) -> int:
         """Steps of a stage between two checkpoints; 0 = none within it."""
@@ -306,56 +270,50 @@ class CheckpointConfig:
 class SupervisionConfig:
     """When a worker counts as lost, and how often it is made anew."""
 
-    probe_seconds: float = 10.0  # between two probes of a worker; all are asked, busy or not
-    probes_to_condemn: int = 3  # unanswered in a row: it is lost after as many intervals
-    stall_seconds: float = 600.0  # a busy worker without one model pass or engine step hangs
-    max_restarts: int = 3  # of one worker within the window; 0 = a loss ends the run
-    restart_window_seconds: float = 3600.0
-
-    def __post_init__(self) -> None:
-        _positive(
-            self, "probe_seconds", "probes_to_condemn", "stall_seconds", "restart_window_seconds"
-        )
-        _at_least_zero(self, "max_restarts")
+    # between two probes of a worker; all are asked, busy or not
+    probe_seconds: float = seconds(10.0)
+    probes_to_condemn: int = positive(3)  # unanswered in a row: it is lost after as many intervals
+    # a busy worker without one model pass or engine step hangs
+    stall_seconds: float = seconds(600.0)
+    max_restarts: int = at_least(0, 3)  # of one worker within the window; 0 = a loss ends the run
+    restart_window_seconds: float = seconds(3600.0)
 
 
 @dataclass(slots=True, kw_only=True)
 class RunConfig:
     """Where the run writes, and how long anything may take."""
 
-    dir: str = "outputs"  # the run folder itself; conf/config.yaml adds experiment and time
+    # the run folder itself; conf/config.yaml adds experiment and time
+    dir: str = path("outputs", needed=True)
     overwrite: bool = False  # allow a non-empty run folder
     plan_only: bool = False  # print the plan, look at all that is given, and stop
-    role_start_seconds: float = 300.0  # deadline for a role to come up
-    call_seconds: float = 1800.0  # deadline for one call to a role
-    collective_seconds: float = 300.0  # deadline inside a collective
+    role_start_seconds: float = seconds(300.0)  # deadline for a role to come up
+    call_seconds: float = seconds(1800.0)  # deadline for one call to a role
+    collective_seconds: float = seconds(300.0)  # deadline inside a collective
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
-    grace_seconds: float = 30.0  # from SIGTERM to the next step boundary; 0 = stop at once
-
-    def __post_init__(self) -> None:
-        _positive(self, "role_start_seconds", "call_seconds", "collective_seconds")
-        _at_least_zero(self, "grace_seconds")
+    # from SIGTERM to the next step boundary; 0 = stop at once
+    grace_seconds: float = seconds(30.0, or_none=True)
 
 
 @dataclass(slots=True, kw_only=True)
 class PocketModelConfig:
     """Size of a from-scratch Llama-architecture model of the pocket world."""
 
-    hidden_size: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 4
-    intermediate_size: int = 352
-    max_position_embeddings: int = 128
+    hidden_size: int = positive(128, 1_000_000)
+    layers: int = positive(4, 10_000)
+    heads: int = positive(4, 10_000)
+    kv_heads: int = positive(4, 10_000)
+    intermediate_size: int = positive(352, 1_000_000)
+    max_position_embeddings: int = positive(128)
     tie_word_embeddings: bool = True
 
-    def __post_init__(self) -> None:
-        _positive(self, "hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
+    def check(self, key: str) -> None:
+        """Whether heads divide the width."""
         if self.hidden_size % self.heads or self.heads % self.kv_heads:
             raise ConfigError(
                 f"hidden_size={self.hidden_size}, heads={self.heads}, kv_heads={self.kv_heads}",
-                where="model.pocket",
+                where=key,
                 mend="hidden_size must be a multiple of heads, and heads of kv_heads",
             )
 
@@ -364,32 +322,31 @@ class PocketModelConfig:
 class CheckpointPaths:
     """Given Hugging Face checkpoint folders; an empty one must be made by a stage of this run."""
 
-    initial: str = ""  # where pretraining on files starts: fresh weights, or a model to go on with
-    base: str = ""
-    sft: str = ""
-    reward_model: str = ""
-    ppo: str = ""
-    ppo_ptx: str = ""
-    large: str = ""  # the bigger base model that pocket_scale compares with
-    critic: str = ""  # what the value function starts from, if not the reward model
+    # where pretraining on files starts: fresh weights, or a model to go on with
+    initial: str = path("")
+    base: str = path("")
+    sft: str = path("")
+    reward_model: str = path("")
+    ppo: str = path("")
+    ppo_ptx: str = path("")
+    large: str = path("")  # the bigger base model that pocket_scale compares with
+    critic: str = path("")  # what the value function starts from, if not the reward model
 
 
 @dataclass(slots=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters in SFT, reward model, policy and critic; never in pretraining."""
 
-    rank: int = 0  # 0 = off: every weight trains
-    alpha: float = 16.0  # the update is alpha / rank * B A
-    dropout: float = 0.0  # of what enters an adapter; SFT and reward model only
+    rank: int = at_least(0, 0)  # 0 = off: every weight trains
+    alpha: float = positive(16.0)  # the update is alpha / rank * B A
+    dropout: float = fraction(0.0)  # of what enters an adapter; SFT and reward model only
     target: list[str] = field(default_factory=lambda: ["all-linear"])  # or names: [q_proj,v_proj]
 
-    def __post_init__(self) -> None:
-        _at_least_zero(self, "rank")
-        _positive(self, "alpha")
-        _fraction(self, "dropout")
+    def check(self, key: str) -> None:
+        """Whether any layer gets an adapter."""
         if not self.target:
             raise ConfigError(
-                "no layer gets an adapter", where="model.lora.target", mend="use [all-linear]"
+                "no layer gets an adapter", where=f"{key}.target", mend="use [all-linear]"
             )
 
 
@@ -406,11 +363,12 @@ class ModelConfig:
     # Weights that do not train after pretraining: patterns of their names, or `embeddings`.
     freeze: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def check(self, key: str) -> None:
+        """Whether adapters leave anything to freeze."""
         if self.lora.rank and self.freeze:
             raise ConfigError(
                 f"freeze={self.freeze} beside adapters, which freeze every weight already",
-                where="model.freeze",
+                where=f"{key}.freeze",
                 mend="set model.lora.rank=0 or model.freeze=[]",
             )
 
@@ -419,28 +377,24 @@ class ModelConfig:
 class FilesConfig:
     """One data set of weight 1 a key, and the token limits of all sets."""
 
-    demonstrations: str = ""
-    rankings: str = ""  # comparisons
-    prompts: str = ""
-    evaluation_prompts: str = ""
-    pretraining: str = ""
-    max_prompt_tokens: int = 1024  # longer prompts are dropped and counted
-    max_completion_tokens: int = 1024  # longer completions are cut and counted
-
-    def __post_init__(self) -> None:
-        _positive(self, "max_prompt_tokens", "max_completion_tokens")
+    demonstrations: str = path("")
+    rankings: str = path("")  # comparisons
+    prompts: str = path("")
+    evaluation_prompts: str = path("")
+    pretraining: str = path("")
+    max_prompt_tokens: int = positive(1024)  # longer prompts are dropped and counted
+    max_completion_tokens: int = positive(1024)  # longer completions are cut and counted
 
 
 @dataclass(slots=True, kw_only=True)
 class PocketWorldConfig:
     """The miniature world: its seed and the labeler's noise."""
 
-    seed: int = 0
-    label_noise: float = 0.5  # standard deviation added to the hidden score, per completion
-    tie_width: float = 0.25  # completions whose noisy scores differ by less are ranked equal
-
-    def __post_init__(self) -> None:
-        _at_least_zero(self, "label_noise", "tie_width")
+    seed: int = any_seed(0)
+    # standard deviation added to the hidden score, per completion
+    label_noise: float = at_least(0, 0.5)
+    # completions whose noisy scores differ by less are ranked equal
+    tie_width: float = at_least(0, 0.25)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -453,94 +407,81 @@ class DataConfig:
     # name -> DataSetConfig. Declared as Any because Hydra cannot add to a dictionary of dataclasses
     # from the command line; __post_init__ leaves DataSetConfig in it.
     sets: dict[str, Any] = field(default_factory=dict)
-    chat_template: str = (
-        "auto"  # auto = the tokenizer's | default = the built-in one | a Jinja file
-    )
+    # auto = the tokenizer's | default = the built-in one | a Jinja file
+    chat_template: str = path("auto", needed=True)
     add_bos_token: AddBosToken = AddBosToken.auto  # before bare text; auto = as the tokenizer does
     train_on: TrainOn = TrainOn.last
     on_bad_line: OnBadLine = OnBadLine.fail
-    heldout_fraction: float = 0.1  # of users, or of prompts where no user is named
-    heldout_fold: int = 0  # which part of that size; the folds of a cross-validation are disjoint
-    dedup_prefix_characters: int = 0  # prompts that share so long a beginning are one; 0 = off
-    max_rows_per_user: int = 0  # of one kind; 0 = no limit (InstructGPT: 200)
+    heldout_fraction: float = between(0, 0.1, 1)  # of users, or of prompts where no user is named
+    # which part of that size; the folds of a cross-validation are disjoint
+    heldout_fold: int = at_least(0, 0)
+    # prompts that share so long a beginning are one; 0 = off
+    dedup_prefix_characters: int = at_least(0, 0)
+    max_rows_per_user: int = at_least(0, 0)  # of one kind; 0 = no limit (InstructGPT: 200)
     pii: PersonalData = PersonalData.keep  # training rows only
     order: RowOrder = RowOrder.shuffled
-    length_group_batches: int = 50  # batches sorted together when length_grouped
-    workers: int = 1  # processes that render and tokenise; 1 = the run's own. Changes no result
+    length_group_batches: int = positive(50)  # batches sorted together when length_grouped
+    # processes that render and tokenise; 1 = the run's own. Changes no result
+    workers: int = positive(1, 1024)
 
     def __post_init__(self) -> None:
-        _positive(self, "length_group_batches", "workers")
-        _at_least_zero(self, "dedup_prefix_characters", "max_rows_per_user")
-        if not 0.0 < self.heldout_fraction < 1.0:
-            raise ConfigError(
-                f"heldout_fraction={self.heldout_fraction:g} must lie between 0 and 1",
-                where="data",
-                mend="hold out some rows and keep some, such as 0.1",
-            )
+        self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
+
+    def check(self, key: str) -> None:
+        """Whether the fold exists."""
         folds = int(1.0 / self.heldout_fraction + 1e-9)
         if not 0 <= self.heldout_fold < folds:
             raise ConfigError(
                 f"heldout_fold={self.heldout_fold}: there are {folds} parts of "
                 f"{self.heldout_fraction:g} of the rows",
-                where="data",
+                where=f"{key}.heldout_fold",
                 mend=f"choose a fold from 0 to {folds - 1}",
             )
-        self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
 
 
 @dataclass(slots=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    learning_rate: float = 1e-5
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    learning_rate: float = positive(1e-5)
+    beta1: float = below_one(0.9)
+    beta2: float = below_one(0.95)
+    eps: float = positive(1e-5)
+    weight_decay: float = at_least(0, 0.0)
+    max_grad_norm: float = positive(1.0)
     schedule: Schedule = Schedule.cosine
-    warmup_steps: int = 0
-    warmup_start_ratio: float = 0.0  # of the peak, at the first step; 0 = 1 / warmup_steps
-    min_learning_rate_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        _positive(self, "learning_rate", "eps", "max_grad_norm")
-        _at_least_zero(self, "weight_decay", "warmup_steps")
-        _fraction(self, "warmup_start_ratio", "min_learning_rate_ratio")
-        _below_one(self, "beta1", "beta2")  # an average that takes nothing in
+    warmup_steps: int = at_least(0, 0)
+    # of the peak, at the first step; 0 = 1 / warmup_steps
+    warmup_start_ratio: float = fraction(0.0)
+    min_learning_rate_ratio: float = fraction(0.1)
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainerConfig:
     """DeepSpeed settings shared by the policy and the critic trainers."""
 
-    zero_stage: int = 1  # 1, 2 or 3
+    # 1, 2 or 3; 0 would report no gradient norm, and let NaN into the weights
+    zero_stage: int = between(1, 1, 3)
     precision: Precision = Precision.fp32
-    micro_batch_tokens: int = (
-        4096  # token budget of one forward and backward pass, padding included
-    )
+    # token budget of one forward and backward pass, padding included
+    micro_batch_tokens: int = positive(4096)
     packing: Packing = Packing.auto  # reference and reward model follow it
     # fp32 logits that exist at once; log-probabilities of more tokens are taken in chunks, and
     # computed again in the backward pass. The reference follows it
-    logits_mib: int = 256
-    weight_bucket_mib: int = 64  # ZeRO-3 gathers weights for a sync in buckets of this size
+    logits_mib: int = positive(256)
+    # ZeRO-3 gathers weights for a sync in buckets of this size
+    weight_bucket_mib: int = positive(64)
     offload: Offload = Offload.none
     # optimizer state moves to host memory while engines work, and back for the update; needs
     # rollout.sleep, and ZeRO-2, or ZeRO-1 in fp32
     rest_on_host: bool = False
 
-    def __post_init__(self) -> None:
-        _positive(self, "micro_batch_tokens", "weight_bucket_mib", "logits_mib")
-        if self.zero_stage not in (1, 2, 3):
-            raise ConfigError(
-                f"zero_stage={self.zero_stage}",
-                where="trainer",
-                mend="use 1, 2 or 3 (0 reports no gradient norm and lets NaN into the weights)",
-            )
+    def check(self, key: str) -> None:
+        """Whether the ZeRO stage can offload weights."""
         if self.offload is Offload.parameters and self.zero_stage != 3:
             raise ConfigError(
                 f"offload=parameters with zero_stage={self.zero_stage}, which keeps whole weights",
-                where="trainer.offload",
+                where=f"{key}.offload",
                 mend="use trainer.zero_stage=3, or trainer.offload=optimizer",
             )
 
@@ -551,19 +492,19 @@ class RolloutConfig:
 
     engine: RolloutEngine = RolloutEngine.vllm
     precision: Precision = Precision.fp32
-    temperature: float = 1.0
-    max_prompt_tokens: int = 64
-    max_response_tokens: int = 24
-    max_concurrent_sequences: int = 128  # per engine
-    kv_cache_mib: int = 64  # CPU engines
-    gpu_memory_fraction: float = 0.5  # GPU engines
-    tensor_parallel_size: int = 1
+    temperature: float = positive(1.0)
+    max_prompt_tokens: int = positive(64)
+    max_response_tokens: int = positive(24)
+    max_concurrent_sequences: int = positive(128)  # per engine
+    kv_cache_mib: int = positive(64)  # CPU engines
+    gpu_memory_fraction: float = fraction(0.5)  # GPU engines
+    tensor_parallel_size: int = positive(1)
     prefix_caching: bool = True
     enforce_eager: bool = True
     # sequences that leave the engines as soon as so many are done; 0 = all of a batch together
-    stream_sequences: int = 0
+    stream_sequences: int = at_least(0, 0)
     # more prompts than needed, as a share of them; the last to finish are aborted and recorded
-    overprovision: float = 0.0
+    overprovision: float = at_least(0, 0.0)
     # a batch that is asked for while another is sampled joins it and fills the places of finished
     # sequences (staleness > 0); false: one after the other, bit-identical in every run
     join_running: bool = False
@@ -572,18 +513,9 @@ class RolloutConfig:
     # engines give their GPU memory to the trainers while these work (GPUs, staleness 0)
     sleep: bool = False
     transport: Transport = Transport.shm
-    parity_tolerance: float = 1e-4  # nats, max |trainer - engine| after each sync
-    parity_prompts: int = 8  # probe prompts per engine and sync
-    parity_tokens: int = 4  # probe tokens per prompt: each costs one step of the engine
-
-    def __post_init__(self) -> None:
-        _positive(
-            self, "temperature", "max_prompt_tokens", "max_response_tokens",
-            "max_concurrent_sequences", "kv_cache_mib", "tensor_parallel_size",
-            "parity_tolerance", "parity_prompts", "parity_tokens",
-        )  # fmt: skip
-        _fraction(self, "gpu_memory_fraction")
-        _at_least_zero(self, "stream_sequences", "overprovision")
+    parity_tolerance: float = positive(1e-4)  # nats, max |trainer - engine| after each sync
+    parity_prompts: int = positive(8)  # probe prompts per engine and sync
+    parity_tokens: int = positive(4)  # probe tokens per prompt: each costs one step of the engine
 
 
 @dataclass(slots=True, kw_only=True)
@@ -592,90 +524,77 @@ class RewardConfig:
 
     kind: RewardKind = RewardKind.model
     function: str = ""  # "package.module:callable" (prompts, responses) -> list[float]
-    function_seconds: float = 300.0  # deadline of one call of the function; 0 = none
-    function_retries: int = 1  # for sequences on which it raised, was late, or gave no number
+    # deadline of one call of the function; 0 = none
+    function_seconds: float = seconds(300.0, or_none=True)
+    # for sequences on which it raised, was late, or gave no number
+    function_retries: int = at_least(0, 1)
     bridge: TextBridge = TextBridge.tokens
-    micro_batch_tokens: int = 8192  # token budget of one pass, of the reference model too
-
-    def __post_init__(self) -> None:
-        _positive(self, "micro_batch_tokens")
-        _at_least_zero(self, "function_seconds", "function_retries")
+    micro_batch_tokens: int = positive(8192)  # token budget of one pass, of the reference model too
 
 
 @dataclass(slots=True, kw_only=True)
 class PretrainConfig:
     """Next-token training on the pocket world's web text, or on `data.files.pretraining`."""
 
-    steps: int = 1500
-    documents_per_step: int = 32
-    row_tokens: int = 128  # documents share rows of this length; ptx text too
+    steps: int = positive(1500)
+    documents_per_step: int = positive(32)
+    row_tokens: int = positive(128)  # documents share rows of this length; ptx text too
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-3, warmup_steps=50, weight_decay=0.01
         )
     )
 
-    def __post_init__(self) -> None:
-        _positive(self, "steps", "documents_per_step", "row_tokens")
-
 
 @dataclass(slots=True, kw_only=True)
 class SFTConfig:
     """Supervised fine-tuning on demonstrations; loss on response tokens only."""
 
-    steps: int = 150
-    epochs: int = 0  # passes over data.files.demonstrations instead of `steps`; 0 = `steps`
-    demonstrations_per_step: int = 32  # rows of one optimizer step, pretraining text included
-    pretraining_fraction: float = 0.0  # share of these rows that is pretraining text (paper: .1)
+    steps: int = positive(150)
+    # passes over data.files.demonstrations instead of `steps`; 0 = `steps`
+    epochs: int = at_least(0, 0)
+    # rows of one optimizer step, pretraining text included
+    demonstrations_per_step: int = positive(32)
+    # share of these rows that is pretraining text (paper: .1)
+    pretraining_fraction: float = fraction(0.0)
     # that text comes in full rows of pretrain.row_tokens tokens, not a document a row
     pretraining_full_rows: bool = False
     # demonstrations share rows of this many tokens, each attending to itself alone; 0 = off
-    pack_tokens: int = 0
-    validation_demonstrations: int = 256
-    dropout: float | None = None  # paper: .2; 0 = off, null = as the checkpoint's config.json says
+    pack_tokens: int = at_least(0, 0)
+    validation_demonstrations: int = positive(256)
+    # paper: .2; 0 = off, null = as the checkpoint's config.json says
+    dropout: float | None = fraction(None)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
     )
-
-    def __post_init__(self) -> None:
-        _positive(self, "steps", "demonstrations_per_step", "validation_demonstrations")
-        _at_least_zero(self, "epochs")
-        _fraction(self, "pretraining_fraction")
-        if self.dropout is not None:
-            _fraction(self, "dropout")
-        _at_least_zero(self, "pack_tokens")
 
 
 @dataclass(slots=True, kw_only=True)
 class RewardModelConfig:
     """Reward modelling on K-way rankings."""
 
-    prompts: int = 2048  # prompts to sample and label (pocket world)
-    max_rankings: int = 0  # training rankings used, the first of them; 0 = all
-    min_completions: int = 4  # K is drawn per prompt from [min, max]
-    max_completions: int = 9
-    base_fraction: float = 0.25  # share of completions sampled from the base model, rest from SFT
+    prompts: int = positive(2048)  # prompts to sample and label (pocket world)
+    max_rankings: int = at_least(0, 0)  # training rankings used, the first of them; 0 = all
+    min_completions: int = between(2, 4, 9)  # K is drawn per prompt from [min, max]
+    max_completions: int = between(2, 9, 9)
+    # share of completions sampled from the base model, rest from SFT
+    base_fraction: float = fraction(0.25)
     # of the completions to rank; above 1 also shows odd ones, which PPO would stumble upon unjudged
-    temperature: float = 1.0
-    heldout_prompts: int = 256
-    epochs: int = 1
-    prompts_per_step: int = 16
-    bias_demonstrations: int = 256  # demonstrations whose mean score is set to 0
+    temperature: float = positive(1.0)
+    heldout_prompts: int = positive(256)
+    epochs: int = positive(1)
+    prompts_per_step: int = positive(16)
+    bias_demonstrations: int = positive(256)  # demonstrations whose mean score is set to 0
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
     )
 
-    def __post_init__(self) -> None:
-        _positive(
-            self, "prompts", "heldout_prompts", "epochs", "prompts_per_step",
-            "bias_demonstrations", "temperature",
-        )  # fmt: skip
-        _fraction(self, "base_fraction")
-        _at_least_zero(self, "max_rankings")
-        if not 2 <= self.min_completions <= self.max_completions <= 9:
+    def check(self, key: str) -> None:
+        """Whether the bounds of K are in order."""
+        if self.min_completions > self.max_completions:
             raise ConfigError(
                 f"min_completions={self.min_completions}, max_completions={self.max_completions}",
-                where="reward_model",
+                where=f"{key}.min_completions",
                 mend="choose 2 <= min_completions <= max_completions <= 9",
             )
 
@@ -685,64 +604,59 @@ class KLConfig:
     """Per-token KL penalty against the SFT model."""
 
     control: KLControl = KLControl.fixed
-    coefficient: float = 0.05  # reward units per nat; the start value when adaptive
-    target: float = 6.0  # nats a sequence (adaptive)
-    horizon: int = 10_000  # sequences (adaptive)
-    limit: float = 0.0  # nats a sequence, mean of an iteration; above it `on_limit`; 0 = none
+    coefficient: float = at_least(0, 0.05)  # reward units per nat; the start value when adaptive
+    target: float = positive(6.0)  # nats a sequence (adaptive)
+    horizon: int = positive(10_000)  # sequences (adaptive)
+    # nats a sequence, mean of an iteration; above it `on_limit`; 0 = none
+    limit: float = at_least(0, 0.0)
     on_limit: OnLimit = OnLimit.stop
-
-    def __post_init__(self) -> None:
-        _at_least_zero(self, "coefficient", "limit")
-        _positive(self, "target", "horizon")
 
 
 @dataclass(slots=True, kw_only=True)
 class PtxConfig:
     """Pretraining gradient mixed into PPO (InstructGPT, equation 2)."""
 
-    coefficient: float = 0.5  # weight of the mean token loss of pretraining text
-    documents_per_episode: float = 1.0
+    coefficient: float = at_least(0, 0.5)  # weight of the mean token loss of pretraining text
+    documents_per_episode: float = positive(1.0)
     # instead of documents: full rows of pretrain.row_tokens tokens, which documents fill end to
     # end; 0 = documents_per_episode
-    rows_per_episode: float = 0.0
-
-    def __post_init__(self) -> None:
-        _at_least_zero(self, "coefficient", "rows_per_episode")
-        _positive(self, "documents_per_episode")
+    rows_per_episode: float = at_least(0, 0.0)
 
 
 @dataclass(slots=True, kw_only=True)
 class AlgorithmConfig:
     """PPO as InstructGPT ran it. Batch sizes count sequences (episodes)."""
 
-    iterations: int = 40
+    iterations: int = positive(40)
     # iterations that generation runs ahead of training: sequences may be that many updates old
-    staleness: int = 0
-    prompts_per_iteration: int = 128
-    samples_per_prompt: int = 1
-    sequences_per_minibatch: int = 32  # one optimizer step each
-    epochs: int = 1  # passes over the batch
-    gamma: float = 1.0
-    lam: float = 0.95
-    clip: float = 0.2
-    value_clip: float = 0.2
+    staleness: int = at_least(0, 0)
+    prompts_per_iteration: int = positive(128)
+    samples_per_prompt: int = positive(1)
+    sequences_per_minibatch: int = positive(32)  # one optimizer step each
+    epochs: int = positive(1)  # passes over the batch
+    gamma: float = fraction(1.0)
+    lam: float = fraction(0.95)
+    clip: float = positive(0.2)
+    value_clip: float = positive(0.2)
     # each token's loss weighs min(trainer / engine probability, this); null = off, all weigh 1
-    importance_cap: float | None = None
+    importance_cap: float | None = positive(None)
     whiten_advantages: bool = True
-    missing_eos_score: float = -1.0  # replaces the score of a response that was cut
+    missing_eos_score: float = any_float(-1.0)  # replaces the score of a response that was cut
     old_logprobs: OldLogprobs = OldLogprobs.trainer
     kl: KLConfig = field(default_factory=KLConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx
     on_non_finite: OnNonFinite = OnNonFinite.stop  # in every stage that trains
     critic_init: CriticInit = CriticInit.reward_model
-    critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
-    ema_decay: float = 0.0  # 0 = off; the saved policy is the average when on (paper: .992)
+    # first iterations, in which only the critic learns
+    critic_warmup_iterations: int = at_least(0, 0)
+    # 0 = off; the saved policy is the average when on (paper: .992)
+    ema_decay: float = below_one(0.0)
     # iterations between scores of held-out prompts, of the gold labeler where there is one, else of
     # the reward; 0 = never
-    evaluate_every: int = 8
-    evaluation_prompts: int = 128
+    evaluate_every: int = at_least(0, 8)
+    evaluation_prompts: int = positive(128)
     # texts of each iteration that samples/rollouts.jsonl keeps; null = all
-    rollouts_kept: int | None = 4
+    rollouts_kept: int | None = at_least(0, 4)
     policy_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-4, schedule=Schedule.constant, warmup_steps=10
@@ -754,32 +668,22 @@ class AlgorithmConfig:
         )
     )
 
-    def __post_init__(self) -> None:
-        _positive(
-            self, "iterations", "prompts_per_iteration", "samples_per_prompt",
-            "sequences_per_minibatch", "epochs", "clip", "value_clip", "evaluation_prompts",
-        )  # fmt: skip
-        _fraction(self, "gamma", "lam")
-        _below_one(self, "ema_decay")  # at 1 the saved policy would be the SFT model
-        _at_least_zero(self, "evaluate_every", "critic_warmup_iterations", "staleness")
-        if self.importance_cap is not None:
-            _positive(self, "importance_cap")
-        if self.rollouts_kept is not None:
-            _at_least_zero(self, "rollouts_kept")
+    def check(self, key: str) -> None:
+        """Whether the policy learns at all, and the KL controller is stable."""
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(
                 f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "
                 "iterations",
-                where="algorithm.critic_warmup_iterations",
-                mend=f"set it below algorithm.iterations={self.iterations}",
+                where=f"{key}.critic_warmup_iterations",
+                mend=f"set it below {key}.iterations={self.iterations}",
             )
         sequences = self.prompts_per_iteration * self.samples_per_prompt
         if self.kl.control is KLControl.adaptive and sequences >= 5 * self.kl.horizon:
             raise ConfigError(
                 f"horizon={self.kl.horizon} for {sequences} sequences an iteration: one update "
                 "could turn the KL coefficient negative",
-                where="algorithm.kl",
-                mend=f"set algorithm.kl.horizon above {sequences // 5}",
+                where=f"{key}.kl.horizon",
+                mend=f"set {key}.kl.horizon above {sequences // 5}",
             )
 
 
@@ -787,24 +691,20 @@ class AlgorithmConfig:
 class EndpointConfig:
     """A chat model behind an OpenAI-compatible URL that judges pairs of answers."""
 
-    url: str = ""  # up to "/v1"; "/chat/completions" is added
+    url: str = secret("")  # up to "/v1"; "/chat/completions" is added
     model: str = ""
     # environment variable that holds the key; "" = the endpoint asks for none
     key_variable: str = "OPENAI_API_KEY"
-    instruction: str = ""  # the question, with {prompt}, {first} and {second}
-    request: str = '{"temperature": 0, "max_tokens": 512}'  # JSON, sent with every question
-    cache: str = "outputs/judge_cache"  # folder of verdicts; what it holds is not asked again
-    concurrency: int = 8  # questions at a time
-    request_seconds: float = 60.0  # deadline of one answer
-    retries: int = 5  # after overload, server errors and broken connections
-    backoff_seconds: float = 1.0  # before the first retry; doubles, at most a minute
-    deadline_seconds: float = 3600.0  # for all questions of an evaluation
-    failed_fraction: float = 0.05  # pairs without a verdict that are left out; more end the run
-
-    def __post_init__(self) -> None:
-        _positive(self, "concurrency", "request_seconds", "backoff_seconds", "deadline_seconds")
-        _at_least_zero(self, "retries")
-        _fraction(self, "failed_fraction")
+    instruction: str = words("")  # the question, with {prompt}, {first} and {second}
+    request: str = words('{"temperature": 0, "max_tokens": 512}')  # JSON, sent with every question
+    cache: str = path("outputs/judge_cache")  # folder of verdicts; what it holds is not asked again
+    concurrency: int = positive(8, 10_000)  # questions at a time
+    request_seconds: float = seconds(60.0)  # deadline of one answer
+    retries: int = at_least(0, 5)  # after overload, server errors and broken connections
+    backoff_seconds: float = seconds(1.0)  # before the first retry; doubles, at most a minute
+    deadline_seconds: float = seconds(3600.0)  # for all questions of an evaluation
+    # pairs without a verdict that are left out; more end the run
+    failed_fraction: float = fraction(0.05)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -812,51 +712,43 @@ class LmEvalConfig:
     """Tasks of lm-evaluation-harness (extra `lm-eval`), run on each evaluated model, offline."""
 
     tasks: list[str] = field(default_factory=list)  # none = off
-    task_folder: str = ""  # YAML of your own tasks; "" = those of the package
-    limit: int = 0  # examples a task; 0 = all
-    fewshot: int = -1  # examples in the prompt; -1 = as the task says
-    batch_size: int = 8  # sequences
+    task_folder: str = path("")  # YAML of your own tasks; "" = those of the package
+    limit: int = at_least(0, 0)  # examples a task; 0 = all
+    fewshot: int = at_least(-1, -1)  # examples in the prompt; -1 = as the task says
+    batch_size: int = positive(8)  # sequences
     device: str = ""  # torch device; "" = that of the cluster
-    deadline_seconds: float = 7200.0  # for all models together
-
-    def __post_init__(self) -> None:
-        _positive(self, "batch_size", "deadline_seconds")
-        _at_least_zero(self, "limit")
+    deadline_seconds: float = seconds(7200.0)  # for all models together
 
 
 @dataclass(slots=True, kw_only=True)
 class EvaluateConfig:
     """Final comparison of all models of the run."""
 
-    prompts: int = 1024
-    web_documents: int = 512
-    cloze_tasks: int = 256
-    samples_shown: int = 3
+    prompts: int = positive(1024)
+    web_documents: int = positive(512)
+    cloze_tasks: int = positive(256)
+    samples_shown: int = positive(3)
     judge: JudgeKind = JudgeKind.auto
     judge_function: str = ""  # "package.module:callable" (prompts, a, b) -> list of 1, .5 or 0
-    judge_checkpoint: str = ""  # a reward model that PPO did not optimise
+    judge_checkpoint: str = path("")  # a reward model that PPO did not optimise
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
-
-    def __post_init__(self) -> None:
-        _positive(self, "prompts", "web_documents", "cloze_tasks", "samples_shown")
 
 
 @dataclass(slots=True, kw_only=True)
 class RoleResources:
     """How many workers a role has, and what each takes from Ray."""
 
-    workers: int = 1
-    cpus: float = 0.25  # per worker
-    gpus: float = 0.0  # per worker
-    threads: int = 1  # OpenMP threads per worker
+    workers: int = positive(1, 10_000)
+    cpus: float = at_least(0, 0.25)  # per worker
+    gpus: float = at_least(0, 0.0)  # per worker
+    threads: int = positive(1, 1024)  # OpenMP threads per worker
 
-    def __post_init__(self) -> None:
-        _positive(self, "workers", "threads")
-        _at_least_zero(self, "cpus", "gpus")
+    def check(self, key: str) -> None:
+        """Whether GPUs are shared or whole."""
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ConfigError(
-                f"gpus={self.gpus:g}", where="cluster.roles", mend="use whole GPUs above 1"
+                f"gpus={self.gpus:g}", where=f"{key}.gpus", mend="use whole GPUs above 1"
             )
 
 
@@ -879,19 +771,16 @@ class RolesConfig:
 class ClusterConfig:
     """The Ray cluster, the shape of its nodes, and where roles go."""
 
-    address: str = "local"  # "local" starts one on this machine; "auto" or HOST:PORT joins one
+    # "local" starts one on this machine; "auto" or HOST:PORT joins one
+    address: str = needed("local")
     accelerator: Accelerator = Accelerator.cpu
-    nodes: int = 1
-    cpus_per_node: float = 2.0
-    gpus_per_node: int = 0
-    gpu_memory_gib: float = 80.0  # of one GPU; the plan refuses models that cannot fit
-    object_store_mib: int = 512  # local only
+    nodes: int = positive(1, 10_000)
+    cpus_per_node: float = positive(2.0)
+    gpus_per_node: int = at_least(0, 0, 1024)
+    gpu_memory_gib: float = positive(80.0)  # of one GPU; the plan refuses models that cannot fit
+    object_store_mib: int = positive(512)  # local only
     placement: Placement = Placement.packed
     roles: RolesConfig = field(default_factory=RolesConfig)
-
-    def __post_init__(self) -> None:
-        _positive(self, "nodes", "cpus_per_node", "gpu_memory_gib", "object_store_mib")
-        _at_least_zero(self, "gpus_per_node")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -900,16 +789,18 @@ class LoggerConfig:
 
     live: bool = True  # live view on a terminal; plain lines elsewhere
     wandb: bool = False
-    wandb_project: str = "rehearsal"
-    wandb_mode: str = "offline"  # online | offline
+    wandb_project: str = needed("rehearsal")
+    wandb_mode: str = needed("offline")  # online | offline
     tensorboard: bool = False
-    sink_seconds: float = 5.0  # a sink that takes longer is dropped, warned once
+    sink_seconds: float = seconds(5.0)  # a sink that takes longer is dropped, warned once
 
-    def __post_init__(self) -> None:
-        _positive(self, "sink_seconds")
+    def check(self, key: str) -> None:
+        """Whether the mode is known."""
         if self.wandb_mode not in ("online", "offline"):
             raise ConfigError(
-                f"wandb_mode={self.wandb_mode!r}", where="logger", mend="use online or offline"
+                f"wandb_mode={self.wandb_mode!r}",
+                where=f"{key}.wandb_mode",
+                mend="use online or offline",
             )
 
 
@@ -917,9 +808,10 @@ class LoggerConfig:
 class Config:
     """A whole run."""
 
-    experiment: str = "custom"
-    seed: int = 0
-    resume: str = ""  # auto: run.dir; latest: of this experiment; a run folder or a checkpoint
+    experiment: str = name("custom")
+    seed: int = any_seed(0)
+    # auto: run.dir; latest: of this experiment; a run folder or a checkpoint
+    resume: str = path("")
     stages: list[StageName] = field(default_factory=list)
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -934,3 +826,6 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def __post_init__(self) -> None:
+        check_tree(self)

@@ -10,6 +10,7 @@ import difflib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.ranges import PATH, positive
 from workers.data.columns import check_columns
 from workers.data.sets import SHORTHANDS, DataSet, SetKind
 from workers.errors import ConfigError, UnknownKeyError
@@ -23,13 +24,14 @@ class DataSetConfig:
     """One data set. Sets of one kind are mixed in proportion to their weights."""
 
     kind: SetKind  # demonstrations | comparisons | prompts | evaluation_prompts | pretraining
-    path: str  # file or folder, or the id of a Hugging Face data set
+    # file or folder, or the id of a Hugging Face data set
+    path: str = field(metadata=PATH)
     format: str = "auto"  # auto | jsonl | json | parquet | csv | text | datasets
     # canonical column -> column of the set, where the name is none of the usual ones
     columns: dict[str, Any] = field(default_factory=dict)
     split: str = "train"  # of a Hugging Face data set
     subset: str = ""  # of a Hugging Face data set
-    weight: float = 1.0  # share among the sets of its kind; only ratios matter
+    weight: float = positive(1.0)  # share among the sets of its kind; only ratios matter
 
 
 KEYS = tuple(each.name for each in fields(DataSetConfig))

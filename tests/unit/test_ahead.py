@@ -13,6 +13,7 @@ from orchestrator.ahead import Ahead, Batch, require_fresh
 from orchestrator.checks import check_ahead
 from orchestrator.config import AlgorithmConfig, Config
 from orchestrator.handles import WHOLE
+from orchestrator.ranges import check_tree
 from orchestrator.saved_run import SavedRuns
 from orchestrator.stages.ppo import ppo
 from orchestrator.summary import LedgerTotals
@@ -173,7 +174,7 @@ class TestLoop:
 
     def test_it_must_not_be_negative(self):
         with pytest.raises(ConfigError, match="staleness"):
-            AlgorithmConfig(staleness=-1)
+            check_tree(AlgorithmConfig(staleness=-1))
 
 
 class TestOverprovisioning:
@@ -255,7 +256,7 @@ class TestImportanceWeights:
 
     def test_a_cap_is_positive(self):
         with pytest.raises(ConfigError, match="importance_cap"):
-            AlgorithmConfig(importance_cap=0.0)
+            check_tree(AlgorithmConfig(importance_cap=0.0))
 
 
 class TestResume:

@@ -10,6 +10,7 @@ from orchestrator import run
 from orchestrator.config import Config, DataConfig, FilesConfig
 from orchestrator.config_errors import reject_unknown_keys
 from orchestrator.data_sets import all_sets, data_set
+from orchestrator.ranges import check_tree
 from workers.data.sets import SetKind
 from workers.errors import ConfigError, UnknownKeyError
 
@@ -17,15 +18,21 @@ from workers.errors import ConfigError, UnknownKeyError
 def composed(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Config:
     """What `main` hands to a run, by the whole way through Hydra."""
     configs: list[Config] = []
+    refused: list[ConfigError] = []
 
     def keep(config: object) -> int:
-        reject_unknown_keys(config)  # type: ignore[arg-type]
-        configs.append(run.to_config(config))  # type: ignore[arg-type]
+        try:
+            reject_unknown_keys(config)  # type: ignore[arg-type]
+            configs.append(run.to_config(config))  # type: ignore[arg-type]
+        except ConfigError as error:  # the command would print it
+            refused.append(error)
         return 0
 
     monkeypatch.setattr(run, "execute", keep)
     monkeypatch.setattr(sys, "argv", ["run", "data=files", *overrides])
     assert run.main() == 0
+    if refused:
+        raise refused[0]
     return configs[0]
 
 
@@ -96,7 +103,7 @@ def test_a_set_may_not_take_the_name_of_a_file() -> None:
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
 def test_some_rows_are_held_out_and_some_kept(fraction: float) -> None:
     with pytest.raises(ConfigError, match="heldout_fraction"):
-        DataConfig(heldout_fraction=fraction)
+        check_tree(DataConfig(heldout_fraction=fraction))
 
 
 def test_the_shipped_options_hold_no_set(monkeypatch: pytest.MonkeyPatch) -> None:

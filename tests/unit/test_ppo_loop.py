@@ -19,6 +19,7 @@ from orchestrator.config import (
     OldLogprobs,
     Transport,
 )
+from orchestrator.ranges import check_tree
 from orchestrator.samples import read_rollouts
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
@@ -239,7 +240,7 @@ class TestCriticWarmup:
 
     def test_some_iteration_must_be_left_to_the_policy(self):
         with pytest.raises(ConfigError, match="critic alone learns in 2 of 2"):
-            AlgorithmConfig(iterations=2, critic_warmup_iterations=2)
+            check_tree(AlgorithmConfig(iterations=2, critic_warmup_iterations=2))
 
     @pytest.mark.parametrize(
         ("init", "name", "head"),
@@ -368,9 +369,9 @@ class TestScores:
         assert used == pytest.approx(expected)
 
     def test_a_horizon_too_short_for_the_batch_is_refused(self):
-        AlgorithmConfig(kl=KLConfig(control=KLControl.adaptive, horizon=26))
+        check_tree(AlgorithmConfig(kl=KLConfig(control=KLControl.adaptive, horizon=26)))
         with pytest.raises(ConfigError, match="horizon=25 for 128 sequences"):
-            AlgorithmConfig(kl=KLConfig(control=KLControl.adaptive, horizon=25))
+            check_tree(AlgorithmConfig(kl=KLConfig(control=KLControl.adaptive, horizon=25)))
 
     def test_fixed_coefficient_stays(self, tmp_path: Path):
         run = Run(tmp_path)

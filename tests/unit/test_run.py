@@ -63,7 +63,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], N
         (["algorithm.clip=wide"], ["'wide'", "algorithm.clip"]),
         (["rollout.engine=sglang"], ["sglang", "vllm, transformers"]),
         (["model.attention=spda"], ["spda", "model.attention", "sdpa, eager, flash_attention_2"]),
-        (["algorithm.clip=-1"], ["clip=-1.0 must be positive"]),
+        (["algorithm.clip=-1"], ["algorithm.clip=-1.0 is out of range", "above 0"]),
         (["seed=[1"], ["error:", "key=value"]),
         (["experiment=pocket"], ["+experiment=pocket"]),
         (["+experiment=pocket", "algorithm.sequences_per_minibatch=48"], ["32 or 64"]),
