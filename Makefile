@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint fuzz setup setup-gpu
+.PHONY: demo test lint mutants fuzz setup setup-gpu
 
 demo: setup  ## set up, then run the whole recipe in the pocket world
 	.venv/bin/python -m orchestrator.run +experiment=pocket
@@ -9,6 +9,9 @@ test: lint  ## set up, then pass the linters and the tests
 
 fuzz: setup  ## set up, then try some thousands of hostile inputs
 	PYTHONPATH=tests .venv/bin/python -m fuzz
+
+mutants: setup  ## change one line at a time and see whether a test notices (tens of minutes)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 .venv/bin/python -m mutants
 
 lint: setup
 	.venv/bin/ruff check .

@@ -176,6 +176,8 @@ class FakeRollout(FakeGroup):
                 dispatch.busy,
                 version=version,
                 requests=list(requests),
+                sampling=sampling,
+                delivery=delivery,
             ),
             delivery.part_sequences,
         )
@@ -231,7 +233,10 @@ class FakeRollout(FakeGroup):
             shifted = (batch.logprobs.values + self.hub.faults.parity_offset).astype(np.float32)
             return replace(batch, logprobs=Ragged(shifted, batch.logprobs.offsets))
 
-        return self._all("probe", call, _rollouts, version=version)
+        return self._all(
+            "probe", call, _rollouts, version=version, prompts=prompts, tokens=max_tokens,
+            temperature=temperature,
+        )  # fmt: skip
 
     def admit(self, version: int) -> FakeAnswer[None]:
         def call(rank: int) -> None:
@@ -290,6 +295,8 @@ class FakeReference(FakeGroup):
             "logprobs",
             lambda rank: _logprobs(self.model, works[rank], rollouts, temperature),
             lambda parts: Fields(tuple(parts)),
+            temperature=temperature,
+            works=works,
         )
 
     def fetch(self, fields: Fields) -> FakeAnswer[list[TokenField]]:
@@ -302,7 +309,7 @@ class FakeReference(FakeGroup):
                           for row in range(len(batches[rank]))]  # fmt: skip
             return np.array(losses, np.float32)
 
-        return self._all("row_losses", call)
+        return self._all("row_losses", call, batches=batches)
 
 
 class FakeTrainer(FakeGroup):
@@ -391,6 +398,7 @@ class FakePolicy(FakeTrainer):
             lambda _: TextLoss(float(self._text_loss(steps).detach()), steps[0].tokens),
             first,
             [0],
+            steps=steps,
         )
 
     def logprobs(
@@ -403,7 +411,9 @@ class FakePolicy(FakeTrainer):
                     field.values.row(row)[:] = np.nan
             return field
 
-        return self._all("logprobs", call, lambda parts: Fields(tuple(parts)))
+        return self._all(
+            "logprobs", call, lambda parts: Fields(tuple(parts)), temperature=temperature
+        )
 
     def fetch(self, fields: Fields) -> FakeAnswer[list[TokenField]]:
         return self._all("fetch", lambda _: list(fields.shards), first, [0])
@@ -475,7 +485,7 @@ class FakePolicy(FakeTrainer):
             meta = TensorMeta("weights", "float64", tuple(weights.shape))
             return WeightOffer(version, (meta,), 8 * len(weights), transport, checksum=known)
 
-        return self._all("publish_weights", call, first, [0], version=version)
+        return self._all("publish_weights", call, first, [0], version=version, transport=transport)
 
     def send_weights(self, offer: WeightOffer) -> FakeAnswer[WeightReceipt]:
         def call(_: int) -> WeightReceipt:
@@ -527,7 +537,10 @@ class FakeCritic(FakeTrainer):
 
     def score(self, batch: TokenBatch) -> FakeAnswer[np.ndarray]:
         return self._all(
-            "score", lambda _: self._scores(batch.tokens).detach().numpy().astype(np.float32), first
+            "score",
+            lambda _: self._scores(batch.tokens).detach().numpy().astype(np.float32),
+            first,
+            batch=batch,
         )
 
     def shift_bias(self, mean: float) -> FakeAnswer[None]:
@@ -580,7 +593,9 @@ class FakeCritic(FakeTrainer):
         def call(_: int) -> list[StepStats]:
             return [self._update(s, experience, value_clip) for s in zip(*steps, strict=True)]
 
-        return self._all("update", call, first, [0], steps=steps, experience=experience)
+        return self._all(
+            "update", call, first, [0], steps=steps, experience=experience, value_clip=value_clip
+        )
 
     def _update(
         self, shares: Sequence[StepWork], experience: Experience, value_clip: float

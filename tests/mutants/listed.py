@@ -1,0 +1,103 @@
+"""Mutants that a person would make: faults that RLHF code has had, each as one changed line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mutants.operators import Mutant, replaced
+
+_OPS, _STAGES = "workers/ops", "orchestrator/stages"
+
+# (name, file, old text, new text); the old text occurs once in the file
+MUTANTS: tuple[tuple[str, str, str, str], ...] = (
+    # advantages and returns
+    ("gae: lambda left out", f"{_OPS}/advantages.py", "gamma * lam * next_advantage", "gamma * next_advantage"),
+    ("gae: gamma left out", f"{_OPS}/advantages.py", "gamma * lam * next_advantage", "lam * next_advantage"),
+    ("gae: no bootstrap", f"{_OPS}/advantages.py", "gamma * next_value - values[:, t]", "next_value - values[:, t]"),
+    ("gae: forward in time", f"{_OPS}/advantages.py", "reversed(range(mask.shape[1]))", "range(mask.shape[1])"),
+    ("gae: masked tokens reset the chain", f"{_OPS}/advantages.py", "torch.where(counts, advantage, next_advantage)", "torch.where(counts, advantage, 0.0 * advantage)"),
+    ("returns: rewards in place of values", f"{_OPS}/advantages.py", "advantages + values,", "advantages + rewards,"),
+    ("kl reward: sign", f"{_OPS}/advantages.py", "rewards = -beta *", "rewards = beta *"),
+    ("kl reward: k2 for k1", f"{_OPS}/advantages.py", '"k1")', '"k2")'),
+    ("score on the first token", f"{_OPS}/advantages.py", "mask.flip(1).cumsum(1).flip(1)", "mask.cumsum(1)"),
+    ("score on every token", f"{_OPS}/advantages.py", "torch.where(last, rewards + scores", "torch.where(mask, rewards + scores"),
+    # divergence
+    ("k1: sign", f"{_OPS}/kl.py", "d = logprobs - ref_logprobs\n    if", "d = ref_logprobs - logprobs\n    if"),
+    ("k2: without the half", f"{_OPS}/kl.py", "d.square() / 2", "d.square()"),
+    ("k3: sign of d", f"{_OPS}/kl.py", "bounded_log_ratio(-d)) + d", "bounded_log_ratio(d)) + d"),
+    ("adaptive kl: sign", f"{_OPS}/kl.py", "kl / self.target - 1.0", "1.0 - kl / self.target"),
+    ("adaptive kl: clip of .3", f"{_OPS}/kl.py", "-0.2), 0.2)", "-0.3), 0.3)"),
+    # losses
+    ("policy loss: optimistic clip", f"{_OPS}/losses.py", "terms = torch.maximum(plain, clipped)", "terms = torch.minimum(plain, clipped)"),
+    ("policy loss: sign", f"{_OPS}/losses.py", "plain = -advantages * ratio", "plain = advantages * ratio"),
+    ("policy loss: ratio upside down", f"{_OPS}/losses.py", "logprobs - old_logprobs, torch.zeros_like(logprobs)", "old_logprobs - logprobs, torch.zeros_like(logprobs)"),
+    ("policy loss: one-sided clip", f"{_OPS}/losses.py", "ratio.clamp(1.0 - clip, 1.0 + clip)", "ratio.clamp(max=1.0 + clip)"),
+    ("importance: not truncated", f"{_OPS}/losses.py", ".exp().clamp(max=cap)", ".exp()"),
+    ("importance: not detached", f"{_OPS}/losses.py", "rollout_logprobs, zero).detach()", "rollout_logprobs, zero)"),
+    ("importance: upside down", f"{_OPS}/losses.py", "old_logprobs - rollout_logprobs, zero", "rollout_logprobs - old_logprobs, zero"),
+    ("value loss: smaller of the two", f"{_OPS}/losses.py", "masked_sum(torch.maximum(plain, clipped), mask) / 2", "masked_sum(torch.minimum(plain, clipped), mask) / 2"),
+    ("value loss: without the half", f"{_OPS}/losses.py", "clipped), mask) / 2", "clipped), mask)"),
+    ("value clip: around the return", f"{_OPS}/losses.py", "near = old_values +", "near = returns +"),
+    ("ranking loss: sign", f"{_OPS}/losses.py", "softplus(scores[worse] - scores[better])", "softplus(scores[better] - scores[worse])"),
+    ("ranking loss: ties count", f"{_OPS}/losses.py", "(ranks.unsqueeze(1) < ranks.unsqueeze(0))", "(ranks.unsqueeze(1) <= ranks.unsqueeze(0))"),
+    ("ranking loss: sum of pairs", f"{_OPS}/losses.py", "losses.sum() / max(len(better), 1)", "losses.sum()"),
+    ("rankings: tied prompts count", f"{_OPS}/losses.py", "sum(bool((r != r[0]).any()) for r in ranks)", "len(ranks)"),
+    ("pair accuracy: equal scores are right", f"{_OPS}/losses.py", "(scores[better] > scores[worse])", "(scores[better] >= scores[worse])"),
+    # reductions
+    ("mean over masked positions too", f"{_OPS}/masks.py", "count = mask.sum() if", "count = mask.numel() * mask.new_ones(()).long() if"),
+    ("whiten: mean not put back", f"{_OPS}/masks.py", "scaled if shift_mean else scaled + mean", "scaled if shift_mean else scaled"),
+    ("whiten: unbiased variance", "workers/experience.py", "square = math.fsum(s.advantage_square_sum for s in summaries) / count", "square = math.fsum(s.advantage_square_sum for s in summaries) / (count - 1)"),
+    ("whitening: variance for deviation", "workers/experience.py", "math.sqrt(max(square - mean * mean, 0.0) + eps)", "max(square - mean * mean, 0.0) + eps"),
+    ("temperature multiplies", f"{_OPS}/logprobs.py", "wide / temperature", "wide * temperature"),
+    ("entropy: sign", f"{_OPS}/logprobs.py", "return -(p * logp", "return (p * logp"),
+    # experience and trainers
+    ("experience: gamma and lambda swapped", "workers/experience.py", "shaping.gamma, shaping.lam)", "shaping.lam, shaping.gamma)"),
+    ("experience: returns for advantages", "workers/experience.py", "advantages=padded.unpad(advantages)", "advantages=padded.unpad(returns)"),
+    ("experience: policy and reference swapped", "workers/experience.py", "kl_shaped_rewards(score, logprobs, reference,", "kl_shaped_rewards(score, reference, logprobs,"),
+    ("average: decay and 1 - decay swapped", "workers/averaging.py", "1.0 - self._decay)", "self._decay)"),
+    ("policy: whitening mean added", "workers/policy.py", "moments = (loss.advantage_mean, loss.advantage_std)", "moments = (-loss.advantage_mean, loss.advantage_std)"),
+    ("policy: temperature of 1", "workers/policy.py", "passes.logprobs(rows, cells, loss.temperature,", "passes.logprobs(rows, cells, 1.0,"),
+    ("policy: own count in place of the step's", "workers/policy.py", "weights=weights, denominator=step.tokens", "weights=weights, denominator=None"),
+    ("policy: engine's log-probabilities as old", "workers/policy.py", "old = torch.tensor(batch.old_logprobs.values", "old = torch.tensor(batch.rollout_logprobs.values"),
+    ("policy: text coefficient left out", "workers/policy.py", "total * (coefficient / step.tokens)", "total * (1.0 / step.tokens)"),
+    ("critic: returns as old values", "workers/critic.py", "old = torch.tensor(batch.values.values", "old = torch.tensor(batch.returns.values"),
+    ("critic: bias with the wrong sign", "workers/critic.py", '.bias", -mean)', '.bias", mean)'),
+    ("values one token late", "workers/padding.py", "first = rows.starts + prompt_lengths - 1", "first = rows.starts + prompt_lengths"),
+    # schedules
+    ("warm-up from zero", "workers/schedule.py", "peak * (step + 1) / spec.warmup_steps", "peak * step / spec.warmup_steps"),
+    ("cosine for linear", "workers/schedule.py", 'if spec.schedule == "cosine":', 'if spec.schedule != "cosine":'),
+    ("floor of zero", "workers/schedule.py", "peak * (1.0 - (1.0 - floor) * progress)", "peak * (1.0 - progress)"),
+    # from the configuration to the roles
+    ("loop: value clip is the policy's", f"{_STAGES}/ppo.py", "algorithm.value_clip)", "algorithm.clip)"),
+    ("loop: clip is the value's", f"{_STAGES}/ppo.py", "clip=settings.clip,", "clip=settings.value_clip,"),
+    ("loop: gamma and lambda swapped", f"{_STAGES}/ppo.py", "settings.gamma, settings.lam)", "settings.lam, settings.gamma)"),
+    ("loop: no average", f"{_STAGES}/ppo.py", "ema_decay=settings.ema_decay)", "ema_decay=0.0)"),
+    ("loop: critic with the policy's optimizer", f"{_STAGES}/ppo.py", "                settings.critic_optimizer,", "                settings.policy_optimizer,"),
+    ("loop: policy with the critic's optimizer", f"{_STAGES}/ppo.py", "settings.policy_optimizer, taught", "settings.critic_optimizer, taught"),
+    ("loop: schedule over iterations", f"{_STAGES}/ppo.py", "steps = settings.iterations * each", "steps = settings.iterations"),
+    ("loop: temperature of 1 in the loss", f"{_STAGES}/ppo.py", "temperature=run.session.config.rollout.temperature", "temperature=1.0"),
+    ("loop: temperature of 1 in the passes", f"{_STAGES}/ppo_passes.py", "temperature = session.config.rollout.temperature", "temperature = 1.0"),
+    ("loop: one seed for all iterations", f"{_STAGES}/ppo.py", '"minibatches", iteration)', '"minibatches", 0)'),
+    ("loop: the same prompts in every iteration", f"{_STAGES}/ppo.py", '"ppo", iteration * count, count)', '"ppo", 0, count)'),
+    ("loop: the same samples in every iteration", f"{_STAGES}/ppo.py", "settings.samples_per_prompt, run.stage, iteration)", "settings.samples_per_prompt, run.stage, 0)"),
+    ("loop: kl scale of a roll-back left out", f"{_STAGES}/ppo.py", "algorithm.kl.coefficient * scale", "algorithm.kl.coefficient"),
+    ("loop: kl scale left out where adaptive", f"{_STAGES}/ppo.py", "self.adaptive_kl.value * scale", "self.adaptive_kl.value"),
+    ("loop: adaptive kl by iterations", f"{_STAGES}/ppo.py", "update(mean_kl(experience), len(kept))", "update(mean_kl(experience), 1)"),
+    ("loop: importance cap left out", f"{_STAGES}/ppo.py", "importance_cap=settings.importance_cap,", "importance_cap=None,"),
+    ("loop: one pass", f"{_STAGES}/ppo.py", "        epochs=settings.epochs,", "        epochs=1,"),
+    ("derive: betas swapped", "orchestrator/derive.py", "(optimizer.beta1, optimizer.beta2)", "(optimizer.beta2, optimizer.beta1)"),
+    ("derive: warm-up ratio is the floor", "orchestrator/derive.py", "warmup_start_ratio=optimizer.warmup_start_ratio", "warmup_start_ratio=optimizer.min_learning_rate_ratio"),
+    ("derive: engines and trainers share a seed", "orchestrator/derive.py", 'derive(config.seed, "trainer")', 'derive(config.seed, "engine")'),
+    ("session: the same seed for all samples", "orchestrator/session.py", "prompt.id, k) for k in", "prompt.id, 0) for k in"),
+    ("batching: epochs in one order", "orchestrator/batching.py", "(*plan.seed, epoch)", "(*plan.seed, 0)"),
+    ("batching: sequences for tokens", "orchestrator/batching.py", "StepWork(work, tokens, len(step))", "StepWork(work, len(step), len(step))"),
+)  # fmt: skip
+
+
+def mutants_of(root: Path) -> list[Mutant]:
+    """All of the list.
+
+    Raises:
+        ValueError: a mutant's text is not in its file any more: say there what it is now.
+    """
+    return [replaced(root, path, old, new, name) for name, path, old, new in MUTANTS]

@@ -1,0 +1,60 @@
+"""Which files are mutated, and which tests look at each."""
+
+from __future__ import annotations
+
+from mutants.operators import Mutant
+
+_LOSSES, _REDUCTIONS = "tests/unit/test_ops_losses.py", "tests/unit/test_ops_reductions.py"
+_LOOP = ("tests/unit/test_wiring.py", "tests/unit/test_ppo_loop.py")
+_TRAINERS = "tests/unit/test_trainer_updates.py"
+_ENGINE, _FROZEN = "tests/unit/test_rollout_worker.py", "tests/unit/test_frozen_roles.py"
+
+# file -> its tests, those that notice most first
+_TESTS: dict[str, tuple[str, ...]] = {
+    "workers/ops/advantages.py": ("tests/unit/test_ops_advantages.py",),
+    "workers/ops/kl.py": (_REDUCTIONS, _LOSSES),
+    "workers/ops/linear_logprobs.py": ("tests/unit/test_ops_linear_logprobs.py",),
+    "workers/ops/logprobs.py": (_REDUCTIONS, "tests/unit/test_ops_linear_logprobs.py"),
+    "workers/ops/losses.py": (_LOSSES,),
+    "workers/ops/masks.py": (_REDUCTIONS, _LOSSES),
+    "workers/ops/stats.py": (_LOSSES,),
+    "workers/experience.py": ("tests/unit/test_experience.py", _TRAINERS),
+    "workers/schedule.py": ("tests/unit/test_schedule.py",),
+    "workers/averaging.py": (_TRAINERS,),
+    "workers/policy.py": (_TRAINERS,),
+    "workers/critic.py": (_TRAINERS, "tests/unit/test_critic.py"),
+    "workers/scoring.py": (_TRAINERS, _FROZEN),
+    "workers/passes.py": ("tests/unit/test_passes.py",),
+    "workers/padding.py": ("tests/unit/test_padding.py", "tests/unit/test_passes.py"),
+    "workers/generation.py": (_ENGINE, "tests/unit/test_generation_job.py"),
+    "workers/rollout.py": (_ENGINE,),
+    "workers/reward.py": (_FROZEN, "tests/unit/test_reward_function.py"),
+    "orchestrator/derive.py": ("tests/unit/test_wiring.py",),
+    "orchestrator/batching.py": ("tests/unit/test_batching.py",),
+    "orchestrator/arithmetic.py": ("tests/unit/test_wiring.py", "tests/unit/test_arithmetic.py"),
+    "orchestrator/statistics.py": ("tests/unit/test_statistics.py",),
+    "orchestrator/ledger.py": ("tests/unit/test_ledger.py",),
+    "orchestrator/seeds.py": ("tests/unit/test_seeds.py", "tests/unit/test_wiring.py"),
+    "orchestrator/text_rows.py": ("tests/unit/test_text_rows.py",),
+    "orchestrator/session.py": (*_LOOP, "tests/unit/test_seeds.py"),
+    "orchestrator/stages/ppo.py": _LOOP,
+    "orchestrator/stages/ppo_passes.py": _LOOP,
+    "orchestrator/stages/ppo_record.py": _LOOP,
+}
+
+# What the generator draws from; `session` serves the listed mutants alone.
+FILES = tuple(path for path in _TESTS if path != "orchestrator/session.py")
+
+# Mutants that change nothing that anybody could see: (file, mutated text) -> why.
+_EQUIVALENT: dict[tuple[str, str, str], str] = {}
+
+
+def tests_of(path: str) -> tuple[str, ...]:
+    """Tests of a file, relative to the root."""
+    return _TESTS[path]
+
+
+def reason(mutant: Mutant) -> str | None:
+    """Why a mutant is no fault, or None."""
+    before, after = (" ".join(text.split()) for text in (mutant.before, mutant.after))
+    return _EQUIVALENT.get((mutant.path, before, after))

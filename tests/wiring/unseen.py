@@ -1,0 +1,38 @@
+"""Keys that nothing in a run over fakes can show, each with the reason and what looks at it."""
+
+from __future__ import annotations
+
+UNSEEN = {
+    "experiment": "names the run folder: test_run.py",
+    "resume": "where a run goes on: test_resume_start.py",
+    "stages": "which stages run: test_plan.py, test_recipes.py",
+    "run.dir": "where records go: test_run_folder.py",
+    "run.overwrite": "an old folder is refused without it: test_run.py",
+    "run.plan_only": "ends before anything starts: test_run.py",
+    "run.grace_seconds": "the time after a signal: test_processes.py, chaos tests",
+    "cluster.address": "which Ray cluster: test_cluster_start.py",
+    "cluster.object_store_mib": "handed to ray.init: test_cluster_start.py",
+    "cluster.cpus_per_node": "handed to ray.init: test_cluster_start.py",
+    "cluster.gpu_memory_gib": "only the plan reads it: test_plan.py, test_recipes.py",
+    "data.sets": "holds names of the user's own: test_data_sets.py",
+    "model.checkpoints.initial": "where a stage starts: test_plan.py, test_file_runs.py",
+    "model.checkpoints.base": "where a stage starts: test_plan.py",
+    "model.checkpoints.sft": "where a stage starts: test_plan.py",
+    "model.checkpoints.reward_model": "where a stage starts: test_plan.py",
+    "model.checkpoints.ppo": "what is evaluated: test_evaluate_stage.py",
+    "model.checkpoints.ppo_ptx": "what is evaluated: test_evaluate_stage.py",
+    "model.checkpoints.large": "what is evaluated: test_evaluate_stage.py",
+    "model.checkpoints.critic": "where the value function starts: test_backbones.py",
+    "trainer.packing": "needs a real model folder: test_recipes.py, test_passes.py",
+    "reward.kind": "decides between the two below: test_reward_function.py",
+    "reward.function": "fakes have no functions: test_reward_function.py",
+    "evaluate.judge_function": "fakes have no functions: test_judge_config.py",
+    "evaluate.judge_checkpoint": "a model that judges: test_judge_config.py",
+    "evaluate.endpoint.cache": "a folder of verdicts: test_judge_endpoint.py",
+    "evaluate.lm_eval.deadline_seconds": "the end of a process: test_harness.py",
+    "sft.epochs": "needs data with an end: test_sft_stage.py",
+    "algorithm.kl.limit": "ends or turns a run: test_recovery.py",
+    "algorithm.kl.on_limit": "ends or turns a run: test_recovery.py",
+    "logger.live": "what a terminal shows: test_live.py",
+    "logger.sink_seconds": "when a sink is dropped: test_telemetry.py",
+}
