@@ -49,7 +49,7 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
         BrokenCheckpointError: a folder holds no tokenizer that can be read.
     """
     if folders.get("critic"):
-        head = "keep" if _has_head(Path(folders["critic"])) else "zero"
+        head = "keep" if has_head(Path(folders["critic"])) else "zero"
         return CriticStart(
             "critic", head, f"the critic starts from its own checkpoint, head {head}"
         )
@@ -74,10 +74,12 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
     return CriticStart("reward_model", "keep")
 
 
-def _has_head(folder: Path) -> bool:
+def has_head(folder: Path) -> bool:
+    """Whether config.json says that the folder holds a model with a scalar head."""
     names = read_config(folder).get("architectures")
     return isinstance(names, list) and any(
-        str(name).endswith("ForTokenClassification") for name in names
+        str(name).endswith(("ForTokenClassification", "ForSequenceClassification"))
+        for name in names
     )
 
 

@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import cards
+from workers.border import reading
+from workers.checkpoint_files import (
+    broken,
+    read_headers,
+    read_json,
+    require_file,
+    require_plain_files,
+    weight_files,
+)
 from workers.disk import open_to_readers, writing
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
 
 MANIFEST = "rehearsal.json"
+ADAPTER = "adapter_config.json"  # of peft
 SCHEMA_VERSION = 1
 
 Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
@@ -61,79 +71,70 @@ def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
 
 
 def require(path: str, what: str) -> Path:
-    """Check that `path` is a Hugging Face folder that can be loaded, and return it.
+    """Check that `path` is a Hugging Face folder whose files can be read, and return it.
 
     A folder with a manifest of ours is checked against it, hash by hash.
 
+    Args:
+        path: The folder.
+        what: The name of the checkpoint, for messages: `model.checkpoints.WHAT`.
+
     Raises:
         MissingCheckpointError: there is no such folder.
-        BrokenCheckpointError: files are missing, truncated or altered.
+        BrokenCheckpointError: files are missing, truncated, altered or of another kind.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    folder, key = Path(path), f"model.checkpoints.{what}"
+    with reading(folder, f"the {what} checkpoint cannot be looked at", f"check {key}"):
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    if is_file:
+        raise MissingCheckpointError(
+            f"the {what} checkpoint is a file; a folder is wanted",
+            where=str(folder),
+            mend=f"give the folder that holds config.json, weights and tokenizer; {key}=PATH",
+        )
+    if not is_folder or not path:
         raise MissingCheckpointError(
             f"the {what} checkpoint is not there",
-            where=str(folder),
-            mend=f"give an existing Hugging Face folder, or add the stage that makes it; "
-            f"model.checkpoints.{what}=PATH",
+            where=str(folder) if path else key,
+            mend="give an existing Hugging Face folder, or add the stage that makes it; "
+            f"{key}=PATH",
         )
     _check_folder(folder)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).exists():
         _check_manifest(folder)
     return folder
 
 
 def _check_folder(folder: Path) -> None:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise _broken(folder, "config.json is missing")
-    try:
-        json.loads(config.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise _broken(folder, f"config.json does not parse: {error}") from error
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise _broken(folder, "no *.safetensors file")
-    for path in weights:
-        _check_safetensors(path)
-
-
-def _check_safetensors(path: Path) -> None:
-    """The header must parse, and the file must be as long as the header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise _broken(path, f"truncated: {size} bytes")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, UnicodeDecodeError) as error:
-            raise _broken(path, f"the header does not parse: {error}") from error
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    wanted = 8 + length + max(ends, default=0)
-    if size != wanted:
-        raise _broken(path, f"{size} bytes where the header promises {wanted}")
+    with reading(folder, "the folder cannot be read", "check its permissions"):
+        adapter = not (folder / "config.json").exists() and (folder / ADAPTER).exists()
+    if adapter:
+        weight_files(folder)  # which says that it is an adapter
+    read_json(folder / "config.json")
+    read_headers(folder)
+    require_plain_files(folder)
 
 
 def _check_manifest(folder: Path) -> None:
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError) as error:
-        raise _broken(folder, f"{MANIFEST} does not parse: {error}") from error
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict) or not files:
+        raise _broken(folder, f"{MANIFEST} does not parse: it lists no files")
     for name, entry in files.items():
         if name == cards.NAME:  # for people, who may write into it
             continue
-        path = folder / name
-        if not path.is_file():
-            raise _broken(folder, f"{name} is missing")
-        if path.stat().st_size != entry["bytes"] or _digest(path) != entry["sha256"]:
+        path, kept = Path(name), entry if isinstance(entry, dict) else {}
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise _broken(folder, f"{MANIFEST} names {name!r}, which is not in the folder")
+        path = folder / path
+        require_file(path)
+        with reading(path, f"{name} cannot be read", "check its permissions"):
+            same = path.stat().st_size == kept.get("bytes") and _digest(path) == kept.get("sha256")
+        if not same:
             raise _broken(path, f"differs from what {MANIFEST} recorded when it was saved")
 
 
 def _broken(path: Path, why: str) -> BrokenCheckpointError:
-    return BrokenCheckpointError(
-        why, where=str(path), mend="copy or make the checkpoint again; this one is not whole"
-    )
+    return broken(path, why, "copy or make the checkpoint again; this one is not whole")
 
 
 def _digest(path: Path) -> str:

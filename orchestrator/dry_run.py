@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import checkpoint
-from orchestrator.config import Config, StageName
+from orchestrator.config import Config, JudgeKind, StageName
 from orchestrator.harness import check_harness_ready
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
@@ -36,13 +36,15 @@ def look(config: Config) -> Inputs:
     """Import the functions and read every checkpoint and file, and make every check of `CHECKS`.
 
     Raises:
-        RehearsalError: one of them cannot be used; the first, in the order of `CHECKS`.
+        RehearsalError: one of them cannot be used: checkpoints come first, then data, then the
+            order of `CHECKS`.
     """
     from orchestrator.sources import left_out, make_source
     from orchestrator.user_functions import check_functions
 
     check_functions(config)  # takes a second, files may take an hour
     checkpoints = _given_checkpoints(config)
+    _check_models(config, checkpoints)
     source = make_source(config, checkpoints)
     notes = left_out(source)
     for check in CHECKS.values():
@@ -57,6 +59,19 @@ def _given_checkpoints(config: Config) -> dict[str, str]:
         if path:
             given[field.name] = str(checkpoint.require(path, field.name).resolve())
     return given
+
+
+def _check_models(config: Config, checkpoints: dict[str, str]) -> None:
+    folders = {f"model.checkpoints.{name}": folder for name, folder in checkpoints.items()}
+    judge = config.evaluate
+    if judge.judge is JudgeKind.reward_model and judge.judge_checkpoint:
+        folders["evaluate.judge_checkpoint"] = str(
+            checkpoint.require(judge.judge_checkpoint, "judge")
+        )
+    if folders:
+        from orchestrator.given_models import check_models  # seconds to import
+
+        check_models(config, folders)
 
 
 def _check_judge(config: Config, source: DataSource) -> Iterable[str]:

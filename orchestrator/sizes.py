@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from orchestrator.config import (
     RoleName,
     StageName,
 )
-from workers.errors import BrokenCheckpointError
+from workers.checkpoint_files import read_headers
 from workers.model_shape import read_shape
 from workers.pocket.words import VOCABULARY
 
@@ -103,23 +101,17 @@ def checkpoint_size(folder: Path) -> ModelSize | None:
     """The size of the model in a Hugging Face folder, from config.json and safetensors headers.
 
     Returns:
-        None where the folder or one of these files is missing; whoever loads it says so.
+        None where there is no such folder.
 
     Raises:
-        BrokenCheckpointError: a header does not parse, or config.json lacks the model's shape.
+        BrokenCheckpointError: weights are missing or broken, or config.json lacks the shape.
     """
-    shards = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not shards:
+    if not (folder / "config.json").is_file():
         return None
     shape = read_shape(folder)
-    try:
-        parameters = sum(_numbers(shard) for shard in shards)
-    except (ValueError, KeyError, struct.error) as error:
-        raise BrokenCheckpointError(
-            f"cannot read the header of the weights: {type(error).__name__}: {error}",
-            where=str(folder),
-            mend="the folder must hold a causal language model as save_pretrained writes it",
-        ) from error
+    parameters = sum(
+        math.prod(tensor.shape) for file in read_headers(folder).values() for tensor in file
+    )
     return ModelSize(
         parameters=parameters,
         vocabulary=shape.vocabulary,
@@ -127,16 +119,6 @@ def checkpoint_size(folder: Path) -> ModelSize | None:
         kv_numbers_per_token=2 * shape.layers * shape.kv_heads * shape.head_size,
         width=shape.width,
         plain_logits=shape.plain_logits,
-    )
-
-
-def _numbers(shard: Path) -> int:
-    """Numbers stored in a safetensors file: 8 bytes of header length, then a JSON header."""
-    with shard.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return sum(
-        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
     )
 
 

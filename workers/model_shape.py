@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from workers.border import reading
+from workers.checkpoint_files import broken, read_json
 from workers.errors import BrokenCheckpointError, ConfigError
 
 _MEND = "restore the file; the folder must hold a language model as save_pretrained writes it"
@@ -63,10 +65,10 @@ def may_pack(folder: Path, attention: str) -> bool:
         attention: transformers' `attn_implementation`.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        family = read_config(folder).get("model_type")
+    except BrokenCheckpointError:
         return False
-    return attention == "sdpa" and isinstance(config, dict) and config.get("model_type") in _PACKED
+    return attention == "sdpa" and isinstance(family, str) and family in _PACKED
 
 
 def read_shape(folder: Path) -> ModelShape:
@@ -75,15 +77,82 @@ def read_shape(folder: Path) -> ModelShape:
     Raises:
         BrokenCheckpointError: there is none, it does not parse, or it describes no language model.
     """
+    whole = load_config(folder)
+    with reading(folder, "config.json describes no language model", _MEND):
+        shape = _shape(whole.get_text_config(decoder=True))
+    _refuse_sizes(folder, shape)
+    _refuse_settings(folder, whole.get_text_config(decoder=True).to_dict())
+    return shape
+
+
+def load_config(folder: Path) -> Any:
+    """What transformers makes of config.json; code in the folder is never run.
+
+    Raises:
+        BrokenCheckpointError: there is none, it does not parse, or it describes no model that
+            transformers knows.
+    """
     # Deferred: seconds to import, and the driver looks at folders only in some runs.
     from transformers import AutoConfig
 
-    read_config(folder)
-    try:
-        whole = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return _shape(whole.get_text_config(decoder=True))
-    except unreadable() as error:
-        raise _broken(folder, error) from error
+    content = read_config(folder)
+    _refuse_custom_code(folder, content)
+    _refuse_quantised(folder, content)
+    with reading(folder, "cannot read config.json", _MEND):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _refuse_custom_code(folder: Path, content: dict[str, Any]) -> None:
+    """Models that need Python files of their own; a family that transformers knows does not."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    family = content.get("model_type")
+    if content.get("auto_map") and family not in CONFIG_MAPPING_NAMES:
+        raise broken(
+            folder,
+            f"the model ({family!r}) needs code of its own, which is never run",
+            "give a model of a family that transformers itself holds",
+        )
+
+
+def _refuse_quantised(folder: Path, content: dict[str, Any]) -> None:
+    settings = content.get("quantization_config")
+    if settings is None:
+        return
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    raise broken(
+        folder,
+        f"quantised weights ({method}), which can be neither trained nor compared with an engine's",
+        "give the model with its original weights (bf16, fp16 or fp32)",
+    )
+
+
+def _refuse_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Numbers by which every model would compute NaN, or nothing."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            _refuse_settings(folder, value)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        positive = name.endswith(("eps", "epsilon", "theta"))
+        rate = name.endswith(("dropout", "pdrop"))
+        if (positive and value <= 0) or (rate and not 0 <= value < 1):
+            raise broken(folder, f"config.json says {name}={value!r}", _MEND)
+
+
+def _refuse_sizes(folder: Path, shape: ModelShape) -> None:
+    """Numbers that no model has; building one of such a size would take for ever."""
+    sizes = {
+        "layers": (shape.layers, 1 << 13),
+        "key and value heads": (shape.kv_heads, 1 << 16),
+        "head size": (shape.head_size, 1 << 16),
+        "vocabulary": (shape.vocabulary, 1 << 27),
+        "width": (shape.width, 1 << 20),
+        "positions": (1 if shape.positions is None else shape.positions, 1 << 40),
+    }
+    for name, (size, most) in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= most:
+            raise broken(folder, f"config.json says {size!r} for the {name} of the model", _MEND)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -92,27 +161,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         BrokenCheckpointError: there is none, or it holds no JSON object.
     """
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise _broken(folder, error) from error
-    return content
-
-
-def unreadable() -> tuple[type[Exception], ...]:
-    """What transformers raises on a configuration that makes no sense."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    return (
-        OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError,
-        StrictDataclassError,
-    )  # fmt: skip
-
-
-def _broken(folder: Path, error: Exception) -> BrokenCheckpointError:
-    return BrokenCheckpointError(f"cannot read config.json: {error}", where=str(folder), mend=_MEND)
+    return read_json(folder / "config.json")
 
 
 def _shape(config: Any) -> ModelShape:

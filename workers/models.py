@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import copy
-import re
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
-    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workers.dropout import set_dropout
-from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
+from workers.errors import BrokenCheckpointError, ConfigError
+from workers.loading import incomplete, load_weights, model_config, require_causal
 from workers.messages import Ragged
-from workers.model_shape import require_scalar_class, unreadable
+from workers.model_shape import require_scalar_class
 from workers.packed_attention import NAME as PACKED
 from workers.padding import TokenRows, pack_rows, pad_rows
 from workers.specs import Dtype
 
-# What transformers says of an attention that a family, a device or an installation lacks.
-_NO_ATTENTION = re.compile("attention implementation|attn_implementation|Flash ?Attention")
 Head = Literal["keep", "random", "zero"]
-
-# The library warns about every head it adds and draws a bar for every load; what matters of both
-# is checked below and raised.
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 
 def load_causal_lm(
@@ -62,16 +50,17 @@ def load_causal_lm(
         ConfigError: the architecture has no dropout to set, no such attention, or lets packed
             sequences see each other.
     """
-    config = _config(path)
+    config = model_config(path)
+    require_causal(config, path)
     before = set_dropout(config, dropout)
     kernel = PACKED if packed else attention
-    model, absent = _load(AutoModelForCausalLM, path, config, dtype, kernel)
+    model, absent = load_weights(AutoModelForCausalLM, path, config, dtype, kernel)
     # Layers have read their rate, and a saved folder shall not carry it into the next stage.
     if before:
         _own_configs(model)
         model.config.update(before)
     if absent:
-        raise _incomplete(path, absent)
+        raise incomplete(path, absent)
     if packed:
         _require_apart(model, path)
     return model
@@ -108,27 +97,52 @@ def load_scalar(
         ConfigError: the family has no class with such a head, no such attention, or lets packed
             sequences see each other.
     """
-    config = _config(path)
+    kernel = PACKED if packed else attention
+    model, new = _scalar(path, dtype, kernel, head)
+    name, linear = scalar_head(model)
+    _start_head(linear, head, bias_absent=f"{name}.bias" in new, seed=seed)
+    if packed:
+        _require_apart(model, path)
+    return model
+
+
+def check_causal_lm(path: str, attention: str) -> None:
+    """Raise what `load_causal_lm` would raise of names and shapes, without reading a weight."""
+    config = model_config(path)
+    require_causal(config, path)
+    _, absent = load_weights(AutoModelForCausalLM, path, config, "float32", attention, hollow=True)
+    if absent:
+        raise incomplete(path, absent)
+
+
+def check_scalar(path: str, attention: str, head: Head) -> None:
+    """Raise what `load_scalar` would raise of names and shapes, without reading a weight."""
+    _scalar(path, "float32", attention, head, hollow=True)
+
+
+def _scalar(
+    path: str, dtype: Dtype, attention: str, head: Head, *, hollow: bool = False
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names within its head that the folder does not hold."""
+    config = model_config(path)
     require_scalar_class(config.model_type, path)
     config.num_labels = 1
     config.classifier_dropout = 0.0
     config.token_classification_bias = True
-    kernel = PACKED if packed else attention
-    model, absent = _load(AutoModelForTokenClassification, path, config, dtype, kernel)
-    name, linear = scalar_head(model)
+    model, absent = load_weights(
+        AutoModelForTokenClassification, path, config, dtype, attention, hollow=hollow
+    )
+    name, _ = scalar_head(model)
     new = {key for key in absent if key.startswith(f"{name}.")}
     if absent - new:
-        raise _incomplete(path, absent - new)
+        raise incomplete(path, absent - new)
     if head == "keep" and f"{name}.weight" in new:
         raise BrokenCheckpointError(
             f"the checkpoint has no scalar head ({name}.weight)",
             where=path,
             mend="give the folder of a trained reward model",
         )
-    _start_head(linear, head, bias_absent=f"{name}.bias" in new, seed=seed)
-    if packed:
-        _require_apart(model, path)
-    return model
+    return model, new
 
 
 def scalar_head(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -215,58 +229,6 @@ def _start_head(score: nn.Linear, head: Head, *, bias_absent: bool, seed: int) -
             score.bias.zero_()
 
 
-def _require_folder(path: str) -> None:
-    if not (Path(path) / "config.json").is_file():
-        raise MissingCheckpointError(
-            "no checkpoint folder with a config.json",
-            where=path,
-            mend="give the path of a Hugging Face model folder",
-        )
-
-
-def _config(path: str) -> Any:
-    _require_folder(path)
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
-    except unreadable() as error:
-        raise BrokenCheckpointError(
-            f"config.json does not load: {error}", where=path, mend="restore the model's config"
-        ) from error
-
-
-def _load(kind: Any, path: str, config: Any, dtype: Dtype, attention: str) -> tuple[Any, set[str]]:
-    """The model, and the names of weights that the folder does not hold."""
-    try:
-        model, info = kind.from_pretrained(
-            path,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
-            # A base's own settings are for users of the base. Nothing here reads them, and
-            # transformers would refuse to save some that it has loaded.
-            generation_config=GenerationConfig(),
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        if _NO_ATTENTION.search(str(error)):
-            raise ConfigError(
-                f"{config.model_type!r} models do not load with {attention} attention here: "
-                + str(error).partition(". ")[0],
-                where=path,
-                mend="set model.attention=eager" + ("" if attention == "sdpa" else " or sdpa"),
-            ) from error
-        if isinstance(error, ImportError):
-            raise
-        raise BrokenCheckpointError(
-            f"the weights do not load: {error}",
-            where=path,
-            mend="copy or make the checkpoint again",
-        ) from error
-    return model.eval(), set(info["missing_keys"])
-
-
 def _require_apart(model: nn.Module, path: str) -> None:
     if not keeps_documents_apart(model, packed=True):
         raise ConfigError(
@@ -274,12 +236,3 @@ def _require_apart(model: nn.Module, path: str) -> None:
             where=path,
             mend="set trainer.packing=off",
         )
-
-
-def _incomplete(path: str, absent: set[str]) -> BrokenCheckpointError:
-    shown = ", ".join(sorted(absent)[:3])
-    return BrokenCheckpointError(
-        f"{len(absent)} weights are missing from the checkpoint: {shown}",
-        where=path,
-        mend="copy or make the checkpoint again; missing weights are never drawn at random",
-    )

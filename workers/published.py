@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import __version__ as transformers_version
 
+from workers.border import reading
 from workers.data.beginnings import beginning
 from workers.data.fingerprint import tokenizer_fingerprint
 from workers.data.tokenizers import load_tokenizer, token_ids
 from workers.errors import BrokenCheckpointError, DataError
 from workers.messages import Sampling
-from workers.model_shape import unreadable
+from workers.model_shape import load_config
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
 
 GENERATION = "generation_config.json"
 _TOKENIZER = "tokenizer_config.json"
+_UNSAVEABLE = "loads and cannot be saved again, so no trained model could be"
 # What libraries note about the machine that a folder was loaded on.
 _LOCAL = frozenset(
     {"is_local", "local_files_only", "name_or_path", "_name_or_path", "cache_dir", "_commit_hash"}
@@ -63,28 +65,16 @@ def require_saveable(folder: Path) -> None:
     Raises:
         BrokenCheckpointError: Its config.json or its tokenizer cannot be saved again.
     """
-    from transformers import AutoConfig
-
     with TemporaryDirectory(prefix="rehearsal-") as place:
-        try:
-            AutoConfig.from_pretrained(folder, local_files_only=True).save_pretrained(place)
-        except unreadable() as error:
-            raise BrokenCheckpointError(
-                f"config.json loads and cannot be saved again, so no trained model could be: "
-                f"{error}",
-                where=str(folder),
-                mend="correct what it names in config.json",
-            ) from error
-        try:
+        with reading(folder, f"config.json {_UNSAVEABLE}", "correct what it names in config.json"):
+            load_config(folder).save_pretrained(place)
+        with reading(
+            folder,
+            f"the tokenizer {_UNSAVEABLE}",
+            "save the tokenizer as a tokenizer.json beside the model",
+        ):
             if own := _own_tokenizer(folder):
                 save_tokenizer(own, Path(place))
-        except unreadable() as error:
-            raise BrokenCheckpointError(
-                f"the tokenizer loads and cannot be saved again, so no trained model could be: "
-                f"{error}",
-                where=str(folder),
-                mend="save the tokenizer as a tokenizer.json beside the model",
-            ) from error
 
 
 def generation_settings(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from workers.errors import BrokenCheckpointError, MissingCheckpointError
+from workers.border import reading
+from workers.checkpoint_files import Stored, broken, read_headers
+from workers.errors import MissingCheckpointError
 from workers.messages import TensorMeta
 from workers.model_shape import read_shape
 
@@ -34,6 +35,11 @@ def bare_name(name: str) -> str:
     return name.removeprefix(body)
 
 
+def is_constant(name: str) -> bool:
+    """Whether a tensor is a constant that no model reads."""
+    return bool(_CONSTANTS.search(name))
+
+
 class SafetensorsFolder:
     """The weights and the configuration of one checkpoint folder.
 
@@ -52,8 +58,8 @@ class SafetensorsFolder:
                 "no such checkpoint folder", where=path, mend="check the path, or run its stage"
             )
         self.shape = read_shape(self.path)
-        self._files = self._shards()
-        self.metas = tuple(m for file in self._files for m in self._header(file))
+        self._metas = {f: _floats(f, tensors) for f, tensors in read_headers(self.path).items()}
+        self.metas = tuple(m for metas in self._metas.values() for m in metas)
 
     @property
     def tied(self) -> bool:
@@ -76,48 +82,24 @@ class SafetensorsFolder:
 
     def buckets(self) -> Iterator[NamedTensors]:
         """Yield the tensors in the order of `metas`, one file at a time, one tensor a bucket."""
-        for file in self._files:
-            try:
-                with safe_open(file, framework="pt") as weights:
-                    for meta in self._header(file):
-                        yield [(meta.name, weights.get_tensor(meta.name))]
-            except (SafetensorError, OSError) as error:
-                raise self._broken(file.name, str(error)) from error
+        for file, metas in self._metas.items():
+            with reading(self.path, f"cannot read {file.name}", _MEND):
+                weights = safe_open(file, framework="pt")
+            with weights:
+                for meta in metas:
+                    with reading(self.path, f"cannot read {meta.name} in {file.name}", _MEND):
+                        tensor = weights.get_tensor(meta.name)
+                    yield [(meta.name, tensor)]
 
-    def _shards(self) -> list[Path]:
-        index = self.path / "model.safetensors.index.json"
-        if index.exists():
-            names = self._json(index.name).get("weight_map")
-            if not isinstance(names, dict) or not names:
-                raise self._broken(index.name, "no weight_map")
-            return [self.path / n for n in sorted(set(names.values()))]
-        return [self.path / "model.safetensors"]
 
-    def _header(self, file: Path) -> list[TensorMeta]:
-        try:
-            with safe_open(file, framework="np") as weights:
-                slices = {
-                    name: weights.get_slice(name)
-                    for name in weights.offset_keys()
-                    if not _CONSTANTS.search(name)
-                }
-                return [
-                    TensorMeta(name, _DTYPES[s.get_dtype()], tuple(s.get_shape()))
-                    for name, s in slices.items()
-                ]
-        except (SafetensorError, OSError) as error:
-            raise self._broken(file.name, str(error)) from error
-        except KeyError as error:
-            raise self._broken(file.name, f"weights in unsupported format {error}") from error
-
-    def _json(self, name: str) -> dict[str, object]:
-        try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._broken(name, str(error)) from error
-        if not isinstance(content, dict):
-            raise self._broken(name, "not a JSON object")
-        return content
-
-    def _broken(self, name: str, why: str) -> BrokenCheckpointError:
-        return BrokenCheckpointError(f"cannot read {name}: {why}", where=str(self.path), mend=_MEND)
+def _floats(file: Path, tensors: list[Stored]) -> tuple[TensorMeta, ...]:
+    """The weights of a file, without constants that no model reads."""
+    kept = [tensor for tensor in tensors if not is_constant(tensor.name)]
+    for tensor in kept:
+        if tensor.dtype not in _DTYPES:
+            raise broken(
+                file.parent,
+                f"{tensor.name} is stored as {tensor.dtype}, not as plain floats",
+                _MEND,
+            )
+    return tuple(TensorMeta(t.name, _DTYPES[t.dtype], t.shape) for t in kept)

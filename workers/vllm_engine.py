@@ -446,6 +446,9 @@ def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": spec.checkpoint,
         "dtype": spec.dtype,
+        # Not "auto", which prefers a second copy of the weights in the format of Mistral's library.
+        "load_format": "hf",
+        "config_format": "hf",
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
         "seed": spec.seed,

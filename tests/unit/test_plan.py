@@ -242,6 +242,11 @@ def checkpoint(folder: Path, **shape: object) -> Path:
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v}))
     save_file({"a": torch.zeros(5, 7), "b": torch.zeros(11)}, folder / "model-1.safetensors")
     save_file({"c": torch.zeros(2, 2, dtype=torch.bfloat16)}, folder / "model-2.safetensors")
+    save_file({"c": torch.zeros(9, 9)}, folder / "consolidated.safetensors")  # not in the index
+    index = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
     return folder
 
 

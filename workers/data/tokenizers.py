@@ -7,10 +7,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from workers.border import reading
+from workers.checkpoint_files import read_json
 from workers.data.beginnings import Beginning, begin_with
 from workers.data.templates import template_source
-from workers.errors import BrokenCheckpointError, DataError, MissingCheckpointError
-from workers.model_shape import unreadable
+from workers.errors import DataError, MissingCheckpointError
+
+_MEND = "save the tokenizer beside the model (tokenizer.save_pretrained)"
+_FILE = "tokenizer.json"
+_MOST_IDS = 1 << 24
 
 
 def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
@@ -27,14 +32,11 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         raise MissingCheckpointError(
             "no checkpoint folder", where=str(path), mend="give a Hugging Face folder on this disk"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except unreadable() as error:  # config.json is read along
-        raise BrokenCheckpointError(
-            f"no readable tokenizer: {error}",
-            where=str(path),
-            mend="save the tokenizer beside the model (tokenizer.save_pretrained)",
-        ) from error
+    _refuse_far_ids(path)
+    with reading(path, "no readable tokenizer", _MEND):  # config.json is read along
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     if tokenizer.eos_token_id is None:
         raise DataError(
             "the tokenizer has no end-of-sequence token",
@@ -42,6 +44,20 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
             mend="set eos_token in tokenizer_config.json",
         )
     return tokenizer
+
+
+def _refuse_far_ids(folder: Path) -> None:
+    """Before the library makes room for every id up to the largest."""
+    if not (folder / _FILE).exists():
+        return
+    with reading(folder, f"{_FILE} is no tokenizer", _MEND):
+        content = read_json(folder / _FILE)
+        words = content["model"].get("vocab") or {}
+        ids = list(words.values()) if isinstance(words, dict) else [len(words)]
+        ids += [token["id"] for token in content.get("added_tokens") or ()]
+        largest = max(ids, default=0)
+        if largest > _MOST_IDS:
+            raise ValueError(f"the id {largest:,}, where no model has {_MOST_IDS:,} words")
 
 
 def load_speaker(
