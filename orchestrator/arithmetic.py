@@ -7,10 +7,11 @@ tokens, optimizer steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.config import Config, DataSourceKind, RoleName, StageName
-from workers.errors import BatchArithmeticError, ConfigError
+from orchestrator.config import Config, DataSourceKind, OptimizerConfig, RoleName, StageName
+from workers.errors import BatchArithmeticError
 
 PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
 
@@ -47,12 +48,11 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
     sequences = algorithm.prompts_per_iteration * algorithm.samples_per_prompt
     size = algorithm.sequences_per_minibatch
     if sequences % size:
-        near = [n for n in range(1, sequences + 1) if sequences % n == 0]
         raise BatchArithmeticError(
             f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} samples = "
             f"{sequences} sequences an iteration do not divide into minibatches of {size}",
             where="algorithm.sequences_per_minibatch",
-            mend=f"use {_nearest(size, near)}, or change algorithm.prompts_per_iteration",
+            mend=f"use {_nearest(size, sequences)}, or change algorithm.prompts_per_iteration",
         )
     for role in (RoleName.policy, RoleName.critic):
         _enough(config, role, size, "algorithm.sequences_per_minibatch", "sequences")
@@ -142,37 +142,25 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
 
     Raises:
         BatchArithmeticError: batch sizes that do not divide or leave a rank without work.
-        ConfigError: a warm-up that is not over before training is.
     """
     if stage is StageName.evaluate:
         return 0
     if stage in PPO_STAGES:
-        sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
-        steps: int | None = sizes.optimizer_steps
-        taught = steps - algorithm.critic_warmup_iterations * sizes.steps_per_iteration
-        check_warmup(algorithm.policy_optimizer.warmup_steps, taught, "algorithm.policy_optimizer")
-        check_warmup(algorithm.critic_optimizer.warmup_steps, steps, "algorithm.critic_optimizer")
-        return steps
+        return ppo_arithmetic(config, stage).optimizer_steps
     if stage is StageName.reward_model:
-        steps, optimizer = reward_model_steps(config), config.reward_model.optimizer
-    elif stage is StageName.sft:
-        steps, optimizer = config.sft.steps, config.sft.optimizer
-        if config.sft.epochs:
-            steps = None
+        return reward_model_steps(config)
+    if stage is StageName.sft:
         sft_rows(config)
         _enough(
             config, RoleName.policy, config.sft.demonstrations_per_step,
             "sft.demonstrations_per_step", "demonstrations",
         )  # fmt: skip
-    else:
-        steps, optimizer = config.pretrain.steps, config.pretrain.optimizer
-        _enough(
-            config, RoleName.policy, config.pretrain.documents_per_step,
-            "pretrain.documents_per_step", "documents",
-        )  # fmt: skip
-    where = "pretrain" if stage is StageName.pretrain_large else stage.value
-    check_warmup(optimizer.warmup_steps, steps, f"{where}.optimizer")
-    return steps
+        return None if config.sft.epochs else config.sft.steps
+    _enough(
+        config, RoleName.policy, config.pretrain.documents_per_step,
+        "pretrain.documents_per_step", "documents",
+    )  # fmt: skip
+    return config.pretrain.steps
 
 
 def _enough(config: Config, role: RoleName, amount: int, key: str, unit: str) -> None:
@@ -185,26 +173,61 @@ def _enough(config: Config, role: RoleName, amount: int, key: str, unit: str) ->
         )
 
 
-def check_warmup(warmup: int, steps: int | None, where: str) -> None:
-    """The warm-up ends before training does.
+def fitting_warmup(warmup: int, steps: int) -> int:
+    """Steps of a warm-up that ends before training does: as set, or else half of the steps."""
+    return warmup if warmup < steps else steps // 2
+
+
+def warmup_note(optimizer: OptimizerConfig, steps: int | None, where: str) -> list[str]:
+    """A sentence on a warm-up that is cut to fit, or none.
 
     Args:
-        warmup: optimizer steps.
-        steps: of the stage; None = not known yet.
-        where: key of the optimizer, for the message.
-
-    Raises:
-        ConfigError: it does not.
+        optimizer: whose warm-up it is.
+        steps: optimizer steps that it will take; None = not known yet.
+        where: its key, for the sentence.
     """
-    if steps is not None and warmup >= steps:
-        raise ConfigError(
-            f"a warm-up of {warmup} steps does not end within {steps} optimizer steps",
-            where=f"{where}.warmup_steps",
-            mend=f"set {where}.warmup_steps below {steps}",
-        )
+    if steps is None or optimizer.warmup_steps < steps or not optimizer.warmup_steps:
+        return []
+    fits = fitting_warmup(optimizer.warmup_steps, steps)
+    return [
+        f"{where}.warmup_steps={optimizer.warmup_steps} is cut to {fits}: training takes "
+        f"{steps} optimizer step(s)"
+    ]
 
 
-def _nearest(size: int, choices: list[int]) -> str:
+def cut_warmups(config: Config) -> list[str]:
+    """A sentence on every warm-up of the run that does not end within its stage."""
+    notes: list[str] = []
+    for stage in config.stages:
+        for where, optimizer, steps in _optimizers(config, stage):
+            notes += warmup_note(optimizer, steps, where)
+    return list(dict.fromkeys(notes))
+
+
+def _optimizers(
+    config: Config, stage: StageName
+) -> Iterator[tuple[str, OptimizerConfig, int | None]]:
+    """Key, settings and steps of each optimizer of a stage."""
+    steps = stage_steps(config, stage)
+    algorithm = config.algorithm
+    if stage in PPO_STAGES:
+        assert steps is not None
+        each = ppo_arithmetic(config, stage).steps_per_iteration
+        taught = steps - algorithm.critic_warmup_iterations * each
+        yield "algorithm.policy_optimizer", algorithm.policy_optimizer, taught
+        yield "algorithm.critic_optimizer", algorithm.critic_optimizer, steps
+    elif stage is StageName.reward_model:
+        yield "reward_model.optimizer", config.reward_model.optimizer, steps
+    elif stage is StageName.sft:
+        yield "sft.optimizer", config.sft.optimizer, steps
+    elif stage is not StageName.evaluate:
+        yield "pretrain.optimizer", config.pretrain.optimizer, steps
+
+
+def _nearest(size: int, whole: int) -> str:
+    """The divisors of `whole` next to `size`, in words."""
+    low = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    choices = sorted({*low, *(whole // n for n in low)})
     below = [n for n in choices if n < size]
     above = [n for n in choices if n > size]
     return " or ".join(str(n) for n in (*below[-1:], *above[:1]))

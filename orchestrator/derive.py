@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.arithmetic import fitting_warmup
 from orchestrator.config import (
     Accelerator,
     Config,
@@ -103,7 +104,7 @@ def _rest(config: Config) -> Rest:
 
 
 def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpec:
-    """AdamW over `total_steps` optimizer steps."""
+    """AdamW over `total_steps` optimizer steps; a warm-up that does not end in them is cut."""
     return OptimizerSpec(
         learning_rate=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
@@ -111,7 +112,7 @@ def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpe
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.max_grad_norm,
         schedule=optimizer.schedule.value,
-        warmup_steps=optimizer.warmup_steps,
+        warmup_steps=fitting_warmup(optimizer.warmup_steps, total_steps),
         min_learning_rate_ratio=optimizer.min_learning_rate_ratio,
         total_steps=total_steps,
         warmup_start_ratio=optimizer.warmup_start_ratio,

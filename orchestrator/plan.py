@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.arithmetic import (
     PPO_STAGES,
+    cut_warmups,
     ppo_arithmetic,
     sft_rows,
     stage_steps,
@@ -111,6 +112,7 @@ def make_plan(config: Config) -> Plan:
         memory=memory,
         notes=(
             *unused_sets(config),
+            *cut_warmups(config),
             *_notes(config, layout, size),
             *_unknown(config, layout, memory),
             *check_gpu_memory(config, layout, memory),

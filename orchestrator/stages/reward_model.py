@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator import batching
 from orchestrator.agreement import annotator_agreement
-from orchestrator.arithmetic import check_warmup, ranking_steps, reward_model_steps
+from orchestrator.arithmetic import ranking_steps, reward_model_steps, warmup_note
 from orchestrator.derive import train_spec
 from orchestrator.figures import Agreement
 from orchestrator.rankings import load_rankings, save_rankings
@@ -40,7 +40,9 @@ def reward_model(session: Session) -> None:
     steps_per_epoch = total // settings.epochs
     session.live.expect(total)
     # the plan knew neither the rankings of a file nor which are ties alone
-    check_warmup(settings.optimizer.warmup_steps, total, "reward_model.optimizer")
+    if total != planned:
+        for note in warmup_note(settings.optimizer, total, "reward_model.optimizer"):
+            session.live.note(note)
     session.fleet.critic.load(
         train_spec(session.config, sft, settings.optimizer, total, head="random")
     ).result()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from orchestrator.arithmetic import sft_rows
+from orchestrator.arithmetic import sft_rows, warmup_note
 from orchestrator.batching import pack_documents
 from orchestrator.derive import train_spec
 from orchestrator.session import Session
 from orchestrator.stages import supervised
 from orchestrator.text_rows import TextRows
 from workers.data.batches import stack_batches
-from workers.errors import ConfigError
 from workers.messages import TokenBatch
 
 
@@ -48,11 +47,7 @@ def sft(session: Session) -> None:
 
 
 def _steps(session: Session) -> int:
-    """Optimizer steps: as configured, or as many as the passes over the file take.
-
-    Raises:
-        ConfigError: the passes are over before the warm-up is.
-    """
+    """Optimizer steps: as configured, or as many as the passes over the file take."""
     settings = session.config.sft
     if settings.epochs == 0:
         return settings.steps
@@ -60,13 +55,8 @@ def _steps(session: Session) -> int:
     assert rows is not None, "checked before anything started: a pass has an end"
     demonstrations, _ = sft_rows(session.config)
     steps = math.ceil(settings.epochs * rows / demonstrations)
-    if settings.optimizer.warmup_steps >= steps:
-        raise ConfigError(
-            f"{settings.epochs} passes over {rows} demonstrations are {steps} optimizer steps, "
-            f"over before a warm-up of {settings.optimizer.warmup_steps}",
-            where="sft.optimizer.warmup_steps",
-            mend=f"set it below {steps}",
-        )
+    for note in warmup_note(settings.optimizer, steps, "sft.optimizer"):
+        session.live.note(note)
     return steps
 
 

@@ -11,9 +11,10 @@ import torch
 from composing import composed
 from safetensors.torch import save_file
 
-from orchestrator.arithmetic import ppo_arithmetic, stage_steps
-from orchestrator.config import Config, RoleName, StageName
+from orchestrator.arithmetic import cut_warmups, ppo_arithmetic, stage_steps
+from orchestrator.config import Config, OptimizerConfig, RoleName, StageName
 from orchestrator.data_sets import data_set
+from orchestrator.derive import optimizer_spec
 from orchestrator.gpu_memory import check_gpu_memory
 from orchestrator.plan import make_plan, render_plan
 from orchestrator.sizes import RoleMemory, checkpoint_size, pocket_size
@@ -105,12 +106,8 @@ def test_minibatches_must_divide_the_batch():
          "1 demonstrations"),
         (BatchArithmeticError, ["reward_model.prompts=8"], "fewer than one step"),
         (BatchArithmeticError, ["reward_model.max_rankings=15"], "fewer than one step of 16"),
-        (ConfigError, ["reward_model.max_rankings=80"], "within 10 optimizer steps"),
         (BatchArithmeticError, ["rollout.max_prompt_tokens=110"], "128 positions"),
         (BatchArithmeticError, ["rollout.parity_tokens=25"], "max_response_tokens"),
-        (ConfigError, ["sft.steps=10"], "warm-up"),
-        (ConfigError, ["algorithm.iterations=2", "algorithm.sequences_per_minibatch=64"],
-         "warm-up"),
         (BatchArithmeticError, ["pretrain.row_tokens=200"],
          "pretrain reads rows of up to 200 tokens; its model has 128"),
         (BatchArithmeticError, ["sft.pack_tokens=129"], "sft reads rows of up to 129"),
@@ -144,7 +141,6 @@ def test_minibatches_must_divide_the_batch():
         (ConfigError, ["sft.epochs=1"], "no pass over them"),
         (BatchArithmeticError, ["sft.pretraining_fraction=0.01"], "0 documents"),
         (ConfigError, ["algorithm.critic_warmup_iterations=24"], "24 of 24"),
-        (ConfigError, ["algorithm.critic_warmup_iterations=22"], "within 8 optimizer steps"),
         (ResourceError, ["rollout.kv_cache_mib=1", "model.pocket.hidden_size=1024"], "KV cache"),
         (ResourceError, ["cluster.roles.policy.gpus=1"], "do not fit"),
         (ResourceError, ["cluster=one_gpu", "cluster.roles.critic.gpus=0"], "0 GPUs on a cuda"),
@@ -154,6 +150,50 @@ def test_minibatches_must_divide_the_batch():
 )  # fmt: skip
 def test_refused(kind: type[RehearsalError], overrides: list[str], words: str):
     assert words in refused(kind, *overrides).what
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cut"),
+    [
+        (["sft.steps=11"], []),
+        (["sft.steps=10"], ["sft.optimizer.warmup_steps=10 is cut to 5"]),
+        (["sft.steps=1"], ["sft.optimizer.warmup_steps=10 is cut to 0"]),
+        (["pretrain.steps=7"], ["pretrain.optimizer.warmup_steps=50 is cut to 3"]),
+        (["reward_model.max_rankings=80"], ["reward_model.optimizer.warmup_steps=10 is cut to 5"]),
+        (["algorithm.critic_warmup_iterations=22"],
+         ["algorithm.policy_optimizer.warmup_steps=10 is cut to 4"]),
+        (["algorithm.iterations=2", "algorithm.sequences_per_minibatch=64"],
+         ["algorithm.policy_optimizer.warmup_steps=10 is cut to 2",
+          "algorithm.critic_optimizer.warmup_steps=10 is cut to 2"]),
+    ],
+)  # fmt: skip
+def test_a_warm_up_that_would_not_end_is_cut_to_half_of_the_steps_and_said(
+    overrides: list[str], cut: list[str]
+):
+    notes = [note for note in make_plan(pocket(*overrides)).notes if "warmup_steps" in note]
+    assert [note.split(":")[0] for note in notes] == cut
+
+
+def test_the_shipped_experiments_keep_their_warm_ups():
+    for experiment in ("pocket", "pocket_tiny", "pocket_scale"):
+        assert cut_warmups(composed(f"+experiment={experiment}")) == []
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "taken"),
+    [(0, 1, 0), (10, 11, 10), (10, 10, 5), (80, 9, 4), (3, 1, 0)],
+)
+def test_the_worker_gets_the_warm_up_that_fits(warmup: int, steps: int, taken: int):
+    optimizer = OptimizerConfig(warmup_steps=warmup)
+    assert optimizer_spec(optimizer, steps).warmup_steps == taken
+
+
+def test_the_nearest_divisors_of_a_huge_batch_are_found_at_once():
+    error = refused(
+        BatchArithmeticError, "algorithm.prompts_per_iteration=1000000000",
+        "algorithm.samples_per_prompt=1000", "algorithm.sequences_per_minibatch=48",
+    )  # fmt: skip
+    assert "use 40 or 50" in error.mend
 
 
 def test_files_of_a_stage_must_be_given():

@@ -11,7 +11,7 @@ from fakes.session import Run, small_config
 
 from orchestrator.config import Config, OptimizerConfig, SFTConfig
 from orchestrator.stages.sft import sft
-from workers.errors import ConfigError, EmptyDatasetError
+from workers.errors import EmptyDatasetError
 
 
 def config(**settings: object) -> Config:
@@ -109,11 +109,16 @@ def test_passes_over_the_demonstrations_set_the_steps(tmp_path: Path, monkeypatc
     assert [r.step for r in run.metrics() if r.name == "sft/validation_loss"] == [4]
 
 
-def test_passes_that_end_within_the_warm_up_are_refused(tmp_path: Path, monkeypatch) -> None:
+def test_passes_that_end_within_the_warm_up_cut_it(tmp_path: Path, monkeypatch) -> None:
     run = Run(tmp_path, config(epochs=1))
     monkeypatch.setattr(run.source, "demonstration_count", lambda: 10)
-    with pytest.raises(ConfigError, match="1 passes over 10 demonstrations are 1 optimizer steps"):
-        sft(run.session)
+    notes: list[str] = []
+    monkeypatch.setattr(run.session.live, "note", notes.append)
+    sft(run.session)
+    assert (
+        notes[0] == "sft.optimizer.warmup_steps=1 is cut to 0: training takes 1 optimizer step(s)"
+    )
+    assert run.hub.facts("policy.load")[0]["spec"].optimizer.warmup_steps == 0
 
 
 def test_dropout_reaches_the_trainers(tmp_path: Path) -> None:
