@@ -812,6 +812,8 @@ class Config:
     seed: int = any_seed(0)
     # auto: run.dir; latest: of this experiment; a run folder or a checkpoint
     resume: str = path("")
+    # run folder whose config.yaml is run again, in a new folder
+    rerun: str = path("")
     stages: list[StageName] = field(default_factory=list)
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

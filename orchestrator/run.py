@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.again import Command, configuration
 from orchestrator.command import exit_code, say, tell, unexpected
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
@@ -58,7 +59,13 @@ def main() -> int:
 def may_add(argument: str) -> str:
     """Let `data.sets.NAME.key=value` add what is not there yet, without Hydra's plus."""
     bare = argument.lstrip("+")
-    return f"++{bare}" if bare.startswith("data.sets.") else argument
+    return f"++{bare}" if bare.startswith(("data.sets.", "rerun=")) else argument
+
+
+def _command() -> Command:
+    hydra_config = HydraConfig.get()
+    choices = {str(group): str(option) for group, option in hydra_config.runtime.choices.items()}
+    return Command(list(hydra_config.overrides.task), choices)
 
 
 def execute(composed: DictConfig) -> int:
@@ -66,12 +73,13 @@ def execute(composed: DictConfig) -> int:
     start: Start | None = None
     with stop_on_signals() as stop:
         try:
+            composed, notes = configuration(composed, _command())
             config = to_config(composed)
-            folder = find_folder(config)
+            folder = find_folder(config.resume, Path(config.run.dir), config.experiment)
             if config.resume:
                 composed.run.dir = config.run.dir = str(folder.path)
             plan = make_plan(config)
-            tell(render_plan(plan) + "\n")
+            tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
             if config.run.plan_only:
                 find_start(config, folder)
                 _look(config)

@@ -14,14 +14,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from orchestrator import run
+from orchestrator.again import read_configuration
 from orchestrator.config import Config
 from orchestrator.config_errors import nearest_keys
-from orchestrator.resume import Start, package_versions, plain_config
+from orchestrator.resume import Start, check_config, package_versions, plain_config
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRuns
+from orchestrator.saved_run import SavedRun, SavedRuns
 from orchestrator.saves import Saves
 from orchestrator.stopping import StopRequest
-from workers.errors import DataLineError, NonFiniteError, RehearsalError, StoppedError
+from workers.errors import ConfigError, DataLineError, NonFiniteError, RehearsalError, StoppedError
 
 Command = Callable[..., int]
 
@@ -284,6 +285,151 @@ def test_resume_goes_on_in_the_folder_it_names(command, recipe, tmp_path: Path):
     assert [start.saved is not None for start in starts] == [False, True]
     assert {start.folder.path for start in starts} == {tmp_path / "here"}
     assert OmegaConf.load("here/config.yaml").run.dir == str(tmp_path / "here")
+
+
+@pytest.fixture
+def earlier(command, recipe) -> list[tuple[Config, Start]]:
+    """A run of seed 3 in the folder `here` that was killed; and what the commands after it run."""
+    seen: list[tuple[Config, Start]] = []
+
+    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+        seen.append((config, start))
+        if len(seen) == 1:
+            runs = SavedRuns(start.folder)
+            progress = {"stage": "ppo", "step": 1, "appended": {}}
+            facts = {"config": plain_config(config), "versions": package_versions()}
+            runs.publish(runs.begin("ppo", 1), [], progress, facts, [])
+
+    recipe(save)
+    line = ["+experiment=pocket_tiny", "seed=3", "algorithm.clip=0.25", "cluster.cpus_per_node=7"]
+    assert command(*line, "run.dir=here") == 0
+    return seen
+
+
+def test_resume_alone_goes_on_with_the_configuration_of_the_folder(
+    command, earlier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("here").rename("moved")
+    capsys.readouterr()
+    assert command("resume=moved") == 0
+    first, again = earlier[0][0], earlier[1][0]
+    assert plain_config(again) | {"run": {}, "resume": ""} == plain_config(first) | {
+        "run": {}, "resume": ""
+    }  # fmt: skip
+    assert earlier[1][1].saved is not None
+    assert Path(again.run.dir) == tmp_path / "moved"
+    assert "configuration from" in capsys.readouterr().out
+    checkpoint = next(Path("moved/state").glob("*-ppo-1"))
+    assert command(f"resume={checkpoint}") == 0
+    assert earlier[2][0].seed == 3
+
+
+def test_keys_beside_resume_are_applied_and_said_or_refused(
+    command, earlier, capsys: pytest.CaptureFixture[str]
+):
+    assert command("resume=here", "logger=tensorboard", "run.call_seconds=77") == 0
+    assert (earlier[1][0].logger.tensorboard, earlier[1][0].run.call_seconds) == (True, 77.0)
+    assert "over it logger=tensorboard, run.call_seconds=77" in capsys.readouterr().out
+    assert command("resume=here", "cluster.cpus_per_node=8") == 0
+    assert any("not bit-identical" in note for note in earlier[2][1].notes)
+    for key in ("seed=4", "algorithm=instructgpt_paper", "rollout=transformers"):
+        capsys.readouterr()
+        assert command("resume=here", key) == 2
+        assert "the configuration differs" in capsys.readouterr().err
+    assert len(earlier) == 3
+
+
+def test_resume_latest_alone_takes_the_run_that_saved_itself_last(command, recipe, tmp_path: Path):
+    seen: list[tuple[str, int]] = []
+
+    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+        seen.append((config.experiment, config.seed))
+        runs = SavedRuns(start.folder)
+        facts = {"config": plain_config(config), "versions": package_versions()}
+        path = runs.publish(
+            runs.begin("ppo", 1), [], {"stage": "ppo", "step": 1, "appended": {}}, facts, []
+        )
+        os.utime(path / "manifest.json", (len(seen), len(seen)))
+        os.utime(path, (len(seen), len(seen)))
+
+    recipe(save)
+    assert command("+experiment=pocket_tiny", "seed=5", "run.dir=outputs/a/1") == 0
+    assert command("+experiment=pocket", "seed=6", "run.dir=outputs/b/1") == 0
+    assert command("resume=latest") == 0
+    assert seen[-1] == ("pocket", 6)
+
+
+def test_rerun_runs_a_configuration_again_in_a_new_folder(
+    command, earlier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert command("+rerun=here", "trainer=zero3") == 0
+    first, again = (plain_config(config) for config, _ in earlier)
+    assert again["rerun"] == "here"
+    assert earlier[1][1].saved is None
+    assert Path(again["run"]["dir"]).parent == Path("outputs/pocket_tiny")
+    assert again["trainer"]["zero_stage"] == 3
+    for config in (first, again):
+        config["run"]["dir"] = config["rerun"] = ""
+        config["trainer"]["zero_stage"] = 0
+    assert again == first
+    assert command("rerun=here/config.yaml", "run.dir=there", "seed=8") == 0
+    assert (earlier[2][0].seed, earlier[2][0].run.dir) == (8, "there")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        ("", "not the configuration of a run"),
+        ("- a\n- b\n", "not the configuration of a run"),
+        ("stages: [ppo\n", "damaged"),
+        ("stages: [ppo]\nalgorithm:\n  clipp: 1\n", "unknown key algorithm.clipp"),
+        ("stages: [ppo]\nalgorithm: 3\n", "algorithm is no section"),
+        ("stages: [ppo]\nrun: {checkpoint: [1]}\n", "run.checkpoint is no section"),
+        ("stages: [cook]\n", "'cook'"),
+        ("stages: [ppo]\nseed: ${oops\n", "oops"),
+        ("\0", "damaged"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_again_is_said(
+    tmp_path: Path, text: str | None, words: str
+):
+    if text is not None:
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_configuration(tmp_path / "here" / "config.yaml")
+    assert words in str(caught.value)
+    assert str(tmp_path / "here" / "config.yaml") in caught.value.where
+
+
+def test_a_run_whose_configuration_is_gone_is_not_gone_on_with(
+    command, earlier, capsys: pytest.CaptureFixture[str]
+):
+    Path("here/config.yaml").unlink()
+    for way in ("+rerun=here", "resume=here", "+rerun=nowhere"):
+        assert command(way) == 2
+        assert "config.yaml" in capsys.readouterr().err
+
+
+def test_rerun_and_resume_contradict_each_other(command, earlier):
+    assert command("+rerun=here", "resume=here") == 2
+    assert command("+rerun=here", "+experiment=pocket") == 2
+    assert command("+rerun=here", "~algorithm.clip") == 2
+
+
+def test_a_key_that_is_newer_than_a_checkpoint_had_its_default(command, earlier):
+    saved = earlier[0][1].folder
+    manifest = next(saved.state.glob("*-ppo-1"))
+    config = plain_config(earlier[0][0])
+    del config["algorithm"]["gamma"]
+    assert config["seed"] == 3
+    old = SavedRun(manifest, 1, "ppo", 1, {}, config, {})
+    now = plain_config(earlier[0][0])
+    assert check_config(old, now) == []
+    now["algorithm"]["gamma"] = 0.5
+    with pytest.raises(RehearsalError, match=r"algorithm\.gamma"):
+        check_config(old, now)
 
 
 def test_nearest_keys():
