@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from workers.data.beginnings import beginning
+from workers.data.tokenizers import load_tokenizer
 from workers.errors import ConfigError, DataError, RehearsalError
 
 Scores = dict[str, dict[str, tuple[float, float | None]]]  # task -> metric -> value, stderr
@@ -107,7 +109,7 @@ def run_tasks(request: HarnessRequest) -> dict[str, Scores]:
     for name, folder in request.models.items():
         results = evaluator.simple_evaluate(
             model="hf",
-            model_args={"pretrained": folder, "dtype": request.dtype},
+            model_args=model_arguments(folder, request.dtype),
             tasks=list(request.tasks),
             num_fewshot=None if request.fewshot < 0 else request.fewshot,
             batch_size=request.batch_size,
@@ -124,6 +126,15 @@ def run_tasks(request: HarnessRequest) -> dict[str, Scores]:
         assert results is not None, "only ranks above 0 get none"
         found[name] = read_metrics(results["results"], request.tasks)
     return found
+
+
+def model_arguments(folder: str, dtype: str) -> dict[str, object]:
+    """How the harness loads a model: its texts begin as the model's own tokenizer begins them.
+
+    Unless it is told, the harness leaves out what a tokenizer writes before a text.
+    """
+    begins = bool(beginning(load_tokenizer(folder)))
+    return {"pretrained": folder, "dtype": dtype, "add_bos_token": begins}
 
 
 def _known(tasks: Sequence[str], names: Sequence[str]) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes.chat import byte_tokenizer
 
 from orchestrator import harness
 from orchestrator.config import Config, EvaluateConfig, LmEvalConfig
 from orchestrator.harness import check_harness_ready, harness_scores
 from workers.errors import ConfigError, DataError, DeadlineError, RoleError
-from workers.harness import read_metrics
+from workers.harness import model_arguments, read_metrics
 from workers.pocket.tokenizer import build_tokenizer
 
 ANIMALS = ["fox", "owl", "bear", "crab", "wolf", "frog"]
@@ -106,6 +107,15 @@ def test_a_local_task_runs_offline_and_counts_what_the_model_finds_likely(
     with pytest.raises(ConfigError, match="no task 'pocket_fod'") as caught:
         harness_scores(config(tasks=["pocket_fod"], task_folder=str(tasks)), {}, tmp_path / "log")
     assert "pocket_food" in caught.value.mend
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_texts_begin_in_the_harness_as_the_tokenizer_begins_them(
+    writes: bool, tmp_path: Path
+) -> None:
+    byte_tokenizer(bos="<s>", writes_bos=writes).save_pretrained(tmp_path)
+    told = model_arguments(str(tmp_path), "float32")
+    assert told == {"pretrained": str(tmp_path), "dtype": "float32", "add_bos_token": writes}
 
 
 def test_a_late_harness_is_ended(tasks: Path, tmp_path: Path) -> None:
