@@ -30,6 +30,7 @@ from workers.errors import BrokenCheckpointError, MissingCheckpointError
 MANIFEST = "rehearsal.json"
 ADAPTER = "adapter_config.json"  # of peft
 SCHEMA_VERSION = 1
+SCORE_DEVIATION = "score_deviation"  # fact of a reward model: of its scores, reward units
 
 Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
 
@@ -103,6 +104,24 @@ def require(path: str, what: str) -> Path:
     if (folder / MANIFEST).exists():
         _check_manifest(folder)
     return folder
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder says of it beside its files; {} for a folder without one.
+
+    Raises:
+        BrokenCheckpointError: the manifest does not parse.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())["facts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _broken(folder, f"{MANIFEST} does not parse: {error}") from error
+    if not isinstance(found, dict):
+        raise _broken(folder, f"{MANIFEST} holds no facts")
+    return found
 
 
 def _check_folder(folder: Path) -> None:

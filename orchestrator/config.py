@@ -13,7 +13,6 @@ from typing import Any
 
 from orchestrator.data_sets import data_set
 from orchestrator.ranges import (
-    any_float,
     any_seed,
     at_least,
     below_one,
@@ -528,6 +527,8 @@ class RewardConfig:
     function_seconds: float = seconds(300.0, or_none=True)
     # for sequences on which it raised, was late, or gave no number
     function_retries: int = at_least(0, 1)
+    # deducted from a function's reward for a response that was cut, in the function's own units
+    function_missing_eos_penalty: float = at_least(0, 0.0)
     bridge: TextBridge = TextBridge.tokens
     micro_batch_tokens: int = positive(8192)  # token budget of one pass, of the reference model too
 
@@ -641,7 +642,9 @@ class AlgorithmConfig:
     # each token's loss weighs min(trainer / engine probability, this); null = off, all weigh 1
     importance_cap: float | None = positive(None)
     whiten_advantages: bool = True
-    missing_eos_score: float = any_float(-1.0)  # replaces the score of a response that was cut
+    # deducted from the score of a response that was cut, in standard deviations of the reward
+    # model's scores; null = nothing. For functions: reward.function_missing_eos_penalty
+    missing_eos_penalty: float | None = at_least(0, 1.0)
     old_logprobs: OldLogprobs = OldLogprobs.trainer
     kl: KLConfig = field(default_factory=KLConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx

@@ -108,11 +108,6 @@ def seconds(default: float, *, or_none: bool = False) -> Any:
     return _field(default, Range(0, MOST_SECONDS, open_low=not or_none))
 
 
-def any_float(default: float) -> Any:
-    """Any finite number."""
-    return _field(default, _ANY_FLOAT)
-
-
 def any_seed(default: int) -> Any:
     """What random numbers start from."""
     return _field(default, Range(0, _MOST_SEED))

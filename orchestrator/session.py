@@ -90,11 +90,17 @@ class Session:
         """
         return str(checkpoint.require(self.checkpoints.get(name, ""), name))
 
-    def publish(self, name: str, save: checkpoint.Save, stage: str) -> Path:
+    def publish(self, name: str, save: checkpoint.Save, stage: str, **more: float) -> Path:
         """Save a stage's product into the run folder and hand it to the later stages.
 
         The tokenizer of the data goes into the folder, chat template included, so that later
         stages, vLLM and users make the same tokens of a text or a dialogue as training did.
+
+        Args:
+            name: of the product.
+            save: writes it.
+            stage: that made it.
+            more: further facts for its manifest.
         """
         # Deferred: transformers takes seconds.
         from workers.published import complete
@@ -105,6 +111,7 @@ class Session:
             cards.write(Path(path), cards.of_session(self, name, stage))
 
         facts = {"stage": stage, "seed": self.config.seed, "experiment": self.config.experiment}
+        facts |= more
         folder = checkpoint.publish(self.folder.checkpoints / name, whole, facts)
         self.checkpoints[name] = str(folder)
         return folder

@@ -8,10 +8,9 @@ With `algorithm.staleness` above 0 the engines are already sampling later batche
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -30,13 +29,20 @@ from orchestrator.kept_rollouts import KeptRollouts, held
 from orchestrator.ledger import Ledger, LedgerSummary, from_ranges, ranges
 from orchestrator.session import Session
 from orchestrator.stages.ppo_passes import Passes, shared
-from orchestrator.stages.ppo_record import Iteration, mean_kl, record_iteration, record_start
+from orchestrator.stages.ppo_record import (
+    Iteration,
+    mean_kl,
+    record_iteration,
+    record_lost,
+    record_start,
+)
+from orchestrator.stages.ppo_scores import Scoring
 from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
 from workers.data.records import Prompt
-from workers.errors import KLLimitError, RewardError
+from workers.errors import KLLimitError
 from workers.experience import whitening_moments
-from workers.messages import Delivery, Finish, IntArray, Scores, StepStats, TokenBatch
+from workers.messages import Delivery, IntArray, Scores, StepStats, TokenBatch
 from workers.ops.kl import AdaptiveKLController
 from workers.specs import PolicyLossSpec, ShapingSpec
 
@@ -64,6 +70,7 @@ class _Run:
     version: int  # what the engines serve
     adaptive_kl: AdaptiveKLController | None  # None = fixed
     ledger: Ledger
+    scoring: Scoring
     ahead: Ahead
     text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
     documents_used: int = 0  # cursor into the pretraining text; counts rows where it comes in rows
@@ -113,8 +120,11 @@ def _iterate(run: _Run, iteration: int) -> None:
     rollouts, session.parts = passes.rollouts(), passes.parts
     _drop_culprits(run, batch)
     _drop_surplus(run, batch, rollouts)
-    scores = _penalise_cut(run, rollouts, passes.scores())
-    kept = _drop_failed(run, scores)
+    scores = run.scoring.shape(passes.scores(), rollouts.summary.finish)
+    kept = run.scoring.keep(session, scores)
+    if not len(kept):
+        _pass_over(run, iteration, rollouts, passes)
+        return
 
     experience = timed("experience", _build(run, rollouts, kept, scores, passes)).result()
     _require_near(session, experience)
@@ -160,6 +170,17 @@ def _iterate(run: _Run, iteration: int) -> None:
     )
     if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
+    session.parts = ()
+
+
+def _pass_over(run: _Run, iteration: int, rollouts: Rollouts, passes: Passes) -> None:
+    """End an iteration of which no response has a reward: nothing is learnt from it."""
+    session = run.session
+    passes.finish()
+    session.trainers_rest()
+    counts = run.ledger.check(iteration, run.ahead.ids)
+    session.findings.ledger = _added(session.findings.ledger, counts)
+    record_lost(session, run.stage, iteration + 1, rollouts, counts)
     session.parts = ()
 
 
@@ -241,6 +262,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         [p.tokens for p in probe],
         config.trainer.micro_batch_tokens,
     )
+    ledger = Ledger()
     run = _Run(
         session=session,
         stage=stage,
@@ -248,7 +270,8 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
         sync=sync,
         version=0,
         adaptive_kl=_controller(session),
-        ledger=Ledger(),
+        ledger=ledger,
+        scoring=Scoring.of(config, ledger, reward_model),
         ahead=Ahead(settings.staleness, settings.iterations, lambda n: _generate(run, n)),
         text=_text(session, mixed=ptx_coefficient > 0.0),
     )
@@ -294,6 +317,7 @@ def _state(run: _Run) -> dict[str, Any]:
         "counters": run.session.counters(),
         "kl": run.adaptive_kl.state_dict() if run.adaptive_kl is not None else None,
         "ledger": run.ledger.state_dict(),
+        "scoring": run.scoring.state(),
         "documents_used": run.documents_used,
         "ahead": [{"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in run.ahead],
     }
@@ -309,6 +333,7 @@ def _set_state(run: _Run, state: Mapping[str, Any]) -> None:
     if run.adaptive_kl is not None:
         run.adaptive_kl.load_state_dict(state["kl"])
     run.ledger.load_state_dict(state["ledger"])
+    run.scoring.restore(state["scoring"])
     run.documents_used = state["documents_used"]
 
 
@@ -369,39 +394,6 @@ def _drop_surplus(run: _Run, batch: Batch, rollouts: Rollouts) -> None:
         late = np.setdiff1d(batch.ids, rollouts.summary.ids)
         late = np.setdiff1d(late, sorted(run.session.amends.excluded))
         run.ledger.dropped(late, "over-provisioned: enough others had finished")
-
-
-def _penalise_cut(run: _Run, rollouts: Rollouts, scores: Scores) -> Scores:
-    """A response that the token limit cut gets a fixed score, whatever the reward model thinks."""
-    penalty = run.session.config.algorithm.missing_eos_score
-    cut = rollouts.summary.finish != Finish.STOP
-    ok = np.array([not failure for failure in scores.failures])
-    return replace(
-        scores, values=np.where(cut & ok, np.float32(penalty), scores.values).astype(np.float32)
-    )
-
-
-def _drop_failed(run: _Run, scores: Scores) -> IntArray:
-    """Record failed rewards as drops; return the ids that are left.
-
-    Raises:
-        RewardError: not one reward could be computed.
-    """
-    reasons: dict[str, list[int]] = defaultdict(list)
-    for i, failure in zip(scores.ids.tolist(), scores.failures, strict=True):
-        if failure:
-            reasons[failure].append(i)
-    for reason, ids in reasons.items():
-        run.ledger.dropped(np.array(ids), reason)
-    # Sorted: engines answer in shards, and minibatches must not depend on who served what.
-    kept = np.sort(scores.ids[[not failure for failure in scores.failures]])
-    if not len(kept):
-        raise RewardError(
-            f"none of {len(scores.ids)} rewards could be computed, first: {scores.failures[0]}",
-            where=str(run.session.position),
-            mend="test the reward on the prompts in samples/ before a run",
-        )
-    return kept
 
 
 def _build(

@@ -111,6 +111,11 @@ class Passes:
         """Of the state before each response token."""
         return self._all("values")
 
+    def finish(self) -> None:
+        """Wait for every pass whose result nobody needs."""
+        for phase in self._fields:
+            self._all(phase)
+
     def _clock(self, phase: str) -> None:
         if phase not in self._ends:
             self._ends[phase] = self._begin(phase)

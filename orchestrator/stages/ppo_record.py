@@ -52,7 +52,7 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     settings = session.config.algorithm
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
-    values = _sequences(done) | _losses(done) | _counts(done) | _speed(done)
+    values = _sequences(done) | _losses(done) | _counts(done.counts) | _speed(done)
     if done.sync is not None:
         values |= _parity(done.sync)
     if settings.old_logprobs is OldLogprobs.rollout:  # then nothing was compared
@@ -68,6 +68,20 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     )  # fmt: skip
     shown = {name: values[f"ppo/{name}"] for name in headline if f"ppo/{name}" in values}
     session.live.advance(step, **shown)
+
+
+def record_lost(
+    session: Session, stage: str, step: int, rollouts: Rollouts, counts: LedgerSummary
+) -> None:
+    """Record an iteration that had no reward, and so neither scores nor losses."""
+    summary = rollouts.summary
+    lengths = {
+        "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
+        "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
+    }
+    session.telemetry.record(stage, step, lengths | _counts(counts))
+    session.telemetry.record_phases(stage, step)
+    session.live.advance(step)
 
 
 def _sequences(done: Iteration) -> dict[str, float]:
@@ -143,12 +157,12 @@ def _parity(sync: SyncReport) -> dict[str, float]:
     }
 
 
-def _counts(done: Iteration) -> dict[str, float]:
+def _counts(counts: LedgerSummary) -> dict[str, float]:
     return {
-        "ppo/generated": float(done.counts.generated),
-        "ppo/trained": float(done.counts.trained),
-        "ppo/dropped": float(done.counts.dropped_total),
-        "ppo/open": float(done.counts.open),
+        "ppo/generated": float(counts.generated),
+        "ppo/trained": float(counts.trained),
+        "ppo/dropped": float(counts.dropped_total),
+        "ppo/open": float(counts.open),
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator import batching
+from orchestrator import batching, checkpoint
 from orchestrator.agreement import annotator_agreement
 from orchestrator.arithmetic import ranking_steps, reward_model_steps, warmup_note
 from orchestrator.derive import train_spec
@@ -52,10 +52,13 @@ def reward_model(session: Session) -> None:
         session.position.step = step
         _train_step(session, step, _chosen(session, train, step, steps_per_epoch))
         session.boundary("reward_model", step + 1, total, {}, session.fleet.critic)
-    _evaluate(session, heldout, agreement, total)
+    deviation = _evaluate(session, heldout, agreement, total)
     _centre(session, zero)
     session.publish(
-        "reward_model", lambda path: session.fleet.critic.save(path, sft).result(), "reward_model"
+        "reward_model",
+        lambda path: session.fleet.critic.save(path, sft).result(),
+        "reward_model",
+        **{checkpoint.SCORE_DEVIATION: deviation},
     )
 
 
@@ -183,13 +186,15 @@ def _all_pairs(ranking: Ranking) -> int:
 
 def _evaluate(
     session: Session, heldout: list[Ranking], agreement: Agreement | None, step: int
-) -> None:
+) -> float:
+    """Record what the model is worth; the standard deviation of all scores, reward units."""
     critic = session.fleet.critic
     budget = session.config.trainer.micro_batch_tokens
     shares = batching.ranking_step(heldout, critic.size, budget, packed=critic.packed)
     counts = critic.evaluate_rankings(shares).result()
     scored = [r for share in shares for batch in share.micro_batches for r in batch]
     record_heldout(session, scored, counts, agreement, step)
+    return float(np.std(np.concatenate(counts.scores), dtype=np.float64))
 
 
 def _centre(session: Session, demonstrations: TokenBatch) -> None:

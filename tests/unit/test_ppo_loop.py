@@ -24,6 +24,7 @@ from orchestrator.samples import read_rollouts
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
 from orchestrator.stages.reward_model import reward_model
+from orchestrator.summary import LedgerTotals
 from workers.errors import (
     ChecksumError,
     ConfigError,
@@ -312,30 +313,65 @@ class TestLedger:
         assert trained_ids(run, "policy.update") == [[ids[:1]]]
         assert run.series("ppo/dropped") == [15]
 
-    def test_no_reward_at_all_ends_the_run_before_an_update(self, tmp_path: Path):
-        run = Run(tmp_path)
-        run.hub.faults.failed_rewards = lambda i: "service down" if i > 30 else ""
-        with pytest.raises(RewardError, match=r"none of 16 rewards.*service down") as caught:
+    def test_an_iteration_without_a_reward_is_dropped_whole_and_the_run_goes_on(
+        self, tmp_path: Path
+    ):
+        config = small_config()
+        config.algorithm.iterations = 4
+        run = Run(tmp_path, config)
+        per = [set(), set()]  # sequences of the second and the third iteration
+
+        def fails(i: int) -> str:
+            number = run.hub.calls["reward.score"]
+            if number in (2, 3):
+                per[number - 2].add(i)
+                return "service down"
+            return ""
+
+        run.hub.faults.failed_rewards = fails
+        ppo(run.session)
+        assert [len(ids) for ids in per] == [16, 16]
+        assert run.series("ppo/dropped") == [0, 16, 16, 0]
+        assert run.series("ppo/trained") == [16, 0, 0, 16]
+        assert len(run.series("ppo/score_mean")) == 2
+        assert len(run.hub.facts("policy.update")) == 2
+        assert run.session.findings.ledger == LedgerTotals(64, 32, 32)
+        assert "ppo" in run.session.checkpoints
+
+    def test_three_iterations_in_a_row_without_a_reward_end_the_run(self, tmp_path: Path):
+        config = small_config()
+        config.algorithm.iterations = 9
+        run = Run(tmp_path, config)
+        run.hub.faults.failed_rewards = lambda _: (
+            "" if run.hub.calls["reward.score"] in (1, 4) else "service down"
+        )
+        with pytest.raises(RewardError, match=r"in 3 iterations in a row.*service down") as caught:
             ppo(run.session)
-        assert caught.value.where == "stage start, step 1"
-        assert len(run.hub.facts("policy.update")) == 1
+        assert caught.value.where == "stage start, step 6"
+        assert len(run.hub.facts("policy.update")) == 2
         assert "ppo" not in run.session.checkpoints
 
 
 class TestScores:
-    def test_only_cut_sequences_get_the_penalty(self, tmp_path: Path):
+    @pytest.mark.parametrize("recorded", [True, False])
+    def test_only_cut_sequences_lose_and_by_deviations_of_the_reward_model(
+        self, tmp_path: Path, recorded: bool
+    ):
         config = small_config()
         config.rollout.max_response_tokens = 5
-        config.algorithm.missing_eos_score = -7.5
+        config.algorithm.missing_eos_penalty = 1.5
         run = Run(tmp_path, config)
-        raw: dict[int, float] = {}
+        if recorded:
+            manifest = Path(run.session.checkpoints["reward_model"]) / "rehearsal.json"
+            manifest.write_text('{"facts": {"score_deviation": 4.0}, "files": {}}')
+        raw: list[dict[int, float]] = []
         finish: dict[int, int] = {}
         score = run.roles.reward.score
 
         def spy(rollouts, asked):
             answer = score(rollouts, asked)
             scores = answer.result()
-            raw.update(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
+            raw.append(dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True)))
             summary = rollouts.summary
             finish.update(zip(summary.ids.tolist(), summary.finish.tolist(), strict=True))
             return answer
@@ -344,12 +380,17 @@ class TestScores:
         run.hub.faults.failed_rewards = lambda i: "no answer" if i % 6 == 0 else ""
         ppo(run.session)
         assert set(finish.values()) == {Finish.STOP, Finish.LENGTH}
-        for scores in scores_kept(run):
+        first = np.array([value for i, value in raw[0].items() if i % 6])
+        loss = 6.0 if recorded else 1.5 * first.std()
+        assert loss > 0.0
+        for scores, before in zip(scores_kept(run), raw, strict=True):
             for i, value in scores.items():
                 if i % 6 == 0:
                     assert np.isnan(value)  # a failure is no score, cut or not
+                elif finish[i] == Finish.STOP:
+                    assert value == before[i]
                 else:
-                    assert value == (-7.5 if finish[i] == Finish.LENGTH else raw[i])
+                    assert value == pytest.approx(before[i] - loss, rel=1e-6)
 
     @pytest.mark.parametrize("target", [1e-6, 1e6])
     def test_adaptive_coefficient_moves_towards_the_target(self, tmp_path: Path, target: float):
@@ -529,8 +570,8 @@ class TestFailures:
 
     def test_what_was_counted_before_a_failure_stays_counted(self, tmp_path: Path):
         run = Run(tmp_path)
-        run.hub.faults.failed_rewards = lambda i: "service down" if i > 30 else ""
-        with pytest.raises(RewardError):
+        run.hub.faults.deaths["policy.update"] = {2}
+        with pytest.raises(RoleDiedError):
             ppo(run.session)
         assert run.session.findings.ledger.trained == 16
 

@@ -12,6 +12,7 @@ import pytest
 from fakes import ToyScalar
 from fakes.session import Run
 
+from orchestrator import checkpoint
 from orchestrator.stages.reward_model import reward_model
 from workers.errors import EmptyDatasetError, RoleDiedError
 from workers.messages import Ragged, Ranking
@@ -142,6 +143,13 @@ def test_held_out_accuracy_is_found_and_recorded(run: Run):
     assert run.series("reward_model/heldout_pair_accuracy") == [right / total]
     assert run.series("reward_model/heldout_pair_accuracy_low") == [found.low]
     assert run.series("reward_model/heldout_pairs") == [total]
+    spread = [
+        float(saved.prefix_values(row)[-1].detach())
+        for ranking in rankings(run, "critic.evaluate_rankings")
+        for row in ranking.sequences.rows()
+    ]
+    recorded = checkpoint.facts(Path(run.session.need("reward_model")))["score_deviation"]
+    assert recorded == pytest.approx(np.std(spread), rel=1e-5)
     assert found.low < found.accuracy < found.high
 
 

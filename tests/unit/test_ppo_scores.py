@@ -1,0 +1,73 @@
+"""What a response that was cut loses, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from orchestrator.config import AlgorithmConfig, Config, RewardConfig, RewardKind
+from orchestrator.ledger import Ledger
+from orchestrator.ranges import check_tree
+from orchestrator.stages.ppo_scores import Scoring, deduct_cut, deviation_of
+from workers.errors import ConfigError
+from workers.messages import Finish, Scores
+
+FINISH = np.array([Finish.STOP, Finish.LENGTH, Finish.STOP, Finish.LENGTH, Finish.LENGTH])
+
+
+def scores(*values: float) -> Scores:
+    failures = tuple("no answer" if np.isnan(value) else "" for value in values)
+    return Scores(np.arange(len(values)), np.array(values, np.float32), failures)
+
+
+def scoring(kind: RewardKind, penalty: float | None, own: float = 0.0) -> Scoring:
+    algorithm = AlgorithmConfig(missing_eos_penalty=penalty)
+    reward = RewardConfig(kind=kind, function_missing_eos_penalty=own)
+    return Scoring(Config(algorithm=algorithm, reward=reward), Ledger())
+
+
+def test_a_cut_response_loses_whatever_its_score_is_and_never_gains() -> None:
+    given = scores(2.0, 2.0, -5.0, -5.0, np.nan)
+    lower = deduct_cut(given, FINISH, 1.5)
+    np.testing.assert_array_equal(lower.values, np.float32([2.0, 0.5, -5.0, -6.5, np.nan]))
+    assert lower.values.dtype == np.float32
+    assert lower.failures == given.failures
+
+
+def test_the_deviation_is_that_of_the_scores_that_there_are() -> None:
+    assert deviation_of(scores(1.0, 3.0, np.nan, 1.0, 3.0)) == 1.0
+    assert deviation_of(scores(2.0, 2.0, np.nan)) is None
+    assert deviation_of(scores(np.nan)) is None
+
+
+def test_a_reward_model_is_measured_once() -> None:
+    found = scoring(RewardKind.model, 0.5)
+    first = found.shape(scores(1.0, 3.0, 1.0, 3.0, np.nan), FINISH)
+    assert first.values[:4].tolist() == [1.0, 2.5, 1.0, 2.5]
+    second = found.shape(scores(0.0, 100.0, 0.0, -100.0, 8.0), FINISH)
+    assert second.values.tolist() == [0.0, 99.5, 0.0, -100.5, 7.5]
+    assert found.state() == {"deviation": 1.0, "lost": 0}
+
+
+@pytest.mark.parametrize("model_penalty", [None, 1.0])
+def test_a_function_keeps_its_own_number_unless_a_penalty_in_its_units_is_asked(
+    model_penalty: float | None,
+) -> None:
+    given = scores(1.0, 0.0, 1.0, 1.0, 0.0)
+    plain = scoring(RewardKind.function, model_penalty).shape(given, FINISH)
+    assert plain.values.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0]
+    asked = scoring(RewardKind.function, model_penalty, own=0.25).shape(given, FINISH)
+    assert asked.values.tolist() == [1.0, -0.25, 1.0, 0.75, -0.25]
+
+
+def test_no_penalty_is_no_change() -> None:
+    given = scores(1.0, 0.0, 1.0, 1.0, 0.0)
+    assert scoring(RewardKind.model, None).shape(given, FINISH) is given
+
+
+def test_a_bonus_for_being_cut_is_refused() -> None:
+    check_tree(Config(algorithm=AlgorithmConfig(missing_eos_penalty=None)))
+    with pytest.raises(ConfigError, match=r"algorithm\.missing_eos_penalty=-1"):
+        check_tree(Config(algorithm=AlgorithmConfig(missing_eos_penalty=-1.0)))
+    with pytest.raises(ConfigError, match=r"reward\.function_missing_eos_penalty=-1"):
+        check_tree(Config(reward=RewardConfig(function_missing_eos_penalty=-1.0)))
