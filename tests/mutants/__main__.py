@@ -2,7 +2,8 @@
 
 Each mutant is one changed line. Its file is replaced as it is imported, in a fork of a process that
 has imported torch before, so nothing is written to the repository. Results go to a file and are
-not computed again while neither the mutant nor its tests change.
+not computed again: who was killed stays so while its file does not change, and who survived is
+tried again once its tests change.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import random
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,22 +23,23 @@ from mutants.operators import Mutant, mutants
 from mutants.server import Child, start_tests
 
 ROOT = Path(__file__).parents[2]
-Results = dict[str, str]  # key -> outcome
+Results = dict[str, tuple[str, str]]  # key of a mutant -> outcome, digest of the tests
 
 
 def main() -> int:
     options = _parser().parse_args()
     chosen = _chosen(options)
     known = _read(options.results)
-    pending = [m for m in chosen if _key(m) not in known]
+    pending = [m for m in chosen if _outcome(m, known) is None]
     print(f"{len(chosen)} mutants, {len(chosen) - len(pending)} known", flush=True)
     if pending and not _passes(sorted({t for m in pending for t in targets.tests_of(m.path)})):
         print("the tests fail without any mutant: repair that first")
         return 2
     for mutant, outcome in _tried(pending, options):
-        known[_key(mutant)] = outcome
+        known[mutant.key] = outcome, _digest(mutant)
+        line = {"key": mutant.key, "outcome": outcome, "tests": _digest(mutant)}
         with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": _key(mutant), "outcome": outcome}) + "\n")
+            file.write(json.dumps(line) + "\n")
         print(f"{outcome:9} {mutant}", flush=True)
     return _report(chosen, known)
 
@@ -77,33 +79,41 @@ def _chosen(options: argparse.Namespace) -> list[Mutant]:
     return chosen
 
 
-def _key(mutant: Mutant) -> str:
-    """Of the mutant and of what tests it."""
-    digest = hashlib.sha256(mutant.key.encode())
+def _digest(mutant: Mutant) -> str:
+    """Of the tests of a mutant."""
+    digest = hashlib.sha256()
     for path in targets.tests_of(mutant.path):
         digest.update((ROOT / path).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _outcome(mutant: Mutant, known: Results) -> str | None:
+    """What is known of a mutant: who survived is tried again once its tests have changed."""
+    outcome, tests = known.get(mutant.key, ("", ""))
+    if outcome in ("killed", "timeout") or (outcome and tests == _digest(mutant)):
+        return outcome
+    return None
 
 
 def _read(path: Path) -> Results:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {line["key"]: line["outcome"] for line in map(json.loads, lines)}
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {line["key"]: (line["outcome"], line["tests"]) for line in lines}
 
 
 def _report(chosen: list[Mutant], known: Results) -> int:
     for title, named in (("listed", True), ("generated", False)):
-        own = [m for m in chosen if bool(m.name) == named and _key(m) in known]
-        if not own:
+        found = [(m, _outcome(m, known)) for m in chosen if bool(m.name) == named]
+        tried = [(m, outcome) for m, outcome in found if outcome is not None]
+        if not tried:
             continue
-        outcomes = Counter(known[_key(m)] for m in own)
-        killed = outcomes["killed"] + outcomes["timeout"]
-        print(f"\n{title}: {killed} of {len(own)} killed ({100 * killed / len(own):.1f} %)")
-        for mutant in own:
-            if known[_key(mutant)] not in ("killed", "timeout"):
-                print(f"  {known[_key(mutant)]}  {mutant}")
+        survivors = [(m, outcome) for m, outcome in tried if outcome not in ("killed", "timeout")]
+        killed = len(tried) - len(survivors)
+        print(f"\n{title}: {killed} of {len(tried)} killed ({100 * killed / len(tried):.1f} %)")
+        for mutant, outcome in survivors:
+            print(f"  {outcome}  {mutant}")
     return 0
 
 

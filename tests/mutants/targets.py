@@ -10,7 +10,7 @@ _TRAINERS = "tests/unit/test_trainer_updates.py"
 _ENGINE, _FROZEN = "tests/unit/test_rollout_worker.py", "tests/unit/test_frozen_roles.py"
 
 # file -> its tests, those that notice most first
-_TESTS: dict[str, tuple[str, ...]] = {
+TESTS: dict[str, tuple[str, ...]] = {
     "workers/ops/advantages.py": ("tests/unit/test_ops_advantages.py",),
     "workers/ops/kl.py": (_REDUCTIONS, _LOSSES),
     "workers/ops/linear_logprobs.py": ("tests/unit/test_ops_linear_logprobs.py",),
@@ -43,7 +43,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
 }
 
 # What the generator draws from; `session` serves the listed mutants alone.
-FILES = tuple(path for path in _TESTS if path != "orchestrator/session.py")
+FILES = tuple(path for path in TESTS if path != "orchestrator/session.py")
 
 # Mutants that change nothing that anybody could see: (file, mutated text) -> why.
 _EQUIVALENT: dict[tuple[str, str, str], str] = {}
@@ -51,7 +51,7 @@ _EQUIVALENT: dict[tuple[str, str, str], str] = {}
 
 def tests_of(path: str) -> tuple[str, ...]:
     """Tests of a file, relative to the root."""
-    return _TESTS[path]
+    return TESTS[path]
 
 
 def reason(mutant: Mutant) -> str | None:

@@ -24,6 +24,7 @@ def test_every_chunk_size_gives_the_whole(chunk: int, bias: bool) -> None:
         h, w, b, labels, chunk_tokens=chunk, temperature=0.6, with_entropy=True
     )
     weights = torch.arange(11.0, dtype=torch.float64) - 3.0
+    assert not entropies.requires_grad
     (logprobs * weights).sum().backward()
     (h2, w2, b2), _ = inputs(torch.float64, bias=bias)
     p = ((h2 @ w2.T + (b2 if bias else 0.0)) / 0.6).softmax(-1)

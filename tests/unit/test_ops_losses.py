@@ -132,6 +132,25 @@ def test_value_loss_of_literals() -> None:
     assert value_stats(values, torch.zeros(1, 3), returns, TRUE3, 0.2).clipped.item() == 1
 
 
+@pytest.mark.parametrize(("value", "target", "clipped"), [(0.5, 1.0, 1), (0.5, -1.0, 0)])
+def test_a_value_counts_as_clipped_where_the_old_one_holds_it_back(
+    value: float, target: float, clipped: int
+) -> None:
+    # From 0 with clip .2: towards a return of 1 the value is cut at .2, away from -1 it is not.
+    one = torch.ones(1, 1, dtype=torch.bool)
+    new, old = torch.tensor([[value]]), torch.zeros(1, 1)
+    assert value_stats(new, old, torch.tensor([[target]]), one, 0.2).clipped.item() == clipped
+
+
+def test_value_stats_are_sums_over_counted_tokens() -> None:
+    mask = torch.tensor([[True, True, False]])
+    values, returns = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[2.0, 5.0, 7.0]])
+    stats = value_stats(values, values, returns, mask, 0.2)
+    assert [float(s) for s in stats] == [2.0, 0.0, 4.0, 10.0, 7.0, 29.0]
+    # 1 - Var(1, 3) / Var(2, 5) = 1 - 1 / 2.25
+    assert stats.explained_variance() == pytest.approx(1 - 1 / 2.25)
+
+
 def test_unclipped_value_loss_is_half_the_squared_error() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0]])
     returns = torch.tensor([[2.0, 2.0, 1.0]])

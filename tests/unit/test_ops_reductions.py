@@ -198,6 +198,21 @@ def test_adaptive_controller_literals() -> None:
     assert controller.update(6.6, 1000) == pytest.approx(before * 1.01)
 
 
+def test_an_adaptive_controller_may_start_at_zero_and_take_in_nothing() -> None:
+    controller = AdaptiveKLController(0.0, 0.5, 1)
+    assert controller.update(3.0, 0) == 0.0
+    small = AdaptiveKLController(0.5, 0.5, 1)
+    assert small.update(3.0, 0) == 0.5
+    assert small.update(3.0, 4) == pytest.approx(0.5 * 1.8)
+    with pytest.raises(ValueError, match="n=5"):
+        small.update(3.0, 5)
+    with pytest.raises(ValueError, match="n=-1"):
+        small.update(3.0, -1)
+    for initial, target, horizon in ((-0.1, 1, 1), (0, 0, 1), (0, 1, 0)):
+        with pytest.raises(ValueError, match="need initial"):
+            AdaptiveKLController(initial, target, horizon)
+
+
 def test_adaptive_controller_resumes_and_refuses_nonsense() -> None:
     controller = AdaptiveKLController(0.1, 6.0, 100)
     controller.update(9.0, 10)

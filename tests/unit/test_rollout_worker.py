@@ -15,12 +15,13 @@ import workers.rollout
 from workers.errors import (
     BrokenCheckpointError,
     ChecksumError,
+    DataError,
     MissingCheckpointError,
     RoleError,
     StaleEngineError,
     WeightSyncError,
 )
-from workers.generation import Generated, Sample
+from workers.generation import Generated, Sample, require_fitting
 from workers.messages import (
     EngineState,
     Finish,
@@ -144,6 +145,7 @@ def test_weights_pass_from_empty_over_unverified_to_admitted(
     worker = RolloutWorker(0)
     worker.start(make_spec(checkpoint), 0)
     receipt = worker.receive_weights(offer(1))
+    assert 0 <= receipt.seconds < 300
     assert (receipt.version, receipt.checksum, receipt.nbytes) == (1, "sum", 128)
     assert worker.state() == EngineState(1, "unverified")
     with pytest.raises(StaleEngineError, match="rollout worker 0"):
@@ -224,6 +226,41 @@ def test_probe_seeds_follow_the_engine(engines: list[EchoEngine], checkpoint: Pa
     worker.start(make_spec(checkpoint), 0)
     worker.probe([(3,), (4,)], 2, 1.0, 0)
     assert engines[0].seen == [Sample((3,), 40), Sample((4,), 41)]
+
+
+def test_only_the_weights_that_are_held_are_probed(
+    engines: list[EchoEngine], checkpoint: Path
+) -> None:
+    worker = RolloutWorker(0)
+    worker.start(make_spec(checkpoint), 3)
+    with pytest.raises(StaleEngineError):
+        worker.probe([(3, 4)], 2, 1.0, 4)
+    assert len(worker.probe([(3, 4)], 2, 1.0, 3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "fits"),
+    [
+        ((0, 9), 8, True), ((1,) * 8, 1, True), ((), 8, False), ((1,) * 9, 8, False),
+        ((1, 10), 8, False), ((-1, 5), 8, False), ((1, 2), 9, False), ((1, 2), 0, False),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_an_engine_cannot_take_is_refused(
+    checkpoint: Path, prompt: tuple[int, ...], most: int, fits: bool
+) -> None:
+    spec = make_spec(checkpoint)  # 8 tokens of prompt, 8 of response; 10 words
+    request = GenerationRequest(7, prompt, (20,), (1,))
+    if fits:
+        require_fitting([request], Sampling(1.0, most), spec, 10)
+        return
+    with pytest.raises(DataError):
+        require_fitting([request], Sampling(1.0, most), spec, 10)
+
+
+def test_every_sample_has_an_id_and_a_seed(checkpoint: Path) -> None:
+    uneven = GenerationRequest(7, (1,), (20, 21), (1,))
+    with pytest.raises(DataError, match="2 ids for 1 seeds"):
+        require_fitting([uneven], Sampling(1.0, 4), make_spec(checkpoint), 10)
 
 
 def test_folder_names_what_is_wrong_with_it(checkpoint: Path) -> None:

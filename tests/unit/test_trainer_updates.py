@@ -18,7 +18,7 @@ import torch
 
 from workers.averaging import WeightAverage
 from workers.critic import CriticWorker
-from workers.errors import NonFiniteError
+from workers.errors import NonFiniteError, RoleError
 from workers.messages import (
     ExperienceBatch,
     Finish,
@@ -57,12 +57,16 @@ class TablePasses:
         generator = torch.Generator().manual_seed(3)
         shape = (VOCABULARY, VOCABULARY)
         self.table = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        self.sampled: list[bool] = []  # of each call: whether engines have sampled the tokens
         self.heads = torch.randn(VOCABULARY, generator=generator).double().requires_grad_()
 
     def lay(self, rows: Ragged, device: Any, positions: Ragged | None = None) -> Any:
         return pad_rows(rows, device, positions)
 
-    def logprobs(self, rows: Any, cells: Any, temperature: float = 1.0, *, with_entropy=False):
+    def logprobs(
+        self, rows: Any, cells: Any, temperature: float = 1.0, *, with_entropy=False, sampled=False
+    ):
+        self.sampled.append(sampled)
         logits = self.table[rows.input_ids.flatten()[cells]]
         found = token_logprobs(logits, rows.labels(cells), temperature)
         return found, entropy(logits.detach(), temperature) if with_entropy else None
@@ -197,7 +201,7 @@ def test_a_policy_step_is_the_sum_over_its_tokens(cap: float | None, ptx: bool) 
     assert again.grad is not None
     torch.testing.assert_close(found, again.grad, rtol=1e-5, atol=1e-7)
     assert (stats.loss, stats.grad_norm, stats.learning_rate) == (
-        pytest.approx(float(loss), rel=1e-5), 2.5, 0.125,
+        pytest.approx(loss.item(), rel=1e-5), 2.5, 0.125,
     )  # fmt: skip
     expected = {
         "clip_fraction": clipped / 9,
@@ -214,6 +218,8 @@ def test_a_policy_step_is_the_sum_over_its_tokens(cap: float | None, ptx: bool) 
         expected["ptx_loss"] = float(plain_nll(table.detach())) / 5
     assert stats.extra == pytest.approx(expected, rel=1e-4)
     assert 0 < clipped < 6
+    # three micro-batches of what engines have sampled, one of them empty, and text
+    assert worker.engine.passes.sampled == [True] * 3 + [False] * ptx
     assert worker.engine.modes == [False]  # no dropout in PPO
     assert worker.engine.steps == 1
 
@@ -231,7 +237,7 @@ def test_a_value_step_is_the_sum_over_its_tokens() -> None:
         plain, bounded = (value - target) ** 2, (near - target) ** 2
         clipped += bool(bounded > plain)
         loss = loss + torch.maximum(plain, bounded) / 2 / 9
-        errors.append(target - float(value))
+        errors.append(target - value.item())
         targets.append(target)
     loss.backward()
     assert again.grad is not None
@@ -272,6 +278,15 @@ def test_a_ranking_step_is_the_mean_over_prompts_of_the_mean_over_pairs() -> Non
     assert stats.extra == {"pair_accuracy": right / 3}
     assert stats.loss == pytest.approx(float(loss))
     assert worker.engine.modes == [True]
+
+
+def test_one_pair_is_all_of_the_pairs() -> None:
+    worker = ready(CriticWorker(0))
+    heads = worker.engine.passes.heads.detach()
+    better, worse = (4, 2) if heads[4] > heads[2] else (2, 4)
+    single = Ranking(1, Ragged.from_rows([[1, better], [1, worse]], np.int32), np.array([1, 2]))
+    stats = worker.train_rankings(RankingStep(((single,),), 1))
+    assert stats.extra == {"pair_accuracy": 1.0}
 
 
 def test_held_out_rankings_are_counted_and_scored_without_an_update() -> None:
@@ -367,6 +382,11 @@ def test_experience_takes_old_log_probabilities_of_the_trainer_or_else_of_the_en
     kl = [-1.25, -0.5] if of_engine else [-1.5, -1.0]  # of 6, then 5
     assert summary.kl.tolist() == pytest.approx(kl)
     assert made.returns.values.tolist() == pytest.approx([4.0 - 0.1 * kl[0], 3.0 - 0.1 * kl[1]])
+    assert made.rollout_logprobs.values.tolist() == [-2.0, -1.0]
+    assert made.old_logprobs.values.tolist() == ([-2.0, -1.0] if of_engine else [-2.25, -1.5])
+    assert made.values.values.tolist() == [0.5, 0.25]
+    assert made.prompt_lengths.tolist() == [1, 1]
+    assert made.tokens.values.tolist() == [3, 4, 1, 2]
     assert made.advantages.values.tolist() == pytest.approx(
         [4.0 - 0.1 * kl[0] - 0.5, 3.0 - 0.1 * kl[1] - 0.25]
     )
@@ -428,6 +448,63 @@ def test_a_broken_loss_names_its_sequences_and_changes_nothing() -> None:
     batch.returns.values[0] = np.inf  # of sequence 11
     with pytest.raises(NonFiniteError, match="value loss is not finite; rows 11"):
         ready(CriticWorker(0)).update([work()], [batch], 0.2)
+
+
+def test_a_broken_supervised_loss_names_its_rows() -> None:
+    worker = ready(PolicyWorker(0))
+    with torch.no_grad():
+        worker.engine.passes.table[5] = math.nan  # the second of two rows of each batch reads it
+    with pytest.raises(NonFiniteError, match="next-token loss is not finite; rows 1, 3") as caught:
+        worker.train_supervised(SupervisedStep((text(), text()), 6))
+    assert caught.value.ids == (1, 3)
+
+
+def test_only_the_first_rank_offers_and_sends_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[int] = []
+
+    def offers(rank: int, transport: str) -> Any:
+        worker = ready(PolicyWorker(rank))
+        monkeypatch.setattr(worker, "_sent_metas", lambda: ())
+        monkeypatch.setattr(worker, "_sent_weights", lambda: iter(()))
+        monkeypatch.setattr(worker, "_pass_weights", lambda: passed.append(rank))
+        return worker, worker.publish_weights(4, transport)
+
+    _, offer = offers(0, "gloo")
+    assert (offer.version, offer.transport) == (4, "gloo")
+    assert offers(1, "gloo")[1] is None
+    assert passed == []  # nothing moves before `send_weights`
+    assert offers(1, "shm")[1] is None
+    assert passed == [1]
+    other, _ = offers(2, "gloo")
+    assert other.send_weights(offer) is None
+    assert passed == [1, 2]
+    first, _ = offers(0, "gloo")
+    with pytest.raises(RoleError, match="no transfer group"):
+        first.send_weights(offer)
+
+
+def test_a_new_transfer_group_takes_the_place_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Sender:
+        def __init__(self, address: str, *_: Any) -> None:
+            self.address = address
+            events.append(f"open {address}")
+
+        def close(self) -> None:
+            events.append(f"close {self.address}")
+
+    monkeypatch.setattr("workers.policy.GroupSender", Sender)
+    worker = ready(PolicyWorker(0))
+    worker.connect("a")
+    worker.connect("b")
+    assert events == ["open a", "close a", "open b"]
+
+
+def test_documents_share_no_row_before_a_model_is_loaded_that_keeps_them_apart() -> None:
+    assert ready(PolicyWorker(0)).shares_rows() is False
 
 
 def test_the_bias_falls_by_the_mean_score(monkeypatch: pytest.MonkeyPatch) -> None:
