@@ -9,26 +9,23 @@ happens.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 import ray
-from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.config import Accelerator, ClusterConfig, RoleName
 from orchestrator.placement import Layout
-from orchestrator.scratch import Scratch, home_name
+from orchestrator.private_ray import QUIET, PrivateRay, own_signals, start_private_ray
+from orchestrator.scratch import home_name
 from workers.errors import DeadlineError, ResourceError
 
 # Read by Ray's own processes when they start. Prestarted workers would import Python once per core
@@ -38,14 +35,7 @@ _RAY_SWITCHES = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
-# Ray's own switch for desktops without clusters: its servers listen on loopback alone;
-# by default other machines can reach them.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_RAY_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-_SLOW_START = "node timed out during startup"  # in the bare Exception that Ray raises
 _KNOCK_SECONDS = 10.0
-_LEAVE_SECONDS = 10.0  # processes of a local cluster that live longer than this are killed
 
 
 class Cluster:
@@ -56,7 +46,7 @@ class Cluster:
         config: ClusterConfig,
         layout: Layout,
         group: PlacementGroup,
-        local: _Local | None,
+        local: PrivateRay | None,
         error_logs: Path | None = None,
     ) -> None:
         self._config = config
@@ -126,65 +116,6 @@ class Cluster:
         self.close(self._error_logs if error is not None else None)
 
 
-class _Local:
-    """The processes and the scratch folder of a cluster that this process started."""
-
-    def __init__(self) -> None:
-        self._scratch = Scratch("ray")
-        self._before = {child.pid for child in psutil.Process().children()}
-
-    @property
-    def folder(self) -> Path:
-        return self._scratch.path
-
-    @property
-    def log_folder(self) -> Path:
-        return self._scratch.path / "session_latest" / "logs"
-
-    def close(self, keep_logs: Path | None = None) -> None:
-        processes = self._processes()
-        ray.shutdown()
-        _, alive = psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=_LEAVE_SECONDS)
-        if keep_logs is not None:
-            _copy_role_logs(self.log_folder, keep_logs)
-        self._scratch.close()
-
-    def _processes(self) -> list[psutil.Process]:
-        """Ray's servers, which are new children of this process, and all that they started."""
-        found: list[psutil.Process] = []
-        for root in psutil.Process().children():
-            if root.pid not in self._before and _is_ray(root):
-                found += [root, *_descendants(root)]
-        return found
-
-
-def _is_ray(process: psutil.Process) -> bool:
-    try:
-        return any("/ray/" in part for part in process.cmdline()[:4])
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _copy_role_logs(source: Path, target: Path) -> None:
-    """Keep what the roles wrote, where that can be kept: an error is on its way out already."""
-    files = [path for path in source.glob("worker-*") if path.stat().st_size]
-    with suppress(OSError):
-        if files:
-            target.mkdir(exist_ok=True)
-        for path in files:
-            shutil.copyfile(path, target / path.name)
-
-
 def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
     """Environment variables of a role's process.
 
@@ -223,7 +154,10 @@ def start_cluster(
     """
     for name, value in _RAY_SWITCHES.items():
         os.environ.setdefault(name, value)
-    local = _start_local(config, layout, seconds) if config.address == "local" else None
+    local: PrivateRay | None = None
+    if config.address == "local":
+        cpus = _whole(max(config.cpus_per_node, layout.cpus))
+        local = start_private_ray(cpus, config.object_store_mib, seconds)
     try:
         if local is None:
             _join(config)
@@ -236,54 +170,6 @@ def start_cluster(
             local.close()
         raise
     return Cluster(config, layout, group, local, error_logs)
-
-
-def _start_local(config: ClusterConfig, layout: Layout, seconds: float) -> _Local:
-    """Start Ray's servers on this machine, again if they were slow.
-
-    Ray gives its own servers half a minute and no more, which a busy machine can take.
-    """
-    deadline = time.monotonic() + seconds
-    _bring_token()
-    while True:
-        local = _Local()
-        try:
-            with _own_signals(), _on_loopback():
-                ray.init(
-                    address="local",
-                    num_cpus=_whole(max(config.cpus_per_node, layout.cpus)),
-                    include_dashboard=False,
-                    object_store_memory=config.object_store_mib << 20,
-                    _temp_dir=str(local.folder),
-                    **_QUIET,
-                )
-        except BaseException as error:
-            local.close()
-            if _SLOW_START not in str(error):
-                raise
-            if time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"Ray's servers did not start within {seconds:.0f} s: {error}",
-                    where="cluster",
-                    mend="free the machine, or raise run.role_start_seconds",
-                ) from error
-        else:
-            return local
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Start Ray's servers where no other machine can reach them."""
-    assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), "another release of Ray"
-    before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment at import
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ.update(_LOOPBACK)  # for the servers
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        for name in _LOOPBACK:
-            os.environ.pop(name, None)
 
 
 def find_cluster(processes: Iterable[psutil.Process] | None = None) -> str:
@@ -316,21 +202,14 @@ def _private(words: list[str]) -> bool:
     return any(part.startswith(prefix) for path in sessions for part in path.parts)
 
 
-def _bring_token() -> None:
-    """Give a local cluster a token of its own: Ray would write one into the home directory."""
-    given = any(name in os.environ for name in _RAY_TOKENS)
-    if not given and not (Path(os.path.expanduser("~")) / ".ray" / "auth_token").exists():  # noqa: PTH111
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
 def _join(config: ClusterConfig) -> None:
     try:
         address = config.address
         if address == "auto" and not os.environ.get("RAY_ADDRESS"):
             address = find_cluster()
         _knock(address)
-        with _own_signals():
-            ray.init(address=address, **_QUIET)
+        with own_signals():
+            ray.init(address=address, **QUIET)
     except (ConnectionError, TimeoutError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {config.address!r}: {error}",
@@ -338,16 +217,6 @@ def _join(config: ClusterConfig) -> None:
             mend="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
             "cluster.address=local",
         ) from error
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep our SIGTERM handler: ray.init installs one that exits without unwinding the stack."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 def _knock(address: str) -> None:

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# Those that batch systems and terminals send before they end a job: systemd, Kubernetes and scancel
+# (SIGTERM), a terminal that closes (SIGHUP), Slurm's --signal (SIGUSR1 or SIGUSR2 by custom).
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+
 
 class StopRequest:
     """Whether the run has been asked to save itself and end at the next step boundary."""
@@ -26,10 +30,11 @@ class StopRequest:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler.
 
-        SIGTERM gives the run its grace to save itself. Without grace, when it is over, and on
+        `STOP_SIGNALS` give the run its grace to save itself. Without grace, when it is over, and on
         SIGINT, the run unwinds by KeyboardInterrupt: no other exception gets out of a wait inside
-        Ray, whose native code drops them. A second signal ends the process at once; Ray's
-        processes of a local cluster follow, since the kernel tells them.
+        Ray, whose native code drops them. SIGINT ends a run that saves itself without waiting for
+        that, and a second SIGINT ends the process at once; Ray's processes of a local cluster
+        follow, since the kernel tells them. Other signals have no effect once the run stops.
         """
         del frame
         if self._late and not self._unwinding:
@@ -38,12 +43,15 @@ class StopRequest:
                 return
             self._unwinding = True
             raise KeyboardInterrupt
-        if self.requested:
+        may_save = number in STOP_SIGNALS
+        if may_save and self.requested:  # batch systems send several, or one to each of many
+            return
+        if self._unwinding:
             os._exit(128 + number)
         self.caught, self.requested = signal.Signals(number), True
-        if number == signal.SIGTERM and self._closed:
+        if may_save and self._closed:
             return
-        if number == signal.SIGTERM and self.grace_seconds > 0:
+        if may_save and self.grace_seconds > 0:
             self._timer = threading.Timer(self.grace_seconds, self._expire)
             self._timer.daemon = True
             self._timer.start()
@@ -68,9 +76,13 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Handle SIGINT and SIGTERM by a StopRequest until the block ends."""
+    """Handle SIGINT and `STOP_SIGNALS` by a StopRequest until the block ends.
+
+    A signal that this process was started to ignore (SIGHUP under nohup) stays ignored.
+    """
     stop = StopRequest()
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, *STOP_SIGNALS)}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
     for each in before:
         signal.signal(each, stop.handle)
     try:

@@ -102,6 +102,34 @@ def test_sigterm_shuts_everything_down(start):
     assert "stopped by SIGTERM" in errors
 
 
+def test_a_signal_to_every_process_reaches_the_driver_alone(start):
+    driver = start("wait")
+    spinner = driver.wait_until_spinning()
+    others = driver.descendants()
+    for each in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+        for process in others:
+            process.send_signal(each)
+    time.sleep(1)
+    assert [process for process in others if not process.is_running()] == []
+    assert psutil.pid_exists(spinner)
+    driver.process.send_signal(signal.SIGHUP)
+    _, errors = driver.process.communicate(timeout=60)
+    assert driver.process.returncode == 128 + signal.SIGHUP
+    assert driver.left_after(0) == []
+    assert "stopped by SIGHUP" in errors
+
+
+@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+def test_a_server_of_ray_that_hangs_does_not_hold_up_the_end(start, server: str):
+    driver = start("wait")
+    driver.wait_until_spinning()
+    next(each for each in driver.descendants() if each.name() == server).suspend()
+    driver.process.send_signal(signal.SIGTERM)
+    driver.process.communicate(timeout=60)
+    assert driver.process.returncode == 128 + signal.SIGTERM
+    assert driver.left_after(0) == []
+
+
 def test_sigkill_of_the_driver_leaves_no_process(start):
     driver = start("wait")
     driver.wait_until_spinning()

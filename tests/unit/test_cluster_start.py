@@ -9,7 +9,7 @@ import psutil
 import pytest
 from composing import composed
 
-from orchestrator import cluster
+from orchestrator import cluster, private_ray
 from orchestrator.plan import make_plan
 from workers.errors import DeadlineError
 
@@ -28,8 +28,8 @@ def test_a_start_that_stays_slow_ends_by_the_deadline(monkeypatch: pytest.Monkey
         tries.append(options["_temp_dir"])
         raise Exception(_SLOW)
 
-    monkeypatch.setattr(cluster.ray, "init", slow)
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: 40.0 * len(tries))
+    monkeypatch.setattr(private_ray.ray, "init", slow)
+    monkeypatch.setattr(private_ray.time, "monotonic", lambda: 40.0 * len(tries))
     with pytest.raises(DeadlineError, match="did not start within 100 s"):
         _start(100.0)
     assert len(tries) == 3  # after 40, 80 and 120 seconds
@@ -43,7 +43,7 @@ def test_other_failures_of_ray_are_not_repeated(monkeypatch: pytest.MonkeyPatch)
         tries.append(1)
         raise RuntimeError("version mismatch")
 
-    monkeypatch.setattr(cluster.ray, "init", broken)
+    monkeypatch.setattr(private_ray.ray, "init", broken)
     with pytest.raises(RuntimeError, match="version mismatch"):
         _start(100.0)
     assert tries == [1]

@@ -167,7 +167,7 @@ def test_a_sweep_gives_every_job_a_folder(command, recipe):
     assert [OmegaConf.load(folder / "config.yaml").seed for folder in folders] == [1, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_unwinds_the_run(command, recipe, number: signal.Signals):
     unwound: list[bool] = []
 
@@ -185,14 +185,17 @@ def test_a_signal_unwinds_the_run(command, recipe, number: signal.Signals):
     assert signal.getsignal(number) is before
 
 
-def _terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def _terminate(number: signal.Signals = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
 
 
-def test_sigterm_lets_the_run_reach_a_step_boundary(command, recipe, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_stop_signal_lets_the_run_reach_a_step_boundary(command, recipe, capsys, number):
     def run_a_step(config: Config, plan: object, folder: Path, start: object, stop: StopRequest):
         assert not stop.requested
-        _terminate()
+        _terminate(number)
+        _terminate()  # batch systems send several
+        _terminate(signal.SIGHUP)
         assert stop.requested
         raise StoppedError("stopped; everything is saved", mend=f"resume={folder}")
 
@@ -250,7 +253,33 @@ def test_after_its_grace_the_run_unwinds(command, recipe):
     assert unwound == [True]
 
 
-def test_a_second_signal_ends_the_process_at_once(command, recipe, monkeypatch):
+def test_nohup_keeps_a_run_from_being_stopped_by_a_closed_terminal(command, recipe):
+    requested: list[bool] = []
+
+    def hang_up(config: Config, plan: object, folder: Path, start: object, stop: StopRequest):
+        _terminate(signal.SIGHUP)
+        requested.append(stop.requested)
+
+    recipe(hang_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command("+experiment=pocket_tiny") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert requested == [False]
+
+
+def test_an_interrupt_ends_a_run_that_saves_itself(command, recipe):
+    def wait(*_: object) -> None:
+        _terminate()
+        _terminate(signal.SIGINT)
+        time.sleep(5)
+
+    recipe(wait)
+    assert command("+experiment=pocket_tiny") == 128 + signal.SIGINT
+
+
+def test_a_second_interrupt_ends_the_process_at_once(command, recipe, monkeypatch):
     class ExitedError(BaseException):
         pass
 
@@ -258,12 +287,14 @@ def test_a_second_signal_ends_the_process_at_once(command, recipe, monkeypatch):
         raise ExitedError(code)
 
     def wait(*_: object) -> None:
-        _terminate()
-        _terminate()
+        try:
+            _terminate(signal.SIGINT)
+        finally:
+            _terminate(signal.SIGINT)
 
     recipe(wait)
     monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(ExitedError, match="143"):
+    with pytest.raises(ExitedError, match="130"):
         command("+experiment=pocket_tiny")
 
 

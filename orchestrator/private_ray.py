@@ -1,0 +1,214 @@
+"""Ray's servers on this machine, started for one run: reached by it alone, and gone with it.
+
+Signals that ask a run to stop often go to every process of a job at once (a terminal that closes,
+systemd, scancel, `kill -- -PGID`). Ray's servers and workers would end before the run has saved
+itself, so they are started with these signals blocked: only the driver acts on them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray._private import ray_constants, worker
+
+from orchestrator.scratch import Scratch
+from orchestrator.stopping import STOP_SIGNALS
+from workers.errors import DeadlineError
+
+QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+# Ray's own switch for desktops without clusters: its servers listen on loopback alone;
+# by default other machines can reach them.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_SLOW_START = "node timed out during startup"  # in the bare Exception that Ray raises
+_LEAVE_SECONDS = 10.0  # what takes longer than this to end is killed
+
+
+class PrivateRay:
+    """The processes and the scratch folder of a cluster that this process started."""
+
+    def __init__(self) -> None:
+        self._scratch = Scratch("ray")
+        self._before = {child.pid for child in psutil.Process().children()}
+
+    @property
+    def folder(self) -> Path:
+        """Where Ray keeps its sockets and logs."""
+        return self._scratch.path
+
+    @property
+    def log_folder(self) -> Path:
+        """Where its processes write."""
+        return self._scratch.path / "session_latest" / "logs"
+
+    def close(self, keep_logs: Path | None = None) -> None:
+        """End every process within a bounded time, and delete the folder.
+
+        Args:
+            keep_logs: A folder that gets the logs of the roles' processes before.
+        """
+        processes = self._processes()
+        _shut_down(processes)
+        _, alive = psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
+        _kill(alive)
+        psutil.wait_procs(alive, timeout=_LEAVE_SECONDS)
+        if keep_logs is not None:
+            _copy_role_logs(self.log_folder, keep_logs)
+        self._scratch.close()
+
+    def _processes(self) -> list[psutil.Process]:
+        """Ray's servers, which are new children of this process, and all that they started."""
+        found: list[psutil.Process] = []
+        for root in psutil.Process().children():
+            if root.pid not in self._before and _is_ray(root):
+                found += [root, *_descendants(root)]
+        return found
+
+
+def start_private_ray(cpus: int, object_store_mib: int, seconds: float) -> PrivateRay:
+    """Start Ray's servers on this machine, again if they were slow.
+
+    Ray gives its own servers half a minute and no more, which a busy machine can take.
+
+    Args:
+        cpus: What Ray may place on this machine.
+        object_store_mib: Shared memory for objects, in MiB.
+        seconds: No new try is made after this time.
+
+    Raises:
+        DeadlineError: they did not start in time.
+    """
+    deadline = time.monotonic() + seconds
+    _bring_token()
+    while True:
+        private = PrivateRay()
+        try:
+            with own_signals(), _shielded(), _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=object_store_mib << 20,
+                    _temp_dir=str(private.folder),
+                    **QUIET,
+                )
+        except BaseException as error:
+            private.close()
+            if _SLOW_START not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"Ray's servers did not start within {seconds:.0f} s: {error}",
+                    where="cluster",
+                    mend="free the machine, or raise run.role_start_seconds",
+                ) from error
+        else:
+            return private
+
+
+def _bring_token() -> None:
+    """Give a local cluster a token of its own: Ray would write one into the home directory."""
+    given = any(name in os.environ for name in _TOKENS)
+    if not given and not (Path(os.path.expanduser("~")) / ".ray" / "auth_token").exists():  # noqa: PTH111
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep our SIGTERM handler: ray.init installs one that exits without unwinding the stack."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """Processes and threads that are started in the block never see signals that ask to stop.
+
+    A signal for this process that arrives meanwhile is delivered after the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Start Ray's servers where no other machine can reach them."""
+    assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), "another release of Ray"
+    before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment at import
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(_LOOPBACK)  # for the servers
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in _LOOPBACK:
+            os.environ.pop(name, None)
+
+
+def _shut_down(processes: list[psutil.Process]) -> None:
+    """Disconnect from Ray and kill its servers; with servers that hang, too, within the limit.
+
+    Ray asks its servers one by one to end, which they cannot hear, and waits for each. There is
+    nothing for them to save, so they are killed. Without them a call of Ray's that waits for an
+    answer gets an error instead.
+    """
+    node = worker._global_node
+    if node is not None:
+        end = node.kill_all_processes
+        node.kill_all_processes = lambda **_: end(check_alive=False, allow_graceful=False)
+    leaving = threading.Thread(target=ray.shutdown, name="leave Ray", daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_SECONDS)
+    if leaving.is_alive():
+        _kill(processes)
+        leaving.join(_LEAVE_SECONDS)
+    if leaving.is_alive():  # it would wait again at the end of the interpreter
+        atexit.unregister(worker.shutdown)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    try:
+        return any("/ray/" in part for part in process.cmdline()[:4])
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _copy_role_logs(source: Path, target: Path) -> None:
+    """Keep what the roles wrote, where that can be kept: an error is on its way out already."""
+    files = [path for path in source.glob("worker-*") if path.stat().st_size]
+    with suppress(OSError):
+        if files:
+            target.mkdir(exist_ok=True)
+        for path in files:
+            shutil.copyfile(path, target / path.name)
