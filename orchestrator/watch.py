@@ -210,7 +210,7 @@ class Watch:
         """
         life = self._watched[name].life
         life.died(life.incarnation, why)
-        if not life.restart():
+        if life.status is Status.retired or not life.restart():
             raise RoleDiedError(
                 f"{name} is not restarted again: {life.reason}",
                 where=name,

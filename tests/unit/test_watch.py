@@ -126,8 +126,9 @@ def test_stacks_of_the_hung_and_its_peers_are_kept(tmp_path: Path) -> None:
 def test_restarts_run_out() -> None:
     night = Night()
     night.watch.require_restart("policy rank 0", "signal 9")
-    with pytest.raises(RoleDiedError, match="restarted 1 times before"):
-        night.watch.require_restart("policy rank 0", "signal 9")
+    for _ in range(2):  # also where it is asked once more
+        with pytest.raises(RoleDiedError, match="restarted 1 times before"):
+            night.watch.require_restart("policy rank 0", "signal 9")
 
 
 def test_the_lost_are_found_by_asking_all(monkeypatch: pytest.MonkeyPatch) -> None:
