@@ -10,11 +10,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from orchestrator import checkpoint
 from orchestrator.command import exit_code
 from workers.data.readers import read_rows
 from workers.errors import ConfigError
 from workers.messages import Sampling
+
+# name -> default, smallest, largest, what it is
+_SIZES = {
+    "vocabulary": (4096, 260, 1_000_000, "tokens of the tokenizer"),
+    "hidden-size": (256, 2, 65_536, "width"),
+    "layers": (4, 1, 1000, "transformer layers"),
+    "heads": (4, 1, 1024, "attention heads"),
+    "kv-heads": (0, 0, 1024, "key and value heads; 0 = as many as heads"),
+    "intermediate-size": (
+        0, 0, 1 << 20, "width of the feed-forward layers; 0 = 8/3 of the width"
+    ),
+    "positions": (1024, 2, 1 << 24, "longest sequence in tokens"),
+    "seed": (0, 0, 2**63 - 1, "fixes the weights"),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,10 +45,8 @@ def _make(options: argparse.Namespace) -> None:
     from workers.scratch_model import ScratchShape, create_scratch_model, learn_tokenizer
 
     folder = Path(options.folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(
-            "the folder is not empty", where=str(folder), mend="name a new one, or clear it"
-        )
+    _require_empty(folder)
+    _check_sizes(options)
     tokenizer = learn_tokenizer(_texts(options.texts), options.vocabulary)
     shape = ScratchShape(
         family=options.family,
@@ -54,6 +68,58 @@ def _make(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{folder}: {counted[0]:,} parameters, {len(tokenizer):,} tokens\n")
 
 
+def _require_empty(folder: Path) -> None:
+    try:
+        if folder.is_symlink() or folder.exists():
+            why = "is not a folder" if not folder.is_dir() else "is not empty"
+            if not folder.is_dir() or any(folder.iterdir()):
+                raise ConfigError(
+                    f"the folder {why}", where=str(folder), mend="name a new one, or clear it"
+                )
+    except OSError as error:  # a name that is too long, a folder that cannot be looked into
+        raise ConfigError(
+            f"the folder cannot be used: {error.strerror}",
+            where=f"{folder}"[:200],
+            mend="name another one",
+        ) from error
+
+
+def _check_sizes(options: argparse.Namespace) -> None:
+    """Refuse, before a file is read, sizes that no model can have or this machine cannot hold."""
+    for name, (_, least, most, _) in _SIZES.items():
+        value = getattr(options, name.replace("-", "_"))
+        if not least <= value <= most:
+            raise ConfigError(
+                f"{value} is out of range",
+                where=f"--{name}",
+                mend=f"give a whole number from {least:,} to {most:,}",
+            )
+    heads, kv_heads = options.heads, options.kv_heads or options.heads
+    if options.hidden_size % (2 * heads) or heads % kv_heads:
+        raise ConfigError(
+            f"width {options.hidden_size} with {heads} heads and {kv_heads} key-value heads",
+            where="--hidden-size, --heads, --kv-heads",
+            mend="the width must be an even multiple of the heads (rotary positions turn pairs), "
+            "and the heads a multiple of the key-value heads",
+        )
+    need, free = _bytes(options), psutil.virtual_memory().available
+    if need > free:
+        raise ConfigError(
+            f"a model of these sizes takes about {need / 2**30:,.1f} GiB to make, "
+            f"{free / 2**30:,.1f} are free",
+            where="--hidden-size, --layers, --vocabulary, --positions",
+            mend="ask for less, or use a larger machine",
+        )
+
+
+def _bytes(options: argparse.Namespace) -> int:
+    """Float32 weights of a Llama of these sizes; learned positions counted, as GPT-2 has them."""
+    width = options.hidden_size
+    layer = 4 * width**2 + 3 * width * (options.intermediate_size or 8 * width // 3)
+    tokens = options.vocabulary * (2 if options.untied else 1)
+    return 4 * (options.layers * layer + width * (tokens + options.positions))
+
+
 def _texts(paths: Sequence[str]) -> Iterator[str]:
     from workers.scratch_model import strings_of
 
@@ -70,16 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--texts", nargs="+", required=True, metavar="FILE",
                         help="data files whose text the tokenizer is learned from")  # fmt: skip
     parser.add_argument("--family", default="llama", help="transformers' model_type")
-    for name, default, what in (
-        ("vocabulary", 4096, "tokens of the tokenizer"),
-        ("hidden-size", 256, "width"),
-        ("layers", 4, "transformer layers"),
-        ("heads", 4, "attention heads"),
-        ("kv-heads", 0, "key and value heads; 0 = as many as heads"),
-        ("intermediate-size", 0, "width of the feed-forward layers; 0 = 8/3 of the width"),
-        ("positions", 1024, "longest sequence in tokens"),
-        ("seed", 0, "fixes the weights"),
-    ):
+    for name, (default, _, _, what) in _SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N",
                             help=f"{what} ({default})")  # fmt: skip
     parser.add_argument("--untied", action="store_true",

@@ -101,15 +101,33 @@ def create_scratch_model(
         torch.manual_seed(seed)
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except ValueError as error:
+            causal = _is_causal(model)
+        except Exception as error:
+            words = " ".join(str(error).split())[:300]
             raise ConfigError(
-                f"no causal language model of this shape: {error}",
+                f"no causal language model of this shape: {type(error).__name__}: {words}",
                 where=f"family {shape.family}",
                 mend="choose another family or other sizes",
             ) from error
+    if not causal:
+        raise ConfigError(
+            "in this family a token sees those after it: it cannot be trained to continue a text",
+            where=f"family {shape.family}",
+            mend="choose a decoder such as llama, qwen3, gpt_neox or gpt2",
+        )
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def _is_causal(model: torch.nn.Module) -> bool:
+    """Whether the logits of a token stay when the token after it changes."""
+    training = model.training
+    ids = torch.tensor([[3, 4], [3, 5]])
+    first = model.eval()(input_ids=ids).logits[:, 0]
+    model.train(training)
+    return bool(torch.allclose(first[0], first[1], atol=1e-5))
 
 
 def _config(shape: ScratchShape, tokenizer: PreTrainedTokenizerFast) -> object:
@@ -137,14 +155,22 @@ def _config(shape: ScratchShape, tokenizer: PreTrainedTokenizerFast) -> object:
     }
     try:
         plain = AutoConfig.for_model(shape.family)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise ConfigError(
             f"transformers knows no family {shape.family!r}",
             where="family",
             mend="give a model_type such as llama, qwen3, gpt_neox or gpt2",
         ) from error
     known = {name: value for name, value in wanted.items() if hasattr(plain, name)}
-    return AutoConfig.for_model(shape.family, **known)
+    try:
+        return AutoConfig.for_model(shape.family, **known)
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"the family refuses these sizes: {type(error).__name__}: {words}",
+            where=f"family {shape.family}",
+            mend="choose another family or other sizes",
+        ) from error
 
 
 def _strings(value: object) -> Iterator[str]:

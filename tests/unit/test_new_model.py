@@ -10,7 +10,8 @@ from real_data import real_data
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator.new_model import main
+from orchestrator.new_model import _SIZES, main
+from workers.scratch_model import SMALLEST_VOCABULARY
 
 
 def _texts(folder: Path) -> Path:
@@ -68,7 +69,7 @@ def test_untied_embeddings_are_two_matrices(tmp_path: Path) -> None:
     [
         (("--family", "nosuch"), "no family 'nosuch'"),
         (("--hidden-size", "65"), "multiple of the heads"),
-        (("--vocabulary", "100"), "cannot hold every byte"),
+        (("--vocabulary", "100"), "from 260 to"),
     ],
 )
 def test_impossible_wishes_are_refused(
@@ -91,3 +92,70 @@ def test_a_real_file_teaches_whole_words(tmp_path: Path) -> None:
                  "--layers", "1", "--vocabulary", "2000"]) == 0  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.tokenize(" many apples") == ["Ġmany", "Ġapples"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--hidden-size", "0"], "--hidden-size"),
+        (["--hidden-size", "-64"], "--hidden-size"),
+        (["--heads", "0"], "--heads"),
+        (["--heads", "3"], "3 heads"),
+        (["--heads", "4", "--kv-heads", "3"], "3 key-value heads"),
+        (["--kv-heads", "-1"], "--kv-heads"),
+        (["--hidden-size", "6", "--heads", "2"], "even multiple"),
+        (["--layers", "0"], "--layers"),
+        (["--layers", "1000", "--hidden-size", "65536"], "GiB"),
+        (["--layers", "9" * 30], "--layers"),
+        (["--positions", "0"], "--positions"),
+        (["--positions", "-1"], "--positions"),
+        (["--intermediate-size", "-8"], "--intermediate-size"),
+        (["--vocabulary", "259"], "--vocabulary"),
+        (["--vocabulary", str(10**12)], "--vocabulary"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**64)], "--seed"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    out = tmp_path / "model"
+    assert main([str(out), "--texts", str(tmp_path / "absent.txt"), *options]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert words in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["4.5", "four", "1e3", "nan", ""])
+def test_sizes_that_are_no_whole_number_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([str(tmp_path / "model"), "--texts", "x", "--layers", text])
+    assert left.value.code == 2
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "t5", "clip", "no-such", "", "whisper", "llava"])
+def test_a_family_that_makes_no_language_model_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
+    code = main([
+        str(tmp_path / "model"), "--texts", str(_texts(tmp_path)), "--family", family,
+        "--hidden-size", "64", "--heads", "2", "--layers", "1", "--vocabulary", "300",
+    ])  # fmt: skip
+    assert code == 2, capsys.readouterr().err
+    assert "family" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["taken", "x" * 300, "link"])
+def test_a_folder_that_cannot_be_used_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert main([str(tmp_path / name), "--texts", str(_texts(tmp_path))]) == 2
+    assert "the folder" in capsys.readouterr().err
+
+
+def test_the_smallest_vocabulary_is_that_of_the_tokenizer() -> None:
+    assert _SIZES["vocabulary"][1] == SMALLEST_VOCABULARY
