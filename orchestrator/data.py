@@ -37,10 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse_columns(pairs: Sequence[str]) -> Columns:
     """Parse "field=path" and "field=path,path"; a comma makes a list.
 
+    What labels mean is said by "better.column=path better.first=label better.second=label".
+
     Raises:
         ConfigError: If one is no such pair.
     """
     columns: dict[str, str | list[str]] = {}
+    better: dict[str, str | list[str]] = {}
     for pair in pairs:
         field, equals, path = pair.partition("=")
         if not (field and equals and path):
@@ -49,8 +52,18 @@ def parse_columns(pairs: Sequence[str]) -> Columns:
                 where="--columns",
                 mend="write field=column, or field=column,column for a list",
             )
-        columns[field] = [each.strip() for each in path.split(",")] if "," in path else path
-    return columns
+        values = [each.strip() for each in path.split(",")] if "," in path else path
+        if field.startswith("better."):
+            better[field.removeprefix("better.")] = values
+        else:
+            columns[field] = values
+    if better and "better" in columns:
+        raise ConfigError(
+            "the column of the labels is given twice",
+            where="--columns",
+            mend="write better.column=COLUMN beside better.first=LABEL and better.second=LABEL",
+        )
+    return {**columns, "better": better} if better else columns
 
 
 def _inspect(options: argparse.Namespace) -> None:

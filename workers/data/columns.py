@@ -154,7 +154,9 @@ def _walk(line: Line, path: str, value: object, parts: Sequence[str]) -> tuple[b
             return True, None
         if isinstance(value, list) and part == _EACH:
             found = [_walk(line, path, each, parts[i + 1 :]) for each in value]
-            return any(there for there, _ in found) or not value, [each for _, each in found]
+            if value and not any(there for there, _ in found):
+                return False, None
+            return True, [each for _, each in found]
         if isinstance(value, Mapping) and part != _EACH:
             if part not in value:
                 return False, None

@@ -35,7 +35,8 @@ class Groups:
         self._open: dict[bytes, list[Line]] = {}
 
     def note(self, line: Line) -> None:
-        """Count a row of the first pass."""
+        """Count a row of the first pass, unless it cannot be used."""
+        _check(line)
         self._ahead[_key(line)] += 1
 
     def add(self, line: Line) -> Line | None:
@@ -45,6 +46,7 @@ class Groups:
             DataLineError: If the row has no completion, or neither score nor rank.
             Unusable: If no other row has the same prompt.
         """
+        _check(line)
         key = _key(line)
         self._ahead[key] -= 1
         rows = self._open.setdefault(key, [])
@@ -56,10 +58,19 @@ class Groups:
             raise Unusable("the only completion of its prompt")
         return _together(rows)
 
+    def left(self) -> bool:
+        """Whether rows still wait for others of their prompt."""
+        return bool(self._open)
+
+
+def _check(row: Line) -> None:
+    _completion(row)
+    row.field(_order_of(row))
+
 
 def _together(rows: list[Line]) -> Line:
     first = rows[0]
-    order = next((name for name in _ORDERS if name in first.fields), "score")
+    order = _order_of(first)
     fields = {name: first.fields[name] for name in (*ASKING, *ANNOTATORS) if name in first.fields}
     users = {user_of(row) for row in rows}
     if len(users) > 1:
@@ -69,7 +80,7 @@ def _together(rows: list[Line]) -> Line:
         )
     fields["user"] = users.pop() or None
     fields["completions"] = [_completion(row) for row in rows]
-    fields[_ORDERS[order]] = [_order(row, order) for row in rows]
+    fields[_ORDERS[order]] = [row.field(order) for row in rows]
     return replace(first, fields=fields, used=set()).without_nulls()
 
 
@@ -78,8 +89,8 @@ def _completion(row: Line) -> object:
     return row.parsed(row.field(name or "completion"))
 
 
-def _order(row: Line, name: str) -> object:
-    return row.field(name)
+def _order_of(row: Line) -> str:
+    return next((name for name in _ORDERS if name in row.fields), "score")
 
 
 def _key(line: Line) -> bytes:

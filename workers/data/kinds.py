@@ -103,7 +103,7 @@ def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
         return "comparisons"
     if why := signs.looks_ranked(line):
         line.fail(why, mend=f"set columns {signs.columns_to_set(line)}; {_SAY_KIND}")
-    if "parent_id" in names and ("role" in names or "message_id" in names):
+    if {"parent_id", "message_id"} <= {*names, *line.nulls}:
         line.fail(
             "a row is one message of a tree of dialogues",
             mend="write each path through the tree as one row with messages",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from workers.data.better import NO_LABEL, Verdicts, ranks_of
-from workers.data.columns import ColumnMap, Columns
+from workers.data.columns import Columns
 from workers.data.groups import Groups, holds_one_of_many
 from workers.data.jsonl import Line
-from workers.errors import DataLineError
+from workers.data.unusable import Unusable
+from workers.errors import DataError, DataLineError
 
 
 class Rankings:
@@ -19,12 +21,12 @@ class Rankings:
 
     Args:
         columns: What the user maps.
-        mapping: The same, for the first look alone.
+        usable: A row under canonical names, for the first look.
         where: The data set, for messages.
     """
 
-    def __init__(self, columns: Columns, mapping: ColumnMap, where: str) -> None:
-        self._mapping = mapping
+    def __init__(self, columns: Columns, usable: Callable[[Line], Line], where: str) -> None:
+        self._usable = usable
         self._where = where
         better = columns.get("better", "better")
         paths = columns.get("completions", ())
@@ -48,8 +50,8 @@ class Rankings:
             if isinstance(row, DataLineError):
                 continue
             try:
-                line = self._mapping.map(row)
-            except DataLineError:
+                line = self._usable(row)
+            except (DataLineError, Unusable):
                 continue
             if first:
                 first = False
@@ -59,10 +61,24 @@ class Rankings:
                 elif not labelled:
                     return ""
             if self._groups:
-                self._groups.note(line)
+                with suppress(DataLineError):
+                    self._groups.note(line)
             else:
                 self._verdicts.note(line.fields.get("better"), _count(line))
         return self._verdicts.settle()
+
+    def check_done(self) -> None:
+        """Refuse a data set of which the second look did not find what the first one had found.
+
+        Raises:
+            DataError: If it changed between the two.
+        """
+        if self._groups and self._groups.left():
+            raise DataError(
+                "the data set changed while it was read",
+                where=self._where,
+                mend="run again when nothing writes to it",
+            )
 
     def whole(self, line: Line) -> Line | None:
         """A row with its ranks as lists; None where rows of the same prompt are still to come.

@@ -16,7 +16,7 @@ from workers.data.jsonl import Line
 from workers.data.lines import Meter
 from workers.data.meaning import check_row
 from workers.data.rankings import Rankings
-from workers.data.readers import scan_rows
+from workers.data.readers import Row, scan_rows
 from workers.data.unusable import Unusable
 from workers.errors import DataLineError
 
@@ -85,39 +85,75 @@ def read_examples(
     columns = columns or {}
     check_columns(columns)
     noted = noted or Noted()
-    mapping = ColumnMap(columns)
-    mapped = mapping.columns_of(set(columns))
-    rankings: Rankings | None = None
+    reader = _Reader(kind, columns, path, name)
     if kind == "comparisons":
-        ahead = scan_rows(path, format=format, split=split, subset=subset)
-        rankings = Rankings(columns, ColumnMap(columns), path)
-        noted.labels = rankings.survey(ahead)
-    seen: set[bytes] = set()
+        reader.survey(scan_rows(path, format=format, split=split, subset=subset), noted)
     for row in scan_rows(path, format=format, split=split, subset=subset, meter=meter):
         try:
             if isinstance(row, DataLineError):
                 raise row
-            line = mapping.map(row)
-            check_row(row, kind, mapped)
-            whole = rankings.whole(line) if rankings else line
-            if whole is None:
-                continue
             # as a list: of a row of which a part is bad, no part is used
-            examples = list(SHAPES[kind](whole, name))
-            _note(noted, row, mapping.columns_of(line.used | whole.used | _ABOUT))
-            if _is_repeated(whole, examples, seen):
-                yield Rejected("duplicate id", row.where, name)
-            elif any(_too_many(each) for each in examples):
-                yield Rejected(f"over {MOST_COMPLETIONS} completions", row.where, name)
-            else:
-                yield from examples
+            yield from list(reader.examples(row, noted))
         except Unusable as unusable:
             yield Rejected(str(unusable), row.where, name)
         except DataLineError as error:
             if on_bad_line == "fail":
                 raise
             yield Rejected("bad line", error.where, name)
-    check_found(mapping, path)
+    reader.check_done()
+
+
+class _Reader:
+    """From rows of one data set to examples."""
+
+    def __init__(self, kind: Kind, columns: Columns, path: str, name: str) -> None:
+        self._kind: Kind = kind
+        self._columns = columns
+        self._path = path
+        self._name = name
+        self._mapping = ColumnMap(columns)
+        self._mapped = self._mapping.columns_of(set(columns))
+        self._rankings: Rankings | None = None
+        self._seen: set[bytes] = set()
+
+    def survey(self, rows: Iterator[Row], noted: Noted) -> None:
+        """Find out what a ranking needs to know of all rows."""
+        self._rankings = Rankings(self._columns, self._usable, self._path)
+        noted.labels = self._rankings.survey(rows)
+
+    def examples(self, row: Line, noted: Noted) -> Iterator[Example]:
+        """The examples of a row; none where further rows of its prompt follow.
+
+        Raises:
+            DataLineError: If the row cannot be read.
+            Unusable: If it is of no use.
+        """
+        line = self._usable(row)
+        whole = self._rankings.whole(line) if self._rankings else line
+        if whole is None:
+            return
+        examples = list(SHAPES[self._kind](whole, self._name))
+        _note(noted, row, self._mapping.columns_of(line.used | whole.used | _ABOUT))
+        if _is_repeated(whole, examples, self._seen):
+            raise Unusable("duplicate id")
+        if any(_too_many(each) for each in examples):
+            raise Unusable(f"over {MOST_COMPLETIONS} completions")
+        yield from examples
+
+    def check_done(self) -> None:
+        """Refuse what is known to be wrong only now that all rows have been read.
+
+        Raises:
+            DataError: If a mapped column was in no row, or the data set changed meanwhile.
+        """
+        check_found(self._mapping, self._path)
+        if self._rankings:
+            self._rankings.check_done()
+
+    def _usable(self, row: Line) -> Line:
+        line = self._mapping.map(row)
+        check_row(row, self._kind, self._mapped)
+        return line
 
 
 def _note(noted: Noted, row: Line, read: set[str]) -> None:
