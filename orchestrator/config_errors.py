@@ -11,6 +11,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from orchestrator.aliases import alias_words
 from orchestrator.config import Config
 from orchestrator.data_sets import KEYS, unknown_set_key
 from workers.errors import ConfigError, UnknownKeyError
@@ -46,7 +47,10 @@ def nearest_keys(key: str, count: int = 3) -> list[str]:
 def unknown_key(key: str) -> UnknownKeyError:
     """The error for a key that the schema does not have."""
     near = nearest_keys(key)
-    if near:
+    words = alias_words(key)
+    if words is not None:
+        mend = words
+    elif near:
         mend = f"did you mean {' or '.join(near)}?"
     else:
         mend = "orchestrator/config.py declares every key; --cfg job prints them"

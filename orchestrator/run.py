@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.again import Command, configuration
 from orchestrator.command import exit_code, say, tell, unexpected
+from orchestrator.command_line import prepare
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
 from orchestrator.plan import Plan, make_plan, render_plan
@@ -40,7 +41,6 @@ ConfigStore.instance().store("schema", Config)
 def main() -> int:
     """Run the command line in `sys.argv`; return the exit code (of a sweep: the highest)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand composition errors to us instead of printing them
-    sys.argv[1:] = [may_add(argument) for argument in sys.argv[1:]]
     codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -48,6 +48,7 @@ def main() -> int:
         codes.append(execute(composed))
 
     def compose_and_run() -> None:
+        sys.argv[1:] = [may_add(argument) for argument in prepare(sys.argv[1:])]
         try:
             job()
         except (HydraException, OmegaConfBaseException) as error:

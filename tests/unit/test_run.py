@@ -65,7 +65,8 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], N
         (["rollout.engine=sglang"], ["sglang", "vllm, transformers"]),
         (["model.attention=spda"], ["spda", "model.attention", "sdpa, eager, flash_attention_2"]),
         (["algorithm.clip=-1"], ["algorithm.clip=-1.0 is out of range", "above 0"]),
-        (["seed=[1"], ["error:", "key=value"]),
+        (["seed=[1"], ["seed=[1 cannot be read", "a whole number"]),
+        (["--experiment", "pocket"], ["+experiment=pocket, without dashes"]),
         (["experiment=pocket"], ["+experiment=pocket"]),
         (["+experiment=pocket", "algorithm.sequences_per_minibatch=48"], ["32 or 64"]),
         ([], ["no stages", "+experiment=pocket"]),
@@ -162,8 +163,8 @@ def test_a_second_start_leaves_a_running_run_alone(command, recipe, capsys, agai
 def test_a_sweep_gives_every_job_a_folder(command, recipe):
     folders: list[Path] = []
     recipe(lambda config, plan, folder, *_: folders.append(folder))
-    assert command("-m", "+experiment=pocket_tiny", "seed=1,2", "hydra.sweep.dir=sweep") == 0
-    assert [folder.name for folder in folders] == ["0", "1"]
+    assert command("-m", "+experiment=pocket_tiny", "seed=1,2", "run.dir=2026_11_28") == 0
+    assert [(f.parent.name, f.name) for f in folders] == [("2026_11_28", "0"), ("2026_11_28", "1")]
     assert [OmegaConf.load(folder / "config.yaml").seed for folder in folders] == [1, 2]
 
 
