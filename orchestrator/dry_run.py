@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import checkpoint
-from orchestrator.config import Config, JudgeKind, StageName
+from orchestrator.config import Config, JudgeKind, RewardKind, StageName, TextBridge
 from orchestrator.harness import check_harness_ready
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
@@ -99,10 +99,28 @@ def _check_saving(config: Config, _source: DataSource) -> Iterable[str]:
     return ()
 
 
+def _check_bridge(config: Config, _source: DataSource) -> Iterable[str]:
+    """Reward models that will read text can render a dialogue."""
+    scores = {StageName.ppo, StageName.ppo_ptx, StageName.evaluate} & set(config.stages)
+    if not scores or config.reward.bridge is not TextBridge.text:
+        return ()
+    judge = config.evaluate
+    judging = judge.judge_checkpoint if judge.judge is JudgeKind.reward_model else ""
+    by_model = config.reward.kind is RewardKind.model
+    rewarding = config.model.checkpoints.reward_model if by_model else ""
+    from workers.data.tokenizers import load_tokenizer
+    from workers.text_bridge import TextBridge as Bridge
+
+    for folder in filter(None, (rewarding, judging)):
+        Bridge(load_tokenizer(folder))
+    return ()
+
+
 # Each is called with the configuration and the data, raises a RehearsalError where what is given
 # cannot be used, and returns sentences for people (usually none).
 CHECKS: dict[str, Check] = {
     "judge": _check_judge,
     "lm-eval": _check_harness,
     "saving": _check_saving,
+    "text bridge": _check_bridge,
 }

@@ -8,8 +8,12 @@ import pytest
 from data_files import Files
 from fakes.chat import CHATML, byte_tokenizer
 
+from orchestrator.config import CheckpointPaths, Config, ModelConfig, StageName
+from orchestrator.config import TextBridge as TextBridgeKind
+from orchestrator.dry_run import CHECKS
 from workers.data.asked import Asked
 from workers.data.examples import Context, Message
+from workers.data.pocket import PocketSource
 from workers.errors import DataError
 from workers.reward_function import Exchange
 from workers.text_bridge import TextBridge
@@ -99,3 +103,18 @@ def test_a_template_that_does_not_fit_is_refused_when_the_scorer_is_loaded(templ
     with pytest.raises(DataError) as caught:
         TextBridge(byte_tokenizer(template, eos="<|endoftext|>"))
     assert caught.value.mend
+
+
+def test_a_plan_refuses_a_reward_model_that_cannot_render_a_dialogue(tmp_path: Path) -> None:
+    byte_tokenizer("{% if %}").save_pretrained(tmp_path)
+    given = Config(
+        stages=[StageName.ppo],
+        model=ModelConfig(checkpoints=CheckpointPaths(reward_model=str(tmp_path))),
+    )
+    check = CHECKS["text bridge"]
+    check(given, PocketSource(0, 0.5, 0.25))  # token ids need no template
+    given.reward.bridge = TextBridgeKind.text
+    with pytest.raises(DataError, match="not a valid Jinja template"):
+        check(given, PocketSource(0, 0.5, 0.25))
+    given.stages = [StageName.sft]
+    check(given, PocketSource(0, 0.5, 0.25))
