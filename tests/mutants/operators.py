@@ -24,6 +24,7 @@ _NAMES = {
     "mean": "sum", "sum": "mean", "floor": "ceil", "ceil": "floor", "argmin": "argmax",
     "flatnonzero": "nonzero", "rsqrt": "sqrt", "expm1": "exp",
 }  # fmt: skip
+_SYMMETRIC = {"min", "max", "minimum", "maximum", "array_equal"}
 _DROPPED_METHODS = {"detach", "square", "abs", "double", "flip", "clamp", "exp"}
 
 
@@ -160,7 +161,7 @@ def _calls(node: ast.Call) -> Iterator[ast.expr]:
     plain = (ast.Name, ast.Attribute)
     for i in range(len(node.args) - 1):
         first, second = node.args[i : i + 2]
-        if isinstance(first, plain) and isinstance(second, plain):
+        if isinstance(first, plain) and isinstance(second, plain) and not _is_symmetric(node):
             swapped = [*node.args[:i], second, first, *node.args[i + 2 :]]
             yield _with(node, args=swapped)  # type: ignore[misc]
     for i in range(len(node.keywords) - 1):
@@ -176,6 +177,12 @@ def _calls(node: ast.Call) -> Iterator[ast.expr]:
             yield _with(node, func=renamed)  # type: ignore[misc]
         if node.func.attr in _DROPPED_METHODS:
             yield node.func.value
+
+
+def _is_symmetric(node: ast.Call) -> bool:
+    """Whether the order of two arguments says nothing."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return name in _SYMMETRIC
 
 
 def _spliced(text: str, node: ast.expr | ast.stmt, new: ast.expr | ast.stmt) -> str | None:

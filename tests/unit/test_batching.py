@@ -1,5 +1,7 @@
 """Batching: every id once, level ranks, bounded memory, equal counts, the same every time."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -210,6 +212,15 @@ def test_policy_steps_join_text_to_every_step() -> None:
         assert [s.ppo.work.ids.tolist() for s in joined] == [s.ppo.work.ids.tolist() for s in bare]
     with pytest.raises(BatchArithmeticError, match="1 pretraining"):
         policy_steps(ids, lengths, lengths, plan, texts[:1])
+
+
+def test_an_uneven_batch_must_be_asked_for() -> None:
+    ids, lengths = np.arange(5), np.full(5, 3)
+    plan = StepPlan(ranks=1, token_budget=99, per_step=2, epochs=1, seed=(5,))
+    with pytest.raises(BatchArithmeticError, match="5 sequences do not divide into steps of 2"):
+        critic_steps(ids, lengths, lengths, plan)
+    (steps,) = critic_steps(ids, lengths, lengths, dataclasses.replace(plan, uneven=True))
+    assert sorted(s.sequences for s in steps) == [1, 2, 2]
 
 
 def test_supervised_step_shares_rows_and_counts_targets() -> None:

@@ -162,6 +162,19 @@ def test_a_hand_computed_variance_of_clusters() -> None:
         assert z == pytest.approx(1.95996, abs=1e-4)
 
 
+def test_two_clusters_have_a_variance() -> None:
+    # 2/4 and 1/4: p = .375, deviations +-.5, variance = 2 * .5 / 64 = 1/64: .234375 * 64 = 15
+    # trials' worth, but there are 8: Wilson of .375 in 8.
+    found = clustered_rate([1, 1, 0, 0, 1, 0, 0, 0], [3, 3, 3, 3, 4, 4, 4, 4])
+    eight = preference([1.0] * 3 + [0.0] * 5)
+    assert (found.low, found.high) == pytest.approx((eight.low, eight.high))
+    # 3/3 and 0/1: p = .75, deviations .75 and -.75, variance = 2 * 1.125 / 16, a trial and a third
+    found = clustered_rate([1, 1, 1, 0], [3, 3, 3, 4])
+    for bound in (found.low, found.high):
+        z = abs(0.75 - bound) / math.sqrt(bound * (1 - bound) / (0.1875 / (2.25 / 16)))
+        assert z == pytest.approx(1.959964, abs=1e-4)
+
+
 def test_repeating_a_trial_in_its_cluster_adds_no_evidence() -> None:
     outcomes = [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
     once = clustered_rate(outcomes, range(6))
@@ -209,6 +222,11 @@ def test_nothing_and_nonsense_are_refused() -> None:
         preference([])
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         preference([2.0])
+    for outside in ([2.0, 0.5], [-1.0, 0.5]):
+        with pytest.raises(DataError, match=r"\[0, 1\]"):
+            preference(outside)
+        with pytest.raises(DataError, match=r"\[0, 1\]"):
+            clustered_rate(outside, [0, 1])
     with pytest.raises(DataError, match="2 scores against 1"):
         win_rate([1.0, 2.0], [1.0])
     with pytest.raises(NonFiniteError, match=r"b\[1\] is nan"):

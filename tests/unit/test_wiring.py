@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from composing import composed
+from fakes.session import Run
 from wiring.rows import SCENARIOS, UNSEEN, Row
 from wiring.world import World
 
 from orchestrator.config import Config
 from orchestrator.config_errors import schema_keys
+from orchestrator.stages.ppo import ppo
 
 
 class Case(NamedTuple):
@@ -115,19 +117,36 @@ def test_iterations_have_seeds_prompts_and_samples_of_their_own(tmp_path: Path) 
     assert prompts == [{p.tokens for p in expected[i : i + 4]} for i in (0, 4, 8)]
     seeds = [seed for requests in asked for r in requests for seed in r.seeds]
     assert len(set(seeds)) == len(seeds) == 24
-    orders = [
-        [s.ppo.work.ids - min(s.ppo.work.ids.min() for s in f["steps"][0]) for s in f["steps"][0]]
-        for f in world.facts("ppo_ptx", "policy.update")
-    ]
-    taken = {tuple(tuple(ids.tolist()) for ids in steps) for steps in orders}
-    assert len(taken) == 3  # each iteration in an order of its own
-    halves = [[sorted(ids.tolist()) for ids in steps] for steps in orders]
-    assert any(own[:2] != own[2:] for own in halves)  # and each pass, too
+    orders: set[tuple[tuple[int, ...], ...]] = set()
+    for facts in world.facts("ppo_ptx", "policy.update"):
+        steps = [sorted(s.ppo.work.ids.tolist()) for s in facts["steps"][0]]
+        first = min(map(min, steps))  # ids go on from iteration to iteration
+        orders.add(tuple(tuple(i - first for i in step) for step in steps))
+        assert len(steps) == 4
+        assert sorted(steps[0] + steps[1]) == sorted(steps[2] + steps[3])
+        assert steps[:2] != steps[2:]  # each pass in an order of its own
+    assert len(orders) == 3  # and each iteration
     same = [f["steps"][0] for f in world.facts("ppo_ptx", "critic.update")]
     policy = [f["steps"][0] for f in world.facts("ppo_ptx", "policy.update")]
     for ours, theirs in zip(policy, same, strict=True):
         assert [s.ppo.work.ids.tolist() for s in ours] == [s.work.ids.tolist() for s in theirs]
     assert len({s.seed for s in (world.engine, world.group())}) == 2
+
+
+def test_prompts_that_come_again_are_sampled_with_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed("algorithm.iterations=3", "algorithm.prompts_per_iteration=4",
+                      "algorithm.sequences_per_minibatch=4", "algorithm.evaluate_every=0",
+                      "algorithm.policy_optimizer.warmup_steps=0",
+                      "algorithm.critic_optimizer.warmup_steps=0")  # fmt: skip
+    run = Run(tmp_path, config)
+    prompts = run.source.prompts
+    monkeypatch.setattr(run.source, "prompts", lambda split, _, count: prompts(split, 0, count))
+    ppo(run.session)
+    asked = [f["requests"] for f in run.hub.facts("rollout.generate")]
+    assert len({r.prompt_tokens for requests in asked for r in requests}) == 4
+    assert len({seed for requests in asked for r in requests for seed in r.seeds}) == 12
 
 
 def test_the_coefficient_of_a_roll_back_is_in_force_whatever_controls_it(tmp_path: Path) -> None:
@@ -139,10 +158,6 @@ def test_the_coefficient_of_a_roll_back_is_in_force_whatever_controls_it(tmp_pat
                           "algorithm.sequences_per_minibatch=4",
                           "algorithm.policy_optimizer.warmup_steps=0",
                           "algorithm.critic_optimizer.warmup_steps=0"], [])  # fmt: skip
-        from fakes.session import Run
-
-        from orchestrator.stages.ppo import ppo
-
         run = Run(tmp_path / control, world.config)
         run.session.amends.kl_scale = 3.0
         ppo(run.session)
