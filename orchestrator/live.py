@@ -152,7 +152,7 @@ class LiveView:
         self.close()
 
     def stage(self, name: str, total_steps: int) -> None:
-        """Begin a stage of `total_steps` steps."""
+        """Begin a stage of `total_steps` steps; 0: its data will tell, by `expect`."""
         with self._lock:
             known = [s for s in self._state.stages if s.name == name and s.ended is None]
             stage = known[0] if known else StageState(name)
@@ -166,7 +166,10 @@ class LiveView:
     def expect(self, total_steps: int) -> None:
         """Correct the number of steps of the current stage, once its data has told."""
         with self._lock:
-            self._current().total = total_steps
+            stage = self._current()
+            changed, stage.total = stage.total != total_steps, total_steps
+            if self._lines and changed:
+                self._lines.expected(stage)
 
     def advance(self, step: int, **headline: float) -> None:
         """Report that `step` steps of the current stage are done, with its headline values."""
@@ -220,7 +223,11 @@ class _Lines:
     def started(self, stage: StageState) -> None:
         self._tenth = 0
         self._last = self._clock()
-        self._write(f"{stage.name}: start, {stage.total} steps")
+        steps = f", {stage.total} steps" if stage.total else ""
+        self._write(f"{stage.name}: start{steps}")
+
+    def expected(self, stage: StageState) -> None:
+        self._write(f"{stage.name}: {stage.total} steps")
 
     def advanced(self, stage: StageState) -> None:
         now = self._clock()
@@ -325,7 +332,7 @@ def _stage_row(stage: StageState, now: float) -> list[RenderableType]:
     return [
         Text(f"{'+' if done else '>'} {stage.name}", style="green" if done else "bold"),
         bar,
-        f"{stage.step}/{stage.total}",
+        f"{stage.step}/{stage.total}" if stage.total else "",
         Text(speed(stage, now), style="dim"),
         Text(last, style="dim" if done else "bold"),
     ]

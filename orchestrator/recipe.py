@@ -60,7 +60,9 @@ def run_recipe(
     The summary and every finished checkpoint are on disk when a later stage fails;
     `python -m orchestrator.report` makes the report of what there is.
     """
-    started = time.monotonic() - (time.time() - psutil.Process().create_time())
+    started = start.began
+    if started is None:
+        started = time.monotonic() - (time.time() - psutil.Process().create_time())
     imported = time.monotonic()
     run_folder = RunFolder(folder)
     looked = look(config)

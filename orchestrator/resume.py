@@ -33,6 +33,7 @@ class Start:
     saved: SavedRun | None = None  # None: from the beginning
     clear: bool = False  # an attempt that saved nothing may be in the folder
     notes: list[str] = field(default_factory=list)  # for the person
+    began: float | None = None  # time.monotonic() of the job's beginning; None: of the process's
 
 
 def plain_config(config: Config) -> dict[str, Any]:

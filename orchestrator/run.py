@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -45,7 +47,8 @@ def main() -> int:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> None:
-        codes.append(execute(composed))
+        # the second job of a sweep does not begin with the process
+        codes.append(execute(composed, began=time.monotonic() if codes else None))
 
     def compose_and_run() -> None:
         sys.argv[1:] = [may_add(argument) for argument in prepare(sys.argv[1:])]
@@ -69,8 +72,13 @@ def _command() -> Command:
     return Command(list(hydra_config.overrides.task), choices)
 
 
-def execute(composed: DictConfig) -> int:
-    """One run; returns its exit code."""
+def execute(composed: DictConfig, began: float | None = None) -> int:
+    """One run; returns its exit code.
+
+    Args:
+        composed: What the command line composes.
+        began: time.monotonic() where the run's time begins; None: at the start of the process.
+    """
     start: Start | None = None
     with stop_on_signals() as stop:
         try:
@@ -88,7 +96,7 @@ def execute(composed: DictConfig) -> int:
             with folder.locked():  # whoever works in it keeps what is there
                 found = find_start(config, folder)
                 _open(found, config)
-                start = found
+                start = replace(found, began=began)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
                 _run(config, plan, start, stop)
         except StoppedError as stopped:

@@ -48,7 +48,9 @@ class Findings:
     sync_seconds: list[float] = field(default_factory=list)
     parity_max: float | None = None
     first_step_seconds: float | None = None
-    start: dict[str, float] = field(default_factory=dict)  # part -> seconds, up to the first step
+    start: dict[str, float] = field(
+        default_factory=dict
+    )  # part -> seconds, to the first PPO update
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,13 +302,12 @@ class Session:
         return [self.source.detokenize(batch.response(i)) for i in range(len(batch))], batch
 
     def note_first_step(self) -> None:
-        """Remember when the first PPO optimizer step was done."""
+        """Remember when the first optimizer step of the run was done, in whatever stage."""
         if self.findings.first_step_seconds is None:
-            self.reached("first_iteration")
             self.findings.first_step_seconds = time.monotonic() - self.started
 
     def reached(self, part: str) -> None:
-        """Note that a part of the way to the first PPO optimizer step is behind the run."""
+        """Note that a part of the way to the end of the first PPO iteration is behind the run."""
         found = self.findings
-        if found.first_step_seconds is None:
+        if "first_iteration" not in found.start:
             found.start[part] = time.monotonic() - self.started - sum(found.start.values())

@@ -101,10 +101,11 @@ class Timing:
     """Wall-clock seconds."""
 
     total_seconds: float = 0.0
-    first_optimizer_step_seconds: float | None = None  # from the start of the program
+    # from the start of the job; of the first stage that trains
+    first_optimizer_step_seconds: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     ppo_phases: dict[str, float] = field(default_factory=dict)  # phases may overlap
-    start: dict[str, float] = field(default_factory=dict)  # parts of the way to the first step
+    start: dict[str, float] = field(default_factory=dict)  # parts up to the first PPO update
 
 
 @dataclass(frozen=True, slots=True)

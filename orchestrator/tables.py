@@ -139,6 +139,8 @@ def _run_facts(summary: Summary) -> list[tuple[str, str]]:
     if timing.first_optimizer_step_seconds is not None:
         first = duration(timing.first_optimizer_step_seconds)
         found.append(("first optimizer step after", first))
+    if "first_iteration" in timing.start:
+        found.append(("first PPO update after", duration(sum(timing.start.values()))))
     if timing.total_seconds:
         found.append(("total time", duration(timing.total_seconds)))
     if summary.roles:

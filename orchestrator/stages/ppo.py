@@ -135,10 +135,13 @@ def _iterate(run: _Run, iteration: int) -> None:
         updating = timed("policy_update", update)
     fitting = timed("critic_update", _update_critic(run, iteration, rollouts, kept, experience))
     policy_stats = updating.result() if updating is not None else []
+    if policy_stats:
+        session.note_first_step()
     critic_stats = fitting.result()
     session.trainers_rest()
     _keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
     session.note_first_step()
+    session.reached("first_iteration")
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration, run.ahead.ids)
     session.findings.ledger = _added(session.findings.ledger, counts)

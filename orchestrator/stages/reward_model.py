@@ -28,7 +28,7 @@ def reward_model(session: Session) -> None:
     settings = session.config.reward_model
     sft = session.need("sft")
     planned = reward_model_steps(session.config)
-    session.live.stage("reward_model", planned or ranking_steps(session.config, settings.prompts))
+    session.live.stage("reward_model", planned or 0)  # a file tells once it is read
     saved = session.saves.within("reward_model")
     given = _rankings(session, labeled=saved is not None)
     verdicts = [*session.source.ties(), *(ranking for split in given for ranking in split)]
@@ -163,6 +163,7 @@ def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
     budget = session.config.trainer.micro_batch_tokens
     shares = batching.ranking_step(rankings, critic.size, budget, packed=critic.packed)
     stats = critic.train_rankings(shares).result()
+    session.note_first_step()
     pairs = sum(r.pairs for r in rankings)
     session.telemetry.record(
         "reward_model",

@@ -36,6 +36,7 @@ def train(session: Session, loop: Loop) -> None:
         nonlocal clock
         step, tokens, pending = waiting.popleft()
         stats = pending.result()
+        session.note_first_step()
         now = time.monotonic()
         _record(session, loop, step, stats, tokens / (now - clock))
         clock = now

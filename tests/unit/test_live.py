@@ -56,11 +56,13 @@ def test_plain_lines_of_slow_stages_come_every_five_seconds() -> None:
 def test_the_number_of_steps_is_corrected_once_the_data_is_read() -> None:
     stream = io.StringIO()
     with LiveView("run", stream=stream) as view:
-        view.stage("reward_model", 128)
+        view.stage("reward_model", 0)
+        view.expect(3)
         view.expect(3)
         view.advance(3)
         view.finish_stage()
-    assert lines(stream)[-1].startswith("reward_model: done, 3 steps")
+    assert lines(stream)[:2] == ["reward_model: start", "reward_model: 3 steps"]
+    assert lines(stream)[2].startswith("reward_model: done, 3 steps")
 
 
 def test_notes_appear_and_a_step_without_a_stage_is_a_bug() -> None:

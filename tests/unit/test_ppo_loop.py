@@ -551,6 +551,14 @@ class TestFailures:
         assert run.roles.rollout.versions == [2]
         assert run.session.findings.first_step_seconds is None
 
+    def test_the_first_step_is_noted_before_the_first_iteration_is_over(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        found = run.session.findings
+        assert found.first_step_seconds is not None
+        assert found.first_step_seconds <= sum(found.start.values())
+        assert list(found.start)[-1] == "first_iteration"
+
     @pytest.mark.parametrize("name", [*SCORERS, "critic.update", "rollout.receive_weights"])
     def test_a_dead_role_is_named(self, tmp_path: Path, name: str):
         run = Run(tmp_path)

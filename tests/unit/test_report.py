@@ -41,7 +41,7 @@ from orchestrator.summary import (
     read_summary,
     write_summary,
 )
-from orchestrator.tables import model_label, render_result, render_table, time_rows
+from orchestrator.tables import facts, model_label, render_result, render_table, time_rows
 from orchestrator.telemetry import Telemetry
 from workers.data.accounts import SetAccount
 from workers.errors import DataError
@@ -373,3 +373,12 @@ def test_the_summary_tells_of_lost_workers(folder: RunFolder) -> None:
     plain = json.loads(folder.summary.read_text())
     assert (plain["restarts"], plain["discarded_replies"]) == (2, 5)
     assert read_summary(folder.summary).restarts == 2
+
+
+def test_the_first_ppo_update_is_told_apart_from_the_first_step_of_the_run() -> None:
+    timing = Timing(70.0, 9.0, start={"imports": 20.0, "first_iteration": 13.0})
+    shown = dict(facts(replace(SUMMARY, timing=timing)))
+    assert shown["first optimizer step after"] == "9.0 s"
+    assert shown["first PPO update after"] == "33 s"
+    unknown = replace(timing, start={"imports": 20.0})
+    assert "first PPO update after" not in dict(facts(replace(SUMMARY, timing=unknown)))

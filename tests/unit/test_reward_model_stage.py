@@ -53,6 +53,13 @@ def test_four_to_nine_completions_a_prompt_a_quarter_of_them_from_the_base_model
     assert served == [run.session.need("base")]
 
 
+def test_the_first_optimizer_step_of_the_run_may_be_that_of_any_stage(run: Run):
+    assert run.session.findings.first_step_seconds is None
+    reward_model(run.session)
+    assert run.session.findings.first_step_seconds is not None
+    assert "first_iteration" not in run.session.findings.start  # that is of PPO
+
+
 def test_completions_belong_to_their_prompts(run: Run):
     reward_model(run.session)
     prompts = {p.id: p for p in run.source.prompts("reward_model", 0, 36)}

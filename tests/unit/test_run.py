@@ -464,6 +464,18 @@ def test_a_key_that_is_newer_than_a_checkpoint_had_its_default(command, earlier)
         check_config(old, now)
 
 
+def test_the_time_of_a_later_job_of_a_sweep_begins_with_the_job(command, recipe):
+    began: list[float | None] = []
+    recipe(lambda config, plan, folder, start, stop: began.append(start.began))
+    before = time.monotonic()
+    assert command("-m", "+experiment=pocket_tiny", "seed=1,2,3", "hydra.sweep.dir=sweep") == 0
+    first, second, third = began
+    assert first is None  # the process, imports included
+    assert second is not None
+    assert third is not None
+    assert before < second < third
+
+
 def test_nearest_keys():
     assert nearest_keys("algorithm.gama")[0] == "algorithm.gamma"
     assert nearest_keys("rollout.zero_stage")[0] == "trainer.zero_stage"
