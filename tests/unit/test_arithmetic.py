@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.arithmetic import (
-    check_warmup,
+    fitting_warmup,
     ppo_arithmetic,
     pretraining_examples,
     ranking_steps,
@@ -164,12 +164,11 @@ def test_steps_of_every_stage() -> None:
         stage_steps(whole, StageName.pretrain)
 
 
-def test_a_warm_up_ends_one_step_before_training() -> None:
-    check_warmup(9, 10, "x")
-    check_warmup(99, None, "x")
-    with pytest.raises(ConfigError, match="10 steps does not end within 10") as caught:
-        check_warmup(10, 10, "x")
-    assert caught.value.where == "x.warmup_steps"
+def test_a_warm_up_that_does_not_end_before_training_takes_half_of_it() -> None:
+    assert fitting_warmup(9, 10) == 9
+    assert fitting_warmup(10, 10) == 5
+    assert fitting_warmup(99, 7) == 3
+    assert fitting_warmup(1, 1) == 0
 
 
 @pytest.mark.parametrize(("policy", "critic", "fails"), [

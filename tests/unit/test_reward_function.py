@@ -121,7 +121,7 @@ def test_numbers_that_are_yielded_one_by_one_count_and_an_endless_stream_does_no
         (torch.ones(1, 3), "a Tensor of shape (1, 3)"),
         (pd.DataFrame({"x": [1, 2, 3]}), "a DataFrame of shape (3, 1)"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_does_not_say_which_number_is_whose_fails_for_all(returned: Any, form: str) -> None:
     values, reasons = scored(lambda *_: returned)
