@@ -11,7 +11,12 @@ from pathlib import Path
 
 from fuzz.frame import Tally, judge
 
-COUNTS: dict[str, int] = {"checkpoints": 200, "report_folders": 100, "reward_functions": 300}
+COUNTS: dict[str, int] = {
+    "data_files": 500,
+    "checkpoints": 200,
+    "report_folders": 100,
+    "reward_functions": 300,
+}
 
 
 def run_kind(kind: str, seed: int, count: int, folder: Path) -> Tally:
