@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator import hub
 from orchestrator.again import Command, configuration
 from orchestrator.command import exit_code, say, tell, unexpected
 from orchestrator.command_line import prepare
@@ -87,7 +88,11 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             folder = find_folder(config.resume, Path(config.run.dir), config.experiment)
             if config.resume:
                 composed.run.dir = config.run.dir = str(folder.path)
+            named = hub.resolve(config)
+            for key, model in named.items():  # config.yaml keeps the name and its revision
+                OmegaConf.update(composed, key, model)
             plan = make_plan(config)
+            notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
             if config.run.plan_only:
                 find_start(config, folder)
