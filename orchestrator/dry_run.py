@@ -88,14 +88,15 @@ def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
     return ()
 
 
-def _check_saving(config: Config, _source: DataSource) -> Iterable[str]:
-    """What trained models copy from given checkpoints can be saved."""
-    from workers.published import require_saveable
+def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
+    """What trained models copy from given checkpoints can be saved, and so can the tokenizer."""
+    from workers.published import require_saveable, require_tokenizer_saveable
 
     given = [getattr(config.model.checkpoints, f.name) for f in fields(config.model.checkpoints)]
     if any(stage is not StageName.evaluate for stage in config.stages):
         for path in dict.fromkeys(filter(None, given)):
             require_saveable(Path(path))
+        require_tokenizer_saveable(source.tokenizer)
     return ()
 
 

@@ -77,6 +77,20 @@ def require_saveable(folder: Path) -> None:
                 save_tokenizer(own, Path(place))
 
 
+def require_tokenizer_saveable(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save the tokenizer of the training data, as it will be published, on trial.
+
+    Raises:
+        BrokenCheckpointError: It cannot be saved, or does not come back as it was.
+    """
+    where = Path(str(tokenizer.name_or_path))
+    with (
+        TemporaryDirectory(prefix="rehearsal-") as place,
+        reading(where, f"the tokenizer {_UNSAVEABLE}", "give a folder with a tokenizer.json"),
+    ):
+        save_tokenizer(tokenizer, Path(place))
+
+
 def generation_settings(
     config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, sampling: Sampling
 ) -> dict[str, Any]:
@@ -134,7 +148,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     raise BrokenCheckpointError(
         f"the tokenizer ({type(tokenizer).__name__}) does not come back from its own files as it "
         "was: it makes other ids of a text",
-        where=str(folder),
+        where=str(tokenizer.name_or_path or folder),
         mend="convert it to a tokenizer.json (PreTrainedTokenizerFast), and start from that folder",
     )
 

@@ -41,6 +41,7 @@ class ControlTokens:
         offices = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
         if tokenizer.unk_token not in offices:
             tokens.discard(str(tokenizer.unk_token))
+        tokens.discard("")  # an empty name is no token, and would be found in every text
         longest_first = sorted(tokens, key=lambda token: (-len(token), token))
         self._tokens = longest_first
         self.pattern = re.compile("|".join(re.escape(token) for token in longest_first))

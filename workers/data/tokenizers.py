@@ -37,6 +37,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
+        tokenizer("a")  # some settings are first looked at in a call
     if tokenizer.eos_token_id is None:
         raise DataError(
             "the tokenizer has no end-of-sequence token",
