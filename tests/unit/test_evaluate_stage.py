@@ -18,6 +18,8 @@ from orchestrator.config import DataSourceKind, JudgeKind
 from orchestrator.samples import read_comparisons
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.summary import Judging, Summary, read_summary, write_summary
+from workers.data.examples import Message
+from workers.data.records import Prompt
 from workers.errors import ConfigError, JudgeError, ParityError, RewardError
 from workers.pocket.labeler import Gold
 
@@ -282,3 +284,37 @@ def test_no_model_is_a_mistake_of_the_configuration(tmp_path: Path):
     run.session.checkpoints.clear()
     with pytest.raises(ConfigError, match="no model to evaluate"):
         evaluate(run.session)
+
+
+seen: list[tuple[str, list[dict[str, str]]]] = []
+
+
+def reader(prompts: list[str], a: list[str], b: list[str], messages: list) -> list[float]:
+    seen.extend(zip(prompts, messages, strict=True))
+    return [0.5 for _ in prompts]
+
+
+def test_a_judge_reads_what_was_asked_and_no_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Run(tmp_path)
+    judged_by(run, "reader")
+    given = run.source.prompts
+    turns = (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "1 + 1?"))
+
+    def dialogues(*which: object) -> list[Prompt]:
+        return [replace(prompt, words=turns) for prompt in given(*which)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run.source, "prompts", dialogues)
+    seen.clear()
+    evaluate(run.session)
+    assert (
+        seen
+        == [
+            (
+                "User:\nHi\n\nAssistant:\nHello.\n\nUser:\n1 + 1?",
+                [{"role": turn.role, "content": turn.content} for turn in turns],
+            )
+        ]
+        * 32
+    )

@@ -17,6 +17,7 @@ from orchestrator.config import (
     KLConfig,
     KLControl,
     OldLogprobs,
+    TextBridge,
     Transport,
 )
 from orchestrator.ranges import check_tree
@@ -353,6 +354,26 @@ class TestLedger:
 
 
 class TestScores:
+    @pytest.mark.parametrize("bridge", TextBridge)
+    def test_a_reward_that_reads_words_gets_those_of_the_prompts_of_its_part(
+        self, tmp_path: Path, bridge: TextBridge
+    ):
+        config = small_config()
+        config.reward.bridge = bridge
+        config.algorithm.evaluate_every = 0
+        run = Run(tmp_path, config)
+        for folder in run.session.checkpoints.values():
+            run.source.tokenizer.save_pretrained(folder)
+        ppo(run.session)
+        given = [[a.prompt_id for a in f["asked"]] for f in run.hub.facts("reward.score")]
+        texts = [[a.context for a in f["asked"]] for f in run.hub.facts("reward.score")]
+        prompts = run.source.prompts("ppo", 0, 16)
+        if bridge is TextBridge.tokens:
+            assert given == [[], []]
+        else:
+            assert given == [[p.id for p in prompts[:8]], [p.id for p in prompts[8:]]]
+            assert texts == [[p.text for p in prompts[:8]], [p.text for p in prompts[8:]]]
+
     @pytest.mark.parametrize("recorded", [True, False])
     def test_only_cut_sequences_lose_and_by_deviations_of_the_reward_model(
         self, tmp_path: Path, recorded: bool
