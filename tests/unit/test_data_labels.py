@@ -140,6 +140,18 @@ def test_the_best_of_several(read: Read) -> None:
     assert ranks(read(*rows)) == [(1, 2, 2, 2), (2, 2, 2, 1), (2, 2, 1, 2)]
 
 
+def test_labels_of_the_rows_themselves(read: Read) -> None:
+    row = {"prompt": "p", "completions": ["x", "y"]}
+    rows = [row | {"better": label} for label in (None, 1, 2)]
+    assert ranks(read(*rows)) == [NONE, FIRST, SECOND]
+    both = row | {"ranks": [2, 1], "better": 1}
+    assert ranks(read(both, both)) == [SECOND, SECOND]
+    pair = {"prompt": "p", "chosen": "x", "rejected": "y", "better": 1}
+    assert ranks(read(pair)) == [FIRST]
+    with pytest.raises(ConfigError, match="beside better"):
+        read(both, columns={"completions": "completions", "ranks": "ranks", "better": "better"})
+
+
 def test_lists_of_any_length_are_read_by_paths(read: Read) -> None:
     answers = [{"text": t, "rank": r} for t, r in (("x", 2), ("y", 1), ("z", 3), (None, None))]
     rows = [{"q": "p", "answers": answers[:k]} for k in (2, 3, 4)]

@@ -73,6 +73,15 @@ RECOGNISED: list[tuple[str, str, Row]] = [
         },
     ),
     (
+        "a prompt as text and dialogues as messages",
+        "comparisons",
+        {
+            "prompt": "\n\nHuman: Name a bird.\n\nAssistant:",
+            "chosen": told("Name a bird.", "Wren."),
+            "rejected": told("Name a bird.", "Bus."),
+        },
+    ),
+    (
         "dolly",
         "demonstrations",
         {"instruction": "Name a bird.", "context": "", "response": "Wren.", "category": "qa"},

@@ -136,6 +136,8 @@ class Verdicts:
             found = self._said[text]
         elif (number := self._number(text)) is not None:
             found = self._by_number(number)
+            if found < TIE:  # a number that was not there when all were looked at
+                self._unknown(line, text)
         else:
             found = self._by_word(line, text)
         if found >= count:
@@ -154,8 +156,7 @@ class Verdicts:
     def _by_number(self, number: float) -> int:
         if self._signed:
             return 0 if number < 0 else 1 if number > 0 else TIE
-        assert self._base is not None, "settle comes first"
-        return int(number) - self._base
+        return int(number) - self._base if self._base is not None else -9
 
     def _by_word(self, line: Line, text: str) -> int:
         if text in self._names:

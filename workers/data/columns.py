@@ -30,6 +30,12 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
         ConfigError: If a key is no canonical field, a column is no text, or a list of columns
             stands for one value.
     """
+    if "better" in columns and (columns.keys() & {"ranks", "scores"}):
+        raise ConfigError(
+            "ranks or scores beside better: one of them says which completion is better",
+            where=f"{where}.better",
+            mend="map one of them",
+        )
     for field, source in columns.items():
         if field not in FIELDS:
             near = get_close_matches(field, FIELDS, n=1, cutoff=0.5)

@@ -235,9 +235,10 @@ def _check_repeated(line: Line, dialogues: list[Dialogue]) -> None:
     """Refuse dialogues that do not ask what another field of the row says was asked."""
     name = asking(line)
     text = line.fields.get(name) if name else None
-    if isinstance(text, str) and text.lstrip().startswith(("Human:", "Assistant:")):
+    begins = isinstance(text, str) and text.lstrip().startswith(("Human:", "Assistant:"))
+    if begins and isinstance(line.fields["chosen"], str):
         for each in ("chosen", "rejected"):
-            if not str(line.fields[each]).lstrip().startswith(text.strip()):
+            if not str(line.fields[each]).lstrip().startswith(str(text).strip()):
                 raise Unusable(OTHER_PROMPT)
     elif name:
         for dialogue in dialogues:

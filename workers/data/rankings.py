@@ -35,6 +35,7 @@ class Rankings:
         self._verdicts = Verdicts(better, names, where)  # pyright: ignore[reportArgumentType]
         self._groups: Groups | None = None
         self._mapped = "better" in columns
+        self._labelled = False
 
     def survey(self, rows: Iterable[Line | DataLineError]) -> str:
         """Look at all rows, unless the first one says that nothing depends on the others.
@@ -55,16 +56,16 @@ class Rankings:
                 continue
             if first:
                 first = False
-                labelled = self._mapped or "better" in line.fields
-                if holds_one_of_many(line) and not labelled:
+                self._labelled = self._mapped or _lacks_ranks(line)
+                if holds_one_of_many(line) and not self._labelled:
                     self._groups = Groups()
-                elif not labelled:
+                elif not self._labelled:
                     return ""
-            if self._groups:
-                with suppress(DataLineError):
+            with suppress(DataLineError):
+                if self._groups:
                     self._groups.note(line)
-            else:
-                self._verdicts.note(line.fields.get("better"), _count(line))
+                else:
+                    self._verdicts.note(line.parsed(line.fields.get("better")), _count(line))
         return self._verdicts.settle()
 
     def check_done(self) -> None:
@@ -89,7 +90,8 @@ class Rankings:
         """
         if self._groups:
             return self._groups.add(line)
-        if "completions" not in line.fields or not (self._mapped or "better" in line.fields):
+        given = self._mapped or "better" in line.fields or "better" in line.nulls
+        if not (self._labelled and given and _lacks_ranks(line)):
             return line
         line.used.add("better")
         label = line.parsed(line.fields.get("better"))
@@ -105,6 +107,10 @@ class Rankings:
     def _ranks(self, line: Line, label: object, count: int) -> list[int | None]:
         verdict = self._verdicts.read(line, label, count)
         return [None] * count if verdict == NO_LABEL else list(ranks_of(verdict, count))
+
+
+def _lacks_ranks(line: Line) -> bool:
+    return "completions" in line.fields and not {"ranks", "scores"} & line.fields.keys()
 
 
 def _count(line: Line) -> int:
