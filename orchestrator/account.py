@@ -181,6 +181,23 @@ class Account:
             if self._begin is None:
                 self._begin = self.now()
 
+    def at_work(self, role: str, verb: str) -> float | None:
+        """Seconds of the open window that a role took for a verb, of its slowest worker.
+
+        None where no window is open, or no worker has answered such a call in it.
+        """
+        with self._lock:
+            self._settle()
+            if self._begin is None:
+                return None
+            window = (self._begin, self.now())
+            found = [
+                covered([(s.begin, s.end) for s in worker.spans if s.verb == verb], window)
+                for (name, _), worker in self._workers.items()
+                if name == role and any(s.verb == verb for s in worker.spans)
+            ]
+        return max(found, default=None)
+
     def close(self) -> dict[str, RoleTime]:
         """End the window and begin the next; gives every role's time in it.
 

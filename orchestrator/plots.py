@@ -268,7 +268,10 @@ def _phases(_: Records, summary: Summary) -> Figure | None:
     phases = {_label(name): summary.timing.ppo_phases[name] for name in [*known, *others]}
     panels = [
         (title, values)
-        for title, values in (("Stages", stages), ("PPO phases, all iterations", phases))
+        for title, values in (
+            ("Stages", stages),
+            ("PPO phases (roles overlap)", phases),
+        )
         if values
     ]
     if not panels:

@@ -44,6 +44,16 @@ __all__ = [
     "series",
 ]
 
+# Phases that are calls to one role: role and verb.
+CALLS = {
+    "reward": ("reward", "score_shards"),
+    "logprobs": ("policy", "logprobs_of"),
+    "reference": ("reference", "logprobs_of"),
+    "values": ("critic", "values_of"),
+    "experience": ("critic", "build_experience_of"),
+    "policy_update": ("policy", "update_on"),
+    "critic_update": ("critic", "update_on"),
+}
 _STAGES = frozenset(stage.value for stage in StageName)
 
 
@@ -186,11 +196,17 @@ class Telemetry:
     def record_phases(self, stage: str, step: int) -> dict[str, float]:
         """Record where the time of a finished PPO step went; returns the seconds of its phases.
 
-        `ppo/seconds/PHASE` is one span of the driver; busy, transfer and waiting seconds and the
-        idle share are each role's, since the end of the step before.
+        `ppo/seconds/PHASE` of a call to one role is what that role took for it, since the driver
+        waits for several at once; of other phases it is a span of the driver. Busy, transfer and
+        waiting seconds and the idle share are each role's, since the end of the step before.
         """
         with self._lock:
             phases = self._of_step.pop((stage, step), {})
+            for phase, (role, verb) in CALLS.items():
+                own = self.account.at_work(role, verb) if phase in phases else None
+                if own is not None:
+                    self._totals[stage, phase] += own - phases[phase]
+                    phases[phase] = own
         values = {f"ppo/seconds/{name}": value for name, value in phases.items()}
         for role, spent in self.account.close().items():
             values |= {

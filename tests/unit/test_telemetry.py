@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import roles
 from orchestrator.config import LoggerConfig, StageName
-from orchestrator.metrics import METRICS, MetricRecord, comparable, read_metrics, series
+from orchestrator.metrics import METRICS, PPO_PHASES, MetricRecord, comparable, read_metrics, series
 from orchestrator.run_folder import RunFolder
 from orchestrator.sinks import BackgroundSink, Sink, TensorBoardSink
-from orchestrator.telemetry import Telemetry, UnknownMetricError
+from orchestrator.telemetry import CALLS, Telemetry, UnknownMetricError
 from workers.errors import CheckpointError, DataLineError
 from workers.timing import CallSpan, clock_name
 
@@ -166,6 +167,33 @@ def test_spans_add_up_over_threads_and_steps(folder: RunFolder) -> None:
     assert sorted(e["name"] for e in events if e["ph"] == "X") == ["ppo", *["reward"] * 3, "values"]
     names = [r.name for r in read_metrics(folder.metrics)]
     assert names.count("ppo/seconds/reward") == 2
+
+
+def test_a_phase_of_a_role_lasts_as_long_as_the_role_worked_not_as_the_driver_waited(
+    folder: RunFolder,
+) -> None:
+    with make(folder, [], []) as telemetry:
+        account = telemetry.account
+        ends = [telemetry.begin("ppo", 1, phase) for phase in ("policy_update", "critic_update")]
+        began = time.monotonic()
+        time.sleep(0.03)
+        for role, rank, seconds in (("policy", 0, 0.02), ("critic", 0, 0.004), ("critic", 1, 0.01)):
+            call = account.sent(role, rank, began, lambda: None)
+            span = CallSpan("update_on", began, began + seconds, 0.0, clock_name())
+            account.answered(role, rank, call, [span])
+        for end in ends:
+            end()
+        phases = telemetry.record_phases("ppo", 1)
+        totals = telemetry.phase_seconds("ppo")
+    assert phases["policy_update"] == pytest.approx(0.02)
+    assert phases["critic_update"] == pytest.approx(0.01)  # of its slowest worker
+    assert totals["critic_update"] == pytest.approx(0.01)
+
+
+def test_the_phases_of_roles_are_named_by_verbs_that_roles_have() -> None:
+    for phase, (role, verb) in CALLS.items():
+        assert phase in PPO_PHASES
+        assert callable(getattr(getattr(roles, f"_{role.title()}Actor"), verb)), (role, verb)
 
 
 def test_the_trace_has_a_track_for_each_worker_and_each_phase(folder: RunFolder) -> None:
