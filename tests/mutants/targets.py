@@ -38,6 +38,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "orchestrator/text_rows.py": ("tests/unit/test_text_rows.py",),
     "orchestrator/session.py": (*_LOOP, "tests/unit/test_seeds.py"),
     "orchestrator/stages/ppo.py": _LOOP,
+    "orchestrator/stages/ppo_scores.py": ("tests/unit/test_ppo_scores.py", *_LOOP),
     "orchestrator/stages/ppo_passes.py": _LOOP,
     "orchestrator/stages/ppo_record.py": _LOOP,
 }

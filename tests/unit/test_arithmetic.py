@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.arithmetic import (
+    cut_warmups,
     fitting_warmup,
     ppo_arithmetic,
     pretraining_examples,
@@ -13,6 +14,7 @@ from orchestrator.arithmetic import (
     sft_rows,
     stage_steps,
     started_prompts,
+    warmup_note,
 )
 from orchestrator.config import (
     AlgorithmConfig,
@@ -31,7 +33,7 @@ from orchestrator.config import (
     StageName,
     TrainerConfig,
 )
-from workers.errors import BatchArithmeticError, ConfigError
+from workers.errors import BatchArithmeticError
 
 
 def config(policy: int = 3, rollout: int = 4, critic: int = 2, **algorithm: object) -> Config:
@@ -164,26 +166,45 @@ def test_steps_of_every_stage() -> None:
         stage_steps(whole, StageName.pretrain)
 
 
-def test_a_warm_up_that_does_not_end_before_training_takes_half_of_it() -> None:
-    assert fitting_warmup(9, 10) == 9
-    assert fitting_warmup(10, 10) == 5
-    assert fitting_warmup(99, 7) == 3
-    assert fitting_warmup(1, 1) == 0
+def test_a_warm_up_that_would_not_end_is_cut_to_half() -> None:
+    assert [fitting_warmup(w, 10) for w in (0, 9, 10, 99)] == [0, 9, 5, 5]
+    assert (fitting_warmup(99, 7), fitting_warmup(1, 1)) == (3, 0)
+    long = OptimizerConfig(warmup_steps=10)
+    assert warmup_note(long, 11, "x") == warmup_note(long, None, "x") == []
+    assert warmup_note(OptimizerConfig(warmup_steps=0), 0, "x") == []
+    assert warmup_note(long, 10, "x") == [
+        "x.warmup_steps=10 is cut to 5: training takes 10 optimizer step(s)"
+    ]
 
 
-@pytest.mark.parametrize(("policy", "critic", "fails"), [
-    (23, 39, ""), (24, 0, "policy_optimizer"), (0, 40, "critic_optimizer"),
-])  # fmt: skip
-def test_the_policy_warms_up_once_it_learns(policy: int, critic: int, fails: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "critic", "cut"),
+    [(23, 39, []), (24, 0, ["policy_optimizer"]), (0, 40, ["critic_optimizer"]),
+     (24, 40, ["policy_optimizer", "critic_optimizer"])],
+)  # fmt: skip
+def test_the_policy_warms_up_once_it_learns(policy: int, critic: int, cut: list[str]) -> None:
     # 40 steps, of which the first two iterations' 16 teach the critic alone
     settings = config(
         critic_warmup_iterations=2,
         policy_optimizer=OptimizerConfig(warmup_steps=policy),
         critic_optimizer=OptimizerConfig(warmup_steps=critic),
     )
-    if not fails:
-        assert stage_steps(settings, StageName.ppo) == 40
-        return
-    with pytest.raises(ConfigError) as caught:
-        stage_steps(settings, StageName.ppo)
-    assert caught.value.where == f"algorithm.{fails}.warmup_steps"
+    settings.stages = [StageName.ppo, StageName.ppo_ptx]
+    notes = cut_warmups(settings)
+    assert [note.split(".")[1] for note in notes] == cut
+
+
+def test_warm_ups_of_the_other_stages() -> None:
+    whole = config()
+    whole.stages = [StageName.pretrain, StageName.sft, StageName.reward_model, StageName.evaluate]
+    whole.pretrain = PretrainConfig(steps=3, documents_per_step=3)
+    whole.sft = SFTConfig(steps=4, demonstrations_per_step=3)
+    whole.reward_model = RewardModelConfig(prompts=33, prompts_per_step=16)
+    for optimizer in (whole.pretrain.optimizer, whole.sft.optimizer, whole.reward_model.optimizer):
+        optimizer.warmup_steps = 6
+    found = [note.partition(":")[0] for note in cut_warmups(whole)]
+    assert found == [
+        "pretrain.optimizer.warmup_steps=6 is cut to 1",
+        "sft.optimizer.warmup_steps=6 is cut to 2",
+        "reward_model.optimizer.warmup_steps=6 is cut to 1",
+    ]

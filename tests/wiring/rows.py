@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from orchestrator.config import RoleName
+from orchestrator.config import RewardKind, RoleName
 from wiring.unseen import UNSEEN as UNSEEN
 from wiring.world import World, tokens_of
 
@@ -176,6 +176,8 @@ SPECS = [
     Row("rollout.inflight_updates", "true", True, lambda w: w.engine.interruptible),
     Row("reward.function_seconds", "31.5", (31.5, 31.5), lambda w: (w.reward.function_seconds, w.judge.function_seconds)),
     Row("reward.function_retries", "4", (4, 4), lambda w: (w.reward.function_retries, w.judge.function_retries)),
+    Row("algorithm.missing_eos_penalty", "2.75", 5.5, lambda w: w.penalty(RewardKind.model, 2.0)),
+    Row("reward.function_missing_eos_penalty", "0.65", 0.65, lambda w: w.penalty(RewardKind.function, 2.0)),
     Row("reward.bridge", "text", ("text", "text"), lambda w: (w.reward.bridge, w.judge.bridge)),
     Row("reward.micro_batch_tokens", "4321", (4321, 4321), lambda w: (w.frozen().micro_batch_tokens, w.reward.model.micro_batch_tokens)),
     Row("run.role_start_seconds", "61.5", 61.5, lambda w: w.launch("policy").start_seconds),
@@ -263,7 +265,6 @@ OTHER = [
 AHEAD = [
     Row("algorithm.staleness", "1", [0, 1, 1], lambda w: [int(x) for x in w.metric("ppo/lag_max")]),
     Row("trainer.rest_on_host", "true", "state", lambda w: w.group().rest),
-    Row("algorithm.missing_eos_score", "-2.75", True, lambda w: -2.75 in w.cut_score()),
 ]  # fmt: skip
 
 _PPO = ("algorithm.iterations=3", "algorithm.prompts_per_iteration=6", "rollout.max_response_tokens=14",

@@ -5,6 +5,7 @@ from __future__ import annotations
 UNSEEN = {
     "experiment": "names the run folder: test_run.py",
     "resume": "where a run goes on: test_resume_start.py",
+    "rerun": "a run's configuration is read again: test_run.py",
     "stages": "which stages run: test_plan.py, test_recipes.py",
     "run.dir": "where records go: test_run_folder.py",
     "run.overwrite": "an old folder is refused without it: test_run.py",

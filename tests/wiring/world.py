@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from orchestrator import sources
 from orchestrator.account import Account
 from orchestrator.best import scores_of
 from orchestrator.cluster import Cluster
-from orchestrator.config import Config, RoleName
+from orchestrator.config import Config, RewardKind, RoleName
 from orchestrator.derive import (
     endpoint_spec,
     frozen_spec,
@@ -30,12 +31,14 @@ from orchestrator.derive import (
 )
 from orchestrator.fleet import Fleet
 from orchestrator.harness import harness_scores
+from orchestrator.ledger import Ledger
 from orchestrator.placement import place_roles
 from orchestrator.samples import read_comparisons, read_rollouts
 from orchestrator.sinks import configured_sinks
 from orchestrator.stages import ppo as ppo_stage
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
+from orchestrator.stages.ppo_scores import Scoring
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
@@ -192,10 +195,10 @@ class World:
     def launch(self, role: str) -> Any:
         return self.fleet._launch(RoleName(role))
 
-    def cut_score(self) -> set[float]:
-        """Scores of the cut sequences of the first PPO iteration, after the penalty."""
-        facts = self.facts("ppo_ptx", "critic.build_experience")[0]["scores"]
-        return {round(float(v), 5) for v in facts.values}
+    def penalty(self, kind: RewardKind, deviation: float) -> float:
+        """What a cut response loses where scores spread by so much."""
+        config = replace(self.config, reward=replace(self.config.reward, kind=kind))
+        return Scoring(config, Ledger(), deviation).penalty()
 
     def resources(self, role: RoleName) -> dict[str, Any]:
         """What Ray is asked for one worker."""
