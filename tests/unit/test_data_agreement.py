@@ -8,6 +8,7 @@ import pytest
 from data_files import Files, account, byte_tokenizer
 
 from orchestrator.agreement import annotator_agreement
+from orchestrator.sources import left_out
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,15 @@ def test_agreement_counts_the_pairs_that_annotators_call_equal(
 def test_a_source_of_other_kinds_has_no_ties(tmp_path: Path, checkpoint: Path) -> None:
     rows = [{"prompt": f"p{i}", "completion": "x"} for i in range(20)]
     assert Files(tmp_path, checkpoint)(demonstrations=rows).ties() == []
+
+
+def test_the_notes_of_a_run_list_columns_that_nothing_reads(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    rows = [
+        {"prompt": f"p{i}", "completions": ["x", "y"], "better": i % 2, "lang": "en"}
+        for i in range(20)
+    ]
+    notes = left_out(Files(tmp_path, checkpoint)(rankings=rows))
+    assert "rankings: columns that nothing reads: lang" in notes
+    assert any(note.startswith('rankings: labels in "better": 0 = the first') for note in notes)
