@@ -46,7 +46,8 @@ class TextBridge:
             max_completion_tokens=_ANY_LENGTH,
         )
         (probe,) = self._renderer.comparisons([Comparison(_PROBE, ("a",), (1,), "")])
-        if isinstance(probe, Rejected):
+        # for any other reason it is the words of the probe that this tokenizer cannot write
+        if isinstance(probe, Rejected) and probe.reason.startswith("chat template"):
             raise DataError(
                 f"the reward model's chat template does not render a question and its answer: "
                 f"{probe.reason}",

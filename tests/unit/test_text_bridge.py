@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from data_files import Files
 from fakes.chat import CHATML, byte_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from orchestrator.config import CheckpointPaths, Config, ModelConfig, StageName
 from orchestrator.config import TextBridge as TextBridgeKind
@@ -118,3 +120,16 @@ def test_a_plan_refuses_a_reward_model_that_cannot_render_a_dialogue(tmp_path: P
         check(given, PocketSource(0, 0.5, 0.25))
     given.stages = [StageName.sft]
     check(given, PocketSource(0, 0.5, 0.25))
+
+
+def test_a_scorer_that_knows_few_words_is_no_reason_to_refuse_its_template() -> None:
+    core = Tokenizer(models.BPE({"<end>": 0, "h": 1, "2": 2}, []))  # drops what it does not know
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }} {{ eos_token if m.role == 'assistant' }}"
+        "{% endfor %}"
+    )
+    rows, reasons = TextBridge(tokenizer)([exchange((Message("user", "h"),), "2")])
+    assert reasons == [""]
+    assert rows.row(0).tolist() == [1, 2, 0]
