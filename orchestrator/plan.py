@@ -332,6 +332,10 @@ def _memory_line(memory: RoleMemory, policy: ModelSize) -> str:
     other = memory.parameters != policy.parameters
     parts = [f"{memory.parameters:,} parameters"] if other else []
     parts += [f"model {_size(memory.model)}", f"{kind} {_size(memory.working)}"]
+    if memory.activations:
+        parts.append(f"activations {_size(memory.activations)}")
+    if memory.step:
+        parts.append(f"optimizer step {_size(memory.step)}")
     parts.append(f"{'host' if memory.on_gpu else 'process'} {_size(memory.host)}")
     count = f" x {memory.workers}" if memory.workers > 1 else ""
     return f"  {memory.role.value:<15}{_size(memory.total)}{count} ({', '.join(parts)})"

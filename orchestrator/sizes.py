@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.config import (
@@ -19,7 +19,7 @@ from workers.checkpoint_files import read_headers
 from workers.model_shape import read_shape
 from workers.pocket.words import VOCABULARY
 
-_FLOAT = 4  # bytes of an fp32 number
+FLOAT = 4  # bytes of an fp32 number
 # Python, torch and the role's libraries before any model: measured resident sizes on CPU.
 _PROCESS_BYTES = {
     RoleName.rollout: 800 << 20,
@@ -43,11 +43,15 @@ class ModelSize:
     kv_numbers_per_token: int  # keys and values of one token over all layers
     width: int  # of the hidden states that the output layer reads
     plain_logits: bool = True  # they are the output layer's answer: read a chunk at a time
+    # Of the layers; where they are not known, activations are not counted.
+    layers: int = field(default=0, compare=False)
+    heads: int = field(default=0, compare=False)
+    inner: int = field(default=0, compare=False)  # width of the feed-forward layers
 
 
 @dataclass(frozen=True, slots=True)
 class RoleMemory:
-    """An estimate for one worker, in bytes; activations inside the layers are not in it."""
+    """An estimate for one worker, in bytes."""
 
     role: RoleName
     workers: int
@@ -58,6 +62,8 @@ class RoleMemory:
     host: int  # the process before any model, and what of a model on a GPU rests in host memory
     loading: int  # weights that pass through the device before they are divided over ranks
     on_gpu: bool  # then host memory is another memory than that of model and logits
+    activations: int = 0  # of one micro-batch, within the layers
+    step: int = 0  # copies that an optimizer step makes, and frees
     yielded: int = 0  # of `model`, what leaves the GPU while engines sample
 
     @property
@@ -79,7 +85,8 @@ class RoleMemory:
     @property
     def total(self) -> int:
         """What one worker takes at work, of its GPU if it has one."""
-        return self.model + self.working + (0 if self.on_gpu else self.host)
+        passing = self.activations + self.step
+        return self.model + self.working + passing + (0 if self.on_gpu else self.host)
 
 
 def pocket_size(model: PocketModelConfig) -> ModelSize:
@@ -94,6 +101,9 @@ def pocket_size(model: PocketModelConfig) -> ModelSize:
         positions=model.max_position_embeddings,
         kv_numbers_per_token=2 * model.layers * model.kv_heads * head,
         width=width,
+        layers=model.layers,
+        heads=model.heads,
+        inner=model.intermediate_size,
     )
 
 
@@ -119,6 +129,9 @@ def checkpoint_size(folder: Path) -> ModelSize | None:
         kv_numbers_per_token=2 * shape.layers * shape.kv_heads * shape.head_size,
         width=shape.width,
         plain_logits=shape.plain_logits,
+        layers=shape.layers,
+        heads=shape.heads,
+        inner=shape.inner,
     )
 
 
@@ -133,20 +146,24 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
             least, _ = _trained_bytes(
                 config, size.parameters, workers, averaged=False, trains=False
             )
-        tokens, loading = config.trainer.micro_batch_tokens, _bytes(config.trainer.precision)
+        tokens, loading = config.trainer.micro_batch_tokens, number_bytes(config.trainer.precision)
         if config.trainer.rest_on_host:
             yielded = model - size.parameters * loading
             resting += yielded
     elif role is RoleName.rollout:
-        number = _bytes(config.rollout.precision)
+        number = number_bytes(config.rollout.precision)
         model = size.parameters * number // config.rollout.tensor_parallel_size
         tokens, loading = 0, 0
         resting = model if config.rollout.sleep else 0
     else:
-        model = size.parameters * _bytes(config.trainer.precision)
+        model = size.parameters * number_bytes(config.trainer.precision)
         tokens, loading = config.reward.micro_batch_tokens, 0
     working = _logit_bytes(config, role, size, tokens)
     on_gpu = config.cluster.accelerator is Accelerator.cuda
+    from orchestrator.activations import activation_bytes, step_bytes  # which reads sizes
+
+    trains = role in (RoleName.policy, RoleName.critic)
+    engine = role is RoleName.rollout
     if role is RoleName.rollout:
         share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
         working = max(0, share - model) if on_gpu else config.rollout.kv_cache_mib << 20
@@ -160,6 +177,8 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
         host=_PROCESS_BYTES[role] + resting,
         loading=size.parameters * loading,
         on_gpu=on_gpu,
+        activations=0 if engine else activation_bytes(config, size, tokens, trains=trains),
+        step=step_bytes(config, size.parameters) if trains else 0,
         yielded=yielded,
     )
 
@@ -170,7 +189,7 @@ def _logit_bytes(config: Config, role: RoleName, size: ModelSize, tokens: int) -
     Of plain logits no more exist at once than `trainer.logits_mib` says; the gradient of the output
     layer is then summed in fp32 (`workers.ops.linear_logprobs`).
     """
-    word, copies = size.vocabulary * _FLOAT, _LOGIT_COPIES.get(role, 0)
+    word, copies = size.vocabulary * FLOAT, _LOGIT_COPIES.get(role, 0)
     most = max(1, (config.trainer.logits_mib << 20) // word)
     if not size.plain_logits or tokens <= most:
         return tokens * word * copies
@@ -178,8 +197,9 @@ def _logit_bytes(config: Config, role: RoleName, size: ModelSize, tokens: int) -
     return most * word * copies + (word * size.width if summed else 0)
 
 
-def _bytes(precision: Precision) -> int:
-    return 2 if precision is Precision.bf16 else _FLOAT
+def number_bytes(precision: Precision) -> int:
+    """Bytes of one number."""
+    return 2 if precision is Precision.bf16 else FLOAT
 
 
 def _trained_bytes(
@@ -195,13 +215,13 @@ def _trained_bytes(
     with it; the moving average always rests on the host.
     """
     offload, stage = config.trainer.offload, config.trainer.zero_stage
-    weights = _bytes(config.trainer.precision) / (ranks if stage >= 3 else 1)
+    weights = number_bytes(config.trainer.precision) / (ranks if stage >= 3 else 1)
     state = average = 0.0
     if trains and not config.model.lora.rank:
         bf16 = config.trainer.precision is Precision.bf16
-        state = (2 * _FLOAT + (_FLOAT if bf16 else 0)) / ranks
-        state += _FLOAT / (ranks if stage >= 2 else 1)
-        average = _FLOAT if averaged and config.algorithm.ema_decay > 0 else 0
+        state = (2 * FLOAT + (FLOAT if bf16 else 0)) / ranks
+        state += FLOAT / (ranks if stage >= 2 else 1)
+        average = FLOAT if averaged and config.algorithm.ema_decay > 0 else 0
     device = (0.0 if offload is Offload.parameters else weights) + (
         state if offload is Offload.none else 0.0
     )
@@ -218,7 +238,7 @@ def sequences_in_cache(config: Config, size: ModelSize) -> int:
     parallel shards divide both.
     """
     rollout = config.rollout
-    number = _bytes(rollout.precision)
+    number = number_bytes(rollout.precision)
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     cache = rollout.kv_cache_mib << 20
     if config.cluster.accelerator is Accelerator.cuda:

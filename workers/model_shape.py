@@ -37,6 +37,8 @@ class ModelShape:
     tied: bool  # the output layer is the embedding
     width: int  # of the hidden states that the output layer reads
     plain_logits: bool  # they are what the output layer says, neither capped nor scaled
+    heads: int  # query heads of a layer
+    inner: int  # width of the feed-forward layers, of all experts that a token visits
     content: str  # config.json without what does not change the model, as JSON
 
     @cached_property
@@ -177,8 +179,16 @@ def _shape(config: Any) -> ModelShape:
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         width=width,
         plain_logits=all(getattr(config, name, None) in (None, 1) for name in _LOGIT_CHANGES),
+        heads=heads,
+        inner=_inner(config, width),
         content=_content(config),
     )
+
+
+def _inner(config: Any, width: int) -> int:
+    names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+    inner = next((n for name in names if (n := getattr(config, name, None))), 4 * width)
+    return inner * max(1, getattr(config, "num_experts_per_tok", None) or 1)
 
 
 def _kv_heads(config: Any, heads: int) -> int:
