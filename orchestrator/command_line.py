@@ -116,7 +116,17 @@ def _override(argument: str, before: str, after: str, *, several: bool) -> str:
     parsed = _parse(given, kind)
     if not several and parsed.is_sweep_override():
         raise _one_value(given, kind)
+    if kind is bool and re.fullmatch(r"-?\d+", given.value):
+        _check_switch(given)
+    if re.search(r"[/@]|^hydra$", given.key) and not isinstance(parsed.value(), str | list):
+        raise _wrong(f"{given.shown} names no option", f"write {given.key}=NAME")
     return str(given)
+
+
+def _check_switch(given: _Given) -> None:
+    """OmegaConf takes every number but 0 for true."""
+    if int(given.value) not in (0, 1):
+        raise _wrong(f"{given.shown} is neither on nor off", f"{given.key} is true or false")
 
 
 def _deletion(argument: str) -> str:
@@ -181,7 +191,8 @@ def _group(given: _Given, *, several: bool) -> str:
             f"{given.shown}: a group has one option at a time",
             f"choose one of {options}; or add -m for a run with each",
         )
-    _parse(given, None)
+    if not several and not isinstance(_parse(given, None).value(), str):  # 3, nan, true
+        raise _wrong(f"{given.shown} names no option", f"choose one of {options}")
     return str(given)
 
 

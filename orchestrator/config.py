@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.data_sets import data_set
 from orchestrator.ranges import (
@@ -424,6 +424,13 @@ class DataConfig:
     workers: int = positive(1, 1024)
 
     def __post_init__(self) -> None:
+        given = cast("object", self.sets)
+        if not isinstance(given, dict):  # an interpolation may give anything
+            raise ConfigError(
+                f"data.sets={given!r} is no section of data sets",
+                where="data.sets",
+                mend="set data.sets.NAME.kind=demonstrations data.sets.NAME.path=FILE",
+            )
         self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
 
     def check(self, key: str) -> None:

@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from orchestrator.aliases import alias_words
 from orchestrator.config import Config
 from orchestrator.data_sets import KEYS, unknown_set_key
+from orchestrator.key_types import key_type, type_words
 from workers.errors import ConfigError, UnknownKeyError
 
 
@@ -87,16 +88,21 @@ def explain(error: BaseException) -> ConfigError:
             return unknown_key(each.full_key)
     for each in _chain(error):
         if isinstance(each, OmegaConfBaseException):
-            return ConfigError(
-                str(each.msg or each).splitlines()[0],
-                where=str(each.full_key or "configuration"),
-                mend="orchestrator/config.py declares the type of every key",
-            )
+            return _wrong_type(str(each.msg or each).splitlines()[0], str(each.full_key or ""))
     return ConfigError(
         str(error).strip(),
         where="command line",
         mend="overrides are written group=option, key=value or +experiment=NAME",
     )
+
+
+def _wrong_type(words: str, key: str) -> ConfigError:
+    kind = key_type(key)
+    if kind is None:
+        mend = "orchestrator/config.py declares the type of every key"
+        return ConfigError(words, where=key or "configuration", mend=mend)
+    empty = f"; for none write {key}=" if kind is str else ""
+    return ConfigError(f"{key}: {words}", where=key, mend=f"{key} is {type_words(kind)}{empty}")
 
 
 def _unknown_option(error: MissingConfigException) -> ConfigError:

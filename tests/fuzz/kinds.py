@@ -14,6 +14,7 @@ from fuzz.frame import Tally, judge
 COUNTS: dict[str, int] = {
     "data_files": 500,
     "bases": 200,
+    "configs": 1000,
     "checkpoints": 200,
     "report_folders": 100,
     "reward_functions": 300,

@@ -86,6 +86,7 @@ def test_the_folder_of_a_sweep_is_run_dir():
         (["seed", "1"], ["write seed=1"]),
         (["run.dir=a", "b"], ["'run.dir=a b'"]),
         (["seed=1,"], ["whole number", "leave out the comma", "seed=1"]),
+        (["logger.live=2"], ["neither on nor off", "true or false"]),
         (["seed=1,2"], ["several values", "-m"]),
         (["seed=é"], ["whole number"]),
         (["seed=" + "1" * 5000], ["cannot be read", "whole number"]),
