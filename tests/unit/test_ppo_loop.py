@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from fakes.session import Run, small_config
 
+from orchestrator.checkpoint import publish
 from orchestrator.config import (
     AlgorithmConfig,
     Config,
@@ -383,8 +385,13 @@ class TestScores:
         config.algorithm.missing_eos_penalty = 1.5
         run = Run(tmp_path, config)
         if recorded:
-            manifest = Path(run.session.checkpoints["reward_model"]) / "rehearsal.json"
-            manifest.write_text('{"facts": {"score_deviation": 4.0}, "files": {}}')
+            given = Path(run.session.checkpoints["reward_model"])
+            made = publish(
+                tmp_path / "recorded",
+                lambda to: shutil.copytree(given, to, dirs_exist_ok=True),
+                {"score_deviation": 4.0},
+            )
+            run.session.checkpoints["reward_model"] = str(made)
         raw: list[dict[int, float]] = []
         finish: dict[int, int] = {}
         score = run.roles.reward.score
