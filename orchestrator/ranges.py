@@ -172,6 +172,14 @@ def _sections(section: Any, key: str) -> Iterator[tuple[Any, str]]:
     yield section, key
     for declared in dataclasses.fields(section):
         value, its_key = getattr(section, declared.name), _join(key, declared.name)
+        if declared.default_factory is not dataclasses.MISSING:
+            wanted = type(declared.default_factory())
+            if not isinstance(value, wanted):  # `${model}` puts one section in another's place
+                raise ConfigError(
+                    f"{its_key} holds what belongs to another key ({type(value).__name__})",
+                    where=its_key,
+                    mend=f"set the keys below {its_key} one by one",
+                )
         if dataclasses.is_dataclass(value):
             yield from _sections(value, its_key)
         elif isinstance(value, Mapping):

@@ -190,6 +190,12 @@ def test_values_that_do_not_fit_each_other_name_the_key_of_their_own_section():
         check_tree(RewardModelConfig(min_completions=5, max_completions=4), "reward_model")
 
 
+@pytest.mark.parametrize("value", [PocketModelConfig(), 3, ["sft"]])
+def test_a_section_is_not_put_in_the_place_of_another(value: object):
+    error = refused("cluster.roles.reward", value)  # as ${model.pocket} does
+    assert (error.where, "belongs to another key" in error.what) == ("cluster.roles.reward", True)
+
+
 def test_ranges_come_before_what_is_computed_with_them():
     with pytest.raises(ConfigError) as caught:
         check_tree(PocketModelConfig(heads=0), "model.pocket")  # would divide by it
