@@ -145,8 +145,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
+    if not 0 <= number <= _NO_LIMIT:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {_NO_LIMIT:,}")
     return number
 
 

@@ -157,3 +157,10 @@ def test_quantiles_and_buckets() -> None:
     ]
     assert buckets(lengths) == [(0, 0, 1), (1, 1, 1), (2, 3, 0), (4, 7, 7), (8, 15, 1)]
     assert buckets(Counter()) == []
+
+
+@pytest.mark.parametrize("number", ["-1", "9" * 25, "1.5", "many"])
+def test_a_limit_that_no_count_has_is_refused(tmp_path: Path, number: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["inspect", str(tmp_path / "rows.jsonl"), "--limit", number])
+    assert left.value.code == 2
