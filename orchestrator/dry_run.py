@@ -117,6 +117,12 @@ def _check_bridge(config: Config, _source: DataSource) -> Iterable[str]:
     return ()
 
 
+def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
+    from orchestrator.host_memory import check_host_memory
+
+    return check_host_memory(config)
+
+
 # Each is called with the configuration and the data, raises a RehearsalError where what is given
 # cannot be used, and returns sentences for people (usually none).
 CHECKS: dict[str, Check] = {
@@ -124,4 +130,5 @@ CHECKS: dict[str, Check] = {
     "lm-eval": _check_harness,
     "saving": _check_saving,
     "text bridge": _check_bridge,
+    "memory": _check_memory,
 }

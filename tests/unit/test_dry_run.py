@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -90,3 +91,18 @@ def test_every_listed_check_is_made_by_a_plan_and_by_a_run(
     monkeypatch.setitem(dry_run.CHECKS, "mine", refuse)
     assert command(*sft, f"run.plan_only={plan_only}") == 2
     assert "refused sft " in capsys.readouterr().err
+
+
+def test_models_that_exceed_the_machine_are_refused_and_narrow_ones_noted(
+    command: Command,
+    sft: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    memory = namedtuple("memory", "total available")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(1 << 40, 1 << 20))
+    assert command(*sft, "run.plan_only=true") == 0
+    assert "and this machine has 0.000977 free" in capsys.readouterr().out
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(1 << 10, 1 << 10))
+    assert command(*sft, "run.plan_only=true") == 2
+    assert "the models of all roles need" in capsys.readouterr().err
