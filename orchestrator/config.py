@@ -8,6 +8,7 @@ with the fields (orchestrator.ranges) and checked when a Config is made, and so 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Any, cast
 
@@ -396,6 +397,15 @@ class PocketWorldConfig:
     tie_width: float = at_least(0, 0.25)
 
 
+def _check_date(date: str) -> None:
+    try:
+        datetime.fromisoformat(date or "2026-01-01")
+    except ValueError as error:
+        raise ConfigError(
+            f"date={date!r} is no date", where="data.date", mend="write it as 2026-01-31"
+        ) from error
+
+
 @dataclass(slots=True, kw_only=True)
 class DataConfig:
     """Where examples come from."""
@@ -408,6 +418,7 @@ class DataConfig:
     sets: dict[str, Any] = field(default_factory=dict)
     # auto = the tokenizer's | default = the built-in one | a Jinja file
     chat_template: str = path("auto", needed=True)
+    date: str = ""  # what chat templates are told; "" = the day of the run's start, kept with it
     add_bos_token: AddBosToken = AddBosToken.auto  # before bare text; auto = as the tokenizer does
     train_on: TrainOn = TrainOn.last
     on_bad_line: OnBadLine = OnBadLine.fail
@@ -434,7 +445,8 @@ class DataConfig:
         self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
 
     def check(self, key: str) -> None:
-        """Whether the fold exists."""
+        """Whether the date is one, and the fold exists."""
+        _check_date(self.date)
         folds = int(1.0 / self.heldout_fraction + 1e-9)
         if not 0 <= self.heldout_fold < folds:
             raise ConfigError(

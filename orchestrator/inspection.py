@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Protocol
 
+from workers.data.accounts import bounded_reason
 from workers.data.examples import (
     Comparison,
     Context,
@@ -80,8 +81,9 @@ class Inspection:
         if not isinstance(row, Rejected) and row.ranks and is_tied(row.ranks):
             row = Rejected(TIED, row.where)
         if isinstance(row, Rejected):
-            self.drops[row.reason] += 1
-            self.first_drop.setdefault(row.reason, row.where)
+            reason = bounded_reason(row.reason, self.drops)
+            self.drops[reason] += 1
+            self.first_drop.setdefault(reason, row.where)
             return
         self.usable += 1
         self.cut += row.cut

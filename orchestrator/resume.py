@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ class Start:
     clear: bool = False  # an attempt that saved nothing may be in the folder
     notes: list[str] = field(default_factory=list)  # for the person
     began: float | None = None  # time.monotonic() of the job's beginning; None: of the process's
+
+
+DATE = "data.date"
 
 
 def plain_config(config: Config) -> dict[str, Any]:
@@ -160,6 +164,12 @@ def _nothing(path: Path) -> MissingCheckpointError:
     )
 
 
+def run_date(config: Config, saved: SavedRun | None) -> str:
+    """What chat templates are told of the date: what was asked for, or when the run started."""
+    before = _flat(saved.config).get(DATE) if saved else ""
+    return config.data.date or str(before or "") or datetime.date.today().isoformat()
+
+
 def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
     """Compare configurations; returns what to tell about changes that are allowed.
 
@@ -169,6 +179,8 @@ def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
     # a key that is newer than the checkpoint had its default
     before, after = _flat(_defaults()) | _flat(saved.config), _flat(now)
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+    if not after.get(DATE):  # the run goes on with its own
+        changed = [key for key in changed if key != DATE]
     words = {k: f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in changed}
     matter = [words[k] for k in changed if not _below(k, (*_FREE, *_LAYOUT))]
     if matter:

@@ -30,7 +30,7 @@ from orchestrator.command_line import prepare
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
 from orchestrator.plan import Plan, make_plan, render_plan
-from orchestrator.resume import Start, find_folder, find_start
+from orchestrator.resume import Start, find_folder, find_start, run_date
 from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.saved_run import SavedRuns
 from orchestrator.stopping import StopRequest, stop_on_signals
@@ -102,6 +102,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
                 found = find_start(config, folder)
                 _open(found, config)
                 start = replace(found, began=began)
+                composed.data.date = config.data.date = run_date(config, found.saved)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
                 _run(config, plan, start, stop)
         except StoppedError as stopped:

@@ -41,6 +41,7 @@ def _rendering(config: Config, checkpoints: dict[str, str]) -> Rendering:
         max_prompt_tokens=data.files.max_prompt_tokens,
         max_completion_tokens=data.files.max_completion_tokens,
         chat_template=data.chat_template,
+        date=data.date,
         add_bos_token=data.add_bos_token.value,
         train_on="all" if data.train_on is TrainOn.all else "last",
         prefix_characters=data.dedup_prefix_characters,
@@ -94,6 +95,8 @@ def _tokenizer_folder(models: dict[str, str]) -> str:
 def left_out(source: DataSource) -> list[str]:
     """What a file source read, kept and did not take as it stands: a sentence a set and reason."""
     notes: list[str] = []
+    if isinstance(source, FileSource) and source.date:
+        notes.append(f"the chat template writes the date: {source.date} (data.date)")
     for each in accounts(source):
         notes.append(
             f"{each.name}: {each.read:,} rows, {each.train:,} to train on, {each.heldout:,} held "

@@ -18,6 +18,7 @@ COUNTS: dict[str, int] = {
     "checkpoints": 200,
     "report_folders": 100,
     "reward_functions": 300,
+    "templates": 100,
 }
 
 

@@ -283,10 +283,13 @@ def test_a_row_that_the_template_refuses_is_counted() -> None:
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
     render = renderer(byte_tokenizer(strict))
     rows = render.demonstrations([Demonstration(c, "ok", "F:1") for c in (LONG, HI)])
-    assert rows[0] == Rejected("chat template refuses the dialogue", "F:1")
+    assert rows[0] == Rejected("chat template refuses the dialogue: no", "F:1")
     assert isinstance(rows[1], TokenRow)
     shouting = byte_tokenizer(CHATML.replace("m.content", "m.content | upper"))
-    row = one(renderer(shouting).demonstrations([Demonstration(HI, "ok", "F:1")]))
+    with pytest.raises(DataError, match="leaves out or alters what the assistant says"):
+        renderer(shouting).demonstrations([Demonstration(HI, "ok", "F:1")])
+    swaps = byte_tokenizer(CHATML.replace("m.content", "m.content | replace('one', 'two')"))
+    row = one(renderer(swaps).demonstrations([Demonstration(HI, "one", "F:1")]))
     assert row == Rejected("chat template alters the reply", "F:1")
 
 

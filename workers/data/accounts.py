@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+
+_MOST_REASONS = 50
 
 
 @dataclass(slots=True)
@@ -26,5 +29,11 @@ class SetAccount:
     tied_pairs: int = 0  # comparisons: pairs of equal rank among the rows that were kept
 
     def drop(self, reason: str, count: int) -> None:
-        """Count rows that were left out."""
+        """Count rows that were left out; of reasons in other people's words the first are kept."""
+        reason = bounded_reason(reason, self.dropped)
         self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+
+def bounded_reason(reason: str, known: Collection[str]) -> str:
+    """The reason, or one for all others where there are very many of them."""
+    return reason if reason in known or len(known) < _MOST_REASONS else "other reasons"

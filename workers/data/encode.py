@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,8 @@ class Encoder:
     """Renders, tokenises and hashes examples; the same in every process."""
 
     def __init__(self, rendering: Rendering) -> None:
+        if not rendering.date:
+            rendering = replace(rendering, date=datetime.date.today().isoformat())
         self.tokenizer = load_speaker(
             rendering.checkpoint, rendering.chat_template, rendering.add_bos_token
         )
@@ -97,7 +100,14 @@ class Encoder:
             train_on=rendering.train_on,
             max_prompt_tokens=rendering.max_prompt_tokens,
             max_completion_tokens=rendering.max_completion_tokens,
+            date=rendering.date,
         )
+
+    @property
+    def date(self) -> str:
+        """What the template is told of the date, where it asks; else ""."""
+        source = str(self.tokenizer.chat_template or "")
+        return self._rendering.date if "strftime_now" in source else ""
 
     def encode(self, kind: SetKind, examples: Sequence[Example | Rejected]) -> Chunk:
         """The usable ones of `examples` as columns, the others counted by reason."""

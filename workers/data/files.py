@@ -42,6 +42,7 @@ class FileSource:
 
     Attributes:
         tokenizer: Of every token id handed out; it carries the chat template that was used.
+        date: What the template was told of the date, where it asks; else "".
         accounts: What became of the rows of each set.
 
     Raises:
@@ -55,6 +56,7 @@ class FileSource:
         encoder = Encoder(rendering)
         self._rendering = rendering
         self.tokenizer: PreTrainedTokenizerBase = encoder.tokenizer
+        self.date = encoder.date
         self._feeding = feeding
         self._sets = {kind: [s for s in sets if s.kind is kind] for kind in SetKind}
         for own in self._sets.values():

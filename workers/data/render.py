@@ -22,7 +22,10 @@ from workers.data.examples import (
 )
 from workers.data.rows import DocumentRow, PromptRow, RankedRow, TokenRow
 from workers.data.templates import ChatTemplate, ControlTokens
+from workers.data.ties import tied_ranks
 from workers.data.unusable import UNTRAINED, Unusable
+from workers.data.watched import ItemTooCostlyError, watched
+from workers.errors import DataError
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +68,7 @@ class Renderer:
         max_prompt_tokens: Rows with a longer prompt are rejected.
         max_completion_tokens: Longer completions are cut and get no end token. A dialogue all of
             whose turns are trained is cut at both limits together.
+        date: What templates are told of the date, in ISO format; "" = now.
 
     Raises:
         DataError: If the template cannot be read; from the verbs if there is none for a dialogue,
@@ -79,13 +83,14 @@ class Renderer:
         train_on: TrainOn = "last",
         max_prompt_tokens: int,
         max_completion_tokens: int,
+        date: str = "",
     ) -> None:
         assert isinstance(tokenizer.eos_token_id, int), "load_tokenizer refuses one without"
         self._tokenizer = tokenizer
         self._eos = tokenizer.eos_token_id
         self._beginning = list(beginning(tokenizer))
         self._control = ControlTokens(tokenizer)
-        self._template = ChatTemplate(tokenizer, template, self._control)
+        self._template = ChatTemplate(tokenizer, template, self._control, date)
         self._train_on = train_on
         self._max_prompt = max_prompt_tokens
         self._max_completion = max_completion_tokens
@@ -110,7 +115,10 @@ class Renderer:
         return _finished(examples, planned, row)
 
     def comparisons(self, examples: Sequence[Comparison]) -> list[RankedRow | Rejected]:
-        """A prompt and its K completions, each with its end token unless it was cut."""
+        """A prompt and its K completions, each with its end token unless it was cut.
+
+        Completions whose tokens are equal tie, whatever their ranks were.
+        """
 
         def plan(example: Comparison) -> list[_Turn]:
             prompt = self._prompt_text(example.context)
@@ -122,10 +130,13 @@ class Renderer:
         def row(example: Comparison, turns: list[_Turn]) -> RankedRow:
             prompt = self._checked_prompt(turns[0].prompt, turns[0].bare, ids)
             replies = [self._ended(self._reply(turn, prompt, ids)) for turn in turns]
+            ranks = tied_ranks([reply for reply, _ in replies], example.ranks)
+            if len(set(ranks)) == 1 < len(set(example.ranks)):
+                raise Unusable("completions do not differ within the token limit")
             return RankedRow(
                 np.array(prompt, np.int64),
                 tuple(np.array(reply, np.int64) for reply, _ in replies),
-                example.ranks,
+                ranks,
                 turns[0].prompt,
                 example.where,
                 sum(cut for _, cut in replies),
@@ -220,6 +231,8 @@ class Renderer:
             targets += [False] * (len(prompt) - len(row)) + [turn.trained] * (len(reply) + 1)
             row = [*prompt, *reply, self._eos]
         limit = self._max_prompt + self._max_completion
+        if not any(targets[:limit]):
+            raise Unusable("no trained turn within the token limit")
         return row[:limit], targets[:limit], len(row) > limit
 
     def _checked_prompt(self, text: str, bare: bool, ids: dict[str, list[int]]) -> list[int]:
@@ -281,13 +294,22 @@ def _texts(turns: list[_Turn]) -> Iterable[str]:
 
 def _tried(examples: Sequence[_Some], plan: Callable[[_Some], _Row]) -> list[_Row | Rejected]:
     """The plan of each example, or why there is none."""
-    planned: list[_Row | Rejected] = []
-    for example in examples:
+
+    def tried(example: _Some) -> _Row | Rejected:
         try:
-            planned.append(plan(example))
+            return plan(example)
         except Unusable as unusable:
-            planned.append(Rejected(str(unusable), example.where, example.source))
-    return planned
+            return Rejected(str(unusable), example.where, example.source)
+
+    try:
+        return watched(tried, examples)
+    except ItemTooCostlyError as error:
+        raise DataError(
+            f"the chat template took {error.what} to render one dialogue",
+            where=examples[error.place].where,
+            mend="choose another template (data.chat_template=default, or the path of a Jinja "
+            "file), or leave the row out",
+        ) from error
 
 
 def _finished(

@@ -59,6 +59,7 @@ class Rendering:
     chat_template: str = "auto"  # auto | default | path of a Jinja file
     add_bos_token: Beginning = "auto"  # auto = as the tokenizer does | always | never
     train_on: Literal["last", "all"] = "last"
+    date: str = ""  # what templates are told, in ISO format; "" = now
     prefix_characters: int = 0  # of the beginning that deduplication compares
     find_pii: bool = False
     embeddings: int = 0  # token ids that the models know; 0 = not asked

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from workers.data.beginnings import beginning
 from workers.data.examples import Dialogue, Message
+from workers.data.jinja import BrokenTemplateError, RefusalError, Template
+from workers.data.regular import read_bounded
 from workers.data.unusable import Unusable
 from workers.errors import DataError
 
@@ -27,6 +29,17 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 _DEFAULT_MARKS = re.compile(r"^(System|User|Assistant):$", re.MULTILINE)
+
+
+_MARK = "qzxreplyqzx"  # a reply of no data set
+_MOST_TURNS = 1000
+_MOST_BYTES = 2**20  # of a Jinja file
+_PLAIN_DIALOGUES = (
+    ("user",),
+    ("user", "assistant"),
+    ("system", "user", "assistant"),
+    ("user", "assistant", "user"),
+)
 
 
 class ControlTokens:
@@ -78,14 +91,18 @@ class ChatTemplate:
         tokenizer: Its own template is used unless another is named.
         name: "auto" = the tokenizer's, "default" = `DEFAULT_TEMPLATE`, else a Jinja file.
         control: The tokenizer's control tokens.
+        date: What the template is told of the date, in ISO format; "" = now.
 
     Raises:
         DataError: If the Jinja file cannot be read.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, name: str, control: ControlTokens
+        self, tokenizer: PreTrainedTokenizerBase, name: str, control: ControlTokens, date: str = ""
     ) -> None:
+        self._now = datetime.fromisoformat(date) if date else datetime.now()
+        self._template: Template | None = None
+        self._last: tuple[Dialogue, str] = ((), "")  # `_ending` of the context asked for last
         self._tokenizer = tokenizer
         self._control = control
         self._marks = _DEFAULT_MARKS if name == "default" else None
@@ -112,20 +129,44 @@ class ChatTemplate:
         """
         turn = Message("assistant", reply)
         self._check((turn,))
+        ending = self._ending(context, prompt)
         whole = self._render((*context, turn), to_reply=False)
+        body = whole[len(prompt) : len(whole) - len(ending)]
+        if not whole.startswith(prompt) or not whole.endswith(ending):
+            raise Unusable("chat template alters the reply")
+        if not body.rstrip().endswith(reply.strip()):
+            raise Unusable("chat template alters the reply")
+        if str(self._tokenizer.eos_token) in body:
+            raise self._error(
+                "the template writes the end token into the assistant's turn, before the reply: a "
+                "model trained so would stop there"
+            )
+        end = self._control.pattern.search(ending)
+        self._check_end(end.group() if end else "")
+        assert end is not None
+        return body + ending[: end.start()]
+
+    def _ending(self, context: Dialogue, prompt: str) -> str:
+        """What the template writes behind a reply to `context`, found behind a reply of its own.
+
+        The words of a reply may stand anywhere, in the template's own text as well.
+        """
+        if self._last[0] == context:
+            return self._last[1]
+        mark = _MARK
+        while mark in prompt:
+            mark += "q"
+        whole = self._render((*context, Message("assistant", mark)), to_reply=False)
         if not whole.startswith(prompt):
             raise self._error(
                 "a reply does not stand where the template asks for one: the rendered dialogue "
                 "does not begin with its own prompt",
             )
-        rest = whole[len(prompt) :]
-        place = rest.find(reply.strip())
+        place = whole.rfind(mark, len(prompt))
         if place < 0:
-            raise Unusable("chat template alters the reply")
-        end = self._control.pattern.search(rest, place + len(reply.strip()))
-        self._check_end(end.group() if end else "")
-        assert end is not None
-        return rest[: end.start()]
+            raise self._error("the template leaves out or alters what the assistant says")
+        self._last = (context, whole[place + len(mark) :])
+        return self._last[1]
 
     def turns(self, dialogue: Dialogue) -> list[tuple[str, str]]:
         """Prompt and reply of every assistant turn that follows a turn of the user.
@@ -152,6 +193,8 @@ class ChatTemplate:
         return turns
 
     def _check(self, dialogue: Dialogue) -> None:
+        if len(dialogue) > _MOST_TURNS:
+            raise Unusable(f"over {_MOST_TURNS:,} turns")
         for turn in dialogue:
             if self._control.in_text(turn.content) or (
                 self._marks is not None and self._marks.search(turn.content)
@@ -171,8 +214,18 @@ class ChatTemplate:
         )
 
     def _render(self, dialogue: Dialogue, *, to_reply: bool) -> str:
-        from jinja2 import TemplateError, TemplateSyntaxError
+        if self._template is None:
+            self._template = self._compiled()
+        messages = [{"role": turn.role, "content": turn.content} for turn in dialogue]
+        try:
+            return self._template.render(messages, to_reply=to_reply)
+        except RefusalError as error:  # such as a second system turn
+            raise Unusable(f"chat template refuses the dialogue: {error}") from error
+        except BrokenTemplateError as error:
+            self._check_plain_dialogues(self._template)
+            raise Unusable(f"chat template fails on the dialogue: {error}") from error
 
+    def _compiled(self) -> Template:
         if self._source is None and self._tokenizer.chat_template is None:
             raise DataError(
                 "a dialogue needs a chat template, and the tokenizer has none",
@@ -180,20 +233,29 @@ class ChatTemplate:
                 mend="set data.chat_template=default (plain speakers' names, for base models), or "
                 "to the path of a Jinja file",
             )
-        messages = [{"role": turn.role, "content": turn.content} for turn in dialogue]
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._source,
-                tokenize=False,
-                add_generation_prompt=to_reply,
-            )
-        except TemplateSyntaxError as error:
+            source = self._source or self._tokenizer.get_chat_template()
+            special = self._tokenizer.special_tokens_map
+            return Template(source, special, self._now)
+        except BrokenTemplateError as error:
             raise self._error(f"not a valid Jinja template: {error}") from error
-        except (TemplateError, TypeError) as error:  # such as a second system turn
-            raise Unusable("chat template refuses the dialogue") from error
-        assert isinstance(text, str)
-        return text
+        except ValueError as error:  # several templates, and none is the default
+            raise self._error(f"no chat template: {error}") from error
+
+    def _check_plain_dialogues(self, template: Template) -> None:
+        """Tell a template that is broken from one that some dialogue does not suit.
+
+        Raises:
+            DataError: It fails on a plain dialogue, too.
+        """
+        for roles in _PLAIN_DIALOGUES:
+            messages = [{"role": role, "content": "words"} for role in roles]
+            try:
+                template.render(messages, to_reply=roles[-1] == "user")
+            except RefusalError:
+                continue
+            except BrokenTemplateError as error:
+                raise self._error(f"the chat template is broken: {error}") from error
 
     def _error(self, what: str, mend: str = "") -> DataError:
         return DataError(
@@ -225,7 +287,7 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None
     if name == "default":
         return default_template(tokenizer)
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return read_bounded(name, _MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read the chat template: {error}",
