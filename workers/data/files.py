@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from workers.data.accounts import SetAccount
 from workers.data.asked import unpack_dialogue
 from workers.data.batches import document_batch
+from workers.data.cache import RowCache
 from workers.data.encode import Chunk, Encoder
 from workers.data.mixture import quotas
 from workers.data.pool import Encode, open_encoder
@@ -57,6 +58,7 @@ class FileSource:
         self._rendering = rendering
         self.tokenizer: PreTrainedTokenizerBase = encoder.tokenizer
         self.date = encoder.date
+        self._cache = RowCache(feeding.cache_mib << 20, encoder, rendering)
         self._feeding = feeding
         self._sets = {kind: [s for s in sets if s.kind is kind] for kind in SetKind}
         for own in self._sets.values():
@@ -75,6 +77,11 @@ class FileSource:
                 if kind is not SetKind.evaluation_prompts
             }
         self._finish()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the cache of rows."""
+        return self._cache.notes
 
     @property
     def accounts(self) -> list[SetAccount]:
@@ -149,24 +156,39 @@ class FileSource:
         gatherer = Gatherer()
         accounts = self._accounts[kind]
         for number, each in enumerate(self._sets[kind]):
-            noted = Noted()
-            examples = read_examples(
-                each.path,
-                _shape(kind),
-                format=each.format,
-                columns=each.columns,
-                split=each.split,
-                subset=each.subset,
-                name=each.name,
-                on_bad_line=self._feeding.on_bad_line,
-                noted=noted,
-            )
-            for chunk in encode(kind, examples):
+            for chunk in self._chunks(kind, encode, each, accounts[number]):
                 self._check_ids(chunk, each)
                 gatherer.add(number, chunk, accounts[number])
-            accounts[number].unread = noted.unread_columns()
-            accounts[number].labels = noted.labels
         return Table(kind, self._sets[kind], accounts, gatherer.finish(), self._feeding, held)
+
+    def _chunks(
+        self, kind: SetKind, encode: Encode, each: DataSet, account: SetAccount
+    ) -> Iterator[Chunk]:
+        """The rows of a set: those that were kept, or else made and kept now."""
+        key = self._cache.key(each, self._feeding.on_bad_line)
+        kept = self._cache.find(key)
+        if kept is not None:
+            yield from kept.chunks()
+            account.unread, account.labels = kept.facts["unread"], kept.facts["labels"]
+            return
+        noted = Noted()
+        examples = read_examples(
+            each.path,
+            _shape(kind),
+            format=each.format,
+            columns=each.columns,
+            split=each.split,
+            subset=each.subset,
+            name=each.name,
+            on_bad_line=self._feeding.on_bad_line,
+            noted=noted,
+        )
+        with self._cache.store(key, each.path) as store:
+            for chunk in encode(kind, examples):
+                store.add(chunk)
+                yield chunk
+            account.unread, account.labels = noted.unread_columns(), noted.labels
+            store.finish({"unread": account.unread, "labels": account.labels})
 
     def _prompt(self, table: Table, row: int, number: int) -> Prompt:
         rows = table.rows

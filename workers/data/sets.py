@@ -80,4 +80,5 @@ class Feeding:
     # rows that a stage reads together, by kind; what length grouping sorts
     batch_rows: Mapping[SetKind, int] = field(default_factory=dict)
     workers: int = 1  # processes that render and tokenise; 1 = this one
+    cache_mib: int = 0  # of tokenised rows that are kept for later runs; 0 = none
     call_seconds: float = 1800.0  # deadline for one chunk of rows in such a process
