@@ -33,7 +33,8 @@ def main() -> int:
     pending = [m for m in chosen if _outcome(m, known) is None]
     print(f"{len(chosen)} mutants, {len(chosen) - len(pending)} known", flush=True)
     if pending and not _passes(sorted({t for m in pending for t in targets.tests_of(m.path)})):
-        print("the tests fail without any mutant: repair that first")
+        print("a test fails without any mutant; repair it first. These tests are run:")
+        print(*sorted({t for m in pending for t in targets.tests_of(m.path)}), sep="\n")
         return 2
     for mutant, outcome in _tried(pending, options):
         known[mutant.key] = outcome, _digest(mutant)
