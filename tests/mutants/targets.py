@@ -58,6 +58,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/experience.py", "ids[:9]", "how many sequences a message names"),
     ("workers/experience.py", "len(ids) > 9", "how many sequences a message names"),
     ("workers/scoring.py", "np.ones(0,", "is empty"),
+    ("workers/critic.py", "np.ones(0,", "is empty"),
     ("workers/rollout.py", "= -2", "an engine that holds nothing has any negative version"),
 )
 

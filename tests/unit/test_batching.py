@@ -217,6 +217,7 @@ def test_policy_steps_join_text_to_every_step() -> None:
 def test_an_uneven_batch_must_be_asked_for() -> None:
     ids, lengths = np.arange(5), np.full(5, 3)
     plan = StepPlan(ranks=1, token_budget=99, per_step=2, epochs=1, seed=(5,))
+    assert not plan.packed  # nor does anything lie end to end unasked
     with pytest.raises(BatchArithmeticError, match="5 sequences do not divide into steps of 2"):
         critic_steps(ids, lengths, lengths, plan)
     (steps,) = critic_steps(ids, lengths, lengths, dataclasses.replace(plan, uneven=True))
