@@ -77,10 +77,9 @@ def _settle_samples(session: Session) -> dict[str, int]:
     folder = session.folder
     sizes: dict[str, int] = {}
     with writing(folder.samples, "the samples"):
-        for file in (folder.rollouts, folder.non_finite):
-            if file.exists():
-                checkpoint.flush(file)
-            size = file.stat().st_size if file.exists() else 0
-            sizes[str(file.relative_to(folder.path))] = size
+        file = folder.rollouts
+        if file.exists():
+            checkpoint.flush(file)
+        sizes[str(file.relative_to(folder.path))] = file.stat().st_size if file.exists() else 0
         checkpoint.flush(folder.samples)  # and the names of those that are new
     return sizes

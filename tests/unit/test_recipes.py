@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import os
 import re
 import shlex
 import struct
@@ -52,14 +53,16 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of headers alone: config.json, and a safetensors file that ends after its header."""
+    """Folders of headers alone: config.json, and a safetensors file whose weights are one hole."""
     made: dict[str, Path] = {}
     for name, (parameters, config) in SIZES.items():
         made[name] = tmp_path_factory.mktemp(name)
         (made[name] / "config.json").write_text(json.dumps(config))
         tensor = {"dtype": "BF16", "shape": [parameters], "data_offsets": [0, 2 * parameters]}
         header = json.dumps({"w": tensor}).encode()
-        (made[name] / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        weights = made[name] / "model.safetensors"
+        weights.write_bytes(struct.pack("<Q", len(header)) + header)
+        os.truncate(weights, 8 + len(header) + 2 * parameters)
     return made
 
 

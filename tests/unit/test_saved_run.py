@@ -126,17 +126,15 @@ def test_records_shorter_than_they_were_are_damage(runs: SavedRuns) -> None:
 def test_lost_samples_are_a_note_and_a_torn_one_is_cut(runs: SavedRuns) -> None:
     folder = RunFolder(runs.path.parent)
     partial = runs.begin("ppo", 1)
-    sizes = {"metrics.jsonl": 10, "samples/rollouts.jsonl": 12, "samples/non_finite.jsonl": 0}
+    sizes = {"metrics.jsonl": 10, "samples/rollouts.jsonl": 12}
     path = runs.publish(partial, [], {"stage": "ppo", "step": 1, "appended": sizes}, FACTS, [])
     folder.rollouts.write_text('{"a":1}\n{"b')
-    folder.non_finite.write_text("{}\n")  # after the checkpoint
     saved = runs.read(path)
     assert saved.notes == (
         "samples/rollouts.jsonl has 11 of the 12 bytes it had: samples are lost",
     )
     folder.reopen(sizes)
     assert folder.rollouts.read_text() == '{"a":1}\n'
-    assert folder.non_finite.read_text() == ""
 
 
 @pytest.mark.parametrize(
