@@ -335,7 +335,7 @@ def _memory_line(memory: RoleMemory, policy: ModelSize) -> str:
     if memory.activations:
         parts.append(f"activations {_size(memory.activations)}")
     if memory.step:
-        parts.append(f"optimizer step {_size(memory.step)}")
+        parts.append(f"step {_size(memory.step)}")
     parts.append(f"{'host' if memory.on_gpu else 'process'} {_size(memory.host)}")
     count = f" x {memory.workers}" if memory.workers > 1 else ""
     return f"  {memory.role.value:<15}{_size(memory.total)}{count} ({', '.join(parts)})"

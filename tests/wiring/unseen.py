@@ -15,6 +15,8 @@ UNSEEN = {
     "cluster.object_store_mib": "handed to ray.init: test_cluster_start.py",
     "cluster.cpus_per_node": "handed to ray.init: test_cluster_start.py",
     "cluster.gpu_memory_gib": "only the plan reads it: test_plan.py, test_recipes.py",
+    "data.date": "what templates are told: test_data_templates.py",
+    "data.cache_mib": "where tokenised rows are kept: test_data_cache.py",
     "data.sets": "holds names of the user's own: test_data_sets.py",
     "model.checkpoints.initial": "where a stage starts: test_plan.py, test_file_runs.py",
     "model.checkpoints.base": "where a stage starts: test_plan.py",
