@@ -18,6 +18,7 @@ from workers.errors import ConfigError, DataError, DataLineError
 Read = Callable[..., list[Any]]
 COLUMNS: dict[str, Any] = {"prompt": "q", "completions": ["one", "two"], "better": "label"}
 SAID = {"column": "label", "first": "yes", "second": "no", "tie": ["eh", "hm"], "none": "?"}
+OPTIONS = ["prompt=q", "completions=one,two", "better=label"]
 FIRST, SECOND, TIE, NONE = (1, 2), (2, 1), "every completion ties", "no label"
 
 
@@ -213,6 +214,35 @@ def test_a_bad_row_does_not_take_the_others_of_its_prompt_along(read: Read) -> N
     bad = [rows[0], rows[1] | {"score": None}, rows[2], rows[3] | {"deleted": True}]
     found = read(*bad, on_bad_line="drop")
     reasons = [each for each in found if isinstance(each, str)]
-    assert reasons == ["bad line", 'its "deleted" is true']
+    assert reasons == [NONE, 'its "deleted" is true']
     (ranking,) = (each for each in found if isinstance(each, Comparison))
     assert (ranking.completions, ranking.ranks) == (("a", "c"), SECOND)
+
+
+def test_a_row_without_its_score_is_left_out_of_the_ranking(read: Read) -> None:
+    rows = [
+        {"prompt": "p", "completion": t, "score": s}
+        for t, s in zip("abc", (None, 1, 2), strict=True)
+    ]
+    assert ranks(read(*rows)) == [NONE, SECOND]
+    assert ranks(read(rows[1], rows[0], rows[2])) == [NONE, SECOND]
+
+
+def test_numbers_at_the_end_of_paths_are_no_names(read: Read) -> None:
+    rows = [{"q": "p", "two": ["x", "y"], "label": label} for label in (1, 2)]
+    columns = COLUMNS | {"completions": ["two.0", "two.1"]}
+    assert ranks(read(*rows, columns=columns)) == [FIRST, SECOND]
+    named = [{"q": "p", "by": {"m-3.5": "x", "n-3.5": "y"}, "label": "n-3.5"}]
+    columns = COLUMNS | {"completions": ["by.m-3.5", "by.n-3.5"]}
+    assert ranks(read(*named, columns=columns)) == [SECOND]
+    deep = [{"q": "p", "by": {"m-3.5": {"t": "x"}, "n-3.5": {"t": "y"}}, "label": "n-3.5.t"}]
+    columns = COLUMNS | {"completions": ["by.m-3.5.t", "by.n-3.5.t"]}
+    assert ranks(read(*deep, columns=columns)) == [SECOND]
+
+
+def test_inspect_takes_a_first_row_without_label(read: Read, tmp_path: Path) -> None:
+    read(*labelled(None, "a"), columns=COLUMNS)
+    assert main(["inspect", str(tmp_path / "rows.jsonl"), "--columns", *OPTIONS]) == 0
+    with (tmp_path / "rows.csv").open("w") as file:
+        file.write("q,one,two,label\np,x,y,\np,x,y,b\n")
+    assert main(["inspect", str(tmp_path / "rows.csv"), "--columns", *OPTIONS]) == 0

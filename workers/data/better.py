@@ -8,6 +8,7 @@ be read in more than one way are refused. A mapping with the keys of `KEYS` says
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -85,11 +86,7 @@ class Verdicts:
         for key, verdict in zip(KEYS[1:], (0, 1, TIE, NO_LABEL), strict=True):
             self._said |= {str(_normal(label)): verdict for label in _as_list(given.get(key, []))}
         self._explicit = "first" in given
-        self._names: dict[str, int] = {}
-        for i, path in enumerate(completions):
-            self._names |= {path.lower(): i, path.rpartition(".")[2].lower(): i}
-        if len(set(self._names.values())) < len(completions):  # equal last parts name none
-            self._names = {path.lower(): i for i, path in enumerate(completions)}
+        self._names = _names(completions)
 
     def note(self, label: object, count: int) -> None:
         """Look at a label of a row of `count` completions; unreadable ones are passed over."""
@@ -190,6 +187,22 @@ class Verdicts:
             where=self._where,
             mend=_SAY.format(self._column),
         )
+
+
+def _names(completions: Sequence[str]) -> dict[str, int]:
+    """What labels may call completions: their paths, and the ends of those that no two share.
+
+    A number is no name: of "answers.0" and "answers.1" the label 1 may be the first or the second.
+    """
+    paths = [path.lower().split(".") for path in completions]
+    ends = [{".".join(parts[n:]) for n in range(len(parts))} for parts in paths]
+    many = Counter(end for own in ends for end in own)
+    return {
+        end: i
+        for i, own in enumerate(ends)
+        for end in own
+        if many[end] == 1 and not _NUMBER.fullmatch(end)
+    }
 
 
 def ranks_of(verdict: int, count: int) -> list[int]:

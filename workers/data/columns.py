@@ -164,10 +164,12 @@ def _walk(line: Line, path: str, value: object, parts: Sequence[str]) -> tuple[b
                 return False, None
             return True, [each for _, each in found]
         if isinstance(value, Mapping) and part != _EACH:
-            if part not in value:
-                return False, None
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal():
+            for end in range(len(parts), i, -1):  # a name may hold dots itself
+                name = ".".join(parts[i:end])
+                if name in value:
+                    return _walk(line, path, value[name], parts[end:])
+            return False, None
+        if isinstance(value, list) and part.isdecimal():
             if int(part) >= len(value):
                 return False, None
             value = value[int(part)]

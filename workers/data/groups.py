@@ -11,17 +11,18 @@ from collections import Counter
 from dataclasses import replace
 from hashlib import blake2b
 
-from workers.data.dialogues import Unusable
 from workers.data.fields import ANNOTATORS, ASKING, REPLIES, first_of, user_of
 from workers.data.jsonl import Line
+from workers.data.ranked import NO_LABEL
+from workers.data.unusable import Unusable
 
 _ORDERS = {"rank": "ranks", "score": "scores"}
 
 
 def holds_one_of_many(line: Line) -> bool:
-    """Whether a row holds one completion with its score or rank."""
+    """Whether a row holds one completion with its score or rank, which may be null."""
     return (
-        any(name in line.fields for name in _ORDERS)
+        any(name in line.fields or name in line.nulls for name in _ORDERS)
         and any(name in line.fields for name in REPLIES)
         and not any(name in line.fields for name in ("completions", "chosen", "rejected"))
     )
@@ -44,7 +45,7 @@ class Groups:
 
         Raises:
             DataLineError: If the row has no completion, or neither score nor rank.
-            Unusable: If no other row has the same prompt.
+            Unusable: If both are null, or no other row has the same prompt.
         """
         _check(line)
         key = _key(line)
@@ -65,6 +66,8 @@ class Groups:
 
 def _check(row: Line) -> None:
     _completion(row)
+    if any(name in row.nulls for name in _ORDERS) and not first_of(row, tuple(_ORDERS)):
+        raise Unusable(NO_LABEL)
     row.field(_order_of(row))
 
 

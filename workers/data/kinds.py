@@ -139,7 +139,8 @@ def _check_unscored(line: Line, asks: str, replies: str) -> None:
 def _checked(line: Line, kind: Kind) -> Kind:
     """The kind, once its shape has been tried; a dialogue without a reply is a prompt."""
     try:
-        if kind != "comparisons" or not {"better", "rank", "score"} & line.fields.keys():
+        known = {*line.fields, *line.nulls}
+        if kind != "comparisons" or not {"better", "rank", "score"} & known:
             list(SHAPES[kind](line, ""))
     except Unusable as unusable:
         if kind == "demonstrations" and str(unusable) == "last turn is not the assistant's":

@@ -61,7 +61,7 @@ class Rankings:
                     self._groups = Groups()
                 elif not self._labelled:
                     return ""
-            with suppress(DataLineError):
+            with suppress(DataLineError, Unusable):
                 if self._groups:
                     self._groups.note(line)
                 else:
