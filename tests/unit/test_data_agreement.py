@@ -55,4 +55,6 @@ def test_the_notes_of_a_run_list_columns_that_nothing_reads(
     ]
     notes = left_out(Files(tmp_path, checkpoint)(rankings=rows))
     assert "rankings: columns that nothing reads: lang" in notes
-    assert any(note.startswith('rankings: labels in "better": 0 = the first') for note in notes)
+    assert any(
+        note.startswith('rankings: labels in "better": 0 = the first completion') for note in notes
+    )

@@ -127,13 +127,42 @@ def test_the_command_line_says_what_labels_mean() -> None:
 
 def test_how_numbers_were_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in labelled(0, 1)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled(0, 1, 1, None)))
     noted = Noted()
     list(read_examples(str(path), "comparisons", columns=COLUMNS, noted=noted))
-    assert noted.labels == '"label": 0 = the first completion is best, 1 = the second'
-    mapped = ["prompt=q", "completions=one,two", "better=label"]
-    assert main(["inspect", str(path), "--columns", *mapped]) == 0
-    assert "0 = the first completion is best" in " ".join(capsys.readouterr().out.split())
+    assert noted.labels == (
+        '"label": 0 = the first completion is better, 1 = the second (if they mean otherwise set '
+        "better.first and better.second): 1 for the first, 2 for the second, 1 without a label"
+    )
+    assert main(["inspect", str(path), "--columns", *OPTIONS]) == 0
+    assert "1 for the first, 2 for the second" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("a", "B", "b", "tie"), "1 for the first, 2 for the second, 1 ties"),
+        (
+            (-2, -1, 3),
+            "below 0 = the first is better, above 0 = the second, 0 = tie: "
+            "2 for the first, 1 for the second",
+        ),
+        (
+            ("b", "dog", ""),
+            "0 for the first, 1 for the second, 1 without a label, 1 not understood",
+        ),
+        ((["a", "b"], ["b", "b"]), "1 for the first, 3 for the second"),
+    ],
+)
+def test_how_many_labels_are_for_which_completion_is_said(
+    tmp_path: Path, labels: Any, said: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled(*labels)))
+    noted = Noted()
+    rows = read_examples(str(path), "comparisons", columns=COLUMNS, noted=noted, on_bad_line="drop")
+    list(rows)
+    assert noted.labels == f'"label": {said}'
 
 
 def test_the_best_of_several(read: Read) -> None:

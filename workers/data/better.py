@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from workers.data.jsonl import Line, kind_of
-from workers.errors import ConfigError, DataError
+from workers.errors import ConfigError, DataError, DataLineError
 
 KEYS = ("column", "first", "second", "tie", "none")
 TIE = -1  # no completion is better
 NO_LABEL = -2
+_UNREAD = -3
+_ORDINALS = ("the first", "the second", "the third", "the fourth")
+_MOST_LABELS = 10_000  # distinct ones that are counted
 
 _TIES = {
     *("tie", "ties", "tied", "equal", "same", "draw", "both", "neither", "bothbad", "bothgood"),
@@ -79,6 +82,7 @@ class Verdicts:
         self._column = str(given["column"])
         self._where = where
         self._numbers: dict[float, int] = {}
+        self._labels: Counter[tuple[str, int]] = Counter()  # (label, completions) -> how many
         self._most = 2  # completions of a row
         self._base: int | None = None  # of numbers that count completions
         self._signed = False
@@ -92,23 +96,51 @@ class Verdicts:
         """Look at a label of a row of `count` completions; unreadable ones are passed over."""
         for each in label if isinstance(label, list) else [label]:
             text = _normal(each)
+            if len(self._labels) < _MOST_LABELS or (text or "", count) in self._labels:
+                self._labels[text or "", count] += 1
             if text is not None and (number := self._number(text)) is not None:
                 self._numbers[number] = self._numbers.get(number, 0) + 1
                 self._most = max(self._most, count)
 
     def settle(self) -> str:
-        """Decide what numbers mean, now that all labels were seen; says it, "" where none was.
+        """Decide what numbers mean, now that all labels were seen.
+
+        Returns:
+            How they are read, and how many are for which completion; "" where there are none.
 
         Raises:
             DataError: If they can be read in more than one way.
         """
+        how = self._settle_numbers()
+        if not self._labels:
+            return ""
+        counts: Counter[int] = Counter()
+        for (text, count), rows in self._labels.items():
+            counts[self._peek(text, count)] += rows
+        places = max(2, min(self._most, len(_ORDINALS)))
+        named = [f"{counts[i]:,} for {_ORDINALS[i]}" for i in range(places)]
+        rest = sum(n for i, n in counts.items() if i >= len(named))
+        named += [f"{rest:,} for later ones"] if rest else []
+        named += [f"{counts[TIE]:,} ties"] if counts[TIE] else []
+        named += [f"{counts[NO_LABEL]:,} without a label"] if counts[NO_LABEL] else []
+        named += [f"{counts[_UNREAD]:,} not understood"] if counts[_UNREAD] else []
+        return f'"{self._column}": {how}{", ".join(named)}'
+
+    def _peek(self, text: str, count: int) -> int:
+        try:
+            return self.read(Line({}, ""), text, count)
+        except DataLineError:
+            return _UNREAD
+
+    def _settle_numbers(self) -> str:
+        """Decide what numbers mean; says it, "" where there are none."""
         if not self._numbers:
             return ""
         low, high = min(self._numbers), max(self._numbers)
         whole = all(number.is_integer() for number in self._numbers)
         if low < 0 and self._most == 2:
             self._signed = True
-            return f'"{self._column}": below 0 = the first is better, above 0 = the second, 0 = tie'
+            return "below 0 = the first is better, above 0 = the second, 0 = tie: "
         if whole and low == 0 and 1 <= high < self._most:
             self._base = 0
         elif whole and low >= 1 and high == self._most:
@@ -116,7 +148,10 @@ class Verdicts:
         else:
             raise self._ambiguous()
         first, second = self._base, self._base + 1
-        return f'"{self._column}": {first} = the first completion is best, {second} = the second'
+        return (
+            f"{first} = the first completion is better, {second} = the second (if they mean "
+            "otherwise set better.first and better.second): "
+        )
 
     def read(self, line: Line, label: object, count: int) -> int:
         """The number of the best completion from 0, `TIE`, or `NO_LABEL`.

@@ -64,7 +64,7 @@ class Rankings:
             with suppress(DataLineError, Unusable):
                 if self._groups:
                     self._groups.note(line)
-                else:
+                elif _lacks_ranks(line):
                     self._verdicts.note(line.parsed(line.fields.get("better")), _count(line))
         return self._verdicts.settle()
 
