@@ -115,7 +115,7 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
         if config.resume != "auto":
             raise _nothing(found.folder.path)
         return found
-    notes = check_config(found.saved, plain_config(config))
+    notes = [*found.saved.notes, *check_config(found.saved, plain_config(config))]
     notes += _compare_versions(found.saved.versions, package_versions())
     return Start(found.folder, found.saved, notes=[*found.notes, *notes])
 
@@ -129,6 +129,12 @@ def _in_folder(folder: RunFolder) -> Start:
             f"none of {len(skipped)} checkpoints is whole; " + "; ".join(skipped),
             where=str(folder.state),
             mend="restore the files, or start afresh with resume= and run.overwrite=true",
+        )
+    if saved is None and (others := runs.under_other_names()):
+        raise BrokenCheckpointError(
+            f"no checkpoint has its exact name; whole ones: {', '.join(p.name for p in others)}",
+            where=str(folder.state),
+            mend=f"go on from one of them, e.g. resume={others[-1]}",
         )
     return Start(folder, saved, clear=folder.state.is_dir(), notes=skipped)
 

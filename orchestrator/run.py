@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import hydra
@@ -100,8 +100,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
                 return 0
             with folder.locked():  # whoever works in it keeps what is there
                 found = find_start(config, folder)
-                _open(found, config)
-                start = replace(found, began=began)
+                start = replace(_open(found, config), began=began)
                 composed.data.date = config.data.date = run_date(config, found.saved)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
                 _run(config, plan, start, stop)
@@ -127,13 +126,19 @@ def _look(config: Config) -> None:
     tell("checkpoints, data and functions were read: nothing in them stops this run\n")
 
 
-def _open(start: Start, config: Config) -> None:
+def _open(start: Start, config: Config) -> Start:
     """Make the run folder, or set it back to what it was when the checkpoint was saved."""
     if start.saved is None:
+        aside: Path | None = None
+        if start.clear and not config.run.overwrite:
+            given = asdict(config.model.checkpoints).values()
+            aside = start.folder.set_aside([Path(path).resolve() for path in given if path])
         start.folder.create(overwrite=config.run.overwrite or start.clear)
-    else:
-        SavedRuns(start.folder).continue_from(start.saved)
-        start.folder.reopen(start.saved.progress["appended"])
+        moved = [f"an earlier attempt that has no checkpoint was moved to {aside}"] if aside else []
+        return replace(start, notes=[*start.notes, *moved])
+    saved = SavedRuns(start.folder).continue_from(start.saved)
+    start.folder.reopen(saved.progress["appended"])
+    return replace(start, saved=saved)
 
 
 def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ class RunFolder:
             CheckpointError: the disk is full or read-only.
         """
         self._make()
-        found = sorted(e.name for e in self.path.iterdir() if e.name not in _OWN_ENTRIES)
+        found = sorted(e.name for e in self.path.iterdir() if not _is_own(e))
         if found and not overwrite:
             raise ConfigError(
                 f"the run folder is not empty: it holds {_some(found)}",
@@ -130,6 +131,30 @@ class RunFolder:
             for directory in self.directories:
                 directory.mkdir(exist_ok=True)
         return self
+
+    def set_aside(self, kept: Collection[Path] = ()) -> Path | None:
+        """Move all that an earlier attempt left into a new folder, RUN/earlier-N.
+
+        Args:
+            kept: Models that this run starts from; where they are in `checkpoints`, it stays.
+
+        Returns:
+            That folder; None where the attempt recorded nothing and made nothing.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+        """
+        stays = self.checkpoints if any(self.checkpoints in p.parents for p in kept) else None
+        left = [e for e in sorted(self.path.iterdir()) if not _is_own(e) and e != stays]
+        if not any(map(_holds_something, left)):
+            return None
+        numbers = itertools.count(1)
+        aside = next(p for n in numbers if not (p := self.path / f"earlier-{n}").exists())
+        with writing(aside, "the folder of the earlier attempt"):
+            aside.mkdir()
+            for entry in left:
+                entry.rename(aside / entry.name)
+        return aside
 
     def reopen(self, appended: Mapping[str, int]) -> RunFolder:
         """Go on in the folder of a run that ended early, as it was when a checkpoint was saved.
@@ -209,6 +234,17 @@ def _cut_lines(path: Path, size: int) -> None:
         else:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _is_own(entry: Path) -> bool:
+    return entry.name in _OWN_ENTRIES or entry.name.startswith("earlier-")
+
+
+def _holds_something(entry: Path) -> bool:
+    """Whether it is more than what every run makes when it starts."""
+    if entry.is_dir():
+        return any(_holds_something(each) for each in entry.iterdir())
+    return entry.name not in ("config.yaml", "workers.json") and entry.stat().st_size > 0
 
 
 def write_text(path: Path, text: str) -> None:

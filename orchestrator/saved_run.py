@@ -13,7 +13,8 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,22 @@ class SavedRuns:
                 skipped.append(f"skipped {path.name}: {error.what}, in {error.where}")
         return None, skipped
 
-    def continue_from(self, saved: SavedRun) -> None:
-        """Take what is newer than `saved`, or unfinished, out of the way; delete nothing whole."""
+    def under_other_names(self) -> list[Path]:
+        """Whole checkpoints that were moved aside, or copied or renamed by somebody."""
+        found: list[Path] = []
+        for path in sorted(self._entries()):
+            if not _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
+                with suppress(RehearsalError):
+                    found.append(self.read(path).path)
+        return found
+
+    def continue_from(self, saved: SavedRun) -> SavedRun:
+        """Take what is newer than `saved`, or unfinished, out of the way; delete nothing whole.
+
+        Returns:
+            The checkpoint under the exact name that makes it one: a copy stays where it is, and
+            what was moved aside is moved back.
+        """
         for path in self.path.glob(f"*{_PARTIAL}"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.whole():
@@ -206,6 +221,19 @@ class SavedRuns:
                 except RehearsalError:
                     ending = _BROKEN
                 path.rename(_free(path.with_name(path.name + ending)))
+        return saved if _NAME.fullmatch(saved.path.name) else self._named(saved)
+
+    def _named(self, saved: SavedRun) -> SavedRun:
+        number = 1 + max(map(_number, self._entries()), default=0)
+        path = self.path / f"{number:06d}-{saved.stage}-{saved.step}"
+        with writing(path, "the checkpoint"):
+            if _number(saved.path):
+                saved.path.rename(path)
+            else:
+                partial = path.with_name(path.name + _PARTIAL)
+                shutil.copytree(saved.path, partial)
+                partial.rename(path)
+        return replace(saved, path=path, number=number)
 
 
 def _free(path: Path) -> Path:

@@ -68,6 +68,17 @@ def test_auto_goes_on_or_starts(tmp_path: Path) -> None:
     assert (start.saved.step, start.notes) == (2, [])
 
 
+def test_auto_offers_whole_checkpoints_that_were_moved_aside_or_copied(tmp_path: Path) -> None:
+    (path,) = _run(tmp_path / "run", 1)
+    aside = path.rename(path.with_name(path.name + ".superseded"))
+    with pytest.raises(BrokenCheckpointError, match="no checkpoint has its exact name") as caught:
+        find_start(_config(tmp_path / "run", "auto"))
+    assert str(aside) in caught.value.mend
+    start = find_start(_config(tmp_path / "run", str(aside)))
+    assert start.saved is not None
+    assert start.saved.step == 1
+
+
 def test_auto_never_starts_over_where_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     for path in _run(tmp_path / "run", 1, 2):
         (path / "progress.json").unlink()

@@ -55,3 +55,25 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
         write_text(path, "half a surrogate \ud800")
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_an_earlier_attempt_is_moved_aside_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+    folder.config.write_text("seed: 0")
+    assert folder.set_aside() is None  # it recorded nothing
+    folder.metrics.write_text("{}\n")
+    (folder.checkpoints / "sft").mkdir()
+    (folder.checkpoints / "sft" / "config.json").write_text("{}")
+    (folder.state / "notes").write_text("mine")
+    aside = folder.set_aside()
+    assert aside == tmp_path / "run" / "earlier-1"
+    assert (aside / "metrics.jsonl").read_text() == "{}\n"
+    assert (aside / "state" / "notes").exists()
+    assert (aside / "checkpoints" / "sft" / "config.json").exists()
+    folder.create()  # empty but for what was moved
+    folder.metrics.write_text("[]\n")
+    given = folder.checkpoints / "base"
+    given.mkdir()
+    assert folder.set_aside([given]) == tmp_path / "run" / "earlier-2"
+    assert given.is_dir()
+    assert (aside / "metrics.jsonl").exists()

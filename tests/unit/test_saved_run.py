@@ -166,6 +166,23 @@ def test_what_is_moved_aside_never_replaces_what_lies_there(runs: SavedRuns) -> 
     assert _save(runs, 2).name == "000003-ppo-2"
 
 
+def test_whole_ones_under_other_names_are_found_and_get_their_name_back(runs: SavedRuns) -> None:
+    first, second = _save(runs, 1), _save(runs, 2)
+    aside = second.rename(second.with_name(second.name + ".superseded"))
+    copy = shutil.copytree(first, first.with_name(first.name + "-backup"))
+    broken = shutil.copytree(first, first.with_name("another"))
+    _flip(broken)
+    assert runs.under_other_names() == [copy, aside]
+    saved = runs.continue_from(runs.read(aside))
+    assert (saved.path.name, saved.number, saved.step) == ("000003-ppo-2", 3, 2)
+    assert not aside.exists()
+    assert runs.whole() == [first, saved.path]
+    saved = runs.continue_from(runs.read(copy))
+    assert saved.path.name == "000004-ppo-1"
+    assert (copy / "manifest.json").is_file()
+    assert _save(runs, 2).name == "000005-ppo-2"
+
+
 def test_every_flipped_bit_of_a_manifest_is_damage(runs: SavedRuns) -> None:
     path = _save(runs, 1)
     file = path / "manifest.json"
