@@ -7,21 +7,16 @@ the driver must live through all of that.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.arithmetic import PPO_STAGES
 from orchestrator.config import Config, JudgeKind, RewardKind, StageName
+from workers.children import end_group, module_command, module_environment
 from workers.errors import ConfigError
 from workers.user_code import words_of_output
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_functions(config: Config) -> None:
@@ -47,8 +42,8 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
 def _try(kind: str, path: str, where: str, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="rehearsal-function-") as place:
         result, log = Path(place) / "result.json", Path(place) / "log"
-        command = [sys.executable, "-m", "workers.try_function", kind, path, str(Path.cwd())]
-        ended = _run([*command, str(result)], log, seconds)
+        arguments = (kind, path, str(Path.cwd()), str(result))
+        ended = _run(module_command("workers.try_function", *arguments), log, seconds)
         found = result.read_text(encoding="utf-8") if result.is_file() else ""
         said = words_of_output(log)
     if ended is None:
@@ -69,15 +64,13 @@ def _try(kind: str, path: str, where: str, seconds: float) -> None:
 
 def _run(command: list[str], log: Path, seconds: float) -> int | None:
     """The exit code of a command, or None if it was ended for taking too long."""
-    paths = [os.environ.get("PYTHONPATH", ""), str(_ROOT)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with log.open("wb") as out:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=module_environment(),
             start_new_session=True,
         )
     try:
@@ -85,6 +78,4 @@ def _run(command: list[str], log: Path, seconds: float) -> int | None:
     except subprocess.TimeoutExpired:
         return None
     finally:
-        with suppress(ProcessLookupError):  # of its group, nobody may be left
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        end_group(child)

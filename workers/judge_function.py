@@ -7,16 +7,20 @@ of its parameters say: `messages` and `rendered` are those of a reward function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workers.data.asked import Asked, as_messages, plain_text
 from workers.errors import JudgeError
+from workers.user_answers import Answering
 from workers.user_calls import Caller, Patience
 from workers.user_code import load_function
+from workers.user_process import UserProcess
 from workers.user_signature import JUDGE, Arguments, bind
 
 WHERE = "evaluate.judge_function"
+_NAME = "judge function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +33,23 @@ class Pair:
 
 
 def load_judge(path: str, folder: str = "") -> Caller:
-    """The function at an import path; replies are outcomes from 0 to 1.
+    """The function at an import path, called in this process; replies are from 0 to 1.
 
     Raises:
         ConfigError: It cannot be imported, or not be called as a judge.
     """
-    function = load_function(path, WHERE, folder)
-    return Caller("judge function", bind(function, JUDGE, WHERE), _arguments, 0.0, 1.0)
+    function = bind(load_function(path, WHERE, folder), JUDGE, WHERE)
+    return Caller(_NAME, _arguments, Answering(_NAME, function, 0.0, 1.0))
+
+
+@contextmanager
+def started_judge(path: str, folder: str = "") -> Iterator[Caller]:
+    """The same in a process of its own, which ends behind the block."""
+    process = UserProcess(_NAME, "judge", path, folder, WHERE)
+    try:
+        yield Caller(_NAME, _arguments, process, process.prepare)
+    finally:
+        process.close()
 
 
 def call_judge(

@@ -18,7 +18,7 @@ from workers.frozen import FrozenModel, identity
 from workers.messages import Finish, FloatArray, IntArray, Ragged, RoleInfo, RolloutBatch, Scores
 from workers.model_shape import read_shape
 from workers.models import load_scalar
-from workers.reward_function import Exchange, load_reward
+from workers.reward_function import Exchange, start_reward
 from workers.scoring import sequence_scores
 from workers.specs import FrozenModelSpec, RewardSpec
 from workers.text_bridge import TextBridge
@@ -128,7 +128,7 @@ class _FunctionScorer:
     """A user's function of prompts and responses in words."""
 
     def __init__(self, spec: RewardSpec) -> None:
-        self._function = load_reward(spec.function, spec.function_folder)
+        self._function = start_reward(spec.function, spec.function_folder)
         self._patience = Patience(spec.function_seconds, spec.function_retries)
         self._tokenizer = load_tokenizer(spec.policy_checkpoint)
 

@@ -18,11 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.data.asked import Asked, as_messages, plain_text
+from workers.user_answers import Answering
 from workers.user_calls import Caller
 from workers.user_code import load_function
+from workers.user_process import UserProcess
 from workers.user_signature import REWARD, Arguments, bind
 
 WHERE = "reward.function"
+_NAME = "reward function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,19 @@ class Exchange:
 
 
 def load_reward(path: str, folder: str = "") -> Caller:
-    """The function at an import path; replies are rewards, finite in float32.
+    """The function at an import path, called in this process; replies are finite in float32.
 
     Raises:
         ConfigError: It cannot be imported, or not be called as a reward function.
     """
-    function = load_function(path, WHERE, folder)
-    return Caller("reward function", bind(function, REWARD, WHERE), _arguments)
+    function = bind(load_function(path, WHERE, folder), REWARD, WHERE)
+    return Caller(_NAME, _arguments, Answering(_NAME, function))
+
+
+def start_reward(path: str, folder: str = "") -> Caller:
+    """The same in a process of its own, which ends when nobody holds the caller any more."""
+    process = UserProcess(_NAME, "reward", path, folder, WHERE)
+    return Caller(_NAME, _arguments, process, process.prepare)
 
 
 def _arguments(exchanges: Sequence[Exchange]) -> Arguments:

@@ -27,7 +27,7 @@ from workers.data.records import Prompt
 from workers.data.tokenizers import load_tokenizer
 from workers.errors import ConfigError, RewardError, TokenizerMismatchError
 from workers.experience import told
-from workers.judge_function import Pair, call_judge, load_judge
+from workers.judge_function import Pair, call_judge, started_judge
 from workers.messages import RolloutBatch
 from workers.pocket.labeler import Gold
 from workers.user_calls import Patience
@@ -208,17 +208,17 @@ def _by_function(
     pairs: Sequence[tuple[str, str]],
 ) -> _Rates:
     config = session.config
-    judge = load_judge(config.evaluate.judge_function, str(Path.cwd()))
     patience = Patience(config.reward.function_seconds, config.reward.function_retries)
     rates: list[WinRate | None] = []
     failed = 0
-    for model, over in pairs:
-        both = zip(prompts, answers[model].texts, answers[over].texts, strict=True)
-        asked = [Pair(prompt.asked, a, b) for prompt, a, b in both]
-        outcomes = call_judge(judge, asked, patience, config.evaluate.endpoint.failed_fraction)
-        known = [outcome for outcome in outcomes if outcome is not None]
-        failed += len(outcomes) - len(known)
-        rates.append(preference(known))
+    with started_judge(config.evaluate.judge_function, str(Path.cwd())) as judge:
+        for model, over in pairs:
+            both = zip(prompts, answers[model].texts, answers[over].texts, strict=True)
+            asked = [Pair(prompt.asked, a, b) for prompt, a, b in both]
+            outcomes = call_judge(judge, asked, patience, config.evaluate.endpoint.failed_fraction)
+            known = [outcome for outcome in outcomes if outcome is not None]
+            failed += len(outcomes) - len(known)
+            rates.append(preference(known))
     return rates, Judging("function", failed=failed)
 
 

@@ -27,11 +27,11 @@ from workers.messages import Finish, Ragged, RolloutBatch
 from workers.pocket.tokenizer import build_tokenizer
 
 SOURCE = """
-import os, time
+import os, re
 def score(responses, messages, finished):
     os.chdir("/")
     if len(responses) == 4:
-        time.sleep(1000)
+        re.match("(a+)+$", "a" * 60 + "b")
     if messages[0][-1]["content"] == "2":
         raise RuntimeError(messages[0][0]["role"])
     return [len(response.split()) + 10 * ended for response, ended in zip(responses, finished)]

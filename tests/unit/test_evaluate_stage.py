@@ -181,11 +181,6 @@ def test_without_any_judge_nobody_is_preferred(tmp_path: Path, monkeypatch: pyte
     assert set(run.session.findings.models) == {"base", "sft"}
 
 
-def longer(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
-    assert len(prompts) == len(a) == len(b)
-    return [1.0 if n % 4 else 0.5 for n in range(len(a))]
-
-
 def test_a_pairwise_judge_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = Run(tmp_path)
     without_gold(monkeypatch, run)
@@ -197,11 +192,7 @@ def test_a_pairwise_judge_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def judged_by(run: Run, function: str) -> None:
     run.config.evaluate.judge = JudgeKind.function
-    run.config.evaluate.judge_function = f"{__name__}:{function}"
-
-
-def terse(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
-    return [1.0]
+    run.config.evaluate.judge_function = f"own_judges:{function}"
 
 
 def test_a_judge_that_skips_prompts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -212,24 +203,12 @@ def test_a_judge_that_skips_prompts_is_refused(tmp_path: Path, monkeypatch: pyte
         evaluate(run.session)
 
 
-def crash(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
-    raise ModuleNotFoundError("numpie")
-
-
-def boast(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
-    return [1.0, 2.0] * (len(prompts) // 2)
-
-
-def ramble(prompts: list[str], a: list[str], b: list[str]) -> list[str]:
-    return ["first"] * len(prompts)
-
-
 @pytest.mark.parametrize(
     ("function", "says"),
     [
         (
             "crash",
-            r"32 of 32 .*raised ModuleNotFoundError at .*/test_evaluate_stage.py:\d+: numpie",
+            r"32 of 32 .*raised ModuleNotFoundError at .*/own_judges.py:\d+: numpie",
         ),
         ("boast", "8 of 32 pairs got no outcome: .* returned a number out of range .*: 2"),
         ("ramble", "32 of 32 .* returned a str for one item"),
@@ -286,14 +265,6 @@ def test_no_model_is_a_mistake_of_the_configuration(tmp_path: Path):
         evaluate(run.session)
 
 
-seen: list[tuple[str, list[dict[str, str]]]] = []
-
-
-def reader(prompts: list[str], a: list[str], b: list[str], messages: list) -> list[float]:
-    seen.extend(zip(prompts, messages, strict=True))
-    return [0.5 for _ in prompts]
-
-
 def test_a_judge_reads_what_was_asked_and_no_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -306,15 +277,16 @@ def test_a_judge_reads_what_was_asked_and_no_template(
         return [replace(prompt, words=turns) for prompt in given(*which)]  # type: ignore[arg-type]
 
     monkeypatch.setattr(run.source, "prompts", dialogues)
-    seen.clear()
+    monkeypatch.setenv("OWN_JUDGES_SEEN", str(tmp_path / "seen"))
     evaluate(run.session)
+    seen = json.loads((tmp_path / "seen").read_text())
     assert (
         seen
         == [
-            (
+            [
                 "User:\nHi\n\nAssistant:\nHello.\n\nUser:\n1 + 1?",
                 [{"role": turn.role, "content": turn.content} for turn in turns],
-            )
+            ]
         ]
         * 32
     )

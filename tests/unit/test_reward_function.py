@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,9 @@ import torch
 from workers.data.asked import Asked
 from workers.data.examples import Message
 from workers.reward_function import Exchange, load_reward
-from workers.user_calls import Patience, Reply
+from workers.user_answers import Reply
+from workers.user_calls import Patience, late
+from workers.user_signature import Arguments
 
 BARE = ("a", "b", "c")
 DIALOGUE = (Message("system", "Be kind."), Message("user", "Hi"))
@@ -195,9 +198,8 @@ class NoException(BaseException):
     ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("seconds", [0.0, 60.0])
 def test_whatever_it_raises_the_culprit_fails_alone_with_its_words(
-    error: BaseException, words: str, seconds: float
+    error: BaseException, words: str
 ) -> None:
     def touchy(prompts: list[str], responses: list[str]) -> list[float]:
         if "b" in prompts:
@@ -205,7 +207,7 @@ def test_whatever_it_raises_the_culprit_fails_alone_with_its_words(
         return [float(response) for response in responses]
 
     line = touchy.__code__.co_firstlineno + 2
-    found = replies(touchy, Patience(seconds))
+    found = replies(touchy)
     assert same([reply.value for reply in found], [1.0, NAN, 3.0])
     wanted = f"reward function raised {type(error).__name__} at {__file__}:{line}"
     assert [reply.reason for reply in found] == ["", wanted, ""]
@@ -244,37 +246,23 @@ def test_what_fails_once_is_asked_again_and_the_rest_is_not() -> None:
     assert calls == [["a", "b", "c"], ["b"]]
 
 
-def test_a_sequence_on_which_it_hangs_fails_alone() -> None:
-    never = threading.Event()
+def test_a_function_that_is_always_lost_is_not_called_each_time() -> None:
+    calls: list[list[str]] = []
 
-    def stuck(prompts: list[str], responses: list[str]) -> list[float]:
-        if "b" in prompts:
-            never.wait()
-        return [2.0 for _ in prompts]
-
-    values, reasons = scored(stuck, seconds=0.4)
-    never.set()
-    assert same(values, [2.0, NAN, 2.0])
-    assert reasons == ["", "reward function did not answer in time", ""]
-
-
-def test_a_function_that_always_hangs_is_not_waited_for_each_time() -> None:
-    never, calls = threading.Event(), []
-
-    def stuck(prompts: list[str], responses: list[str]) -> list[float]:
-        calls.append(prompts)
-        never.wait()
-        return []
+    def hangs(arguments: Arguments, count: int, seconds: float) -> Reply:
+        calls.append(arguments["prompts"])
+        return late("reward function")
 
     many = [exchange(0, str(n)) for n in range(50)]
-    found = replies(stuck, Patience(seconds=0.05), many)
-    never.set()
+    _named["tried"] = lambda *_: []
+    caller = replace(load_reward(f"{__name__}:tried"), call=hangs)
+    found = caller.ask(many, Patience(seconds=60.0))
     assert {reply.reason for reply in found} == {"reward function did not answer in time"}
     assert calls == [[str(n) for n in range(50)], ["0"], ["1"]]
 
 
-def test_a_batch_takes_two_deadlines_a_try_at_most() -> None:
-    assert Patience(seconds=30.0, retries=2).most_seconds == 180.0
+def test_a_batch_takes_two_deadlines_and_the_starts_of_a_process_a_try_at_most() -> None:
+    assert Patience(seconds=30.0, retries=2).most_seconds == 270.0
     assert Patience(seconds=0.0, retries=2).most_seconds == 0.0
 
 
