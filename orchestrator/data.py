@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("inspect", help="show what a run would read from a data set")
     look.add_argument("source", help="file, folder, or id of a Hugging Face data set")
     look.add_argument(
-        "--kind", choices=get_args(Kind), help="by default told by the first good row"
+        "--kind", choices=get_args(Kind), help="by default told by the richest of the first rows"
     )
     look.add_argument("--format", choices=FORMATS, default="auto")
     look.add_argument("--split", default="train", help="of a data set with several")

@@ -255,8 +255,91 @@ REFUSED: list[tuple[str, str, Row]] = [
     ),
     (
         "distilabel orca",
-        "question=input chosen=chosen rejected=rejected",
+        "question=input chosen=chosen rejected=rejected system=system",
         {"system": "", "input": "Name a bird.", "chosen": "Wren.", "rejected": "Bus."},
+    ),
+]
+AB: Row = {"response_a": "Wren.", "response_b": "Bus."}
+ASK: Row = {"prompt": "Name a bird."}
+REFUSED += [
+    (
+        "replies by model",
+        "question=question completions=answers.m-3.5,answers.n scores=rating.m-3.5,rating.n",
+        {
+            "question": "Name a bird.",
+            "answers": {"m-3.5": "Wren.", "n": "Bus."},
+            "rating": {"m-3.5": 5, "n": 2},
+        },
+    ),
+    (
+        "a winner by model",
+        "question=question completions=responses.m,responses.n better=winner",
+        {"question": "Name a bird.", "responses": {"m": "Wren.", "n": "Bus."}, "winner": "m"},
+    ),
+    (
+        "a loser",
+        "prompt=prompt completions=response_a,response_b better.column=loser "
+        "better.first=response_b better.second=response_a",
+        {**ASK, **AB, "loser": "response_b"},
+    ),
+    (
+        "the less preferred one",
+        "prompt=prompt completions=a,b better.column=less_preferred better.first=b better.second=a",
+        {**ASK, "a": "Wren.", "b": "Bus.", "less_preferred": "B"},
+    ),
+    (
+        "a truth value",
+        "prompt=prompt completions=response_a,response_b better.column=b_is_better "
+        "better.first=false better.second=true",
+        {**ASK, **AB, "b_is_better": False},
+    ),
+    (
+        "opposites",
+        "prompt=prompt chosen=win rejected=lose",
+        {**ASK, "lose": "Bus.", "win": "Wren."},
+    ),
+    (
+        "winning and losing by a letter",
+        "question=query chosen=response_w rejected=response_l system=system",
+        {"query": "Name a bird.", "response_l": "Bus.", "response_w": "Wren.", "system": "s"},
+    ),
+    (
+        "columns named in chosen and rejected",
+        "prompt=prompt completions=response_a,response_b better=chosen",
+        {**ASK, **AB, "chosen": "response_a", "rejected": "response_b"},
+    ),
+    (
+        "other ids that differ by a letter",
+        "question=history completions=human_ref_A,human_ref_B better.column=labels "
+        "better.first=1 better.second=0",
+        {
+            "history": "Name a bird.",
+            "c_root_id_A": "x1",
+            "c_root_id_B": "x2",
+            "human_ref_A": "Wren.",
+            "human_ref_B": "Bus.",
+            "labels": 1,
+        },
+    ),
+    (
+        "wrapped rows",
+        "prompt=row.prompt completions=row.response_a,row.response_b better=row.winner",
+        {"row_idx": 3, "row": {**ASK, **AB, "winner": "a"}},
+    ),
+    (
+        "a pair inside a prompt's row",
+        "prompt=prompt chosen=pair.chosen rejected=pair.rejected",
+        {**ASK, "pair": {"chosen": "Wren.", "rejected": "Bus."}},
+    ),
+    (
+        "ratings beside completions",
+        "prompt=prompt completions=completions scores=rating",
+        {**ASK, "completions": ["Wren.", "Bus."], "rating": [5, 1]},
+    ),
+    (
+        "a trajectory before a pair",
+        "messages=trajectory chosen=chosen rejected=rejected",
+        {"trajectory": said("Name a bird."), "chosen": "Wren.", "rejected": "Bus."},
     ),
 ]
 # the same, where the label of one row alone is not enough: the rows are two
@@ -276,7 +359,7 @@ REFUSED_PAIRS: list[tuple[str, str, Row, Row]] = [
     ),
     (
         "summarize_from_feedback",
-        "question=info.post completions=summaries.*.text better=choice",
+        "question=info.post completions=summaries.*.text better=choice annotator=worker",
         {
             "info": {"post": "Name a bird.", "id": "1"},
             "summaries": [{"text": "Wren.", "policy": "p"}, {"text": "Bus.", "policy": "q"}],
@@ -287,7 +370,7 @@ REFUSED_PAIRS: list[tuple[str, str, Row, Row]] = [
     ),
     (
         "alpaca farm",
-        "instruction=instruction completions=output_1,output_2 better=preference",
+        "instruction=instruction completions=output_1,output_2 better=preference input=input",
         {
             "instruction": "Name a bird.",
             "input": "",
@@ -367,6 +450,11 @@ def test_a_row_of_one_scored_completion_may_be_either_and_is_refused() -> None:
         ({"text": "t", "role": "prompter", "parent_id": None, "message_id": "1"}, "tree"),
         ({"prompt": "p", "target": "t"}, '"target" looks like a reply'),
         ({"text": "t", "summary": "s"}, '"summary" looks like a reply'),
+        ({"prompt": "p", "Completion": "t"}, '"Completion" looks like a reply'),
+        ({"prompt": "p", "result": {"completion": "t"}}, '"result.completion" looks like a reply'),
+        ({"prompt": "p", "A": "x", "B": "y", "C": "z", "ranking": "B>A>C"}, '"A,B,C" look like'),
+        ({"prompt": "p", "completion": "c", "rating": "4"}, '"rating" seems to say how good'),
+        ({"instruction": "i", "output": ["a", "b"]}, '"output" look like replies'),
     ],
 )
 def test_a_row_is_never_read_as_less_than_it_is(row: Row, message: str) -> None:
@@ -391,6 +479,10 @@ def test_inspect_shows_the_complaint_about_the_first_ranking(
 def test_the_richest_of_the_first_rows_counts(tmp_path: Path) -> None:
     ranking = {"prompt": "p", "chosen": "a", "rejected": "b"}
     assert kind_of_data(write(tmp_path, {"prompt": "p", "chosen": None}, ranking)) == "comparisons"
+    with pytest.raises(DataLineError, match="look like replies"):
+        kind_of_data(write(tmp_path, ASK, ASK | AB), on_bad_line="drop")
+    with pytest.raises(DataLineError, match="looks like a reply"):
+        kind_of_data(write(tmp_path, ASK, ASK | {"target": "t"}), on_bad_line="drop")
     bad = ranking | {"chosen": 3}
     path = write(tmp_path, bad, {"prompt": "p"})
     with pytest.raises(DataLineError, match=r'"chosen"|must both'):
@@ -404,3 +496,29 @@ def test_inspect_lists_the_columns_that_nothing_reads(
     assert main(["inspect", write(tmp_path, rows[0], rows[1] | {"margin": None})]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "columns that nothing reads (rows) lang (2), margin (1)" in shown
+    pair = ["--columns", "prompt=prompt", "chosen=chosen", "rejected=rejected"]
+    assert main(["inspect", write(tmp_path, rows[0] | {"worker": "w"}), *pair]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "columns that nothing reads (rows) margin (1), lang (1), worker (1)" in shown
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ("prompt=Prompt completion=Completion", {"Prompt": "Name a bird.", "Completion": "Wren."}),
+        ("question=input answer=target", {"input": "Name a bird.", "target": "Wren."}),
+        ("prompt=d.prompt completion=d.response", {"d": {"prompt": "p", "response": "Wren."}}),
+    ],
+)
+def test_a_reply_under_another_name_is_read_by_the_columns_shown(
+    tmp_path: Path, columns: str, row: Row
+) -> None:
+    path = write(tmp_path, row)
+    with pytest.raises(DataLineError) as caught:
+        kind_of_data(path)
+    assert f"set columns {columns};" in caught.value.mend
+    mapped = parse_columns(columns.split())
+    assert kind_of_data(path, mapped) == "demonstrations"
+    (example,) = read_examples(path, "demonstrations", columns=mapped)
+    assert isinstance(example, Demonstration)
+    assert example.response == "Wren."

@@ -98,7 +98,8 @@ class ColumnMap:
 
     def columns_of(self, used: set[str]) -> set[str]:
         """The first parts of the paths, and the names themselves, behind canonical fields."""
-        found = {path for field in used for path in self._paths.get(field, [field])}
+        own = used if self._keeps_others or not self._paths else used & self._paths.keys()
+        found = {path for field in own for path in self._paths.get(field, [field])}
         return found | {path.split(".")[0] for path in found}
 
     def _value(self, line: Line, path: str) -> object:

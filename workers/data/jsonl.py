@@ -152,7 +152,8 @@ class Line:
     def _checked_score(self, value: object, name: str) -> float:
         value = self._number(value)
         if not isinstance(value, bool | int | float):
-            self.fail(f'"{name}" must be a number or a boolean, not {kind_of(value)}')
+            mend = "write numbers without quotation marks" if isinstance(value, str) else _MEND
+            self.fail(f'"{name}" must be a number or a boolean, not {kind_of(value)}', mend)
         try:
             score = float(value)
         except OverflowError:

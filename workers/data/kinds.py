@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from workers.data import signs
 from workers.data.columns import ColumnMap, Columns, check_columns
 from workers.data.fields import DIALOGUES, REPLIES, REPLIES_TO, first_of
@@ -9,6 +11,7 @@ from workers.data.jsonl import Line
 from workers.data.readers import Row, scan_rows
 from workers.data.recognise import SHAPES, Kind, OnBadLine
 from workers.data.shapes import ACCEPTED
+from workers.data.suggest import columns_of_reply, columns_to_set
 from workers.data.unusable import Unusable
 from workers.errors import DataLineError
 
@@ -82,12 +85,24 @@ def _judge_row(row: Row, mapping: ColumnMap) -> tuple[Kind | None, DataLineError
     if isinstance(row, DataLineError):
         return None, row
     kind: Kind | None = None
+    line = row
     try:
         line = mapping.map(row)
         kind = _signified(line)
         return _checked(line, kind), None
     except DataLineError as error:
-        return kind, error
+        return kind or _hidden_kind(line), error
+
+
+def _hidden_kind(line: Line) -> Kind | None:
+    """What a row that is refused seems to hold under other names; None = nothing known."""
+    with suppress(DataLineError):
+        scored = first_of(line, REPLIES) and signs.scored_by(line)
+        if scored or signs.names_a_column(line) or signs.looks_ranked(signs.flattened(line)):
+            return "comparisons"
+        if signs.looks_answered(line):
+            return "demonstrations"
+    return None
 
 
 def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
@@ -97,12 +112,17 @@ def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
         DataLineError: If they are a sign of one under names that are not known, or of none.
     """
     names = line.fields.keys()
+    if mistaken := signs.names_a_column(line):
+        line.fail(
+            f'"{mistaken}" names another column instead of holding a reply',
+            mend=f"set columns {columns_to_set(line)}; {_SAY_KIND}",
+        )
     if any(name in names for name in signs.RANKED):
         return "comparisons"
     if {"rank", "score"} & line.columns.keys() and first_of(line, REPLIES):
         return "comparisons"
     if why := signs.looks_ranked(line):
-        line.fail(why, mend=f"set columns {signs.columns_to_set(line)}; {_SAY_KIND}")
+        line.fail(why, mend=f"set columns {columns_to_set(line)}; {_SAY_KIND}")
     if {"parent_id", "message_id"} <= {*names, *line.nulls}:
         line.fail(
             "a row is one message of a tree of dialogues",
@@ -115,15 +135,27 @@ def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
         _check_unscored(line, asks, replies)
         return "demonstrations"
     if asks or "turns" in names or "text" in names:
-        if reply := signs.looks_answered(line):
-            field = "completion" if asks in ("", "prompt") else "answer"
-            what = f"{asks or 'prompt'}={asks or 'text'} {field}={reply}"
-            line.fail(f'"{reply}" looks like a reply', mend=f"set columns {what}; {_SAY_KIND}")
+        _check_all_is_read(line)
         return "prompts" if asks or "turns" in names else "pretraining"
+    shapes = "; ".join(f"{kind}: {accepted}" for kind, accepted in ACCEPTED.items())
+    flat = signs.flattened(line)
+    columns = columns_to_set(flat) or columns_of_reply(flat)
     line.fail(
         f"a row of no known shape: found {line.found()}",
-        mend="; ".join(f"{kind}: {accepted}" for kind, accepted in ACCEPTED.items()),
+        mend=f"set columns {columns}; accepted shapes: {shapes}" if columns else shapes,
     )
+
+
+def _check_all_is_read(line: Line) -> None:
+    """Refuse to take a row for a prompt or a text if it seems to hold replies."""
+    if reply := signs.looks_answered(line):
+        line.fail(
+            f'"{reply}" looks like a reply',
+            mend=f"set columns {columns_of_reply(line)}; {_SAY_KIND}",
+        )
+    flat = signs.flattened(line)
+    if why := signs.looks_ranked(flat):
+        line.fail(why, mend=f"set columns {columns_to_set(flat)}; {_SAY_KIND}")
 
 
 def _check_unscored(line: Line, asks: str, replies: str) -> None:

@@ -26,7 +26,7 @@ from workers.data.shapes import (
     whole_dialogue,
     with_system,
 )
-from workers.data.signs import columns_to_set
+from workers.data.suggest import columns_to_set
 from workers.data.unusable import Unusable
 
 NO_LABEL = "no label"
@@ -135,7 +135,11 @@ def _verdicts(line: Line, completions: list[str | None]) -> list[_Verdict]:
     """One a ranking: "ranks" and "scores" hold one, or a list of them."""
     name = first_of(line, ("ranks", "scores"))
     if not name:
-        line.fail(f'neither "ranks" nor "scores" beside "completions" (found {line.found()})')
+        line.fail(
+            f'neither "ranks" nor "scores" beside "completions" (found {line.found()})',
+            mend="say which column ranks them: ranks=COLUMN (1 is best), scores=COLUMN (more is "
+            f"better) or better=COLUMN (a label){_such_as(line)}",
+        )
     values = line.list(name)
     count = len(completions)
     if not any(isinstance(value, list) for value in values):
@@ -146,6 +150,11 @@ def _verdicts(line: Line, completions: list[str | None]) -> list[_Verdict]:
         for i, (annotator, value) in enumerate(zip(annotators, values, strict=True))
         if value is not None
     ]
+
+
+def _such_as(line: Line) -> str:
+    columns = "" if line.columns else columns_to_set(line)
+    return f", such as: set columns {columns}" if columns else ""
 
 
 def _ranks(line: Line, name: str, values: object, count: int) -> tuple[int | None, ...]:

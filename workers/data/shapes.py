@@ -39,7 +39,7 @@ from workers.data.fields import (
 )
 from workers.data.history import earlier_turns
 from workers.data.jsonl import Line
-from workers.data.signs import columns_to_set
+from workers.data.suggest import columns_to_set
 from workers.data.unusable import Unusable
 
 ACCEPTED = {

@@ -1,45 +1,56 @@
-"""Signs that a row holds more than the fields whose names are known, and what to set then.
+"""Signs that a row holds more than the fields whose names are known.
 
 Names are compared in lower case. Nothing here is read by a guess: a sign makes an error that shows
-the `columns` to set.
+the `columns` to set (`workers.data.suggest`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
-from workers.data.fields import DIALOGUES, REPLIES_TO
+from workers.data.fields import REPLIES
 from workers.data.jsonl import Line
 
 RANKED = ("chosen", "rejected", "completions", "ranks", "better")
-_LABELS = re.compile(r"winner|choice|prefer|better|label|best|verdict|selected")
-_SCORES = re.compile(
+LABELS = re.compile(r"winner|choice|prefer|better|label|best|verdict|selected|ranking")
+SCORES = re.compile(
     r"(?:.*[_-])?(?:rank|score|rating|reward|helpfulness|correctness|quality|votes|upvotes)(?:[_-].*)?"
 )
-_ASKED = ("post", "query", "context", "history", "problem", "input", "title", "document", "article")
 _REPLY = (
     *("target", "targets", "solution", "reply", "summary", "highlights", "best_answer"),
     *("chosen_response", "ground_truth", "canonical_solution", "response_text", "answers"),
 )
 _LISTS = re.compile(
-    r"answers|responses|completions|generations|outputs|replies|summaries|candidates|samples"
+    r"answers?|responses?|completions?|generations?|outputs?|repl(?:y|ies)|summar(?:y|ies)"
+    r"|candidates?|samples"
 )
 _STEMS = re.compile(
     r".*(?:response|answer|human_ref|conversation|output|summary|completion|text|generation|reply"
     r"|candidate|chosen|story|solution).*"
 )
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _TEXTS = ("text", "answer", "response", "completion", "output", "content", "summary", "body")
-_SIBLINGS = re.compile(r"(?P<stem>.+?)[ _-]?(?P<tag>a|b|[0-9]|j|k)")
+SIBLINGS = re.compile(r"(?P<stem>.*?)[ _-]?(?P<tag>[a-h]|[0-9]|j|k)")
 _PAIRS = (("a", "b"), ("0", "1"), ("1", "2"), ("j", "k"))
-_NOT_ANSWERS = re.compile(r"model|name|id|tokens?|source|score|rank|rating|type|is|lang.*|turn")
-_BEST = re.compile(r"chosen|accepted|preferred|winning|better")
-_WORST = re.compile(r"rejected|dispreferred|losing|worse")
+_NOT_ANSWERS = re.compile(
+    r"(?:.*[ _-])?(?:model|name|id|uuid|tokens?|source|url|score|rank|rating|type|lang\w*|turn)|is"
+)
+_BEST = {
+    *("chosen", "accepted", "preferred", "winning", "winner", "win", "better", "best"),
+    *("positive", "pos", "good", "w", "yw"),
+}
+WORST = {
+    *("rejected", "dispreferred", "unpreferred", "losing", "loser", "lose", "worse", "worst"),
+    *("negative", "neg", "bad", "l", "yl"),
+}
+_ONE = re.compile(r"(?:[a-z]+[ _-])?(?:[a-h]|\d)|first|second|left|right|tie", re.IGNORECASE)
 
 
 def looks_ranked(line: Line) -> str:
     """Why a row seems to compare replies under names that are not known; "" = it does not."""
-    answers = _answers(line)
+    answers = compared(line)
     if not answers:
         return ""
     named = ", ".join(f'"{name}"' for name in answers.values())
@@ -48,8 +59,18 @@ def looks_ranked(line: Line) -> str:
 
 def looks_answered(line: Line) -> str:
     """The column that seems to hold a reply under a name that is not known; "" = none."""
-    names = {name.lower(): name for name, value in line.fields.items() if _is_reply(value)}
-    return next((names[name] for name in _REPLY if name in names), "")
+    names = {
+        path.rpartition(".")[2].lower(): path for path, value in texts_of(line) if _is_reply(value)
+    }
+    return next((names[name] for name in (*_REPLY, *REPLIES) if name in names), "")
+
+
+def names_a_column(line: Line) -> str:
+    """The field for a reply that holds the name of another column instead; "" = none does."""
+    if not _siblings(line):
+        return ""
+    fields = (name for name in ("chosen", "rejected") if name in line.fields)
+    return next((name for name in fields if _is_label(line, line.fields[name])), "")
 
 
 def scored_by(line: Line) -> str:
@@ -58,135 +79,153 @@ def scored_by(line: Line) -> str:
         (
             name
             for name, value in line.fields.items()
-            if _SCORES.fullmatch(name.lower())
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
+            if SCORES.fullmatch(name.lower()) and is_number(value) and not isinstance(value, bool)
         ),
         "",
     )
 
 
-def columns_to_set(line: Line) -> str:
-    """The mapping that a row seems to need, as options of `inspect --columns`; "" = none known."""
-    answers = _answers(line)
-    if not answers:
-        return ""
-    parts = [f"{_asking(line)}"] if _asking(line) else []
-    parts += [f"{field}={path}" for field, path in answers.items()]
-    if "completions" in answers:
-        parts += _order(line, answers["completions"])
-    return " ".join(parts)
+def flattened(line: Line) -> Line:
+    """A row with what stands in its objects under paths of its own."""
+    fields = dict(line.fields)
+    for name, value in line.fields.items():
+        if isinstance(value, Mapping) and not is_turn(value):
+            fields |= {f"{name}.{key}": item for key, item in value.items()}
+    return Line(fields, line.where, line.typed)
 
 
-def _asking(line: Line) -> str:
-    for name in (*REPLIES_TO, *DIALOGUES):
-        if name in line.fields:
-            value = line.parsed(line.fields[name])
-            if isinstance(value, Mapping) and (text := _text_key(value)):
-                return f"{name}={name}.{text}"
-            return f"{'messages' if name in DIALOGUES else name}={name}"
-    for path, value in _texts(line):
-        if path.rpartition(".")[2].lower() in _ASKED:
-            return f"{'messages' if isinstance(value, list) else 'question'}={path}"
-    return ""
-
-
-def _texts(line: Line) -> Iterator[tuple[str, object]]:
+def texts_of(line: Line) -> Iterator[tuple[str, object]]:
     """Text and lists by their paths, one level deep."""
     for name, value in line.fields.items():
         if isinstance(value, str | list):
             yield name, value
         elif isinstance(value, Mapping):
             for key, item in value.items():
-                if isinstance(item, str):
+                if isinstance(item, str | list):
                     yield f"{name}.{key}", item
 
 
-def _answers(line: Line) -> dict[str, str]:
+def compared(line: Line) -> dict[str, str]:
     """Fields that hold the compared replies, with their columns."""
+    if siblings := _siblings(line):
+        return siblings
+    return _opposites(line) or _siblings(line, known=False) or _listed(line)
+
+
+def _opposites(line: Line) -> dict[str, str]:
+    """Two replies of which one is named as the better and one as the worse."""
+    replies = [
+        name
+        for name, value in line.fields.items()
+        if _is_reply(value) and not _NOT_ANSWERS.fullmatch(name.lower())
+    ]
+    worst = [name for name in replies if words_of(name) & WORST]
+    best = [name for name in replies if words_of(name) & _BEST and name not in worst]
+    for one in best:
+        for other in worst:
+            if words_of(one) - _BEST == words_of(other) - WORST:
+                return {"chosen": one, "rejected": other}
+    return {"chosen": best[0], "rejected": worst[0]} if best and worst else {}
+
+
+def _siblings(line: Line, *, known: bool = True) -> dict[str, str]:
+    """Replies whose names differ by a letter or a number alone."""
     replies = [name for name, value in line.fields.items() if _is_reply(value)]
     lower = {name.lower(): name for name in replies}
-    best = [n for n in replies if _BEST.search(n.lower()) and not _WORST.search(n.lower())]
-    worst = [n for n in replies if _WORST.search(n.lower())]
-    if best and worst:
-        return {"chosen": best[0], "rejected": worst[0]}
     stems: dict[str, dict[str, str]] = {}
     for name, own in lower.items():
-        found = _SIBLINGS.fullmatch(name)
+        found = SIBLINGS.fullmatch(name)
         if found and not _NOT_ANSWERS.fullmatch(found["stem"]):
             stems.setdefault(found["stem"], {})[found["tag"]] = own
     for stem, tags in stems.items():
-        if not (_STEMS.fullmatch(stem) or any(_LABELS.search(n.lower()) for n in line.fields)):
+        if not (_STEMS.fullmatch(stem) if known else _has_label(line)):
             continue
         for first, second in _PAIRS:
             if first in tags and second in tags:
                 if first == "j":  # of questions and answers with votes: j has more of them
                     return {"chosen": tags[first], "rejected": tags[second]}
-                more = [tags[t] for t in sorted(tags) if t.isdigit()] if first.isdigit() else []
-                return {"completions": ",".join(more or [tags[first], tags[second]])}
-    return _listed(line)
+                alike = [tags[tag] for tag in sorted(tags) if tag.isdigit() == first.isdigit()]
+                return {"completions": ",".join(alike)}
+    return {}
 
 
 def _listed(line: Line) -> dict[str, str]:
     for name, given in line.fields.items():
         value = line.parsed(given)
+        if _LISTS.fullmatch(name.lower()) and _holds_texts(value):
+            return {"completions": ",".join(f"{name}.{key}" for key in value)}
         if not (isinstance(value, list) and _LISTS.fullmatch(name.lower())):
             continue
         entries = [each for each in value if each is not None]
-        if name != "completions" and len(entries) > 1 and all(isinstance(e, str) for e in entries):
+        if len(entries) > 1 and all(isinstance(e, str) for e in entries):
             return {"completions": name}
         first = entries[0] if entries else None
-        if isinstance(first, Mapping) and (text := _text_key(first)):
-            if _is_turn(first):
+        if isinstance(first, Mapping) and (text := text_key(first)):
+            if is_turn(first):
                 continue
             found = {"completions": f"{name}.*.{text}"}
             keys = [k for k, v in first.items() if isinstance(v, int | float)]
             if rank := next((k for k in keys if "rank" in k.lower()), ""):
                 found["ranks"] = f"{name}.*.{rank}"
-            elif score := next((k for k in keys if _SCORES.fullmatch(k.lower())), ""):
+            elif score := next((k for k in keys if SCORES.fullmatch(k.lower())), ""):
                 found["scores"] = f"{name}.*.{score}"
             return found
     return {}
 
 
-def _order(line: Line, completions: str) -> list[str]:
-    """How the row seems to say which completion is better."""
-    if "human_ref_A" in completions.split(",") and "labels" in line.fields:
-        return ["better.column=labels", "better.first=1", "better.second=0"]
-    paths = completions.split(",")
-    stems = {match["stem"]: path for path in paths if (match := _SIBLINGS.fullmatch(path.lower()))}
-    tags = [path[-1] for path in paths] if stems and len(paths) > 1 else []
-    for name in line.fields:
-        stem = name[:-1]
-        siblings = [stem + tag for tag in tags]
-        known = stem.rstrip(" _-").lower()
-        numbers = all(_is_number(line.fields.get(sibling)) for sibling in siblings)
-        meant = _SCORES.fullmatch(known) or _LABELS.search(known)
-        if tags and name == siblings[0] and numbers and meant:
-            return [f"scores={','.join(siblings)}"]
-    models = [n for n in line.fields if n.lower().startswith("winner_") and "tie" not in n.lower()]
-    if len(models) == len(paths) > 1:
-        return [f"scores={','.join(models)}"]
-    label = next((n for n in line.fields if _LABELS.search(n.lower()) and n not in paths), "")
-    return [f"better={label}"] if label else []
+def _has_label(line: Line) -> bool:
+    return any(is_label_name(name) for name in line.fields)
 
 
-def _is_number(value: object) -> bool:
+def is_label_name(name: str) -> bool:
+    """Whether a column of this name may say which completion is better, or worse."""
+    if name.lower() in ("chosen", "accepted"):
+        return True
+    return bool(LABELS.search(name.lower()) or words_of(name) & {*WORST, "win", "wins"} - {"l"})
+
+
+def _is_label(line: Line, value: object) -> bool:
+    """Whether a value names a column rather than being text of its own."""
+    return isinstance(value, str) and (
+        bool(_ONE.fullmatch(value.strip()))
+        or value.strip().lower() in {name.lower() for name in line.fields}
+    )
+
+
+def words_of(name: str) -> set[str]:
+    """The words and numbers of the last part of a path."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.rpartition(".")[2])
+    return set(re.findall(r"[a-z]+|\d+", spaced.lower()))
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number, if only as text."""
+    if isinstance(value, str):
+        return bool(_NUMBER.fullmatch(value.strip()))
     return isinstance(value, int | float)
+
+
+def _holds_texts(value: object) -> TypeGuard[Mapping[str, object]]:
+    """Whether an object holds replies by the names of who wrote them."""
+    if not isinstance(value, Mapping) or len(value) < 2 or is_turn(value):
+        return False
+    return all(isinstance(each, str) for each in value.values())
 
 
 def _is_reply(value: object) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     if isinstance(value, list):
-        return bool(value) and _is_turn(value[0])
-    return _is_turn(value)
+        return bool(value) and is_turn(value[0])
+    return is_turn(value)
 
 
-def _is_turn(value: object) -> bool:
+def is_turn(value: object) -> bool:
+    """Whether a value looks like a message."""
     return isinstance(value, Mapping) and not {"role", "from"}.isdisjoint(value.keys())
 
 
-def _text_key(value: Mapping[str, object]) -> str:
+def text_key(value: Mapping[str, object]) -> str:
+    """The field of an object that holds its text; "" = none."""
     keys = [key for key in value if isinstance(value[key], str)]
     return next((k for k in (*_TEXTS, "full_text") if k in keys), "")
