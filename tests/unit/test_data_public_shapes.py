@@ -337,6 +337,31 @@ REFUSED += [
         {**ASK, "completions": ["Wren.", "Bus."], "rating": [5, 1]},
     ),
     (
+        "ranks by a letter",
+        "prompt=prompt completions=response_a,response_b ranks=rank_a,rank_b",
+        {**ASK, **AB, "rank_a": 1, "rank_b": 2},
+    ),
+    (
+        "scores of a reranker",
+        "prompt=prompt completions=response_a,response_b scores=rank_score_a,rank_score_b",
+        {**ASK, **AB, "rank_score_a": 2, "rank_score_b": 1},
+    ),
+    (
+        "right and wrong",
+        "prompt=prompt chosen=correct_answer rejected=incorrect_answer",
+        {**ASK, "incorrect_answer": "Bus.", "correct_answer": "Wren."},
+    ),
+    (
+        "lists of good and bad ones",
+        "prompt=prompt chosen=pos.0 rejected=neg.0",
+        {**ASK, "pos": ["Wren."], "neg": ["Bus.", "Tram."]},
+    ),
+    (
+        "replies with their scores in lists",
+        "prompt=prompt completions=responses.*.0 scores=responses.*.1",
+        {**ASK, "responses": [["Wren.", 2], ["Bus.", 1]]},
+    ),
+    (
         "a trajectory before a pair",
         "messages=trajectory chosen=chosen rejected=rejected",
         {"trajectory": said("Name a bird."), "chosen": "Wren.", "rejected": "Bus."},
@@ -507,6 +532,9 @@ def test_inspect_lists_the_columns_that_nothing_reads(
     [
         ("prompt=Prompt completion=Completion", {"Prompt": "Name a bird.", "Completion": "Wren."}),
         ("question=input answer=target", {"input": "Name a bird.", "target": "Wren."}),
+        ("question=user answer=assistant", {"user": "Name a bird.", "assistant": "Wren."}),
+        ("question=source answer=target", {"source": "Name a bird.", "target": "Wren."}),
+        ("question=query answer=target", {"source": "web", "query": "Q", "target": "Wren."}),
         ("prompt=d.prompt completion=d.response", {"d": {"prompt": "p", "response": "Wren."}}),
     ],
 )

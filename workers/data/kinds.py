@@ -160,7 +160,7 @@ def _check_all_is_read(line: Line) -> None:
 
 def _check_unscored(line: Line, asks: str, replies: str) -> None:
     if score := signs.scored_by(line):
-        field = "rank" if "rank" in score.lower() else "score"
+        field = "rank" if signs.is_rank_name(score) else "score"
         line.fail(
             f'"{score}" seems to say how good "{replies}" is',
             mend=f"to rank the rows of each prompt set columns {asks}={asks} completion={replies} "

@@ -21,6 +21,7 @@ SCORES = re.compile(
 _REPLY = (
     *("target", "targets", "solution", "reply", "summary", "highlights", "best_answer"),
     *("chosen_response", "ground_truth", "canonical_solution", "response_text", "answers"),
+    *("assistant", "model_output", "model_response", "assistant_response", "a", "tgt"),
 )
 _LISTS = re.compile(
     r"answers?|responses?|completions?|generations?|outputs?|repl(?:y|ies)|summar(?:y|ies)"
@@ -39,11 +40,11 @@ _NOT_ANSWERS = re.compile(
 )
 _BEST = {
     *("chosen", "accepted", "preferred", "winning", "winner", "win", "better", "best"),
-    *("positive", "pos", "good", "w", "yw"),
+    *("positive", "pos", "good", "correct", "right", "w", "yw"),
 }
 WORST = {
     *("rejected", "dispreferred", "unpreferred", "losing", "loser", "lose", "worse", "worst"),
-    *("negative", "neg", "bad", "l", "yl"),
+    *("negative", "neg", "bad", "incorrect", "wrong", "l", "yl"),
 }
 _ONE = re.compile(r"(?:[a-z]+[ _-])?(?:[a-h]|\d)|first|second|left|right|tie", re.IGNORECASE)
 
@@ -113,19 +114,20 @@ def compared(line: Line) -> dict[str, str]:
 
 
 def _opposites(line: Line) -> dict[str, str]:
-    """Two replies of which one is named as the better and one as the worse."""
-    replies = [
-        name
-        for name, value in line.fields.items()
-        if _is_reply(value) and not _NOT_ANSWERS.fullmatch(name.lower())
-    ]
-    worst = [name for name in replies if words_of(name) & WORST]
-    best = [name for name in replies if words_of(name) & _BEST and name not in worst]
-    for one in best:
-        for other in worst:
-            if words_of(one) - _BEST == words_of(other) - WORST:
-                return {"chosen": one, "rejected": other}
-    return {"chosen": best[0], "rejected": worst[0]} if best and worst else {}
+    """Two replies, or lists of them, of which one is named as the better and one as the worse."""
+    paths: dict[str, str] = {}
+    for name, value in line.fields.items():
+        if _NOT_ANSWERS.fullmatch(name.lower()):
+            continue
+        if _is_reply(value):
+            paths[name] = name
+        elif isinstance(value, list) and value and isinstance(value[0], str):
+            paths[name] = f"{name}.0"
+    worst = [name for name in paths if words_of(name) & WORST]
+    best = [name for name in paths if words_of(name) & _BEST and name not in worst]
+    found = [(a, b) for a in best for b in worst if words_of(a) - _BEST == words_of(b) - WORST]
+    found += [(best[0], worst[0])] if best and worst else []
+    return {"chosen": paths[found[0][0]], "rejected": paths[found[0][1]]} if found else {}
 
 
 def _siblings(line: Line, *, known: bool = True) -> dict[str, str]:
@@ -160,12 +162,15 @@ def _listed(line: Line) -> dict[str, str]:
         if len(entries) > 1 and all(isinstance(e, str) for e in entries):
             return {"completions": name}
         first = entries[0] if entries else None
+        if isinstance(first, list) and len(entries) > 1 and [type(e) for e in first[:1]] == [str]:
+            scored = {"scores": f"{name}.*.1"} if first[1:] and is_number(first[1]) else {}
+            return {"completions": f"{name}.*.0", **scored}
         if isinstance(first, Mapping) and (text := text_key(first)):
             if is_turn(first):
                 continue
             found = {"completions": f"{name}.*.{text}"}
             keys = [k for k, v in first.items() if isinstance(v, int | float)]
-            if rank := next((k for k in keys if "rank" in k.lower()), ""):
+            if rank := next((k for k in keys if is_rank_name(k)), ""):
                 found["ranks"] = f"{name}.*.{rank}"
             elif score := next((k for k in keys if SCORES.fullmatch(k.lower())), ""):
                 found["scores"] = f"{name}.*.{score}"
@@ -175,6 +180,12 @@ def _listed(line: Line) -> dict[str, str]:
 
 def _has_label(line: Line) -> bool:
     return any(is_label_name(name) for name in line.fields)
+
+
+def is_rank_name(name: str) -> bool:
+    """Whether a column of this name counts places, the best of which is 1."""
+    words = words_of(name)
+    return bool(words & {"rank", "ranks", "ranking"}) and not words & {"score", "scores"}
 
 
 def is_label_name(name: str) -> bool:

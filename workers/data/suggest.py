@@ -22,6 +22,7 @@ from workers.data.signs import (
     compared,
     is_label_name,
     is_number,
+    is_rank_name,
     is_turn,
     looks_answered,
     scored_by,
@@ -30,7 +31,11 @@ from workers.data.signs import (
     words_of,
 )
 
-_ASKED = ("post", "query", "context", "history", "problem", "input", "title", "document", "article")
+# What asks under other names, the likeliest first.
+_ASKED = (
+    *("query", "problem", "post", "body", "history", "context", "input", "document", "article"),
+    *("title", "user_prompt", "user_input", "human", "q", "user", "source", "src"),
+)
 # Of names of labels: the completion that they name is the worse one.
 _AGAINST = WORST | {"not", "less", "least"}
 
@@ -58,7 +63,7 @@ def columns_of_reply(line: Line) -> str:
     field = "completion" if asks.startswith("prompt=") else "answer"
     parts = [asks, f"{field}={reply}"]
     if score := scored_by(line):
-        parts.append(f"{'rank' if 'rank' in score.lower() else 'score'}={score}")
+        parts.append(f"{'rank' if is_rank_name(score) else 'score'}={score}")
     return " ".join([*parts, *_besides(line, parts)])
 
 
@@ -81,9 +86,9 @@ def _asking(line: Line, taken: list[str]) -> str:
     for path in texts:
         if (last := path.rpartition(".")[2].lower()) in REPLIES_TO:
             return f"{last}={path}"
-    for path, value in texts.items():
-        if path.rpartition(".")[2].lower() in _ASKED:
-            return f"{'messages' if isinstance(value, list) else 'question'}={path}"
+    likely = {path.rpartition(".")[2].lower(): path for path in reversed(texts)}
+    if path := next((likely[name] for name in _ASKED if name in likely), ""):
+        return f"{'messages' if isinstance(texts[path], list) else 'question'}={path}"
     for path, value in texts.items():
         if isinstance(value, list) and value and is_turn(value[0]):
             return f"messages={path}"
@@ -96,7 +101,7 @@ def _order(line: Line, completions: str) -> list[str]:
         return ["better.column=labels", "better.first=1", "better.second=0"]
     paths = completions.split(",")
     if numbers := _numbers_of(line, completions):
-        return [f"{'ranks' if 'rank' in numbers.lower() else 'scores'}={numbers}"]
+        return [f"{'ranks' if is_rank_name(numbers.partition('.')[0]) else 'scores'}={numbers}"]
     stems = {match["stem"]: path for path in paths if (match := SIBLINGS.fullmatch(path.lower()))}
     tags = [path[-1] for path in paths] if stems and len(paths) > 1 else []
     for name in line.fields:
@@ -106,7 +111,7 @@ def _order(line: Line, completions: str) -> list[str]:
         numbers = all(is_number(line.fields.get(sibling)) for sibling in siblings)
         meant = SCORES.fullmatch(known) or LABELS.search(known)
         if tags and name == siblings[0] and numbers and meant:
-            return [f"scores={','.join(siblings)}"]
+            return [f"{'ranks' if is_rank_name(known) else 'scores'}={','.join(siblings)}"]
     models = [n for n in line.fields if n.lower().startswith("winner_") and "tie" not in n.lower()]
     if len(models) == len(paths) > 1:
         return [f"scores={','.join(models)}"]
