@@ -27,7 +27,8 @@ from workers.user_signature import Arguments, Bound
 _log = logging.getLogger(__name__)
 
 _LARGEST = float(np.finfo(np.float32).max)  # beyond it a number turns infinite on its way
-_NO_SEQUENCES = (str, bytes, bytearray, memoryview)
+_UNORDERED = (set(), {}, {}.values(), {}.items(), b"", bytearray(), memoryview(b""))
+_NO_SEQUENCES = (str, bytes, bytearray, memoryview, *(type(iter(each)) for each in _UNORDERED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,33 +73,40 @@ class Answering:
         caught = Caught(BaseException)  # SystemExit of foreign code is not meant for this process
         folder = _working_folder()
         with caught:
-            result = self.function(arguments)
-            # An iterator runs user code, and may have no end. What it returned is looked at here,
-            # because its own classes may raise then, too.
-            if isinstance(result, Iterator):
-                result = list(islice(result, count + 1))
-            replies.extend(self._checked(result, count))
+            # What it returns is looked at here, because its own classes may raise then, too.
+            replies.extend(self._checked(self.function(arguments), count))
         if folder and _working_folder() != folder:
             with suppress(OSError):  # it may have been removed
                 os.chdir(folder)  # relative paths mean the same in the next call
         if caught.error is not None:
-            error = caught.error
-            place, words = place_of(error), words_of(error)
-            _log.warning("%s on %d items: %s: %s", self.name, count, kind_of(error), words)
-            at = f" at {place}" if place else ""
-            return Reply(math.nan, f"{self.name} raised {kind_of(error)}{at}", words)
+            reply = self._raised(caught.error)
+            _log.warning("on %d items: %s: %s", count, reply.reason, reply.words)
+            return reply
         return replies
 
+    def _raised(self, error: BaseException) -> Reply:
+        place = place_of(error)
+        at = f" at {place}" if place else ""
+        return Reply(math.nan, f"{self.name} raised {kind_of(error)}{at}", words_of(error))
+
     def _checked(self, returned: Any, wanted: int) -> list[Reply]:
-        values = _values(returned)
+        values = _values(returned, wanted + 1)
         if values is None:
             reason = f"{self.name} returned {_form(returned)}, not a list of numbers"
             return [Reply(math.nan, reason)] * wanted
         if len(values) != wanted:
             reason = f"{self.name} returned the wrong number of values"
-            said = f"{len(values)} for {wanted}, in the last call"
+            found = f"{len(values)}" if len(values) < wanted else "more than one each"
+            said = f"{found} for {wanted}, in the last call"
             return [Reply(math.nan, reason, said)] * wanted
-        return [self._number(value) for value in values]
+        return [self._looked_at(value) for value in values]
+
+    def _looked_at(self, value: Any) -> Reply:
+        caught = Caught(BaseException)  # of its own __float__, or of a tensor without memory
+        with caught:
+            return self._number(value)
+        assert caught.error is not None
+        return self._raised(caught.error)
 
     def _number(self, value: Any) -> Reply:
         number = _number(value)
@@ -120,15 +128,18 @@ def _working_folder() -> str:
         return ""
 
 
-def _values(returned: Any) -> Sequence[Any] | None:
-    """What was returned as a sequence; None if its form does not say which value is whose."""
+def _values(returned: Any, most: int) -> list[Any] | None:
+    """What was returned as a list; None if its form does not say which value is whose.
+
+    Only what iterating gives counts: lengths and shapes of other classes can say anything. What
+    goes on after `most` values is cut there, because it may have no end.
+    """
     if isinstance(returned, _NO_SEQUENCES):
         return None
-    if isinstance(returned, Sequence):
-        return returned
     shape = getattr(returned, "shape", None)  # NumPy, torch, pandas
-    if isinstance(shape, tuple) and len(shape) == 1:
-        return list(returned)
+    row = isinstance(shape, tuple) and len(shape) == 1
+    if row or isinstance(returned, Sequence | Iterator):
+        return list(islice(returned, most))
     return None
 
 
@@ -151,7 +162,7 @@ def _number(value: Any) -> float | None:
 
 
 def _form(value: Any) -> str:
-    name = type(value).__name__
+    name = " ".join(type(value).__name__.split())
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and shape:
         return f"a {name} of shape {tuple(shape)}"

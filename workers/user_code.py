@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def load_function(path: str, where: str, folder: str = "") -> Callable[..., Any]
         sys.path.insert(0, folder)
         importlib.invalidate_caches()
     found: Any = _import(path, module_name, where)
+    if folder:
+        _refuse_shadowed(path, module_name.partition(".")[0], folder, where)
     for name in names.split("."):
         found = _attribute(found, name, path, where)
     if not callable(found):
@@ -59,12 +62,10 @@ def split_path(path: str, where: str) -> tuple[str, str]:
     """
     module, _, names = path.partition(":")
     if "/" in path or "\\" in path or module.endswith(".py"):
-        stem = module.replace("\\", "/").removesuffix(".py").rpartition("/")[2]
         raise ConfigError(
             f"{path!r} is the path of a file, not of a function",
             where=where,
-            mend=f"write {stem or 'module'}:{names or 'function'} and put the folder of "
-            f"{stem or 'module'}.py on PYTHONPATH, or start the run in it",
+            mend=_for_file(module.replace("\\", "/"), names or "function"),
         )
     if not names and "." in module and all(map(str.isidentifier, module.split("."))):
         head, _, last = module.rpartition(".")
@@ -78,6 +79,15 @@ def split_path(path: str, where: str) -> tuple[str, str]:
             mend='write "package.module:callable"',
         )
     return module, names
+
+
+def _for_file(file: str, names: str) -> str:
+    parts = [part for part in file.removesuffix(".py").split("/") if part != "."]
+    if all(map(str.isidentifier, parts)) and len(parts) > 1:
+        return f"write {'.'.join(parts)}:{names}, as seen from the folder of the run"
+    stem = parts[-1] if parts and parts[-1] else "module"
+    there = f"put the folder of {stem}.py on PYTHONPATH, or start the run in it"
+    return f"write {stem}:{names} and {there}"
 
 
 def _import(path: str, module: str, where: str) -> Any:
@@ -99,6 +109,22 @@ def _import(path: str, module: str, where: str) -> Any:
             where=where,
             mend="make `python -c 'import " + module + "'` work in the folder of the run",
         ) from error
+
+
+def _refuse_shadowed(path: str, head: str, folder: str, where: str) -> None:
+    """The folder's own module is meant, and another of its name was there first."""
+    meant = PathFinder.find_spec(head, [folder])
+    spec = getattr(sys.modules.get(head), "__spec__", None)
+    if meant is None or meant.origin is None or spec is None or spec.origin == meant.origin:
+        return
+    if spec.origin and Path(spec.origin).is_file() and Path(spec.origin).samefile(meant.origin):
+        return
+    raise ConfigError(
+        f"cannot import {path!r}: {head} is already {spec.origin or 'a namespace'}, and not "
+        f"{meant.origin}",
+        where=where,
+        mend=f"give {Path(meant.origin).name} a name that no other module has",
+    )
 
 
 def _attribute(owner: Any, name: str, path: str, where: str) -> Any:

@@ -161,6 +161,67 @@ def test_a_response_without_a_finite_number_fails_alone(value: Any, reason: str)
     assert reasons == ["", f"reward function {reason}", ""]
 
 
+class Lying(list):
+    def __len__(self) -> int:
+        return 3
+
+
+class Longer(list):
+    def __len__(self) -> int:
+        return 10**12
+
+
+class Endless:
+    shape = (3,)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(lambda: 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [(Lying([1, 2]), "2 for 3"), (Endless(), "more than one each for 3"), ([0] * 9, "more than")],
+    ids=["lying", "endless", "long"],
+)
+def test_what_iterating_gives_counts_and_no_length_or_shape(returned: Any, says: str) -> None:
+    found = replies(lambda *_: returned)
+    assert {reply.reason for reply in found} == {
+        "reward function returned the wrong number of values"
+    }
+    assert all(reply.words.startswith(says) for reply in found)
+    assert scored(lambda *_: Longer([1, 2, 3])) == ([1.0, 2.0, 3.0], WELL)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [{1.0, 2.0, 3.0}, {1.0: 0, 2.0: 0, 3.0: 0}, {1: 1.0, 2: 2.0, 3: 3.0}.values(), b"123"],
+    ids=repr,
+)
+def test_iterating_hides_no_form_that_does_not_say_which_number_is_whose(returned: Any) -> None:
+    values, reasons = scored(lambda *_: iter(returned))
+    assert same(values, [NAN] * 3)
+    assert all("iterator, not a list of numbers" in reason for reason in reasons)
+
+
+class Unwilling(float):
+    def __float__(self) -> float:
+        raise SystemExit(3)
+
+
+def test_a_value_that_raises_when_it_is_read_fails_alone_in_the_same_call() -> None:
+    calls: list[int] = []
+
+    def numbers(prompts: list[str], responses: list[str]) -> list[Any]:
+        calls.append(len(prompts))
+        return [1.0, Unwilling(2), torch.tensor(3.0, device="meta")]
+
+    found = replies(numbers)
+    assert [reply.reason[:35] for reply in found] == [
+        "", "reward function raised SystemExit a", "reward function raised RuntimeError",
+    ]  # fmt: skip
+    assert calls == [3]
+
+
 def test_a_wrong_number_of_numbers_says_nothing_about_any() -> None:
     found = replies(lambda *_: [0.0, 0.0])
     assert [reply.words for reply in found] == ["2 for 3, in the last call"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -107,3 +108,25 @@ def test_errors_of_errors_are_shown_as_far_as_they_can_be() -> None:
     assert describe(Mute()) == "Mute: (its message cannot be shown)"
     assert describe(ValueError()) == "ValueError"
     assert len(describe(ValueError("x" * 10_000))) < 400
+
+
+def test_a_module_whose_name_is_taken_is_told_with_both_files(folder: Path) -> None:
+    (folder / "json.py").write_text(
+        "def score(prompts, responses): return []\ndef loads(a, b): ..."
+    )
+    for name in ("score", "loads"):
+        with pytest.raises(ConfigError, match=r"json is already .*and not .*json.py") as caught:
+            load_function(f"json:{name}", "reward.function", str(folder))
+        assert caught.value.mend == "give json.py a name that no other module has"
+    assert load_function("json:loads", "reward.function", "/") is json.loads
+
+
+def test_a_file_in_a_package_is_answered_with_the_name_of_the_package(folder: Path) -> None:
+    for path in ("./pk/rel.py:score", "pk/rel.py:score", r"pk\rel.py:score"):
+        with pytest.raises(ConfigError, match="the path of a file") as caught:
+            load_function(path, "reward.function", str(folder))
+        assert caught.value.mend.startswith("write pk.rel:score, ")
+    (folder / "pk").mkdir()
+    (folder / "pk" / "helper.py").write_text("def score(prompts, responses): return []")
+    (folder / "pk" / "rel.py").write_text("from .helper import score")
+    assert load_function("pk.rel:score", "reward.function", str(folder)).__module__ == "pk.helper"
