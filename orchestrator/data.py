@@ -46,6 +46,7 @@ def parse_columns(pairs: Sequence[str]) -> Columns:
     better: dict[str, str | list[str]] = {}
     for pair in pairs:
         field, equals, path = pair.partition("=")
+        field = field.removeprefix("data.").removeprefix("columns.")  # as messages write it
         if not (field and equals and path):
             raise ConfigError(
                 f"{pair!r} maps no column",

@@ -106,7 +106,8 @@ def test_what_labels_mean_can_be_said(read: Read) -> None:
         ({"column": "x", "first": 1}, "go together"),
         ({"column": "x", "first": 1, "second": 1}, "given twice"),
         ({"column": "x", "first": None, "second": 1}, "is no label"),
-        (["x", "y"], "holds one value"),
+        ([], "names no column"),
+        (["x", 2], "names no column"),
         (3, "names no column"),
     ],
 )
@@ -123,6 +124,23 @@ def test_the_command_line_says_what_labels_mean() -> None:
     }
     with pytest.raises(ConfigError, match="given twice"):
         parse_columns([*pairs, "better=l"])
+    written_out = [f"columns.{pair}" for pair in pairs[:2]] + [f"data.columns.{pairs[2]}"]
+    assert parse_columns([*written_out, pairs[3]]) == parse_columns(pairs)
+
+
+def test_several_columns_of_labels_are_one_ranking_an_annotator(read: Read) -> None:
+    rows = [
+        {"q": "p", "one": "x", "two": "y", "ann": "a", "bob": "tie", "cy": "b"},
+        {"q": "r", "one": "x", "two": "y", "ann": "b", "bob": None, "cy": "b"},
+    ]
+    found = read(*rows, columns=COLUMNS | {"better": ["ann", "bob", "cy"]})
+    assert [(each.context, each.annotator, each.ranks) for each in found] == [
+        ("p", "annotator 1", FIRST),
+        ("p", "annotator 2", (1, 1)),
+        ("p", "annotator 3", SECOND),
+        ("r", "annotator 1", SECOND),
+        ("r", "annotator 3", SECOND),
+    ]
 
 
 def test_how_numbers_were_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

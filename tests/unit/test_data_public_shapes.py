@@ -550,3 +550,10 @@ def test_a_reply_under_another_name_is_read_by_the_columns_shown(
     (example,) = read_examples(path, "demonstrations", columns=mapped)
     assert isinstance(example, Demonstration)
     assert example.response == "Wren."
+
+
+def test_columns_of_several_annotators_are_shown_together() -> None:
+    row = {**ASK, **AB, "ann1_choice": "A", "ann2_choice": "B"}
+    with pytest.raises(DataLineError) as caught:
+        kind_of_row(Line(row, "F:1"))
+    assert "better=ann1_choice,ann2_choice;" in caught.value.mend

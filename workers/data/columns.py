@@ -9,7 +9,8 @@ from workers.data.better import check_better
 from workers.data.jsonl import Line, kind_of
 from workers.errors import ConfigError, DataError
 
-# A path, a list of paths, or (of "better" alone) a mapping of its own: see `workers.data.better`.
+# A path, a list of paths (of "better": one an annotator), or, of "better" alone, a mapping of its
+# own: see `workers.data.better`.
 Columns = Mapping[str, str | Sequence[str] | Mapping[str, object]]
 
 # Fields that say who or what a row is; the others say what it holds.
@@ -19,7 +20,7 @@ FIELDS = (
     *("history", "completion", "answer", "output", "chosen", "rejected", "completions", "ranks"),
     *("scores", "better", "rank", "score", "text", *ABOUT),
 )
-_LISTS = ("completions", "ranks", "scores")
+_LISTS = ("completions", "ranks", "scores", "better")
 _EACH = "*"  # of a path: every entry of a list
 
 

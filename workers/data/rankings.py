@@ -30,7 +30,8 @@ class Rankings:
         self._where = where
         better = columns.get("better", "better")
         paths = columns.get("completions", ())
-        assert not isinstance(better, list | tuple), "check_columns refuses a list"
+        if isinstance(better, list | tuple):
+            better = {"column": ", ".join(better)}
         names = list(paths) if isinstance(paths, list | tuple) else []
         self._verdicts = Verdicts(better, names, where)  # pyright: ignore[reportArgumentType]
         self._groups: Groups | None = None

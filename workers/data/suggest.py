@@ -118,7 +118,14 @@ def _order(line: Line, completions: str) -> list[str]:
     labels = [n for n in line.fields if is_label_name(n) and n not in paths]
     plain = [name for name in labels if not words_of(name) & _AGAINST]
     label = next(iter([*plain, *labels]), "COLUMN")
+    alike = [name for name in plain if _letters(name) == _letters(label)]
+    if len(alike) > 1:  # one an annotator
+        return [f"better={','.join(alike)}"]
     return _meant(label, line.fields.get(label), paths)
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if not c.isdigit())
 
 
 def _meant(label: str, value: object, paths: list[str]) -> list[str]:
