@@ -36,6 +36,11 @@ HH = "\n\nHuman: Name a bird.\n\nAssistant:"
 RECOGNISED: list[tuple[str, str, Row]] = [
     ("hh-rlhf", "comparisons", {"chosen": HH + " Wren.", "rejected": HH + " Bus."}),
     (
+        "hh-rlhf, stripped",
+        "comparisons",
+        {"chosen": HH.strip() + " Wren.", "rejected": HH.strip() + " Bus."},
+    ),
+    (
         "ultrafeedback_binarized",
         "comparisons",
         {
@@ -557,3 +562,14 @@ def test_columns_of_several_annotators_are_shown_together() -> None:
     with pytest.raises(DataLineError) as caught:
         kind_of_row(Line(row, "F:1"))
     assert "better=ann1_choice,ann2_choice;" in caught.value.mend
+
+
+def test_marks_are_read_where_they_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "p", "completion": "r", "label": True, "weight": 1, "is_safe": "unknown"}
+    assert main(["inspect", write(tmp_path, row)]) == 0
+    assert "nothing reads (rows) is_safe (1)" in " ".join(capsys.readouterr().out.split())
+    pair = {"prompt": "p", "chosen": "r", "rejected": "s", "label": True}
+    assert main(["inspect", write(tmp_path, pair)]) == 0
+    assert "nothing reads (rows) label (1)" in " ".join(capsys.readouterr().out.split())

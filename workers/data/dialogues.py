@@ -29,6 +29,7 @@ _CALLS = ("tool_calls", "function_call")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
 # "\n\nHuman: ...\n\nAssistant: ..." as in Anthropic's published comparisons (Bai et al. 2022).
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_STRIPPED = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 
 
 def is_dialogue(value: object) -> bool:
@@ -36,6 +37,11 @@ def is_dialogue(value: object) -> bool:
     return isinstance(value, list | dict) or (
         isinstance(value, str) and value.startswith(("\n\nHuman:", "\n\nAssistant:"))
     )
+
+
+def begins_late(value: object) -> bool:
+    """Whether a text is a dialogue that lost the empty line before its first speaker."""
+    return isinstance(value, str) and bool(_STRIPPED.match(value))
 
 
 def parse_dialogue(line: Line, name: str) -> Dialogue:

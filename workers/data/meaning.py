@@ -41,13 +41,7 @@ def check_row(row: Line, kind: str, mapped: set[str]) -> None:
     }
     if not marks:
         return
-    true: list[str] = [*_GONE]
-    false: list[str] = []
-    if kind != "prompts":  # what is not to be trained may well be asked
-        true += _MASKED
-        false += _TRAINED
-    if kind == "demonstrations":
-        false += _GOOD
+    true, false = _flags(kind)
     for name in (*true, *false):
         if name in marks and flag(marks[name]) is (name in true):
             raise Unusable(f'its "{name}" is {"true" if name in true else "false"}')
@@ -57,6 +51,21 @@ def check_row(row: Line, kind: str, mapped: set[str]) -> None:
         raise Unusable(MEDIA)
     if kind != "pretraining" and any(_lists(marks.get(name)) for name in _TOOLS):
         raise Unusable(TOOL_CALLS)
+
+
+def marks_read(row: Line, kind: str) -> set[str]:
+    """The columns that `check_row` reads a mark from."""
+    true, false = _flags(kind)
+    weight = () if kind == "prompts" else ("weight",)
+    names = (*true, *false, *weight)
+    return {name for name in names if name in row.fields and flag(row.fields[name]) is not None}
+
+
+def _flags(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns that must not be true, and those that must not be false."""
+    if kind == "prompts":  # what is not to be trained may well be asked
+        return _GONE, ()
+    return (*_GONE, *_MASKED), (*_TRAINED, *(_GOOD if kind == "demonstrations" else ()))
 
 
 def turn_is_trained(line: Line, turn: Mapping[str, object], name: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workers.data.dialogues import (
+    begins_late,
     checked_reply,
     is_dialogue,
     parse_dialogue,
@@ -200,6 +201,10 @@ def _annotators(line: Line, count: int) -> list[str]:
 
 def _pair(line: Line) -> tuple[Context, list[str | None]]:
     names = ("chosen", "rejected")
+    if not (asking(line) or first_of(line, DIALOGUES)):
+        late = {name: line.fields[name] for name in names if begins_late(line.fields[name])}
+        whole = {name: f"\n\n{str(text).lstrip()}" for name, text in late.items()}
+        line = replace(line, fields={**line.fields, **whole})
     values = [line.parsed(line.field(name)) for name in names]
     whole = [is_dialogue(value) for value in values]
     if whole[0] != whole[1]:

@@ -14,7 +14,7 @@ from workers.data.examples import Comparison, Example, Rejected
 from workers.data.fields import ANNOTATORS, USERS
 from workers.data.jsonl import Line
 from workers.data.lines import Meter
-from workers.data.meaning import check_row
+from workers.data.meaning import check_row, marks_read
 from workers.data.rankings import Rankings
 from workers.data.readers import Row, scan_rows
 from workers.data.unusable import Unusable
@@ -133,7 +133,8 @@ class _Reader:
         if whole is None:
             return
         examples = list(SHAPES[self._kind](whole, self._name))
-        _note(noted, row, self._mapping.columns_of(line.used | whole.used | _ABOUT))
+        read = self._mapping.columns_of(line.used | whole.used | _ABOUT)
+        _note(noted, row, read | marks_read(row, self._kind))
         if _is_repeated(whole, examples, self._seen):
             raise Unusable("duplicate id")
         if any(_too_many(each) for each in examples):
