@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ Arguments = Mapping[str, list[Any]]
 
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+# Names of others that leave no doubt. They choose no argument, but must not get another one.
+_PROMPTS = ("prompt", "question", "query", "queries", "instruction")
+_RESPONSES = ("response", "completion", "answer", "output", "reply", "replies", "generation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,15 @@ class Contract:
     order: tuple[str, ...]  # what a function with other parameter names gets, by position
     needed: frozenset[str]  # a function that names all of these is called by name
     offered: frozenset[str]  # all names that a parameter may have
+
+    def means(self, name: str) -> str:
+        """Which argument a parameter of this name expects; "" if that is anybody's guess."""
+        if name in self.offered:
+            return name
+        for names, meant in ((_PROMPTS, "prompts"), (_RESPONSES, "responses")):
+            if meant in self.offered and {name, name.removesuffix("s")} & {*names}:
+                return meant
+        return ""
 
 
 REWARD = Contract(
@@ -63,7 +76,10 @@ def bind(function: Callable[..., Any], contract: Contract, where: str) -> Bound:
         ConfigError: It cannot be called so, or does not answer with values: a class, or a function
             that must be awaited.
     """
-    calls = (function, type(function).__call__)
+    called = function
+    while isinstance(called, functools.partial):
+        called = called.func
+    calls = (called, type(called).__call__)
     if inspect.isclass(function):
         raise ConfigError(
             f"{function.__name__} is a class, so calling it makes an object and no numbers",
@@ -105,7 +121,7 @@ def _by_order(
     count = len(contract.order)
     taken = [p.name for p in parameters if p.kind in _BY_POSITION][:count]
     swapped = any(
-        name in contract.offered and name != wanted
+        contract.means(name) not in ("", wanted)
         for name, wanted in zip(taken, contract.order, strict=False)
     )
     more = [

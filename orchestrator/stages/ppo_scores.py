@@ -41,7 +41,9 @@ def deduct_cut(scores: Scores, finish: IntArray, penalty: float) -> Scores:
     """
     if not penalty:
         return scores
-    lower = scores.values - np.float32(penalty)
+    with np.errstate(over="ignore"):
+        lower = scores.values - np.float32(penalty)
+    lower = np.maximum(lower, np.finfo(np.float32).min)  # a reward is finite
     return replace(scores, values=np.where(finish == Finish.STOP, scores.values, lower))
 
 

@@ -34,6 +34,13 @@ def test_a_cut_response_loses_whatever_its_score_is_and_never_gains() -> None:
     assert lower.failures == given.failures
 
 
+@pytest.mark.parametrize("penalty", [3e38, 1e300])
+def test_a_reward_stays_finite_however_much_is_deducted(penalty: float) -> None:
+    lowest = float(np.finfo(np.float32).min)
+    lower = deduct_cut(scores(-1e38, -1e38, 2.0, lowest, np.nan), FINISH, penalty).values
+    np.testing.assert_array_equal(lower, np.float32([-1e38, lowest, 2.0, lowest, np.nan]))
+
+
 def test_the_deviation_is_that_of_the_scores_that_there_are() -> None:
     assert deviation_of(scores(1.0, 3.0, np.nan, 1.0, 3.0)) == 1.0
     assert deviation_of(scores(2.0, 2.0, np.nan)) is None
