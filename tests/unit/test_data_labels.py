@@ -293,3 +293,22 @@ def test_inspect_takes_a_first_row_without_label(read: Read, tmp_path: Path) -> 
     with (tmp_path / "rows.csv").open("w") as file:
         file.write("q,one,two,label\np,x,y,\np,x,y,b\n")
     assert main(["inspect", str(tmp_path / "rows.csv"), "--columns", *OPTIONS]) == 0
+
+
+def test_pairs_whose_scores_are_against_them_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"prompt": "p", "chosen": "x", "rejected": "y", "len_chosen": 1, "len_rejected": 2}
+    scores = ((7, 2), (1, 2), (3, 4.5), (2, 2), (None, 2))
+    rows = [pair | {"score_chosen": a, "score_rejected": b} for a, b in scores]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    noted = Noted()
+    found = list(read_examples(str(path), "comparisons", noted=noted))
+    assert ranks(found) == [FIRST] * 5
+    assert noted.labels == (
+        '"score_chosen" and "score_rejected": by these the rejected completion is the better one '
+        "in 2 of 5 rows (read as the worse one)"
+    )
+    assert main(["inspect", str(path)]) == 0
+    assert "in 2 of 5 rows" in " ".join(capsys.readouterr().out.split())

@@ -17,6 +17,7 @@ from workers.data.lines import Meter
 from workers.data.meaning import check_row, marks_read
 from workers.data.rankings import Rankings
 from workers.data.readers import Row, scan_rows
+from workers.data.signs import contradicted_by
 from workers.data.unusable import Unusable
 from workers.errors import DataLineError
 
@@ -38,7 +39,7 @@ class Noted:
 
     rows: int = 0  # that gave examples
     unread: Counter[str] = field(default_factory=Counter)  # column -> rows in which nobody read it
-    labels: str = ""  # how the numbers of `columns.better` were read; "" = none were
+    labels: str = ""  # how labels were read, and what speaks against them; "" = nothing to say
 
     def unread_columns(self) -> list[str]:
         """Columns of which no part was read, those of most rows first."""
@@ -101,6 +102,7 @@ def read_examples(
                 raise
             yield Rejected("bad line", error.where, name)
     reader.check_done()
+    reader.say_contradictions(noted)
 
 
 class _Reader:
@@ -115,6 +117,8 @@ class _Reader:
         self._mapped = self._mapping.columns_of(set(columns))
         self._rankings: Rankings | None = None
         self._seen: set[bytes] = set()
+        self._pairs = 0
+        self._contradicted: Counter[tuple[str, str]] = Counter()  # by which columns of scores
 
     def survey(self, rows: Iterator[Row], noted: Noted) -> None:
         """Find out what a ranking needs to know of all rows."""
@@ -133,6 +137,10 @@ class _Reader:
         if whole is None:
             return
         examples = list(SHAPES[self._kind](whole, self._name))
+        if "chosen" in whole.used:
+            self._pairs += 1
+            if columns := contradicted_by(row):
+                self._contradicted[columns] += 1
         read = self._mapping.columns_of(line.used | whole.used | _ABOUT)
         _note(noted, row, read | marks_read(row, self._kind))
         if _is_repeated(whole, examples, self._seen):
@@ -150,6 +158,15 @@ class _Reader:
         check_found(self._mapping, self._path)
         if self._rankings:
             self._rankings.check_done()
+
+    def say_contradictions(self, noted: Noted) -> None:
+        """Say where the scores of a pair are against its order, which is taken as it is written."""
+        for (one, other), rows in self._contradicted.items():
+            noted.labels += "; " if noted.labels else ""
+            noted.labels += (
+                f'"{one}" and "{other}": by these the rejected completion is the better one in '
+                f"{rows:,} of {self._pairs:,} rows (read as the worse one)"
+            )
 
     def _usable(self, row: Line) -> Line:
         line = self._mapping.map(row)

@@ -86,6 +86,20 @@ def scored_by(line: Line) -> str:
     )
 
 
+def contradicted_by(line: Line) -> tuple[str, str] | None:
+    """The columns of scores by which the rejected reply is better than the chosen one."""
+    for name, value in line.fields.items():
+        words = words_of(name)
+        if "chosen" not in words or not SCORES.fullmatch(name.lower()) or is_rank_name(name):
+            continue
+        other = name.replace("chosen", "rejected").replace("Chosen", "Rejected")
+        both = (value, line.fields.get(other))
+        found = [float(str(e)) for e in both if is_number(e) and not isinstance(e, bool)]
+        if len(found) == 2 and found[0] < found[1]:
+            return name, other
+    return None
+
+
 def flattened(line: Line) -> Line:
     """A row with what stands in its objects under paths of its own."""
     fields = dict(line.fields)
