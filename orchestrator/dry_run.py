@@ -29,6 +29,8 @@ class Inputs:
     notes: tuple[str, ...]  # sentences for people
 
 
+_BRIDGED_PROMPTS = 256  # looked at before a run
+
 Check = Callable[[Config, "DataSource"], Iterable[str]]
 
 
@@ -100,8 +102,8 @@ def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
     return ()
 
 
-def _check_bridge(config: Config, _source: DataSource) -> Iterable[str]:
-    """Reward models that will read text can render a dialogue."""
+def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
+    """Reward models that will read text can render a dialogue, and the prompts of the run."""
     scores = {StageName.ppo, StageName.ppo_ptx, StageName.evaluate} & set(config.stages)
     if not scores or config.reward.bridge is not TextBridge.text:
         return ()
@@ -111,10 +113,15 @@ def _check_bridge(config: Config, _source: DataSource) -> Iterable[str]:
     rewarding = config.model.checkpoints.reward_model if by_model else ""
     from workers.data.tokenizers import load_tokenizer
     from workers.text_bridge import TextBridge as Bridge
+    from workers.text_bridge import require_prompts
 
+    notes: list[str] = []
     for folder in filter(None, (rewarding, judging)):
-        Bridge(load_tokenizer(folder))
-    return ()
+        bridge = Bridge(load_tokenizer(folder))
+        split = "heldout" if scores == {StageName.evaluate} else "ppo"
+        prompts = {each.key: each.asked for each in source.prompts(split, 0, _BRIDGED_PROMPTS)}
+        notes += require_prompts(bridge, list(prompts.values()), folder)
+    return notes
 
 
 def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:

@@ -22,6 +22,8 @@ from workers.reward_function import Exchange
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from workers.data.asked import Asked
+
 _ANY_LENGTH = 1 << 40  # tokens: it is for the model's positions to say what is too long
 _PROBE = (Message("user", "a"),)
 
@@ -90,3 +92,28 @@ class TextBridge:
             assert reply[-1] == self._end, "no reply is cut here"
             row += reply[:-1].tolist()
         return [*row, self._end] if each.finished else row, ""
+
+
+def require_prompts(bridge: TextBridge, asked: Sequence[Asked], where: str) -> list[str]:
+    """Try the first prompts of a run on a scorer; a sentence on those that it cannot read.
+
+    Args:
+        bridge: The scorer's.
+        asked: The prompts.
+        where: The scorer's folder, for errors.
+
+    Raises:
+        DataError: It can read none of them.
+    """
+    _, reasons = bridge([Exchange(each, "a", finished=True) for each in asked])
+    refused = [reason for reason in reasons if reason]
+    if not refused:
+        return []
+    count = f"{len(refused)} of the first {len(reasons)} prompts"
+    if len(refused) == len(reasons):
+        raise DataError(
+            f"no answer to any of the first {len(reasons)} prompts can be scored: {refused[0]}",
+            where=where,
+            mend="give prompts that the reward model's chat template takes, or another template",
+        )
+    return [f"answers to {count} will have no reward and be dropped: {refused[0]}"]

@@ -18,7 +18,7 @@ from workers.data.examples import Context, Message
 from workers.data.pocket import PocketSource
 from workers.errors import DataError
 from workers.reward_function import Exchange
-from workers.text_bridge import TextBridge
+from workers.text_bridge import TextBridge, require_prompts
 
 BRACKETS = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
@@ -120,6 +120,45 @@ def test_a_plan_refuses_a_reward_model_that_cannot_render_a_dialogue(tmp_path: P
         check(given, PocketSource(0, 0.5, 0.25))
     given.stages = [StageName.sft]
     check(given, PocketSource(0, 0.5, 0.25))
+
+
+WITHOUT_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    + BRACKETS
+)
+
+
+def test_prompts_that_a_reward_model_cannot_read_are_told_before_the_run() -> None:
+    bridge = TextBridge(byte_tokenizer(WITHOUT_SYSTEM, eos="<|endoftext|>"))
+    talk = Asked(0, DIALOGUE, "")
+    ruled = Asked(1, (Message("system", "Be kind."), *DIALOGUE), "")
+    assert require_prompts(bridge, [talk, Asked(2, "bare", "")], "F") == []
+    assert require_prompts(bridge, [ruled, talk, ruled], "F") == [
+        "answers to 2 of the first 3 prompts will have no reward and be dropped: reward model: "
+        "chat template refuses the dialogue: no system turns"
+    ]
+    with pytest.raises(DataError, match=r"any of the first 1 prompts.*no system turns") as caught:
+        require_prompts(bridge, [ruled], "F")
+    assert caught.value.where == "F"
+
+
+def test_a_plan_tries_the_prompts_of_the_run_on_the_reward_model(tmp_path: Path) -> None:
+    byte_tokenizer(BRACKETS, eos="<|endoftext|>").save_pretrained(tmp_path / "policy")
+    byte_tokenizer(WITHOUT_SYSTEM, eos="<|endoftext|>").save_pretrained(tmp_path / "reward")
+    files = Files(tmp_path, tmp_path / "policy")
+    rows = [{"prompt": [{"role": "system", "content": "s"}, *TURNS], "id": n} for n in range(20)]
+    for n, row in enumerate(rows):
+        row["prompt"] = [*row["prompt"][:-1], {"role": "user", "content": f"{n} + {n}?"}]
+    given = Config(
+        stages=[StageName.ppo],
+        model=ModelConfig(checkpoints=CheckpointPaths(reward_model=str(tmp_path / "reward"))),
+    )
+    given.reward.bridge = TextBridgeKind.text
+    with pytest.raises(DataError, match=r"any of the first \d+ prompts.*no system turns"):
+        CHECKS["text bridge"](given, files(prompts=rows, prompt_limit=400))
+    for row in rows:
+        row["prompt"] = row["prompt"][1:]
+    assert not CHECKS["text bridge"](given, files(prompts=rows, prompt_limit=400))
 
 
 def test_a_scorer_that_knows_few_words_is_no_reason_to_refuse_its_template() -> None:
