@@ -573,3 +573,14 @@ def test_marks_are_read_where_they_count(
     pair = {"prompt": "p", "chosen": "r", "rejected": "s", "label": True}
     assert main(["inspect", write(tmp_path, pair)]) == 0
     assert "nothing reads (rows) label (1)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_unread_columns_are_counted_in_all_rows_of_a_ranking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"p{i // 3}", "completion": f"c{i}", "score": i, "lang": i} for i in range(6)
+    ]
+    path = write(tmp_path, *rows)
+    assert main(["inspect", path, "--kind", "comparisons"]) == 0
+    assert "nothing reads (rows) lang (6)" in " ".join(capsys.readouterr().out.split())

@@ -117,6 +117,7 @@ class _Reader:
         self._mapped = self._mapping.columns_of(set(columns))
         self._rankings: Rankings | None = None
         self._seen: set[bytes] = set()
+        self._held: Counter[str] = Counter()  # columns of rows whose ranking is not complete
         self._pairs = 0
         self._contradicted: Counter[tuple[str, str]] = Counter()  # by which columns of scores
 
@@ -134,15 +135,19 @@ class _Reader:
         """
         line = self._usable(row)
         whole = self._rankings.whole(line) if self._rankings else line
+        here = Counter(name for name, value in row.fields.items() if value is not None)
         if whole is None:
+            self._held += here
             return
+        here += self._held
+        self._held.clear()
         examples = list(SHAPES[self._kind](whole, self._name))
         if "chosen" in whole.used:
             self._pairs += 1
             if columns := contradicted_by(row):
                 self._contradicted[columns] += 1
         read = self._mapping.columns_of(line.used | whole.used | _ABOUT)
-        _note(noted, row, read | marks_read(row, self._kind))
+        _note(noted, here, read | marks_read(row, self._kind))
         if _is_repeated(whole, examples, self._seen):
             raise Unusable("duplicate id")
         if any(_too_many(each) for each in examples):
@@ -174,12 +179,12 @@ class _Reader:
         return line
 
 
-def _note(noted: Noted, row: Line, read: set[str]) -> None:
+def _note(noted: Noted, columns: Counter[str], read: set[str]) -> None:
     noted.rows += 1
-    for column, value in row.fields.items():
+    for column, rows in columns.items():
         known = column in noted.unread or len(noted.unread) < _MOST_NAMES
-        if value is not None and column not in read and known:
-            noted.unread[column] += 1
+        if column not in read and known:
+            noted.unread[column] += rows
 
 
 def _too_many(example: Example) -> bool:
