@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,10 +11,10 @@ from pathlib import Path
 from orchestrator.config import Config, LmEvalConfig
 from orchestrator.derive import device, dtype
 from orchestrator.summary import TaskScore
+from workers.children import end_group, module_environment
 from workers.errors import ConfigError, DeadlineError, RoleError
 from workers.harness import HarnessRequest, read_result, write_request
 
-_ROOT = Path(__file__).resolve().parent.parent
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 TaskScores = dict[str, dict[str, TaskScore]]  # task -> metric -> score
@@ -89,8 +87,7 @@ def harness_scores(config: Config, models: dict[str, str], log: Path) -> dict[st
 
 
 def _run(arguments: list[str], folder: str, settings: LmEvalConfig, log: Path) -> None:
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])])
-    environment = os.environ | dict.fromkeys(_OFFLINE, "1") | {"PYTHONPATH": path}
+    environment = module_environment() | dict.fromkeys(_OFFLINE, "1")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.harness", *arguments],
@@ -110,7 +107,7 @@ def _run(arguments: list[str], folder: str, settings: LmEvalConfig, log: Path) -
                 mend="raise evaluate.lm_eval.deadline_seconds, or set evaluate.lm_eval.limit",
             ) from error
         finally:
-            _end(process)
+            end_group(process)
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
         raise RoleError(
@@ -118,12 +115,3 @@ def _run(arguments: list[str], folder: str, settings: LmEvalConfig, log: Path) -
             where=f"evaluate.lm_eval, log in {log}",
             mend="mend what its log names: a task's data, or a model that it cannot load",
         )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and whatever it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
