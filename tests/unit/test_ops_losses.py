@@ -239,6 +239,15 @@ def test_explained_variance_limits() -> None:
         assert stats.explained_variance() == pytest.approx(expected)
     flat = value_stats(returns, returns, torch.ones(1, 3), TRUE3, 0.2)
     assert flat.explained_variance() == 0.0
+    nothing = value_stats(returns, returns, returns, ~TRUE3, 0.2)
+    assert nothing.explained_variance() == 0.0
+
+
+def test_scores_and_ranks_are_one_vector_each() -> None:
+    with pytest.raises(ValueError, match=r"\(2,\) and ranks \(3,\)"):
+        ranking_loss(torch.zeros(2), torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"\(1, 2\)"):
+        ranking_loss(torch.zeros(1, 2), torch.tensor([[1, 2]]))
 
 
 def test_ranking_loss_of_literals() -> None:

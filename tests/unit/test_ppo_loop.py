@@ -701,6 +701,26 @@ class TestRecords:
         assert len({s.id for s in samples}) == 2 * lines
         assert run.hub.names().count("rollout.fetch") == 3 + (2 if lines else 0)  # probes
 
+    def test_lengths_and_ends_are_those_of_what_was_sampled(self, tmp_path: Path):
+        config = small_config()
+        config.algorithm.rollouts_kept = None
+        run = Run(tmp_path / "rewarded", config)
+        ppo(run.session)
+        ends = [s.finish == "stop" for s in read_rollouts(run.folder) if s.step == 1]
+        assert len(ends) == 16
+        assert sum(ends) not in (0, 8, 16)
+        rate, mean = run.series("ppo/eos_rate")[0], run.series("ppo/response_tokens_mean")[0]
+        assert rate == pytest.approx(sum(ends) / 16)
+        assert 1 < mean <= config.rollout.max_response_tokens
+
+        lost = Run(tmp_path / "lost", config)
+        calls = lost.hub.calls
+        lost.hub.faults.failed_rewards = lambda i: "down" if calls["reward.score"] == 1 else ""
+        ppo(lost.session)
+        assert lost.series("ppo/dropped")[0] == 16
+        assert lost.series("ppo/eos_rate")[0] == rate
+        assert lost.series("ppo/response_tokens_mean")[0] == mean
+
     def test_samples_tell_what_was_scored(self, tmp_path: Path):
         run = Run(tmp_path)
         run.hub.faults.failed_rewards = lambda i: "no answer" if i % 2 else ""

@@ -213,6 +213,9 @@ def test_normal_interval_literals() -> None:
     assert result.mean == 2.0
     assert result.high - result.mean == pytest.approx(1.13158, abs=1e-5)
     assert result.mean - result.low == pytest.approx(1.13158, abs=1e-5)
+    # 1, 3: s = sqrt 2, half width 1.96.
+    pair = normal_interval([1.0, 3.0])
+    assert (pair.low, pair.high) == pytest.approx((0.04, 3.96), abs=1e-4)
     single = normal_interval([4.0])
     assert (single.low, single.high, single.n) == (4.0, 4.0, 1)
 
