@@ -29,7 +29,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "workers/generation.py": (_ENGINE, "tests/unit/test_generation_job.py"),
     "workers/rollout.py": (_ENGINE,),
     "workers/reward.py": (_FROZEN, "tests/unit/test_reward_function.py"),
-    "orchestrator/derive.py": ("tests/unit/test_wiring.py",),
+    "orchestrator/derive.py": ("tests/unit/test_wiring.py", "tests/unit/test_reward_spec.py"),
     "orchestrator/batching.py": ("tests/unit/test_batching.py",),
     "orchestrator/arithmetic.py": ("tests/unit/test_wiring.py", "tests/unit/test_arithmetic.py"),
     "orchestrator/statistics.py": ("tests/unit/test_statistics.py",),
@@ -37,7 +37,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "orchestrator/seeds.py": ("tests/unit/test_seeds.py", "tests/unit/test_wiring.py"),
     "orchestrator/text_rows.py": ("tests/unit/test_text_rows.py",),
     "orchestrator/session.py": (*_LOOP, "tests/unit/test_seeds.py"),
-    "orchestrator/stages/ppo.py": _LOOP,
+    "orchestrator/stages/ppo.py": (*_LOOP, "tests/unit/test_resume_stages.py"),
     "orchestrator/stages/ppo_scores.py": ("tests/unit/test_ppo_scores.py", *_LOOP),
     "orchestrator/stages/ppo_passes.py": _LOOP,
     "orchestrator/stages/ppo_record.py": _LOOP,
@@ -59,6 +59,8 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/experience.py", "len(ids) > 9", "how many sequences a message names"),
     ("workers/scoring.py", "np.ones(0,", "is empty"),
     ("workers/critic.py", "np.ones(0,", "is empty"),
+    ("workers/critic.py", "value_stats((values),", "it takes no gradient"),
+    ("workers/rollout.py", "GenerationRequest(1, prompt", "a token that nobody reads"),
     ("workers/rollout.py", "= -2", "an engine that holds nothing has any negative version"),
 )
 

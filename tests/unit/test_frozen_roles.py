@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +86,20 @@ def _row_logits(model: torch.nn.Module, tokens: np.ndarray) -> torch.Tensor:
         return model(input_ids=torch.tensor(tokens).long()[None]).logits[0]
 
 
-def test_reference_logprobs_are_those_of_single_rows(folders) -> None:
+@pytest.mark.parametrize("vocabulary", [0, 41])  # ids in _rollouts are below 40
+def test_reference_logprobs_are_those_of_single_rows(folders, vocabulary: int) -> None:
     worker = ReferenceWorker(0)
-    assert worker.load(spec(folders["base"])).role == "reference"
+    loaded = worker.load(replace(spec(folders["base"]), vocabulary=vocabulary))
+    assert loaded.role == "reference"
     work = Work((np.array([51, 53]), np.zeros(0, np.int64), np.array([50, 55, 52])))
     field = worker.logprobs(work, _shards(), 0.5)
     assert field.ids.tolist() == [51, 53, 50, 55, 52]
     model, batch = load_causal_lm(str(folders["base"]), dtype="float32"), _rollouts()
     for name, row in zip(field.ids - 50, field.values.rows(), strict=True):
         tokens, start = batch.tokens.row(name), batch.prompt_lengths[name]
-        logp = (_row_logits(model, tokens) / 0.5).log_softmax(-1)
+        logits = _row_logits(model, tokens)
+        assert logits.shape[1] > 50
+        logp = (logits[:, : vocabulary or None] / 0.5).log_softmax(-1)
         wanted = [float(logp[t - 1, tokens[t]]) for t in range(start, len(tokens))]
         np.testing.assert_allclose(row, wanted, atol=1e-5)
 
