@@ -6,6 +6,11 @@ from mutants.operators import Mutant
 
 _LOSSES, _REDUCTIONS = "tests/unit/test_ops_losses.py", "tests/unit/test_ops_reductions.py"
 _LOOP = ("tests/unit/test_wiring.py", "tests/unit/test_ppo_loop.py")
+_GOING_ON = (
+    "tests/unit/test_recovery.py",
+    "tests/unit/test_resume_stages.py",
+    "tests/unit/test_ahead.py",
+)
 _TRAINERS = "tests/unit/test_trainer_updates.py"
 _ENGINE, _FROZEN = "tests/unit/test_rollout_worker.py", "tests/unit/test_frozen_roles.py"
 
@@ -37,7 +42,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "orchestrator/seeds.py": ("tests/unit/test_seeds.py", "tests/unit/test_wiring.py"),
     "orchestrator/text_rows.py": ("tests/unit/test_text_rows.py",),
     "orchestrator/session.py": (*_LOOP, "tests/unit/test_seeds.py"),
-    "orchestrator/stages/ppo.py": (*_LOOP, "tests/unit/test_resume_stages.py"),
+    "orchestrator/stages/ppo.py": (*_LOOP, *_GOING_ON),
     "orchestrator/stages/ppo_scores.py": ("tests/unit/test_ppo_scores.py", *_LOOP),
     "orchestrator/stages/ppo_passes.py": _LOOP,
     "orchestrator/stages/ppo_record.py": _LOOP,
