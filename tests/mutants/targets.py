@@ -66,6 +66,10 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/critic.py", "np.ones(0,", "is empty"),
     ("workers/critic.py", "value_stats((values),", "it takes no gradient"),
     ("workers/rollout.py", "GenerationRequest(1, prompt", "a token that nobody reads"),
+    ("workers/padding.py", "np.ones(0,", "is empty"),
+    ("workers/ops/linear_logprobs.py", "strict=False", "both are split alike"),
+    ("orchestrator/stages/ppo_scores.py", "strict=False", "columns of one record"),
+    ("orchestrator/batching.py", "longest = used = 1", "the first item starts a group"),
     ("workers/rollout.py", "= -2", "an engine that holds nothing has any negative version"),
 )
 

@@ -94,6 +94,7 @@ def test_a_step_takes_text_in_documents_or_in_full_rows() -> None:
     ("settings", "where", "mend"),
     [
         ({"sequences_per_minibatch": 10}, "sequences_per_minibatch", "use 9 or 12"),
+        ({"sequences_per_minibatch": 5}, "sequences_per_minibatch", "use 4 or 6"),
         ({"policy": 10}, "sequences_per_minibatch", "to 10 or more"),
         ({"critic": 10}, "sequences_per_minibatch", "cluster.roles.critic.workers"),
         ({"rollout": 37}, "prompts_per_iteration", "cluster.roles.rollout.workers"),

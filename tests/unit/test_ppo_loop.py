@@ -19,11 +19,13 @@ from orchestrator.config import (
     KLConfig,
     KLControl,
     OldLogprobs,
+    OnNonFinite,
     TextBridge,
     Transport,
 )
 from orchestrator.ranges import check_tree
 from orchestrator.samples import read_rollouts
+from orchestrator.seeds import derive
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
 from orchestrator.stages.reward_model import reward_model
@@ -736,6 +738,29 @@ class TestRecords:
         run = Run(tmp_path)
         ppo(run.session)
         assert Path(run.session.need("ppo")) == run.folder.checkpoints / "ppo"
+
+    def test_a_sample_is_seeded_by_stage_iteration_prompt_and_number(self, tmp_path: Path):
+        run = Run(tmp_path)
+        ppo(run.session)
+        size = run.config.algorithm.samples_per_prompt
+        batches = [f["requests"] for f in run.hub.facts("rollout.generate")]
+        trained = [batch for batch in batches if len(batch[0].ids) == size]
+        for iteration in (0, 1):
+            for request in trained[iteration]:
+                assert request.seeds == tuple(
+                    derive(run.config.seed, "ppo", iteration, request.prompt_id, k)
+                    for k in range(size)
+                )
+
+    def test_skipped_steps_are_counted_where_steps_are_skipped(self, tmp_path: Path):
+        config = small_config()
+        config.algorithm.on_non_finite = OnNonFinite.skip
+        run = Run(tmp_path / "skips", config)
+        ppo(run.session)
+        assert run.series("ppo/skipped_steps") == [0, 0]
+        run = Run(tmp_path / "stops")
+        ppo(run.session)
+        assert run.series("ppo/skipped_steps") == []
 
     def test_repeated_prompts_are_sampled_with_seeds_of_their_own(self, tmp_path: Path):
         run = Run(tmp_path)
