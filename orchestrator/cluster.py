@@ -78,8 +78,14 @@ class Cluster:
                 placement_group=self._group,
                 placement_group_bundle_index=self._layout.node_of(name, rank),
             ),
-            "runtime_env": {"env_vars": role_environment(self._config, name) | dict(env or {})},
+            "runtime_env": {
+                "env_vars": role_environment(self._config, name) | self._places() | dict(env or {})
+            },
         }
+
+    def _places(self) -> dict[str, str]:
+        """Temporary files of roles, such as vLLM's sockets, go when a local cluster does."""
+        return {"TMPDIR": str(self._local.temporary)} if self._local else {}
 
     @property
     def log_folder(self) -> Path | None:

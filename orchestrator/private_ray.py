@@ -49,6 +49,13 @@ class PrivateRay:
         return self._scratch.path
 
     @property
+    def temporary(self) -> Path:
+        """Where roles put their temporary files; made when it is asked for."""
+        path = self._scratch.path / "tmp"
+        path.mkdir(exist_ok=True)
+        return path
+
+    @property
     def log_folder(self) -> Path:
         """Where its processes write."""
         return self._scratch.path / "session_latest" / "logs"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 import types
 from pathlib import Path
@@ -24,6 +25,10 @@ class Spinner:
     def where(self) -> tuple[int, str]:
         sys.stdout.write("words of the policy\n")
         sys.stdout.flush()
+        folder = Path(tempfile.gettempdir())
+        assert folder.name == "tmp"
+        assert folder.parent.name.endswith(".scratch")
+        (folder / "left behind").touch()
         return os.getpid(), os.environ["OMP_NUM_THREADS"]
 
     def spin(self) -> None:
