@@ -6,6 +6,7 @@ For trying a recipe where no pretrained model is at hand; the stage `pretrain` t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make(options: argparse.Namespace) -> None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed, which transformers imports, warns
     # seconds of imports, after mistakes on the command line have been told
     from workers.published import complete
     from workers.scratch_model import ScratchShape, create_scratch_model, learn_tokenizer

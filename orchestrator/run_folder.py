@@ -119,7 +119,10 @@ class RunFolder:
             CheckpointError: the disk is full or read-only.
         """
         self._make()
-        found = sorted(e.name for e in self.path.iterdir() if not _is_own(e))
+        entries = [e for e in sorted(self.path.iterdir()) if not _is_own(e)]
+        if self._was_given_up():  # nothing but what a refused attempt leaves
+            entries = [e for e in entries if _holds_something(e)]
+        found = [e.name for e in entries]
         if found and not overwrite:
             raise ConfigError(
                 f"the run folder is not empty: it holds {_some(found)}",
@@ -202,6 +205,10 @@ class RunFolder:
                 ) from error
             yield
 
+    def _was_given_up(self) -> bool:
+        """Whether a run was begun here; a config.yaml of somebody's own is no sign of that."""
+        return (self.path / _LOCK).is_file() and all(map(Path.is_dir, self.directories))
+
     def _make(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(
@@ -241,10 +248,12 @@ def _is_own(entry: Path) -> bool:
 
 
 def _holds_something(entry: Path) -> bool:
-    """Whether it is more than what every run makes when it starts."""
+    """Whether it is more than what every run makes before its first stage."""
     if entry.is_dir():
         return any(_holds_something(each) for each in entry.iterdir())
-    return entry.name not in ("config.yaml", "workers.json") and entry.stat().st_size > 0
+    return (
+        entry.name not in ("config.yaml", "workers.json", "error.log") and entry.stat().st_size > 0
+    )
 
 
 def write_text(path: Path, text: str) -> None:

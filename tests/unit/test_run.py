@@ -130,7 +130,7 @@ def test_expected_failures_are_short_and_logged(
 
 
 def test_a_used_folder_is_refused_unless_overwritten(command, recipe):
-    recipe(lambda *_: None)
+    recipe(lambda config, plan, folder, *_: (folder / "metrics.jsonl").write_text("{}\n"))
     line = ["+experiment=pocket_tiny", "run.dir=here"]
     assert command(*line) == 0
     assert command(*line) == 2

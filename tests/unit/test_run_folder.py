@@ -77,3 +77,23 @@ def test_an_earlier_attempt_is_moved_aside_whole(tmp_path: Path) -> None:
     assert folder.set_aside([given]) == tmp_path / "run" / "earlier-2"
     assert given.is_dir()
     assert (aside / "metrics.jsonl").exists()
+
+
+def test_a_folder_in_which_a_run_was_refused_before_its_first_stage_is_free(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        folder.create()
+        folder.config.write_text("seed: 0")
+        folder.error_log.write_text("the sft checkpoint is not there")
+    folder.create()
+    assert not folder.error_log.exists()
+    folder.config.write_text("seed: 0")
+    folder.metrics.write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"it holds metrics\.jsonl"):
+        folder.create()
+
+
+def test_a_configuration_that_is_no_runs_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1")
+    with pytest.raises(ConfigError, match=r"it holds config\.yaml"):
+        RunFolder(tmp_path).create()
