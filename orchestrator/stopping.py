@@ -78,11 +78,12 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Handle SIGINT and `STOP_SIGNALS` by a StopRequest until the block ends.
 
-    A signal that this process was started to ignore (SIGHUP under nohup) stays ignored.
+    SIGHUP stays ignored where it is: nohup asks for that.
     """
     stop = StopRequest()
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, *STOP_SIGNALS)}
-    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
     for each in before:
         signal.signal(each, stop.handle)
     try:

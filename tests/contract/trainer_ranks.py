@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pickle
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -162,7 +164,8 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
         out["error"] = str(error)
     worker.load(spec)
     try:
-        worker.update(steps, [_overflow(e) for e in shard(rank, world)], LOSS)
+        with _overflow(worker):
+            worker.update(steps, shard(rank, world), LOSS)
     except NonFiniteError as error:
         out["gradient_error"] = str(error)
     worker.load(spec)
@@ -171,8 +174,8 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     worker._group = dataclasses.replace(worker._joined(), skip_non_finite=True)
     worker.load(spec)
     out["skipped"] = worker.update(steps[:1], spoilt, LOSS)
-    overflowing = [_overflow(e) for e in shard(rank, world)]
-    out["skipped"] += worker.update(steps[:1], overflowing, LOSS)
+    with _overflow(worker):
+        out["skipped"] += worker.update(steps[:1], shard(rank, world), LOSS)
     out["after_skips"] = worker.train_supervised(supervised(rank, world))
     worker.unload()
     return out
@@ -209,16 +212,16 @@ def _poison(e: ExperienceBatch) -> ExperienceBatch:
     return dataclasses.replace(e, advantages=Ragged(values, e.advantages.offsets))
 
 
-def _overflow(e: ExperienceBatch) -> ExperienceBatch:
-    """A ratio beyond float32 whose loss is clipped: finite, with a gradient that is not."""
-    old, advantages = e.old_logprobs.values.copy(), e.advantages.values.copy()
-    for i in np.flatnonzero(e.ids == POISON_ID):
-        old[e.old_logprobs.offsets[i]], advantages[e.advantages.offsets[i]] = -200.0, 5.0
-    return dataclasses.replace(
-        e,
-        old_logprobs=Ragged(old, e.old_logprobs.offsets),
-        advantages=Ragged(advantages, e.advantages.offsets),
-    )
+@contextlib.contextmanager
+def _overflow(worker: PolicyWorker) -> Iterator[None]:
+    """On rank 0 the gradient of one weight is not finite, while the loss is."""
+    weight = next(worker.engine.module.parameters())
+    hook = weight.register_hook(lambda gradient: gradient * np.inf) if worker.rank == 0 else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def run_critic(rank: int, world: int, stage: int, where: RankAddress, folder: Path) -> dict:

@@ -112,11 +112,11 @@ def test_a_signal_to_every_process_reaches_the_driver_alone(start):
     time.sleep(1)
     assert [process for process in others if not process.is_running()] == []
     assert psutil.pid_exists(spinner)
-    driver.process.send_signal(signal.SIGHUP)
+    driver.process.send_signal(signal.SIGUSR2)  # SIGHUP is ignored where the tests run under nohup
     _, errors = driver.process.communicate(timeout=60)
-    assert driver.process.returncode == 128 + signal.SIGHUP
+    assert driver.process.returncode == 128 + signal.SIGUSR2
     assert driver.left_after(0) == []
-    assert "stopped by SIGHUP" in errors
+    assert "stopped by SIGUSR2" in errors
 
 
 @pytest.mark.parametrize("server", ["gcs_server", "raylet"])

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -168,8 +168,19 @@ def test_a_sweep_gives_every_job_a_folder(command, recipe):
     assert [OmegaConf.load(folder / "config.yaml").seed for folder in folders] == [1, 2]
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """As in a terminal: under nohup SIGHUP is ignored, in the background of a script SIGINT."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGINT)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_unwinds_the_run(command, recipe, number: signal.Signals):
+def test_a_signal_unwinds_the_run(command, recipe, terminal, number: signal.Signals):
     unwound: list[bool] = []
 
     def wait(*_: object) -> None:
@@ -191,7 +202,9 @@ def _terminate(number: signal.Signals = signal.SIGTERM) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_stop_signal_lets_the_run_reach_a_step_boundary(command, recipe, capsys, number):
+def test_a_stop_signal_lets_the_run_reach_a_step_boundary(
+    command, recipe, terminal, capsys, number
+):
     def run_a_step(config: Config, plan: object, folder: Path, start: object, stop: StopRequest):
         assert not stop.requested
         _terminate(number)
