@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workers.border import reading
 from workers.disk import open_to_readers, settle, writing
 from workers.errors import BrokenCheckpointError
 from workers.messages import FileRecord
@@ -80,13 +81,18 @@ class StateFiles:
         self._files: dict[int, Any] = {}
         self._facts: dict[int, dict[str, Any]] = {}
         for path in paths:
-            try:
+            if not path.is_file():
+                raise self._broken(f"{path.name} is no ordinary file")
+            with reading(path, f"training state {path.name} does not load", _MEND):
                 file = safe_open(path, framework="pt")
                 facts = json.loads((file.metadata() or {})[_FACTS])
-            except (OSError, SafetensorError, ValueError, KeyError) as error:
-                raise self._broken(f"{path.name} does not load: {error}") from error
-            self._files[int(facts["rank"])] = file
-            self._facts[int(facts["rank"])] = facts
+                rank = int(facts["rank"])
+                assert isinstance(facts["pieces"], dict), "its pieces are no table"
+            if rank in self._files:
+                raise self._broken(f"{path.name} says rank {rank}, as another file does")
+            self._files[rank], self._facts[rank] = file, facts
+        if 0 not in self._files:
+            raise self._broken("no file says rank 0")
 
     @property
     def facts(self) -> dict[str, Any]:

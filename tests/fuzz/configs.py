@@ -112,7 +112,8 @@ def _compare(arguments: Sequence[str], config: Config) -> None:
 
 
 def _same(held: object, text: str) -> bool:
-    bare = text[1:-1] if text[:1] == text[-1:] and text[:1] in ("'", '"') else text
+    quoted = len(text) > 1 and text[:1] == text[-1:] and text[:1] in ("'", '"')
+    bare = text[1:-1] if quoted else text
     if isinstance(held, bool):
         return bare.lower() in (("true", "yes", "on", "1") if held else ("false", "no", "off", "0"))
     if isinstance(held, Enum):
