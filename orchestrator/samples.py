@@ -71,6 +71,13 @@ def write_comparisons(folder: RunFolder, comparisons: Sequence[Comparison]) -> N
     write_json(folder.samples / "comparison.json", [asdict(c) for c in comparisons])
 
 
+def _compared(item: dict[str, Any]) -> Comparison:
+    made = verified(Comparison(**item))
+    if unanswered := sorted(made.gold.keys() - made.responses.keys()):
+        raise ValueError(f"a gold score of {unanswered[0]!r}, which has no response")
+    return made
+
+
 def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Comparison]:
     """The comparisons of samples/comparison.json; none if the run did not evaluate.
 
@@ -88,7 +95,7 @@ def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Co
     text = found.text(path)
     items = found.part(path, "it", lambda: _list(json.loads(text)), []) if text is not None else []
     made = [
-        found.part(path, f"entry {number}", lambda item=item: verified(Comparison(**item)), None)
+        found.part(path, f"entry {number}", lambda item=item: _compared(item), None)
         for number, item in enumerate(items, start=1)
     ]
     if damage is None:
