@@ -115,10 +115,7 @@ def facts(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text())["facts"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _broken(folder, f"{MANIFEST} does not parse: {error}") from error
+    found = read_json(path).get("facts")
     if not isinstance(found, dict):
         raise _broken(folder, f"{MANIFEST} holds no facts")
     return found
