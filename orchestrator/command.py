@@ -6,6 +6,7 @@ else is raised ends in one line, a file with the traceback, and an exit code of 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -13,8 +14,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from workers.errors import RehearsalError, UnsupportedPlatformError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 UNEXPECTED = 70  # sysexits.h: an internal software error
 READER_LEFT = 141  # 128 + SIGPIPE: what a shell shows for `command | head`
@@ -25,12 +30,19 @@ _OURS = tuple(f"{_ROOT / name}{os.sep}" for name in ("orchestrator", "workers"))
 _LONGEST = 300  # characters of an error's own words
 
 
-def exit_code(work: Callable[[], object]) -> int:
+def exit_code(work: Callable[[], object], *, outlast_reader: bool = False) -> int:
     """Do the work of a command; returns the exit code.
 
     Streams that cannot encode a character write it as an escape. SystemExit passes.
+
+    Args:
+        work: May print.
+        outlast_reader: Go on when the reader of standard output or error leaves (`| head`, a
+            closed terminal, a full disk): for a command whose results are files.
     """
     prepare_streams()
+    if outlast_reader:
+        _outlast_readers()
     try:
         work()
         sys.stdout.flush()  # a full disk or a reader that left shows here, not after the end
@@ -112,6 +124,35 @@ def prepare_streams() -> None:
             setattr(sys, name, nowhere)
         elif (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
+
+
+class _Outlasting(io.FileIO):
+    """A descriptor whose reader may leave: what cannot be written is dropped.
+
+    Under the streams rather than around our own prints: logging of libraries, rich's thread that
+    redraws the terminal and warnings write there too.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _outlast_readers() -> None:
+    """Put `_Outlasting` under stdout and stderr; streams that a caller has replaced are left."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue
+        stream.flush()
+        raw = _Outlasting(stream.fileno(), "wb", closefd=False)
+        lasting = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors,
+            line_buffering=stream.line_buffering or name == "stderr",
+        )  # fmt: skip
+        setattr(sys, name, lasting)
 
 
 def end_imports(

@@ -218,7 +218,6 @@ class _Lines:
         self._clock = clock
         self._last = -math.inf
         self._tenth = 0
-        self._gone = False
 
     def started(self, stage: StageState) -> None:
         self._tenth = 0
@@ -249,14 +248,8 @@ class _Lines:
         self._write(f"note: {text}")
 
     def _write(self, text: str) -> None:
-        if self._gone:
-            return
-        try:
-            self._stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-            self._stream.flush()
-        except OSError:
-            # The reader left (`| head`, a closed session); the run's files hold all it would see.
-            self._gone = True
+        self._stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        self._stream.flush()
 
 
 class _Screen:

@@ -58,7 +58,7 @@ def main() -> int:
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error) from error
 
-    return max(exit_code(compose_and_run), *codes, 0)
+    return max(exit_code(compose_and_run, outlast_reader=True), *codes, 0)
 
 
 def may_add(argument: str) -> str:

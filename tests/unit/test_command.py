@@ -200,3 +200,45 @@ def test_a_home_that_can_be_written_stays(monkeypatch: pytest.MonkeyPatch, tmp_p
     before = dict(os.environ)
     leave_home_alone()
     assert dict(os.environ) == before
+
+
+_PRINTS = """
+import logging, sys, time
+from pathlib import Path
+from orchestrator.command import exit_code
+from orchestrator.live import LiveView
+
+def work():
+    Path("ready").touch()
+    while not Path("left").exists():
+        time.sleep(0.01)
+    logging.basicConfig(stream=sys.stdout)
+    with LiveView("run", ["sft"]) as view:
+        view.stage("sft", 2)
+        view.advance(1, loss=1.0)
+        logging.warning("a library's line")
+        print("ours", flush=True)
+        print("warned", file=sys.stderr)
+        view.finish_stage()
+    Path("done").write_text("whole")
+
+sys.exit(exit_code(work, outlast_reader=True))
+"""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_goes_on_when_the_reader_of_its_output_leaves(
+    tmp_path: Path, *, terminal: bool
+) -> None:
+    reader, writer = os.openpty() if terminal else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PRINTS], cwd=tmp_path, stdout=writer, stderr=writer,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"},
+    )  # fmt: skip
+    os.close(writer)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+    os.close(reader)
+    (tmp_path / "left").touch()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "done").read_text() == "whole"

@@ -74,17 +74,6 @@ def test_notes_appear_and_a_step_without_a_stage_is_a_bug() -> None:
     assert lines(stream) == ["note: a sink is dropped"]
 
 
-def test_a_reader_that_leaves_does_not_end_the_run() -> None:
-    class Closed(io.StringIO):
-        def write(self, _: str) -> int:
-            raise BrokenPipeError
-
-    with LiveView("run", stream=Closed()) as view:
-        view.stage("sft", 2)
-        view.advance(2)
-        view.finish_stage()
-
-
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_the_view_fits_its_width_and_shows_all_stages(width: int) -> None:
     ppo = StageState("ppo", total=40, step=10, started=70.0, first=(0, 70.0))
