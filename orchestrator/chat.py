@@ -15,6 +15,7 @@ import httpx
 
 from orchestrator.command import exit_code
 from workers.errors import ConfigError, RoleError
+from workers.http_answer import ask
 
 _URL = "http://127.0.0.1:8000"
 _SECONDS = 300.0  # for one reply
@@ -67,16 +68,16 @@ class Endpoint:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
-            response = self._client.request(method, path, json=body)
+            answer = ask(self._client, method, path, body)
         except httpx.HTTPError as error:
             raise self._error(f"it does not answer: {error}") from error
         try:
-            answer = response.json()
+            said = answer.json()
         except ValueError as error:
-            raise self._error(f"its answer is no JSON (status {response.status_code})") from error
-        if response.is_error:
-            raise self._error(f"status {response.status_code}: {_words(answer)}")
-        return answer
+            raise self._error(f"its answer is no JSON (status {answer.status})") from error
+        if answer.status >= 400:
+            raise self._error(f"status {answer.status}: {_words(said)}")
+        return said
 
     def _error(self, what: str) -> RoleError:
         return RoleError(

@@ -1,4 +1,4 @@
-"""Pairwise verdicts of a chat model behind an OpenAI-compatible URL. The only file with httpx.
+"""Pairwise verdicts of a chat model behind an OpenAI-compatible URL.
 
 Each pair is asked in both orders, because judges favour a position; a preference counts only when
 both orders agree on it (L. Zheng et al., "Judging LLM-as-a-judge with MT-Bench and Chatbot Arena",
@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from workers.errors import ConfigError, DeadlineError, JudgeError
+from workers.http_answer import Answer, TooLongError, post
 from workers.judge_cache import VerdictCache, question_key
 
 _FORMAT = "1"  # of verdicts: a new one makes old ones in caches unknown
@@ -175,7 +176,7 @@ class _Interview:
                 await asyncio.sleep(pause)
             try:
                 async with asyncio.timeout(self._spec.request_seconds):
-                    response = await http.post(self._address(), json=self._body(text))
+                    answer = await post(http, self._address(), self._body(text))
             except TimeoutError:
                 reason = f"no answer within {self._spec.request_seconds:g} s"
                 continue
@@ -185,15 +186,18 @@ class _Interview:
                     where=f"evaluate.endpoint.url={self._spec.url}",
                     mend="write https://HOST/v1 or https://HOST:PORT/v1",
                 ) from error
+            except TooLongError as error:
+                reason = str(error)
+                continue
             except httpx.RequestError as error:
                 reason = f"no connection: {type(error).__name__}"
                 continue
-            if response.status_code in _RETRIED or response.status_code >= 500:
-                reason = f"HTTP {response.status_code}"
-                self._hold_back(response.headers.get("retry-after", ""))
+            if answer.status in _RETRIED or answer.status >= 500:
+                reason = f"HTTP {answer.status}"
+                self._hold_back(answer.retry_after)
                 continue
-            self._refuse(response)
-            content = _content(response)
+            self._refuse(answer)
+            content = _content(answer)
             if content is None:
                 reason = "the answer is no chat completion"
                 continue
@@ -219,9 +223,9 @@ class _Interview:
             raise self._late(f"the endpoint asks to wait for {retry_after!r:.40}")
         self._resume_at = max(self._resume_at, resume_at)
 
-    def _refuse(self, response: httpx.Response) -> None:
+    def _refuse(self, answer: Answer) -> None:
         """Raise unless the answer is well: for good where no question can ever succeed."""
-        status = response.status_code
+        status = answer.status
         if status in (401, 403):
             variable = self._spec.key_variable
             raise ConfigError(
@@ -238,12 +242,12 @@ class _Interview:
                 "before /chat/completions",
             )
         if status != 200:
-            raise _FailedError(f"HTTP {status}{self._told(response)}")
+            raise _FailedError(f"HTTP {status}{self._told(answer)}")
 
-    def _told(self, response: httpx.Response) -> str:
+    def _told(self, answer: Answer) -> str:
         """What the endpoint says is wrong, without the key in case it is repeated."""
         try:
-            text = str(response.json()["error"]["message"])
+            text = str(answer.json()["error"]["message"])
         except (ValueError, KeyError, TypeError):
             return ""
         return f": {text.replace(self._spec.key, '***') if self._spec.key else text:.120}"
@@ -275,10 +279,10 @@ class _Interview:
         )
 
 
-def _content(response: httpx.Response) -> str | None:
+def _content(answer: Answer) -> str | None:
     """The text of a chat completion; None if the answer is none."""
     try:
-        content = response.json()["choices"][0]["message"]["content"]
+        content = answer.json()["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
         return None
     return content if isinstance(content, str) else None

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
 _EXIT_SECONDS = 1.0  # between the end of the connection and that of the process
-_MOST_BYTES = 1 << 30  # of one answer
+_MOST_BYTES = 64 << 20  # of one answer: numbers and bounded reasons
 
 
 class _EndedError(Exception):

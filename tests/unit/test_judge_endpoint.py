@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import threading
 import time
@@ -61,12 +62,13 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 status, headers, text = server.take(self.path, dict(self.headers), body)
+                data = text.encode("latin-1")
                 self.send_response(status)
-                for name, value in {"content-length": str(len(text.encode())), **headers}.items():
+                for name, value in {"content-length": str(len(data)), **headers}.items():
                     self.send_header(name, value)
                 with contextlib.suppress(ConnectionError):  # the client may have given up
                     self.end_headers()
-                    self.wfile.write(text.encode())
+                    self.wfile.write(data)
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -258,6 +260,21 @@ def test_what_is_no_verdict_is_a_failure_and_never_a_tie(
     assert (found.asked, found.failed, found.order_dependent) == (4, 1, 0)
     with pytest.raises(JudgeError, match=reason):
         judge_pairs(replace(spec, failed_fraction=0.0), cache, PAIRS)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_without_end_is_read_no_further_than_a_limit(
+    server: Server, spec: EndpointSpec, cache: VerdictCache, *, packed: bool
+) -> None:
+    text = says("[[A]]" + " " * (5 << 20))[2]
+    if packed:  # 5 KiB on the wire
+        headers = {"content-encoding": "gzip"}
+        text = gzip.compress(text.encode()).decode("latin-1")
+    else:
+        headers = {"content-length": "1000000000000"}
+    server.answer = lambda _: (200, headers, text)
+    with pytest.raises(JudgeError, match="longer than 4 MiB"):
+        judge_pairs(replace(spec, retries=0), cache, PAIRS)
 
 
 def test_a_pair_both_of_whose_questions_fail_is_one_pair(

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import re
 import struct
@@ -221,6 +223,17 @@ def test_the_page_is_self_contained_and_sampled_text_stays_text(folder: RunFolde
     assert data is not None
     assert json.loads(data[1])[0]["response"] == EVIL
     assert "experiment: &lt;pocket&gt;" in text
+    rules = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert rules is not None
+    assert rules.start() < text.index("<style>")  # rules hold for what comes after them
+    allowed = dict(rule.split(" ", 1) for rule in rules[1].split("; "))
+    assert allowed["default-src"] == allowed["base-uri"] == allowed["form-action"] == "'none'"
+    assert allowed["img-src"] == "data:"
+    for kind in ("style", "script"):  # nothing but these very texts
+        own = re.search(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        assert own is not None
+        digest = base64.b64encode(hashlib.sha256(own[1].encode()).digest()).decode()
+        assert allowed[f"{kind}-src"] == f"'sha256-{digest}'"
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])

@@ -127,6 +127,8 @@ def test_a_dialogue_goes_on_until_an_empty_line() -> None:
         (500, b"<html>", "no JSON"),
         (200, b'{"choices": []}', "no chat completion"),
         (200, b"[]", "no chat completion"),
+        (200, b"[" * 100_000, "no JSON"),
+        (200, b" " * ((4 << 20) + 1), "longer than 4 MiB"),
     ],
 )
 def test_a_server_that_refuses_is_quoted(status: int, body: bytes, told: str) -> None:

@@ -1,0 +1,80 @@
+"""Answers of HTTP servers, read no further than a limit: a server may send without end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+MOST_BYTES = 4 << 20  # of an answer, decompressed
+
+
+class TooLongError(httpx.HTTPError):
+    """The server sends more than `MOST_BYTES`."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the answer is longer than {MOST_BYTES >> 20} MiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    retry_after: str  # the header; "" = none
+    body: bytes
+
+    def json(self) -> Any:
+        """The body.
+
+        Raises:
+            ValueError: It is no JSON, or nests deeper than Python reads.
+        """
+        try:
+            return json.loads(self.body)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+
+def ask(client: httpx.Client, method: str, path: str, body: Any = None) -> Answer:
+    """Send a request and read its answer.
+
+    Raises:
+        TooLongError: It is longer than `MOST_BYTES`.
+        httpx.HTTPError: There is none.
+    """
+    with client.stream(method, path, json=body) as response:
+        return _answer(response, _joined(response.iter_bytes()))
+
+
+async def post(client: httpx.AsyncClient, url: str, body: Any) -> Answer:
+    """Post JSON and read the answer. Raises as `ask`."""
+    async with client.stream("POST", url, json=body) as response:
+        return _answer(response, await _gathered(response.aiter_bytes()))
+
+
+def _answer(response: httpx.Response, body: bytes) -> Answer:
+    return Answer(response.status_code, response.headers.get("retry-after", ""), body)
+
+
+def _joined(parts: Iterable[bytes]) -> bytes:
+    body = bytearray()
+    for part in parts:
+        _extend(body, part)
+    return bytes(body)
+
+
+async def _gathered(parts: AsyncIterable[bytes]) -> bytes:
+    body = bytearray()
+    async for part in parts:
+        _extend(body, part)
+    return bytes(body)
+
+
+def _extend(body: bytearray, part: bytes) -> None:
+    body += part
+    if len(body) > MOST_BYTES:
+        raise TooLongError
