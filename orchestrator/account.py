@@ -6,6 +6,7 @@ driver's clock and added up over windows of time. Nothing is asked of a role for
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -85,13 +86,14 @@ def covered(intervals: Sequence[Interval], window: Interval) -> float:
     return total
 
 
-def spent(spans: Sequence[RoleSpan], window: Interval) -> RoleTime:
+def spent(spans: Sequence[RoleSpan], window: Interval, absent: Sequence[Interval] = ()) -> RoleTime:
     """One worker's time in a window; calls that overlap count once.
 
-    A call that reaches beyond the window brings the same share of its transfer.
+    A call that reaches beyond the window brings the same share of its transfer. While the worker
+    had no process, it neither worked nor waited.
     """
-    whole = window[1] - window[0]
-    inside = covered([(s.begin, s.end) for s in spans], window)
+    whole = window[1] - window[0] - covered(absent, window)
+    inside = min(covered([(s.begin, s.end) for s in spans], window), whole)
     transfer = 0.0
     for span in spans:
         length = span.end - span.begin
@@ -115,6 +117,7 @@ class _Worker:
     spans: list[RoleSpan]
     pings: deque[Ping]
     open: dict[int, _Open]
+    absences: list[Interval]  # without a process; the last one may go on
 
     def busy_since(self) -> float | None:
         """Since when the worker has been at the first of its open calls, as far as is known."""
@@ -132,7 +135,7 @@ class Account:
         self._lock = threading.RLock()
         self._calls = 0
         self._workers: dict[tuple[str, int], _Worker] = defaultdict(
-            lambda: _Worker([], deque(maxlen=_KEPT_PINGS), {})
+            lambda: _Worker([], deque(maxlen=_KEPT_PINGS), {}, [])
         )
         self._begin: float | None = None
         #: Asked at the end of a window; brings in what workers did in calls that go on.
@@ -175,6 +178,26 @@ class Account:
                 worker.spans = [*worker.spans, own] if self._begin is not None else [own]
                 self._untold.append(own)
 
+    def left(self, role: str, rank: int) -> None:
+        """The process of a worker was lost or ended: so have its open calls."""
+        with self._lock:
+            self._settle()
+            worker, now = self._workers[role, rank], self.now()
+            since = worker.busy_since()
+            if since is not None and since < now:
+                worker.spans = [*worker.spans, RoleSpan(role, rank, "", since, now, 0.0)]
+            worker.open.clear()
+            worker.pings.clear()
+            if not _is_absent(worker):
+                worker.absences.append((now, math.inf))
+
+    def came(self, role: str, rank: int) -> None:
+        """A worker has a process, or another one."""
+        with self._lock:
+            worker = self._workers[role, rank]
+            if _is_absent(worker):
+                worker.absences[-1] = (worker.absences[-1][0], self.now())
+
     def open(self) -> None:
         """Begin a window, unless one is open."""
         with self._lock:
@@ -202,7 +225,7 @@ class Account:
         """End the window and begin the next; gives every role's time in it.
 
         A call that has not answered yet counts as busy from when it was sent, or from the end of
-        the call before it.
+        the call before it. A worker that had no process in all of the window is left out.
         """
         if self._begin is not None:
             for bring in self.ask:
@@ -218,7 +241,9 @@ class Account:
                 spans = list(worker.spans)
                 if (since := worker.busy_since()) is not None and since < window[1]:
                     spans.append(RoleSpan(role, rank, "", since, window[1], 0.0))
-                times[role].append(spent(spans, window))
+                if covered(worker.absences, window) < window[1] - window[0]:
+                    times[role].append(spent(spans, window, worker.absences))
+                worker.absences = worker.absences[-1:] if _is_absent(worker) else []
                 worker.spans = worker.spans[-1:]  # an open call may have begun where it ended
         return {role: _mean(each) for role, each in times.items()}
 
@@ -239,6 +264,10 @@ class Account:
             for call, found in list(worker.open.items()):
                 if (reply := found.peek()) is not None:
                     self.answered(role, rank, call, reply.spans)
+
+
+def _is_absent(worker: _Worker) -> bool:
+    return bool(worker.absences) and worker.absences[-1][1] == math.inf
 
 
 def _mean(times: Sequence[RoleTime]) -> RoleTime:

@@ -281,6 +281,7 @@ class _Group:
         remote: Any = ray.remote
         make = remote(concurrency_groups=dict(self.concurrency))(self.worker)
         actor = make.options(**self._launch.options(rank)).remote(rank)
+        self._launch.account.came(self.role, rank)
         if self._launch.watch is not None:
             name = self.name(rank)
             self._launch.watch.add(name, self.line(actor, name))
@@ -421,6 +422,7 @@ class _Group:
     def _end(self, ranks: Sequence[int]) -> None:
         for rank in ranks:
             ray.kill(self.actors[rank], no_restart=True)
+            self._launch.account.left(self.role, rank)
         end_here([info for info in self.infos if info.rank in ranks], self.worker.__name__)
 
 

@@ -114,6 +114,56 @@ def test_a_role_is_the_mean_of_its_workers() -> None:
     assert account.close()["policy"].busy == 7.0
 
 
+def test_the_open_call_of_a_lost_worker_ends_with_it_and_its_next_process_counts_from_its_start():
+    now, clock = Hand(0.0), clock_name()
+    account = Account(now)
+    account.open()
+    account.sent("rollout", 0, 1.0, nothing)  # never answered
+    now.at = 4.0
+    account.left("rollout", 0)
+    now.at = 10.0
+    lost = account.close()["rollout"]  # 0 to 1 waiting, 1 to 4 busy, then no process
+    assert (lost.busy, lost.waiting, lost.idle_share) == (3.0, 1.0, 0.25)
+    now.at = 12.0
+    account.came("rollout", 0)
+    call = account.sent("rollout", 0, 12.0, nothing)
+    now.at = 20.0
+    account.answered("rollout", 0, call, [CallSpan("start", 12.0, 13.0, 0.0, clock)])
+    back = account.close()["rollout"]  # exists from 12 on: 1 s of work, 7 of waiting
+    assert (back.busy, back.waiting, back.idle_share) == (1.0, 7.0, 0.875)
+    now.at = 30.0
+    assert account.close()["rollout"].idle_share == 1.0  # nothing of the lost call remains
+
+
+def test_an_answer_of_a_lost_worker_that_had_come_counts_for_what_it_took() -> None:
+    now, clock = Hand(0.0), clock_name()
+    account = Account(now)
+    account.open()
+    reply = Reply(None, (CallSpan("score_shards", 1.0, 3.0, 0.0, clock),))
+    account.sent("reward", 0, 1.0, lambda: reply)
+    now.at = 8.0
+    account.left("reward", 0)
+    account.came("reward", 0)
+    now.at = 10.0
+    times = account.close()["reward"]
+    assert (times.busy, times.waiting) == (2.0, 8.0)
+
+
+def test_a_worker_without_a_process_weighs_nothing_in_the_mean_of_its_role() -> None:
+    now = Hand(0.0)
+    account = Account(now)
+    for rank in (0, 1):
+        account.sent("rollout", rank, 0.0, nothing)
+    account.open()
+    account.left("rollout", 1)
+    now.at = 10.0
+    times = account.close()["rollout"]
+    assert (times.busy, times.waiting, times.idle_share) == (10.0, 0.0, 0.0)
+    account.left("rollout", 0)
+    now.at = 20.0
+    assert account.close() == {}
+
+
 def ticking() -> Callable[[], float]:
     numbers = count(1.0)
     return lambda: next(numbers)
