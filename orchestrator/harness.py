@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from orchestrator.config import Config, LmEvalConfig
 from orchestrator.derive import device, dtype
 from orchestrator.summary import TaskScore
 from workers.children import end_group, module_environment
+from workers.disk import temporary_folder
 from workers.errors import ConfigError, DeadlineError, RoleError
 from workers.harness import HarnessRequest, read_result, write_request
 
@@ -72,7 +72,7 @@ def harness_scores(config: Config, models: dict[str, str], log: Path) -> dict[st
         seed=config.seed,
     )
     log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="rehearsal-lm-eval-") as place:
+    with temporary_folder("rehearsal-lm-eval-") as place:
         asked, answered = Path(place) / "request.json", Path(place) / "result.json"
         write_request(asked, request)
         _run([str(asked), str(answered)], folder, settings, log)

@@ -16,10 +16,13 @@ import stat
 import tempfile
 from pathlib import Path
 
+from workers.disk import require_space, temporary_base, writing
 from workers.errors import UnsupportedPlatformError
 
-_LONGEST = 24  # characters; Unix socket paths end at 107 and Ray's own part takes about 70
-_NAME = re.compile(r"[a-z]+-\w{8}\.scratch")  # only scratch folders are called so
+_SUFFIX = ".tmp"
+_NAME = re.compile(rf"[a-z]+-\w{{8}}{re.escape(_SUFFIX)}")  # only scratch folders are called so
+_LONGEST = 107  # characters of the path of a Unix socket
+_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest of Ray's
 
 
 def home_name() -> str:
@@ -33,8 +36,9 @@ def home() -> Path:
     Raises:
         UnsupportedPlatformError: it cannot be made, or is not private.
     """
-    base = tempfile.gettempdir()
-    return private_folder(Path(base if len(base) <= _LONGEST else "/tmp") / home_name())
+    base = temporary_base() / home_name()
+    fits = len(f"{base}/ray-abcdefgh{_SUFFIX}{_SOCKET}") <= _LONGEST
+    return private_folder(base if fits else Path("/tmp") / home_name())
 
 
 def private_folder(path: Path) -> Path:
@@ -74,17 +78,20 @@ class Scratch:
 
     Raises:
         UnsupportedPlatformError: the place for it is not private.
+        CheckpointError: its disk is full or read-only.
     """
 
     def __init__(self, name: str) -> None:
         above = home()
         sweep(above)
-        unnamed = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=above))
-        self._lock = os.open(unnamed, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # a sweep sees the folder only once it is locked
-        self.path = above / f"{unnamed.name.removeprefix('.')}.scratch"
-        unnamed.rename(self.path)
+        require_space(above)
+        with writing(above, "temporary files"):
+            unnamed = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=above))
+            self._lock = os.open(unnamed, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # a sweep sees the folder only once it is locked
+            self.path = above / f"{unnamed.name.removeprefix('.')}{_SUFFIX}"
+            unnamed.rename(self.path)
 
     def close(self) -> None:
         """Delete the folder; safe to call twice."""

@@ -79,7 +79,7 @@ class Telemetry:
             folder: A created run folder.
             logger: Which sinks to start.
             config: The resolved configuration as plain values, shown by sinks.
-            warn: Takes the one warning a dropped sink gives; the log by default.
+            warn: Takes the one warning a dropped sink or trace gives; the log by default.
             sinks: Replaces the configured sinks.
             run_id: Name of the run in services that keep one, when it goes on; else a new one.
         """
@@ -90,7 +90,7 @@ class Telemetry:
         self._file = folder.metrics
         with writing(self._file, "a metric"):
             self._metrics = self._file.open("a", encoding="utf-8")
-        self._trace = Trace(folder)
+        self._trace = Trace(folder, warn)
         self.account = Account()
         self._lock = threading.Lock()
         self._stage_seconds: dict[str, float] = defaultdict(float)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TextIO
 
 from orchestrator.account import RoleSpan
 from orchestrator.run_folder import RunFolder
-from workers.disk import writing
+from orchestrator.sinks import Warn
 
 _DRIVER, _ROLES = 0, 1
 
@@ -21,18 +22,28 @@ _DRIVER, _ROLES = 0, 1
 class Trace:
     """The trace file of one process that works on a run.
 
-    The format allows a missing closing bracket, so a killed run leaves a readable file.
+    The format allows a missing closing bracket, so a killed run leaves a readable file. Nothing is
+    read from it: where it cannot be written, the run says so once and goes on without it.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        """Open the file: a run that goes on after it was killed keeps those of its processes."""
+    def __init__(self, folder: RunFolder, warn: Warn) -> None:
+        """Open the file: a run that goes on after it was killed keeps those of its processes.
+
+        Args:
+            folder: A created run folder.
+            warn: Takes the one warning of a trace that cannot be written.
+        """
         number = len(list(folder.trace.glob("spans*.json")))
         name = f"spans-{number}.json" if number else "spans.json"
         self._path = folder.trace / name
-        with writing(self._path, "a trace"):
-            self._file: TextIO = self._path.open("w", encoding="utf-8")
-            self._file.write("[")
+        self._warn = warn
+        self._file: TextIO | None = None
         self._separator = "\n"
+        try:
+            self._file = self._path.open("w", encoding="utf-8")
+            self._write("[")
+        except OSError as error:
+            self._give_up(error)
         self._start = time.monotonic()
         self._tracks: dict[tuple[int, str], int] = {}
         for process, title in ((_DRIVER, "driver"), (_ROLES, "roles")):
@@ -42,8 +53,7 @@ class Trace:
         """Add a span of the driver; phases overlap, and a track can only show nested spans."""
         facts = {"stage": stage, "step": step}
         self._span(_DRIVER, phase, phase, stage, (begin, begin + seconds), facts)
-        with writing(self._path, "a trace"):
-            self._file.flush()
+        self._write("", flush=True)
 
     def call(self, span: RoleSpan) -> None:
         """Add a call of a worker, which has one track."""
@@ -53,10 +63,30 @@ class Trace:
 
     def close(self) -> None:
         """Close the bracket and the file."""
-        if not self._file.closed:
-            with writing(self._path, "a trace"):
-                self._file.write("\n]\n")
-                self._file.close()
+        self._write("\n]\n", flush=True)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, text: str, *, flush: bool = False) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(text)
+            if flush:
+                self._file.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # tries to write what is left once more
+                file.close()
+        self._warn(
+            f"the trace ends here, the run goes on without it: {self._path} cannot be written: "
+            f"{error.strerror}"
+        )
 
     def _span(
         self,
@@ -94,6 +124,5 @@ class Trace:
         )
 
     def _event(self, event: dict[str, object]) -> None:
-        with writing(self._path, "a trace"):
-            self._file.write(self._separator + json.dumps(event))
+        self._write(self._separator + json.dumps(event))
         self._separator = ",\n"

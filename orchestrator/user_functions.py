@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.arithmetic import PPO_STAGES
 from orchestrator.config import Config, JudgeKind, RewardKind, StageName
 from workers.children import end_group, module_command, module_environment
+from workers.disk import temporary_folder
 from workers.errors import ConfigError
 from workers.user_code import words_of_output
 
@@ -40,7 +40,7 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
 
 
 def _try(kind: str, path: str, where: str, seconds: float) -> None:
-    with tempfile.TemporaryDirectory(prefix="rehearsal-function-") as place:
+    with temporary_folder("rehearsal-function-") as place:
         result, log = Path(place) / "result.json", Path(place) / "log"
         arguments = (kind, path, str(Path.cwd()), str(result))
         ended = _run(module_command("workers.try_function", *arguments), log, seconds)

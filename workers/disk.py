@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 from workers.errors import CheckpointError, RehearsalError
 from workers.messages import FileRecord
 
+_LEAST_BYTES = 16 << 20  # Ray's servers wait for a minute and end where there is less
 _GONE, _CLOSED = "put the folder back", "let this user write there"
 _TAKEN = "move what lies there out of the way"
 _MENDS = {
@@ -53,6 +56,50 @@ def _number(error: Exception) -> int:
     """The errno; safetensors tells it in words."""
     told = re.search(r"os error (\d+)", str(error))
     return getattr(error, "errno", None) or (int(told[1]) if told else 0)
+
+
+def temporary_base() -> Path:
+    """The system's folder for temporary files.
+
+    Raises:
+        CheckpointError: none of the usual ones can be written.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            "no folder for temporary files takes a file: they are full or read-only",
+            where=str(error.strerror),
+            mend="free space there, or set TMPDIR to a folder on another disk",
+        ) from error
+
+
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """A folder for temporary files, deleted at the end of its `with` block.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    base = temporary_base()
+    require_space(base)
+    with writing(base, "temporary files"):
+        return tempfile.TemporaryDirectory(prefix=prefix)
+
+
+def require_space(folder: Path) -> None:
+    """Refuse a folder for temporary files whose disk is full.
+
+    Raises:
+        CheckpointError: fewer bytes are free than one run needs for its logs.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < _LEAST_BYTES:
+        raise CheckpointError(
+            f"the folder for temporary files is full: {free >> 10:,} KiB are free, "
+            f"{_LEAST_BYTES >> 10:,} are needed",
+            where=str(folder),
+            mend="free space on that disk, or set TMPDIR to a folder on another one",
+        )
 
 
 def open_to_readers(path: Path) -> None:

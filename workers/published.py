@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from transformers import __version__ as transformers_version
@@ -17,6 +16,7 @@ from workers.border import reading
 from workers.data.beginnings import beginning
 from workers.data.fingerprint import tokenizer_fingerprint
 from workers.data.tokenizers import load_tokenizer, token_ids
+from workers.disk import temporary_folder
 from workers.errors import BrokenCheckpointError, DataError
 from workers.messages import Sampling
 from workers.model_shape import load_config
@@ -65,7 +65,7 @@ def require_saveable(folder: Path) -> None:
     Raises:
         BrokenCheckpointError: Its config.json or its tokenizer cannot be saved again.
     """
-    with TemporaryDirectory(prefix="rehearsal-") as place:
+    with temporary_folder("rehearsal-") as place:
         with reading(folder, f"config.json {_UNSAVEABLE}", "correct what it names in config.json"):
             load_config(folder).save_pretrained(place)
         with reading(
@@ -85,7 +85,7 @@ def require_tokenizer_saveable(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     where = Path(str(tokenizer.name_or_path))
     with (
-        TemporaryDirectory(prefix="rehearsal-") as place,
+        temporary_folder("rehearsal-") as place,
         reading(where, f"the tokenizer {_UNSAVEABLE}", "give a folder with a tokenizer.json"),
     ):
         save_tokenizer(tokenizer, Path(place))

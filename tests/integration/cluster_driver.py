@@ -27,7 +27,7 @@ class Spinner:
         sys.stdout.flush()
         folder = Path(tempfile.gettempdir())
         assert folder.name == "tmp"
-        assert folder.parent.name.endswith(".scratch")
+        assert folder.parent.name.endswith(".tmp")
         (folder / "left behind").touch()
         return os.getpid(), os.environ["OMP_NUM_THREADS"]
 

@@ -64,7 +64,7 @@ def _raylet(session: str, address: str) -> _Process:
 
 
 _STARTED = _raylet("/tmp/ray/session_1", "10.0.0.1:6379")
-_OF_A_RUN = _raylet("/tmp/rehearsal-1000/ray-abcdefgh.scratch/session_1", "127.0.0.1:40001")
+_OF_A_RUN = _raylet("/tmp/rehearsal-1000/ray-abcdefgh.tmp/session_1", "127.0.0.1:40001")
 _OTHER = _Process(["python", "--gcs-address=10.0.0.9:6379"])
 
 

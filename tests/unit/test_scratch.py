@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator import scratch
-from workers.errors import UnsupportedPlatformError
+from workers.errors import CheckpointError, UnsupportedPlatformError
 
 
 @pytest.fixture
@@ -53,16 +55,16 @@ def test_links_and_finished_run_folders_are_never_swept(home: Path, tmp_path: Pa
     run = tmp_path / "outputs" / "run"
     run.mkdir(parents=True)
     (run / ".lock").touch()  # unlocked: the run is finished
-    linked = home / "ray-abcdefgh.scratch"
+    linked = home / "ray-abcdefgh.tmp"
     linked.symlink_to(run)
-    (home / "ray-ijklmnop.scratch").touch()
+    (home / "ray-ijklmnop.tmp").touch()
     (home / "mine").mkdir()
     (home / "mine" / ".lock").touch()
     assert scratch.sweep(home) == []
     assert (run / ".lock").exists()
     assert linked.is_symlink()
     assert sorted(p.name for p in home.iterdir()) == [
-        "mine", "outputs", "ray-abcdefgh.scratch", "ray-ijklmnop.scratch"
+        "mine", "outputs", "ray-abcdefgh.tmp", "ray-ijklmnop.tmp"
     ]  # fmt: skip
 
 
@@ -112,7 +114,7 @@ def test_what_another_user_made_is_neither_used_nor_deleted(home: Path, tmp_path
     os.chown(other, 65534, 65534)
     with pytest.raises(UnsupportedPlatformError, match="belongs to user 65534"):
         scratch.private_folder(other)
-    planted = home / "ray-abcdefgh.scratch"
+    planted = home / "ray-abcdefgh.tmp"
     planted.mkdir()
     os.chown(planted, 65534, 65534)
     assert scratch.sweep(home) == []
@@ -126,3 +128,65 @@ def test_the_lock_is_on_the_folder_itself(home: Path):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(handle)
     mine.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a quarter of a MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=1777", "tmpfs", str(place)]
+    if os.getuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a file system, and not everywhere")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_named_before_anything_is_started_on_it(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scratch, "home", lambda: small_disk)
+    (small_disk / "something").write_bytes(bytes(200 << 10))
+    with pytest.raises(CheckpointError, match="is full: 56 KiB are free, 16,384 are") as caught:
+        scratch.Scratch("ray")
+    assert caught.value.where == str(small_disk)
+    assert "TMPDIR" in caught.value.mend
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_a_typed_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(**_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(scratch.tempfile, "mkdtemp", full)
+    with pytest.raises(CheckpointError, match="temporary files cannot be written: No space left"):
+        scratch.Scratch("ray")
+
+
+def test_without_any_folder_that_takes_a_file_all_of_them_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def nowhere() -> str:
+        story = "No usable temporary directory found in ['/a', '/b']"
+        raise FileNotFoundError(errno.ENOENT, story)
+
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", nowhere)
+    with pytest.raises(CheckpointError, match="no folder for temporary files") as caught:
+        scratch.home()
+    assert "['/a', '/b']" in caught.value.where
+
+
+def test_the_home_leaves_room_for_the_path_of_a_socket(monkeypatch: pytest.MonkeyPatch):
+    socket = "ray-abcdefgh.tmp/session_2026-11-28_13-53-37_051472_4194304/sockets/plasma_store"
+    made: list[str] = []
+    monkeypatch.setattr(scratch, "private_folder", lambda path: made.append(str(path)))
+    monkeypatch.setattr(scratch.os, "getuid", lambda: 1234567890)
+    for base in ("/tmp", "/a/longer/one", "/" + "long" * 20):
+        monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda base=base: base)
+        scratch.home()
+    assert all(len(f"{home}/{socket}") <= 107 for home in made)
+    monkeypatch.setattr(scratch.os, "getuid", lambda: 7)
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: "/scratch/me")
+    scratch.home()
+    assert made[-1] == "/scratch/me/rehearsal-7"

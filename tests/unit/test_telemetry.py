@@ -230,6 +230,32 @@ def test_the_trace_has_a_track_for_each_worker_and_each_phase(folder: RunFolder)
     assert [r for r in comparable(records.values()) if "/rollout" in r.name] == []
 
 
+def test_a_trace_that_cannot_be_written_is_one_warning_and_the_run_goes_on(
+    folder: RunFolder,
+) -> None:
+    (folder.trace / "spans-1.json").symlink_to("/dev/full")  # takes no byte: every write is ENOSPC
+    warnings = list[str]()
+    with make(folder, [], warnings) as telemetry:
+        for step in (1, 2):
+            with telemetry.span("ppo", step, "generate"):
+                pass
+            telemetry.record_phases("ppo", step)
+    (warning,) = warnings
+    assert warning.endswith(
+        f"{folder.trace / 'spans-1.json'} cannot be written: No space left on device"
+    )
+    assert [r.step for r in read_metrics(folder.metrics) if "seconds/generate" in r.name] == [1, 2]
+
+
+def test_a_trace_folder_that_takes_no_file_is_no_reason_to_end_either(folder: RunFolder) -> None:
+    folder.trace.rmdir()
+    warnings = list[str]()
+    with make(folder, [], warnings) as telemetry:
+        telemetry.record("sft", 1, {"sft/loss": 0.5})
+    assert len(warnings) == 1
+    assert "No such file or directory" in warnings[0]
+
+
 def test_sinks_get_everything_before_close_returns(folder: RunFolder) -> None:
     sink, warnings = FakeSink(), list[str]()
     with make(folder, [sink], warnings) as telemetry:

@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from workers.disk import temporary_base
 from workers.errors import DataError
 from workers.messages import Ragged
 
@@ -70,6 +71,7 @@ class RowStore:
         self._held += values.nbytes
         if self._held > self._spill_bytes:
             if self._file is None:
+                temporary_base()
                 self._file = tempfile.TemporaryFile(prefix="rehearsal-")  # noqa: SIM115
             self._flush(self._file)
 
