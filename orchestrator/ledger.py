@@ -5,6 +5,7 @@ Open are the sequences of batches that were asked for ahead of their turn; none 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._seen = _Ids()
         self._open: set[int] = set()  # generated, not yet trained or dropped
         self._total: _Counts = _Counts()
         self._step: _Counts = _Counts()
@@ -130,14 +131,14 @@ class Ledger:
             "generated": total.generated,
             "trained": total.trained,
             "dropped": dict(total.dropped),
-            "ranges": ranges(self._seen),
+            "ranges": self._seen.ranges(),
             "open": ranges(self._open),
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from a saved account."""
         dropped = cast("dict[str, int]", state["dropped"])
-        self._seen = set(from_ranges(cast("list[list[int]]", state["ranges"])))
+        self._seen = _Ids(cast("list[list[int]]", state["ranges"]))
         self._open = set(from_ranges(cast("list[list[int]]", state.get("open", []))))
         self._step = _Counts()
         self._total = _Counts(
@@ -146,6 +147,36 @@ class Ledger:
 
 
 _MEND = "this is a defect of the loop, not of the configuration: please report it"
+
+
+class _Ids:
+    """A set of ids that takes room by its gaps, not by its size: ids are given in sequence."""
+
+    def __init__(self, ranges: Sequence[Sequence[int]] = ()) -> None:
+        self._first = [int(first) for first, _ in ranges]
+        self._last = [int(last) for _, last in ranges]  # inclusive
+
+    def __contains__(self, i: int) -> bool:
+        at = bisect_right(self._first, i) - 1
+        return at >= 0 and i <= self._last[at]
+
+    def add(self, i: int) -> None:
+        """Add an id that is not among them, and join it with its neighbours."""
+        at = bisect_right(self._first, i)  # the range behind it
+        after = at < len(self._first) and self._first[at] == i + 1
+        if at and self._last[at - 1] == i - 1:
+            self._last[at - 1] = self._last[at] if after else i
+            if after:
+                del self._first[at], self._last[at]
+        elif after:
+            self._first[at] = i
+        else:
+            self._first.insert(at, i)
+            self._last.insert(at, i)
+
+    def ranges(self) -> list[list[int]]:
+        """First and last id of each run of ids, in order."""
+        return [list(each) for each in zip(self._first, self._last, strict=True)]
 
 
 @dataclass(slots=True)

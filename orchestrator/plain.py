@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
@@ -22,8 +22,10 @@ def from_plain(kind: Any, value: Any) -> Any:
         return from_plain(next(each for each in inner if each is not type(None)), value)
     if is_dataclass(kind):
         hints = get_type_hints(kind)
+        # a field that is newer than the file has its default
+        given = [f.name for f in fields(kind) if f.name in value or _is_required(f)]
         return kind(  # type: ignore[operator]
-            **{f.name: from_plain(hints[f.name], value[f.name]) for f in fields(kind)}
+            **{name: from_plain(hints[name], value[name]) for name in given}
         )
     if origin is dict:
         # JSON's keys are strings.
@@ -33,3 +35,7 @@ def from_plain(kind: Any, value: Any) -> Any:
     if origin is tuple:
         return tuple(from_plain(k, each) for k, each in zip(inner, value, strict=True))
     return value
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING

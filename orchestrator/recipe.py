@@ -152,7 +152,7 @@ def summarise(session: Session) -> Summary:
         judging=findings.judging,
         ledger=findings.ledger,
         weight_sync=WeightSyncTotals(
-            count=len(seconds),
+            count=max(findings.syncs, len(seconds)),
             seconds_median=statistics.median(seconds) if seconds else None,
             parity_max_abs_logprob_diff=findings.parity_max,
         ),

@@ -35,6 +35,8 @@ from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBat
 from workers.model_shape import read_shape
 from workers.specs import RolloutSpec
 
+_SYNCS_TIMED = 1000  # progress.json is written with every checkpoint, so it must stay small
+
 
 @dataclass(slots=True)
 class Findings:
@@ -45,12 +47,19 @@ class Findings:
     preferred: list[Preference] = field(default_factory=list)
     judging: Judging | None = None
     ledger: LedgerTotals = field(default_factory=LedgerTotals)
-    sync_seconds: list[float] = field(default_factory=list)
+    syncs: int = 0  # of weights
+    sync_seconds: list[float] = field(default_factory=list)  # of the newest ones
     parity_max: float | None = None
     first_step_seconds: float | None = None
     start: dict[str, float] = field(
         default_factory=dict
     )  # part -> seconds, to the first PPO update
+
+    def synced(self, seconds: float) -> None:
+        """Count a weight sync; the seconds of as many are kept as a median needs."""
+        # a checkpoint of an earlier version counts by their number
+        self.syncs = max(self.syncs, len(self.sync_seconds)) + 1
+        self.sync_seconds = [*self.sync_seconds, seconds][-_SYNCS_TIMED:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -364,7 +364,7 @@ def _sync(run: _Run) -> SyncReport:
     run.version = run.session.next_version()
     report = run.sync.run(run.version)
     findings = run.session.findings
-    findings.sync_seconds.append(report.seconds)
+    findings.synced(report.seconds)
     findings.parity_max = max(findings.parity_max or 0.0, report.parity.max_difference)
     return report
 

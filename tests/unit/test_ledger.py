@@ -1,6 +1,7 @@
 """The ledger: every sequence ends exactly once, or the run stops and says which."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -72,3 +73,20 @@ def test_state_keeps_ids_as_ranges() -> None:
     ledger.trained([*range(1000), 2000])
     ledger.check(0)
     assert ledger.state_dict()["ranges"] == [[0, 999], [2000, 2000]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(range(14)))
+def test_ids_in_any_order_take_the_room_of_their_gaps(order: list[int]) -> None:
+    ledger = Ledger()
+    given_so_far: set[int] = set()
+    for i in order:
+        ledger.generated([i])
+        given_so_far.add(i)
+        with pytest.raises(LedgerError, match="generated twice"):
+            ledger.generated([i])
+        kept = ledger.state_dict()["ranges"]
+        assert isinstance(kept, list)
+        assert [i for first, last in kept for i in range(first, last + 1)] == sorted(given_so_far)
+        assert all(after[0] > before[1] + 1 for before, after in pairwise(kept))
+    assert ledger.state_dict()["ranges"] == [[0, 13]]

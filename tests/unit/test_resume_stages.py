@@ -82,7 +82,7 @@ def _traces(run: Run) -> dict[str, object]:
         "ledger": findings.ledger,
         "models": findings.models,
         "preferred": findings.preferred,
-        "syncs": len(findings.sync_seconds),
+        "syncs": findings.syncs,
         "parity": findings.parity_max,
         "reward_model": findings.reward_model,
     }

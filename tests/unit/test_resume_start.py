@@ -193,3 +193,19 @@ def test_rankings_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [[row.tolist() for row in r.sequences.rows()] for r in found]
     assert rows == [[[1, 2], [3], [4, 5, 6]], [[9], [8, 8]]]
     assert [p.name for p in tmp_path.iterdir()] == ["rankings.safetensors"]
+
+
+def test_seconds_of_syncs_are_kept_as_a_median_needs_and_counted_all() -> None:
+    findings = Findings(sync_seconds=[1.0, 2.0])  # of an earlier version: no count
+    for n in range(1500):
+        findings.synced(float(n))
+    assert findings.syncs == 1502
+    assert findings.sync_seconds == [float(n) for n in range(500, 1500)]
+
+
+def test_a_field_that_is_newer_than_the_file_has_its_default() -> None:
+    plain = asdict(Findings(syncs=3))
+    del plain["syncs"], plain["start"]
+    assert from_plain(Findings, plain) == Findings()
+    with pytest.raises(KeyError):  # one without a default is required
+        from_plain(Preference, {})
