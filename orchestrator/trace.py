@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from orchestrator.account import RoleSpan
@@ -17,35 +18,46 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.sinks import Warn
 
 _DRIVER, _ROLES = 0, 1
+_MOST_BYTES = 32 << 20  # of one file: about 10,000 PPO iterations
+_MOST_FILES = 4  # the newest ones stay
 
 
 class Trace:
-    """The trace file of one process that works on a run.
+    """The trace files of one process that works on a run.
 
-    The format allows a missing closing bracket, so a killed run leaves a readable file. Nothing is
-    read from it: where it cannot be written, the run says so once and goes on without it.
+    A long run goes on in another file, and of all files the newest few stay. The format allows a
+    missing closing bracket, so a killed run leaves readable files. Nothing is read from them: where
+    one cannot be written, the run says so once and goes on without it.
     """
 
     def __init__(self, folder: RunFolder, warn: Warn) -> None:
-        """Open the file: a run that goes on after it was killed keeps those of its processes.
+        """Open a file beside those of the processes that worked on the run before.
 
         Args:
             folder: A created run folder.
             warn: Takes the one warning of a trace that cannot be written.
         """
-        number = len(list(folder.trace.glob("spans*.json")))
-        name = f"spans-{number}.json" if number else "spans.json"
-        self._path = folder.trace / name
+        self._folder = folder.trace
         self._warn = warn
+        self._start = time.monotonic()
+        self._open()
+
+    def _open(self) -> None:
+        """Begin the next file."""
+        number = max(map(_number, self._folder.glob("spans*.json")), default=-1) + 1
+        self._path = self._folder / (f"spans-{number}.json" if number else "spans.json")
         self._file: TextIO | None = None
         self._separator = "\n"
+        self._size = 0
+        self._tracks: dict[tuple[int, str], int] = {}
         try:
             self._file = self._path.open("w", encoding="utf-8")
             self._write("[")
+            ours = [path for path in self._folder.glob("spans*.json") if _number(path) >= 0]
+            for path in sorted(ours, key=_number)[:-_MOST_FILES]:
+                path.unlink(missing_ok=True)
         except OSError as error:
             self._give_up(error)
-        self._start = time.monotonic()
-        self._tracks: dict[tuple[int, str], int] = {}
         for process, title in ((_DRIVER, "driver"), (_ROLES, "roles")):
             self._name("process_name", process, 0, title)
 
@@ -54,6 +66,9 @@ class Trace:
         facts = {"stage": stage, "step": step}
         self._span(_DRIVER, phase, phase, stage, (begin, begin + seconds), facts)
         self._write("", flush=True)
+        if self._file is not None and self._size > _MOST_BYTES:
+            self.close()
+            self._open()
 
     def call(self, span: RoleSpan) -> None:
         """Add a call of a worker, which has one track."""
@@ -72,7 +87,7 @@ class Trace:
         if self._file is None:
             return
         try:
-            self._file.write(text)
+            self._size += self._file.write(text)
             if flush:
                 self._file.flush()
         except OSError as error:
@@ -126,3 +141,9 @@ class Trace:
     def _event(self, event: dict[str, object]) -> None:
         self._write(self._separator + json.dumps(event))
         self._separator = ",\n"
+
+
+def _number(path: Path) -> int:
+    """Which file of the run it is: spans.json is 0, spans-3.json is 3; -1 for another's file."""
+    number = path.stem.removeprefix("spans").removeprefix("-") or "0"
+    return int(number) if number.isdecimal() else -1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import roles
+from orchestrator import roles, trace
 from orchestrator.config import LoggerConfig, StageName
 from orchestrator.metrics import METRICS, PPO_PHASES, MetricRecord, comparable, read_metrics, series
 from orchestrator.run_folder import RunFolder
@@ -231,9 +231,10 @@ def test_the_trace_has_a_track_for_each_worker_and_each_phase(folder: RunFolder)
 
 
 def test_a_trace_that_cannot_be_written_is_one_warning_and_the_run_goes_on(
-    folder: RunFolder,
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder.trace / "spans-1.json").symlink_to("/dev/full")  # takes no byte: every write is ENOSPC
+    (folder.trace / "spans.json").symlink_to("/dev/full")  # takes no byte: every write is ENOSPC
+    monkeypatch.setattr(trace, "_number", lambda _: -1)  # the file is not seen beforehand
     warnings = list[str]()
     with make(folder, [], warnings) as telemetry:
         for step in (1, 2):
@@ -242,9 +243,34 @@ def test_a_trace_that_cannot_be_written_is_one_warning_and_the_run_goes_on(
             telemetry.record_phases("ppo", step)
     (warning,) = warnings
     assert warning.endswith(
-        f"{folder.trace / 'spans-1.json'} cannot be written: No space left on device"
+        f"{folder.trace / 'spans.json'} cannot be written: No space left on device"
     )
     assert [r.step for r in read_metrics(folder.metrics) if "seconds/generate" in r.name] == [1, 2]
+
+
+def test_a_long_trace_goes_on_in_another_file_and_the_newest_four_stay(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_MOST_BYTES", 2000)
+    (folder.trace / "spans-mine.json").write_text("kept")
+    with make(folder, [], []) as telemetry:
+        for step in range(100):
+            with telemetry.span("ppo", step, "generate"):
+                pass
+    numbers = sorted(int(p.stem[6:]) for p in folder.trace.glob("spans-[0-9]*.json"))
+    assert numbers == list(range(numbers[0], numbers[0] + 4))
+    assert numbers[0] > 2  # spans.json is gone, and others are
+    steps: list[int] = []
+    for number in numbers:  # each can be opened by itself
+        text = (folder.trace / f"spans-{number}.json").read_text()
+        assert len(text) < 3000
+        events = json.loads(text)
+        titles = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+        spans = [e for e in events if e["ph"] == "X"]
+        assert {titles[e["tid"]] for e in spans} <= {"generate"}
+        steps += [e["args"]["step"] for e in spans]
+    assert steps == list(range(steps[0], 100))
+    assert (folder.trace / "spans-mine.json").read_text() == "kept"
 
 
 def test_a_trace_folder_that_takes_no_file_is_no_reason_to_end_either(folder: RunFolder) -> None:
