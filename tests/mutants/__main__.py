@@ -74,8 +74,8 @@ def _chosen(options: argparse.Namespace) -> list[Mutant]:
     chosen = [m for m in chosen if options.only in str(m)]
     if options.which in ("all", "generated"):
         pool = [m for path in targets.FILES for m in mutants(ROOT, path)]
+        random.Random(options.seed).shuffle(pool)  # before any is left out: the rest stays
         pool = [m for m in pool if options.only in str(m) and targets.reason(m) is None]
-        random.Random(options.seed).shuffle(pool)
         chosen += pool[: options.count]
     return chosen
 
