@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.ops.kl import kl_estimate
 from workers.ops.losses import policy_terms, value_terms
-from workers.ops.masks import check_aligned, masked_sum
+from workers.ops.masks import masked_sum
 
 
 class PolicyStats(NamedTuple):
@@ -88,11 +88,10 @@ def value_stats(
     Returns:
         Sums over counted tokens, in fp64: the variances are differences of large sums.
     """
-    check_aligned(mask, values=values, old_values=old_values, returns=returns)
     with torch.no_grad():
         plain, clipped = value_terms(values, old_values, returns, mask, clip)
         target = returns.double()
-        error = target - values.double()
+        error = target - values
         return ValueStats(
             tokens=mask.sum(),
             clipped=((clipped > plain) & mask).sum(),
