@@ -178,8 +178,8 @@ class CriticWorker(Trainer):
 
     def _rank(self, rankings: tuple[Ranking, ...], count: int) -> tuple[list[Tensor], Tensor]:
         """Scores of each ranking's completions, and their summed loss divided by `count`."""
-        empty = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
-        tokens = Ragged.concat([r.sequences for r in rankings]) if rankings else empty
+        none = [Ragged.from_rows([], np.int32)]
+        tokens = Ragged.concat([r.sequences for r in rankings] or none)
         rows = self.engine.passes.lay(tokens, self.engine.device)
         scores = self.engine.passes.values(rows, last_cells(rows))
         if not rankings:

@@ -233,6 +233,6 @@ class PolicyWorker(Trainer):
             assert batch.positions is None or self._shares_rows, "documents would see each other"
             nll, names = text_nll(self.engine.passes, batch, self.engine.device)
             total = nll.sum()
-            tally.add("nll", float(total.detach()))
+            tally.add("nll", total.item())
             self._accumulate(tally, Share(total * (coefficient / step.tokens), nll, names + first))
             first += len(batch)

@@ -52,7 +52,7 @@ def text_loss(model: ModelPasses, batch: TokenBatch, device: Device) -> TextLoss
 def row_losses(model: ModelPasses, batch: TokenBatch, device: Device) -> FloatArray:
     """Summed loss of the target tokens of each row, (B,) nats."""
     nll, rows = text_nll(model, batch, device)
-    return np.bincount(rows, nll.double().cpu().numpy(), len(batch)).astype(np.float32)
+    return np.bincount(rows, nll.cpu().numpy(), len(batch)).astype(np.float32)
 
 
 @torch.no_grad()

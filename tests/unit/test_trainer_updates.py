@@ -30,6 +30,7 @@ from workers.messages import (
     Scores,
     StepWork,
     SupervisedStep,
+    TextLoss,
     TokenBatch,
     TokenField,
     Work,
@@ -37,7 +38,7 @@ from workers.messages import (
 from workers.ops import entropy, token_logprobs
 from workers.padding import pad_rows
 from workers.policy import PolicyWorker
-from workers.scoring import row_losses
+from workers.scoring import row_losses, text_loss
 from workers.specs import GroupSpec, PolicyLossSpec, ShapingSpec
 
 VOCABULARY = 7
@@ -115,7 +116,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def ready(worker: Any, *, skip: bool = False) -> Any:
     worker._engine = StubEngine()
-    worker._group = GroupSpec(1, "float32", "cpu", 1, 1.0, 1, 0, skip_non_finite=skip)
+    worker._group = GroupSpec(1, "float32", "cpu", 3, 2.5, 64, 0, skip_non_finite=skip)
     return worker
 
 
@@ -320,6 +321,13 @@ def test_a_supervised_step_is_the_mean_over_its_targets() -> None:
     assert worker.engine.modes == [True, False]
 
 
+def test_summed_losses_keep_what_single_precision_would_lose() -> None:
+    passes = TablePasses()
+    large = torch.tensor([2.0**25, 1.0, 1.0])  # 2^25 + 1 is no number of fp32
+    passes.logprobs = lambda *_, **__: (-large, None)  # type: ignore[method-assign]
+    assert text_loss(passes, text(), "cpu") == TextLoss(2.0**25 + 2.0, 3)  # type: ignore[arg-type]
+
+
 def test_losses_of_rows_are_summed_over_their_targets() -> None:
     passes = TablePasses()
     logps = passes.table.detach().log_softmax(-1)
@@ -341,6 +349,7 @@ def test_log_probabilities_and_values_of_response_tokens() -> None:
     heads = critic.engine.passes.heads.detach()
     found = policy.logprobs(share, [rollouts()], 0.5)
     values = critic.values(share, [rollouts()])
+    assert policy.engine.modes == critic.engine.modes == [False]
     assert found.ids.tolist() == values.ids.tolist() == [12, 13, 11]
     for name, row, own in zip(found.ids, found.values.rows(), values.values.rows(), strict=True):
         tokens, start = ROWS[name - 11], int(PROMPTS[name - 11])
@@ -356,6 +365,7 @@ def test_scores_are_those_of_the_last_tokens() -> None:
     batch = TokenBatch(Ragged.from_rows(ROWS, np.int32), Ragged.from_rows(ROWS, np.bool_))
     heads = worker.engine.passes.heads.detach()
     assert worker.score(batch).tolist() == pytest.approx([float(heads[i]) for i in (6, 1, 0)])
+    assert worker.engine.modes == [False]
 
 
 @pytest.mark.parametrize("of_engine", [False, True])
