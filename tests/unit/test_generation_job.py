@@ -29,6 +29,7 @@ class Countdown:
 
     def __init__(self, room: int = 10**6) -> None:
         self.launched: list[list[Sample]] = []
+        self.samplings: list[Sampling] = []
         self.dropped = 0
         self.steps = 0
         self.room = room  # samples that have their turn at the same time
@@ -41,6 +42,7 @@ class Countdown:
 
     def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
         self.launched.append(list(samples))
+        self.samplings.append(sampling)
         numbers = [next(self.numbers) for _ in samples]
         for n, s in zip(numbers, samples, strict=True):
             self.open[n] = (list(s.prompt), len(s.prompt), s.max_tokens or sampling.max_tokens)

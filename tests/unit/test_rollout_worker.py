@@ -21,7 +21,7 @@ from workers.errors import (
     StaleEngineError,
     WeightSyncError,
 )
-from workers.generation import Generated, Sample, require_fitting
+from workers.generation import Generated, Sample, require_complete, require_fitting
 from workers.messages import (
     EngineState,
     Finish,
@@ -83,13 +83,17 @@ class EchoEngine:
         self.closed = True
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def write_checkpoint(tmp_path: Path) -> Path:
     config = {"model_type": "llama", "vocab_size": 10, "tie_word_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = {"a.weight": torch.zeros(4, 2), "b.weight": torch.zeros(3, dtype=torch.bfloat16)}
     save_file({**tensors, "lm_head.weight": torch.zeros(4, 2)}, tmp_path / "model.safetensors")
     return tmp_path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path)
 
 
 def make_spec(checkpoint: Path) -> RolloutSpec:
@@ -204,6 +208,23 @@ def test_tied_output_layer_may_come_along(engines: list[EchoEngine], checkpoint:
     worker.receive_weights(offer(2, METAS))
     with pytest.raises(WeightSyncError, match=r"b\.weight .*missing"):
         worker.receive_weights(offer(3, (METAS[0], head)))
+
+
+def test_an_update_brings_every_weight_of_the_model_and_no_other() -> None:
+    shapes = {"a": (4, 2), "lm_head.weight": (4, 2)}  # a model with an output layer of its own
+    body, head = (
+        TensorMeta("model.a", "float32", (4, 2)),
+        TensorMeta("lm_head.weight", "float32", (4, 2)),
+    )
+    require_complete(offer(1, (body, head)), shapes)
+    other = TensorMeta("model.b", "float32", (4, 2))
+    for metas, wrong in (
+        ((body,), r"lm_head\.weight .*missing"),
+        ((body, head, other), r"b is unknown in the engine and \(4, 2\)"),
+    ):
+        with pytest.raises(WeightSyncError, match=wrong) as caught:
+            require_complete(offer(6, metas), shapes)
+        assert caught.value.where == "update to version 6"
 
 
 def test_an_untied_checkpoint_is_not_for_a_tied_engine(
