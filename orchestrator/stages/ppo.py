@@ -413,7 +413,7 @@ def _build(
     return critic.build_experience(works, rollouts, old, reference, values, scores, shaping)
 
 
-def _step_plan(run: _Run, iteration: int, group: Trainer, kept: IntArray) -> StepPlan:
+def _step_plan(run: _Run, iteration: int, group: Trainer) -> StepPlan:
     settings = run.session.config.algorithm
     return StepPlan(
         ranks=group.size,
@@ -421,7 +421,7 @@ def _step_plan(run: _Run, iteration: int, group: Trainer, kept: IntArray) -> Ste
         per_step=settings.sequences_per_minibatch,
         epochs=settings.epochs,
         seed=(run.session.seed(run.stage, "minibatches", iteration),),
-        uneven=bool(len(kept) % settings.sequences_per_minibatch),
+        uneven=True,  # after a dropped sequence
         packed=group.packed,
     )
 
@@ -452,7 +452,7 @@ def _update_policy(
     run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
 ) -> Answer[list[StepStats]]:
     settings, policy = run.session.config.algorithm, run.session.fleet.policy
-    plan = _step_plan(run, iteration, policy, kept)
+    plan = _step_plan(run, iteration, policy)
     steps = batching.policy_steps(
         kept, *_lengths(rollouts, kept), plan, _pretraining_mix(run, plan, kept)
     )
@@ -475,7 +475,7 @@ def _update_critic(
     run: _Run, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
 ) -> Answer[list[StepStats]]:
     critic = run.session.fleet.critic
-    plan = _step_plan(run, iteration, critic, kept)
+    plan = _step_plan(run, iteration, critic)
     steps = batching.critic_steps(kept, *_lengths(rollouts, kept), plan)
     return critic.update(steps, experience, run.session.config.algorithm.value_clip)
 

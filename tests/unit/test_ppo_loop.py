@@ -341,6 +341,8 @@ class TestLedger:
         assert len(run.series("ppo/score_mean")) == 2
         assert len(run.hub.facts("policy.update")) == 2
         assert run.session.findings.ledger == LedgerTotals(64, 32, 32)
+        for name in SCORERS:  # no pass is left behind that nobody waited for
+            assert run.hub.names("result").count(name) == run.hub.names().count(name)
         assert "ppo" in run.session.checkpoints
 
     def test_three_iterations_in_a_row_without_a_reward_end_the_run(self, tmp_path: Path):
