@@ -84,10 +84,15 @@ def test_pretraining_examples_beside_sequences(
     assert pretraining_examples(config(ptx=ptx), sequences) == expected
 
 
-def test_a_step_takes_text_in_documents_or_in_full_rows() -> None:
-    rows = config(ptx=PtxConfig(documents_per_episode=0.5, rows_per_episode=2.0))
-    sizes = ppo_arithmetic(rows, StageName.ppo_ptx)
-    assert (sizes.documents_per_step, sizes.text_rows_per_step) == (0, 18)  # beside 9 sequences
+@pytest.mark.parametrize(("rows", "expected"), [(2.0, (0, 18)), (0.5, (0, 4)), (0.0, (27, 0))])
+def test_a_step_takes_text_in_documents_or_in_full_rows(
+    rows: float, expected: tuple[int, int]
+) -> None:
+    settings = config(ptx=PtxConfig(documents_per_episode=3.0, rows_per_episode=rows))
+    sizes = ppo_arithmetic(settings, StageName.ppo_ptx)
+    assert (sizes.documents_per_step, sizes.text_rows_per_step) == expected  # beside 9 sequences
+    plain = ppo_arithmetic(settings, StageName.ppo)
+    assert (plain.documents_per_step, plain.text_rows_per_step) == (0, 0)
 
 
 @pytest.mark.parametrize(
