@@ -19,12 +19,18 @@ import hypothesis.strategies
 import numpy as np
 import omegaconf
 import pytest
+import ray
+import rich.live
+import safetensors.torch
 import torch
 import transformers
+import transformers.modeling_utils
 
 from mutants.operators import Mutant
 
-SLOW_LIBRARIES = (hypothesis, np, omegaconf, torch, transformers)
+SLOW_LIBRARIES = (
+    hypothesis, np, omegaconf, ray, rich, safetensors, torch, transformers.modeling_utils,
+)  # fmt: skip
 
 
 class _MutantLoader(importlib.machinery.SourceFileLoader):

@@ -5,35 +5,37 @@ from __future__ import annotations
 from mutants.operators import Mutant
 
 _LOSSES, _REDUCTIONS = "tests/unit/test_ops_losses.py", "tests/unit/test_ops_reductions.py"
-_LOOP = ("tests/unit/test_wiring.py", "tests/unit/test_ppo_loop.py")
+_SHAPES = "tests/unit/test_ops_shapes.py"
+_LOOP = tuple(f"tests/unit/test_{name}.py" for name in ("ppo_record", "wiring", "ppo_loop"))
 _GOING_ON = (
     "tests/unit/test_recovery.py",
     "tests/unit/test_resume_stages.py",
     "tests/unit/test_ahead.py",
 )
 _TRAINERS = "tests/unit/test_trainer_updates.py"
+_LOADED = "tests/unit/test_loaded_models.py"
 _ENGINE, _FROZEN = "tests/unit/test_rollout_worker.py", "tests/unit/test_frozen_roles.py"
 
 # file -> its tests, those that notice most first
 TESTS: dict[str, tuple[str, ...]] = {
-    "workers/ops/advantages.py": ("tests/unit/test_ops_advantages.py",),
+    "workers/ops/advantages.py": ("tests/unit/test_ops_advantages.py", _SHAPES),
     "workers/ops/kl.py": (_REDUCTIONS, _LOSSES),
     "workers/ops/linear_logprobs.py": ("tests/unit/test_ops_linear_logprobs.py",),
     "workers/ops/logprobs.py": (_REDUCTIONS, "tests/unit/test_ops_linear_logprobs.py"),
-    "workers/ops/losses.py": (_LOSSES,),
-    "workers/ops/masks.py": (_REDUCTIONS, _LOSSES),
-    "workers/ops/stats.py": (_LOSSES,),
+    "workers/ops/losses.py": (_LOSSES, _SHAPES),
+    "workers/ops/masks.py": (_REDUCTIONS, _LOSSES, _SHAPES),
+    "workers/ops/stats.py": (_LOSSES, _SHAPES),
     "workers/experience.py": ("tests/unit/test_experience.py", _TRAINERS),
     "workers/schedule.py": ("tests/unit/test_schedule.py",),
     "workers/averaging.py": (_TRAINERS,),
-    "workers/policy.py": (_TRAINERS,),
-    "workers/critic.py": (_TRAINERS, "tests/unit/test_critic.py"),
+    "workers/policy.py": (_TRAINERS, _LOADED),
+    "workers/critic.py": (_TRAINERS, _LOADED, "tests/unit/test_critic.py"),
     "workers/scoring.py": (_TRAINERS, _FROZEN),
-    "workers/passes.py": ("tests/unit/test_passes.py",),
+    "workers/passes.py": ("tests/unit/test_routes.py", "tests/unit/test_passes.py"),
     "workers/padding.py": ("tests/unit/test_padding.py", "tests/unit/test_passes.py"),
     "workers/generation.py": (_ENGINE, "tests/unit/test_generation_job.py"),
-    "workers/rollout.py": (_ENGINE,),
-    "workers/reward.py": (_FROZEN, "tests/unit/test_reward_function.py"),
+    "workers/rollout.py": (_ENGINE, "tests/unit/test_rollout_calls.py"),
+    "workers/reward.py": (_LOADED, _FROZEN, "tests/unit/test_reward_function.py"),
     "orchestrator/derive.py": ("tests/unit/test_wiring.py", "tests/unit/test_reward_spec.py"),
     "orchestrator/batching.py": ("tests/unit/test_batching.py",),
     "orchestrator/arithmetic.py": ("tests/unit/test_wiring.py", "tests/unit/test_arithmetic.py"),
@@ -54,8 +56,18 @@ FILES = tuple(path for path in TESTS if path != "orchestrator/session.py")
 # Mutants that change nothing that anybody could see: file, part of the mutated line, why.
 EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/passes.py", ").abs() < close", "a difference equals the bound by accident alone"),
+    ("workers/passes.py", "clamp(min=2.0)", "a bound on rounding: twice as much does as well"),
+    ("workers/passes.py", "close = 0.0002", "a bound on rounding: twice as much does as well"),
+    ("workers/passes.py", "else 0.2", "a bound on rounding: twice as much does as well"),
+    ("workers/passes.py", "sent = torch.tensor([[[", "numbers of a probe: any do"),
+    ("workers/experience.py", "reshape(-2", "numpy takes any number below 0 for the rest"),
+    ("orchestrator/stages/ppo_passes.py", "strict=False", "columns of one record"),
+    ("orchestrator/statistics.py", "(first >= second)", "equal ones are ties before that"),
     ("workers/passes.py", "_PROBE = Ragged", "tokens of a probe: any do"),
     ("workers/passes.py", "cells = torch.tensor([", "cells of a probe: any do"),
+    ("workers/ops/logprobs.py", "masked_fill(p == 0, 1.0)", "times a probability of 0"),
+    ("orchestrator/batching.py", "heap = [(", "all ranks begin alike"),
+    ("orchestrator/text_rows.py", "_AT_ONCE = 65", "how many documents are read at a time"),
     ("workers/ops/linear_logprobs.py", "dim=1)", "the last of two axes is axis 1"),
     ("workers/ops/losses.py", "zero = (torch.ones_like(values))", "masked terms are all alike"),
     ("workers/policy.py", "ppo_stats((new),", "it takes no gradient"),
@@ -63,7 +75,6 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/experience.py", "ids[:9]", "how many sequences a message names"),
     ("workers/experience.py", "len(ids) > 9", "how many sequences a message names"),
     ("workers/scoring.py", "np.ones(0,", "is empty"),
-    ("workers/critic.py", "np.ones(0,", "is empty"),
     ("workers/critic.py", "value_stats((values),", "it takes no gradient"),
     ("workers/rollout.py", "GenerationRequest(1, prompt", "a token that nobody reads"),
     ("workers/padding.py", "np.ones(0,", "is empty"),
