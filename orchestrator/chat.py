@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.command import exit_code
+from orchestrator.command import exit_code, visible
 from workers.errors import ConfigError, RoleError
 from workers.http_answer import ask
 
@@ -58,6 +58,8 @@ class Endpoint:
             content = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
             raise self._error("its answer is no chat completion") from error
+        if not isinstance(content, str | None):
+            raise self._error("its answer is no chat completion")
         return content or ""
 
     def _first_model(self) -> str:
@@ -124,7 +126,7 @@ def _talk(options: argparse.Namespace) -> None:
     with client:
         endpoint = Endpoint(client, options.model, settings)
         for reply in dialogue(_lines(), endpoint, options.system):
-            sys.stdout.write(f"{reply}\n")
+            sys.stdout.write(f"{visible(reply)}\n")
             sys.stdout.flush()
 
 

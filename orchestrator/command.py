@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -27,6 +28,9 @@ _INTERRUPTED = 130  # 128 + SIGINT
 _BROKEN_INSTALLATION = UnsupportedPlatformError.exit_code
 _ROOT = Path(__file__).resolve().parent.parent
 _OURS = tuple(f"{_ROOT / name}{os.sep}" for name in ("orchestrator", "workers"))
+# A terminal acts on control characters: a sampled text could clear it or change its title. Colours
+# (what rich writes itself) do no harm.
+_ACTS = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST = 300  # characters of an error's own words
 
 
@@ -105,10 +109,19 @@ def tell(text: str) -> None:
 def say(text: str) -> None:
     """Write to stderr, where there is one that takes it."""
     try:
-        sys.stderr.write(text)
+        sys.stderr.write(visible(text))
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # closed, full, or none: nowhere left to say it
         return
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes, but for line ends, tabs and colours."""
+    return _ACTS.sub(lambda found: found[0] if len(found[0]) > 1 else _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def prepare_streams() -> None:

@@ -21,6 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.command import visible
+
 Clock = Callable[[], float]
 
 # How headline values are shown; others appear under their own name.
@@ -194,6 +196,7 @@ class LiveView:
 
     def note(self, text: str) -> None:
         """Tell the person something that happened."""
+        text = visible(text)
         with self._lock:
             self._state.notes.append(text)
             if self._lines:

@@ -9,6 +9,8 @@ from typing import Literal, TextIO
 
 from rich.console import Console, RenderableType
 
+from orchestrator.command import visible
+
 _PIPE_WIDTH = 100  # columns where there is no terminal to ask
 # bars, the brackets around trained text, and what stands for text left out; one column each
 _ASCII = str.maketrans({"\u2588": "#", "\u27e6": "{", "\u27e7": "}", "\u2026": "~"})
@@ -46,7 +48,7 @@ def rendered(what: RenderableType, stream: TextIO | None = None) -> str:
         file=page, markup=False, emoji=False, highlight=False, width=target.width,
         force_terminal=target.is_terminal, color_system=_colours(target),
     ).print(what)  # fmt: skip
-    text = page.getvalue()
+    text = visible(page.getvalue())
     return text.translate(_ASCII) if target.options.ascii_only else text
 
 

@@ -1,4 +1,7 @@
-"""A disk that is full or read-only, as an error that says so."""
+"""A disk that is full or read-only, as an error that says so.
+
+Nothing that has to be installed is imported when this file is: commands say what is missing.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING
 
 from workers.errors import CheckpointError, RehearsalError
-from workers.messages import FileRecord
+
+if TYPE_CHECKING:
+    from workers.messages import FileRecord
 
 _LEAST_BYTES = 16 << 20  # Ray's servers wait for a minute and end where there is less
 _GONE, _CLOSED = "put the folder back", "let this user write there"
@@ -42,7 +46,9 @@ def writing(where: Path, what: str) -> Iterator[None]:
         yield
     except RehearsalError:  # some of them are an OSError too
         raise
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
         reason = getattr(error, "strerror", None) or error
         mend = _MENDS.get(_number(error), "free space on that disk")
         raise CheckpointError(
@@ -123,6 +129,8 @@ def _umask() -> int:
 
 def settle(path: Path) -> FileRecord:
     """Have a written file on disk for good; its size and hash as they are there."""
+    from workers.messages import FileRecord
+
     with path.open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()

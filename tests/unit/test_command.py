@@ -242,3 +242,20 @@ def test_a_run_goes_on_when_the_reader_of_its_output_leaves(
     (tmp_path / "left").touch()
     assert process.wait(timeout=60) == 0
     assert (tmp_path / "done").read_text() == "whole"
+
+
+def test_control_characters_of_texts_never_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = "\x1b]0;title\x07\x1b[2Ja\rb\x9b31m\tc\nd"
+    seen = r"\x1b]0;title\x07\x1b[2Ja\rb\x9b31m" + "\tc\nd"
+    assert command.visible(evil) == seen
+    assert command.visible("\x1b[1;31mred\x1b[0m \u00e9\u2588\u200d") == (
+        "\x1b[1;31mred\x1b[0m \u00e9\u2588\u200d"
+    )
+    command.say(evil)
+    assert capsys.readouterr().err == seen
+    table = Table()
+    table.add_row("x\x1b[2Jy\x9bz")
+    assert not set("\x9b") & set(rendered(table))
+    assert "\x1b[2J" not in rendered(table)
