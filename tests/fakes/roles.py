@@ -633,6 +633,7 @@ class FakeRoles:
         self.hub = hub
         self._sizes = sizes
         self.replaced: list[str] = []
+        self.brought_up: list[RoleName] = []
         self.rollout = FakeRollout(hub, sizes.get("rollout", 1))
         self.reward = FakeReward(hub, sizes.get("reward", 1))
         self.reference = FakeReference(hub, sizes.get("reference", 1))
@@ -640,7 +641,7 @@ class FakeRoles:
         self.critic = FakeCritic(hub, sizes.get("critic", 1))
 
     def bring_up(self, *names: RoleName) -> None:
-        del names
+        self.brought_up += names
 
     def replace_lost(self) -> list[str]:
         """The new groups know nothing of what the lost ones held."""

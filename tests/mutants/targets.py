@@ -6,7 +6,9 @@ from mutants.operators import Mutant
 
 _LOSSES, _REDUCTIONS = "tests/unit/test_ops_losses.py", "tests/unit/test_ops_reductions.py"
 _SHAPES = "tests/unit/test_ops_shapes.py"
-_LOOP = tuple(f"tests/unit/test_{name}.py" for name in ("ppo_record", "wiring", "ppo_loop"))
+_LOOP = tuple(
+    f"tests/unit/test_{name}.py" for name in ("ppo_record", "ppo_course", "wiring", "ppo_loop")
+)
 _GOING_ON = (
     "tests/unit/test_recovery.py",
     "tests/unit/test_resume_stages.py",
@@ -80,6 +82,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/padding.py", "np.ones(0,", "is empty"),
     ("workers/ops/linear_logprobs.py", "strict=False", "both are split alike"),
     ("orchestrator/stages/ppo_scores.py", "strict=False", "columns of one record"),
+    ("orchestrator/stages/ppo.py", "version=1,", "the first sync gives it its number"),
     ("orchestrator/batching.py", "longest = used = 1", "the first item starts a group"),
     ("workers/rollout.py", "= -2", "an engine that holds nothing has any negative version"),
 )
