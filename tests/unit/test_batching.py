@@ -158,6 +158,7 @@ def test_minibatches_must_divide_unless_told() -> None:
     assert "sequences_per_minibatch" in caught.value.mend
     assert [len(s) for s in minibatches(np.arange(11), 4, (0,), uneven=True)] == [4, 4, 3]
     assert [len(s) for s in minibatches(np.arange(9), 4, (0,), uneven=True)] == [3, 3, 3]
+    assert [len(s) for s in minibatches(np.arange(3), 1, (0,))] == [1, 1, 1]
 
 
 def test_critic_steps_carry_the_global_counts() -> None:
@@ -206,6 +207,11 @@ def test_policy_steps_join_text_to_every_step() -> None:
             assert ptx is not None
             found += [len(row) for m in ptx.micro_batches for row in m.tokens.rows()]
         assert sorted(found) == lengths_of_step
+    (alone,) = policy_steps(ids, lengths, lengths, dataclasses.replace(plan, ranks=1), texts)
+    assert [sorted(s.ppo.work.ids.tolist()) for s in alone] == [
+        sorted(np.concatenate([steps[n].ppo.work.ids for steps in by_rank]).tolist())
+        for n in (0, 1)
+    ]
     plain = policy_steps(ids, lengths, lengths, plan)
     assert all(step.ptx is None for steps in plain for step in steps)
     for joined, bare in zip(by_rank, plain, strict=True):

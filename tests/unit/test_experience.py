@@ -13,6 +13,7 @@ from workers.experience import (
     gather_fields,
     gather_rollouts,
     gather_scores,
+    told,
     whitening_moments,
 )
 from workers.messages import (
@@ -190,6 +191,14 @@ def test_missing_and_repeated_sequences_are_refused() -> None:
         build_experience(rollouts, old, short, values, scores, SHAPING)
     with pytest.raises(LedgerError, match="100 appears twice"):
         gather_fields([old, short], old.ids)
+
+
+def test_a_failure_is_told_with_the_words_of_the_reward_where_it_said_some() -> None:
+    ids, values = np.arange(3), np.full(3, np.nan, np.float32)
+    reasons = ("down", "", "no answer")
+    scores = Scores(ids, values, reasons, ("KeyError: 3", "", ""))
+    assert told(scores) == ["down: KeyError: 3", "no answer"]
+    assert told(Scores(ids, values, reasons)) == ["down", "no answer"]
 
 
 def test_gathering_picks_across_shards_in_the_asked_order() -> None:

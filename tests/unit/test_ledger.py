@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.ledger import Ledger, LedgerSummary
+from orchestrator.ledger import Ledger, LedgerSummary, from_ranges, ranges
 from workers.errors import LedgerError
 
 
@@ -64,6 +64,12 @@ def test_a_saved_ledger_goes_on_where_it_stopped(ids: set[int], modulus: int) ->
     with pytest.raises(LedgerError, match="generated twice"):
         resumed.generated([min(ids)])
     resumed.generated([201])
+
+
+def test_ranges_hold_their_first_and_their_last_id() -> None:
+    assert ranges([5, 1, 9, 2, 3, 7, 8]) == [[1, 3], [5, 5], [7, 9]]
+    assert from_ranges([[1, 3], [5, 5], [7, 9]]) == [1, 2, 3, 5, 7, 8, 9]
+    assert ranges([]) == from_ranges([]) == []
 
 
 def test_state_keeps_ids_as_ranges() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_trainer_updates import ready
 
 from workers import models, reward
 from workers.critic import CriticWorker
-from workers.messages import TensorMeta, WeightOffer
+from workers.messages import Ragged, TensorMeta, WeightOffer
 from workers.policy import PolicyWorker
 from workers.specs import FrozenModelSpec, GroupSpec, RewardSpec, TrainModelSpec
 
@@ -75,6 +76,37 @@ def test_a_reward_model_is_loaded_as_its_spec_says(
     assert (info.role, info.rank, info.device) == ("reward", 4, "cpu")
     assert loads == [("FOLDER", OPTIONS)]
     assert bridged == [(spec, model)]
+
+
+def test_a_row_without_tokens_has_no_reward_and_keeps_the_reason_it_came_with(
+    loads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Ragged.from_rows([[], [], [1, 2], [3, 4, 5]], "int32")
+    reasons = ["", "does not fit", "", ""]
+    monkeypatch.setattr(reward, "_make_bridge", lambda *_: lambda *_: (rows, reasons))
+    stub = SimpleNamespace(passes=None, budget=9, device="cpu")
+    monkeypatch.setattr(reward, "FrozenModel", lambda *_: stub)
+    monkeypatch.setattr(reward, "read_shape", lambda _: SimpleNamespace(positions=2))
+    scored: list[list[list[int]]] = []
+
+    def score(passes: Any, fitting: Ragged, budget: int, device: str) -> Any:
+        scored.append([row.tolist() for row in fitting.rows()])
+        assert (budget, device) == (9, "cpu")
+        return np.array([1.5], np.float32)
+
+    monkeypatch.setattr(reward, "sequence_scores", score)
+    model = FrozenModelSpec("FOLDER", "bfloat16", "cpu", 1, 9)
+    found = reward._ModelScorer(RewardSpec(model, "", "", "text", "POLICY", 0.0, 0), model)(
+        None,
+        {},  # type: ignore[arg-type]
+    )
+    assert scored == [[[1, 2]]]
+    assert found.reasons == [
+        "reward model: no tokens", "does not fit", "", "reward model: more than its 2 tokens",
+    ]  # fmt: skip
+    assert np.isnan(found.values).tolist() == [True, True, False, True]
+    assert found.values[2] == 1.5
+    assert found.words == [""] * 4
 
 
 META = TensorMeta("weight", "float32", (2,))

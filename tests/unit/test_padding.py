@@ -44,7 +44,9 @@ def test_the_first_token_is_never_a_target(lay) -> None:
 @pytest.mark.parametrize("rows", [[], [[]]])
 def test_a_batch_without_work_still_makes_a_prediction_that_counts_for_nothing(lay, rows) -> None:
     laid = lay(ragged(rows))
-    assert laid.input_ids.shape == (1, 2)
+    assert laid.input_ids.shape == laid.attention_mask.shape == (1, 2)
+    assert bool(laid.attention_mask.all()) == (not rows)  # a dummy's two tokens see each other
+    assert laid.position_ids.tolist() == [[0, 1]]
     assert not len(response_cells(laid, np.zeros(len(rows), np.int64)))
     assert not len(target_cells(laid, ragged(rows, bool)))
 

@@ -96,12 +96,17 @@ def batches(run: Run) -> int:
 
 
 @pytest.mark.parametrize("verb", ["policy.update", "critic.update", "policy.logprobs"])
-def test_finished_sequences_outlive_a_trainer(tmp_path: Path, undisturbed: Run, verb: str) -> None:
+def test_finished_sequences_outlive_a_trainer(
+    tmp_path: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
     run = Run(tmp_path, _config())
+    notes: list[str] = []
+    monkeypatch.setattr(run.session.live, "note", notes.append)
     run.hub.faults.deaths[verb] = {2}
     go(run)
     assert _traces(run) == _traces(undisturbed)
     assert batches(run) == batches(undisturbed)
+    assert "16 sequences are there already" in notes
 
 
 def test_but_not_a_node_with_an_engine_on_it(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.config import Config, RewardConfig, RewardKind, TextBridge
-from orchestrator.derive import judge_spec, reward_spec
+from orchestrator.config import Config, Packing, RewardConfig, RewardKind, TextBridge
+from orchestrator.derive import judge_spec, packed, reward_spec
 
 
 def _config(kind: RewardKind) -> Config:
@@ -34,6 +34,17 @@ def test_a_judging_model_is_a_model_whatever_rewards_ppo(kind: RewardKind) -> No
     assert spec.model is not None
     assert (spec.model.checkpoint, spec.model.micro_batch_tokens) == ("judge", 321)
     assert (spec.function, spec.bridge, spec.policy_checkpoint) == ("", "text", "policy")
+
+
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize("may", [False, True])
+def test_sequences_are_packed_where_that_is_wanted_and_the_model_allows_it(
+    monkeypatch: pytest.MonkeyPatch, packing: Packing, may: bool
+) -> None:
+    monkeypatch.setattr("orchestrator.derive.may_pack", lambda path, attention: may)
+    config = Config()
+    config.trainer.packing = packing
+    assert packed(config, "folder") == (may and packing is Packing.auto)
 
 
 def test_the_reward_model_of_ppo_is_the_one_given() -> None:

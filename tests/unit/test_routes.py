@@ -47,6 +47,8 @@ class Toy(nn.Module):
             logits = 3.0 * torch.tanh(logits / 3.0)
         if self.family == "far":  # a cap that small logits do not feel
             logits = 30.0 * torch.tanh(logits / 30.0)
+        if self.family == "favours":  # the tokens of the trial are likelier than they look
+            logits = logits + 5.0 * (torch.arange(VOCABULARY) < 4)
         if self.family == "scaled":
             logits = logits * 1.005
         if self.family == "centred":  # what a token is given depends on all the others
@@ -96,8 +98,15 @@ def test_rounding_hides_no_route_and_half_a_percent_is_no_rounding(dtype: torch.
         assert ModelPasses(Toy("scaled").to(dtype)).route == "selected"  # type: ignore[arg-type]
 
 
-def test_a_cap_is_found_that_small_logits_do_not_feel() -> None:
-    assert ModelPasses(Toy("far")).route == "selected"  # type: ignore[arg-type]
+@pytest.mark.parametrize("family", ["far", "favours"])
+def test_what_a_model_does_to_its_logits_is_found_whichever_way_it_moves_them(family: str) -> None:
+    assert ModelPasses(Toy(family)).route == "selected"  # type: ignore[arg-type]
+
+
+def test_rounding_of_large_logits_hides_no_route() -> None:
+    toy = Toy("plain")
+    toy.head.weight.data *= 40.0
+    assert ModelPasses(toy.bfloat16()).route == "chunked"  # type: ignore[arg-type]
 
 
 def test_a_route_that_costs_memory_is_said(caplog: pytest.LogCaptureFixture) -> None:

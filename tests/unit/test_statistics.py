@@ -186,6 +186,9 @@ def test_repeating_a_trial_in_its_cluster_adds_no_evidence() -> None:
 def test_where_no_variance_shows_clusters_count_as_one_trial() -> None:
     all_right = clustered_rate([1.0] * 60, np.repeat(range(20), 3))
     assert (all_right.low, all_right.high) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    alike = clustered_rate([1.0, 0.0, 0.0, 1.0], [0, 0, 1, 1])  # both half right: no spread
+    # Wilson, one of two trials: half width 1.95996 sqrt(.125 + 3.84146 / 16) / 2.92073.
+    assert (alike.low, alike.high) == pytest.approx((0.09453, 0.90547), abs=1e-5)
     one_cluster = clustered_rate([1.0, 0.0, 1.0, 1.0], [5, 5, 5, 5])
     # Wilson, .75 of one trial: centre 2.67073 / 4.84146, half width .40483 sqrt(.1875 + .96036).
     assert (one_cluster.low, one_cluster.high) == pytest.approx((0.11791, 0.98537), abs=2e-5)

@@ -76,6 +76,22 @@ def test_text_without_a_token_is_refused() -> None:
     assert caught.value.where == "data.files.pretraining"
 
 
+def test_so_many_documents_in_a_row_may_be_empty_and_text_between_them_starts_the_count_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.text_rows._MOST_EMPTY", 3)
+
+    def rows(*lengths: int) -> TextRows:
+        text = [[7] * lengths[i % len(lengths)] for i in range(64)]
+        return TextRows(lambda first, count: document_batch(text[first : first + count]), 4, True)
+
+    assert text(rows(0, 0, 0, 1).take(0, 2)) == [[7] * 4] * 2
+    with pytest.raises(DataError, match="3 documents"):
+        rows(0, 0, 0, 0, 4).take(0, 1)
+    with pytest.raises(DataError, match="3 documents"):
+        rows(4, 0, 0, 0, 0).take(0, 2)
+
+
 def test_full_rows_beside_rows_of_one_document_keep_their_positions() -> None:
     both = stack_batches(document_batch([[7, 8, 9]]), TextRows(Stream(), 4, apart=True).take(0, 1))
     assert both.positions is not None

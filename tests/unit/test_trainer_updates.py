@@ -445,6 +445,8 @@ def test_the_average_takes_in_every_step_that_was_taken(applied: bool) -> None:
 def test_a_broken_loss_names_its_sequences_and_changes_nothing() -> None:
     batch = experience()
     batch.old_logprobs.values[3:5] = np.nan  # of sequence 12
+    batch.old_logprobs.values[5] = np.inf  # of sequence 13: its ratio is 0, and the loss finite
+    batch.advantages.values[0] = 0.0  # of sequence 11, whose terms are 0
     worker = ready(PolicyWorker(0))
     engine = worker.engine
     with pytest.raises(NonFiniteError, match="policy loss is not finite; rows 12") as caught:
