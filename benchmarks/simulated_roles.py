@@ -201,6 +201,7 @@ class SimRollout(SimGroup):
         self.engines = Engines(clock, size, continuous=continuous)
         self.lengths = lengths
         self.admitted: list[tuple[float, int]] = []  # since when, version
+        self.ranks = list(range(size))
 
     def start(self, spec: object, version: int) -> SimAnswer[list[RoleInfo]]:
         self.admitted.append((self.clock.now, version))
@@ -238,6 +239,9 @@ class SimRollout(SimGroup):
                 np.full(len(ids), Finish.STOP.value, np.int64), np.stack([first, last], axis=1),
             ),
         )  # fmt: skip
+
+    def join(self) -> None:
+        """No engine is ever lost."""
 
     def receive_weights(self, offer: WeightOffer) -> SimAnswer[list[WeightReceipt]]:
         """Behind the calls that are running, unless these are paused."""

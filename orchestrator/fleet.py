@@ -98,16 +98,16 @@ class Fleet:
             watch=self.watch,
             announce=self._announce,
             lost=self._lost,
-            discarded=self._discarded,
+            given_up=self._given_up,
         )
 
-    def _lost(self, worker: str, error: RehearsalError) -> None:
+    def _lost(self, worker: str, error: RehearsalError, discarded: int) -> None:
         if self._losses is not None:
-            self._losses.add([worker], error)
+            self._losses.add([worker], error, discarded)
 
-    def _discarded(self, replies: int) -> None:
+    def _given_up(self, worker: str, error: RehearsalError) -> None:
         if self._losses is not None:
-            self._losses.discarded += replies
+            self._losses.give_up(worker, error)
 
     def _announce(self) -> None:
         """Keep who is where, for people and tools that look for a process of the run."""
@@ -167,11 +167,13 @@ class Fleet:
 
     def _names(self, name: RoleName) -> list[str]:
         group = self._groups.get(name)
-        return [group.name(rank) for rank in range(group.size)] if group is not None else []
+        return [group.name(rank) for rank in group.ranks] if group is not None else []
 
     def _end(self, name: RoleName, why: str) -> None:
         """End a group that is to be made anew."""
-        for worker in self._names(name):
+        group = self._groups[name]
+        workers = [group.name(rank) for rank in range(group.size)]
+        for worker in filter(self.watch.comes_back, workers):
             self.watch.require_restart(worker, why)
         self._groups.pop(name).kill()
 
@@ -183,7 +185,9 @@ class Fleet:
         except RehearsalError:
             return self._names(RoleName.rollout)
         return [
-            rollout.name(n) for n, s in enumerate(states) if s.version >= 0 and s.status == "empty"
+            rollout.name(rank)
+            for rank, state in zip(rollout.ranks, states, strict=True)
+            if state.version >= 0 and state.status == "empty"
         ]
 
     def holds(self, name: RoleName) -> bool:

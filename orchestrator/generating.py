@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
 
 from orchestrator.account import Account
-from orchestrator.dispatch import Dispatch
+from orchestrator.dispatch import NOT_SENT, Dispatch, Hand
 from orchestrator.handles import Generation, Rollouts, joined
 from orchestrator.waiting import Arrivals
 from workers.errors import RoleDiedError, RoleError, RoleHungError
-from workers.messages import GenerationRequest, RolloutSummary
+from workers.messages import RolloutSummary
 
-Ask = Callable[[int, int, list[GenerationRequest]], None]  # rank, version, what it owes
-Again = Callable[[str, RoleError], None]  # the engine's name, and how it was lost
+Send = Callable[[Hand, int], None]  # a hand, and the version that samples it
+Lost = Callable[[str, RoleError], None]  # the engine's name, and how it was lost
 
 
 class Generating(Generation):
@@ -22,41 +20,43 @@ class Generating(Generation):
 
     def __init__(
         self,
-        call: int,
         dispatch: Dispatch,
         arrivals: Arrivals,
         account: Account,
         *,
         together: bool,
-        ask: Ask | None = None,
-        again: Again | None = None,
+        send: Send | None = None,
+        lost: Lost | None = None,
     ) -> None:
-        """Follow calls that were started.
+        """Follow calls that are started.
 
         Args:
-            call: Their number.
-            dispatch: Who was asked for what.
+            dispatch: Who is asked for what.
             arrivals: Listens to them.
             account: Is told when they ran.
             together: What several engines give is one part.
-            ask: Starts another call, on an engine that was made anew.
-            again: Makes an engine anew and has every open generation ask it; None: a loss ends
-                the generation.
+            send: Asks an engine for a hand.
+            lost: Has other engines asked for what a lost one owes, here and in every other open
+                generation; None: a loss ends the generation.
         """
-        self.call = call
         self._account = account
         self.arrivals = arrivals
         self._dispatch = dispatch
         self._together = together
-        self._ask = ask
-        self._again = again
+        self._send = send
+        self._lost = lost
         self._parts: list[Rollouts] = []
-        self._from: list[int] = []  # rank that each part came from
+        self._places: list[int] = []  # of each part, in the order of the first deal
+
+    @property
+    def hands(self) -> list[Hand]:
+        """What is still wanted, of whom."""
+        return self._dispatch.owed
 
     @property
     def owed(self) -> list[int]:
         """Ranks that have not given enough yet."""
-        return [rank for rank in self._dispatch.busy if self._dispatch.wanted(rank)]
+        return sorted({hand.rank for hand in self.hands})
 
     def parts(self) -> Iterator[Rollouts]:
         """Each part as soon as it is there."""
@@ -69,22 +69,30 @@ class Generating(Generation):
             seen += 1
 
     def result(self) -> Rollouts:
-        """All of them; in the order of the engines, whoever was faster."""
+        """All of them; in the order in which engines were first asked, whoever was faster."""
         while self._receive():
             pass
-        return joined([self._parts[n] for n in np.argsort(self._from, kind="stable")])
+        order = sorted(range(len(self._parts)), key=self._places.__getitem__)
+        return joined([self._parts[n] for n in order])
 
-    def ask_anew(self, rank: int, version: int) -> int:
-        """Forget the calls of an engine's old process, and ask the new one for what is owed.
+    def forget(self, rank: int) -> int:
+        """Do not listen to the calls of a process that is gone.
 
         Returns:
-            How many replies of the old one are thrown away.
+            How many of its replies are thrown away.
         """
-        thrown = self.arrivals.forget(rank)
-        owed = self._dispatch.unfinished(rank)
-        if owed and self._ask is not None:
-            self._ask(rank, version, owed)
-        return thrown
+        return self.arrivals.forget(rank)
+
+    def deal_again(self, rank: int, engines: Sequence[int]) -> None:
+        """Deal what a lost engine owes to others, without asking them yet."""
+        self._dispatch.deal_again(rank, engines)
+
+    def send(self, version: int) -> None:
+        """Ask for every hand that nobody was asked for."""
+        assert self._send is not None
+        for hand in self.hands:
+            if hand.call == NOT_SENT:
+                self._send(hand, version)
 
     def _receive(self) -> bool:
         """Wait for one more part; False when enough has come."""
@@ -94,9 +102,9 @@ class Generating(Generation):
         try:
             arrived = self.arrivals.next()
         except (RoleDiedError, RoleHungError) as error:
-            if self._again is None:
+            if self._lost is None:
                 raise
-            self._again(error.where, error)
+            self._lost(error.where, error)
             return self._receive()
         if arrived is None:
             raise RoleError(
@@ -109,5 +117,5 @@ class Generating(Generation):
         summary: RolloutSummary = reply.value
         self._dispatch.came_back(rank, summary.ids)
         self._parts.append(Rollouts((ref,), summary))
-        self._from.append(rank)
+        self._places.append(self._dispatch.place(summary.ids))
         return True

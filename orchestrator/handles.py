@@ -108,8 +108,8 @@ class Rollout(Protocol):
     """n independent generation engines."""
 
     @property
-    def size(self) -> int:
-        """Number of engines."""
+    def ranks(self) -> list[int]:
+        """Engines that calls go to; one that is being started again is not among them."""
         ...
 
     def start(self, spec: RolloutSpec, version: int) -> Answer[list[RoleInfo]]:
@@ -180,7 +180,11 @@ class Rollout(Protocol):
     refresh: Callable[[int, int], None] | None
 
     def replace_lost(self) -> list[str]:
-        """Make engines that died or hang anew, on the checkpoint they started on; names them."""
+        """Leave out engines that died or hang, and have them started again; names them."""
+        ...
+
+    def join(self) -> None:
+        """Take back engines that stand again; all are about to be given the same weights."""
         ...
 
     def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:

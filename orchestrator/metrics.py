@@ -132,6 +132,7 @@ _PPO = {
     "sync_bytes": Metric("bytes", "weights sent to each engine"),
     "sync_seconds": _seconds("weight sync: transfer, check, parity probe, admission"),
     "sync_transfer_seconds": _seconds("of these, until the engines hold the new weights"),
+    "engines": Metric("engines", "rollout engines that serve, lost ones left out", timing=True),
     "step_seconds": _seconds("one whole iteration"),
     "tokens_per_second": Metric("tokens/s", "response tokens trained a second", timing=True),
     **{f"seconds/{phase}": _seconds(f"phase {phase} of the iteration") for phase in PPO_PHASES},

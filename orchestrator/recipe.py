@@ -90,7 +90,7 @@ def run_recipe(
             error_logs=folder / "logs",
         ) as cluster,
     ):
-        losses = Losses(run_folder, position)
+        losses = Losses(run_folder, position, live.note)
         session = Session(
             config=config,
             folder=run_folder,
@@ -165,6 +165,7 @@ def summarise(session: Session) -> Summary:
         ),
         restarts=session.losses.count,
         discarded_replies=session.losses.discarded,
+        given_up=tuple(session.losses.given_up),
         roles=tuple(session.fleet.infos()),
         data=accounts(session.source),
     )

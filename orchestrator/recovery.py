@@ -82,7 +82,6 @@ def _replace(session: Session, error: RehearsalError) -> None:
         raise error
     session.losses.add(lost, error)
     session.outlived = Outlived(session.parts, session.losses.count)
-    session.live.note(f"{', '.join(lost)} lost in {session.position}: {error.what}")
 
 
 def _go_back(session: Session, beginning: dict[str, Any]) -> None:

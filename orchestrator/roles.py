@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -20,11 +21,13 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError
 
+from orchestrator.absence import Absence
 from orchestrator.account import Account
-from orchestrator.dispatch import Dispatch
+from orchestrator.dispatch import NOT_SENT, Dispatch, Hand
 from orchestrator.generating import Generating
 from orchestrator.handles import WHOLE, Experience, Fields, Generation, Ref, Rollouts, joined
 from orchestrator.processes import end_here
+from orchestrator.supervision import Status
 from orchestrator.waiting import (
     Arrivals,
     EngineLine,
@@ -107,8 +110,9 @@ class Launch:
     account: Account = field(default_factory=Account)
     watch: Watch | None = None
     announce: Callable[[], None] = lambda: None  # the processes of the group are known
-    lost: Callable[[str, RehearsalError], None] = lambda *_: None  # a worker, and how it showed
-    discarded: Callable[[int], None] = lambda _: None  # replies of a process that was given up
+    # a worker, how it showed, and how many of its replies are thrown away
+    lost: Callable[[str, RehearsalError, int], None] = lambda *_: None
+    given_up: Callable[[str, RehearsalError], None] = lambda *_: None  # the group goes on without
 
 
 def _fetch(refs: Sequence[Ref]) -> list[Any]:
@@ -296,6 +300,11 @@ class _Group:
         """Number of workers in the group."""
         return self._launch.workers
 
+    @property
+    def ranks(self) -> list[int]:
+        """Workers that calls go to."""
+        return list(range(self.size))
+
     def _all(
         self,
         doing: str,
@@ -314,9 +323,10 @@ class _Group:
             combine: Makes the answer of the group from those of the ranks.
             ranks: The chosen ones; None: all.
             starting: It imports or loads.
-            again: A worker that is lost meanwhile is made anew, and called again.
+            again: A worker that is lost meanwhile is made anew and called again, or left out.
         """
-        chosen = range(self.size) if ranks is None else ranks
+        chosen = list(self.ranks if ranks is None else ranks)
+        left_out: set[int] = set()
         seconds = self._launch.start_seconds if starting else self._launch.call_seconds
         account, calls = self._launch.account, dict[int, int]()
 
@@ -327,13 +337,16 @@ class _Group:
             return ref
 
         def once_more(number: int, error: RoleError) -> Any:
-            self._revive(chosen[number], error)
-            return start(chosen[number])
+            if self._recover(chosen[number], error):
+                return start(chosen[number])
+            left_out.add(chosen[number])
+            return None
 
         refs = [start(rank) for rank in chosen]
 
         def take(replies: list[Reply]) -> Any:
-            for rank, reply in zip(chosen, replies, strict=True):
+            answering = [rank for rank in chosen if rank not in left_out]
+            for rank, reply in zip(answering, replies, strict=True):
                 account.answered(self.role, rank, calls[rank], reply.spans)
             return combine([reply.value for reply in replies])
 
@@ -362,7 +375,12 @@ class _Group:
         assert self._launch.watch is not None, "lost workers are noticed by the watch"
         return self._launch.watch
 
-    def _revive(self, rank: int, error: RehearsalError) -> Any:
+    def _recover(self, rank: int, error: RoleError) -> bool:
+        """Do something about a worker that was lost; whether it can be called again now."""
+        self._revive(rank, error)
+        return True
+
+    def _revive(self, rank: int, error: RehearsalError) -> None:
         """End what is left of a worker and make it anew, with what it had been given.
 
         Raises:
@@ -377,11 +395,11 @@ class _Group:
                     raise
                 error = another
             else:
-                return self.actors[rank]
+                return
 
     def _replace(self, rank: int, error: RehearsalError) -> None:
         self._watch.require_restart(self.name(rank), error.what)
-        self._launch.lost(self.name(rank), error)
+        self._launch.lost(self.name(rank), error, 0)
         self._end([rank])
         self.actors[rank] = self._make(rank)
 
@@ -414,6 +432,10 @@ class _Group:
         self._launch.announce()
         return infos
 
+    def _remember_one(self, info: RoleInfo) -> None:
+        others = [each for each in self.infos if each.rank != info.rank]
+        self._remember(sorted([*others, info], key=lambda each: each.rank))
+
     def kill(self) -> None:
         """End every process of the group."""
         self._end(range(len(self.actors)))
@@ -421,7 +443,8 @@ class _Group:
 
     def _end(self, ranks: Sequence[int]) -> None:
         for rank in ranks:
-            ray.kill(self.actors[rank], no_restart=True)
+            if self.actors[rank] is not None:
+                ray.kill(self.actors[rank], no_restart=True)
             self._launch.account.left(self.role, rank)
         end_here([info for info in self.infos if info.rank in ranks], self.worker.__name__)
 
@@ -441,13 +464,33 @@ class RolloutGroup(_Group):
     concurrency = MappingProxyType({_CONTROL: 1, _HEALTH: 1})
 
     def __init__(self, launch: Launch) -> None:
+        self._absence = Absence(self)
         super().__init__(launch)
         self._calls = itertools.count()
         launch.account.ask.append(self._tell)
+        if launch.watch is not None:
+            launch.watch.meanwhile.append(self._meanwhile)
         self._open: list[Generating] = []  # in the order in which they were asked for
         self._spec: RolloutSpec | None = None
         self._served = _Served("", -1)
+        self._paused = False
+        self._changing = False  # engines are between two versions
+        self._waits = False  # for an engine to come back
         self.refresh: Callable[[int, int], None] | None = None
+
+    def _spawn(self) -> None:
+        watch = self._launch.watch
+        self.actors = [None] * self._launch.workers
+        for rank in range(self._launch.workers):
+            if watch is None or watch.comes_back(self.name(rank)):
+                self.actors[rank] = self._make(rank)
+            else:
+                self._absence.add(rank, given_up=True)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Engines that calls go to: none that is away."""
+        return [rank for rank in range(len(self.actors)) if rank not in self._absence]
 
     def prepare(self, engine: str) -> Pending[None]:
         """Import the engine while other roles start; nobody needs to wait for it."""
@@ -465,34 +508,144 @@ class RolloutGroup(_Group):
         )
 
     def replace_lost(self) -> list[str]:
-        """Make engines that died or hang anew; they hold the weights they once started on."""
-        lost = self._watch.lost([self.name(rank) for rank in range(self.size)])
-        if any(self.name(rank) in lost for each in self._open for rank in each.owed):
-            return []  # what they owe began under weights that are gone
-        for rank in range(self.size):
-            if self.name(rank) in lost:
-                self._renew(rank, RoleDiedError(self._watch.life(self.name(rank)).reason))
+        """Leave out engines that died or hang; names them.
+
+        None where one owes sequences that began under weights that are gone.
+        """
+        lost = self._watch.lost([self.name(rank) for rank in self.ranks])
+        gone = [rank for rank in self.ranks if self.name(rank) in lost]
+        if not self._paused and any(rank in each.owed for each in self._open for rank in gone):
+            return []
+        for rank in gone:
+            self._leave_out(rank, RoleDiedError(self._watch.life(self.name(rank)).reason))
+        self.join()
+        for each in self._open:
+            for rank in gone:
+                each.deal_again(rank, self.ranks)
         return lost
 
-    def _reload(self, rank: int) -> None:
-        """Start an engine anew and give it the weights that its peers serve."""
-        spec, served = self._spec, self._served
-        assert spec is not None, "start comes before any call that could be lost"
-        self._start_alone(rank)
-        if served.path:
-            self._one("load", rank, lambda a: a.load_checkpoint.remote(served.path, served.version))
+    def join(self) -> None:
+        """Take back engines that stand again; all are about to be given the same weights.
+
+        Where no other engine is left, waits until one stands.
+        """
+        if self.sampling:
+            self._tell()  # what a lost one owes can be dealt again as long as its peers hold this
+        self._absence.look()
+        sleeps = self._spec is not None and self._spec.sleep  # starts only while trainers rest
+        self._wait_until(lambda: not (sleeps and self._absence.coming))
+        self._wait_until(lambda: bool(self.ranks or self._absence.standing))
+        for rank in self._absence.standing:
+            self._absence.take(rank)
+
+    def _wait_until(self, there: Callable[[], bool]) -> None:
+        self._waits = True
+        try:
+            while not there():
+                self._watch.tick()
+                time.sleep(self._watch.poll_seconds)
+        finally:
+            self._waits = False
+
+    def _recover(self, rank: int, error: RoleError) -> bool:
+        """Go on without an engine; wait for one only if there is no other.
+
+        Raises:
+            RoleError: `error`, if there is no other and nobody holds the weights that it served, or
+                a typed error that says that it has used up its restarts.
+        """
+        if rank in self._absence:
+            return False
+        if self.ranks == [rank] and not (self._served.path or self.refresh):
+            raise error
+        self._leave_out(rank, error)
+        while not self.ranks:
+            self._wait_until(lambda: bool(self._absence.standing))
+            for each in self._absence.standing:
+                self._bring_in(each)
+        for generating in self._open:
+            generating.deal_again(rank, self.ranks)
+            if not self._paused:
+                generating.send(self._served.version)
+        return rank in self.ranks
+
+    def _leave_out(self, rank: int, error: RehearsalError) -> None:
+        thrown = sum([each.forget(rank) for each in self._open])
+        self._absence.add(rank)
+        self.failed(rank, error, thrown)
+        self._absence.look()
+
+    def _bring_in(self, rank: int) -> None:
+        """Give an engine that stands what its peers serve."""
+        path, version = self._served.path, self._served.version
+        try:
+            if path:
+                self._one("load", rank, lambda a: a.load_checkpoint.remote(path, version))
+            else:
+                assert self.refresh is not None, "looked at before"
+                self.refresh(rank, version)
+        except (RoleDiedError, RoleHungError) as error:
+            if error.where != self.name(rank):  # of another role that had to help
+                raise
+            self._absence.lost(rank, error)
         else:
-            assert self.refresh is not None, "looked at before the engine was ended"
-            self.refresh(rank, served.version)
+            self._absence.take(rank)
 
-    def _renew(self, rank: int, error: RehearsalError) -> None:
-        self._replace(rank, error)
-        self._start_alone(rank)
+    def _meanwhile(self, waited: Collection[str]) -> None:
+        """While the driver waits for whatever it is: engines come back, and lost ones are noticed.
 
-    def _start_alone(self, rank: int) -> None:
-        info = self._one("start", rank, lambda a: a.start.remote(self._spec, 0), starting=True)
-        self.infos[rank] = info
-        self._remember(self.infos)
+        Engines that are waited for are looked after by who waits.
+        """
+        self._absence.look()
+        for rank in self.ranks:
+            name = self.name(rank)
+            life = self._watch.life(name)
+            away = life.status is Status.dead and name not in waited
+            if away and not self._changing and self.ranks != [rank]:
+                self._recover(rank, RoleDiedError(life.reason, where=name))
+
+    def may_begin(self, rank: int) -> bool:
+        """Whether an engine has rested long enough, and has the memory that it starts in."""
+        spec = self._spec
+        roomy = spec is not None and (not spec.sleep or self._waits)
+        return roomy and not self._watch.life(self.name(rank)).rests
+
+    def begin(self, rank: int) -> Pending[None]:
+        """Start an engine that is away.
+
+        Raises:
+            RoleDiedError: it has used up its restarts.
+        """
+        self._watch.require_restart(self.name(rank), "")
+        self.actors[rank] = self._make(rank)
+        return self._all(
+            "start",
+            lambda actor, _: actor.start.remote(self._spec, 0),
+            lambda infos: self._remember_one(infos[0]),
+            ranks=[rank],
+            starting=True,
+        )
+
+    def stands(self, rank: int) -> bool:
+        """Whether an engine that was started lives."""
+        return self._watch.life(self.name(rank)).serves
+
+    def failed(self, rank: int, error: RehearsalError, thrown: int = 0) -> None:
+        """An engine was lost: end what is left of it."""
+        self._watch.died(self.name(rank), error.what)
+        self._end([rank])
+        self._remember([info for info in self.infos if info.rank != rank])
+        self._launch.lost(self.name(rank), error, thrown)
+
+    def give_up(self, rank: int, error: RoleDiedError) -> None:
+        """Go on with the other engines for good.
+
+        Raises:
+            RoleDiedError: `error`, if there are none, or the configuration allows no loss.
+        """
+        if not self._watch.rules.max_restarts or (self._absence.hopeless and not self.ranks):
+            raise error
+        self._launch.given_up(self.name(rank), error)
 
     def restart(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Replace the engines by fresh processes (another architecture)."""
@@ -503,7 +656,7 @@ class RolloutGroup(_Group):
     def kill(self) -> None:
         """End every engine; nobody owes anything any more, or has more to tell."""
         super().kill()
-        self._open = []
+        self._open, self._absence = [], Absence(self)
 
     def generate(
         self,
@@ -513,63 +666,49 @@ class RolloutGroup(_Group):
         delivery: Delivery = WHOLE,
     ) -> Generation:
         """Sample requests; they are dealt so that tokens balance, always alike."""
-        ranks = range(self.size)
-        dispatch = Dispatch(requests, ranks, sampling.max_tokens, delivery.groups)
+        for rank in self._absence.standing:
+            if self._served.path or self.refresh:
+                self._bring_in(rank)
+        dispatch = Dispatch(requests, self.ranks, sampling.max_tokens, delivery.groups)
         arrivals = Arrivals(
             f"{self.role}: generate",
             self._launch.call_seconds,
             self._launch.position,
             self._launch.watch,
         )
-        number = next(self._calls)
 
-        def ask(rank: int, version: int, hand: list[GenerationRequest]) -> None:
-            wanted = replace(delivery, groups=dispatch.wanted(rank))
-            call: Any = GenerationCall(number, hand, sampling, version, wanted)
-            actor = self.actors[rank]
-            if self._spec is not None and self._spec.join_running and self._owes(rank):
+        def send(hand: Hand, version: int) -> None:
+            hand.call = next(self._calls)
+            wanted, requests = replace(delivery, groups=hand.wanted), dispatch.requests(hand)
+            call: Any = GenerationCall(hand.call, requests, sampling, version, wanted)
+            actor = self.actors[hand.rank]
+            if self._spec is not None and self._spec.join_running and self._owes(hand.rank):
                 call = ray.put(call)
                 actor.announce_ahead.remote(call)  # a refusal comes again when its turn has come
-            arrivals.add(actor.generate_shards.remote(call), rank, self.name(rank))
+            arrivals.add(actor.generate_shards.remote(call), hand.rank, self.name(hand.rank))
 
-        for rank in dispatch.busy:
-            ask(rank, version, dispatch.hand(rank))
-        together = not delivery.part_sequences
-        self._open = [each for each in self._open if each.owed]
-        self._open.append(
-            Generating(
-                number,
-                dispatch,
-                arrivals,
-                self._launch.account,
-                together=together,
-                ask=ask,
-                again=self._ask_again,
-            )
+        generating = Generating(
+            dispatch,
+            arrivals,
+            self._launch.account,
+            together=not delivery.part_sequences,
+            send=send,
+            lost=self._deal_again if self._launch.watch is not None else None,
         )
-        return self._open[-1]
+        generating.send(version)
+        self._open = [*(each for each in self._open if each.owed), generating]
+        return generating
 
     def _owes(self, rank: int) -> bool:
         return any(rank in generating.owed for generating in self._open)
 
-    def _ask_again(self, name: str, error: RoleError) -> None:
-        """Make an engine anew and give it back, with the same seeds, what it owes.
-
-        Raises:
-            RoleError: `error`, if nobody holds the weights that its peers serve, or it has used up
-                its restarts.
-        """
-        rank = next(n for n in range(self.size) if self.name(n) == name)
-        if self._launch.watch is None or not (self._served.path or self.refresh):
-            raise error
-        self._revive(rank, error)
-        version = self._served.version
-        self._launch.discarded(sum([each.ask_anew(rank, version) for each in self._open]))
+    def _deal_again(self, name: str, error: RoleError) -> None:
+        self._recover(next(n for n in range(self.size) if self.name(n) == name), error)
 
     @property
     def sampling(self) -> bool:
         """Whether any engine owes sequences."""
-        return any(self._owes(rank) for rank in range(self.size))
+        return any(self._owes(rank) for rank in self.ranks)
 
     def sleep(self) -> Pending[None]:
         """Give the engines' GPU memory to other roles, if the spec says so and none samples."""
@@ -584,7 +723,8 @@ class RolloutGroup(_Group):
 
     def pause(self) -> Pending[None]:
         """Interrupt all generations, between two steps of each engine, until `resume`."""
-        return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing)
+        self._paused = True
+        return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing, again=True)
 
     def abandon(self) -> None:
         """Interrupt all generations for good; the engines stay as they are.
@@ -593,21 +733,25 @@ class RolloutGroup(_Group):
             RehearsalError: an engine died, or does not get to the end of a step.
         """
         self.pause().result()
-        self._open = []
+        self._open, self._paused = [], False
         self._all("forget", lambda actor, _: actor.forget.remote(), nothing).result()
 
     def _tell(self) -> None:
         """Have the account know what engines did in generations that go on."""
-        ranks = sorted({rank for generating in self._open for rank in generating.owed})
+        ranks = [rank for rank in self.ranks if self._owes(rank)]
         if ranks:
-            self._all("tell", lambda actor, _: actor.tell.remote(), nothing, ranks=ranks).result()
+            tell = lambda actor, _: actor.tell.remote()  # noqa: E731
+            self._all("tell", tell, nothing, ranks=ranks, again=True).result()
 
     def resume(self, version: int) -> None:
         """Let interrupted generations go on under `version`, which the engines have admitted."""
+        self._paused = False
         for generating in self._open:
-            for rank in generating.owed:
-                stream = self.actors[rank].proceed_shards.remote(generating.call, version)
-                generating.arrivals.add(stream, rank, self.name(rank))
+            for hand in generating.hands:
+                if hand.call != NOT_SENT:
+                    stream = self.actors[hand.rank].proceed_shards.remote(hand.call, version)
+                    generating.arrivals.add(stream, hand.rank, self.name(hand.rank))
+            generating.send(version)
 
     def hold(self, batch: RolloutBatch) -> Rollouts:
         """Sequences of an earlier process, as if engines had just made them."""
@@ -619,7 +763,8 @@ class RolloutGroup(_Group):
 
     def load_checkpoint(self, path: str, version: int) -> Pending[list[WeightReceipt]]:
         """Load a Hugging Face folder of the same architecture, admitted as `version`."""
-        self._served = _Served(path, version)
+        self._served, self._changing = _Served(path, version), False
+        self.join()
         return self._all(
             "load checkpoint",
             lambda actor, _: actor.load_checkpoint.remote(path, version),
@@ -653,13 +798,17 @@ class RolloutGroup(_Group):
 
     def connect(self, address: GroupAddress) -> Pending[None]:
         """Join the transfer group: the sender is rank 0, each engine's workers follow in order."""
-        width = (address.world_size - 1) // self.size  # tensor-parallel workers of one engine
+        ranks = self.ranks
+        width = (address.world_size - 1) // len(ranks)  # tensor-parallel workers of one engine
         return self._all(
-            "connect", lambda actor, rank: actor.connect.remote(address, 1 + rank * width), nothing
+            "connect",
+            lambda actor, rank: actor.connect.remote(address, 1 + ranks.index(rank) * width),
+            nothing,
         )
 
     def receive_weights(self, offer: WeightOffer) -> Pending[list[WeightReceipt]]:
         """Take an offered transfer; the engines stay unverified until admitted."""
+        self._changing = True
         return self._all(
             "receive weights", lambda actor, _: actor.receive_weights.remote(offer), everything
         )
@@ -688,7 +837,7 @@ class RolloutGroup(_Group):
 
     def admit(self, version: int) -> Pending[None]:
         """Let the engines serve `version`."""
-        self._served = _Served("", version)
+        self._served, self._changing = _Served("", version), False
         return self._all("admit", lambda actor, _: actor.admit.remote(version), nothing)
 
 
@@ -714,7 +863,7 @@ class _ReplicaGroup(_Group):
     def _reload(self, rank: int) -> None:
         info = self._one("load", rank, lambda a: a.load.remote(self._spec), starting=True)
         if self.infos:
-            self._remember([*self.infos[:rank], info, *self.infos[rank + 1 :]])
+            self._remember_one(info)
 
 
 class RewardGroup(_ReplicaGroup):

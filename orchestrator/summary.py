@@ -121,6 +121,7 @@ class Summary:
     timing: Timing = Timing()
     restarts: int = 0  # times that workers were lost and made anew
     discarded_replies: int = 0  # that lost workers had given and nobody took
+    given_up: tuple[str, ...] = ()  # engines that the run went on without
     roles: tuple[RoleInfo, ...] = ()
     data: tuple[SetAccount, ...] = ()  # of runs on files
 
@@ -210,6 +211,7 @@ def to_json(summary: Summary) -> dict[str, object]:
         },
         "restarts": summary.restarts,
         "discarded_replies": summary.discarded_replies,
+        "given_up": list(summary.given_up),
         "roles": [
             {"role": r.role, "rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device}
             for r in summary.roles
@@ -246,7 +248,7 @@ def _row(row: EvaluationRow) -> dict[str, object]:
 
 
 #: Keys of summary.json that earlier versions did not write.
-LATER_KEYS = frozenset({"restarts", "discarded_replies"})
+LATER_KEYS = frozenset({"restarts", "discarded_replies", "given_up"})
 
 
 def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
@@ -300,6 +302,7 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
         timing=part("timing", lambda v: whole(Timing, v), Timing()),
         restarts=part("restarts", _count, 0),
         discarded_replies=part("discarded_replies", _count, 0),
+        given_up=part("given_up", _names, ()),
         roles=part("roles", lambda v: tuple(whole(RoleInfo, role) for role in v), ()),
         data=part(
             "data",
@@ -307,6 +310,12 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             (),
         ),
     )
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("it must be a list of names")
+    return tuple(value)
 
 
 def _count(value: Any) -> int:

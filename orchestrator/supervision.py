@@ -28,6 +28,7 @@ class Status(Enum):
     retired = "retired"
 
 
+_FIRST_REST, _LONGEST_REST = 2.0, 60.0  # seconds
 _SERVING = (Status.healthy, Status.suspect)
 _PROBED = (*_SERVING, Status.stale)
 
@@ -40,6 +41,13 @@ class Rules:
     probes_to_condemn: int
     max_restarts: int  # within the window
     window_seconds: float
+
+    def rest_seconds(self, restarts: int) -> float:
+        """How long to wait after a loss, when there were so many restarts within the window.
+
+        None before the first; what ends again and again is started less and less often.
+        """
+        return min(_FIRST_REST * 2.0 ** (restarts - 1), _LONGEST_REST) if restarts else 0.0
 
     @property
     def answer_seconds(self) -> float:
@@ -71,6 +79,7 @@ class Life:
         self._rules = rules
         self._clock = clock
         self._restarts: deque[float] = deque()  # when, within the window
+        self._ended = clock()  # when the last process was lost
 
     @property
     def serves(self) -> bool:
@@ -89,6 +98,12 @@ class Life:
         while self._restarts and self._restarts[0] <= since:
             self._restarts.popleft()
         return len(self._restarts)
+
+    @property
+    def rests(self) -> bool:
+        """Whether it was lost so often, and so lately, that it is not to be started yet."""
+        rest = self._rules.rest_seconds(self.restarts)
+        return self.restarts < self._rules.max_restarts and self._clock() < self._ended + rest
 
     def probe_ok(self, incarnation: int) -> None:
         """It answered a probe."""
@@ -152,3 +167,4 @@ class Life:
 
     def _die(self, why: str) -> None:
         self.status, self.reason = Status.dead, why
+        self._ended = self._clock()

@@ -87,11 +87,16 @@ class WeightSync:
         self._config = config
         self._prompts = probe_prompts
         self._budget = micro_batch_tokens
-        if config.transport is not Transport.shm:
-            self._connect()
+        self._connected: list[int] = []  # ranks of engines
+        self._connect()
 
     def _connect(self) -> None:
-        receivers = self._rollout.size * self._config.tensor_parallel_size
+        """Form the transfer group, where there is one, of the engines that are there."""
+        ranks = self._rollout.ranks
+        if self._config.transport is Transport.shm or self._connected == ranks:
+            return
+        self._connected = ranks
+        receivers = len(ranks) * self._config.tensor_parallel_size
         address = self._policy.transfer_address(receivers, self._config.transport.value)
         sender = self._policy.connect(address)
         self._rollout.connect(address).result()
@@ -107,6 +112,8 @@ class WeightSync:
         start = time.monotonic()
         if self._config.inflight_updates:
             self._rollout.pause().result()
+        self._rollout.join()
+        self._connect()
         while True:
             try:
                 sent, parity, arrived = self._transact(version)
@@ -129,7 +136,7 @@ class WeightSync:
         """What was sent, how it compares, and when all of it had arrived."""
         sent, received = self._transfer(version)
         arrived = time.monotonic()
-        for rank, receipt in enumerate(received):
+        for rank, receipt in zip(self._rollout.ranks, received, strict=True):
             _require_same(receipt, sent, rank)
         parity = self._probe(version)
         self._rollout.admit(version).result()
@@ -193,7 +200,18 @@ def measure_parity(
         summary.ids, lengths, scorer.size, micro_batch_tokens, packed=scorer.packed
     )
     fields = scorer.logprobs(works, probed, config.temperature).result()
-    return compare_logprobs(rollout.fetch(probed).result(), scorer.fetch(fields).result())
+    batch, scored = rollout.fetch(probed).result(), scorer.fetch(fields).result()
+    engine = batch.ids // len(prompts)
+    return _worst(
+        [compare_logprobs(batch.select(np.flatnonzero(engine == n)), scored)
+         for n in np.unique(engine)]
+    )  # fmt: skip
+
+
+def _worst(found: Sequence[Parity]) -> Parity:
+    """The engine that differs most, in each respect; the same however many agree."""
+    names = Parity.__dataclass_fields__
+    return Parity(**{n: float(np.max([getattr(each, n) for each in found])) for n in names})
 
 
 def require_parity(parity: Parity, tolerance: float, what: str, where: str) -> None:

@@ -27,7 +27,8 @@ from workers.pulse import Pulse
 
 T = TypeVar("T")
 _GLANCE_SECONDS = 1.0  # a small record that is there, perhaps on another node
-Again = Callable[[int, RoleError], Any]  # number of the call, how it was lost -> its new reference
+# Number of the call, how it was lost -> its new reference, or None: go on without it.
+Again = Callable[[int, RoleError], Any]
 _PEER_SECONDS = 2.0  # Ray reports a death within half a second
 
 
@@ -69,10 +70,11 @@ class Pending(Generic[T]):
             combine: What `result` makes of the answers.
             watch: Looks after all workers of the run while this waits.
             starting: The calls import or load, and may hold every thread of a process up.
-            again: Makes the worker of one call anew and starts the call again; None: a worker
-                that is lost ends the wait.
+            again: Makes the worker of one call anew and starts the call again, or says that the
+                others' answers will do; None: a worker that is lost ends the wait.
         """
         self._again = again
+        self._without: set[int] = set()  # calls whose answers are not waited for any more
         self._watch = watch
         self._starting = watch if starting else None
         if self._starting is not None:
@@ -93,8 +95,15 @@ class Pending(Generic[T]):
             return value
         finally:
             if self._starting is not None:
-                self._starting.started(self._names, well=well)
+                names = [n for i, n in enumerate(self._names) if i not in self._without]
+                self._starting.started(names, well=well)
                 self._starting = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `result` would not wait."""
+        done, _ = ray.wait(self._refs, num_returns=len(self._refs), timeout=0)
+        return len(done) == len(self._refs) or time.monotonic() > self._deadline
 
     def _collect(self) -> T:
         index = {ref: i for i, ref in enumerate(self._refs)}
@@ -114,9 +123,12 @@ class Pending(Generic[T]):
                 left = [ref for ref in left if index[ref] != lost]
                 new = self._again(lost, error)
                 self._deadline = time.monotonic() + self._seconds
+                if new is None:
+                    self._without.add(lost)
+                    continue
                 left.append(new)
                 index[new] = lost
-        return self._combine(results)
+        return self._combine([r for i, r in enumerate(results) if i not in self._without])
 
     def _answer(self, ref: Any, name: str, others: list[tuple[Any, str]]) -> Any:
         try:
@@ -131,7 +143,7 @@ class Pending(Generic[T]):
         remaining = max(0.0, self._deadline - time.monotonic())
         names = [self._names[index[ref]] for ref in left]
         if self._watch is not None:
-            self._watch.tick()
+            self._watch.tick(names)
             self._watch.check(names, self._doing)
         most = remaining if self._watch is None else min(remaining, self._watch.poll_seconds)
         done, _ = ray.wait(left, num_returns=1, timeout=most)
@@ -222,17 +234,18 @@ class Arrivals:
     def _wait(self) -> Any:
         """A stream that has something; the workers are looked after meanwhile."""
         until = time.monotonic() + self._seconds
-        names = list(dict.fromkeys(name for _, name in self._ranks.values()))
         while (remaining := until - time.monotonic()) > 0:
+            names = list(dict.fromkeys(name for _, name in self._ranks.values()))
             if self._watch is not None:
-                self._watch.tick()
+                self._watch.tick(names)
                 self._watch.check(names, self._doing)
                 remaining = min(remaining, self._watch.poll_seconds)
             streams = list(self._ranks)
             done, _ = ray.wait(streams, num_returns=1, timeout=remaining, fetch_local=False)
             if done:
                 return done[0]
-        raise _late(self._seconds, self._doing, ", ".join(names))
+        silent = ", ".join(dict.fromkeys(name for _, name in self._ranks.values()))
+        raise _late(self._seconds, self._doing, silent)
 
 
 def _replies(stream: Any, *, half: bool) -> int:

@@ -10,7 +10,7 @@ There is no thread here: `Pending.result`, where the driver spends its time, cal
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +77,8 @@ class Watch:
         self._clock = clock
         self._logs = logs
         self._watched: dict[str, _Watched] = {}
+        #: Called at every look with the names that are waited for; may not wait itself.
+        self.meanwhile: list[Callable[[Collection[str]], None]] = []
 
     def add(self, name: str, line: Line) -> Life:
         """Watch a new process; a name that was watched before goes on with its life."""
@@ -88,6 +90,10 @@ class Watch:
     def life(self, name: str) -> Life:
         """The life of a worker."""
         return self._watched[name].life
+
+    def comes_back(self, name: str) -> bool:
+        """Whether a worker that was never lost, or not too often, goes by this name."""
+        return name not in self._watched or self.life(name).status is not Status.retired
 
     def starting(self, names: Iterable[str]) -> None:
         """These have been asked to import or load something; they are left alone meanwhile."""
@@ -118,10 +124,16 @@ class Watch:
             each.life.request_failed(each.life.incarnation)
             each.due = self._clock()
 
-    def tick(self) -> None:
-        """Ask whose turn it is, and take what has been answered."""
-        for each in self._watched.values():
+    def tick(self, waited: Collection[str] = ()) -> None:
+        """Ask whose turn it is, and take what has been answered.
+
+        Args:
+            waited: Who is waited for; whoever waits looks after them itself.
+        """
+        for each in list(self._watched.values()):
             self._look(each)
+        for call in self.meanwhile:
+            call(waited)
 
     def _look(self, each: _Watched) -> None:
         life, now = each.life, self._clock()
@@ -198,7 +210,7 @@ class Watch:
         while self._clock() < until and any(
             each.life.probed and each.stood and each.pulse is seen[id(each)] for each in chosen
         ):
-            self.tick()
+            self.tick([each.life.name for each in chosen])
             time.sleep(self.poll_seconds)
         return [each.life.name for each in chosen if not each.life.probed or not each.stood]
 

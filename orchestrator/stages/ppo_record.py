@@ -53,6 +53,7 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
     values = _sequences(done) | _losses(done) | _counts(done.counts) | _speed(done)
+    values["ppo/engines"] = float(len(session.fleet.rollout.ranks))
     if done.sync is not None:
         values |= _parity(done.sync)
     if settings.old_logprobs is OldLogprobs.rollout:  # then nothing was compared

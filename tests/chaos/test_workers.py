@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,18 +72,23 @@ class World:
         for n in range(64):  # half a second of an idle core's work: more than a kill waits for
             yield GenerationRequest(n, (1, 3 + n), (2 * n, 2 * n + 1), (7 * n, 7 * n + 1))
 
+    def await_standing(self, rank: int) -> None:
+        until = time.monotonic() + 120
+        while rank not in self.fleet.rollout._absence.standing:
+            assert time.monotonic() < until, "it does not start"
+            self.fleet.watch.tick()
+            time.sleep(0.02)
+
     def generate(self) -> tuple[Rollouts, RolloutBatch]:
         rollout = self.fleet.rollout
         rollouts = rollout.generate(list(self.ask()), SAMPLING, self.version).result()
         return rollouts, rollout.fetch(rollouts).result()
 
 
-def config(folder: Path) -> Config:
+def config(folder: Path, rollout: RolloutConfig) -> Config:
     roles = RolesConfig(rollout=RoleResources(workers=2))
     built = Config(
-        rollout=RolloutConfig(
-            engine=RolloutEngine.transformers, max_concurrent_sequences=8, max_response_tokens=48
-        ),
+        rollout=rollout,
         reward=RewardConfig(kind=RewardKind.function, function="slow_reward:long_words"),
         cluster=ClusterConfig(cpus_per_node=2, object_store_mib=96, roles=roles),
     )
@@ -91,22 +97,22 @@ def config(folder: Path) -> Config:
     return built
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("chaos")
+@contextmanager
+def working(folder: Path, rollout: RolloutConfig) -> Iterator[World]:
+    """Two engines that hold a policy's weights as version 2."""
     (folder / "run").mkdir()
     create_model(
         folder / "sft", hidden_size=64, layers=2, heads=2, kv_heads=2, intermediate_size=96,
         max_position_embeddings=96, tie_word_embeddings=True, seed=1,
     )  # fmt: skip
-    built, position, losses = config(folder), Position(), []
+    built, position, losses = config(folder, rollout), Position(), []
     layout = place_roles(built.cluster, list(RoleName))
     here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", here)  # workers import the reward that lies beside
         with start_cluster(built.cluster, layout, 240.0) as cluster:
             fleet = Fleet(built, cluster, position, Account())
-            fleet._lost = lambda worker, error: losses.append(worker)  # type: ignore[method-assign]
+            fleet._lost = lambda worker, *_: losses.append(worker)  # type: ignore[method-assign]
             fleet.bring_up(RoleName.rollout, RoleName.policy)
             starting = fleet.rollout.start(rollout_spec(built, str(folder / "sft"), EOS), 1)
             optimizer = OptimizerConfig(learning_rate=1e-2)
@@ -115,6 +121,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             sync = WeightSync(fleet.policy, fleet.rollout, built.rollout, PROBE, 512)
             sync.run(2)
             yield World(fleet, built, folder, sync, 2, losses)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    engines = RolloutConfig(
+        engine=RolloutEngine.transformers, max_concurrent_sequences=8, max_response_tokens=48
+    )
+    with working(tmp_path_factory.mktemp("chaos"), engines) as world:
+        yield world
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +152,17 @@ def test_an_engine_killed_while_it_generates(world: World, calm: RolloutBatch) -
     killed = world.strike("rollout", 1, signal.SIGKILL)
     same(rollout.fetch(generating.result()).result(), calm)
     assert world.losses == ["rollout rank 1"]
+    assert rollout.ranks == [0]  # did the work of both
+    world.await_standing(1)
+    world.version += 1
+    world.sync.run(world.version)
+    assert rollout.ranks == [0, 1]
     assert world.pid("rollout", 1) != killed
+    again = world.generate()[1]
+    assert again.tokens.values.tolist() == calm.tokens.values.tolist()
 
 
-def test_an_engine_killed_before_a_sync_takes_part_in_the_next_try(
+def test_an_engine_killed_before_a_sync_is_left_out_until_the_next(
     world: World, calm: RolloutBatch
 ) -> None:
     world.losses.clear()
@@ -150,7 +172,10 @@ def test_an_engine_killed_before_a_sync_takes_part_in_the_next_try(
     assert report.version == world.version
     assert report.parity.max_difference < 1e-4
     assert world.losses == ["rollout rank 0"]
-    found = world.generate()[1]
+    assert world.fleet.rollout.ranks == [1]
+    world.await_standing(0)
+    found = world.generate()[1]  # the policy has not moved: it may join here
+    assert world.fleet.rollout.ranks == [0, 1]
     assert found.tokens.values.tolist() == calm.tokens.values.tolist()
     assert {*found.versions.ravel().tolist()} == {world.version}
 

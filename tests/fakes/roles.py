@@ -95,8 +95,15 @@ class FakeRollout(FakeGroup):
 
     refresh = None
 
+    @property
+    def ranks(self) -> list[int]:
+        return list(range(self.size))
+
     def replace_lost(self) -> list[str]:
         return []  # lost engines are the business of real processes
+
+    def join(self) -> None:
+        pass
 
     def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
         raise NotImplementedError
@@ -162,18 +169,20 @@ class FakeRollout(FakeGroup):
         delivery: Delivery = WHOLE,
     ) -> FakeGeneration:
         dispatch = Dispatch(requests, range(self.size), sampling.max_tokens, delivery.groups)
+        hands = {hand.rank: hand for hand in dispatch.owed}
 
         def call(rank: int) -> RolloutBatch:
             self._require(rank, version, "admitted")
-            batch = self._sample(rank, dispatch.hand(rank), sampling)
-            return _first_to_finish(batch, dispatch.hand(rank), dispatch.quota(rank))
+            asked = dispatch.requests(hands[rank])
+            batch = self._sample(rank, asked, sampling)
+            return _first_to_finish(batch, asked, hands[rank].quota)
 
         return FakeGeneration(
             self._all(
                 "generate",
                 call,
                 _rollouts,
-                dispatch.busy,
+                list(hands),
                 version=version,
                 requests=list(requests),
                 sampling=sampling,

@@ -31,6 +31,7 @@ class Line:
 
 class Group:
     size = 2
+    ranks = (0, 1)
 
     def __init__(self, role: str) -> None:
         self.role = role

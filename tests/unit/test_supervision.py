@@ -85,6 +85,23 @@ def test_restarts_are_bounded_within_a_window() -> None:
         assert other.restart()
 
 
+def test_what_is_lost_again_rests_for_twice_as_long_and_a_first_loss_not_at_all() -> None:
+    clock = Clock()
+    worker, rests = Life("w", Rules(10.0, 3, 9, 1000.0), clock), []
+    for _ in range(8):
+        clock.now += 5.0
+        worker.died(worker.incarnation, "signal 9")
+        lost = clock.now
+        while worker.rests:
+            clock.now += 0.5
+        rests.append(clock.now - lost)
+        assert worker.restart()
+    assert rests == [0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    clock.now += 1000.0  # the window has moved on
+    worker.died(worker.incarnation, "signal 9")
+    assert not worker.rests
+
+
 @given(n=st.integers(1, 10), interval=st.floats(0.1, 100.0))
 def test_a_stopped_worker_is_condemned_within_as_many_intervals(n: int, interval: float) -> None:
     rules = Rules(interval, n, 0, 1.0)
