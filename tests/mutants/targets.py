@@ -86,6 +86,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/critic.py", "value_stats((values),", "it takes no gradient"),
     ("workers/rollout.py", "GenerationRequest(1, prompt", "a token that nobody reads"),
     ("workers/padding.py", "np.ones(0,", "is empty"),
+    ("workers/padding.py", "ids = (torch.ones(", "tokens of a dummy: any do"),
     ("workers/ops/linear_logprobs.py", "strict=False", "both are split alike"),
     ("orchestrator/stages/ppo_scores.py", "strict=False", "columns of one record"),
     ("orchestrator/stages/ppo.py", "version=1,", "the first sync gives it its number"),

@@ -25,6 +25,23 @@ def test_rows_are_packed_end_to_end() -> None:
     assert last_cells(rows)[[0, 1, 3]].tolist() == [2, 3, 5]
 
 
+def test_documents_of_a_row_are_known_by_their_positions() -> None:
+    rows, positions = ragged([[5, 6, 7, 8], [9, 4]]), ragged([[0, 1, 0, 1], [0, 1]])
+    padded, packed = pad_rows(rows, "cpu", positions), pack_rows(rows, "cpu", positions)
+    assert padded.input_ids.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
+    assert padded.attention_mask is None  # transformers looks at the positions without one alone
+    assert padded.position_ids.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 0, 1, 0, 1]]
+    assert packed.attention_mask.flatten().tolist() == [2, 2, 2]
+    assert padded.starts.tolist() == packed.starts.tolist() == [0, 4]
+    assert padded.lengths.tolist() == packed.lengths.tolist() == [4, 2]
+
+
+def test_two_tokens_are_enough_to_be_packed() -> None:
+    assert pack_rows(ragged([[5, 6]])).attention_mask.flatten().tolist() == [2]
+    assert pad_rows(ragged([[5]])).input_ids.tolist() == [[5, 0]]
+
+
 @pytest.mark.parametrize("lay", [pad_rows, pack_rows])
 def test_a_response_token_belongs_to_the_position_before_it(lay) -> None:
     rows = lay(ragged([[5, 6, 7, 8], [9, 4]]))
@@ -38,6 +55,9 @@ def test_the_first_token_is_never_a_target(lay) -> None:
     rows = lay(ragged([[5, 6, 7], [8, 9]]))
     cells = target_cells(rows, ragged([[True, False, True], [True, True]], bool))
     assert rows.labels(cells).tolist() == [7, 9]
+    rows = lay(ragged([[5, 6], [8], [9, 4], []]))
+    cells = target_cells(rows, ragged([[True, True], [True], [True, True], []], bool))
+    assert rows.labels(cells).tolist() == [6, 4]
 
 
 @pytest.mark.parametrize("lay", [pad_rows, pack_rows])
@@ -55,6 +75,8 @@ def test_a_batch_without_work_still_makes_a_prediction_that_counts_for_nothing(l
 def test_the_last_token_of_each_row_speaks_for_it(lay) -> None:
     rows = lay(ragged([[5, 6, 7], [8]]))
     assert rows.input_ids.flatten()[last_cells(rows)].tolist() == [7, 8]
+    rows = lay(ragged([[8], [5, 6, 7]]))
+    assert rows.input_ids.flatten()[last_cells(rows)].tolist() == [8, 7]
 
 
 def test_the_first_bin_with_room_takes_an_item() -> None:

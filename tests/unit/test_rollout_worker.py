@@ -21,7 +21,7 @@ from workers.errors import (
     StaleEngineError,
     WeightSyncError,
 )
-from workers.generation import Generated, Sample, require_complete, require_fitting
+from workers.generation import Generated, Sample, pack, require_complete, require_fitting
 from workers.messages import (
     EngineState,
     Finish,
@@ -262,8 +262,8 @@ def test_only_the_weights_that_are_held_are_probed(
 @pytest.mark.parametrize(
     ("prompt", "most", "fits"),
     [
-        ((0, 9), 8, True), ((1,) * 8, 1, True), ((), 8, False), ((1,) * 9, 8, False),
-        ((1, 10), 8, False), ((-1, 5), 8, False), ((1, 2), 9, False), ((1, 2), 0, False),
+        ((0, 9), 8, True), ((1,) * 8, 1, True), ((3,), 8, True),
+        ((), 8, False), ((1,) * 9, 8, False), ((1, 10), 8, False), ((-1, 5), 8, False), ((1, 2), 9, False), ((1, 2), 0, False),
     ],
 )  # fmt: skip
 def test_a_prompt_that_an_engine_cannot_take_is_refused(
@@ -282,6 +282,13 @@ def test_every_sample_has_an_id_and_a_seed(checkpoint: Path) -> None:
     uneven = GenerationRequest(7, (1,), (20, 21), (1,))
     with pytest.raises(DataError, match="2 ids for 1 seeds"):
         require_fitting([uneven], Sampling(1.0, 4), make_spec(checkpoint), 10)
+
+
+def test_every_request_has_as_many_results_as_samples() -> None:
+    found = Generated((3,), (-0.5,), Finish.STOP)
+    assert len(pack([REQUEST], [found, found], 4)) == 2
+    with pytest.raises(ValueError, match="zip"):
+        pack([REQUEST], [found], 4)
 
 
 def test_folder_names_what_is_wrong_with_it(checkpoint: Path) -> None:

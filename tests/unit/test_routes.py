@@ -32,7 +32,7 @@ class Toy(nn.Module):
         self.embedding = nn.Parameter(torch.randn(VOCABULARY, WIDTH, generator=generator))
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.head.weight = nn.Parameter(torch.randn(VOCABULARY, WIDTH, generator=generator))
-        if family == "far":
+        if family in ("far", "clamped"):
             self.head.weight.data *= 1e-3
         self.shapes: list[tuple[int, ...]] = []
         self.calls: list[dict[str, Any]] = []
@@ -47,6 +47,10 @@ class Toy(nn.Module):
             logits = 3.0 * torch.tanh(logits / 3.0)
         if self.family == "far":  # a cap that small logits do not feel
             logits = 30.0 * torch.tanh(logits / 30.0)
+        if self.family == "clamped":
+            logits = logits.clamp(-20.0, 20.0)
+        if self.family == "first":  # what a token is given depends on its place
+            logits = torch.cat([2.0 * logits[:, :1], logits[:, 1:]], 1)
         if self.family == "favours":  # the tokens of the trial are likelier than they look
             logits = logits + 5.0 * (torch.arange(VOCABULARY) < 4)
         if self.family == "scaled":
@@ -98,9 +102,21 @@ def test_rounding_hides_no_route_and_half_a_percent_is_no_rounding(dtype: torch.
         assert ModelPasses(Toy("scaled").to(dtype)).route == "selected"  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", ["far", "favours"])
+@pytest.mark.parametrize("family", ["far", "clamped", "favours"])
 def test_what_a_model_does_to_its_logits_is_found_whichever_way_it_moves_them(family: str) -> None:
     assert ModelPasses(Toy(family)).route == "selected"  # type: ignore[arg-type]
+
+
+def test_one_token_that_differs_is_enough_for_whole_logits() -> None:
+    assert ModelPasses(Toy("first")).route == "whole"  # type: ignore[arg-type]
+
+
+def test_every_pass_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelPasses(Toy("plain"))  # type: ignore[arg-type]
+    beats: list[int] = []
+    monkeypatch.setattr(passes, "beat", lambda: beats.append(1))
+    model.numbers(model.lay(ROWS, "cpu"), torch.tensor([0]))
+    assert beats == [1]
 
 
 def test_rounding_of_large_logits_hides_no_route() -> None:
