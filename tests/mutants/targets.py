@@ -63,6 +63,8 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/passes.py", "else 0.2", "a bound on rounding: twice as much does as well"),
     ("workers/experience.py", "reshape(-2", "numpy takes any number below 0 for the rest"),
     ("orchestrator/stages/ppo_passes.py", "strict=False", "columns of one record"),
+    ("orchestrator/stages/ppo_passes.py", "ids.max()", "an order by ids as good as the other"),
+    ("orchestrator/stages/ppo_record.py", "strict=False", "columns of one record"),
     ("orchestrator/statistics.py", "(first >= second)", "equal ones are ties before that"),
     ("workers/passes.py", "_PROBE = Ragged", "tokens of a probe: any do"),
     ("workers/passes.py", "cells = torch.tensor([", "cells of a probe: any do"),

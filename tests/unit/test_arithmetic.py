@@ -128,6 +128,13 @@ def test_rankings_by_hand() -> None:
     with pytest.raises(BatchArithmeticError, match="15 rankings") as caught:
         reward_model_steps(pocket)
     assert caught.value.where == "reward_model.max_rankings"
+    settings.max_rankings = 32
+    pocket.cluster.roles.critic.workers = 16
+    assert reward_model_steps(pocket) == 4
+    pocket.cluster.roles.critic.workers = 17
+    with pytest.raises(BatchArithmeticError, match="16 prompts cannot give work to 17 critic"):
+        reward_model_steps(pocket)
+    pocket.cluster.roles.critic.workers = 1
     settings.max_rankings, settings.prompts = 0, 15
     with pytest.raises(BatchArithmeticError) as caught:
         reward_model_steps(pocket)

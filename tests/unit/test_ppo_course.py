@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.session import Run, small_config
+from test_ppo_loop import require_turns
 
 from orchestrator.config import Config, RoleName
 from orchestrator.run_folder import RunFolder
@@ -75,6 +76,18 @@ def test_trainers_rest_after_an_iteration_without_a_reward(tmp_path: Path) -> No
     names = [e.name for e in run.hub.events[first:second] if e.kind == "result"]
     for role in ("policy", "critic"):
         assert names.index(f"{role}.rest") > names.index("critic.values")
+
+
+def test_engines_sleep_while_held_out_answers_are_rewarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_config()
+    settings.rollout.sleep = True
+    run = Run(tmp_path, settings)
+    run.roles.policy.rests = run.roles.critic.rests = True
+    monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
+    ppo(run.session)
+    require_turns(run)
 
 
 def test_a_checkpoint_under_way_is_settled_in_every_iteration(

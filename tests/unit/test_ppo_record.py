@@ -160,6 +160,7 @@ def test_the_live_view_follows_every_iteration_also_one_without_a_reward(
         assert values["gold_mean"] in run.series("ppo/gold_mean")
     stepped = [r.step for r in run.metrics() if r.name == "ppo/dropped"]
     assert stepped == [1, 2, 3]
+    assert {r.step for r in run.metrics() if r.name == "ppo/seconds/generate"} == {1, 2, 3}
     assert run.series("ppo/dropped") == [0, 16, 0]
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -65,6 +69,50 @@ def test_a_function_keeps_its_own_number_unless_a_penalty_in_its_units_is_asked(
     assert plain.values.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0]
     asked = scoring(RewardKind.function, model_penalty, own=0.25).shape(given, FINISH)
     assert asked.values.tolist() == [1.0, -0.25, 1.0, 0.75, -0.25]
+
+
+def test_without_a_setting_or_a_deviation_nothing_is_deducted() -> None:
+    for penalty, deviation, lost in ((1.5, 4.0, 6.0), (None, 4.0, 0.0), (1.5, None, 0.0)):
+        known = scoring(RewardKind.model, penalty)
+        known.deviation = deviation
+        assert known.penalty() == lost
+
+
+@pytest.mark.parametrize(
+    ("fact", "deviation"),
+    [(0.25, 0.25), (4.0, 4.0), (0.0, None), (-1.0, None), (float("inf"), None), ("wide", None)],
+)
+def test_the_deviation_of_a_reward_model_is_in_its_folder(
+    monkeypatch: pytest.MonkeyPatch, fact: object, deviation: float | None
+) -> None:
+    monkeypatch.setattr(
+        "orchestrator.stages.ppo_scores.checkpoint.facts",
+        lambda path: {"score_deviation": fact} if path == Path("FOLDER") else {},
+    )
+    ledger = Ledger()
+    found = Scoring.of(Config(), ledger, "FOLDER")
+    assert (found.deviation, found.ledger is ledger) == (deviation, True)
+    assert Scoring.of(Config(), ledger, "").deviation is None
+
+
+def test_each_reason_is_told_once_with_the_number_of_its_responses() -> None:
+    notes: list[str] = []
+    session: Any = SimpleNamespace(live=SimpleNamespace(note=notes.append), position="here")
+    known, ids = scoring(RewardKind.model, None), np.array([9, 4, 6, 5])
+    known.ledger.generated(ids)
+    values = np.full(4, np.nan, np.float32)
+    reasons = ("down", "", "late", "down")
+    given = Scores(ids, values, reasons, ("no route", "", "", "other"))
+    assert known.keep(session, given).tolist() == [4]
+    assert notes == [
+        "2 of 4 responses dropped: down: no route", "1 of 4 responses dropped: late",
+    ]  # fmt: skip
+    known.ledger.generated([12, 11])
+    again = Scores(np.array([12, 11]), values[:2], ("late", ""))
+    assert known.keep(session, again).tolist() == [11]
+    assert len(notes) == 2
+    known.ledger.trained([4, 11])
+    assert known.ledger.check(0).dropped == {"down": 2, "late": 2}
 
 
 def test_no_penalty_is_no_change() -> None:

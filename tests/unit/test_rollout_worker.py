@@ -263,7 +263,8 @@ def test_only_the_weights_that_are_held_are_probed(
     ("prompt", "most", "fits"),
     [
         ((0, 9), 8, True), ((1,) * 8, 1, True), ((3,), 8, True),
-        ((), 8, False), ((1,) * 9, 8, False), ((1, 10), 8, False), ((-1, 5), 8, False), ((1, 2), 9, False), ((1, 2), 0, False),
+        ((), 8, False), ((1,) * 9, 8, False), ((1, 10), 8, False),
+        ((-1, 5), 8, False), ((1, 2), 9, False), ((1, 2), 0, False),
     ],
 )  # fmt: skip
 def test_a_prompt_that_an_engine_cannot_take_is_refused(
