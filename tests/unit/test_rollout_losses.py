@@ -26,6 +26,7 @@ from workers.messages import (
     RolloutSummary,
     Sampling,
 )
+from workers.pulse import Pulse
 from workers.specs import RolloutSpec
 from workers.timing import CallSpan, Reply, clock_name
 
@@ -62,6 +63,7 @@ class World:
 
     events: list[str] = field(default_factory=list)
     now: float = 0.0
+    noticed: set[int] = field(default_factory=set)  # ranks that the next probe finds gone
     mute: set[str] = field(default_factory=set)  # "verb rank" that does not answer
     open: dict[int, list[tuple[GenerationCall, Stream]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -126,14 +128,20 @@ class World:
         return ready, [ref for ref in refs if ref not in ready]
 
 
-class Silent:
-    """A way to a process that never says anything; the rules let it."""
+class Line:
+    """The way to an engine that is well, unless the world has noticed that it is gone."""
+
+    def __init__(self, world: World, rank: int) -> None:
+        self.world, self.rank = world, rank
 
     def ask(self) -> None:
         pass
 
-    def answer(self) -> None:
-        return None
+    def answer(self) -> Pulse:
+        if self.rank in self.world.noticed:
+            self.world.noticed.discard(self.rank)
+            raise RoleDiedError("its process ended", where=f"rollout rank {self.rank}")
+        return Pulse(verb="", beats=0, quiet_seconds=0.0, spans=())
 
     def stacks(self, seconds: float) -> str:
         return ""
@@ -166,7 +174,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
             def _make(self, rank: int) -> Any:
                 world.events.append(f"make {rank}")
                 actor = world.actor(rank)
-                self._watch.add(self.name(rank), Silent())
+                self._watch.add(self.name(rank), Line(world, rank))
                 return actor
 
         def lost(name: str, error: Exception, thrown: int) -> None:
@@ -395,3 +403,78 @@ def test_what_a_lost_engine_had_given_and_nobody_took_is_counted_and_made_again(
     world.finish(0)
     world.finish(0)
     assert ids(generating.result()) == [0, 10]
+
+
+def test_engines_lost_in_a_sync_are_left_out_and_not_waited_for(make: Make) -> None:
+    world, group = make(3)
+    world.mute.add("start 1")
+    world.noticed.add(1)
+    assert group.replace_lost() == ["rollout rank 1"]
+    assert world.events == ["lost rollout rank 1, 0 replies", "make 1", "start 1"]
+    assert group.ranks == [0, 2]
+
+
+def test_when_all_are_lost_in_a_sync_the_first_that_stands_takes_part_in_the_next_try(
+    make: Make,
+) -> None:
+    world, group = make(2)
+    world.mute.add("start 0")
+    world.noticed |= {0, 1}
+    assert group.replace_lost() == ["rollout rank 0", "rollout rank 1"]
+    assert group.ranks == [1]
+    assert "load 1" not in world.events  # the sync brings the weights
+
+
+def test_a_loss_in_a_sync_ends_typed_where_no_loss_is_allowed(make: Make) -> None:
+    world, group = make(2, restarts=0)
+    world.noticed.add(1)
+    with pytest.raises(RoleDiedError, match="rollout rank 1 is not restarted again"):
+        group.replace_lost()
+
+
+def test_what_was_begun_under_weights_that_are_gone_is_for_the_caller(make: Make) -> None:
+    world, group = make(2)
+    group.generate(requests(2), SAMPLING, 7)
+    world.noticed.add(1)
+    assert group.replace_lost() == []
+    assert group.ranks == [0, 1]
+
+
+def test_unless_it_may_begin_again_under_the_new_ones(make: Make) -> None:
+    world, group = make(2, interruptible=True)
+    world.mute.add("start 1")
+    group.generate(requests(2), SAMPLING, 7)
+    group.pause().result()
+    world.noticed.add(1)
+    assert group.replace_lost() == ["rollout rank 1"]
+    world.events.clear()
+    group.resume(8)
+    assert world.events == [
+        "proceed 0 with call 0 under version 8", "ask 0 for [1] of version 8",
+    ]  # fmt: skip
+
+
+def test_engines_that_share_memory_with_trainers_start_only_while_those_rest(make: Make) -> None:
+    world, group = make(2, sleep=True)
+    world.die(1)
+    group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
+    for _ in range(3):
+        group._watch.tick(["policy rank 0"])
+    assert "make 1" not in world.events
+    group.join()  # of a sync, or a load: trainers rest
+    assert group.ranks == [0, 1]
+
+
+def test_a_group_that_is_made_again_has_no_engine_that_was_given_up(make: Make) -> None:
+    world, group = make(2, restarts=1)
+    world.mute.add("start 1")
+    for _ in range(2):
+        world.die(1)
+        group._watch.died("rollout rank 1", "signal 9")
+        group._watch.tick()
+        group._watch.tick()
+    assert "without rollout rank 1" in world.events
+    group.restart(group._spec, 9).result()  # type: ignore[arg-type]
+    assert group.ranks == [0]
+    group.generate(requests(2), SAMPLING, 9)
+    assert world.events[-1] == "ask 0 for [0, 1] of version 9"
