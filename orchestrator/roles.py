@@ -476,6 +476,7 @@ class RolloutGroup(_Group):
         self._paused = False
         self._changing = False  # engines are between two versions
         self._waits = False  # for an engine to come back
+        self._bringing = False  # one that stands is being given weights
         self.refresh: Callable[[int, int], None] | None = None
 
     def _spawn(self) -> None:
@@ -578,6 +579,7 @@ class RolloutGroup(_Group):
     def _bring_in(self, rank: int) -> None:
         """Give an engine that stands what its peers serve."""
         path, version = self._served.path, self._served.version
+        self._bringing = True
         try:
             if path:
                 self._one("load", rank, lambda a: a.load_checkpoint.remote(path, version))
@@ -590,12 +592,16 @@ class RolloutGroup(_Group):
             self._absence.lost(rank, error)
         else:
             self._absence.take(rank)
+        finally:
+            self._bringing = False
 
     def _meanwhile(self, waited: Collection[str]) -> None:
         """While the driver waits for whatever it is: engines come back, and lost ones are noticed.
 
         Engines that are waited for are looked after by who waits.
         """
+        if self._bringing:
+            return
         self._absence.look()
         for rank in self.ranks:
             name = self.name(rank)
@@ -666,6 +672,7 @@ class RolloutGroup(_Group):
         delivery: Delivery = WHOLE,
     ) -> Generation:
         """Sample requests; they are dealt so that tokens balance, always alike."""
+        self._paused = False
         for rank in self._absence.standing:
             if self._served.path or self.refresh:
                 self._bring_in(rank)

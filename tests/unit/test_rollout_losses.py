@@ -478,3 +478,42 @@ def test_a_group_that_is_made_again_has_no_engine_that_was_given_up(make: Make) 
     assert group.ranks == [0]
     group.generate(requests(2), SAMPLING, 9)
     assert world.events[-1] == "ask 0 for [0, 1] of version 9"
+
+
+def test_an_engine_that_is_lost_while_it_is_given_weights_is_lost_once(make: Make) -> None:
+    world, group = make(2)
+    world.die(1)
+    group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
+    group._watch.tick()
+    world.mute.add("load 1")
+    actor = group.actors[1]
+    load = actor.load_checkpoint.remote
+
+    def fall(*asked: Any) -> Ref:
+        world.noticed.add(1)
+        group._watch._watched["rollout rank 1"].due = 0.0
+        return load(*asked)
+
+    actor.load_checkpoint.remote = fall
+    world.events.clear()
+    generating = group.generate(requests(2), SAMPLING, 7)
+    assert world.events == [
+        "load 1", "lost rollout rank 1, 0 replies", "ask 0 for [0, 1] of version 7",
+    ]  # fmt: skip
+    world.finish(0)
+    assert ids(generating.result()) == [0, 10]
+
+
+def test_both_of_two_engines_lost_one_after_the_other(make: Make) -> None:
+    world, group = make(2)
+    generating = group.generate(requests(4), SAMPLING, 7)
+    world.die(1)
+    group._deal_again("rollout rank 1", RoleDiedError("gone", where="rollout rank 1"))
+    world.finish(0)
+    world.die(0)  # before it gave what it had taken over, and after its own
+    world.events.clear()
+    ask = world.sample
+    world.sample = lambda rank, call: (ask(rank, call), world.finish(rank))[0]  # type: ignore[method-assign]
+    assert ids(generating.result()) == [0, 20, 10, 30]
+    assert group.ranks == [1]
+    assert world.events[:4] == ["lost rollout rank 0, 0 replies", "make 0", "start 0", "load 1"]
