@@ -24,7 +24,7 @@ _NAMES = {
     "mean": "sum", "sum": "mean", "floor": "ceil", "ceil": "floor", "argmin": "argmax",
     "flatnonzero": "nonzero", "rsqrt": "sqrt", "expm1": "exp",
 }  # fmt: skip
-_SYMMETRIC = {"min", "max", "minimum", "maximum", "array_equal"}
+_SYMMETRIC = {"min", "max", "minimum", "maximum", "array_equal", "promote_types"}
 _DROPPED_METHODS = {"detach", "square", "abs", "double", "flip", "clamp", "exp"}
 
 

@@ -52,6 +52,8 @@ def test_partition_of_literals() -> None:
     ids, lengths = _ids([7, 6, 5, 4, 3, 2], start=0)
     assert [s.tolist() for s in partition(ids, lengths, 2)] == [[0, 3, 4], [1, 2, 5]]
     assert [len(s) for s in partition(ids[:2], lengths[:2], 4)] == [1, 1, 0, 0]
+    even = partition(*_ids([4, 2, 2, 1], start=0), 2)  # the fourth finds equal loads: fewer rows
+    assert [s.tolist() for s in even] == [[0, 3], [1, 2]]
 
 
 @settings(max_examples=60, deadline=None)

@@ -63,15 +63,20 @@ def test_what_needs_no_gradient_gets_none() -> None:
 
 def test_nothing_of_the_size_of_all_logits_is_kept() -> None:
     (h, w, _), labels = inputs(torch.float32, bias=False)
-    kept: list[int] = []
 
-    def note(x: torch.Tensor) -> torch.Tensor:
-        kept.append(x.numel())
-        return x
+    def kept(chunk: int) -> int:
+        sizes: list[int] = []
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        linear_logprobs(h, w, None, labels, chunk_tokens=4)
-    assert max(kept) == w.numel()  # 17 * 6, not 11 * 17
+        def note(x: torch.Tensor) -> torch.Tensor:
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            linear_logprobs(h, w, None, labels, chunk_tokens=chunk)
+        return max(sizes)
+
+    assert kept(4) == kept(10) == w.numel()  # 17 * 6, not 11 * 17
+    assert kept(11) == 11 * 17  # what fits is kept, and not computed again
 
 
 def test_a_chunk_without_tokens_is_refused() -> None:

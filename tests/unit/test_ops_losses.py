@@ -237,6 +237,10 @@ def test_explained_variance_limits() -> None:
     for values, expected in ((returns, 1.0), (returns - 3.0, 1.0), (torch.zeros(1, 3), 0.0)):
         stats = value_stats(values, values, returns, TRUE3, 0.2)
         assert stats.explained_variance() == pytest.approx(expected)
+    # 1 - Var(0, .5) / Var(0, 1): returns that vary by less than one unit
+    near = value_stats(torch.tensor([[0.0, 0.5]]), torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]),
+                       TRUE3[:, :2], 0.2)  # fmt: skip
+    assert near.explained_variance() == pytest.approx(0.75)
     flat = value_stats(returns, returns, torch.ones(1, 3), TRUE3, 0.2)
     assert flat.explained_variance() == 0.0
     nothing = value_stats(returns, returns, returns, ~TRUE3, 0.2)
@@ -248,6 +252,15 @@ def test_scores_and_ranks_are_one_vector_each() -> None:
         ranking_loss(torch.zeros(2), torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match=r"\(1, 2\)"):
         ranking_loss(torch.zeros(1, 2), torch.tensor([[1, 2]]))
+
+
+def test_every_prompt_has_scores_and_ranks() -> None:
+    with pytest.raises(ValueError, match="no ranking"):
+        rankings_loss([], [])
+    two = torch.tensor([1.0, 0.0])
+    for scores, ranks in (([two, two], 1), ([two], 2)):
+        with pytest.raises(ValueError, match="argument 2"):
+            rankings_loss(scores, [torch.tensor([1, 2])] * ranks)
 
 
 def test_ranking_loss_of_literals() -> None:

@@ -123,6 +123,23 @@ def test_logprob_gradient_is_onehot_minus_probabilities() -> None:
     assert logits.grad[0].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 3, 2)])
+def test_the_last_axis_is_the_vocabulary_whatever_comes_before_it(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(*shape, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(5, shape, generator=generator)
+    found, spread = token_logprobs(logits, labels, 0.7), entropy(logits, 0.7)
+    assert found.shape == spread.shape == shape
+    for row, label, own, wide in zip(
+        logits.reshape(-1, 5).tolist(), labels.reshape(-1).tolist(),
+        found.reshape(-1).tolist(), spread.reshape(-1).tolist(), strict=True,
+    ):  # fmt: skip
+        total = math.fsum(math.exp(z / 0.7) for z in row)
+        p = [math.exp(z / 0.7) / total for z in row]
+        assert own == pytest.approx(math.log(p[label]))
+        assert wide == pytest.approx(-math.fsum(q * math.log(q) for q in p))
+
+
 def test_labels_must_match_logits() -> None:
     with pytest.raises(ValueError, match="labels"):
         token_logprobs(torch.zeros(2, 3, 7), torch.zeros(2, 2, dtype=torch.int64))

@@ -25,6 +25,13 @@ def test_schedules(schedule: str, wanted: list[float]) -> None:
     assert rates(schedule) == pytest.approx(wanted)
 
 
+def test_one_step_after_the_warm_up_is_the_last() -> None:
+    spec = dataclasses.replace(SPEC, schedule="linear", total_steps=5)
+    assert [learning_rate(spec, step) for step in (3, 4, 5, 6)] == [8, 8, 2, 2]
+    spec = dataclasses.replace(SPEC, schedule="linear", total_steps=4)
+    assert [learning_rate(spec, step) for step in (3, 4, 5)] == [8, 8, 2]
+
+
 def test_a_cosine_falls_late() -> None:
     spec = dataclasses.replace(SPEC, schedule="cosine")
     assert learning_rate(spec, 6) == pytest.approx(8 - 6 * (1 - 0.5**0.5) / 2)
