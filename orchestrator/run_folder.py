@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def losses(self) -> Path:
-        """One JSON object a line: each time that workers were lost and made anew."""
+        """One JSON object a line: each time that workers were lost, or left out for good."""
         return self.path / "losses.jsonl"
 
     @property

@@ -119,7 +119,7 @@ class Summary:
     ledger: LedgerTotals = LedgerTotals()
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
-    restarts: int = 0  # times that workers were lost and made anew
+    restarts: int = 0  # times that workers were lost, over all processes of the run
     discarded_replies: int = 0  # that lost workers had given and nobody took
     given_up: tuple[str, ...] = ()  # engines that the run went on without
     roles: tuple[RoleInfo, ...] = ()
