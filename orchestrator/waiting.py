@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfDiskError, RayActorError, RayError, RayTaskError
 
+from orchestrator import scratch
 from orchestrator.watch import Watch
 from workers.errors import (
     DeadlineError,
@@ -292,8 +293,19 @@ def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None =
             where=name,
             mend="check the network between the nodes and the object store's size",
         ) from error
+    except OutOfDiskError as error:
+        raise _no_room(name, doing) from error
     except RayError as error:
         raise RoleError(f"{doing}: {error}", where=name) from error
+
+
+def _no_room(name: str, doing: str) -> RoleError:
+    return RoleError(
+        f"the object store is full, and so is the disk of the temporary folder {scratch.home()}",
+        where=f"{name}, {doing}",
+        mend="free space on that disk, set TMPDIR to a folder on another one, or raise "
+        "cluster.object_store_mib",
+    )
 
 
 def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
@@ -302,6 +314,8 @@ def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
     if isinstance(cause, RehearsalError):
         cause.where = f"{cause.where}; {name}, {doing}" if cause.where else f"{name}, {doing}"
         return cause
+    if isinstance(cause, OutOfDiskError):
+        return _no_room(name, doing)
     if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
         return RoleError(
             f"{name} ran out of memory: {str(cause).partition(chr(10))[0]}",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfDiskError, RayTaskError
 
 from orchestrator import waiting
 from orchestrator.waiting import Arrivals, EngineLine, Pending, Position, everything
@@ -63,6 +63,13 @@ def test_memory_that_ran_out_says_what_to_lower(outcome):
     with pytest.raises(RoleError, match="policy rank 0 ran out of memory") as caught:
         outcome(a=task_error(torch.OutOfMemoryError("CUDA out of memory")))
     assert "micro_batch_tokens" in caught.value.mend
+
+
+@pytest.mark.parametrize("error", [OutOfDiskError(), task_error(OutOfDiskError())])
+def test_a_disk_without_room_for_objects_is_named(outcome, error: Exception):
+    with pytest.raises(RoleError, match=r"temporary folder .*/rehearsal-") as caught:
+        outcome(a=error)
+    assert "TMPDIR" in caught.value.mend
 
 
 class Stream:
