@@ -227,7 +227,7 @@ def _prompts(rankings: tuple[Ranking, ...]) -> np.ndarray:
 
 def _count_pairs(tally: Tally, scores: list[Tensor], rankings: tuple[Ranking, ...]) -> None:
     counts = [
-        pair_accuracy(s.detach().cpu(), torch.tensor(r.ranks))
+        pair_accuracy(s.cpu(), torch.tensor(r.ranks))
         for s, r in zip(scores, rankings, strict=bool(rankings))
     ]
     tally.add("correct", sum(correct for correct, _ in counts))

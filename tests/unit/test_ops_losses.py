@@ -237,6 +237,11 @@ def test_explained_variance_limits() -> None:
     for values, expected in ((returns, 1.0), (returns - 3.0, 1.0), (torch.zeros(1, 3), 0.0)):
         stats = value_stats(values, values, returns, TRUE3, 0.2)
         assert stats.explained_variance() == pytest.approx(expected)
+    # far from 0 too, where the squares of fp32 numbers leave no room for their variance
+    far = returns + 5000.0
+    near = far - torch.tensor([[1.0, 0.0, 1.0]])
+    found = value_stats(near, near, far, TRUE3, 0.2).explained_variance()
+    assert found == pytest.approx(1 - (2 / 9) / (14 / 9))
     # 1 - Var(0, .5) / Var(0, 1): returns that vary by less than one unit
     near = value_stats(torch.tensor([[0.0, 0.5]]), torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]),
                        TRUE3[:, :2], 0.2)  # fmt: skip

@@ -213,6 +213,7 @@ def test_an_engine_with_calls_under_way_shows_it_by_their_tokens(started: Starte
 
 def test_an_engine_that_serves_nothing_does_not_live(started: Started) -> None:
     assert not RolloutWorker(0).alive()
+    assert RolloutWorker(0).state() == EngineState(-1, "empty")
     started.worker.receive_weights(offer(4))
     assert not started.worker.alive()
     assert started.engine.launched == []
