@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +24,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.config import Accelerator, ClusterConfig, RoleName
+from orchestrator.guard import Guard
+from orchestrator.last_resort import LastResort, within
 from orchestrator.placement import Layout
-from orchestrator.private_ray import QUIET, PrivateRay, own_signals, start_private_ray
+from orchestrator.private_ray import QUIET, PrivateRay, leave, own_signals, start_private_ray
 from orchestrator.scratch import home_name
+from orchestrator.servers import DistantServers, answers
+from orchestrator.supervision import Rules
 from workers.errors import DeadlineError, ResourceError
 
 # Read by Ray's own processes when they start. Prestarted workers would import Python once per core
@@ -38,6 +43,8 @@ _RAY_SWITCHES = {
     "RAY_task_events_report_interval_ms": "0",
 }
 _KNOCK_SECONDS = 10.0
+_GLANCE_SECONDS = 1.0
+_RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=0, window_seconds=1.0)
 
 
 class Cluster:
@@ -49,8 +56,10 @@ class Cluster:
         layout: Layout,
         group: PlacementGroup,
         local: PrivateRay | None,
+        guard: Guard,
         error_logs: Path | None = None,
     ) -> None:
+        self.guard = guard
         self._config = config
         self._layout = layout
         self._group = group
@@ -107,8 +116,7 @@ class Cluster:
             return
         self._closed = True
         if self._local is None:
-            remove_placement_group(self._group)
-            ray.shutdown()
+            _leave_joined(self._group, self.guard)
         else:
             self._local.close(keep_logs)
 
@@ -144,7 +152,12 @@ def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
 
 
 def start_cluster(
-    config: ClusterConfig, layout: Layout, seconds: float, error_logs: Path | None = None
+    config: ClusterConfig,
+    layout: Layout,
+    seconds: float,
+    error_logs: Path | None = None,
+    rules: Rules | None = None,
+    resort: LastResort | None = None,
 ) -> Cluster:
     """Start a local cluster or join a running one, and reserve the layout on it.
 
@@ -154,30 +167,44 @@ def start_cluster(
         seconds: Deadline for starting a local cluster, and again for the reservation.
         error_logs: Gets the logs of the roles' processes when the `with` block ends in an error
             (local clusters; a cluster that was joined keeps its own logs).
+        rules: When a server of a cluster that was joined is given up; None: after half a minute.
+        resort: Ends the process if a server of Ray's is lost and the main thread does not notice.
 
     Raises:
         ResourceError: there is no cluster at the address, or its nodes are too small.
         DeadlineError: Ray did not start, or the cluster is large enough, but its resources did not
             become free in time.
+        ClusterLostError: one of Ray's servers ended or stopped meanwhile.
     """
     for name, value in _RAY_SWITCHES.items():
         os.environ.setdefault(name, value)
     local: PrivateRay | None = None
     if config.address == "local":
         cpus = _whole(max(config.cpus_per_node, layout.cpus))
-        local = start_private_ray(cpus, config.object_store_mib, seconds)
+        local = start_private_ray(cpus, config.object_store_mib, seconds, resort)
+        local.error_logs = error_logs
+    guard = local.guard if local is not None else None
     try:
-        if local is None:
-            _join(config)
+        if guard is None:
+            guard = _join(config, rules or _RULES, resort)
         _check_nodes(config, layout)
-        group = _reserve(layout, seconds)
+        group = _reserve(layout, seconds, guard)
     except BaseException:
         if local is None:
-            ray.shutdown()
+            _leave_joined(None, guard)
         else:
             local.close()
         raise
-    return Cluster(config, layout, group, local, error_logs)
+    return Cluster(config, layout, group, local, guard, error_logs)
+
+
+def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:
+    """Give back what was reserved and disconnect; a head that is lost is asked for nothing."""
+    if guard is not None:
+        guard.stand_down()
+    if group is not None and not (guard is not None and guard.lost):
+        within(_KNOCK_SECONDS, lambda: remove_placement_group(group))
+    leave()
 
 
 def find_cluster(processes: Iterable[psutil.Process] | None = None) -> str:
@@ -210,7 +237,7 @@ def _private(words: list[str]) -> bool:
     return any(part.startswith(prefix) for path in sessions for part in path.parts)
 
 
-def _join(config: ClusterConfig) -> None:
+def _join(config: ClusterConfig, rules: Rules, resort: LastResort | None) -> Guard:
     try:
         address = config.address
         if address == "auto" and not os.environ.get("RAY_ADDRESS"):
@@ -225,6 +252,20 @@ def _join(config: ClusterConfig) -> None:
             mend="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
             "cluster.address=local",
         ) from error
+    often = rules.probe_seconds / 3
+    patience = rules.probe_seconds * rules.probes_to_condemn
+    servers = DistantServers(_addresses(), patience, partial(answers, seconds=often))
+    guard = Guard(servers, often, resort)
+    guard.start()
+    return guard
+
+
+def _addresses() -> dict[str, str]:
+    """Where the two servers answer that this driver needs: the head's, and the raylet beside it."""
+    context = ray.get_runtime_context()
+    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    raylet = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
+    return {"gcs_server": context.gcs_address, "raylet": raylet}
 
 
 def _knock(address: str) -> None:
@@ -269,10 +310,14 @@ def _figures(nodes: Iterable[tuple[float, float]]) -> str:
     return ", ".join(f"({cpus:g} CPUs, {gpus:g} GPUs)" for gpus, cpus in nodes) or "no node"
 
 
-def _reserve(layout: Layout, seconds: float) -> PlacementGroup:
+def _reserve(layout: Layout, seconds: float, guard: Guard) -> PlacementGroup:
     bundles = [_bundle(share.cpus, share.gpus) for share in layout.nodes]
     group = placement_group(bundles, strategy="STRICT_SPREAD", name=f"rehearsal-{time.time_ns()}")
-    if not group.wait(timeout_seconds=seconds):
+    until = time.monotonic() + seconds
+    while not group.wait(timeout_seconds=min(_GLANCE_SECONDS, max(0.0, until - time.monotonic()))):
+        guard.check()
+        if time.monotonic() < until:
+            continue
         remove_placement_group(group)
         raise DeadlineError(
             f"the cluster did not free {layout.cpus:g} CPUs and {layout.gpus:g} GPUs on "

@@ -15,6 +15,7 @@ from orchestrator.account import Account
 from orchestrator.cluster import Cluster
 from orchestrator.config import Config, RoleName
 from orchestrator.derive import group_spec, rollout_environment
+from orchestrator.guard import Guard
 from orchestrator.losses import Losses
 from orchestrator.roles import (
     CriticGroup,
@@ -40,15 +41,15 @@ _GROUPS = {
 }
 
 
-def _watch(config: Config) -> Watch:
+def rules_of(config: Config) -> Rules:
+    """When workers, and Ray's servers on other machines, are given up."""
     supervision = config.run.supervision
-    rules = Rules(
+    return Rules(
         probe_seconds=supervision.probe_seconds,
         probes_to_condemn=supervision.probes_to_condemn,
         max_restarts=supervision.max_restarts,
         window_seconds=supervision.restart_window_seconds,
     )
-    return Watch(rules, supervision.stall_seconds, logs=Path(config.run.dir).resolve() / "logs")
 
 
 class Fleet:
@@ -61,6 +62,7 @@ class Fleet:
         position: Position,
         account: Account,
         losses: Losses | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._account = account
         self._config = config
@@ -68,7 +70,12 @@ class Fleet:
         self._position = position
         self._groups: dict[RoleName, Any] = {}
         self._losses = losses
-        self.watch = _watch(config)
+        self.watch = Watch(
+            rules_of(config),
+            config.run.supervision.stall_seconds,
+            logs=Path(config.run.dir).resolve() / "logs",
+            guard=guard,
+        )
 
     def bring_up(self, *names: RoleName) -> None:
         """Make the missing groups, all at the same time, and wait until their processes stand."""

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ import psutil
 import ray
 from ray._private import ray_constants, worker
 
+from orchestrator.guard import Guard
+from orchestrator.last_resort import LastResort
 from orchestrator.scratch import Scratch
+from orchestrator.servers import LocalServers
 from orchestrator.stopping import STOP_SIGNALS
 from workers.errors import DeadlineError
 
@@ -33,15 +36,26 @@ QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _SLOW_START = "node timed out during startup"  # in the bare Exception that Ray raises
-_LEAVE_SECONDS = 10.0  # what takes longer than this to end is killed
+_LEAVE_SECONDS = 5.0  # what takes longer than this to end is killed
+_LOOK_SECONDS = 0.5
+_STOPPED_LOOKS = 8  # in a row, until a stopped server counts as lost
+# How Ray begins to tell of lost servers; what follows are guesses (out of memory) and its own logs.
+_GUESSES = ("Raylet is terminated", "The node with node id")
 
 
 class PrivateRay:
     """The processes and the scratch folder of a cluster that this process started."""
 
-    def __init__(self) -> None:
+    def __init__(self, resort: LastResort | None = None) -> None:
         self._scratch = Scratch("ray")
         self._before = {child.pid for child in psutil.Process().children()}
+        self._servers = LocalServers(_STOPPED_LOOKS, self._processes)
+        self.guard = Guard(self._servers, _LOOK_SECONDS, resort)
+        self.error_logs: Path | None = None  # gets the roles' logs where nobody closes this
+        if resort is not None:
+            resort.steps.append(self.destroy)
+        with _shielded():
+            self.guard.start()
 
     @property
     def folder(self) -> Path:
@@ -66,14 +80,26 @@ class PrivateRay:
         Args:
             keep_logs: A folder that gets the logs of the roles' processes before.
         """
-        processes = self._processes()
-        _shut_down(processes)
-        _, alive = psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
-        _kill(alive)
-        psutil.wait_procs(alive, timeout=_LEAVE_SECONDS)
+        self.guard.stand_down()
+        if not self._servers.well():
+            _kill(self._all_processes())
+        _shut_down(self._processes())
+        self._end_all()
         if keep_logs is not None:
             _copy_role_logs(self.log_folder, keep_logs)
         self._scratch.close()
+
+    def destroy(self) -> None:
+        """Kill every process, and delete the folder; Ray is not asked."""
+        self._end_all()
+        if self.error_logs is not None:
+            _copy_role_logs(self.log_folder, self.error_logs)
+        self._scratch.close()
+
+    def _end_all(self) -> None:
+        processes = self._all_processes()
+        _kill(processes)
+        psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
 
     def _processes(self) -> list[psutil.Process]:
         """Ray's servers, which are new children of this process, and all that they started."""
@@ -83,8 +109,17 @@ class PrivateRay:
                 found += [root, *_descendants(root)]
         return found
 
+    def _all_processes(self) -> list[psutil.Process]:
+        """Those, and what they left behind when they ended; workers write into the folder, too."""
+        found = {process.pid: process for process in self._processes()}
+        found |= {process.pid: process for process in _writers(self._scratch.path)}
+        found.pop(os.getpid(), None)
+        return list(found.values())
 
-def start_private_ray(cpus: int, object_store_mib: int, seconds: float) -> PrivateRay:
+
+def start_private_ray(
+    cpus: int, object_store_mib: int, seconds: float, resort: LastResort | None = None
+) -> PrivateRay:
     """Start Ray's servers on this machine, again if they were slow.
 
     Ray gives its own servers half a minute and no more, which a busy machine can take.
@@ -93,16 +128,19 @@ def start_private_ray(cpus: int, object_store_mib: int, seconds: float) -> Priva
         cpus: What Ray may place on this machine.
         object_store_mib: Shared memory for objects, in MiB.
         seconds: No new try is made after this time.
+        resort: Ends the process where a server is lost and nobody notices; None: nothing does.
 
     Raises:
         DeadlineError: they did not start in time.
+        ClusterLostError: one of them ended meanwhile.
     """
     deadline = time.monotonic() + seconds
     _bring_token()
     while True:
-        private = PrivateRay()
+        private = PrivateRay(resort)
         try:
             with own_signals(), _shielded(), _on_loopback():
+                _leave_guesses_out()
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -112,8 +150,13 @@ def start_private_ray(cpus: int, object_store_mib: int, seconds: float) -> Priva
                     **QUIET,
                 )
         except BaseException as error:
-            private.close()
-            if _SLOW_START not in str(error):
+            slow = _SLOW_START in str(error)
+            try:
+                if not slow:
+                    private.guard.look()
+            finally:
+                private.close()
+            if not slow:
                 raise
             if time.monotonic() > deadline:
                 raise DeadlineError(
@@ -144,10 +187,7 @@ def own_signals() -> Iterator[None]:
 
 @contextmanager
 def _shielded() -> Iterator[None]:
-    """Processes and threads that are started in the block never see signals that ask to stop.
-
-    A signal for this process that arrives meanwhile is delivered after the block.
-    """
+    """Processes and threads that are started in the block never see signals that ask to stop."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -170,6 +210,21 @@ def _on_loopback() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def _leave_guesses_out() -> None:
+    """Have Ray not print why its servers might have ended: the guard knows which one did, and how.
+
+    Of a raylet that was killed Ray would say, in 40 lines, that memory might have run out.
+    """
+    show = worker.print_to_stdstream
+
+    def shown(data: dict[str, Any], *rest: Any, **named: Any) -> None:
+        if not str(data["lines"][0]).startswith(_GUESSES):
+            show(data, *rest, **named)
+
+    if show.__name__ != shown.__name__:
+        worker.print_to_stdstream = shown
+
+
 def _shut_down(processes: list[psutil.Process]) -> None:
     """Disconnect from Ray and kill its servers; with servers that hang, too, within the limit.
 
@@ -181,11 +236,20 @@ def _shut_down(processes: list[psutil.Process]) -> None:
     if node is not None:
         end = node.kill_all_processes
         node.kill_all_processes = lambda **_: end(check_alive=False, allow_graceful=False)
+    leave(lambda: _kill(processes))
+
+
+def leave(hurry: Callable[[], object] = lambda: None) -> None:
+    """Disconnect from Ray within a bounded time.
+
+    Args:
+        hurry: What is tried when it takes long.
+    """
     leaving = threading.Thread(target=ray.shutdown, name="leave Ray", daemon=True)
     leaving.start()
     leaving.join(_LEAVE_SECONDS)
     if leaving.is_alive():
-        _kill(processes)
+        hurry()
         leaving.join(_LEAVE_SECONDS)
     if leaving.is_alive():  # it would wait again at the end of the interpreter
         atexit.unregister(worker.shutdown)
@@ -193,8 +257,20 @@ def _shut_down(processes: list[psutil.Process]) -> None:
 
 def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.kill()
+
+
+def _writers(folder: Path) -> list[psutil.Process]:
+    """Processes of this user that have a file in the folder open."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.uids().real == os.getuid() and any(
+                Path(file.path).is_relative_to(folder) for file in process.open_files()
+            ):
+                found.append(process)
+    return found
 
 
 def _is_ray(process: psutil.Process) -> bool:

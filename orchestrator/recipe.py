@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -14,7 +14,7 @@ from orchestrator.cluster import start_cluster
 from orchestrator.command import say, tell
 from orchestrator.config import Config, StageName
 from orchestrator.dry_run import look
-from orchestrator.fleet import Fleet
+from orchestrator.fleet import Fleet, rules_of
 from orchestrator.live import LiveView
 from orchestrator.losses import Losses
 from orchestrator.plan import Plan
@@ -24,6 +24,7 @@ from orchestrator.recovery import run_supervised
 from orchestrator.report import write_report
 from orchestrator.resume import Start, package_versions, plain_config
 from orchestrator.run_folder import RunFolder
+from orchestrator.saved_run import SavedRuns
 from orchestrator.saves import Saves
 from orchestrator.session import Session
 from orchestrator.sources import accounts
@@ -37,7 +38,7 @@ from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summar
 from orchestrator.tables import places, render_result
 from orchestrator.telemetry import Telemetry
 from orchestrator.waiting import Position
-from workers.errors import RehearsalError
+from workers.caught import Caught
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
@@ -57,8 +58,8 @@ def run_recipe(
 
     Stages that were finished before `start.saved` was made are not run again.
 
-    The summary and every finished checkpoint are on disk when a later stage fails;
-    `python -m orchestrator.report` makes the report of what there is.
+    Summary, report and every finished checkpoint are on disk when a later stage fails. They are
+    written before Ray is ended, which may hang.
     """
     started = start.began
     if started is None:
@@ -88,8 +89,11 @@ def run_recipe(
             plan.layout,
             config.run.role_start_seconds,
             error_logs=folder / "logs",
+            rules=rules_of(config),
+            resort=stop.resort,
         ) as cluster,
     ):
+        cluster.guard.mend = lambda: going_on(run_folder)
         losses = Losses(run_folder, position, live.note)
         session = Session(
             config=config,
@@ -97,7 +101,7 @@ def run_recipe(
             source=looked.source,
             telemetry=telemetry,
             live=live,
-            fleet=Fleet(config, cluster, position, telemetry.account, losses),
+            fleet=Fleet(config, cluster, position, telemetry.account, losses, cluster.guard),
             position=position,
             started=started,
             checkpoints=looked.checkpoints,
@@ -111,26 +115,47 @@ def run_recipe(
             live.note(f"going on after {saved}")
         for note in (*start.notes, *looked.notes):
             live.note(note)
+        kept = _keeping(session)
+        stop.resort.steps += [live.close, *reversed(kept)]
         try:
             for name in names:
                 _run_stage(session, StageName(name), last=name == names[-1])
-        except BaseException:
-            _keep_summary(session)
+        except BaseException as error:
+            cluster.guard.stand_down()
+            # who ends a run by a signal may not have the time for plots
+            _keep(session, kept[:1] if isinstance(error, KeyboardInterrupt) else kept)
             raise
+        cluster.guard.stand_down()
         summary = summarise(session)
         write_summary(run_folder, summary)
-    report = write_report(run_folder)
+        report = write_report(run_folder)
     tell(rendered(render_result(summary, report.comparisons)) + places(run_folder))
     say("".join(f"damaged: {note}\n" for note in report.damage))
     return summary
 
 
-def _keep_summary(session: Session) -> None:
+def _keeping(session: Session) -> list[Callable[[], object]]:
+    """What writes down what a run has found that does not come to its end."""
+    folder = session.folder
+    return [lambda: write_summary(folder, summarise(session)), lambda: write_report(folder)]
+
+
+def _keep(session: Session, steps: Sequence[Callable[[], object]]) -> None:
     """Write what there is; what ended the run is not hidden by a second error."""
-    try:
-        write_summary(session.folder, summarise(session))
-    except RehearsalError as error:
-        session.live.note(error.what)
+    for step in steps:
+        caught = Caught(Exception)  # those of plotting libraries, too
+        with caught:
+            step()
+        if caught.error is not None:
+            session.live.note(str(getattr(caught.error, "what", caught.error)))
+
+
+def going_on(folder: RunFolder) -> str:
+    """What to do where a run cannot go on by itself."""
+    saved = SavedRuns(folder).whole()
+    if not saved:
+        return "it has no checkpoint yet: start the same command again"
+    return f"go on with resume={folder.path}, whose last checkpoint is {saved[-1].name}"
 
 
 def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:

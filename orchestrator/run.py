@@ -101,6 +101,8 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             with folder.locked():  # whoever works in it keeps what is there
                 found = find_start(config, folder)
                 start = replace(_open(found, config), began=began)
+                opened = start.folder
+                stop.resort.report = lambda error: _report(error, opened)
                 composed.data.date = config.data.date = run_date(config, found.saved)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
                 _run(config, plan, start, stop)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from orchestrator.command import say
+from orchestrator.last_resort import LastResort
 
 # Those that batch systems and terminals send before they end a job: systemd, Kubernetes and scancel
 # (SIGTERM), a terminal that closes (SIGHUP), Slurm's --signal (SIGUSR1 or SIGUSR2 by custom).
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 
 
+_NOTICE_SECONDS = 5.0  # until the main thread, if it can, has noticed that its grace is over
+_TEARDOWN_SECONDS = 60.0  # each of its parts has a shorter deadline
+
+
 class StopRequest:
     """Whether the run has been asked to save itself and end at the next step boundary."""
 
     def __init__(self) -> None:
+        self.resort = LastResort()
         self.grace_seconds = 0.0  # 0: a signal ends the run at once
         self.caught: signal.Signals | None = None  # the first signal
         self._timer: threading.Timer | None = None
@@ -34,7 +43,8 @@ class StopRequest:
         SIGINT, the run unwinds by KeyboardInterrupt: no other exception gets out of a wait inside
         Ray, whose native code drops them. SIGINT ends a run that saves itself without waiting for
         that, and a second SIGINT ends the process at once; Ray's processes of a local cluster
-        follow, since the kernel tells them. Other signals have no effect once the run stops.
+        follow, since the kernel tells them. Other signals have no effect once the run stops. Where
+        the main thread does not get here, `escort` ends the process.
         """
         del frame
         if self._late and not self._unwinding:
@@ -67,6 +77,21 @@ class StopRequest:
         assert main is not None
         signal.pthread_kill(main, signal.SIGTERM)  # wakes it from a system call, unlike a flag
 
+    def escort(self, number: int, over: threading.Event) -> None:
+        """See to it that the process ends, from another thread: the main one may be stuck.
+
+        Args:
+            number: The first signal, as the operating system told it.
+            over: Set when the run has ended by itself.
+        """
+        grace = self.grace_seconds if number in STOP_SIGNALS else 0.0
+        if over.wait(grace + _NOTICE_SECONDS):
+            return
+        if (self._unwinding or self._closed) and over.wait(_TEARDOWN_SECONDS):
+            return
+        text = f"stopped by {signal.Signals(number).name}; the main thread did not answer\n"
+        self.resort.end(128 + number, lambda: say(text))
+
     def close(self) -> None:
         """Forget the time limit: everything is saved, and the teardown takes what it takes."""
         self._closed = True
@@ -86,9 +111,31 @@ def stop_on_signals() -> Iterator[StopRequest]:
         del before[signal.SIGHUP]
     for each in before:
         signal.signal(each, stop.handle)
+    over = threading.Event()
+    listening, telling = socket.socketpair()
+    telling.setblocking(False)
+    listener = threading.Thread(target=_listen, args=(listening, stop, over), daemon=True)
+    listener.start()
+    wakeup = signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
     try:
         yield stop
     finally:
+        over.set()
         stop.close()
         for each, handler in before.items():
             signal.signal(each, handler)
+        signal.set_wakeup_fd(wakeup)
+        telling.close()
+        listener.join()
+        listening.close()
+
+
+def _listen(line: socket.socket, stop: StopRequest, over: threading.Event) -> None:
+    """Hear of signals as soon as they come, whatever the main thread does."""
+    while told := line.recv(1):
+        if told[0] in (signal.SIGINT, *STOP_SIGNALS):
+            stop.escort(told[0], over)
+
+
+# Signals of processes that are forked from this one are no signals to this one.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))

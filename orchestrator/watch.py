@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.guard import Guard
 from orchestrator.supervision import Clock, Life, Rules, Status
 from workers.errors import RehearsalError, RoleDiedError, RoleHungError
 from workers.pulse import Pulse
@@ -62,6 +63,7 @@ class Watch:
         stall_seconds: float,
         clock: Clock = time.monotonic,
         logs: Path | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Watch nobody yet.
 
@@ -70,7 +72,9 @@ class Watch:
             stall_seconds: How long a verb may go without a beat.
             clock: Seconds that only grow.
             logs: Folder for the stacks of processes that hang; None: they are not kept.
+            guard: Looks after Ray's own servers meanwhile.
         """
+        self._guard = guard
         self.rules = rules
         self.poll_seconds = min(max(rules.probe_seconds / 20, 0.02), 0.5)
         self._stall_seconds = stall_seconds
@@ -112,7 +116,13 @@ class Watch:
                 each.life.current(each.life.incarnation)
 
     def died(self, name: str, why: str) -> None:
-        """The process of a worker is known to have ended."""
+        """The process of a worker is known to have ended.
+
+        Raises:
+            ClusterLostError: because one of Ray's servers did.
+        """
+        if self._guard is not None:
+            self._guard.look()
         if name in self._watched:
             life = self._watched[name].life
             life.died(life.incarnation, why)
@@ -129,7 +139,12 @@ class Watch:
 
         Args:
             waited: Who is waited for; whoever waits looks after them itself.
+
+        Raises:
+            ClusterLostError: Ray's servers are lost, and all workers with them.
         """
+        if self._guard is not None:
+            self._guard.check()
         for each in list(self._watched.values()):
             self._look(each)
         for call in self.meanwhile:
@@ -219,7 +234,10 @@ class Watch:
 
         Raises:
             RoleDiedError: it has used up its restarts.
+            ClusterLostError: one of Ray's servers ended, and the worker with it.
         """
+        if self._guard is not None:
+            self._guard.look()
         life = self._watched[name].life
         life.died(life.incarnation, why)
         if life.status is Status.retired or not life.restart():

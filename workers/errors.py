@@ -171,6 +171,10 @@ class RoleHungError(DeadlineError):
     """A role's process gives no sign of life, or its work does not get any further."""
 
 
+class ClusterLostError(RoleError):
+    """One of Ray's own servers ended or is stopped: the roles cannot be reached any more."""
+
+
 class RewardError(RoleError):
     """The reward could not be computed for any sequence of a batch."""
 

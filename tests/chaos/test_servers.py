@@ -1,0 +1,127 @@
+"""Whole runs that lose one of Ray's own servers: they go on, or end with the server's name."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import chaos
+from orchestrator.metrics import comparable, read_metrics
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SERVERS = {
+    "gcs_server": "gcs_server",
+    "raylet": "raylet",
+    "dashboard_agent": "ray::DashboardAgent",
+    "runtime_env_agent": "ray::RuntimeEnvAgent",
+}
+SETTINGS = ["stages=[pretrain]", "pretrain.steps=1500", "run.checkpoint.every_steps=20"]
+
+
+class Struck(chaos.Run):
+    """A run, its descendants at the time of the strike, and what it leaves behind."""
+
+    def __init__(self, folder: Path, temporary: Path, *more: str) -> None:
+        self.temporary = temporary
+        self.before: list[psutil.Process] = []
+        super().__init__(folder, [*SETTINGS, *more])
+
+    def server(self, name: str) -> psutil.Process | None:
+        self.before = psutil.Process(self.process.pid).children(recursive=True)
+        for process in self.before:
+            try:
+                words = process.cmdline()
+            except psutil.Error:
+                continue
+            if words and Path(words[0]).name == SERVERS[name]:
+                return process
+        return None
+
+    def reached(self, moment: str) -> bool:
+        if moment == "start":
+            return True
+        if moment == "stage":
+            return any((self.folder / "state").glob("*-pretrain-[0-9]*[0-9]"))
+        return (self.folder / "summary.json").exists()  # written before anything is ended
+
+    def strike_server(self, name: str, number: str, moment: str) -> None:
+        assert self.wait_for(lambda: self.reached(moment) and self.server(name) is not None)
+        server = self.server(name)
+        assert server is not None
+        server.send_signal(getattr(signal, number))
+        self.struck = time.monotonic()
+
+    def left(self) -> list[str]:
+        time.sleep(1)
+        alive = [p.pid for p in self.before if p.is_running() and p.status() != "zombie"]
+        folders = list(self.temporary.glob("rehearsal-*/*.scratch"))
+        return [*map(str, alive), *map(str, folders)]
+
+    def text(self) -> str:
+        return self.said.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # short, since paths of sockets must be; a run's scratch folders lie in it
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = chaos.Run(tmp_path_factory.mktemp("calm") / "run", SETTINGS)
+    assert run.end() == 0
+    return run.folder
+
+
+def require_same(folder: Path, calm: Path) -> None:
+    found, expected = (read_metrics(f / "metrics.jsonl") for f in (folder, calm))
+    assert list(comparable(found)) == list(comparable(expected))
+    assert chaos.weights(folder) == chaos.weights(calm)
+
+
+@pytest.mark.parametrize("moment", ["start", "stage", "shutdown"])
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_lost_server_of_ray_does_not_hold_a_run_up(
+    tmp_path: Path, temporary: Path, calm: Path, name: str, number: str, moment: str
+) -> None:
+    run = Struck(tmp_path / "run", temporary)
+    run.strike_server(name, number, moment)
+    code = run.process.wait(timeout=240)
+    print(f"{name} {number} {moment}: exit {code} after {time.monotonic() - run.struck:.1f} s")  # noqa: T201
+    assert run.left() == []
+    if code == 0:
+        require_same(run.folder, calm)
+        assert (run.folder / "report.html").is_file()
+        return
+    assert code == 7
+    assert moment != "shutdown", "everything was done"
+    assert name in run.text()
+    assert "memory" not in run.text()
+    assert "resume" in run.text() or "start the same command again" in run.text()
+    assert name in (run.folder / "error.log").read_text()
+    if moment == "stage":
+        assert json.loads((run.folder / "summary.json").read_text())["timing"]
+        assert (run.folder / "report.html").is_file()
+
+
+def test_a_run_that_lost_a_server_goes_on_by_the_same_command(
+    tmp_path: Path, temporary: Path, calm: Path
+) -> None:
+    run = Struck(tmp_path / "run", temporary)
+    run.strike_server("raylet", "SIGKILL", "stage")
+    assert run.process.wait(timeout=240) == 7
+    run.again()
+    assert run.end() == 0
+    require_same(run.folder, calm)
