@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ SERVERS = {
     "dashboard_agent": "ray::DashboardAgent",
     "runtime_env_agent": "ray::RuntimeEnvAgent",
 }
-SETTINGS = ["stages=[pretrain]", "pretrain.steps=1500", "run.checkpoint.every_steps=20"]
+SETTINGS = ["stages=[pretrain]", "pretrain.steps=600", "run.checkpoint.every_steps=20"]
 
 
 class Struck(chaos.Run):
@@ -62,7 +63,7 @@ class Struck(chaos.Run):
     def left(self) -> list[str]:
         time.sleep(1)
         alive = [p.pid for p in self.before if p.is_running() and p.status() != "zombie"]
-        folders = list(self.temporary.glob("rehearsal-*/*.scratch"))
+        folders = list(self.temporary.glob("rehearsal-*/ray-*"))
         return [*map(str, alive), *map(str, folders)]
 
     def text(self) -> str:
@@ -71,10 +72,12 @@ class Struck(chaos.Run):
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    # short, since paths of sockets must be; a run's scratch folders lie in it
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        monkeypatch.setenv("TMPDIR", folder)
-        yield Path(folder)
+    # a run's scratch folders lie in it; short, since the paths of sockets must be
+    folder = Path(f"/tmp/{secrets.token_hex(2)}")
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
