@@ -282,6 +282,8 @@ class _Group:
 
     def _make(self, rank: int) -> Any:
         """A process for one rank, in the place that the plan gives it."""
+        if self._launch.watch is not None:
+            self._launch.watch.rest(self.name(rank))
         remote: Any = ray.remote
         make = remote(concurrency_groups=dict(self.concurrency))(self.worker)
         actor = make.options(**self._launch.options(rank)).remote(rank)

@@ -102,8 +102,9 @@ class Life:
     @property
     def rests(self) -> bool:
         """Whether it was lost so often, and so lately, that it is not to be started yet."""
-        rest = self._rules.rest_seconds(self.restarts)
-        return self.restarts < self._rules.max_restarts and self._clock() < self._ended + rest
+        before = self.restarts - (self.status is Status.restarting)
+        rest = self._rules.rest_seconds(before)
+        return before < self._rules.max_restarts and self._clock() < self._ended + rest
 
     def probe_ok(self, incarnation: int) -> None:
         """It answered a probe."""

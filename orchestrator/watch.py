@@ -99,6 +99,16 @@ class Watch:
         """Whether a worker that was never lost, or not too often, goes by this name."""
         return name not in self._watched or self.life(name).status is not Status.retired
 
+    def rest(self, name: str) -> None:
+        """Wait before a worker that is lost again and again gets another process.
+
+        A machine that is short of something would use up all its restarts within a second.
+        """
+        each = self._watched.get(name)
+        while each is not None and each.life.rests:
+            self.tick([name])
+            time.sleep(self.poll_seconds)
+
     def starting(self, names: Iterable[str]) -> None:
         """These have been asked to import or load something; they are left alone meanwhile."""
         for name in names:

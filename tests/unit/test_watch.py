@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator import watch as watching
+from orchestrator.guard import Guard
+from orchestrator.servers import DistantServers
 from orchestrator.supervision import Rules, Status
 from orchestrator.watch import Watch
-from workers.errors import RoleDiedError, RoleHungError
+from workers.errors import ClusterLostError, RoleDiedError, RoleHungError
 from workers.pulse import Pulse, beat, pulse, stacks, traced
 
 RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=1, window_seconds=1e6)
@@ -175,3 +178,38 @@ def test_stacks_name_threads_and_calls() -> None:
     thread.join()
     assert "thread work:" in text
     assert "waits_for_godot" in text
+
+
+def test_a_worker_that_is_lost_again_and_again_comes_back_later_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    night = Night()
+    rules = replace(RULES, max_restarts=9)
+    night.watch = Watch(rules, 60.0, lambda: night.now)
+    night.watch.add("reward rank 0", Process())
+    monkeypatch.setattr(watching.time, "sleep", lambda seconds: night.pass_time(seconds))
+    rests: list[int] = []
+    for _ in range(8):
+        night.watch.require_restart("reward rank 0", "signal 9")
+        lost = night.now
+        night.watch.rest("reward rank 0")
+        rests.append(round(night.now - lost))
+        night.watch.add("reward rank 0", Process())
+        night.watch.starting(["reward rank 0"])
+        night.watch.started(["reward rank 0"], well=True)
+    assert rests == [0, 2, 4, 8, 16, 32, 60, 60]
+    night.watch.rest("policy rank 0")  # was never there: nothing to wait for
+
+
+def test_a_rest_ends_when_ray_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    night = Night()
+    monkeypatch.setattr(watching.time, "sleep", lambda seconds: night.pass_time(seconds))
+    rules = replace(RULES, max_restarts=9)
+    guard = Guard(DistantServers({}, 1.0, bool), 60.0)
+    night.watch = Watch(rules, 60.0, lambda: night.now, guard=guard)
+    night.watch.add("reward rank 0", Process())
+    for _ in range(2):
+        night.watch.require_restart("reward rank 0", "signal 9")
+    guard._why = "raylet (pid 7) ended by SIGKILL"
+    with pytest.raises(ClusterLostError):
+        night.watch.rest("reward rank 0")

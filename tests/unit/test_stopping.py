@@ -1,0 +1,97 @@
+"""A signal ends the process in time, also while its main thread is inside native code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from orchestrator import stopping
+from orchestrator.last_resort import LastResort
+from orchestrator.stopping import StopRequest, stop_on_signals
+
+# A mutex that is locked twice is waited for ever, and no signal interrupts that.
+STUCK = """
+import ctypes, sys
+from orchestrator import stopping
+stopping._NOTICE_SECONDS = 0.2
+with stopping.stop_on_signals() as stop:
+    stop.grace_seconds = 0.2
+    stop.resort.steps.append(lambda: print("written", flush=True))
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    print("stuck", flush=True)
+    lock(mutex)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_main_thread_that_never_returns_does_not_keep_the_process(
+    number: signal.Signals,
+) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=pipe, stderr=pipe, text=True) as p:
+        assert p.stdout is not None
+        assert p.stdout.readline() == "stuck\n"
+        p.send_signal(number)
+        out, errors = p.communicate(timeout=30)
+    assert p.returncode == 128 + number
+    assert out == "written\n"
+    assert errors == f"stopped by {number.name}; the main thread did not answer\n"
+
+
+class Resort(LastResort):
+    """Notes the exit code in place of ending the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes: list[int] = []
+
+    def end(self, code: int, last: object) -> None:  # type: ignore[override]
+        del last
+        self.codes.append(code)
+
+
+@pytest.mark.parametrize(
+    ("closed", "ends", "codes"),
+    [
+        (False, True, []),  # it saved itself within its grace
+        (False, False, [143]),
+        (True, True, []),  # it was saved, and tears down
+        (True, False, [143]),  # the teardown hangs
+    ],
+)
+def test_who_ends_by_itself_is_not_ended(
+    monkeypatch: pytest.MonkeyPatch, closed: bool, ends: bool, codes: list[int]
+) -> None:
+    monkeypatch.setattr(stopping, "_NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(stopping, "_TEARDOWN_SECONDS", 0.01)
+    stop, over = StopRequest(), threading.Event()
+    stop.resort = resort = Resort()
+    if closed:
+        stop.close()
+    if ends:
+        over.set()
+    stop.escort(signal.SIGTERM, over)
+    assert resort.codes == codes
+
+
+def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
+    with stop_on_signals() as stop:
+        stop.resort = resort = Resort()
+        heard: list[int] = []
+        stop.escort = lambda number, over: heard.append(number)  # type: ignore[method-assign]
+        stop.grace_seconds = 60.0  # the child's own handler then only notes the signal
+        child = os.fork()
+        if not child:
+            try:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    assert heard == []
+    assert resort.codes == []
