@@ -42,7 +42,7 @@ def balance(costs: IntArray, ranks: int) -> list[IntArray]:
     if ranks < 1:
         raise ValueError(f"ranks={ranks} must be positive")
     heap = [(0, 0, rank) for rank in range(ranks)]
-    owner = np.zeros(len(costs), np.int64)
+    owner = np.empty(len(costs), np.int64)
     for row in np.argsort(-costs, kind="stable").tolist():
         load, rows, rank = heapq.heappop(heap)
         owner[row] = rank
