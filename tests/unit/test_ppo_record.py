@@ -208,14 +208,25 @@ def test_where_no_held_out_prompt_has_a_reward_that_is_said_and_the_rest_recorde
     run = Run(tmp_path)
     monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
     run.hub.faults.failed_rewards = lambda i: "no answer" if i < 8 else ""
+    answers: list[Any] = []
+    score = run.roles.reward.score_batch
+
+    def noted(batch: Any, asked: Any) -> Any:
+        answers.append(batch)
+        return score(batch, asked)
+
+    monkeypatch.setattr(run.roles.reward, "score_batch", noted)
     ppo(run.session)  # ids 0 to 7 are the answers before the first update
     notes = [told[1] for told in shown if told[0] == "note"]
     assert [n for n in notes if n.startswith("no held-out prompt has a reward, first: no answer")]
     assert run.series("ppo/heldout_failed") == [8, 0, 0]
     assert len(run.series("ppo/heldout_score_mean")) == 2
     assert len(run.series("ppo/heldout_response_tokens_mean")) == 3
-    assert all(0 <= rate <= 1 for rate in run.series("ppo/heldout_eos_rate"))
-    assert all(1 <= n <= 12 for n in run.series("ppo/heldout_response_tokens_mean"))
+    ended = [float((batch.finish == Finish.STOP).mean()) for batch in answers]
+    assert run.series("ppo/heldout_eos_rate") == ended
+    assert ended[0] != 1 - ended[0]
+    lengths = [float(batch.response_lengths.mean()) for batch in answers]
+    assert run.series("ppo/heldout_response_tokens_mean") == lengths
 
 
 def test_a_kept_text_is_that_of_its_sequence(tmp_path: Path) -> None:

@@ -360,6 +360,19 @@ def test_log_probabilities_and_values_of_response_tokens() -> None:
         assert own.tolist() == pytest.approx([float(heads[tokens[i - 1]]) for i in places])
 
 
+def test_a_number_of_a_token_that_is_not_finite_is_named_with_its_sequence() -> None:
+    share = Work((np.array([12]), np.zeros(0, np.int64), np.array([13, 11])))
+    for worker, weights, verb in (
+        (ready(PolicyWorker(0)), "table", lambda w: w.logprobs(share, [rollouts()], 0.5)),
+        (ready(CriticWorker(0)), "heads", lambda w: w.values(share, [rollouts()])),
+    ):
+        with torch.no_grad():
+            getattr(worker.engine.passes, weights)[5] = math.nan  # read in 11 and in 13
+        with pytest.raises(NonFiniteError, match="is not finite in sequences 11, 13") as caught:
+            verb(worker)
+        assert caught.value.ids == (11, 13)
+
+
 def test_scores_are_those_of_the_last_tokens() -> None:
     worker = ready(CriticWorker(0))
     batch = TokenBatch(Ragged.from_rows(ROWS, np.int32), Ragged.from_rows(ROWS, np.bool_))

@@ -8,8 +8,10 @@ without a row fails `test_every_key_has_a_row`: add one, or a reason to `UNSEEN`
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from wiring.world import World
 
 from orchestrator.config import Config
 from orchestrator.config_errors import schema_keys
+from orchestrator.derive import rollout_spec
 from orchestrator.stages.ppo import ppo
 
 
@@ -94,6 +97,23 @@ def test_no_two_numbers_of_a_scenario_are_equal() -> None:
     for name, scenario in SCENARIOS.items():
         numbers = Counter(row.typed for row in scenario.rows if _is_fraction(row.typed))
         assert [n for n, times in numbers.items() if times > 1] == [], name
+
+
+def test_a_flag_of_the_engines_moves_no_other_option_of_theirs() -> None:
+    # Two flags of one scenario are set alike, so that a swap of them shows here alone.
+    config = Config()
+    flags = [f.name for f in dataclasses.fields(config.rollout)
+             if isinstance(getattr(config.rollout, f.name), bool)]  # fmt: skip
+    before = dataclasses.asdict(rollout_spec(config, "FOLDER", 2))
+    moved = {}
+    for name in flags:
+        turned = {name: not getattr(config.rollout, name)}
+        other = replace(config, rollout=replace(config.rollout, **turned))
+        after = dataclasses.asdict(rollout_spec(other, "FOLDER", 2))
+        moved[name] = [key for key in after if after[key] != before[key]]
+    names = {"inflight_updates": "interruptible"}
+    assert moved == {name: [names.get(name, name)] for name in flags}
+    assert len(moved) > 3
 
 
 def _is_fraction(typed: str) -> bool:
