@@ -262,12 +262,13 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def _writers(folder: Path) -> list[psutil.Process]:
-    """Processes of this user that have a file in the folder open."""
+    """Processes of this user that write to a file in the folder; its readers are people's own."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.uids().real == os.getuid() and any(
-                Path(file.path).is_relative_to(folder) for file in process.open_files()
+                file.mode != "r" and Path(file.path).is_relative_to(folder)
+                for file in process.open_files()
             ):
                 found.append(process)
     return found

@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
-from orchestrator import last_resort
+from orchestrator import last_resort, private_ray
 from orchestrator.guard import Guard
 from orchestrator.last_resort import LastResort, within
 from orchestrator.servers import DistantServers, LocalServers, answers, server_name
@@ -280,3 +281,23 @@ def test_the_last_resort_does_all_that_can_be_done(monkeypatch: pytest.MonkeyPat
 def test_a_step_is_waited_for_only_so_long() -> None:
     assert within(5.0, lambda: None)
     assert not within(0.01, lambda: threading.Event().wait(60))
+
+
+def test_who_reads_a_log_of_ray_is_not_ended_with_it(tmp_path: Path) -> None:
+    code = "import sys, time\nf = open(sys.argv[1], sys.argv[2])\nprint(flush=True)\ntime.sleep(60)"
+    (tmp_path / "log").touch()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "log"), mode], stdout=subprocess.PIPE
+        )
+        for mode in ("r", "a")
+    ]
+    try:
+        for each in started:
+            assert each.stdout is not None
+            each.stdout.readline()
+        assert [process.pid for process in private_ray._writers(tmp_path)] == [started[1].pid]
+    finally:
+        for each in started:
+            each.kill()
+            each.communicate()
