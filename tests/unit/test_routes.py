@@ -95,6 +95,26 @@ def test_no_logits_are_made_that_nobody_needs(
     assert model.logprobs(rows, cells)[1] is None
 
 
+@pytest.mark.parametrize(
+    ("dtype", "own", "off", "close"),
+    [
+        (torch.float32, -1e-6, 0.9e-4, True), (torch.float32, -1e-6, 1.1e-4, False),
+        (torch.float32, -1e-6, -1.1e-4, False), (torch.float32, -50.0, 4.5e-3, True),
+        (torch.float32, -50.0, -5.5e-3, False), (torch.bfloat16, -1e-6, 0.09, True),
+        (torch.bfloat16, -1e-6, 0.11, False), (torch.bfloat16, -50.0, -4.5, True),
+    ],
+)  # fmt: skip
+def test_numbers_are_the_same_but_for_rounding(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, own: float, off: float, close: bool
+) -> None:
+    """To a ten-thousandth in single precision and a tenth in half, of a nat or of the number."""
+    found = torch.tensor([own] * 4 + [own + off])  # one token that differs is enough
+    monkeypatch.setattr(passes, "token_logprobs", lambda *_: torch.full((5,), own))
+    monkeypatch.setattr(passes, "linear_logprobs", lambda *_, **__: (found, None))
+    model = ModelPasses(Toy("plain").to(dtype))  # type: ignore[arg-type]
+    assert model.route == ("chunked" if close else "selected")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_rounding_hides_no_route_and_half_a_percent_is_no_rounding(dtype: torch.dtype) -> None:
     assert ModelPasses(Toy("plain").to(dtype)).route == "chunked"  # type: ignore[arg-type]
@@ -117,12 +137,6 @@ def test_every_pass_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "beat", lambda: beats.append(1))
     model.numbers(model.lay(ROWS, "cpu"), torch.tensor([0]))
     assert beats == [1]
-
-
-def test_rounding_of_large_logits_hides_no_route() -> None:
-    toy = Toy("plain")
-    toy.head.weight.data *= 40.0
-    assert ModelPasses(toy.bfloat16()).route == "chunked"  # type: ignore[arg-type]
 
 
 def test_a_route_that_costs_memory_is_said(caplog: pytest.LogCaptureFixture) -> None:
