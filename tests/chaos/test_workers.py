@@ -103,7 +103,7 @@ def working(folder: Path, rollout: RolloutConfig) -> Iterator[World]:
     (folder / "run").mkdir()
     create_model(
         folder / "sft", hidden_size=64, layers=2, heads=2, kv_heads=2, intermediate_size=96,
-        max_position_embeddings=96, tie_word_embeddings=True, seed=1,
+        max_position_embeddings=128, tie_word_embeddings=True, seed=1,
     )  # fmt: skip
     built, position, losses = config(folder, rollout), Position(), []
     layout = place_roles(built.cluster, list(RoleName))
