@@ -160,6 +160,8 @@ def test_calls_wait_for_their_turn_where_none_may_join(started: Started) -> None
     started.worker.announce(call(1, 3))
     assert started.parts(call(0, 2)) == [[0]]
     assert (len(engine.launched), engine.running) == (1, False)
+    (batch,) = started.worker.proceed(1, 3)  # it was held from then on
+    assert batch.ids.tolist() == [10]
 
 
 def test_an_announcement_after_the_turn_of_its_call_is_passed_over(started: Started) -> None:

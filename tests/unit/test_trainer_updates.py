@@ -321,6 +321,18 @@ def test_a_supervised_step_is_the_mean_over_its_targets() -> None:
     assert worker.engine.modes == [True, False]
 
 
+def test_a_held_out_loss_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = [10.5, 4.0]  # nats and tokens of a second rank
+    monkeypatch.setattr(
+        sys.modules["workers.engine"], "gather_rows",
+        lambda row: torch.tensor([row, other], dtype=torch.float64),
+    )  # fmt: skip
+    worker = ready(PolicyWorker(0))
+    nll = float(plain_nll(worker.engine.passes.table.detach()))
+    found = worker.evaluate_supervised(SupervisedStep((text(),), 7))
+    assert (found.nll, found.tokens) == (pytest.approx(nll + 10.5), 7)
+
+
 def test_summed_losses_keep_what_single_precision_would_lose() -> None:
     passes = TablePasses()
     large = torch.tensor([2.0**25, 1.0, 1.0])  # 2^25 + 1 is no number of fp32
