@@ -6,6 +6,9 @@ import json
 import secrets
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +40,11 @@ class Struck(chaos.Run):
 
     def server(self, name: str) -> psutil.Process | None:
         self.before = psutil.Process(self.process.pid).children(recursive=True)
-        for process in self.before:
+        return self.named(name, self.before)
+
+    @staticmethod
+    def named(name: str, processes: list[psutil.Process]) -> psutil.Process | None:
+        for process in processes:
             try:
                 words = process.cmdline()
             except psutil.Error:
@@ -128,3 +135,50 @@ def test_a_run_that_lost_a_server_goes_on_by_the_same_command(
     run.again()
     assert run.end() == 0
     require_same(run.folder, calm)
+
+
+@pytest.fixture
+def head(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[psutil.Process]]:
+    """The processes of a cluster that somebody else started; its address is in RAY_ADDRESS."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    folder = temporary / "head"
+    words = f"start --head --port={port} --temp-dir={folder} --num-cpus=1 --disable-usage-stats"
+    more = (
+        f"--include-dashboard=false --object-store-memory={128 << 20} --node-ip-address=127.0.0.1"
+    )
+    subprocess.run(
+        [str(Path(sys.executable).with_name("ray")), *words.split(), *more.split()], check=True
+    )
+    started = [p for p in psutil.process_iter() if str(folder) in " ".join(p.cmdline())]
+    started += [child for p in started for child in p.children(recursive=True)]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    yield started
+    for process in started:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(started, timeout=10)
+
+
+@pytest.mark.parametrize("moment", ["stage", "shutdown"])
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_lost_server_of_a_joined_cluster_ends_the_run_within_its_patience(
+    tmp_path: Path, temporary: Path, head: list[psutil.Process], name: str, number: str, moment: str
+) -> None:
+    joined = ["cluster.address=auto", "cluster.cpus_per_node=0.75"]
+    run = Struck(tmp_path / "run", temporary, *joined, "run.supervision.probe_seconds=2")
+    assert run.wait_for(lambda: run.reached(moment))
+    server = run.named(name, head)
+    assert server is not None
+    server.send_signal(getattr(signal, number))
+    struck = time.monotonic()
+    code = run.process.wait(timeout=240)
+    print(f"joined {name} {number} {moment}: exit {code} after {time.monotonic() - struck:.1f} s")  # noqa: T201
+    assert code == (0 if moment == "shutdown" else 7)
+    assert (run.folder / "summary.json").is_file()
+    assert (run.folder / "report.html").is_file()
+    if moment == "stage":
+        assert f"{name} at " in run.text()
+        assert "whose last checkpoint is" in run.text()
