@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +28,7 @@ from orchestrator.last_resort import LastResort, within
 from orchestrator.placement import Layout
 from orchestrator.private_ray import QUIET, PrivateRay, leave, own_signals, start_private_ray
 from orchestrator.scratch import home_name
-from orchestrator.servers import DistantServers, answers
+from orchestrator.servers import distant_servers
 from orchestrator.supervision import Rules
 from workers.errors import DeadlineError, ResourceError
 
@@ -167,7 +166,7 @@ def start_cluster(
         seconds: Deadline for starting a local cluster, and again for the reservation.
         error_logs: Gets the logs of the roles' processes when the `with` block ends in an error
             (local clusters; a cluster that was joined keeps its own logs).
-        rules: When a server of a cluster that was joined is given up; None: after half a minute.
+        rules: When a server that does not answer is given up; None: after half a minute.
         resort: Ends the process if a server of Ray's is lost and the main thread does not notice.
 
     Raises:
@@ -183,12 +182,14 @@ def start_cluster(
         cpus = _whole(max(config.cpus_per_node, layout.cpus))
         local = start_private_ray(cpus, config.object_store_mib, seconds, resort)
         local.error_logs = error_logs
-    guard = local.guard if local is not None else None
+    guard: Guard | None = None
     try:
-        if guard is None:
-            guard = _join(config, rules or _RULES, resort)
-        _check_nodes(config, layout)
-        group = _reserve(layout, seconds, guard)
+        guard = local.guard if local else _join(config, rules or _RULES, resort)
+        with guard.explaining():
+            if local is not None:
+                local.ask(distant_servers(rules or _RULES))
+            _check_nodes(config, layout)
+            group = _reserve(layout, seconds, guard)
     except BaseException:
         if local is None:
             _leave_joined(None, guard)
@@ -252,20 +253,9 @@ def _join(config: ClusterConfig, rules: Rules, resort: LastResort | None) -> Gua
             mend="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
             "cluster.address=local",
         ) from error
-    often = rules.probe_seconds / 3
-    patience = rules.probe_seconds * rules.probes_to_condemn
-    servers = DistantServers(_addresses(), patience, partial(answers, seconds=often))
-    guard = Guard(servers, often, resort)
+    guard = Guard(distant_servers(rules), _GLANCE_SECONDS, resort)
     guard.start()
     return guard
-
-
-def _addresses() -> dict[str, str]:
-    """Where the two servers answer that this driver needs: the head's, and the raylet beside it."""
-    context = ray.get_runtime_context()
-    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    raylet = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
-    return {"gcs_server": context.gcs_address, "raylet": raylet}
 
 
 def _knock(address: str) -> None:

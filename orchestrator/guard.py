@@ -7,11 +7,12 @@ would hear nothing for a minute, and then Ray ends the process: the guard ends t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from orchestrator.last_resort import LastResort
 from orchestrator.servers import Servers
-from workers.errors import ClusterLostError
+from workers.errors import ClusterLostError, RehearsalError, RoleError
 
 _NOTICE_SECONDS = 4.0  # that the driver has, once a server is lost, to get out of what it does
 
@@ -69,6 +70,20 @@ class Guard:
         """The same, where one may have ended just now: a worker did, for which that is a reason."""
         self._why = self._why or self._servers.ended()
         self.check()
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """What Ray or a role raises in the block because a server is lost is told as that.
+
+        Raises:
+            ClusterLostError: it names the server.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, RoleError) or not isinstance(error, RehearsalError):
+                self.look()
+            raise
 
     def _error(self) -> ClusterLostError:
         return ClusterLostError(f"Ray cannot go on: {self._why}", where="cluster", mend=self.mend())

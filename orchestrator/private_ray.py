@@ -26,7 +26,7 @@ from ray._private import ray_constants, worker
 from orchestrator.guard import Guard
 from orchestrator.last_resort import LastResort
 from orchestrator.scratch import Scratch
-from orchestrator.servers import LocalServers
+from orchestrator.servers import LocalServers, Servers
 from orchestrator.stopping import STOP_SIGNALS
 from workers.errors import DeadlineError
 
@@ -73,6 +73,10 @@ class PrivateRay:
     def log_folder(self) -> Path:
         """Where its processes write."""
         return self._scratch.path / "session_latest" / "logs"
+
+    def ask(self, asked: Servers) -> None:
+        """Have the guard ask the servers too, now that their addresses are known."""
+        self._servers.asked = asked
 
     def close(self, keep_logs: Path | None = None) -> None:
         """End every process within a bounded time, and delete the folder.

@@ -118,8 +118,9 @@ def run_recipe(
         kept = _keeping(session)
         stop.resort.steps += [live.close, *reversed(kept)]
         try:
-            for name in names:
-                _run_stage(session, StageName(name), last=name == names[-1])
+            with cluster.guard.explaining():
+                for name in names:
+                    _run_stage(session, StageName(name), last=name == names[-1])
         except BaseException as error:
             cluster.guard.stand_down()
             # who ends a run by a signal may not have the time for plots

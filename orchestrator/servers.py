@@ -7,18 +7,21 @@ is stopped or gone does not.
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import psutil
+import ray
 
-from orchestrator.supervision import Clock
+from orchestrator.supervision import Clock, Rules
 
 # As they show in a command line, before and after a process has given itself a title. Ray's other
 # processes (its monitor, the log monitor and the dashboard's server) serve people alone.
@@ -65,10 +68,12 @@ class LocalServers:
         patience: So many looks in a row must find a server stopped. Looks are counted, not seconds:
             who stops a whole job (Ctrl-Z) stops the looks, too.
         started: The processes that there are; asked until all servers are known.
+        asked: The same servers, asked as distant ones: a process may run, and hang.
     """
 
     patience: int
     started: Callable[[], Iterable[psutil.Process]]
+    asked: Servers | None = None
     _found: list[_Server] = field(default_factory=list)
 
     def look(self) -> str:
@@ -78,7 +83,8 @@ class LocalServers:
         for each in self._found:
             each.stopped = each.stopped + 1 if each in stopped else 0
         held = [f"{each} is stopped (SIGSTOP)" for each in stopped if each.stopped >= self.patience]
-        return "; ".join([*filter(None, [self.ended()]), *held])
+        found = "; ".join([*filter(None, [self.ended()]), *held])
+        return found if found or stopped or self.asked is None else self.asked.look()
 
     def ended(self) -> str:
         """What ended, and by which signal."""
@@ -140,29 +146,46 @@ class DistantServers:
         patience: Seconds without an answer after which one is lost. Ray itself can put a lost head
             in its place again, on clusters that are made for that.
         ask: Whether somebody answers at an address.
+        often: Seconds from one question to the next; looks in between see nothing new.
         clock: Seconds that only grow.
     """
 
     addresses: dict[str, str]
     patience: float
     ask: Callable[[str], bool]
+    often: float = 0.0
     clock: Clock = time.monotonic
     _silent: dict[str, float] = field(default_factory=dict)  # since when
+    _due: float = -math.inf
 
     def look(self) -> str:
         """Which have not answered for too long; "" where all are well."""
         found: list[str] = []
+        if self.clock() < self._due:
+            return ""
         for name, address in self.addresses.items():
             now = self.clock()
             if self.ask(address):
                 self._silent.pop(name, None)
             elif self.clock() - self._silent.setdefault(name, now) >= self.patience:
                 found.append(f"{name} at {address} has not answered for {self.patience:.0f} s")
+        self._due = self.clock() + self.often
         return "; ".join(found)
 
     def ended(self) -> str:
         """Nothing shows at once from afar."""
         return ""
+
+
+def distant_servers(rules: Rules) -> DistantServers:
+    """The two servers that this driver needs: the head's, and the raylet beside it."""
+    context = ray.get_runtime_context()
+    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    raylet = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
+    addresses = {"gcs_server": context.gcs_address, "raylet": raylet}
+    often = rules.probe_seconds / 3
+    patience = rules.probe_seconds * rules.probes_to_condemn
+    return DistantServers(addresses, patience, partial(answers, seconds=often), often)
 
 
 def answers(address: str, seconds: float) -> bool:

@@ -20,7 +20,7 @@ from orchestrator.last_resort import LastResort, within
 from orchestrator.servers import DistantServers, LocalServers, answers, server_name
 from orchestrator.supervision import Rules
 from orchestrator.watch import Watch
-from workers.errors import ClusterLostError, RehearsalError
+from workers.errors import CheckpointError, ClusterLostError, RehearsalError, RoleDiedError
 
 RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=1, window_seconds=1e6)
 
@@ -129,7 +129,7 @@ def test_the_signal_that_ended_a_child_is_named() -> None:
 def test_a_distant_server_is_lost_after_seconds_without_an_answer() -> None:
     now, silent = [0.0], set[str]()
     addresses = {"gcs_server": "head:6379", "raylet": "here:9"}
-    servers = DistantServers(addresses, 30.0, lambda a: a not in silent, lambda: now[0])
+    servers = DistantServers(addresses, 30.0, lambda a: a not in silent, clock=lambda: now[0])
     assert servers.look() == ""
     silent.add("head:6379")
     for now[0] in (100.0, 110.0, 129.0):
@@ -141,6 +141,29 @@ def test_a_distant_server_is_lost_after_seconds_without_an_answer() -> None:
         assert servers.look() == ""
     now[0] = 160.0
     assert servers.look() == "gcs_server at head:6379 has not answered for 30 s"
+
+
+def test_questions_keep_their_distance() -> None:
+    now, asked = [0.0], list[str]()
+    ask = lambda address: not asked.append(address)  # noqa: E731
+    servers = DistantServers({"raylet": "here:9"}, 30.0, ask, 3.0, lambda: now[0])
+    for now[0] in (0.0, 1.0, 2.9, 3.0, 5.9, 6.5):
+        servers.look()
+    assert asked == ["here:9"] * 3
+
+
+def test_a_server_that_runs_and_does_not_answer_is_lost_too(
+    machine: dict[str, Played], servers: LocalServers
+) -> None:
+    now = [0.0]
+    servers.asked = DistantServers({"raylet": "here:9"}, 30.0, bool, clock=lambda: now[0])
+    servers.asked.ask = lambda _: False
+    assert servers.look() == ""
+    machine["raylet"].state = psutil.STATUS_STOPPED
+    now[0] = 31.0
+    assert servers.look() == ""  # nobody waits for what cannot answer
+    machine["raylet"].state = "sleeping"
+    assert servers.look() == "raylet at here:9 has not answered for 30 s"
 
 
 @pytest.fixture
@@ -227,6 +250,19 @@ def test_a_worker_that_ends_with_a_server_is_no_loss_of_its_own() -> None:
     told.shown = "raylet (pid 7) ended by SIGKILL"
     with pytest.raises(ClusterLostError, match="ended by SIGKILL"):
         watch.died("policy rank 0", "its process ended")
+
+
+def test_what_ray_raises_for_want_of_a_server_is_told_as_that() -> None:
+    told = Told()
+    guard = Guard(told, 60.0)
+    with pytest.raises(ConnectionError), guard.explaining():
+        raise ConnectionError("GCS is gone")  # all servers are well: it must be something else
+    told.shown = "gcs_server (pid 8) ended by SIGKILL"
+    with pytest.raises(CheckpointError), guard.explaining():
+        raise CheckpointError("the disk is full")  # a reason of its own
+    for error in (ConnectionError("GCS is gone"), RoleDiedError("the process ended")):
+        with pytest.raises(ClusterLostError, match="gcs_server"), guard.explaining():
+            raise error
 
 
 def test_a_driver_that_does_not_answer_is_ended() -> None:
