@@ -7,14 +7,15 @@ it to disk and renames. A folder without the `.partial` ending is therefore comp
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 from orchestrator import cards
+from orchestrator.manifest import seal, unseal
 from workers.border import reading
 from workers.checkpoint_files import (
     broken,
@@ -29,8 +30,10 @@ from workers.errors import BrokenCheckpointError, MissingCheckpointError
 
 MANIFEST = "rehearsal.json"
 ADAPTER = "adapter_config.json"  # of peft
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since 2 the manifest carries a checksum of its own bytes
 SCORE_DEVIATION = "score_deviation"  # fact of a reward model: of its scores, reward units
+
+_MEND = "copy or make the checkpoint again; this one is not whole"
 
 Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
 
@@ -65,7 +68,7 @@ def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
         if path.is_file()
     }
     manifest = {"schema": SCHEMA_VERSION, "facts": facts, "files": files}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (partial / MANIFEST).write_text(seal(manifest), encoding="utf-8")
     for path in [*partial.rglob("*"), partial]:
         flush(path)
     _replace(partial, final)
@@ -101,7 +104,7 @@ def require(path: str, what: str) -> Path:
             f"{key}=PATH",
         )
     _check_folder(folder)
-    if (folder / MANIFEST).exists():
+    if lexists(folder / MANIFEST):
         _check_manifest(folder)
     return folder
 
@@ -112,10 +115,9 @@ def facts(folder: Path) -> dict[str, Any]:
     Raises:
         BrokenCheckpointError: the manifest does not parse.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not lexists(folder / MANIFEST):
         return {}
-    found = read_json(path).get("facts")
+    found = _manifest(folder).get("facts")
     if not isinstance(found, dict):
         raise _broken(folder, f"{MANIFEST} holds no facts")
     return found
@@ -131,8 +133,12 @@ def _check_folder(folder: Path) -> None:
     require_plain_files(folder)
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    return unseal(folder / MANIFEST, _MEND, since=SCHEMA_VERSION)
+
+
 def _check_manifest(folder: Path) -> None:
-    files = read_json(folder / MANIFEST).get("files")
+    files = _manifest(folder).get("files")
     if not isinstance(files, dict) or not files:
         raise _broken(folder, f"{MANIFEST} does not parse: it lists no files")
     for name, entry in files.items():
@@ -150,7 +156,7 @@ def _check_manifest(folder: Path) -> None:
 
 
 def _broken(path: Path, why: str) -> BrokenCheckpointError:
-    return broken(path, why, "copy or make the checkpoint again; this one is not whole")
+    return broken(path, why, _MEND)
 
 
 def _digest(path: Path) -> str:

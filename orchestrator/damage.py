@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from os.path import lexists
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from workers.errors import DataError
 
@@ -135,8 +135,8 @@ def verified(record: T, *, finite: bool = True) -> T:
     """The same record, once every field is what its annotation says.
 
     Args:
-        record: A dataclass, whose fields are dataclasses, list, tuple, dict, `| None`, str, bool,
-            int or float.
+        record: A dataclass, whose fields are dataclasses, list, tuple, dict, Literal, `| None`,
+            str, bool, int, float or Any.
         finite: Whether floats must be finite.
 
     Raises:
@@ -162,21 +162,30 @@ def _verify(kind: Any, value: Any, name: str, finite: bool) -> None:
     elif is_dataclass(kind):
         _require(isinstance(value, kind), name, value, kind.__name__)  # type: ignore[arg-type]
         verified(value, finite=finite)
-    elif origin is dict:
-        _require(isinstance(value, dict), name, value, "an object")
-        for key, each in value.items():
-            _verify(inner[0], key, f"a key of {name}", finite)
-            _verify(inner[1], each, f"{name}.{key}"[:_LONGEST], finite)
-    elif origin in (list, tuple):
-        _require(isinstance(value, origin), name, value, "a list")
-        for each in value:
-            _verify(inner[0], each, f"an entry of {name}", finite)
+    elif origin in (dict, list, tuple):
+        _verify_entries(origin, inner, value, name, finite)
+    elif origin is Literal:
+        _require(value in inner, name, value, f"one of {', '.join(map(str, inner))}")
     elif kind is float:
         require_number(value, name, finite=finite)
     elif kind is int:
         require_count(value, name)
-    else:
+    elif kind is not Any:
         _require(isinstance(value, kind), name, value, "text" if kind is str else kind.__name__)
+
+
+def _verify_entries(
+    origin: type, inner: tuple[Any, ...], value: Any, name: str, finite: bool
+) -> None:
+    _require(isinstance(value, origin), name, value, "an object" if origin is dict else "a list")
+    if origin is dict:
+        for key, each in value.items():
+            _verify(inner[0], key, f"a key of {name}", finite)
+            _verify(inner[1], each, f"{name}.{key}"[:_LONGEST], finite)
+        return
+    several = origin is tuple and inner[-1] is not Ellipsis
+    for n, each in enumerate(value):
+        _verify(inner[n if several else 0], each, f"an entry of {name}", finite)
 
 
 def require_number(value: Any, name: str, *, finite: bool = True) -> None:

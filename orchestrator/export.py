@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,8 +18,10 @@ from orchestrator import cards, checkpoint
 from orchestrator.command import exit_code
 from orchestrator.plain import from_plain
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import MANIFEST, SavedRun, SavedRuns
-from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
+from orchestrator.saved_files import MANIFEST, MEND
+from orchestrator.saved_run import SavedRun, SavedRuns
+from workers.border import reading
+from workers.errors import ConfigError, MissingCheckpointError
 from workers.messages import RankAddress, Sampling
 from workers.specs import Dtype, GroupSpec, TrainModelSpec
 
@@ -28,6 +30,41 @@ if TYPE_CHECKING:  # seconds to import, and only a type here
 
 Role = Literal["policy", "critic"]
 _BUCKET_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a trainer noted of its model."""
+
+    model: TrainModelSpec
+    dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """See `config.DataConfig`."""
+
+    source: str
+    chat_template: str = "auto"
+    add_bos_token: Literal["auto", "always", "never"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    """See `config.RolloutConfig`."""
+
+    temperature: float
+    max_response_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What an export takes of the configuration of a run."""
+
+    seed: int
+    data: _Data
+    rollout: _Rollout
+    experiment: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,46 +125,46 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
     if folder.exists():
         raise ConfigError("the folder is there already", where=str(folder), mend="name a new one")
     spec, dtype = _facts(saved, role)
+    with reading(saved.path, "its configuration cannot be used", MEND):
+        config = from_plain(_Config, saved.config)
     origin = checkpoint.require(_origin(saved, spec.checkpoint), "starting")
     spec = replace(spec, checkpoint=str(origin))
-    rollout = saved.config["rollout"]
-    sampling = Sampling(rollout["temperature"], rollout["max_response_tokens"])
-    tokenizer = _tokenizer(saved, origin)
-    card = _card(saved, role, origin, sampling)
+    sampling = Sampling(config.rollout.temperature, config.rollout.max_response_tokens)
+    tokenizer = _tokenizer(config, origin)
+    card = _card(saved, role, origin, config)
 
     def save(path: str) -> None:
         _save(spec, dtype, saved.path, role, path, threads)
         complete(Path(path), tokenizer, sampling)
         cards.write(Path(path), card)
 
-    facts = {"stage": saved.stage, "step": saved.step, "seed": saved.config["seed"]}
+    facts = {"stage": saved.stage, "step": saved.step, "seed": config.seed}
     checkpoint.publish(folder.resolve(), save, facts)
 
 
-def _tokenizer(saved: SavedRun, origin: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(config: _Config, origin: Path) -> PreTrainedTokenizerBase:
     """That of the run's data; `origin` is the folder that the training started from."""
     from workers.data.tokenizers import load_speaker
     from workers.pocket.tokenizer import build_tokenizer
 
-    data = saved.config["data"]
-    if data["source"] == "pocket":
+    if config.data.source == "pocket":
         return build_tokenizer()
-    return load_speaker(origin, data["chat_template"], data.get("add_bos_token", "auto"))
+    return load_speaker(origin, config.data.chat_template, config.data.add_bos_token)
 
 
-def _card(saved: SavedRun, role: Role, origin: Path, sampling: Sampling) -> cards.Card:
+def _card(saved: SavedRun, role: Role, origin: Path, config: _Config) -> cards.Card:
     scores = role == "critic" and saved.stage == "reward_model"
     return cards.Card(
         name="reward_model" if scores else "critic" if role == "critic" else saved.stage,
         stages=(*saved.progress.get("finished", ()), f"{saved.stage}, {saved.step} steps of it"),
-        experiment=saved.config.get("experiment", ""),
-        seed=saved.config["seed"],
+        experiment=config.experiment,
+        seed=config.seed,
         licence=cards.licence_of(origin),
         base=origin.name,
         data=(),
-        pocket=saved.config["data"]["source"] == "pocket",
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_tokens,
+        pocket=config.data.source == "pocket",
+        temperature=config.rollout.temperature,
+        max_tokens=config.rollout.max_response_tokens,
     )
 
 
@@ -135,18 +172,16 @@ def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:
     # Deferred, like all that imports torch: mistakes on the command line are told at once.
     from workers.state_files import StateFiles
 
-    facts = StateFiles(saved.path, role).facts
-    try:
-        spec = from_plain(TrainModelSpec, facts["model"])
-    except KeyError as error:
-        raise BrokenCheckpointError(
-            f"does not say which model its {role} is: {error} is missing",
-            where=str(saved.path),
-            mend="another version wrote it: export with that one, or go on with the run for a step",
-        ) from error
+    with reading(
+        saved.path,
+        f"does not say which model its {role} is",
+        "another version wrote it: export with that one, or go on with the run for a step",
+    ):
+        told = from_plain(_Told, StateFiles(saved.path, role).facts)
+    spec = told.model
     if spec.attention.startswith("flash"):  # kernels of a GPU, and nothing is computed here
         spec = replace(spec, attention="sdpa")
-    return replace(spec, packed=False), facts["dtype"]
+    return replace(spec, packed=False), told.dtype
 
 
 def _origin(saved: SavedRun, path: str) -> str:

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from orchestrator.ahead import Ahead, Batch
 from orchestrator.handles import Answer, Generation, Rollout, Rollouts, joined
+from orchestrator.stored_arrays import check_rows, check_values
+from workers.border import reading
+from workers.checkpoint_files import broken, require_file
 from workers.disk import settle, writing
-from workers.errors import BrokenCheckpointError
 from workers.messages import FileRecord, IntArray, Ragged, RolloutBatch
 
 _OFFSETS = ".offsets"
+_MEND = "resume from an older checkpoint of the run"
 
 
 def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation | None:
@@ -57,7 +60,7 @@ class KeptRollouts:
             CheckpointError: a file cannot be written.
         """
         self._records = [
-            _write(Path(folder) / f"ahead-{batch.iteration}-{n}.safetensors", sequences)
+            _write(Path(folder) / _name(batch.iteration, n), sequences)
             for batch in self._ahead
             for n, sequences in enumerate(self._parts(batch))
         ]
@@ -73,9 +76,17 @@ class KeptRollouts:
         Raises:
             BrokenCheckpointError: a file is damaged.
         """
-        # Part 10 comes after part 9.
-        paths = sorted(Path(folder).glob(f"ahead-{iteration}-*.safetensors"), key=_part_number)
-        return Batch(iteration, ids, _Held([self._rollout.hold(_read(path)) for path in paths]))
+        parts: list[RolloutBatch] = []
+        while lexists(path := Path(folder) / _name(iteration, len(parts))):
+            parts.append(_read(path))
+        found = np.concatenate([np.zeros(0, np.int64), *(part.ids for part in parts)])
+        if not np.array_equal(np.sort(found), np.sort(ids)):
+            raise broken(
+                Path(folder),
+                f"the sequences kept for iteration {iteration} are not those that were asked for",
+                _MEND,
+            )
+        return Batch(iteration, ids, _Held([self._rollout.hold(part) for part in parts]))
 
     def _parts(self, batch: Batch) -> Iterator[RolloutBatch]:
         for part in batch.generation.parts():
@@ -105,8 +116,8 @@ class _Held(Generation):
         return joined(self._parts)
 
 
-def _part_number(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
+def _name(iteration: int, part: int) -> str:
+    return f"ahead-{iteration}-{part}.safetensors"
 
 
 def _write(path: Path, batch: RolloutBatch) -> FileRecord:
@@ -123,17 +134,27 @@ def _write(path: Path, batch: RolloutBatch) -> FileRecord:
 
 
 def _read(path: Path) -> RolloutBatch:
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BrokenCheckpointError(
-            f"saved sequences cannot be read: {error}",
-            where=str(path),
-            mend="resume from an older checkpoint of the run",
-        ) from error
+    require_file(path, _MEND)
+    with reading(path, f"sequences in {path.name} cannot be read", _MEND):
+        return _batch(load_file(path))
+
+
+def _batch(arrays: dict[str, np.ndarray]) -> RolloutBatch:
+    """Sequences of what `_write` wrote; raises anything where arrays do not fit each other."""
     columns: dict[str, Any] = {
         name: Ragged(array, arrays[name + _OFFSETS]) if name + _OFFSETS in arrays else array
         for name, array in arrays.items()
         if not name.endswith(_OFFSETS)
     }
-    return RolloutBatch(**columns)
+    batch = RolloutBatch(**columns)
+    for each in fields(batch):
+        value = getattr(batch, each.name)
+        if each.name in ("tokens", "logprobs"):
+            check_rows(each.name, value, real=each.name == "logprobs")
+        else:
+            check_values(each.name, value, dimensions=2 if each.name == "versions" else 1)
+        if len(value) != len(batch.ids):
+            raise ValueError(f"{each.name} are of {len(value)} sequences, ids of {len(batch.ids)}")
+    if (batch.response_lengths != batch.logprobs.lengths).any() or (batch.prompt_lengths < 0).any():
+        raise ValueError("lengths of tokens and log-probabilities do not agree")
+    return batch

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workers.border import reading
+from workers.checkpoint_files import require_file
+
 CHECKSUM = "checksum"  # key of the SHA-256 over the file's bytes, in which the checksum is zeros
 _ZEROS = "0" * 64
 
@@ -33,21 +36,30 @@ def seal(value: object) -> str:
     return text.replace(_ZEROS, _sha256(text.encode()), 1)  # the checksum comes first
 
 
-def unseal(path: Path) -> dict[str, Any]:
+def unseal(path: Path, mend: str, *, since: int = 0) -> dict[str, Any]:
     """What a file written with `seal` holds, without its checksum.
 
+    Args:
+        path: The file.
+        mend: What the user can do where it is damaged.
+        since: Files of an earlier schema than this carry no checksum.
+
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON object, has no checksum, or was altered.
+        BrokenCheckpointError: it is no ordinary file, no JSON object, has no checksum, or was
+            altered.
     """
-    data = path.read_bytes()
-    try:
-        value = json.loads(data.decode())
-    except RecursionError as error:
-        raise ValueError("it nests too deeply") from error
+    require_file(path, mend)
+    with reading(path, f"{path.name} cannot be trusted", mend):
+        return _unsealed(path.read_bytes(), since)
+
+
+def _unsealed(data: bytes, since: int) -> dict[str, Any]:
+    value = json.loads(data.decode())
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
     told = value.pop(CHECKSUM, None)
+    if told is None and since and value.get("schema", 1) in range(1, since):
+        return value
     if not isinstance(told, str) or len(told) != len(_ZEROS):
         raise ValueError("it has no checksum; versions before this one wrote none")
     if _sha256(data.replace(told.encode(), _ZEROS.encode(), 1)) != told:

@@ -4,16 +4,71 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import checkpoint
+from orchestrator.findings import Findings
+from orchestrator.noted import Counters
 from orchestrator.plain import from_plain
 from workers.disk import writing
 
 if TYPE_CHECKING:
     from orchestrator.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What checkpoints were worth; see `best.Scores.state`."""
+
+    metric: str = ""
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Amended:
+    """See `amends.Amends.state`."""
+
+    excluded: list[int]
+    kl_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """See `telemetry.Telemetry.state`."""
+
+    stages: dict[str, float]
+    phases: list[tuple[str, str, float]]
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is asked of a checkpoint that nobody is going to go on from."""
+
+    stage: str
+    step: int
+    finished: list[str] = field(default_factory=list)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What `capture` writes: the form that a file is checked against before a run relies on it."""
+
+    stage: str
+    step: int
+    own: dict[str, Any]
+    finished: list[str]
+    counters: Counters
+    amends: Amended
+    seconds: float
+    checkpoints: dict[str, str]
+    findings: Findings
+    telemetry: Measured
+    appended: dict[str, int]
+    scores: Scored = field(default_factory=Scored)
 
 
 def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +109,7 @@ def _apply_results(session: Session, progress: Mapping[str, Any]) -> None:
     session.amends.restore(progress["amends"])
     for name, path in progress["checkpoints"].items():
         session.checkpoints[name] = str(session.folder.path / path)
-    session.findings = from_plain(type(session.findings), progress["findings"])
+    session.findings = from_plain(Findings, progress["findings"])
 
 
 def products(session: Session, stage: str) -> list[Path]:

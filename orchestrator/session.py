@@ -16,14 +16,13 @@ from orchestrator import batching, cards, checkpoint, progress
 from orchestrator.amends import Amends
 from orchestrator.config import Config, RewardKind, RoleName, TextBridge
 from orchestrator.derive import rollout_spec
-from orchestrator.figures import RewardModelFigures
+from orchestrator.findings import Findings
 from orchestrator.handles import Roles, Rollout, Rollouts, Saver
 from orchestrator.live import LiveView
 from orchestrator.losses import Losses
 from orchestrator.run_folder import RunFolder
 from orchestrator.saves import Saves
 from orchestrator.seeds import derive
-from orchestrator.summary import EvaluationRow, Judging, LedgerTotals, Preference
 from orchestrator.telemetry import Telemetry
 from orchestrator.text_rows import TextRows
 from orchestrator.waiting import Position
@@ -34,32 +33,6 @@ from workers.data.tokenizers import token_ids
 from workers.messages import GenerationRequest, RolloutBatch, Sampling, TokenBatch
 from workers.model_shape import read_shape
 from workers.specs import RolloutSpec
-
-_SYNCS_TIMED = 1000  # progress.json is written with every checkpoint, so it must stay small
-
-
-@dataclass(slots=True)
-class Findings:
-    """What the stages found out, for the summary."""
-
-    reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
-    models: dict[str, EvaluationRow] = field(default_factory=dict)
-    preferred: list[Preference] = field(default_factory=list)
-    judging: Judging | None = None
-    ledger: LedgerTotals = field(default_factory=LedgerTotals)
-    syncs: int = 0  # of weights
-    sync_seconds: list[float] = field(default_factory=list)  # of the newest ones
-    parity_max: float | None = None
-    first_step_seconds: float | None = None
-    start: dict[str, float] = field(
-        default_factory=dict
-    )  # part -> seconds, to the first PPO update
-
-    def synced(self, seconds: float) -> None:
-        """Count a weight sync; the seconds of as many are kept as a median needs."""
-        # a checkpoint of an earlier version counts by their number
-        self.syncs = max(self.syncs, len(self.sync_seconds)) + 1
-        self.sync_seconds = [*self.sync_seconds, seconds][-_SYNCS_TIMED:]
 
 
 @dataclass(frozen=True, slots=True)

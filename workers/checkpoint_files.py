@@ -57,11 +57,15 @@ def broken(where: Path, why: str, mend: str = _AGAIN) -> BrokenCheckpointError:
     return BrokenCheckpointError(why, where=str(where), mend=mend)
 
 
-def require_file(file: Path) -> None:
+def require_file(file: Path, mend: str = _AGAIN) -> None:
     """Refuse what is no ordinary file that lies in its folder.
 
     Links are followed within the folder, and in a cache of Hugging Face, whose folders consist of
     links into `blobs/` beside them.
+
+    Args:
+        file: The file; whoever opens a pipe waits for ever.
+        mend: What the user can do.
 
     Raises:
         BrokenCheckpointError: It is missing, a folder, a pipe or a device, or a link that leads
@@ -73,12 +77,12 @@ def require_file(file: Path) -> None:
         real, home = file.resolve(strict=True), file.parent.resolve(strict=True)
     except FileNotFoundError as error:
         how = "is a link to a file that is not there" if file.is_symlink() else "is missing"
-        raise broken(file.parent, f"{file.name} {how}") from error
+        raise broken(file.parent, f"{file.name} {how}", mend) from error
     except (OSError, RuntimeError, ValueError) as error:  # also loops of links, and no name at all
-        raise broken(file.parent, f"{file.name} cannot be read: {words(error)}") from error
+        raise broken(file.parent, f"{file.name} cannot be read: {words(error)}", mend) from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
-        raise broken(file.parent, f"{file.name} is {kind}")
+        raise broken(file.parent, f"{file.name} is {kind}", mend)
     if linked and not (real.is_relative_to(home) or _in_cache(real, home)):
         raise broken(
             file.parent,

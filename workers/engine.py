@@ -260,9 +260,8 @@ class TrainEngine:
     def restore_training_state(self, files: StateFiles) -> None:
         """Go on from a saved state; only before the first step, on all ranks."""
         self._rise()
-        facts = files.facts
-        restore_training(self._engine, self._stage, files, facts["kinds"], facts["numbers"])
-        self._steps = int(facts["steps"])
+        self._steps, kinds, numbers = files.optimizer
+        restore_training(self._engine, self._stage, files, kinds, numbers)
 
     def rest(self, *, state: bool) -> None:
         """Give back GPU memory that only training needs, until it is needed again.

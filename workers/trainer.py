@@ -17,11 +17,12 @@ from torch import Tensor
 
 from workers import rendezvous
 from workers.averaging import WeightAverage
+from workers.border import reading
 from workers.disk import writing
 from workers.errors import NonFiniteError, RoleError
 from workers.messages import FileRecord, IntArray, RankAddress, RoleInfo, StepStats
 from workers.specs import GroupSpec, TrainModelSpec
-from workers.state_files import StateFiles, file_name, write_state
+from workers.state_files import MEND, StateFiles, file_name, write_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -239,8 +240,9 @@ class Trainer:
         files = StateFiles(Path(folder), self.role)
         self.engine.restore_training_state(files)
         if self._average is not None and self.rank == 0:
-            self._average.restore(files.own(0, "average"))
-        _set_random_states(files.own(self.rank, "rng"))
+            self._average.restore(files.floats(0, "average", self._average.tensors))
+        with reading(folder, f"saved random numbers of {self._name} cannot be used", MEND):
+            _set_random_states(files.own(self.rank, "rng"))
 
     @property
     def engine(self) -> TrainEngine:

@@ -72,6 +72,9 @@ def restore_training(
         files: Where the pieces are.
         kinds: `moment_kinds` when they were saved.
         numbers: `optimizer_numbers` when they were saved.
+
+    Raises:
+        BrokenCheckpointError: A piece is missing, of another shape, or not finite.
     """
     for held in _held(engine, stage):
         state = _state(engine, held.flat)

@@ -16,6 +16,7 @@ COUNTS: dict[str, int] = {
     "bases": 200,
     "configs": 1000,
     "checkpoints": 200,
+    "exports": 200,
     "report_folders": 100,
     "reward_functions": 300,
     "templates": 100,

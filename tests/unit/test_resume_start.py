@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.progress import progress
 
 from orchestrator.config import Config, RunConfig
 from orchestrator.figures import (
@@ -46,8 +47,8 @@ def _run(folder: Path, *steps: int, experiment: str = "pocket") -> list[Path]:
     facts = {"config": plain_config(_config(folder)), "versions": package_versions()}
     saved = []
     for step in steps:
-        progress = {"stage": "ppo", "step": step, "appended": {}}
-        saved.append(runs.publish(runs.begin("ppo", step), [], progress, facts, []))
+        known = progress("ppo", step)
+        saved.append(runs.publish(runs.begin("ppo", step), [], known, facts, []))
     return saved
 
 

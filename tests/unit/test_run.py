@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fakes.progress import progress
 from omegaconf import OmegaConf
 
 from orchestrator import run
@@ -141,9 +142,9 @@ def test_a_used_folder_is_refused_unless_overwritten(command, recipe):
 def test_a_second_start_leaves_a_running_run_alone(command, recipe, capsys, again: str):
     def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
         runs = SavedRuns(start.folder)
-        progress = {"stage": "ppo", "step": 1, "appended": {"metrics.jsonl": 0}}
+        known = progress("ppo", 1, **{"metrics.jsonl": 0})
         facts = {"config": plain_config(config), "versions": package_versions()}
-        runs.publish(runs.begin("ppo", 1), [], progress, facts, [])
+        runs.publish(runs.begin("ppo", 1), [], known, facts, [])
         runs.begin("ppo", 2)
         start.folder.metrics.write_text("after the checkpoint\n")
 
@@ -318,9 +319,9 @@ def test_resume_goes_on_in_the_folder_it_names(command, recipe, tmp_path: Path):
     def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
         starts.append(start)
         runs = SavedRuns(start.folder)
-        progress = {"stage": "ppo", "step": 1, "appended": {"metrics.jsonl": 0}}
+        known = progress("ppo", 1, **{"metrics.jsonl": 0})
         facts = {"config": plain_config(config), "versions": package_versions()}
-        runs.publish(runs.begin("ppo", 1), [], progress, facts, [])
+        runs.publish(runs.begin("ppo", 1), [], known, facts, [])
         start.folder.metrics.write_text("after the checkpoint\n")
 
     recipe(save)
@@ -341,9 +342,9 @@ def earlier(command, recipe) -> list[tuple[Config, Start]]:
         seen.append((config, start))
         if len(seen) == 1:
             runs = SavedRuns(start.folder)
-            progress = {"stage": "ppo", "step": 1, "appended": {}}
+            known = progress("ppo", 1)
             facts = {"config": plain_config(config), "versions": package_versions()}
-            runs.publish(runs.begin("ppo", 1), [], progress, facts, [])
+            runs.publish(runs.begin("ppo", 1), [], known, facts, [])
 
     recipe(save)
     line = ["+experiment=pocket_tiny", "seed=3", "algorithm.clip=0.25", "cluster.cpus_per_node=7"]
@@ -391,9 +392,7 @@ def test_resume_latest_alone_takes_the_run_that_saved_itself_last(command, recip
         seen.append((config.experiment, config.seed))
         runs = SavedRuns(start.folder)
         facts = {"config": plain_config(config), "versions": package_versions()}
-        path = runs.publish(
-            runs.begin("ppo", 1), [], {"stage": "ppo", "step": 1, "appended": {}}, facts, []
-        )
+        path = runs.publish(runs.begin("ppo", 1), [], progress("ppo", 1), facts, [])
         os.utime(path / "manifest.json", (len(seen), len(seen)))
         os.utime(path, (len(seen), len(seen)))
 

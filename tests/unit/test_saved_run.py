@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.progress import progress
 
 from orchestrator import checkpoint
 from orchestrator.manifest import seal, unseal
@@ -43,8 +44,8 @@ def _save(runs: SavedRuns, step: int, stage: str = "ppo") -> Path:
     data = b"state of the policy"
     (partial / "policy.0.safetensors").write_bytes(data)
     record = FileRecord("policy.0.safetensors", len(data), hashlib.sha256(data).hexdigest())
-    progress = {"stage": stage, "step": step, "appended": {"metrics.jsonl": 10}}
-    return runs.publish(partial, [record], progress, FACTS, [])
+    known = progress(stage, step, **{"metrics.jsonl": 10})
+    return runs.publish(partial, [record], known, FACTS, [])
 
 
 def _newest(runs: SavedRuns) -> tuple[int | None, str]:
@@ -76,7 +77,7 @@ def _flip(path: Path) -> None:
 
 
 def _schema(path: Path) -> None:
-    manifest = unseal(path / "manifest.json")
+    manifest = unseal(path / "manifest.json", "")
     (path / "manifest.json").write_text(seal(manifest | {"schema": 3}))
 
 
@@ -86,7 +87,7 @@ def _schema(path: Path) -> None:
         (_cut, "has 5 bytes instead of 19"),
         (_flip, "policy.0.safetensors was altered"),
         (lambda p: (p / "policy.0.safetensors").unlink(), "policy.0.safetensors is missing"),
-        (lambda p: (p / "manifest.json").unlink(), "manifest.json cannot be trusted"),
+        (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda p: (p / "manifest.json").write_text("{"), "manifest.json cannot be trusted"),
         (lambda p: (p / "progress.json").write_text("{}"), "progress.json has 2 bytes"),
         (_schema, "another version of this program (schema 3, this one reads 2)"),
@@ -106,8 +107,8 @@ def test_a_damaged_checkpoint_is_skipped_with_its_reason(
 def test_a_checkpoint_needs_what_finished_stages_made(runs: SavedRuns) -> None:
     folder = runs.path.parent / "checkpoints" / "sft"
     partial = runs.begin("ppo", 1)
-    progress = {"stage": "ppo", "step": 1, "appended": {}}
-    path = runs.publish(partial, [], progress, FACTS, [folder / checkpoint.MANIFEST])
+    known = progress("ppo", 1)
+    path = runs.publish(partial, [], known, FACTS, [folder / checkpoint.MANIFEST])
     (folder / checkpoint.MANIFEST).write_text("{}")
     with pytest.raises(BrokenCheckpointError, match=r"rehearsal\.json has 2 bytes"):
         runs.read(path)
@@ -127,7 +128,7 @@ def test_lost_samples_are_a_note_and_a_torn_one_is_cut(runs: SavedRuns) -> None:
     folder = RunFolder(runs.path.parent)
     partial = runs.begin("ppo", 1)
     sizes = {"metrics.jsonl": 10, "samples/rollouts.jsonl": 12}
-    path = runs.publish(partial, [], {"stage": "ppo", "step": 1, "appended": sizes}, FACTS, [])
+    path = runs.publish(partial, [], progress("ppo", 1, **sizes), FACTS, [])
     folder.rollouts.write_text('{"a":1}\n{"b')
     saved = runs.read(path)
     assert saved.notes == (
@@ -270,7 +271,7 @@ def test_a_full_or_read_only_disk_is_a_typed_error_and_the_last_one_stays(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "flush", fail)
         with pytest.raises(CheckpointError, match=os.strerror(number)) as caught:
-            runs.publish(partial, [], {"stage": "ppo", "step": 2, "appended": {}}, FACTS, [])
+            runs.publish(partial, [], progress("ppo", 2), FACTS, [])
     assert isinstance(caught.value, OSError)
     assert caught.value.exit_code == 4
     assert "resume=auto" in caught.value.mend
