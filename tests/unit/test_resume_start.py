@@ -208,5 +208,5 @@ def test_a_field_that_is_newer_than_the_file_has_its_default() -> None:
     plain = asdict(Findings(syncs=3))
     del plain["syncs"], plain["start"]
     assert from_plain(Findings, plain) == Findings()
-    with pytest.raises(KeyError):  # one without a default is required
+    with pytest.raises(ValueError, match="Preference lacks"):  # one without a default is required
         from_plain(Preference, {})
