@@ -266,14 +266,14 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def _writers(folder: Path) -> list[psutil.Process]:
-    """Processes of this user that write to a file in the folder; its readers are people's own."""
+    """Processes of this user that write into the folder; who reads there is somebody else."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.uids().real == os.getuid() and any(
-                file.mode != "r" and Path(file.path).is_relative_to(folder)
-                for file in process.open_files()
-            ):
+            if process.uids().real != os.getuid():
+                continue
+            files: list[Any] = process.open_files()
+            if any(f.mode != "r" and Path(f.path).is_relative_to(folder) for f in files):
                 found.append(process)
     return found
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
@@ -82,3 +85,26 @@ def test_two_clusters_have_to_be_told_apart_by_their_address() -> None:
     assert _found(_STARTED, _STARTED) == "10.0.0.1:6379"
     with pytest.raises(ConnectionError, match=r"several .*: 10.0.0.1:6379, 10.0.0.2:6379"):
         _found(_STARTED, _raylet("/tmp/ray/session_2", "10.0.0.2:6379"))
+
+
+def test_who_writes_into_the_folder_of_a_cluster_is_of_it(tmp_path: Path) -> None:
+    hold = "import sys, time; f = open(sys.argv[1], sys.argv[2]); print(flush=True); time.sleep(60)"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "log").touch()
+    (tmp_path / "folder beside").mkdir()
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", hold, tmp_path / path, mode], stdout=subprocess.PIPE
+        )
+        for path, mode in (("folder/log", "a"), ("folder/log", "r"), ("folder beside/log", "w"))
+    ]
+    try:
+        for child in children:
+            assert child.stdout is not None
+            child.stdout.readline()
+        found = [process.pid for process in private_ray._writers(tmp_path / "folder")]
+        assert found == [children[0].pid]
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
