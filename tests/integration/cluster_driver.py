@@ -18,6 +18,7 @@ from orchestrator import run
 from orchestrator.cluster import start_cluster
 from orchestrator.config import Config, RoleName
 from orchestrator.plan import Plan
+from orchestrator.stopping import StopRequest
 from workers.errors import RoleError
 
 
@@ -36,8 +37,10 @@ class Spinner:
             pass
 
 
-def recipe(config: Config, plan: Plan, folder: Path, start: object, stop: object) -> None:
-    with start_cluster(config.cluster, plan.layout, 60, folder / "logs") as cluster:
+def recipe(config: Config, plan: Plan, folder: Path, start: object, stop: StopRequest) -> None:
+    with start_cluster(
+        config.cluster, plan.layout, 60, folder / "logs", resort=stop.resort
+    ) as cluster:
         options = cluster.bundle(RoleName.policy, 0, {"EXTRA": "1"})
         actor = ray.remote(Spinner).options(**options).remote()
         pid, threads = ray.get(actor.where.remote(), timeout=60)
@@ -50,6 +53,8 @@ def recipe(config: Config, plan: Plan, folder: Path, start: object, stop: object
             raise RoleError("the policy failed", where="policy/0", mend="nothing to mend")
         if ENDING == "wait":
             ray.wait([actor.spin.remote()], timeout=120)
+        if ENDING == "native":
+            ray.get(actor.spin.remote())  # does not return while the actor spins
 
 
 if __name__ == "__main__":

@@ -130,6 +130,25 @@ def test_a_server_of_ray_that_hangs_does_not_hold_up_the_end(start, server: str)
     assert driver.left_after(0) == []
 
 
+@pytest.mark.parametrize(
+    ("server", "signal_name"), [("gcs_server", "SIGKILL"), ("raylet", "SIGSTOP")]
+)
+def test_a_lost_server_ends_a_driver_that_is_inside_native_code(
+    start, server: str, signal_name: str
+):
+    driver = start("native")
+    driver.wait_until_spinning()
+    others = driver.descendants()
+    struck = next(each for each in others if each.name() == server)
+    struck.send_signal(getattr(signal, signal_name))
+    _, errors = driver.process.communicate(timeout=60)
+    assert driver.process.returncode == 7
+    _, alive = psutil.wait_procs(others, timeout=10)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+    assert errors.startswith(f"error: Ray cannot go on: {server} (pid {struck.pid})")
+    assert "in recipe" in (driver.folder / "error.log").read_text()  # where it was
+
+
 def test_sigkill_of_the_driver_leaves_no_process(start):
     driver = start("wait")
     driver.wait_until_spinning()
