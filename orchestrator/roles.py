@@ -678,7 +678,11 @@ class RolloutGroup(_Group):
         for rank in self._absence.standing:
             if self._served.path or self.refresh:
                 self._bring_in(rank)
-        dispatch = Dispatch(requests, self.ranks, sampling.max_tokens, delivery.groups)
+        # Dealt as if all engines were there: the order of the sequences, and so every sum over
+        # them, is the same whichever are.
+        dispatch = Dispatch(requests, range(self.size), sampling.max_tokens, delivery.groups)
+        for rank in set(range(self.size)) - set(self.ranks):
+            dispatch.deal_again(rank, self.ranks)
         arrivals = Arrivals(
             f"{self.role}: generate",
             self._launch.call_seconds,
