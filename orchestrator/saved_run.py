@@ -11,12 +11,13 @@ import itertools
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 from orchestrator import checkpoint
+from orchestrator.inputs import Files
 from orchestrator.noted import check_noted
 from orchestrator.plain import from_plain
 from orchestrator.progress import Place, Progress
@@ -32,7 +33,7 @@ from orchestrator.saved_files import (
     SUPERSEDED,
     Manifest,
     broken,
-    check,
+    check_all,
     check_files,
     check_name,
     check_places,
@@ -59,6 +60,8 @@ class SavedRun:
     progress: dict[str, Any]
     config: dict[str, Any]  # the resolved configuration that it was saved under
     versions: dict[str, str]  # of the packages
+    # what the run was given, as it was then
+    inputs: Mapping[str, Files] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what is missing, though nothing relies on it
 
     @property
@@ -186,6 +189,7 @@ class SavedRuns:
             progress,
             manifest.config,
             manifest.versions,
+            manifest.inputs,
             notes,
         )
 
@@ -194,8 +198,8 @@ class SavedRuns:
     ) -> tuple[str, ...]:
         """Check what a checkpoint relies on elsewhere in the run folder; notes on what it lacks."""
         check_places(path, (*manifest.elsewhere, *appended))
-        for name, entry in manifest.elsewhere.items():
-            check(self._run.path / name, entry)
+        check_all(self._run.path, manifest.elsewhere)
+        for name in manifest.elsewhere:
             if Path(name).name == checkpoint.MANIFEST:
                 checkpoint.require(str((self._run.path / name).parent), "finished")
         return self._check_appended(path, appended)

@@ -11,16 +11,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from workers.errors import CheckpointError, RehearsalError
 
 if TYPE_CHECKING:
     from workers.messages import FileRecord
 
+T = TypeVar("T")
+R = TypeVar("R")
+_THREADS = 8
 _LEAST_BYTES = 16 << 20  # Ray's servers wait for a minute and end where there is less
 _GONE, _CLOSED = "put the folder back", "let this user write there"
 _TAKEN = "move what lies there out of the way"
@@ -125,6 +129,15 @@ def _umask() -> int:
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
     return 0o022
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """The results of `work` on each item, in order, by threads: for hashing and other system calls.
+
+    What the first item in order to fail raises is raised.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(work, items))
 
 
 def settle(path: Path) -> FileRecord:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fakes.progress import progress
 
+from orchestrator import inputs
 from orchestrator.config import Config, RunConfig
 from orchestrator.figures import (
     Calibration,
@@ -20,7 +21,13 @@ from orchestrator.figures import (
 )
 from orchestrator.plain import from_plain
 from orchestrator.rankings import load_rankings, save_rankings
-from orchestrator.resume import find_start, package_versions, plain_config
+from orchestrator.resume import (
+    _compare_versions,
+    find_start,
+    outlook,
+    package_versions,
+    plain_config,
+)
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
 from orchestrator.session import Findings
@@ -210,3 +217,43 @@ def test_a_field_that_is_newer_than_the_file_has_its_default() -> None:
     assert from_plain(Findings, plain) == Findings()
     with pytest.raises(ValueError, match="Preference lacks"):  # one without a default is required
         from_plain(Preference, {})
+
+
+def test_an_input_that_changed_is_refused_and_a_dry_run_says_what_would_happen(
+    tmp_path: Path,
+) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    folder = tmp_path / "run"
+    run = RunFolder(folder).create()
+    config = _config(folder, "auto", data__chat_template=str(template))
+    runs = SavedRuns(run)
+    facts = {
+        "config": plain_config(config), "versions": package_versions(),
+        "inputs": inputs.take(config),
+    }  # fmt: skip
+    known = progress("ppo", 3) | {"finished": ["sft", "reward_model"]}
+    runs.publish(runs.begin("ppo", 3), [], known, facts, [])
+    before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
+    assert outlook(config, find_start(config)) == [
+        "goes on after stage ppo, step 3 (000001-ppo-3); finished stages: sft, reward_model",
+        "from there on the bits of an undisturbed run, on this machine",
+    ]
+    moved = _config(folder, "auto", data__chat_template=str(template), trainer__zero_stage=3)
+    assert outlook(moved, find_start(moved))[-1].startswith("from there on bits may differ")
+    assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
+    template.write_text("{{ others }}")
+    with pytest.raises(
+        ConfigError, match=r"data\.chat_template: chat\.jinja has 12 bytes"
+    ) as caught:
+        find_start(config)
+    assert caught.value.where == "data.chat_template"
+
+
+def test_another_processor_is_said_where_the_checkpoint_knows_its_own(tmp_path: Path) -> None:
+    _run(tmp_path / "run", 1)
+    here = package_versions()
+    assert len(here["processor"].split()) > 1
+    assert _compare_versions({"torch": "1"}, {"torch": "1", "processor": "x"}) == []
+    (note,) = _compare_versions({"processor": "a"}, {"processor": "b"})
+    assert "processor a -> b" in note

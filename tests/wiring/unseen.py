@@ -9,6 +9,7 @@ UNSEEN = {
     "stages": "which stages run: test_plan.py, test_recipes.py",
     "run.dir": "where records go: test_run_folder.py",
     "run.overwrite": "an old folder is refused without it: test_run.py",
+    "run.verify_inputs": "what a run was given is compared before it goes on: test_inputs.py",
     "run.plan_only": "ends before anything starts: test_run.py",
     "run.grace_seconds": "the time after a signal: test_processes.py, chaos tests",
     "cluster.address": "which Ray cluster: test_cluster_start.py",

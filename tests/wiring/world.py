@@ -202,7 +202,7 @@ class World:
 
     def resources(self, role: RoleName) -> dict[str, Any]:
         """What Ray is asked for one worker."""
-        cluster = Cluster(self.config.cluster, self.layout, None, None)  # type: ignore[arg-type]
+        cluster = Cluster(self.config.cluster, self.layout, None, None, None)  # type: ignore[arg-type]
         return cluster.bundle(role, 0)
 
     def world_seed(self) -> int:
