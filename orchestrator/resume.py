@@ -218,6 +218,9 @@ def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
     if not after.get(DATE):  # the run goes on with its own
         changed = [key for key in changed if key != DATE]
+    added = _appended(before.get("stages"), after.get("stages"))
+    if added:
+        changed.remove("stages")
     words = {k: f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in changed}
     matter = [words[k] for k in changed if not _below(k, (*_FREE, *_LAYOUT))]
     if matter:
@@ -225,12 +228,19 @@ def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
             f"the configuration differs from that of the checkpoint: {'; '.join(matter)}",
             where=str(saved.path),
             mend="give the same values, or start another run; run.*, logger.*, cluster.*, "
-            "data.workers, data.cache_mib and the ZeRO stage may change",
+            "data.workers, data.cache_mib and the ZeRO stage may change, stages may be appended",
         )
     layout = [words[k] for k in changed if _below(k, _LAYOUT)]
     if not layout:
         return []
     return [f"changed since the checkpoint: {'; '.join(layout)}; not bit-identical from here on"]
+
+
+def _appended(before: object, after: object) -> list[object]:
+    """The stages that follow those of the checkpoint; [] where these are not kept as they were."""
+    if not (isinstance(before, list) and isinstance(after, list)):
+        return []
+    return after[len(before) :] if before and after[: len(before)] == before else []
 
 
 def _defaults() -> dict[str, Any]:

@@ -58,8 +58,8 @@ def _config() -> Config:
     return config
 
 
-def _go(run: Run) -> None:
-    names = [name for name in STAGES if name not in run.session.saves.finished]
+def _go(run: Run, *only: str) -> None:
+    names = [name for name in only or STAGES if name not in run.session.saves.finished]
     for name in names:
         run.hub.position.stage, run.hub.position.step = name, 0
         with run.telemetry.stage_span(name):
@@ -130,6 +130,20 @@ def test_going_on_from_any_checkpoint_ends_in_the_same(
         assert all(len(r.ids) < 4 for r in asked)  # nothing is sampled and labeled again
     if finished[-1] == "evaluate":
         assert done == []
+
+
+def test_a_finished_run_goes_on_with_appended_stages_as_if_asked_for_them_at_once(
+    tmp_path: Path, undisturbed: Run
+) -> None:
+    shorter = Run(tmp_path / "shorter", _config())
+    _go(shorter, "sft", "reward_model", "ppo")
+    saved, _ = SavedRuns(shorter.folder).newest()
+    assert saved is not None
+    assert saved.progress["finished"] == ["sft", "reward_model", "ppo"]
+    longer = Run(tmp_path / "shorter", _config(), saved)
+    _go(longer)
+    assert "ppo_ptx" not in saved.progress["finished"]
+    assert _traces(longer) == _traces(undisturbed)
 
 
 @pytest.mark.parametrize("verb", ["policy.update", "critic.train_rankings", "rollout.admit"])

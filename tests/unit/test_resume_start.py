@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from orchestrator.plain import from_plain
 from orchestrator.rankings import load_rankings, save_rankings
 from orchestrator.resume import (
     _compare_versions,
+    check_config,
     find_start,
     outlook,
     package_versions,
@@ -151,6 +152,33 @@ def test_where_and_how_long_may_change_silently_and_the_layout_is_said(tmp_path:
     (note,) = find_start(layout).notes
     assert "cluster.roles.policy.workers 1 -> 2; trainer.zero_stage 1 -> 3" in note
     assert "not bit-identical" in note
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "taken"),
+    [
+        (["sft"], ["sft", "reward_model"], True),
+        (["sft", "reward_model"], ["sft", "reward_model", "ppo", "evaluate"], True),
+        (["sft", "reward_model"], ["sft"], False),  # the last is gone
+        (["sft", "ppo"], ["sft", "reward_model", "ppo"], False),  # one comes before
+        (["sft", "reward_model"], ["reward_model", "sft"], False),
+        ([], ["sft"], False),
+    ],
+)
+def test_stages_may_be_appended_and_nothing_else(
+    tmp_path: Path, before: list[str], after: list[str], taken: bool
+) -> None:
+    (path,) = _run(tmp_path / "run", 1)
+    saved = SavedRuns(RunFolder(tmp_path / "run")).read(path)
+    saved = replace(saved, config=saved.config | {"stages": before})
+    now = plain_config(_config(tmp_path / "run", "auto")) | {"stages": after}
+    if taken:
+        assert check_config(saved, now) == []
+        with pytest.raises(ConfigError, match="seed 0 -> 1"):
+            check_config(saved, now | {"seed": 1})
+    else:
+        with pytest.raises(ConfigError, match="stages"):
+            check_config(saved, now)
 
 
 def test_other_package_versions_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
