@@ -39,14 +39,19 @@ def compare(before: Mapping[str, Files], config: Config) -> list[str]:
     """Compare what a checkpoint was made from with what is there now.
 
     Returns:
-        Sentences on files that were written again and may be the same.
+        Sentences on files that were written again and may be the same, and on what could not be
+        or was not compared.
 
     Raises:
         ConfigError: a file has another size or content, is missing or new; names all of them.
     """
+    if config.run.verify_inputs is InputCheck.skip:
+        given = sorted({*before, *(key for key, _ in _given(config))})
+        told = f"not compared with the checkpoint (run.verify_inputs=skip): {', '.join(given)}"
+        return [told] if given else []
     now = take(config)
     changed, unsure = list[str](), list[str]()
-    for key in before if now else ():
+    for key in before:
         there = now.get(key, {})
         for name in sorted({*before[key], *there}):
             told = _difference(before[key].get(name), there.get(name))
@@ -59,7 +64,10 @@ def compare(before: Mapping[str, Files], config: Config) -> list[str]:
             mend="put the files back, or start another run; run.verify_inputs=skip goes on with "
             "what is there now, and the result is of both",
         )
-    return [f"{told}; run.verify_inputs=hash in a run tells for certain" for told in unsure]
+    notes = [f"{told}; run.verify_inputs=hash in a run tells for certain" for told in unsure]
+    if unknown := sorted({*now} - {*before}):
+        notes.append(f"the checkpoint does not tell what these inputs were: {', '.join(unknown)}")
+    return notes
 
 
 _WRITTEN = "was written again since the checkpoint, with the same size"

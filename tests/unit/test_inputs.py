@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import inputs
-from orchestrator.config import Config
+from orchestrator.config import Config, InputCheck
 from orchestrator.data_sets import DataSetConfig
 from orchestrator.plain import from_plain
 from orchestrator.saved_files import Manifest
@@ -89,7 +89,8 @@ def test_what_has_changed_is_refused_by_its_key_and_file(
     assert told in caught.value.what
     assert ";" not in caught.value.what
     assert "run.verify_inputs=skip" in caught.value.mend
-    assert inputs.compare(before, config("run.verify_inputs=skip")) == []
+    (note,) = inputs.compare(before, config("run.verify_inputs=skip"))
+    assert note.startswith("not compared with the checkpoint")
 
 
 def test_a_file_that_was_copied_back_is_the_same(given: Path) -> None:
@@ -113,6 +114,27 @@ def test_a_large_file_is_known_by_size_and_time_and_on_request_by_content(
         inputs.compare(whole, config("run.verify_inputs=hash"))
 
 
-def test_a_checkpoint_without_inputs_says_nothing(given: Path) -> None:
-    assert inputs.compare({}, config()) == []
+def test_what_a_checkpoint_does_not_tell_of_its_inputs_is_said(given: Path) -> None:
+    before = inputs.take(config())
+    (note,) = inputs.compare({}, config())
+    assert note == (
+        "the checkpoint does not tell what these inputs were: data.chat_template, "
+        "data.files.demonstrations, data.sets.mine.path, model.checkpoints.base, reward.function"
+    )
+    del before["reward.function"]
+    (note,) = inputs.compare(before, config())
+    assert note.endswith("were: reward.function")
     assert inputs.take(config("run.verify_inputs=skip")) == {}
+    nothing = composed("+experiment=pocket_tiny")
+    assert inputs.compare({}, nothing) == []
+    nothing.run.verify_inputs = InputCheck.skip
+    assert inputs.compare({}, nothing) == []
+
+
+def test_inputs_that_are_all_missing_are_refused(given: Path) -> None:
+    made = composed("+experiment=pocket_tiny", "data.chat_template=chat.jinja")
+    before = kept(inputs.take(made))
+    assert [*before] == ["data.chat_template"]
+    (given / "chat.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"data\.chat_template: chat\.jinja is missing"):
+        inputs.compare(before, made)
