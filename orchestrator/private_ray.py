@@ -35,7 +35,13 @@ QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
 # by default other machines can reach them.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_SLOW_START = "node timed out during startup"  # in the bare Exception that Ray raises
+# In what Ray raises when a server of its is slow, ended or is stopped while it starts. While it
+# waits for the file no other thread runs: the guard sees nothing.
+_SLOW_STARTS = (
+    "node timed out during startup",
+    "Timed out waiting for file",
+    "Failed to start GCS",
+)
 _LEAVE_SECONDS = 5.0  # what takes longer than this to end is killed
 _LOOK_SECONDS = 0.5
 _STOPPED_LOOKS = 8  # in a row, until a stopped server counts as lost
@@ -124,7 +130,7 @@ class PrivateRay:
 def start_private_ray(
     cpus: int, object_store_mib: int, seconds: float, resort: LastResort | None = None
 ) -> PrivateRay:
-    """Start Ray's servers on this machine, again if they were slow.
+    """Start Ray's servers on this machine, again if they were slow or one of them was lost.
 
     Ray gives its own servers half a minute and no more, which a busy machine can take.
 
@@ -154,7 +160,7 @@ def start_private_ray(
                     **QUIET,
                 )
         except BaseException as error:
-            slow = _SLOW_START in str(error)
+            slow = any(words in str(error) for words in _SLOW_STARTS)
             try:
                 if not slow:
                     private.guard.look()

@@ -16,7 +16,11 @@ from orchestrator import cluster, private_ray
 from orchestrator.plan import make_plan
 from workers.errors import DeadlineError
 
-_SLOW = "The current node timed out during startup. This could happen because ..."
+_SLOW = (
+    "The current node timed out during startup. This could happen because ...",
+    "Timed out waiting for file /tmp/session/gcs_server_port_1",  # it was stopped
+    "Failed to start GCS. Last 0 lines of error files: .",  # it ended
+)
 
 
 def _start(seconds: float) -> None:
@@ -24,12 +28,15 @@ def _start(seconds: float) -> None:
     cluster.start_cluster(config.cluster, make_plan(config).layout, seconds)
 
 
-def test_a_start_that_stays_slow_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", _SLOW)
+def test_a_start_that_stays_slow_ends_by_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
     tries: list[str] = []
 
     def slow(**options: Any) -> NoReturn:
         tries.append(options["_temp_dir"])
-        raise Exception(_SLOW)
+        raise Exception(words)
 
     monkeypatch.setattr(private_ray.ray, "init", slow)
     monkeypatch.setattr(private_ray.time, "monotonic", lambda: 40.0 * len(tries))
