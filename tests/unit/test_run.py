@@ -333,6 +333,41 @@ def test_resume_goes_on_in_the_folder_it_names(command, recipe, tmp_path: Path):
     assert OmegaConf.load("here/config.yaml").run.dir == str(tmp_path / "here")
 
 
+def test_stages_are_appended_by_the_command_line_and_a_plan_of_it_changes_nothing(
+    command, recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    seen: list[tuple[list[str], Start]] = []
+
+    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+        seen.append(([stage.value for stage in config.stages], start))
+        runs = SavedRuns(start.folder)
+        known = progress("sft", 1, **{"metrics.jsonl": 0})
+        facts = {"config": plain_config(config), "versions": package_versions()}
+        runs.publish(runs.begin("sft", 1), [], known, facts, [])
+        runs.begin("sft", 2)
+
+    def tree() -> dict[str, tuple[int, bytes]]:
+        files = sorted((tmp_path / "here").rglob("*"))
+        return {
+            str(f): (f.stat().st_mtime_ns, f.read_bytes() if f.is_file() else b"") for f in files
+        }
+
+    recipe(save)
+    assert command("+experiment=pocket_tiny", "run.dir=here", "stages=[pretrain,sft]") == 0
+    before, longer = tree(), "stages=[pretrain,sft,reward_model]"
+    capsys.readouterr()
+    assert command("resume=here", longer, "run.plan_only=true") == 0
+    assert "resume: goes on after stage sft, step 1 (000001-sft-1)" in capsys.readouterr().out
+    assert command("resume=here", "stages=[pretrain]", "run.plan_only=true") == 2
+    assert tree() == before
+    assert command("resume=here", longer) == 0
+    assert [stages for stages, _ in seen] == [
+        ["pretrain", "sft"],
+        ["pretrain", "sft", "reward_model"],
+    ]
+    assert seen[1][1].saved is not None
+
+
 @pytest.fixture
 def earlier(command, recipe) -> list[tuple[Config, Start]]:
     """A run of seed 3 in the folder `here` that was killed; and what the commands after it run."""
