@@ -24,7 +24,7 @@ import ray
 from ray._private import ray_constants, worker
 
 from orchestrator.guard import Guard
-from orchestrator.last_resort import LastResort
+from orchestrator.last_resort import LEAVING, LastResort
 from orchestrator.scratch import Scratch
 from orchestrator.servers import LocalServers, Servers
 from orchestrator.stopping import STOP_SIGNALS
@@ -255,7 +255,7 @@ def leave(hurry: Callable[[], object] = lambda: None) -> None:
     Args:
         hurry: What is tried when it takes long.
     """
-    leaving = threading.Thread(target=ray.shutdown, name="leave Ray", daemon=True)
+    leaving = threading.Thread(target=ray.shutdown, name=LEAVING, daemon=True)
     leaving.start()
     leaving.join(_LEAVE_SECONDS)
     if leaving.is_alive():

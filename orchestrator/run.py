@@ -29,6 +29,7 @@ from orchestrator.command import exit_code, say, tell, unexpected
 from orchestrator.command_line import prepare
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
+from orchestrator.last_resort import exit_process
 from orchestrator.plan import Plan, make_plan, render_plan
 from orchestrator.resume import Start, find_folder, find_start, outlook, run_date
 from orchestrator.run_folder import RunFolder, write_text
@@ -186,4 +187,4 @@ def _report(error: RehearsalError, folder: RunFolder | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -151,7 +151,8 @@ def head(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[psut
     subprocess.run(
         [str(Path(sys.executable).with_name("ray")), *words.split(), *more.split()], check=True
     )
-    started = [p for p in psutil.process_iter() if str(folder) in " ".join(p.cmdline())]
+    everyone = psutil.process_iter(["cmdline"])
+    started = [p for p in everyone if str(folder) in " ".join(p.info["cmdline"] or [])]
     started += [child for p in started for child in p.children(recursive=True)]
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     yield started

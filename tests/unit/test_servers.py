@@ -314,6 +314,19 @@ def test_the_last_resort_does_all_that_can_be_done(monkeypatch: pytest.MonkeyPat
     assert any("test_the_last_resort" in note for note in error.__notes__)
 
 
+def test_who_is_still_inside_ray_is_not_waited_for_at_the_end() -> None:
+    code = (
+        "import threading; from orchestrator.last_resort import LEAVING, exit_process;"
+        "print('said', end=''); import atexit; atexit.register(print, 'unwound');"
+        "hold = threading.Event().wait;"
+        "threading.Thread(target=hold, name=LEAVING, daemon=True).start() if {} else None;"
+        "exit_process(7)"
+    )
+    for stuck, said in ((True, "said"), (False, "saidunwound\n")):
+        run = subprocess.run([sys.executable, "-c", code.format(stuck)], stdout=subprocess.PIPE)
+        assert (run.returncode, run.stdout.decode()) == (7, said)
+
+
 def test_a_step_is_waited_for_only_so_long() -> None:
     assert within(5.0, lambda: None)
     assert not within(0.01, lambda: threading.Event().wait(60))
