@@ -262,11 +262,13 @@ def _check_files(config: Config, stage: StageName) -> None:
     for kind in needed:
         if kind not in given:
             name = next(name for name, each in SHORTHANDS.items() if each is kind)
+            mixes = stage is StageName.sft and kind is SetKind.pretraining
             raise ConfigError(
                 f"the stage {stage.value} reads {kind.value}, and no data set holds any",
                 where=f"data.files.{name}",
                 mend=f"set data.files.{name}=FILE, or data.sets.NAME.kind={kind.value} and "
-                "data.sets.NAME.path (docs/data.md lists the formats)",
+                "data.sets.NAME.path (docs/data.md lists the formats)"
+                + ("; or sft.pretraining_fraction=0" if mixes else ""),
             )
 
 

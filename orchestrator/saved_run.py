@@ -180,7 +180,7 @@ class SavedRuns:
                 check_noted(place.own)
         check_places(path, place.checkpoints.values())
         check_name(path, place, manifest.number)
-        notes = () if alone else self._check_run(path, manifest, progress["appended"])
+        notes = () if alone else self._check_run(path, manifest, progress)
         return SavedRun(
             path,
             number_of(path),
@@ -194,14 +194,18 @@ class SavedRuns:
         )
 
     def _check_run(
-        self, path: Path, manifest: Manifest, appended: Mapping[str, int]
+        self, path: Path, manifest: Manifest, progress: Mapping[str, Any]
     ) -> tuple[str, ...]:
         """Check what a checkpoint relies on elsewhere in the run folder; notes on what it lacks."""
+        appended: Mapping[str, int] = progress["appended"]
         check_places(path, (*manifest.elsewhere, *appended))
+        listed = [Path(name) for name in manifest.elsewhere]
+        models = {str(name.parent) for name in listed if name.name == checkpoint.MANIFEST}
+        if other := sorted(models ^ set(progress["checkpoints"].values())):
+            raise broken(path, f"{MANIFEST} and {PROGRESS} do not name the same models: {other[0]}")
         check_all(self._run.path, manifest.elsewhere)
-        for name in manifest.elsewhere:
-            if Path(name).name == checkpoint.MANIFEST:
-                checkpoint.require(str((self._run.path / name).parent), "finished")
+        for model in sorted(models):
+            checkpoint.require(str(self._run.path / model), "finished")
         return self._check_appended(path, appended)
 
     def _check_appended(self, path: Path, sizes: Mapping[str, int]) -> tuple[str, ...]:

@@ -107,13 +107,24 @@ def test_a_damaged_checkpoint_is_skipped_with_its_reason(
 def test_a_checkpoint_needs_what_finished_stages_made(runs: SavedRuns) -> None:
     folder = runs.path.parent / "checkpoints" / "sft"
     partial = runs.begin("ppo", 1)
-    known = progress("ppo", 1)
+    known = progress("ppo", 1) | {"checkpoints": {"sft": "checkpoints/sft"}}
     path = runs.publish(partial, [], known, FACTS, [folder / checkpoint.MANIFEST])
     (folder / checkpoint.MANIFEST).write_text("{}")
     with pytest.raises(BrokenCheckpointError, match=r"rehearsal\.json has 2 bytes"):
         runs.read(path)
     shutil.rmtree(folder)
     with pytest.raises(BrokenCheckpointError, match=r"rehearsal\.json is missing"):
+        runs.read(path)
+
+
+@pytest.mark.parametrize("named", [{}, {"sft": "checkpoints/sft", "base": "checkpoints/base"}])
+def test_the_models_of_finished_stages_are_those_that_are_checked(
+    runs: SavedRuns, named: dict[str, str]
+) -> None:
+    manifest = runs.path.parent / "checkpoints" / "sft" / checkpoint.MANIFEST
+    known = progress("ppo", 1) | {"checkpoints": named}
+    path = runs.publish(runs.begin("ppo", 1), [], known, FACTS, [manifest])
+    with pytest.raises(BrokenCheckpointError, match="do not name the same models"):
         runs.read(path)
 
 
