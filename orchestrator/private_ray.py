@@ -149,7 +149,8 @@ def start_private_ray(
     while True:
         private = PrivateRay(resort)
         try:
-            with own_signals(), _shielded(), _on_loopback():
+            # a signal of meanwhile is to find our handler back in its place
+            with _shielded(), own_signals(), _on_loopback():
                 _leave_guesses_out()
                 ray.init(
                     address="local",

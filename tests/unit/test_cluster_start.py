@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -44,6 +46,24 @@ def test_a_start_that_stays_slow_ends_by_the_deadline(
         _start(100.0)
     assert len(tries) == 3  # after 40, 80 and 120 seconds
     assert len(set(tries)) == 3  # each in a folder of its own
+
+
+def test_a_signal_while_ray_starts_is_heard_by_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    def init(**_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, lambda *_: heard.append("ray's"))  # as ray.init does
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("no cluster")
+
+    monkeypatch.setattr(private_ray.ray, "init", init)
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("the run's"))
+    try:
+        with pytest.raises(RuntimeError, match="no cluster"):
+            _start(100.0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["the run's"]
 
 
 def test_other_failures_of_ray_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from composing import composed
 
 from orchestrator import inputs
 from orchestrator.config import Config, InputCheck
 from orchestrator.data_sets import DataSetConfig
 from orchestrator.plain import from_plain
 from orchestrator.saved_files import Manifest
-from tests.unit.composing import composed
 from workers.data.sets import SetKind
 from workers.errors import ConfigError
 
