@@ -424,7 +424,9 @@ def check_reward(config: Config) -> None:
         )
     if config.reward.bridge is TextBridge.tokens:
         raise ConfigError(
-            "a reward function reads text, not tokens", where="reward.bridge", mend="use text"
+            "a reward function reads text, not tokens",
+            where="reward.bridge",
+            mend="set reward.bridge=text, or choose reward=function, which sets both",
         )
 
 

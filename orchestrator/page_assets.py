@@ -15,7 +15,8 @@ header div { max-width: 1120px; margin: 0 auto; padding: .7rem 1.5rem; display: 
   flex-wrap: wrap; gap: .3rem 2rem; align-items: baseline; justify-content: space-between; }
 h1 { font-size: 1.15rem; margin: 0; }
 h1 span { font-weight: 400; color: var(--dim); margin-left: .5rem; }
-nav a { color: var(--accent); text-decoration: none; margin-left: 1.1rem; font-size: .9rem; }
+nav a { color: var(--accent); text-decoration: none; margin-left: 1.1rem; font-size: .9rem;
+  white-space: nowrap; }
 nav a:first-child { margin-left: 0; }
 nav a:hover { text-decoration: underline; }
 main { max-width: 1120px; margin: 0 auto; padding: 0 1.5rem 4rem; }
