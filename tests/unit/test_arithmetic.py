@@ -67,6 +67,12 @@ def test_ppo_by_hand() -> None:
     assert ppo_arithmetic(config(), StageName.ppo).documents_per_step == 0
 
 
+def test_workers_that_do_not_divide_the_work_are_counted_by_the_busiest() -> None:
+    sizes = ppo_arithmetic(config(policy=2, rollout=3), StageName.ppo)
+    assert sizes.sequences_per_engine == 18  # 6, 5 and 5 of 16 prompts, x 3
+    assert sizes.most_micro_batches_per_step == 3  # 5 and 4 of 9 a rank, 2 rows in a micro-batch
+
+
 def test_a_row_beyond_the_budget_is_a_micro_batch_of_its_own() -> None:
     small = config()
     small.trainer.micro_batch_tokens = 29

@@ -268,6 +268,17 @@ def test_ranking_step_keeps_prompts_whole_and_leaves_ties_out() -> None:
         ranking_step(rankings[1:2], ranks=1, token_budget=20)
 
 
+@pytest.mark.parametrize(("packed", "ranks"), [(True, [[1], [0, 2]]), (False, [[0], [1, 2]])])
+def test_rankings_are_shared_out_by_what_they_cost(packed: bool, ranks: list[list[int]]) -> None:
+    rankings = [
+        _ranking(0, [9, 1, 1, 1], [1, 2, 3, 4]),  # 12 tokens, padded 36
+        _ranking(1, [9, 9], [1, 2]),  # 18 either way
+        _ranking(2, [5, 5], [1, 2]),  # 10 either way
+    ]
+    steps = ranking_step(rankings, ranks=2, token_budget=100, packed=packed)
+    assert [sorted(r.prompt_id for m in s.micro_batches for r in m) for s in steps] == ranks
+
+
 def test_ranking_step_pads_short_ranks_with_dummies() -> None:
     steps = ranking_step([_ranking(0, [5, 5], [1, 2])], ranks=3, token_budget=1)
     assert [s.micro_batches == ((),) for s in steps] == [False, True, True]

@@ -175,6 +175,15 @@ def test_a_number_that_is_not_finite_is_named_with_its_sequence(part: str, poiso
     assert part in caught.value.what
 
 
+def test_a_score_that_is_no_number_is_found_in_every_place() -> None:
+    for bad in range(3):
+        rollouts, old, ref, values, scores = _parts(0, [2, 3, 1])
+        scores.values[bad] = np.inf
+        with pytest.raises(NonFiniteError, match=f"sequences 10{bad}") as caught:
+            build_experience(rollouts, old, ref, values, scores, SHAPING)
+        assert "scores" in caught.value.what
+
+
 def test_a_failed_reward_elsewhere_is_ignored_but_never_used() -> None:
     rollouts, old, ref, values, scores = _parts(0, [2, 3])
     failed = Scores(scores.ids, np.asarray([1.0, np.nan], np.float32), ("", "timed out"))

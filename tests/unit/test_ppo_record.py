@@ -323,3 +323,32 @@ def test_only_a_run_with_text_asks_whether_documents_may_share_rows(tmp_path: Pa
         run = Run(tmp_path / stage.__name__)
         stage(run.session)
         assert ("policy.shares_rows" in run.hub.names()) == asks
+
+
+def test_held_out_rewards_that_are_there_are_averaged_without_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
+    run.hub.faults.failed_rewards = lambda i: "no answer" if i < 3 else ""
+    ppo(run.session)
+    assert run.series("ppo/heldout_failed") == [3, 0, 0]
+    assert len(run.series("ppo/heldout_score_mean")) == 3
+
+
+def test_while_the_policy_learns_its_weights_are_offered_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    offered: list[bool] = []
+    update = run.roles.policy.update
+
+    def noted(*given: Any, **named: Any) -> Any:
+        offered.append(run.roles.rollout.refresh is not None)
+        return update(*given, **named)
+
+    monkeypatch.setattr(run.roles.policy, "update", noted)
+    ppo(run.session)
+    assert offered
+    assert not any(offered)
+    assert run.roles.rollout.refresh is not None  # the engines serve the newest version
