@@ -154,11 +154,13 @@ class SavedRuns:
     def prune(self, keep_last: int, keep_every: int, kept: Collection[Path] = ()) -> None:
         """Delete all but the newest `keep_last`, those whose step `keep_every` divides, and `kept`.
 
-        Call it right after `publish`: what was just written is among the newest.
+        Call it right after `publish`: what was just written is among the newest. Copies that
+        people made under the exact name of another checkpoint are theirs, and stay.
         """
         for path in self.whole()[:-keep_last]:
             step = int(path.name.rpartition("-")[2])
-            if path not in kept and not (keep_every and step and step % keep_every == 0):
+            due = path not in kept and not (keep_every and step and step % keep_every == 0)
+            if due and _has_own_name(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     def read(self, path: Path, *, alone: bool = False) -> SavedRun:
@@ -277,6 +279,17 @@ class SavedRuns:
             renumber(partial / MANIFEST, number)
             partial.rename(path)
         return replace(saved, path=path, number=number)
+
+
+def _has_own_name(path: Path) -> bool:
+    """Whether a run saved this checkpoint under this name; not where it no longer tells."""
+    try:
+        with reading(path, f"{PROGRESS} is not what a run writes", MEND):
+            place = from_plain(Place, read_json(path / PROGRESS))
+        check_name(path, place, manifest_of(path / MANIFEST).number)
+    except RehearsalError:
+        return False
+    return True
 
 
 def _free(path: Path) -> Path:

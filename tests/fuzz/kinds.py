@@ -18,6 +18,7 @@ COUNTS: dict[str, int] = {
     "checkpoints": 200,
     "exports": 200,
     "report_folders": 100,
+    "state_folders": 1000,
     "reward_functions": 300,
     "templates": 100,
 }
