@@ -35,6 +35,11 @@ class LastResort:
         error.add_note(f"the main thread was here:\n{_main_stack()}")
         self.end(error.exit_code, lambda: self.report(error))
 
+    def stand_aside(self) -> None:
+        """Called before the main thread tells why it ends: wait if another one does so already."""
+        if not self._lock.acquire(blocking=False):
+            threading.Event().wait(_STEP_SECONDS * (len(self.steps) + 2))
+
     def end(self, code: int, last: Callable[[], object]) -> NoReturn:
         """Do the steps and what comes last, and end the process with this exit code."""
         self._lock.acquire()  # for good: the first reason counts

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, utils, worker
 
 from orchestrator.guard import Guard
 from orchestrator.last_resort import LEAVING, LastResort
@@ -149,8 +149,7 @@ def start_private_ray(
     while True:
         private = PrivateRay(resort)
         try:
-            # a signal of meanwhile is to find our handler back in its place
-            with _shielded(), own_signals(), _on_loopback():
+            with own_signals(), _shielded(), _on_loopback():
                 _leave_guesses_out()
                 ray.init(
                     address="local",
@@ -189,11 +188,12 @@ def _bring_token() -> None:
 @contextmanager
 def own_signals() -> Iterator[None]:
     """Keep our SIGTERM handler: ray.init installs one that exits without unwinding the stack."""
-    handler = signal.getsignal(signal.SIGTERM)
+    install = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        utils.set_sigterm_handler = install
 
 
 @contextmanager

@@ -112,12 +112,15 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             say(f"{stopped}\n")
             return stopped.exit_code
         except RehearsalError as error:
+            stop.resort.stand_aside()
             return _report(error, start.folder if start else None)
         except KeyboardInterrupt:
+            stop.resort.stand_aside()
             caught = stop.caught or signal.SIGINT  # Python's own handler, around that of the run
             say(f"stopped by {caught.name}; everything the run started is shut down\n")
             return 128 + caught
         except Exception as error:  # noqa: BLE001  the last handler: nothing is above it
+            stop.resort.stand_aside()
             return unexpected(error, start.folder.error_log if start else None)
     return 0
 

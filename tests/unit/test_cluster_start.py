@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import psutil
 import pytest
+import ray
 from composing import composed
 
 from orchestrator import cluster, private_ray
@@ -52,7 +53,7 @@ def test_a_signal_while_ray_starts_is_heard_by_the_run(monkeypatch: pytest.Monke
     heard: list[str] = []
 
     def init(**_: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, lambda *_: heard.append("ray's"))  # as ray.init does
+        ray._private.utils.set_sigterm_handler(lambda *_: heard.append("ray's"))
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("no cluster")
 

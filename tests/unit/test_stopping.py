@@ -95,3 +95,24 @@ def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
         os.waitpid(child, 0)
     assert heard == []
     assert resort.codes == []
+
+
+def test_the_main_thread_tells_nothing_where_another_one_ends_the_process() -> None:
+    code = """
+import threading, time
+from orchestrator.last_resort import LastResort
+resort = LastResort()
+begun = threading.Event()
+def last():
+    begun.set()
+    time.sleep(0.5)
+    print("told by the thread", flush=True)
+threading.Thread(target=lambda: resort.end(7, last), daemon=True).start()
+begun.wait()
+resort.stand_aside()
+print("told by the main thread", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, "told by the thread\n")
+    alone = LastResort()
+    alone.stand_aside()  # at once
