@@ -38,14 +38,20 @@ class LastResort:
     def stand_aside(self) -> None:
         """Called before the main thread tells why it ends: wait if another one does so already."""
         if not self._lock.acquire(blocking=False):
-            threading.Event().wait(_STEP_SECONDS * (len(self.steps) + 2))
+            threading.Event().wait(self._longest)
 
     def end(self, code: int, last: Callable[[], object]) -> NoReturn:
         """Do the steps and what comes last, and end the process with this exit code."""
-        self._lock.acquire()  # for good: the first reason counts
-        for step in (*reversed(self.steps), last, lambda: tell("")):
-            within(_STEP_SECONDS, step)
+        # for good: the first reason counts; who has it ends the process within this time
+        if self._lock.acquire(timeout=self._longest):
+            for step in (*reversed(self.steps), last, lambda: tell("")):
+                within(_STEP_SECONDS, step)
         os._exit(code)
+
+    @property
+    def _longest(self) -> float:
+        """Seconds that `end` may take."""
+        return _STEP_SECONDS * (len(self.steps) + 3)
 
 
 def within(seconds: float, step: Callable[[], object]) -> bool:

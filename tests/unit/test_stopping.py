@@ -116,3 +116,20 @@ print("told by the main thread", flush=True)
     assert (done.returncode, done.stdout) == (7, "told by the thread\n")
     alone = LastResort()
     alone.stand_aside()  # at once
+
+
+def test_a_thread_that_comes_second_ends_the_process_if_the_first_does_not() -> None:
+    code = """
+import threading
+from orchestrator import last_resort
+last_resort._STEP_SECONDS = 0.1
+resort = last_resort.LastResort()
+resort.stand_aside()
+second = threading.Thread(target=lambda: resort.end(7, lambda: print("second")), daemon=True)
+second.start()
+second.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (7, "")
