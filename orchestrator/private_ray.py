@@ -149,7 +149,8 @@ def start_private_ray(
     while True:
         private = PrivateRay(resort)
         try:
-            with own_signals(), _shielded(), _on_loopback():
+            # a signal of meanwhile is to find our handler back in its place
+            with _shielded(), own_signals(), _on_loopback():
                 _leave_guesses_out()
                 ray.init(
                     address="local",
@@ -187,13 +188,18 @@ def _bring_token() -> None:
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep our SIGTERM handler: ray.init installs one that exits without unwinding the stack."""
-    install = utils.set_sigterm_handler
+    """Keep our SIGTERM handler in its place.
+
+    ray.init installs one that exits without unwinding the stack, which is left out, and its native
+    code one that aborts the process, which is replaced by ours afterwards.
+    """
+    install, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
     utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = install
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

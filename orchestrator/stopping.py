@@ -115,7 +115,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     listening, telling = socket.socketpair()
     telling.setblocking(False)
     listener = threading.Thread(target=_listen, args=(listening, stop, over), daemon=True)
+    # signals are for the main thread, which blocks them while it must not be disturbed
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     listener.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     wakeup = signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
     try:
         yield stop
