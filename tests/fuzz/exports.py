@@ -81,7 +81,7 @@ def _reading(read: Callable[[Path], int], run: Path, passes: bool) -> Callable[[
     return reads
 
 
-def _config(run: Path) -> Config:
+def config_of(run: Path) -> Config:
     return Config(experiment="pocket", resume="auto", run=RunConfig(dir=str(run)))
 
 
@@ -91,11 +91,11 @@ def _whole(path: Path) -> Path:
     run.metrics.write_text('{"stage": "ppo", "step": 1, "name": "ppo/kl_sequence", "value": 1}\n')
     run.rollouts.write_text("")
     run.config.write_text("seed: 0\n")
-    sft = checkpoint.publish(run.checkpoints / "sft", _model, {"stage": "sft"})
+    sft = checkpoint.publish(run.checkpoints / "sft", small_model, {"stage": "sft"})
     known = progress("ppo", 1, **{"metrics.jsonl": 60, "samples/rollouts.jsonl": 0})
     known |= {"finished": ["sft"], "checkpoints": {"sft": "checkpoints/sft"}}
     runs = SavedRuns(run)
-    facts = {"config": plain_config(_config(run.path)), "versions": package_versions()}
+    facts = {"config": plain_config(config_of(run.path)), "versions": package_versions()}
     for step in (1, 2):
         partial = runs.begin("ppo", step)
         records = [write for role in ("policy", "critic") for write in _state(partial, role, sft)]
@@ -105,7 +105,7 @@ def _whole(path: Path) -> Path:
     return path
 
 
-def _model(path: str) -> None:
+def small_model(path: str) -> None:
     create_model(
         path, hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=24,
         max_position_embeddings=32, tie_word_embeddings=False, seed=0,
@@ -164,7 +164,7 @@ def _restored(state: Path, role: str, weights: Path) -> None:
 
 def _resume(run: Path) -> int:
     """Go on as far as a trainer's own work; returns the step of the checkpoint that was taken."""
-    start = find_start(_config(run))
+    start = find_start(config_of(run))
     assert start.saved is not None, "the run began again"
     saved = SavedRuns(start.folder).continue_from(start.saved)
     start.folder.reopen(saved.progress["appended"])

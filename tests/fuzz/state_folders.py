@@ -15,16 +15,15 @@ from pathlib import Path
 
 from fakes.progress import progress
 
+from fuzz.exports import config_of, small_model
 from fuzz.frame import Case
 from orchestrator import checkpoint
-from orchestrator.config import Config, RunConfig
 from orchestrator.resume import find_start, package_versions, plain_config
 from orchestrator.run import _open
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_files import NAME, number_of
 from orchestrator.saved_run import SavedRuns
 from workers.disk import settle
-from workers.pocket.model import create_model
 
 _STEPS = 3
 _REASON = "the checkpoint that the case itself expects was taken, and nothing is gone"
@@ -48,33 +47,22 @@ def cases(seed: int, count: int, folder: Path) -> Iterator[Case]:
         shutil.rmtree(run.parent, ignore_errors=True)
 
 
-def _config(run: Path) -> Config:
-    return Config(experiment="pocket", resume="auto", run=RunConfig(dir=str(run)))
-
-
 def _whole(path: Path) -> Path:
     run = RunFolder(path).create()
     run.metrics.write_text('{"stage": "ppo", "step": 1, "name": "ppo/kl_sequence", "value": 1}\n')
     run.rollouts.write_text("one sample\n")
     run.config.write_text("seed: 0\n")
-    model = checkpoint.publish(run.checkpoints / "sft", _model, {"stage": "sft"})
+    model = checkpoint.publish(run.checkpoints / "sft", small_model, {"stage": "sft"})
     known = progress("ppo", 1, **{"metrics.jsonl": 60, "samples/rollouts.jsonl": 5})
     known |= {"finished": ["sft"], "checkpoints": {"sft": "checkpoints/sft"}}
     runs = SavedRuns(run)
-    facts = {"config": plain_config(_config(run.path)), "versions": package_versions()}
+    facts = {"config": plain_config(config_of(run.path)), "versions": package_versions()}
     for step in range(1, _STEPS + 1):
         partial = runs.begin("ppo", step)
         (partial / "policy.0.safetensors").write_bytes(random.Random(step).randbytes(200))
         records = [settle(partial / "policy.0.safetensors")]
         runs.publish(partial, records, known | {"step": step}, facts, [model / checkpoint.MANIFEST])
     return path
-
-
-def _model(path: str) -> None:
-    create_model(
-        path, hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=24,
-        max_position_embeddings=32, tie_word_embeddings=False, seed=0,
-    )  # fmt: skip
 
 
 def _files(folder: Path) -> Files:
@@ -116,7 +104,7 @@ def _going_on(run: Path, saved: dict[str, Files], model: Files) -> Callable[[], 
         named = [p.name for p in state.iterdir() if p.is_dir()] if state.is_dir() else []
         texts = {name: _files(state / name) for name in named}
         try:
-            start = _open(find_start(_config(run)), _config(run))
+            start = _open(find_start(config_of(run)), config_of(run))
         finally:
             gone = before - _contents(run)
             assert not gone, f"{sum(gone.values())} files are gone"
@@ -141,24 +129,22 @@ def _any(run: Path, rng: random.Random) -> Path | None:
     return rng.choice(sorted(state.iterdir())) if state.is_dir() and any(state.iterdir()) else None
 
 
-def _copy(run: Path, rng: random.Random) -> str:
+def _name_anew(run: Path, rng: random.Random, put: Callable[[Path, Path], object]) -> str:
     path, ending = _any(run, rng), rng.choice(_ENDINGS)
     if path is None:
-        return "nothing to copy"
+        return "nothing to name"
     name = rng.choice((path.name + ending, rng.choice(_OTHERS)))
     if not path.with_name(name).exists():
-        shutil.copytree(path, path.with_name(name))
-    return f"{path.name} copied to {name}"
+        put(path, path.with_name(name))
+    return f"{path.name} put at {name}"
+
+
+def _copy(run: Path, rng: random.Random) -> str:
+    return f"copy: {_name_anew(run, rng, shutil.copytree)}"
 
 
 def _rename(run: Path, rng: random.Random) -> str:
-    path, ending = _any(run, rng), rng.choice(_ENDINGS)
-    if path is None:
-        return "nothing to rename"
-    name = rng.choice((path.name + ending, rng.choice(_OTHERS)))
-    if not path.with_name(name).exists():
-        path.rename(path.with_name(name))
-    return f"{path.name} renamed to {name}"
+    return f"rename: {_name_anew(run, rng, Path.rename)}"
 
 
 def _delete(run: Path, rng: random.Random) -> str:
