@@ -25,16 +25,6 @@ class WinRate:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean with its 95 % interval, in the unit of the values."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
 class ClusteredRate:
     """Share of successes with a 95 % interval that knows which trials belong together."""
 
@@ -57,22 +47,6 @@ def _finite(
             f"{name}[{bad[0]}] is {array[bad[0]]}", mend="drop failed prompts from both models"
         )
     return array
-
-
-def normal_interval(values: Sequence[float] | npt.NDArray[np.floating]) -> Interval:
-    """Mean of independent values and its normal 95 % interval, `mean +- 1.96 s / sqrt(n)`.
-
-    Args:
-        values: (n,) any unit; `s` is the unbiased standard deviation, 0 for a single value.
-
-    Raises:
-        DataError: there is no value.
-        NonFiniteError: a value is NaN or infinite.
-    """
-    x = _finite("values", values)
-    mean = float(x.mean())
-    half = Z95 * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else 0.0
-    return Interval(mean, mean - half, mean + half, len(x))
 
 
 def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:

@@ -14,8 +14,7 @@ import pytest
 
 from orchestrator.data import main, parse_columns
 from workers.data.examples import Comparison, Demonstration, Message
-from workers.data.jsonl import Line
-from workers.data.kinds import kind_of_data, kind_of_row
+from workers.data.kinds import kind_of_data
 from workers.data.recognise import read_examples
 from workers.errors import DataLineError
 
@@ -460,10 +459,10 @@ def test_what_the_refusal_says_to_set_reads_the_row(
     assert ranks == ([(1, 2), (2, 1)] if other else [(1, 2)])
 
 
-def test_a_row_of_one_scored_completion_may_be_either_and_is_refused() -> None:
+def test_a_row_of_one_scored_completion_may_be_either_and_is_refused(tmp_path: Path) -> None:
     row = {"prompt": "p", "response": "r", "helpfulness": 3, "verbosity": 1}
     with pytest.raises(DataLineError, match='"helpfulness" seems to say') as caught:
-        kind_of_row(Line(row, "F:1"))
+        kind_of_data(write(tmp_path, row))
     assert "columns prompt=prompt completion=response score=helpfulness" in caught.value.mend
     assert "--kind" in caught.value.mend
 
@@ -487,10 +486,11 @@ def test_a_row_of_one_scored_completion_may_be_either_and_is_refused() -> None:
         ({"instruction": "i", "output": ["a", "b"]}, '"output" look like replies'),
     ],
 )
-def test_a_row_is_never_read_as_less_than_it_is(row: Row, message: str) -> None:
+def test_a_row_is_never_read_as_less_than_it_is(tmp_path: Path, row: Row, message: str) -> None:
+    path = write(tmp_path, row)
     with pytest.raises(DataLineError, match=message) as caught:
-        kind_of_row(Line(row, "F:1"))
-    assert caught.value.where == "F:1"
+        kind_of_data(path)
+    assert caught.value.where == f"{path}:1"
 
 
 def test_inspect_shows_the_complaint_about_the_first_ranking(
@@ -557,10 +557,10 @@ def test_a_reply_under_another_name_is_read_by_the_columns_shown(
     assert example.response == "Wren."
 
 
-def test_columns_of_several_annotators_are_shown_together() -> None:
+def test_columns_of_several_annotators_are_shown_together(tmp_path: Path) -> None:
     row = {**ASK, **AB, "ann1_choice": "A", "ann2_choice": "B"}
     with pytest.raises(DataLineError) as caught:
-        kind_of_row(Line(row, "F:1"))
+        kind_of_data(write(tmp_path, row))
     assert "better=ann1_choice,ann2_choice;" in caught.value.mend
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workers.data.columns import map_columns
+from workers.data.columns import ColumnMap, check_found
 from workers.data.examples import (
     Comparison,
     Context,
@@ -24,9 +24,9 @@ from workers.data.examples import (
     Rejected,
 )
 from workers.data.jsonl import Line
-from workers.data.kinds import kind_of_row
+from workers.data.kinds import kind_of_data
 from workers.data.recognise import read_examples
-from workers.errors import ConfigError, DataLineError
+from workers.errors import ConfigError, DataError, DataLineError
 
 Read = Callable[..., list[Example | Rejected]]
 
@@ -371,12 +371,19 @@ NESTED = Line({"a.b": 1, "c": {"d": [10, {"e": 11}]}, "f": 2}, "FILE:1")
 
 def test_columns() -> None:
     columns = {"prompt": "a.b", "completions": ["c.d.0", "c.d.1.e"], "text": "f"}
-    assert map_columns(NESTED, columns).fields == {"prompt": 1, "completions": [10, 11], "text": 2}
-    assert map_columns(NESTED, {}) == NESTED
-    assert map_columns(NESTED, {"user": "f"}).fields == {**NESTED.fields, "user": 2}
-    for path in ("c.x", "c.d.2", "c.d.-1", "f.g"):
+    mapping = ColumnMap(columns)
+    assert mapping.map(NESTED).fields == {"prompt": 1, "completions": [10, 11], "text": 2}
+    check_found(mapping, "FILE")
+    assert ColumnMap({}).map(NESTED) == NESTED
+    assert ColumnMap({"user": "f"}).map(NESTED).fields == {**NESTED.fields, "user": 2}
+    for path in ("c.d.-1", "f.g"):
         with pytest.raises(DataLineError, match=f'column "{path}" is missing'):
-            map_columns(NESTED, {"prompt": path})
+            ColumnMap({"prompt": path}).map(NESTED)
+    for path in ("c.x", "c.d.2"):  # another row may have it
+        lacking = ColumnMap({"prompt": path})
+        assert lacking.map(NESTED).nulls == ("prompt",)
+        with pytest.raises(DataError, match=f'no row of the data set has the column "{path}"'):
+            check_found(lacking, "FILE")
 
 
 def test_mapped_columns_alone_are_seen(read: Read) -> None:
@@ -406,5 +413,7 @@ def test_bad_columns(read: Read, columns: object, message: str) -> None:
         ({"text": "t"}, "pretraining"),
     ],
 )
-def test_the_kind_is_told_by_a_row(row: dict[str, object], kind: str) -> None:
-    assert kind_of_row(Line(row, "FILE:1")) == kind
+def test_the_kind_is_told_by_a_row(tmp_path: Path, row: dict[str, object], kind: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert kind_of_data(str(path)) == kind

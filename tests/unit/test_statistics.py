@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.statistics import clustered_rate, normal_interval, preference, win_rate
+from orchestrator.statistics import clustered_rate, preference, win_rate
 from workers.errors import DataError, NonFiniteError
 
 
@@ -208,19 +208,6 @@ def test_coverage_with_alike_trials() -> None:
         naive += blind.low <= 0.7 <= blind.high
     assert hits / 600 == pytest.approx(0.945, abs=0.025)
     assert naive / 600 < 0.85
-
-
-def test_normal_interval_literals() -> None:
-    # 1, 2, 3: s = 1, half width 1.96 / sqrt(3).
-    result = normal_interval([1.0, 2.0, 3.0])
-    assert result.mean == 2.0
-    assert result.high - result.mean == pytest.approx(1.13158, abs=1e-5)
-    assert result.mean - result.low == pytest.approx(1.13158, abs=1e-5)
-    # 1, 3: s = sqrt 2, half width 1.96.
-    pair = normal_interval([1.0, 3.0])
-    assert (pair.low, pair.high) == pytest.approx((0.04, 3.96), abs=1e-4)
-    single = normal_interval([4.0])
-    assert (single.low, single.high, single.n) == (4.0, 4.0, 1)
 
 
 def test_nothing_and_nonsense_are_refused() -> None:

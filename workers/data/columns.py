@@ -113,22 +113,6 @@ class ColumnMap:
         return value
 
 
-def map_columns(line: Line, columns: Columns) -> Line:
-    """One row, all of whose mapped columns must be there, if only as null.
-
-    Raises:
-        DataLineError: If one is not; names the path.
-    """
-    mapping = ColumnMap(columns)
-    mapped = mapping.map(line)
-    for path in mapping.missing():
-        line.fail(
-            f'column "{path}" is missing (found {line.found()})',
-            mend="correct data.columns, or this line",
-        )
-    return mapped
-
-
 def check_found(mapping: ColumnMap, where: str) -> None:
     """Refuse a mapping of which a column was in no row of a data set.
 

@@ -64,22 +64,6 @@ def kind_of_data(
     raise next(iter(refused.values()))
 
 
-def kind_of_row(row: Line, columns: Columns | None = None) -> Kind:
-    """What a row can be read as, the richest first: comparisons before demonstrations.
-
-    Raises:
-        ConfigError: If `columns` names a field that there is not.
-        DataLineError: If it has no shape of any kind, or that of the richest kind that its fields
-            are a sign of does not parse.
-    """
-    check_columns(columns or {})
-    kind, error = _judge_row(row, ColumnMap(columns or {}))
-    if error:
-        raise error
-    assert kind is not None, "a row of no kind is an error"
-    return kind
-
-
 def _judge_row(row: Row, mapping: ColumnMap) -> tuple[Kind | None, DataLineError | None]:
     """The kind that a row is a sign of, None = of none, and why it cannot be read as that."""
     if isinstance(row, DataLineError):
