@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from orchestrator import dry_run, run
+from orchestrator import dry_run
 from orchestrator.config import Config
 from workers.data.source import DataSource
 from workers.errors import ConfigError
 from workers.pocket.model import create_model
 
 Command = Callable[..., int]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs `python -m orchestrator.run` with these arguments in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        return run.main()
-
-    return call
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from fakes.progress import progress
 from omegaconf import OmegaConf
 
-from orchestrator import run
 from orchestrator.again import read_configuration
 from orchestrator.config import Config
 from orchestrator.config_errors import nearest_keys
@@ -26,19 +25,6 @@ from orchestrator.stopping import StopRequest
 from workers.errors import ConfigError, DataLineError, NonFiniteError, RehearsalError, StoppedError
 
 Command = Callable[..., int]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs `python -m orchestrator.run` with these arguments in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        return run.main()
-
-    return call
 
 
 @pytest.fixture
