@@ -54,7 +54,7 @@ class SavedRun:
     """A checkpoint that was read and found whole."""
 
     path: Path
-    number: int  # counts the checkpoints of a run
+    number: int  # counts the checkpoints of a run; of a copy: that of what was copied
     stage: str
     step: int  # of the stage; what was done, not what comes next
     progress: dict[str, Any]
@@ -185,7 +185,7 @@ class SavedRuns:
         notes = () if alone else self._check_run(path, manifest, progress)
         return SavedRun(
             path,
-            number_of(path),
+            number_of(path) or manifest.number or 0,
             place.stage,
             place.step,
             progress,

@@ -108,3 +108,44 @@ def _flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(bytes(data))
+
+
+def test_every_flipped_bit_of_rehearsal_json_is_damage(tmp_path: Path) -> None:
+    file = _published(tmp_path) / "rehearsal.json"
+    good = file.read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 1 << position % 8
+        file.write_bytes(bad)
+        with pytest.raises(BrokenCheckpointError):
+            checkpoint.facts(file.parent)
+        if position % 50 == 0:
+            with pytest.raises(BrokenCheckpointError):
+                checkpoint.require(str(file.parent), "sft")
+    file.write_bytes(good)
+    assert checkpoint.facts(file.parent) == {"stage": "sft"}
+
+
+def test_a_folder_of_the_current_schema_needs_the_checksum(tmp_path: Path) -> None:
+    _without_checksum(_published(tmp_path), {"schema": checkpoint.SCHEMA_VERSION})
+    with pytest.raises(BrokenCheckpointError, match="it has no checksum"):
+        checkpoint.require(str(tmp_path / "sft"), "sft")
+
+
+@pytest.mark.parametrize("schema", [{}, {"schema": 1}])
+def test_folders_of_versions_without_a_checksum_are_taken_by_size_and_hash(
+    tmp_path: Path, schema: dict[str, int]
+) -> None:
+    folder = _published(tmp_path)
+    _without_checksum(folder, schema)
+    assert checkpoint.require(str(folder), "sft") == folder
+    assert checkpoint.facts(folder) == {"stage": "sft"}
+    (folder / "config.json").write_text('{"model_type": "gemma"}')
+    with pytest.raises(BrokenCheckpointError, match=r"differs from what rehearsal\.json recorded"):
+        checkpoint.require(str(folder), "sft")
+
+
+def _without_checksum(folder: Path, schema: dict[str, int]) -> None:
+    manifest = json.loads((folder / "rehearsal.json").read_text())
+    del manifest["checksum"], manifest["schema"]
+    (folder / "rehearsal.json").write_text(json.dumps(manifest | schema))

@@ -195,6 +195,90 @@ def test_whole_ones_under_other_names_are_found_and_get_their_name_back(runs: Sa
     assert _save(runs, 2).name == "000005-ppo-2"
 
 
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("000009-ppo-2", "000002-ppo-2"),
+        ("000002-ppo-7", "000002-ppo-2"),
+        ("000002-sft-2", "000002-ppo-2"),
+        ("000001-ppo-1", "000002-ppo-2"),
+    ],
+)
+def test_the_exact_name_of_another_checkpoint_is_refused_with_its_own(
+    runs: SavedRuns, name: str, right: str
+) -> None:
+    first, path = _save(runs, 1), _save(runs, 2)
+    shutil.rmtree(first)
+    assert path.name == right
+    renamed = path.rename(path.with_name(name))
+    with pytest.raises(BrokenCheckpointError, match=f"saved as {right} and renamed") as caught:
+        runs.read(renamed)
+    assert caught.value.where == str(renamed)
+    assert caught.value.mend.startswith(f"give it the name {right};")
+    assert _newest(runs)[0] is None
+    renamed.rename(path)
+    assert _newest(runs) == (2, "")
+
+
+def test_a_manifest_without_a_number_tells_stage_and_step_alone(runs: SavedRuns) -> None:
+    path = _save(runs, 2)
+    manifest = unseal(path / "manifest.json", "")
+    del manifest["number"]
+    (path / "manifest.json").write_text(seal(manifest))
+    other = path.rename(path.with_name("000009-ppo-2"))
+    assert runs.read(other).number == 9
+    step = other.rename(path.with_name("000009-ppo-3"))
+    with pytest.raises(BrokenCheckpointError, match="saved as 000009-ppo-2"):
+        runs.read(step)
+
+
+def test_going_on_from_a_copy_numbers_what_is_made_of_it_and_not_the_copy(runs: SavedRuns) -> None:
+    first, second, third = (_save(runs, step) for step in (1, 2, 3))
+    copy = shutil.copytree(second, second.with_name(second.name + "-backup"))
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    saved = runs.continue_from(runs.read(copy))
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+    assert unseal(saved.path / "manifest.json", "") == (
+        unseal(second / "manifest.json", "") | {"number": 4}
+    )
+    again = runs.read(saved.path)
+    assert (again.path.name, again.number, again.step) == ("000004-ppo-2", 4, 2)
+    assert runs.whole() == [first, second, saved.path]  # only what is newer is moved aside
+    assert third.with_name(third.name + ".superseded").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("whole", "aside"), [(True, "000002-ppo-2.superseded"), (False, "000002-ppo-2.broken")]
+)
+def test_what_was_all_written_but_not_renamed_is_moved_aside(
+    runs: SavedRuns, whole: bool, aside: str
+) -> None:
+    first, second = _save(runs, 1), _save(runs, 2)
+    second.rename(second.with_name(second.name + ".partial"))
+    if not whole:
+        _cut(second.with_name(second.name + ".partial"))
+    runs.continue_from(runs.read(first))
+    assert sorted(p.name for p in runs.path.iterdir()) == [first.name, aside]
+    assert (runs.path / aside / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["mine.partial", "000002-ppo-2-backup.partial", "000002-ppo.partial", ".partial"]
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_of_another_name_that_ends_in_partial_is_left_alone(
+    runs: SavedRuns, name: str, whole: bool
+) -> None:
+    first, second = _save(runs, 1), _save(runs, 2)
+    theirs = second.rename(second.with_name(name))
+    if not whole:
+        (theirs / "manifest.json").unlink()
+    before = sorted(p.name for p in theirs.iterdir())
+    runs.continue_from(runs.read(first))
+    assert sorted(p.name for p in runs.path.iterdir()) == sorted([first.name, name])
+    assert sorted(p.name for p in theirs.iterdir()) == before
+
+
 def test_every_flipped_bit_of_a_manifest_is_damage(runs: SavedRuns) -> None:
     path = _save(runs, 1)
     file = path / "manifest.json"
