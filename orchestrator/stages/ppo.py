@@ -303,7 +303,12 @@ def _begin(run: _Run) -> int:
         record_start(session, run.stage, synced, run.version)
         return 0
     if (saved.own["kl"] is None) != (run.adaptive_kl is None):
-        raise broken(Path(saved.folder), "the KL coefficient in force was not saved", MEND)
+        held = "no" if saved.own["kl"] is None else "a"
+        control = session.config.algorithm.kl.control.value
+        why = (
+            f"it holds {held} KL coefficient in force, unlike one of algorithm.kl.control={control}"
+        )
+        raise broken(Path(saved.folder), why, MEND)
     restoring = [
         trainer.restore(saved.folder) for trainer in (session.fleet.policy, session.fleet.critic)
     ]

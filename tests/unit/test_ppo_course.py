@@ -14,13 +14,13 @@ import pytest
 from fakes.session import Run, small_config
 from test_ppo_loop import require_turns
 
-from orchestrator.config import Config, RoleName
+from orchestrator.config import Config, KLControl, RoleName
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
 from orchestrator.saves import Saves
 from orchestrator.stages import ppo as stage
 from orchestrator.stages.ppo import ppo, ppo_ptx
-from workers.errors import CheckpointError, KLLimitError, NonFiniteError
+from workers.errors import BrokenCheckpointError, CheckpointError, KLLimitError, NonFiniteError
 
 
 def config(**algorithm: Any) -> Config:
@@ -129,13 +129,37 @@ def test_the_policy_may_be_as_far_from_its_reference_as_the_limit(limit: float, 
         stage._require_near(session, experience)
 
 
-def resumed(path: Path, run: Run) -> Run:
-    """A second session that goes on after the first iteration of `run`."""
+def resumed(path: Path, run: Run, **own: object) -> Run:
+    """A second session that goes on after the first iteration of `run`; `own` replaces notes."""
     folder = RunFolder(shutil.copytree(run.folder.path, path / "run"))
     (first, *_) = SavedRuns(folder).whole()
-    again = Run(path, run.config, SavedRuns(folder).read(first))
+    saved = SavedRuns(folder).read(first)
+    progress = saved.progress | {"own": saved.progress["own"] | own}
+    again = Run(path, run.config, replace(saved, progress=progress))
     again.roles.policy.rests = again.roles.critic.rests = run.config.rollout.sleep
     return again
+
+
+@pytest.mark.parametrize(
+    ("control", "kl", "says"),
+    [
+        (KLControl.adaptive, None, "it holds no KL coefficient in force, .*control=adaptive"),
+        (KLControl.fixed, {"value": 0.25}, "it holds a KL coefficient in force, .*control=fixed"),
+    ],
+)
+def test_a_checkpoint_whose_kl_coefficient_is_of_another_control_is_refused(
+    tmp_path: Path, control: KLControl, kl: dict[str, float] | None, says: str
+) -> None:
+    settings = config(iterations=2, evaluate_every=0)
+    settings.algorithm.kl.control = control
+    settings.run.checkpoint.every_steps = 1
+    run = Run(tmp_path / "first", settings)
+    ppo(run.session)
+    again = resumed(tmp_path / "again", run, kl=kl)
+    with pytest.raises(BrokenCheckpointError, match=says) as caught:
+        ppo(again.session)
+    assert "state/000001-ppo-1" in caught.value.where
+    assert "policy.restore" not in again.hub.names()
 
 
 def test_a_resumed_stage_goes_on_with_what_both_trainers_were(tmp_path: Path) -> None:
