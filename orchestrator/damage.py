@@ -188,6 +188,12 @@ def _verify_entries(
         _verify(inner[n if several else 0], each, f"an entry of {name}", finite)
 
 
+def require_list(value: Any) -> list[Any]:
+    """The same value, or TypeError: an object is no list, not even an empty one."""
+    _require(isinstance(value, list), "it", value, "a list")
+    return value
+
+
 def require_number(value: Any, name: str, *, finite: bool = True) -> None:
     """Raise TypeError or ValueError unless `value` is a number (and finite)."""
     _require(type(value) in (int, float), name, value, "a number")

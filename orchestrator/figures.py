@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from orchestrator.damage import require_list
+
 
 @dataclass(frozen=True, slots=True)
 class PairAccuracy:
@@ -79,8 +81,8 @@ class RewardModelFigures:
             heldout=_accuracy(overall) if any(v is not None for v in overall.values()) else None,
             by_source={name: _accuracy(a) for name, a in data["by_source"].items()},
             by_completions={int(k): _accuracy(a) for k, a in data["by_completions"].items()},
-            calibration=_calibration(calibration) if calibration else None,
-            agreement=_agreement(annotators) if annotators else None,
+            calibration=_calibration(calibration) if calibration is not None else None,
+            agreement=_agreement(annotators) if annotators is not None else None,
         )
 
 
@@ -113,11 +115,15 @@ def _calibration_json(found: Calibration) -> dict[str, object]:
 
 
 def _calibration(data: dict[str, Any]) -> Calibration:
-    bins = (
-        CalibrationBin(b["predicted"], b["observed"], b["ci95"][0], b["ci95"][1], b["pairs"])
-        for b in data["bins"]
-    )
-    return Calibration(data["error"], tuple(bins))
+    bins = tuple(map(_bin, require_list(data["bins"])))
+    if not bins:
+        raise ValueError("calibration has no bins")
+    return Calibration(data["error"], bins)
+
+
+def _bin(data: dict[str, Any]) -> CalibrationBin:
+    low, high = data["ci95"]
+    return CalibrationBin(data["predicted"], data["observed"], low, high, data["pairs"])
 
 
 def _agreement_json(found: Agreement) -> dict[str, object]:

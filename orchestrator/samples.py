@@ -9,7 +9,7 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-from orchestrator.damage import Damage, verified
+from orchestrator.damage import Damage, require_list, verified
 from orchestrator.run_folder import RunFolder, append_lines, write_json
 from workers.errors import DataError
 
@@ -93,7 +93,11 @@ def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Co
         return []
     found = damage or Damage()
     text = found.text(path)
-    items = found.part(path, "it", lambda: _list(json.loads(text)), []) if text is not None else []
+    items = (
+        found.part(path, "it", lambda: require_list(json.loads(text)), [])
+        if text is not None
+        else []
+    )
     made = [
         found.part(path, f"entry {number}", lambda item=item: _compared(item), None)
         for number, item in enumerate(items, start=1)
@@ -101,12 +105,6 @@ def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Co
     if damage is None:
         _require_whole(found, path)
     return [comparison for comparison in made if comparison is not None]
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError("it must be a list")
-    return value
 
 
 def _require_whole(damage: Damage, path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.damage import Damage, require_count, verified, whole
+from orchestrator.damage import Damage, require_count, require_list, verified, whole
 from orchestrator.figures import RewardModelFigures
 from orchestrator.run_folder import RunFolder, write_json
 from workers.data.accounts import SetAccount
@@ -253,7 +253,7 @@ LATER_KEYS = frozenset({"restarts", "discarded_replies", "given_up"})
 
 def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
     tasks = {
-        task: {name: TaskScore(**score) for name, score in metrics.items()}
+        task: {name: whole(TaskScore, score) for name, score in metrics.items()}
         for task, metrics in data.get("lm_eval", {}).items()
     }
     figures = {name: value for name, value in data.items() if name != "lm_eval"}
@@ -265,6 +265,11 @@ def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
 def _preference(p: dict[str, Any]) -> Preference:
     low, high = p["ci95"]
     return verified(Preference(p["model"], p["over"], p["rate"], low, high, p["n"]))
+
+
+def _account(name: str, data: dict[str, Any]) -> SetAccount:
+    # the two that are left out where they are empty; a count that is gone is not 0
+    return whole(SetAccount, {"unread": [], "labels": ""} | data | {"name": name})
 
 
 def _judging(data: dict[str, Any] | None) -> Judging | None:
@@ -295,7 +300,9 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             lambda v: {str(name): _row_from_json(row) for name, row in v.items()},
             {},
         ),
-        preferred=part("evaluation/preferred", lambda v: tuple(map(_preference, v)), ()),
+        preferred=part(
+            "evaluation/preferred", lambda v: tuple(map(_preference, require_list(v))), ()
+        ),
         judging=part("evaluation/judging", _judging, None),
         ledger=part("ledger", lambda v: whole(LedgerTotals, v), LedgerTotals()),
         weight_sync=part("weight_sync", lambda v: whole(WeightSyncTotals, v), WeightSyncTotals()),
@@ -303,10 +310,10 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
         restarts=part("restarts", _count, 0),
         discarded_replies=part("discarded_replies", _count, 0),
         given_up=part("given_up", _names, ()),
-        roles=part("roles", lambda v: tuple(whole(RoleInfo, role) for role in v), ()),
+        roles=part("roles", lambda v: tuple(whole(RoleInfo, role) for role in require_list(v)), ()),
         data=part(
             "data",
-            lambda v: tuple(verified(SetAccount(name=name, **each)) for name, each in v.items()),
+            lambda v: tuple(_account(name, each) for name, each in v.items()),
             (),
         ),
     )

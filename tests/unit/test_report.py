@@ -331,6 +331,42 @@ def test_a_damaged_part_of_the_summary_is_named_and_the_others_are_shown(
     assert "75.0 % [70.0-80.0] of 1,200 pairs" in page
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("roles", {}, "it must be a list, not an object"),
+        ("evaluation/preferred", {}, "it must be a list, not an object"),
+        ("evaluation/preferred", "", "it must be a list, not ''"),
+        ("stages/reward_model/calibration", {}, "there is no 'bins'"),
+        ("stages/reward_model/calibration/bins", [], "calibration has no bins"),
+        ("stages/reward_model/annotators", {}, "there is no 'alpha'"),
+        ("data/mine/train", None, "train must be a whole number, not null"),
+    ],
+)
+def test_an_empty_value_of_another_kind_is_no_missing_measurement(
+    folder: RunFolder, place: str, value: object, says: str
+) -> None:
+    write_summary(folder, SUMMARY)
+    plain = node = json.loads(folder.summary.read_text())
+    *names, last = place.split("/")
+    for name in names:
+        node = node[name]
+    node[last] = value
+    (note,) = _damaged(folder, "summary.json", json.dumps(plain))
+    assert f"cannot be used: {says}" in note
+
+
+def test_a_count_that_is_gone_is_not_0(folder: RunFolder) -> None:
+    write_summary(folder, SUMMARY)
+    plain = json.loads(folder.summary.read_text())
+    del plain["data"]["mine"]["train"]
+    del plain["evaluation"]["models"]["sft"]["lm_eval"]["sums"]["acc"]["stderr"]
+    assert _damaged(folder, "summary.json", json.dumps(plain)) == [
+        f"{folder.summary}: evaluation/models cannot be used: there is no 'stderr'",
+        f"{folder.summary}: data cannot be used: there is no 'train'",
+    ]
+
+
 def test_many_damaged_lines_are_counted(folder: RunFolder) -> None:
     notes = _damaged(folder, "metrics.jsonl", folder.metrics.read_text() + "{\n" * 40)
     assert len(notes) == 6
