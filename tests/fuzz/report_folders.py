@@ -9,30 +9,24 @@ import json
 import os
 import random
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fuzz.empty_figures import MEASURED, may_be_gone, vanishing
 from fuzz.frame import Case
 from orchestrator.metrics import MetricRecord
 from orchestrator.page import render_page  # noqa: F401  imported before the clock runs
-from orchestrator.report import write_report
+from orchestrator.printing import rendered
+from orchestrator.report import Report, write_report
 from orchestrator.run_folder import RunFolder
 from orchestrator.samples import Comparison, RolloutSample, append_rollouts, write_comparisons
-from orchestrator.summary import (
-    LATER_KEYS,
-    EvaluationRow,
-    Preference,
-    Summary,
-    Timing,
-    write_summary,
-)
-from orchestrator.tables import render_result, render_table
-from workers.messages import RoleInfo
+from orchestrator.summary import write_summary
+from orchestrator.tables import render_result
 
 _SAID = "the page and stderr name the damaged part, the rest is shown"
 _SAME = "nothing that a report shows is lost"
+_ABSENT = "null or empty where a run has not measured it: the report no longer shows it"
 _EARLY = "a run that ended early leaves none, and the report shows what there is"
 
 _FILES = (
@@ -48,21 +42,30 @@ _VALUES: list[Any] = [
 def cases(seed: int, count: int, folder: Path) -> Iterator[Case]:
     """`count` damaged folders."""
     rng = random.Random(seed)
-    whole = _whole(folder / "whole")
+    whole = whole_folder(folder / "whole")
+    intact = shown(write_report(RunFolder(shutil.copytree(whole, folder / "shown"))))
     for number in range(count):
         damaged = folder / f"{number:04d}"
         shutil.copytree(whole, damaged)
-        name, loses = _DAMAGES[number % len(_DAMAGES)](damaged, rng)
-        yield Case(f"{number}: {name}", _reporting(damaged, loses), loses or _SAID)
+        name, loses, *gone = _DAMAGES[number % len(_DAMAGES)](damaged, rng)
+        assert all(text in intact for text in gone), f"{gone} was never shown"
+        yield Case(f"{number}: {name}", _reporting(damaged, loses, gone), loses or _SAID)
         shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _reporting(folder: Path, reason: str) -> Callable[[], None]:
+def shown(made: Report) -> str:
+    """All text that a report shows, on the page and in the terminal."""
+    page = made.path.read_text(encoding="utf-8")
+    return page + rendered(render_result(made.summary, made.comparisons))
+
+
+def _reporting(folder: Path, reason: str, gone: Sequence[str]) -> Callable[[], None]:
     def run() -> None:
         made = write_report(RunFolder(folder))
         page = made.path.read_text(encoding="utf-8")
-        sys.stdout.write(f"{render_result(made.summary, made.comparisons)}")
-        sys.stdout.write(f"{render_table(made.summary)}")
+        text = shown(made)
+        assert not any(each and each in text for each in gone), f"{gone} is still shown"
+        assert not (gone and made.damage), f"not measured is no damage: {made.damage}"
         if not reason:
             assert made.damage, "accepted without a word"
             assert "Damaged parts" in page
@@ -71,7 +74,8 @@ def _reporting(folder: Path, reason: str) -> Callable[[], None]:
     return run
 
 
-def _whole(path: Path) -> Path:
+def whole_folder(path: Path) -> Path:
+    """A run folder of whose report every figure is measured."""
     folder = RunFolder(path).create()
     names = ("ppo/score_mean", "ppo/kl_sequence", "ppo/busy_seconds/policy",
              "ppo/transfer_seconds/policy", "ppo/waiting_seconds/policy")  # fmt: skip
@@ -79,20 +83,12 @@ def _whole(path: Path) -> Path:
         MetricRecord.make("ppo", step, name, step / 7) for step in range(4) for name in names
     ]
     folder.metrics.write_text("".join(record.to_line() for record in records))
-    write_summary(
-        folder,
-        Summary(
-            models={"sft": EvaluationRow(1.0, 2.0, 0.5), "ppo": EvaluationRow(2.0, 3.0, 0.9)},
-            preferred=(Preference("ppo", "sft", 0.7, 0.6, 0.8, 64),),
-            timing=Timing(60.0, 9.0, {"ppo": 5.0}, {"generate": 2.0}),
-            roles=(RoleInfo("policy", 0, 1, "node", "cpu"),),
-        ),
-    )
+    write_summary(folder, MEASURED)
     evil = "</script><script>alert(1)</script>"
     append_rollouts(
         folder, [RolloutSample("ppo", n, n, evil, "b", 0.5, 0.1, "stop", 1) for n in range(3)]
     )
-    write_comparisons(folder, [Comparison(evil, {"sft": evil}, {"sft": 0.5})])
+    write_comparisons(folder, [Comparison(evil, {"sft": evil}, {"sft": 0.28})])
     folder.config.write_text("experiment: <b>\nseed: 0\n")
     return path
 
@@ -157,7 +153,7 @@ def _harmless(record: dict[str, Any], key: str, value: Any) -> str:
     )  # fmt: skip
 
 
-def _node(folder: Path, rng: random.Random) -> tuple[str, str]:
+def _node(folder: Path, rng: random.Random) -> tuple[str, ...]:
     """One value somewhere in a JSON file becomes another, or is gone."""
     file = folder / rng.choice(("summary.json", "samples/comparison.json"))
     plain = json.loads(file.read_text())
@@ -171,27 +167,26 @@ def _node(folder: Path, rng: random.Random) -> tuple[str, str]:
             break
         node = node[key]
     if isinstance(node, dict) and rng.random() < 0.3:
-        # what is missing from a table of names is one name less
-        names = path[-2:-1] in (["stages"], ["ppo_phases"], ["models"], ["responses"], ["gold"])
         del node[key]
         file.write_text(json.dumps(plain))
-        same = "a table of names has one name less" if names or key in ("gold", *LATER_KEYS) else ""
+        same = "one name less in a table, or a key that is optional" if may_be_gone(path) else ""
         return f"{file.name}: {'/'.join(path)} is gone", same
     value = rng.choice(_VALUES)
-    same = _like(node[key], value)
+    name, before = f"{file.name}: {'/'.join(path)}={str(value)[:20]!r}", node[key]
     node[key] = value
     file.write_text(json.dumps(plain))
-    return f"{file.name}: {'/'.join(path)}={str(value)[:20]!r}", same
+    if value is None or value in ([], {}):
+        gone = vanishing(path, before, value)
+        return (name, "") if gone is None else (name, _ABSENT, gone)
+    return name, _like(before, value)
 
 
 def _like(before: Any, value: Any) -> str:
     finite = isinstance(value, (int, float)) and not isinstance(value, bool)
     finite = finite and value not in (10**400, float("inf")) and value == value
-    if value is None or value in ([], {}):
-        return "null or empty: not measured, by the format"
     if isinstance(before, str) and isinstance(value, str):
         return "a name or a text that a run may have"
-    if finite and (before is None or isinstance(before, float)):
+    if finite and isinstance(before, float):
         return "a number that a run may have"
     if isinstance(before, int) and type(value) is int and abs(value) <= 2**53:
         return "a number that a run may have"

@@ -1,0 +1,133 @@
+"""Which figures of a run folder may be null or empty, and what its report then leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from orchestrator.figures import (
+    Agreement,
+    Calibration,
+    CalibrationBin,
+    PairAccuracy,
+    RewardModelFigures,
+)
+from orchestrator.summary import (
+    LATER_KEYS,
+    EvaluationRow,
+    Judging,
+    LedgerTotals,
+    Preference,
+    Summary,
+    TaskScore,
+    Timing,
+    WeightSyncTotals,
+)
+from workers.data.accounts import SetAccount
+from workers.messages import RoleInfo
+
+#: No two figures that a report shows are the same text, so that each can be looked for.
+MEASURED = Summary(
+    reward_model=RewardModelFigures(
+        heldout=PairAccuracy(0.751, 0.702, 0.803, 1201, 307),
+        by_source={"web-one": PairAccuracy(0.804, 0.725, 0.856, 707, 208)},
+        by_completions={
+            2: PairAccuracy(0.715, 0.616, 0.817, 509, 110),
+            9: PairAccuracy(0.718, 0.619, 0.820, 511, 112),
+        },
+        calibration=Calibration(0.037, (CalibrationBin(0.6, 0.62, 0.5, 0.7, 600),)),
+        agreement=Agreement(0.727, 0.706, 0.748, 0.46, 91, 31, 3),
+    ),
+    models={
+        "sft": EvaluationRow(
+            1.13, 2.17, 0.523, 0.129, 6.7, 0.331, 0.437,
+            {"sums": {"acc": TaskScore(0.5391, 0.1), "norm": TaskScore(0.5483)}},
+        ),
+        "ppo": EvaluationRow(2.19, 3.23, 0.941, 0.043, 8.9, 0.547, 0.653),
+    },
+    preferred=(Preference("ppo", "sft", 0.77, 0.66, 0.88, 64),),
+    judging=Judging("endpoint", asked=7, cached=1, failed=2, order_dependent=3),
+    ledger=LedgerTotals(10, 9, 1),
+    weight_sync=WeightSyncTotals(4, 0.559, 2.3e-06),
+    timing=Timing(60.0, 9.0, {"ppo": 5.0}, {"generate": 2.0}, {"first_iteration": 17.0}),
+    given_up=("rollout/1",),
+    roles=(RoleInfo("policy", 0, 1, "node", "cpu"),),
+    data=(SetAccount("mine", "prompts", "p.jsonl", 0.5, read=12, dropped={"too-long": 2},
+                     unread=["lang"]),),
+)  # fmt: skip
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+_IN_MODELS: dict[str, Callable[[float], str]] = {
+    "gold_mean": "{:.2f}".format,
+    "web_perplexity": "{:.2f}".format,
+    "truthful_rate": _percent,
+    "rude_rate": _percent,
+    "length_mean": "{:.1f}".format,
+    "correct_rate": _percent,
+    "cloze_accuracy": _percent,
+}
+# Place -> what stands there where it was not measured, and what the report then no longer shows
+# ("" = it never shows that).
+_ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
+    **{f"evaluation/models/*/{name}": (None, form) for name, form in _IN_MODELS.items()},
+    "evaluation/models": ({}, "held-out prompts"),
+    "evaluation/models/*/lm_eval": ({}, "sums"),
+    "evaluation/models/*/lm_eval/sums": ({}, "sums"),
+    "evaluation/models/*/lm_eval/sums/*/stderr": (None, ""),
+    "evaluation/preferred": ([], "preferred to"),
+    "evaluation/judging": (None, "questions asked"),
+    "stages/reward_model/by_source": ({}, "web-one"),
+    "stages/reward_model/by_completions": ({}, "K = "),
+    "stages/reward_model/calibration": (None, "calibration error"),
+    "stages/reward_model/annotators": (None, "annotators agree"),
+    "stages/reward_model/annotators/alpha": (None, "alpha {:.2f}".format),
+    "weight_sync/seconds_median": (None, "median {:.3f}".format),
+    "weight_sync/parity_max_abs_logprob_diff": (None, "{:.1e}".format),
+    "timing/first_optimizer_step_seconds": (None, "first optimizer step"),
+    "timing/start": ({}, "first PPO update"),
+    "timing/stages": ({}, ""),  # plotted
+    "timing/ppo_phases": ({}, ""),
+    "given_up": ([], ""),
+    "roles": ([], "1 policy"),
+    "data": ({}, "<td>mine</td>"),
+    "data/*/dropped": ({}, "too-long"),
+    "data/*/unread": ([], ""),
+    "[0-9]*/gold": ({}, "+0.28"),
+}
+# Tables of names, of which one may be gone; and keys that the writer leaves out where they are
+# empty, or that it had not always.
+_TABLES = (
+    *("timing/stages", "timing/ppo_phases", "timing/start", "evaluation/models", "data"),
+    *("evaluation/models/*/lm_eval", "evaluation/models/*/lm_eval/*", "data/*/dropped"),
+    *("stages/reward_model/by_source", "stages/reward_model/by_completions"),
+    *("[0-9]*/responses", "[0-9]*/gold"),
+)
+_OPTIONAL = (
+    *("evaluation/models/*/correct_rate", "evaluation/models/*/cloze_accuracy"),
+    *("evaluation/models/*/lm_eval", "data/*/unread", "data/*/labels", "[0-9]*/gold", *LATER_KEYS),
+)
+
+
+def may_be_gone(path: Sequence[str]) -> bool:
+    """Whether a key may be missing without a word."""
+    return any(_is_at(path[:-1], t) for t in _TABLES) or any(_is_at(path, o) for o in _OPTIONAL)
+
+
+def _is_at(path: Sequence[str], pattern: str) -> bool:
+    names = pattern.split("/")
+    return len(names) == len(path) and all(map(fnmatchcase, path, names))
+
+
+def vanishing(path: Sequence[str], before: Any, value: Any) -> str | None:
+    """The text that a report must no longer show; None: this place may not hold this value."""
+    for pattern, (empty, shown) in _ABSENT.items():
+        if _is_at(path, pattern):
+            if type(value) is not type(empty) or value != empty:
+                return None
+            return shown if isinstance(shown, str) else shown(before)
+    return None
