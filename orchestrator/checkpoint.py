@@ -6,7 +6,6 @@ it to disk and renames. A folder without the `.partial` ending is therefore comp
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from workers.checkpoint_files import (
     require_plain_files,
     weight_files,
 )
+from workers.data.regular import sha256_of
 from workers.disk import open_to_readers, side_by_side, writing
 from workers.errors import BrokenCheckpointError, MissingCheckpointError
 
@@ -65,7 +65,7 @@ def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
     paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, side_by_side(_digest, paths), strict=True)
+        for path, digest in zip(paths, side_by_side(sha256_of, paths), strict=True)
     }
     manifest = {"schema": SCHEMA_VERSION, "facts": facts, "files": files}
     (partial / MANIFEST).write_text(seal(manifest), encoding="utf-8")
@@ -153,18 +153,13 @@ def _check_entry(folder: Path, name: str, entry: object) -> None:
     path = folder / path
     require_file(path)
     with reading(path, f"{name} cannot be read", "check its permissions"):
-        same = path.stat().st_size == kept.get("bytes") and _digest(path) == kept.get("sha256")
+        same = path.stat().st_size == kept.get("bytes") and sha256_of(path) == kept.get("sha256")
     if not same:
         raise _broken(path, f"differs from what {MANIFEST} recorded when it was saved")
 
 
 def _broken(path: Path, why: str) -> BrokenCheckpointError:
     return broken(path, why, _MEND)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -6,7 +6,6 @@ These may stay the same while what lies there changes: a checkpoint keeps what e
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.config import Config, InputCheck
 from orchestrator.ranges import paths_of
-from workers.data.regular import open_regular
+from workers.data.regular import sha256_of
 from workers.errors import ConfigError
 
 _OUTPUTS = ("run.dir", "resume", "rerun", "evaluate.endpoint.cache")
@@ -124,8 +123,7 @@ def _file(path: Path, *, whole: bool) -> _Seen:
         seen = path.stat()
         if not whole and seen.st_size > _HASHED_BYTES:
             return (seen.st_size, seen.st_mtime_ns // 1000, "")
-        with open_regular(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except OSError:  # whoever reads it tells
         return (0, 0, "")
     return (seen.st_size, seen.st_mtime_ns // 1000, digest)

@@ -5,7 +5,6 @@ Names, the manifest, and every file that it lists: whole, in its place, and of t
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from orchestrator.progress import Place, Progress
 from orchestrator.run_folder import write_json
 from workers.border import reading
 from workers.checkpoint_files import require_file
+from workers.data.regular import sha256_of
 from workers.disk import side_by_side
 from workers.errors import BrokenCheckpointError
 
@@ -62,9 +62,7 @@ def number_of(path: Path) -> int:
 
 def entry_of(path: Path) -> dict[str, Any]:
     """What a manifest says of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def check(path: Path, entry: Entry) -> None:

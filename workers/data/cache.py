@@ -27,7 +27,7 @@ import numpy as np
 
 from workers.data.encode import Chunk, Encoder
 from workers.data.folders import check_folder
-from workers.data.regular import open_regular
+from workers.data.regular import open_regular, sha256_of
 from workers.data.sets import DataSet, Rendering
 from workers.messages import Ragged
 
@@ -303,20 +303,20 @@ def _tokenizer_files(folder: Path) -> str:
     parts: list[str] = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in _WEIGHTS:
-            parts += [str(path.relative_to(folder)), _file_digest(path)]
+            parts += [str(path.relative_to(folder)), sha256_of(path)]
     return _digest_of(parts)
 
 
 def _content(path: Path) -> str:
     """Digest of a data file or folder; "" where there is neither."""
     if path.is_file():
-        return _digest_of([path.name, _file_digest(path)])
+        return _digest_of([path.name, sha256_of(path)])
     if not path.is_dir():
         return ""
     parts: list[str] = []
     for each in sorted(path.rglob("*")):
         if each.is_file():
-            parts += [str(each.relative_to(path)), _file_digest(each)]
+            parts += [str(each.relative_to(path)), sha256_of(each)]
     return _digest_of(parts)
 
 
@@ -325,11 +325,6 @@ def _stamp(path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     seen = [each.stat() for each in files]
     return str([(each.st_size, each.st_mtime_ns, each.st_ino) for each in seen])
-
-
-def _file_digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(parts: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -60,3 +61,9 @@ def _check(path: str | Path, mode: int) -> None:
     for is_kind, name in _KINDS:
         if is_kind(mode):
             raise NotRegularError(0, f"it is {name}, not a file", str(path))
+
+
+def sha256_of(path: str | Path) -> str:
+    """Digest of a regular file's bytes, in hexadecimal. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
