@@ -6,7 +6,8 @@ of mixed policy versions, the final weights, and the seconds until the run had g
 
   faults   each role once by each signal
   driver   the driver itself at random moments; the same command goes on with resume=auto
-  random   any worker at random moments for some minutes; how much of the time was worth something
+  random   workers, or all processes (Ray's servers and the driver, too), at random moments for some
+           minutes; the same command goes on; how much of the time was worth something
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -24,17 +26,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 
 from benchmarks.common import ROOT, machine, write_result
 from orchestrator.metrics import comparable, read_metrics
+from orchestrator.servers import server_name
 
 ROLES = ("rollout", "reward", "reference", "policy", "critic")
 SIGNALS = ("SIGKILL", "SIGSTOP")
-RECORDED = ("exit_code", "losses", "duplicates", "mixed_versions")
+DRIVER_SIGNALS = ("SIGKILL", "SIGTERM")  # nobody looks after the driver: stopped, it stays so
+RECORDED = ("exit_code", "losses", "lost", "duplicates", "mixed_versions")
+CLUSTER_LOST, STOPPED = 7, 8  # exit codes
+MANY = 100_000  # iterations: more than there is time for
+SILENT_SECONDS = 300.0  # without a new metric a run hangs
 
 
 def arguments() -> argparse.Namespace:
@@ -48,8 +56,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20, help="driver: how often it is killed")
     parser.add_argument("--minutes", type=float, default=10.0, help="random: how long")
     parser.add_argument("--mean-seconds", type=float, default=60.0, help="random: between strikes")
-    parser.add_argument("--iterations", type=int, default=None,
-                        help="of PPO (24); random: of the undisturbed run (60)")  # fmt: skip
+    parser.add_argument("--who", choices=("workers", "all"), default="workers",
+                        help="random: whom to strike")  # fmt: skip
+    parser.add_argument("--iterations", type=int, default=24, help="of PPO; random: until the end")
     parser.add_argument("--every-steps", type=int, default=1, help="iterations between checkpoints")
     parser.add_argument("--probe-seconds", type=float, default=3.0, help="between signs of life")
     parser.add_argument("--zero", type=int, default=1, choices=(1, 2, 3), help="ZeRO stage")
@@ -93,11 +102,19 @@ class Run:
         file = self.folder / "metrics.jsonl"
         if not file.exists():
             return 0
+        with file.open("rb") as opened:
+            opened.seek(max(0, self.written() - (1 << 17)))  # a step takes 10 KB
+            text = opened.read().decode("utf-8", errors="replace")
         done = 0
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if '"ppo/score_mean"' in line and line.endswith("}"):
+        for line in text.split("\n")[:-1]:
+            if '"ppo/score_mean"' in line and line.startswith("{"):
                 done = max(done, int(json.loads(line)["step"]))
         return done
+
+    def written(self) -> int:
+        """Bytes of metrics on record."""
+        file = self.folder / "metrics.jsonl"
+        return file.stat().st_size if file.exists() else 0
 
     def wait_for(self, what: Callable[[], bool], seconds: float = 900.0) -> bool:
         """Until it holds (True) or the run has ended (False)."""
@@ -110,14 +127,47 @@ class Run:
             time.sleep(0.05)
         return True
 
-    def workers(self, role: str = "") -> list[int]:
-        """Process ids of the workers that stand now, and are this run's own."""
+    def started(self) -> list[psutil.Process]:
+        """What the driver started, and they; all of it is to be gone when the run is."""
+        try:
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        self._left += [each for each in found if each not in self._left]
+        return found
+
+    def roles(self) -> dict[int, str]:
+        """Process ids of the workers that stand now, and are this run's own, with their roles."""
+        own = {each.pid for each in self.started()}
         try:
             infos = json.loads((self.folder / "workers.json").read_text(encoding="utf-8"))
-            own = {p.pid for p in psutil.Process(self.process.pid).children(recursive=True)}
-        except (OSError, psutil.NoSuchProcess):
-            return []
-        return [w["pid"] for w in infos if w["pid"] in own and role in ("", w["role"])]
+        except OSError:
+            return {}
+        return {w["pid"]: w["role"] for w in infos if w["pid"] in own}
+
+    def workers(self, role: str = "") -> list[int]:
+        """Process ids of the workers of one role, or of all."""
+        return [pid for pid, found in self.roles().items() if role in ("", found)]
+
+    def kinds(self) -> dict[str, list[psutil.Process]]:
+        """All processes of this run by what they are: role, server of Ray's, driver, other."""
+        roles = self.roles()
+        found = {"driver": [psutil.Process(self.process.pid)]}
+        for each in self.started():
+            with suppress(psutil.Error):
+                kind = roles.get(each.pid) or server_name(each.cmdline()) or "other"
+                found.setdefault(kind, []).append(each)
+        return found
+
+    def strike_any(self, choose: random.Random) -> str:
+        """Signal a process of any kind; says which kind and how, "" where it was gone."""
+        with suppress(psutil.Error):
+            kinds = self.kinds()
+            kind = choose.choice(sorted(kinds))
+            name = choose.choice(DRIVER_SIGNALS if kind == "driver" else SIGNALS)
+            choose.choice(kinds[kind]).send_signal(signal.Signals[name])
+            return f"{kind} {name}"
+        return ""
 
     def strike(self, role: str, name: str, choose: random.Random) -> bool:
         """Signal one worker of this run; False: there is none."""
@@ -132,7 +182,7 @@ class Run:
 
     def kill_driver(self) -> None:
         """As a machine without memory does it; its children are to follow by themselves."""
-        self._left += psutil.Process(self.process.pid).children(recursive=True)
+        self.started()
         self.process.kill()
         self.process.wait()
 
@@ -140,7 +190,7 @@ class Run:
         """Ray's agents give themselves a minute to report a death to nobody."""
         _, alive = psutil.wait_procs(self._left, timeout=120)
         if alive:
-            raise SystemExit(f"orphans: {[p.pid for p in alive]}")
+            raise SystemExit(f"orphans: {alive}")
 
     def end(self) -> int:
         """Wait for its end; stop it if it does not come."""
@@ -171,7 +221,8 @@ def lines(path: Path) -> list[dict]:
 
 def outcome(run: Run, code: int, calm: Path | None) -> Outcome:
     folder = run.folder
-    summary = json.loads((folder / "summary.json").read_text()) if code == 0 else {"ledger": {}}
+    told = code in (0, STOPPED)
+    summary = json.loads((folder / "summary.json").read_text()) if told else {"ledger": {}}
     ledger = Counter(summary["ledger"])
     metrics = read_metrics(folder / "metrics.jsonl")
     times = Counter((r.stage, r.step, r.name) for r in metrics)
@@ -295,57 +346,157 @@ def driver(
             **asdict(outcome(run, code, calm))}  # fmt: skip
 
 
-def committed_seconds(folder: Path, first: int, last: int) -> float:
+def step_seconds(folder: Path) -> dict[int, float]:
+    """Seconds from the end of one step to that of the next, by the newest traces of a run.
+
+    Each process that works on a run has a clock and a file of its own. Of a step that was done
+    again the last time counts.
+    """
+    took: dict[int, float] = {}
+    for file in sorted(folder.glob("trace/spans*.json"), key=_number):
+        ends: list[tuple[float, int]] = []
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            if '"name": "record"' in line and '"ph": "X"' in line:
+                with suppress(ValueError):  # the last line of a killed process
+                    span = json.loads(line.rstrip(","))
+                    ends.append(((span["ts"] + span["dur"]) / 1e6, span["args"]["step"]))
+        ordered = itertools.pairwise(sorted(ends))
+        took |= {step: end - before for (before, _), (end, step) in ordered}
+    return took
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.removeprefix("spans").removeprefix("-") or 0)
+
+
+def committed_seconds(took: dict[int, float], first: int, last: int) -> float:
     """Seconds of the steps after `first` up to `last`, each as long as those around it.
 
     Responses grow while a policy learns, so that steps of another run, or of its beginning, are no
-    measure. Of a step that was done again the last time counts; one that was struck, or waited for
-    a worker, counts as the median of its neighbours.
+    measure. A step that was struck, waited for a worker, or was the first one of its process,
+    counts as the median of its neighbours.
     """
-    text = (folder / "trace" / "spans.json").read_text(encoding="utf-8")
-    spans = [json.loads(line.rstrip(",")) for line in text.splitlines() if '"ph": "X"' in line]
-    ends = [((s["ts"] + s["dur"]) / 1e6, s["args"]["step"]) for s in spans if s["name"] == "record"]
-    took = {step: end - before for (before, _), (end, step) in itertools.pairwise(sorted(ends))}
-    own = [took[step] for step in sorted(took) if first < step <= last]
+    own = [took.get(step, math.inf) for step in range(first + 1, last + 1)]
     near = [own[max(0, n - 20) : n + 21] for n in range(len(own))]
-    return sum(min(s, statistics.median(around)) for s, around in zip(own, near, strict=True))
+    usual = [statistics.median([*filter(math.isfinite, around)] or [0.0]) for around in near]
+    return sum(map(min, own, usual))
 
 
-def at_random(args: argparse.Namespace, models: list[str], each: float) -> dict[str, object]:
-    """Strike workers at exponential intervals; count the seconds of steps that were kept."""
-    choose = random.Random(args.seed)
-    run = Run(args.work / "random", [*models, *settings(args, 100_000)])
+def ways_to_end(struck: set[str]) -> set[int]:
+    """Exit codes of a run that goes on by the same command, after these strikes."""
+    ends = {CLUSTER_LOST}
+    if "driver SIGKILL" in struck:
+        ends |= {-signal.SIGKILL}
+    if "driver SIGTERM" in struck:  # saved; before there is something to save; before it hears it
+        ends |= {STOPPED, 128 + signal.SIGTERM, -signal.SIGTERM}
+    return ends
+
+
+@dataclass
+class Struck:
+    """What happens to a run that is struck at exponential intervals."""
+
+    run: Run
+    choose: random.Random
+    mean_seconds: float
+    everyone: bool
+    strikes: Counter[str] = field(default_factory=Counter)
+    ends: Counter[int] = field(default_factory=Counter)  # exit codes after which it was restarted
+    took: dict[int, float] = field(default_factory=dict)  # seconds by step
+
+    def go_on(self, seconds: float) -> bool:
+        """Strike it for so long, start it again where it ends; False: it ended in no known way."""
+        until, due = time.monotonic() + seconds, self._next()
+        written, grown = 0, time.monotonic()
+        here: set[str] = set()  # what befell the process that runs now
+        while time.monotonic() < until:
+            self.run.started()
+            if not self.run.running:
+                if self.run.process.returncode not in ways_to_end(here):
+                    return False
+                self._again()
+                here = set()
+            elif time.monotonic() >= due:
+                here.add(self._strike())
+                due = self._next()
+            if self.run.written() != written:
+                written, grown = self.run.written(), time.monotonic()
+            if time.monotonic() - grown > SILENT_SECONDS:
+                raise SystemExit(f"no new metric for {SILENT_SECONDS:.0f} s: {self.run.said}")
+            time.sleep(0.5)
+        return self.run.running or self.run.process.returncode in ways_to_end(here)
+
+    def _next(self) -> float:
+        return time.monotonic() + self.choose.expovariate(1 / self.mean_seconds)
+
+    def _strike(self) -> str:
+        if self.everyone:
+            struck = self.run.strike_any(self.choose)
+        else:
+            role, name = self.choose.choice(ROLES), self.choose.choice(SIGNALS)
+            struck = f"{role} {name}" if self.run.strike(role, name, self.choose) else ""
+        if struck:
+            self.strikes[struck] += 1
+            print(f"{struck} after {self.run.steps()} steps", flush=True)
+        return struck
+
+    def _again(self) -> None:
+        self.ends[self.run.process.returncode] += 1
+        print(f"ended with {self.run.process.returncode}", flush=True)
+        self.took |= step_seconds(self.run.folder)
+        self.run.again()
+
+
+def undisturbed_until(args: argparse.Namespace, models: list[str], step: int) -> Path:
+    """A run of the same configuration that is past this step; one that was stopped goes on."""
+    run = Run(args.work / "calm", [*models, *settings(args, MANY)])
+    run.wait_for(lambda: run.steps() > step, seconds=4 * 3600)
+    run.process.send_signal(signal.SIGTERM)
+    if run.end() != STOPPED:
+        raise SystemExit(f"the undisturbed run failed: {run.said}")
+    return run.folder
+
+
+def at_random(args: argparse.Namespace, models: list[str]) -> dict[str, object]:
+    """Strike processes at exponential intervals; count the seconds of steps that were kept."""
+    run = Run(args.work / f"random-{args.who}-{args.seed}", [*models, *settings(args, MANY)])
     run.wait_for(lambda: run.steps() >= 1)
-    began, first, strikes = time.monotonic(), run.steps(), Counter()
-    until = began + 60 * args.minutes
-    while time.monotonic() < until and run.running:
-        time.sleep(
-            min(choose.expovariate(1 / args.mean_seconds), max(0.0, until - time.monotonic()))
-        )
-        role, name = choose.choice(ROLES), choose.choice(SIGNALS)
-        if time.monotonic() < until and run.strike(role, name, choose):
-            strikes[f"{role} {name}"] += 1
-    wall, steps, alive = time.monotonic() - began, run.steps() - first, run.running
-    if alive:
+    began, first = time.monotonic(), run.steps()
+    struck = Struck(run, random.Random(args.seed), args.mean_seconds, args.who == "all")
+    survived = struck.go_on(60 * args.minutes)
+    wall = time.monotonic() - began
+    if run.running:
         run.process.send_signal(signal.SIGTERM)
     code = run.end()
+    run.require_no_orphans()
+    last = run.steps() - 1  # a run that was not stopped between two steps may miss part of the last
+    struck.took |= step_seconds(run.folder)
+    calm = undisturbed_until(args, models, last)
+    both = [
+        [r for r in comparable(read_metrics(each / "metrics.jsonl")) if r.step <= last]
+        for each in (run.folder, calm)
+    ]
     found = asdict(outcome(run, code, None))
     return {
-        "wall_seconds": wall, "steps": steps,
-        "effective_training_time": committed_seconds(run.folder, first, first + steps) / wall,
-        "by_the_pace_of_the_undisturbed_run": steps * each / wall, "strikes": dict(strikes),
-        "survived": alive, **{k: found[k] for k in RECORDED},
+        "wall_seconds": wall, "steps": last - first,
+        "effective_training_time": committed_seconds(struck.took, first, last) / wall,
+        "by_the_pace_of_the_undisturbed_run":
+            committed_seconds(step_seconds(calm), first, last) / wall,
+        "strikes": dict(struck.strikes), "restarts_of_the_command": struck.ends.total(),
+        "exit_codes": dict(struck.ends), "survived": survived,
+        "exact": both[0] == both[1] and last > first, **{k: found[k] for k in RECORDED},
     }  # fmt: skip
 
 
 def main() -> None:
     args = arguments()
     args.work = args.work.resolve()
-    # A pace is a mean of many steps: the first few are faster or slower than those that follow.
-    args.iterations = args.iterations or (60 if args.part == "random" else 24)
     models = prepare(args.work)
-    calm, each = undisturbed(args, models)
-    print(f"undisturbed: {each:.2f} s an iteration", flush=True)
+    paced: dict[str, object] = {}
+    if args.part != "random":
+        calm, each = undisturbed(args, models)
+        paced = {"undisturbed_seconds_a_step": each}
+        print(f"undisturbed: {each:.2f} s an iteration", flush=True)
     if args.part == "faults":
         found = faults(args, models, calm)
         seconds = [f["recovery_seconds"] for f in found["faults"]]  # type: ignore[index]
@@ -353,10 +504,10 @@ def main() -> None:
     elif args.part == "driver":
         found = driver(args, models, calm, each)
     else:
-        found = at_random(args, models, each)
+        found = at_random(args, models)
     given = {k: v for k, v in vars(args).items() if k not in ("work", "out")}
     result = {"question": __doc__.splitlines()[0], "machine": machine(), "settings": given,
-              "undisturbed_seconds_a_step": each, **found}  # fmt: skip
+              **paced, **found}  # fmt: skip
     print(json.dumps(found, indent=1))
     print(f"written to {write_result(args.out, f'chaos_{args.part}', result)}")
 
