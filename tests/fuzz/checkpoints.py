@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from fuzz.exports import small_model
 from fuzz.frame import Case
 from orchestrator import checkpoint
 from orchestrator.config import Config
 from orchestrator.given_models import check_models
-from workers.pocket.model import create_model
 
 Damage = Callable[[Path, random.Random], tuple[str, str]]  # folder -> its name, why it may pass
 
@@ -47,7 +47,10 @@ _PATHS = ("", ".", "/", "/dev/null", "/dev/zero", "x" * 5000, "\0", "a\0b", "~",
 def cases(seed: int, count: int, folder: Path) -> Iterator[Case]:
     """Yield `count` folders, each with one thing wrong."""
     rng = random.Random(seed)
-    whole, shards = _make(folder / "whole"), _shard(_make(folder / "shards"))
+    whole, shards = folder / "whole", folder / "shards"
+    small_model(whole)
+    shutil.copytree(whole, shards)
+    _shard(shards)
     for path in _PATHS[: count // 10]:
         yield Case(f"path {path[:20]!r}", _look(path, "sft"))
     for number in range(count - len(_PATHS[: count // 10])):
@@ -67,15 +70,7 @@ def _look(path: str, key: str) -> Callable[[], object]:
     return look
 
 
-def _make(path: Path) -> Path:
-    create_model(
-        path, hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=24,
-        max_position_embeddings=32, tie_word_embeddings=False, seed=0,
-    )  # fmt: skip
-    return path
-
-
-def _shard(path: Path) -> Path:
+def _shard(path: Path) -> None:
     weights = load_file(path / _WHOLE)
     names = sorted(weights)
     files = {name: f"model-0000{1 + n % 2}-of-00002.safetensors" for n, name in enumerate(names)}
@@ -84,7 +79,6 @@ def _shard(path: Path) -> Path:
         save_file(part, path / file, metadata={"format": "pt"})
     (path / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
     (path / _WHOLE).unlink()
-    return path
 
 
 def _text(folder: Path, rng: random.Random) -> tuple[str, str]:

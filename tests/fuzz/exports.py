@@ -87,25 +87,40 @@ def config_of(run: Path) -> Config:
 
 def _whole(path: Path) -> Path:
     """A run of two checkpoints in the middle of PPO; files of two ranks, and sequences ahead."""
-    run = RunFolder(path).create()
-    run.metrics.write_text('{"stage": "ppo", "step": 1, "name": "ppo/kl_sequence", "value": 1}\n')
-    run.rollouts.write_text("")
-    run.config.write_text("seed: 0\n")
-    sft = checkpoint.publish(run.checkpoints / "sft", small_model, {"stage": "sft"})
-    known = progress("ppo", 1, **{"metrics.jsonl": 60, "samples/rollouts.jsonl": 0})
-    known |= {"finished": ["sft"], "checkpoints": {"sft": "checkpoints/sft"}}
-    runs = SavedRuns(run)
-    facts = {"config": plain_config(config_of(run.path)), "versions": package_versions()}
+    runs, known, facts, model = begun_run(path)
     for step in (1, 2):
         partial = runs.begin("ppo", step)
-        records = [write for role in ("policy", "critic") for write in _state(partial, role, sft)]
+        roles = ("policy", "critic")
+        records = [write for role in roles for write in _state(partial, role, model.parent)]
         records.append(kept_rollouts._write(partial / "ahead-2-0.safetensors", _sequences()))
         known |= {"step": step, "own": _noted()}
-        runs.publish(partial, records, known, facts, [sft / checkpoint.MANIFEST])
+        runs.publish(partial, records, known, facts, [model])
     return path
 
 
-def small_model(path: str) -> None:
+def begun_run(
+    path: Path, samples: str = "", kept: int = 0
+) -> tuple[SavedRuns, dict[str, Any], dict[str, Any], Path]:
+    """A run in its first PPO stage: progress and facts of a checkpoint, and its model's manifest.
+
+    Args:
+        path: The run folder to make.
+        samples: Text of samples/rollouts.jsonl.
+        kept: Bytes that it had at the checkpoint.
+    """
+    run = RunFolder(path).create()
+    run.metrics.write_text('{"stage": "ppo", "step": 1, "name": "ppo/kl_sequence", "value": 1}\n')
+    run.rollouts.write_text(samples)
+    run.config.write_text("seed: 0\n")
+    sft = checkpoint.publish(run.checkpoints / "sft", small_model, {"stage": "sft"})
+    known = progress("ppo", 1, **{"metrics.jsonl": 60, "samples/rollouts.jsonl": kept})
+    known |= {"finished": ["sft"], "checkpoints": {"sft": "checkpoints/sft"}}
+    facts = {"config": plain_config(config_of(run.path)), "versions": package_versions()}
+    return SavedRuns(run), known, facts, sft / checkpoint.MANIFEST
+
+
+def small_model(path: str | Path) -> None:
+    """The smallest model that everything here reads."""
     create_model(
         path, hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=24,
         max_position_embeddings=32, tie_word_embeddings=False, seed=0,

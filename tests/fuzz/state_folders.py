@@ -13,14 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fakes.progress import progress
-
-from fuzz.exports import config_of, small_model
+from fuzz.exports import begun_run, config_of
 from fuzz.frame import Case
-from orchestrator import checkpoint
-from orchestrator.resume import find_start, package_versions, plain_config
+from orchestrator.resume import find_start
 from orchestrator.run import _open
-from orchestrator.run_folder import RunFolder
 from orchestrator.saved_files import NAME, number_of
 from orchestrator.saved_run import SavedRuns
 from workers.disk import settle
@@ -48,20 +44,12 @@ def cases(seed: int, count: int, folder: Path) -> Iterator[Case]:
 
 
 def _whole(path: Path) -> Path:
-    run = RunFolder(path).create()
-    run.metrics.write_text('{"stage": "ppo", "step": 1, "name": "ppo/kl_sequence", "value": 1}\n')
-    run.rollouts.write_text("one sample\n")
-    run.config.write_text("seed: 0\n")
-    model = checkpoint.publish(run.checkpoints / "sft", small_model, {"stage": "sft"})
-    known = progress("ppo", 1, **{"metrics.jsonl": 60, "samples/rollouts.jsonl": 5})
-    known |= {"finished": ["sft"], "checkpoints": {"sft": "checkpoints/sft"}}
-    runs = SavedRuns(run)
-    facts = {"config": plain_config(config_of(run.path)), "versions": package_versions()}
+    runs, known, facts, model = begun_run(path, "one sample\n", 5)
     for step in range(1, _STEPS + 1):
         partial = runs.begin("ppo", step)
         (partial / "policy.0.safetensors").write_bytes(random.Random(step).randbytes(200))
         records = [settle(partial / "policy.0.safetensors")]
-        runs.publish(partial, records, known | {"step": step}, facts, [model / checkpoint.MANIFEST])
+        runs.publish(partial, records, known | {"step": step}, facts, [model])
     return path
 
 
