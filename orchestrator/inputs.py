@@ -34,8 +34,13 @@ def take(config: Config) -> dict[str, Files]:
     return {key: _files(path, whole=whole) for key, path in _given(config)}
 
 
-def compare(before: Mapping[str, Files], config: Config) -> list[str]:
+def compare(before: Mapping[str, Files], now: Mapping[str, Files], config: Config) -> list[str]:
     """Compare what a checkpoint was made from with what is there now.
+
+    Args:
+        before: What the checkpoint holds.
+        now: What `take` found.
+        config: Of the run that goes on.
 
     Returns:
         Sentences on files that were written again and may be the same, and on what could not be
@@ -48,7 +53,6 @@ def compare(before: Mapping[str, Files], config: Config) -> list[str]:
         given = sorted({*before, *(key for key, _ in _given(config))})
         told = f"not compared with the checkpoint (run.verify_inputs=skip): {', '.join(given)}"
         return [told] if given else []
-    now = take(config)
     changed, unsure = list[str](), list[str]()
     for key in before:
         there = now.get(key, {})

@@ -72,11 +72,12 @@ def run_recipe(
     position = Position()
     resolved = plain_config(config)
     saved = start.saved
+    given = inputs.take(config) if start.taken is None else start.taken  # may take many minutes
     saves = Saves(
         run_folder,
         config.run.checkpoint,
         stop,
-        {"config": resolved, "versions": package_versions(), "inputs": inputs.take(config)},
+        {"config": resolved, "versions": package_versions(), "inputs": given},
         saved,
         scores_of(config),
     )

@@ -38,6 +38,7 @@ class Start:
     clear: bool = False  # an attempt that saved nothing may be in the folder
     notes: list[str] = field(default_factory=list)  # for the person
     doubts: list[str] = field(default_factory=list)  # of these, why bits may differ from here on
+    taken: dict[str, inputs.Files] | None = None  # inputs that were compared; None: none yet
     began: float | None = None  # time.monotonic() of the job's beginning; None: of the process's
 
 
@@ -132,9 +133,10 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
         return found
     doubts = check_config(found.saved, plain_config(config))
     doubts += _compare_versions(found.saved.versions, package_versions())
-    doubts += inputs.compare(found.saved.inputs, config)
+    taken = inputs.take(config)
+    doubts += inputs.compare(found.saved.inputs, taken, config)
     notes = [*found.notes, *found.saved.notes, *doubts]
-    return Start(found.folder, found.saved, notes=notes, doubts=doubts)
+    return Start(found.folder, found.saved, notes=notes, doubts=doubts, taken=taken)
 
 
 def outlook(config: Config, start: Start) -> list[str]:

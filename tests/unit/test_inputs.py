@@ -51,6 +51,10 @@ def kept(found: dict[str, inputs.Files]) -> dict[str, inputs.Files]:
     return from_plain(Manifest, json.loads(json.dumps(facts))).inputs
 
 
+def compared(before: dict[str, inputs.Files], config: Config) -> list[str]:
+    return inputs.compare(before, inputs.take(config), config)
+
+
 def test_every_key_that_names_a_file_is_an_input_and_nothing_is_imported(given: Path) -> None:
     found = inputs.take(config())
     assert {key: sorted(files) for key, files in found.items()} == {
@@ -61,7 +65,7 @@ def test_every_key_that_names_a_file_is_an_input_and_nothing_is_imported(given: 
         "reward.function": ["mine.py"],
     }
     assert "taste" not in sys.modules
-    assert inputs.compare(kept(found), config()) == []
+    assert compared(kept(found), config()) == []
 
 
 @pytest.mark.parametrize(
@@ -85,11 +89,11 @@ def test_what_has_changed_is_refused_by_its_key_and_file(
     else:
         (given / file).write_text(text)
     with pytest.raises(ConfigError, match="have changed since the checkpoint") as caught:
-        inputs.compare(before, config())
+        compared(before, config())
     assert told in caught.value.what
     assert ";" not in caught.value.what
     assert "run.verify_inputs=skip" in caught.value.mend
-    (note,) = inputs.compare(before, config("run.verify_inputs=skip"))
+    (note,) = compared(before, config("run.verify_inputs=skip"))
     assert note.startswith("not compared with the checkpoint")
 
 
@@ -97,7 +101,7 @@ def test_a_file_that_was_copied_back_is_the_same(given: Path) -> None:
     before = kept(inputs.take(config()))
     os.utime(given / "sft.jsonl", (1, 1))
     (given / "model/.git/HEAD").write_text("another")
-    assert inputs.compare(before, config()) == []
+    assert compared(before, config()) == []
 
 
 def test_a_large_file_is_known_by_size_and_time_and_on_request_by_content(
@@ -105,30 +109,30 @@ def test_a_large_file_is_known_by_size_and_time_and_on_request_by_content(
 ) -> None:
     monkeypatch.setattr(inputs, "_HASHED_BYTES", 5)
     before, whole = kept(inputs.take(config())), inputs.take(config("run.verify_inputs=hash"))
-    assert inputs.compare(before, config()) == []
+    assert compared(before, config()) == []
     (given / "sft.jsonl").write_text("oF sft.jsonl")
     os.utime(given / "sft.jsonl", (1, 1))
-    (note,) = inputs.compare(before, config())
+    (note,) = compared(before, config())
     assert "sft.jsonl was written again since the checkpoint, with the same size" in note
     with pytest.raises(ConfigError, match=r"sft\.jsonl has another content"):
-        inputs.compare(whole, config("run.verify_inputs=hash"))
+        compared(whole, config("run.verify_inputs=hash"))
 
 
 def test_what_a_checkpoint_does_not_tell_of_its_inputs_is_said(given: Path) -> None:
     before = inputs.take(config())
-    (note,) = inputs.compare({}, config())
+    (note,) = compared({}, config())
     assert note == (
         "the checkpoint does not tell what these inputs were: data.chat_template, "
         "data.files.demonstrations, data.sets.mine.path, model.checkpoints.base, reward.function"
     )
     del before["reward.function"]
-    (note,) = inputs.compare(before, config())
+    (note,) = compared(before, config())
     assert note.endswith("were: reward.function")
     assert inputs.take(config("run.verify_inputs=skip")) == {}
     nothing = composed("+experiment=pocket_tiny")
-    assert inputs.compare({}, nothing) == []
+    assert compared({}, nothing) == []
     nothing.run.verify_inputs = InputCheck.skip
-    assert inputs.compare({}, nothing) == []
+    assert compared({}, nothing) == []
 
 
 def test_inputs_that_are_all_missing_are_refused(given: Path) -> None:
@@ -137,4 +141,4 @@ def test_inputs_that_are_all_missing_are_refused(given: Path) -> None:
     assert [*before] == ["data.chat_template"]
     (given / "chat.jinja").unlink()
     with pytest.raises(ConfigError, match=r"data\.chat_template: chat\.jinja is missing"):
-        inputs.compare(before, made)
+        compared(before, made)

@@ -278,6 +278,26 @@ def test_an_input_that_changed_is_refused_and_a_dry_run_says_what_would_happen(
     assert caught.value.where == "data.chat_template"
 
 
+def test_what_a_run_is_given_is_read_once_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    config = _config(tmp_path / "run", "auto", data__chat_template=str(tmp_path / "chat.jinja"))
+    _run(tmp_path / "run", 1)
+    read, hashed = list[str](), inputs.sha256_of
+
+    def hashing(path: Path) -> str:
+        read.append(path.name)
+        return hashed(path)
+
+    monkeypatch.setattr(inputs, "sha256_of", hashing)
+    monkeypatch.setattr("orchestrator.resume.check_config", lambda saved, now: [])
+    start = find_start(config)
+    assert start.taken is not None
+    assert (read, [*start.taken]) == (["chat.jinja"], ["data.chat_template"])
+    assert find_start(_config(tmp_path / "new", "auto")).taken is None
+
+
 def test_another_processor_is_said_where_the_checkpoint_knows_its_own(tmp_path: Path) -> None:
     _run(tmp_path / "run", 1)
     here = package_versions()
