@@ -73,6 +73,8 @@ def arguments() -> argparse.Namespace:
 class Run:
     """One run as a process of its own, and the strikes on it."""
 
+    before: tuple[str, ...] = ()  # words that the command begins with
+
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self.folder, self.overrides = folder, overrides
         self.said = folder.with_name(folder.name + ".out")
@@ -84,7 +86,7 @@ class Run:
         command = [sys.executable, "-m", "orchestrator.run", "+experiment=pocket_tiny"]
         with self.said.open("ab") as said:
             return subprocess.Popen(
-                [*command, f"run.dir={self.folder}", "resume=auto", *self.overrides],
+                [*self.before, *command, f"run.dir={self.folder}", "resume=auto", *self.overrides],
                 cwd=ROOT.parent, stdout=said, stderr=subprocess.STDOUT,
                 env=os.environ | {"COLUMNS": "120", "PYTHONPATH": str(ROOT.parent)},
             )  # fmt: skip
@@ -99,17 +101,7 @@ class Run:
 
     def steps(self) -> int:
         """PPO iterations on record."""
-        file = self.folder / "metrics.jsonl"
-        if not file.exists():
-            return 0
-        with file.open("rb") as opened:
-            opened.seek(max(0, self.written() - (1 << 17)))  # a step takes 10 KB
-            text = opened.read().decode("utf-8", errors="replace")
-        done = 0
-        for line in text.split("\n")[:-1]:
-            if '"ppo/score_mean"' in line and line.startswith("{"):
-                done = max(done, int(json.loads(line)["step"]))
-        return done
+        return steps_on_record(self.folder)
 
     def written(self) -> int:
         """Bytes of metrics on record."""
@@ -199,6 +191,21 @@ class Run:
         except subprocess.TimeoutExpired:
             self.kill_driver()
             raise
+
+
+def steps_on_record(folder: Path) -> int:
+    """PPO iterations that a run has done."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return 0
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - (1 << 17)))  # a step takes 10 KB
+        text = opened.read().decode("utf-8", errors="replace")
+    done = 0
+    for line in text.split("\n")[:-1]:
+        if '"ppo/score_mean"' in line and line.startswith("{"):
+            done = max(done, int(json.loads(line)["step"]))
+    return done
 
 
 @dataclass(frozen=True)
@@ -449,6 +456,8 @@ class Struck:
 
 def undisturbed_until(args: argparse.Namespace, models: list[str], step: int) -> Path:
     """A run of the same configuration that is past this step; one that was stopped goes on."""
+    if steps_on_record(args.work / "calm") > step:
+        return args.work / "calm"
     run = Run(args.work / "calm", [*models, *settings(args, MANY)])
     run.wait_for(lambda: run.steps() > step, seconds=4 * 3600)
     run.process.send_signal(signal.SIGTERM)

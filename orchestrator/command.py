@@ -9,14 +9,17 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from orchestrator import end_at_once
 from workers.errors import RehearsalError, UnsupportedPlatformError
 
 if TYPE_CHECKING:
@@ -48,7 +51,8 @@ def exit_code(work: Callable[[], object], *, outlast_reader: bool = False) -> in
     if outlast_reader:
         _outlast_readers()
     try:
-        work()
+        with _interruptible():
+            work()
         sys.stdout.flush()  # a full disk or a reader that left shows here, not after the end
     except RehearsalError as error:
         say(f"error: {error}\n")
@@ -64,6 +68,18 @@ def exit_code(work: Callable[[], object], *, outlast_reader: bool = False) -> in
     finally:
         tell("")
     return 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT, which ends a command at once before and afterwards, raises KeyboardInterrupt."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def unexpected(error: BaseException, log: Path | None = None) -> int:
@@ -177,9 +193,6 @@ def end_imports(
         SystemExit: always; Python then exits with its code.
     """
     del kind, trace
-    if isinstance(error, KeyboardInterrupt):
-        say("stopped\n")
-        raise SystemExit(_INTERRUPTED)
     if isinstance(error, RehearsalError):
         say(f"error: {error}\n")
         raise SystemExit(error.exit_code)

@@ -67,18 +67,6 @@ def within(seconds: float, step: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
-def exit_process(code: int) -> NoReturn:
-    """End the process; at once where a thread is still inside Ray, whose destructors would crash.
-
-    Raises:
-        SystemExit: in the usual case.
-    """
-    if any(thread.name == LEAVING for thread in threading.enumerate()):
-        within(_STEP_SECONDS, lambda: tell(""))
-        os._exit(code)
-    sys.exit(code)
-
-
 def _main_stack() -> str:
     ident = threading.main_thread().ident
     frame = sys._current_frames().get(ident) if ident is not None else None

@@ -29,12 +29,11 @@ from orchestrator.command import exit_code, say, tell, unexpected
 from orchestrator.command_line import prepare
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
-from orchestrator.last_resort import exit_process
 from orchestrator.plan import Plan, make_plan, render_plan
 from orchestrator.resume import Start, find_folder, find_start, outlook, run_date
 from orchestrator.run_folder import RunFolder, write_text
 from orchestrator.saved_run import SavedRuns
-from orchestrator.stopping import StopRequest, stop_on_signals
+from orchestrator.stopping import StopRequest, exit_process, stop_on_signals
 from workers.errors import CheckpointError, RehearsalError, StoppedError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -49,6 +48,8 @@ def main() -> int:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> None:
+        if any(code == StoppedError.exit_code or code > 128 for code in codes):
+            return  # the whole sweep was asked to stop
         # the second job of a sweep does not begin with the process
         codes.append(execute(composed, began=time.monotonic() if codes else None))
 
@@ -149,6 +150,10 @@ def _open(start: Start, config: Config) -> Start:
 
 
 def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
+    # Ray ends a process (code 1, not a word) if it finds its raylet dead: that with this pid, or,
+    # where none is given, the parent, which counts as dead if it is process 1, as in containers.
+    # It reads this when it is imported; Ray's own processes are given another one.
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     # imported late: a plan or a mistyped key needs neither Ray nor the engines
     from orchestrator.recipe import run_recipe
 

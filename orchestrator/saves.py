@@ -180,7 +180,7 @@ class Saves:
         self.finished = list(saved.progress["finished"] if saved else finished)
         return saved
 
-    def stop_if_asked(self, where: str) -> None:
+    def stop_if_asked(self) -> None:
         """End the run here if a signal asked for it.
 
         Raises:
@@ -188,8 +188,11 @@ class Saves:
         """
         if self._stop.requested:
             self._stop.close()
+            saved = self._runs.whole()
             raise StoppedError(
-                f"stopped; everything up to {where} is saved",
+                f"stopped; everything up to {saved[-1].name} is saved"
+                if saved
+                else "stopped; there is nothing to save yet",
                 where=str(self._runs.path.parent),
                 mend=f"go on with resume={self._runs.path.parent}",
             )

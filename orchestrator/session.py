@@ -149,7 +149,7 @@ class Session:
         """End the run here if a signal asked for it; what is being saved is finished first."""
         if self.saves.stopping:
             self.saves.settle()
-        self.saves.stop_if_asked(str(self.position))
+        self.saves.stop_if_asked()
 
     def counters(self) -> dict[str, int]:
         """What makes ids and versions unique in a run."""

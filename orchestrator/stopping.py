@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
-from orchestrator.command import say
-from orchestrator.last_resort import LastResort
+from orchestrator.command import say, tell
+from orchestrator.last_resort import LEAVING, LastResort, within
 
 # Those that batch systems and terminals send before they end a job: systemd, Kubernetes and scancel
 # (SIGTERM), a terminal that closes (SIGHUP), Slurm's --signal (SIGUSR1 or SIGUSR2 by custom).
@@ -20,6 +22,8 @@ STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 _NOTICE_SECONDS = 5.0  # until the main thread, if it can, has noticed that its grace is over
 _TEARDOWN_SECONDS = 60.0  # each of its parts has a shorter deadline
+_FLUSH_SECONDS = 6.0
+_EXIT_SECONDS = 60  # until SIGALRM ends an interpreter that hangs at its end
 
 
 class StopRequest:
@@ -138,6 +142,23 @@ def _listen(line: socket.socket, stop: StopRequest, over: threading.Event) -> No
     while told := line.recv(1):
         if told[0] in (signal.SIGINT, *STOP_SIGNALS):
             stop.escort(told[0], over)
+
+
+def exit_process(code: int) -> NoReturn:
+    """End the process; at once where a thread is still inside Ray, whose destructors would crash.
+
+    The exit code stands, whatever signals are still sent: batch systems send several.
+
+    Raises:
+        SystemExit: in the usual case.
+    """
+    for each in (signal.SIGINT, *STOP_SIGNALS):
+        signal.signal(each, signal.SIG_IGN)
+    signal.alarm(_EXIT_SECONDS)
+    if any(thread.name == LEAVING for thread in threading.enumerate()):
+        within(_FLUSH_SECONDS, lambda: tell(""))
+        os._exit(code)
+    sys.exit(code)
 
 
 # Signals of processes that are forked from this one are no signals to this one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -35,12 +36,12 @@ class Struck(chaos.Run):
 
     def __init__(self, folder: Path, temporary: Path, *more: str) -> None:
         self.temporary = temporary
-        self.before: list[psutil.Process] = []
+        self.descendants: list[psutil.Process] = []
         super().__init__(folder, [*SETTINGS, *more])
 
     def server(self, name: str) -> psutil.Process | None:
-        self.before = psutil.Process(self.process.pid).children(recursive=True)
-        return self.named(name, self.before)
+        self.descendants = psutil.Process(self.process.pid).children(recursive=True)
+        return self.named(name, self.descendants)
 
     @staticmethod
     def named(name: str, processes: list[psutil.Process]) -> psutil.Process | None:
@@ -69,7 +70,7 @@ class Struck(chaos.Run):
 
     def left(self) -> list[str]:
         time.sleep(1)
-        alive = [p.pid for p in self.before if p.is_running() and p.status() != "zombie"]
+        alive = [p.pid for p in self.descendants if p.is_running() and p.status() != "zombie"]
         folders = list(self.temporary.glob("rehearsal-*/ray-*"))
         return [*map(str, alive), *map(str, folders)]
 
@@ -135,6 +136,21 @@ def test_a_run_that_lost_a_server_goes_on_by_the_same_command(
     run.again()
     assert run.end() == 0
     require_same(run.folder, calm)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a process 1")
+def test_a_run_in_a_container_is_not_ended_by_ray(tmp_path: Path, temporary: Path) -> None:
+    class Contained(Struck):
+        """A run whose parent is process 1, as `docker run --init` and `sh -c` make it."""
+
+        before = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
+                  '"$0" "$@"; exit $?')  # fmt: skip
+
+    run = Contained(tmp_path / "run", temporary)
+    run.strike_server("raylet", "SIGKILL", "stage")
+    assert run.process.wait(timeout=240) == 7
+    assert "raylet" in (run.folder / "error.log").read_text()
+    assert run.left() == []
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_first(
             run.stop.requested = True
 
     run.session.live.advance = stop  # type: ignore[method-assign]
-    with pytest.raises(StoppedError, match="is saved") as caught:
+    with pytest.raises(StoppedError, match=rf"up to \d+-{stage}-{step} is saved") as caught:
         _go(run)
     assert caught.value.exit_code == 8
     found, _ = SavedRuns(run.folder).newest()

@@ -147,12 +147,40 @@ def test_a_second_start_leaves_a_running_run_alone(command, recipe, capsys, agai
     assert files() == before
 
 
+def test_ray_takes_no_other_process_for_its_raylet(command, recipe, monkeypatch):
+    monkeypatch.setenv("RAY_RAYLET_PID", "1")  # of a task of Ray's that started the command
+    found: list[str] = []
+    recipe(lambda *_: found.append(os.environ["RAY_RAYLET_PID"]))
+    assert command("+experiment=pocket_tiny") == 0
+    assert found == [str(os.getpid())]
+
+
 def test_a_sweep_gives_every_job_a_folder(command, recipe):
     folders: list[Path] = []
     recipe(lambda config, plan, folder, *_: folders.append(folder))
     assert command("-m", "+experiment=pocket_tiny", "seed=1,2", "run.dir=2026_11_28") == 0
     assert [(f.parent.name, f.name) for f in folders] == [("2026_11_28", "0"), ("2026_11_28", "1")]
     assert [OmegaConf.load(folder / "config.yaml").seed for folder in folders] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        (StoppedError("saved"), 8),
+        (KeyboardInterrupt(), 130),
+        (ConfigError("wrong", where="here", mend="so"), 2),
+    ],
+)
+def test_a_sweep_that_is_asked_to_stop_begins_no_further_run(command, recipe, ends, code):
+    began: list[int] = []
+
+    def run(config: Config, *_: object) -> None:
+        began.append(config.seed)
+        raise ends
+
+    recipe(run)
+    assert command("-m", "+experiment=pocket_tiny", "seed=1,2,3") == code
+    assert began == ([1, 2, 3] if code == 2 else [1])
 
 
 @pytest.fixture
@@ -219,7 +247,7 @@ def test_the_grace_does_not_interrupt_the_teardown_of_a_run_that_saved_in_time(c
     def save_and_stop(config: Config, plan: object, folder: Path, start: Start, stop: StopRequest):
         try:
             _terminate()
-            Saves(RunFolder(folder), config.run.checkpoint, stop).stop_if_asked("step 1")
+            Saves(RunFolder(folder), config.run.checkpoint, stop).stop_if_asked()
         finally:
             time.sleep(0.3)
             torn_down.append(True)

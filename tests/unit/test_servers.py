@@ -316,7 +316,8 @@ def test_the_last_resort_does_all_that_can_be_done(monkeypatch: pytest.MonkeyPat
 
 def test_who_is_still_inside_ray_is_not_waited_for_at_the_end() -> None:
     code = (
-        "import threading; from orchestrator.last_resort import LEAVING, exit_process;"
+        "import threading; from orchestrator.last_resort import LEAVING;"
+        "from orchestrator.stopping import exit_process;"
         "print('said', end=''); import atexit; atexit.register(print, 'unwound');"
         "hold = threading.Event().wait;"
         "threading.Thread(target=hold, name=LEAVING, daemon=True).start() if {} else None;"

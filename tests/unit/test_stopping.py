@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +135,68 @@ second.join()
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout) == (7, "")
+
+
+# A command, once Python itself has started: until then SIGINT is Python's own matter.
+COMMAND = """
+import sys
+sys.argv[0] = "-m"
+import orchestrator
+print("begins", flush=True)
+"""
+
+
+def test_an_interrupt_while_modules_are_imported_ends_the_command() -> None:
+    imports = """
+try:
+    import os, signal
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:
+    print("dropped by a module that is being imported")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND + imports], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "begins\n", "stopped\n")
+
+
+def test_signals_after_the_end_leave_the_exit_code_alone() -> None:
+    code = """
+import atexit, os, signal
+from orchestrator.stopping import STOP_SIGNALS, exit_process
+@atexit.register
+def late():
+    for number in (signal.SIGINT, *STOP_SIGNALS):
+        os.kill(os.getpid(), number)
+    print("unwound")
+exit_process(8)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (8, "unwound\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.5])
+def test_interrupts_at_any_moment_end_a_command_with_130(tmp_path: Path, gap: float) -> None:
+    run = """
+import runpy
+runpy.run_module("orchestrator.run", run_name="__main__", alter_sys=True)
+"""
+    plan = ["+experiment=pocket_tiny", "run.plan_only=true", f"run.dir={tmp_path / 'run'}"]
+    pipe, codes = subprocess.PIPE, list[int]()
+    for moment in range(20):
+        with subprocess.Popen(
+            [sys.executable, "-c", COMMAND + run, *plan], stdout=pipe, stderr=pipe, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begins\n"
+            time.sleep(0.15 * moment)
+            for wait in (gap, 0.0):
+                process.send_signal(signal.SIGINT)
+                time.sleep(wait)
+            out, errors = process.communicate(timeout=60)
+        codes.append(process.returncode)
+        whole = "nothing in them stops this run" in out
+        assert process.returncode == 130 or (process.returncode == 0 and whole), errors
+        assert "Traceback" not in errors
+    assert codes[0] == 130
