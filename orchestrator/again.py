@@ -36,7 +36,7 @@ def configuration(composed: DictConfig, command: Command) -> tuple[DictConfig, l
 
     Without an experiment, `resume=FOLDER` (or a checkpoint in it, or `latest`) takes the
     configuration from the folder's config.yaml; so does `rerun=FOLDER`. What is typed beside it
-    is put over that: whether a run that goes on may differ in it, `resume.check_config` says.
+    is put over that: whether a run that goes on may differ in it, `changes.compare_config` says.
 
     Args:
         composed: What the command line composes.

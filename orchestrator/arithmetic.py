@@ -199,12 +199,12 @@ def cut_warmups(config: Config) -> list[str]:
     """A sentence on every warm-up of the run that does not end within its stage."""
     notes: list[str] = []
     for stage in config.stages:
-        for where, optimizer, steps in _optimizers(config, stage):
+        for where, optimizer, steps in optimizers(config, stage):
             notes += warmup_note(optimizer, steps, where)
     return list(dict.fromkeys(notes))
 
 
-def _optimizers(
+def optimizers(
     config: Config, stage: StageName
 ) -> Iterator[tuple[str, OptimizerConfig, int | None]]:
     """Key, settings and steps of each optimizer of a stage."""

@@ -11,6 +11,7 @@ import psutil
 
 from orchestrator import inputs
 from orchestrator.best import scores_of
+from orchestrator.changes import plain_config
 from orchestrator.cluster import start_cluster
 from orchestrator.command import say, tell
 from orchestrator.config import Config, StageName
@@ -23,7 +24,7 @@ from orchestrator.printing import rendered
 from orchestrator.progress import apply
 from orchestrator.recovery import run_supervised
 from orchestrator.report import write_report
-from orchestrator.resume import Start, package_versions, plain_config
+from orchestrator.resume import Start, package_versions
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
 from orchestrator.saves import Saves

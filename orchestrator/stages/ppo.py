@@ -287,7 +287,7 @@ def _set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> _
 def _text(session: Session, *, mixed: bool) -> Callable[[int, int], TokenBatch]:
     """How the pretraining text of a step is read: by documents, or by full rows."""
     shared = mixed and session.rows_are_shared()
-    if session.config.algorithm.ptx.rows_per_episode:
+    if mixed and session.config.algorithm.ptx.rows_per_episode:
         return session.text_rows(shared=shared).take
     return partial(session.pretraining_rows, shared=shared)
 

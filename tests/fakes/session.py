@@ -9,6 +9,7 @@ from fakes.hub import Hub
 from fakes.roles import FakeRoles
 from fakes.toy import ToyPolicy, ToyScalar
 from orchestrator.best import scores_of
+from orchestrator.changes import plain_config
 from orchestrator.config import (
     AlgorithmConfig,
     Config,
@@ -21,6 +22,7 @@ from orchestrator.live import LiveView
 from orchestrator.losses import Losses
 from orchestrator.metrics import MetricRecord, comparable, read_metrics
 from orchestrator.progress import apply
+from orchestrator.resume import package_versions
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRun, SavedRuns
 from orchestrator.saves import Saves
@@ -103,7 +105,7 @@ class Run:
                 self.folder,
                 self.config.run.checkpoint,
                 self.stop,
-                None,
+                {"config": plain_config(self.config), "versions": package_versions()},
                 resumed,
                 scores_of(self.config),
             ),

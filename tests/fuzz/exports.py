@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from fuzz.frame import Case
 from orchestrator import checkpoint, export, kept_rollouts
 from orchestrator.ahead import Ahead
+from orchestrator.changes import plain_config
 from orchestrator.config import Config, RunConfig
 from orchestrator.handles import Rollouts
 from orchestrator.ledger import from_ranges
 from orchestrator.manifest import seal, unseal
 from orchestrator.report import write_report
-from orchestrator.resume import find_start, package_versions, plain_config
+from orchestrator.resume import find_start, package_versions
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_files import entry_of
 from orchestrator.saved_run import SavedRuns

@@ -12,7 +12,8 @@ import pytest
 from fakes.progress import progress
 
 from orchestrator import inputs
-from orchestrator.config import Config, RunConfig
+from orchestrator.changes import Changes, compare_config, plain_config
+from orchestrator.config import Config, RunConfig, StageName
 from orchestrator.figures import (
     Calibration,
     CalibrationBin,
@@ -23,11 +24,9 @@ from orchestrator.plain import from_plain
 from orchestrator.rankings import load_rankings, save_rankings
 from orchestrator.resume import (
     _compare_versions,
-    check_config,
     find_start,
     outlook,
     package_versions,
-    plain_config,
 )
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRuns
@@ -171,14 +170,14 @@ def test_stages_may_be_appended_and_nothing_else(
     (path,) = _run(tmp_path / "run", 1)
     saved = SavedRuns(RunFolder(tmp_path / "run")).read(path)
     saved = replace(saved, config=saved.config | {"stages": before})
-    now = plain_config(_config(tmp_path / "run", "auto")) | {"stages": after}
+    now = _config(tmp_path / "run", "auto", stages=[StageName(name) for name in after])
     if taken:
-        assert check_config(saved, now) == []
-        with pytest.raises(ConfigError, match="seed 0 -> 1"):
-            check_config(saved, now | {"seed": 1})
+        assert compare_config(saved, now) == Changes()
+        now.seed = 1
+        assert compare_config(saved, now).refused == ["seed 0 -> 1"]
     else:
-        with pytest.raises(ConfigError, match="stages"):
-            check_config(saved, now)
+        (told,) = compare_config(saved, now).refused
+        assert told.startswith("stages ")
 
 
 def test_other_package_versions_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +253,8 @@ def test_an_input_that_changed_is_refused_and_a_dry_run_says_what_would_happen(
     template.write_text("{{ messages }}")
     folder = tmp_path / "run"
     run = RunFolder(folder).create()
-    config = _config(folder, "auto", data__chat_template=str(template))
+    stages = [StageName.sft, StageName.reward_model, StageName.ppo]
+    config = _config(folder, "auto", data__chat_template=str(template), stages=stages)
     runs = SavedRuns(run)
     facts = {
         "config": plain_config(config), "versions": package_versions(),
@@ -264,10 +264,13 @@ def test_an_input_that_changed_is_refused_and_a_dry_run_says_what_would_happen(
     runs.publish(runs.begin("ppo", 3), [], known, facts, [])
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
     assert outlook(config, find_start(config)) == [
-        "goes on after stage ppo, step 3 (000001-ppo-3); finished stages: sft, reward_model",
+        "goes on after stage ppo, step 3 (000001-ppo-3); "
+        "finished stages: sft, reward_model; left: ppo",
         "from there on the bits of an undisturbed run, on this machine",
     ]
-    moved = _config(folder, "auto", data__chat_template=str(template), trainer__zero_stage=3)
+    moved = _config(
+        folder, "auto", data__chat_template=str(template), trainer__zero_stage=3, stages=stages
+    )
     assert outlook(moved, find_start(moved))[-1].startswith("from there on bits may differ")
     assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
     template.write_text("{{ others }}")
@@ -291,11 +294,35 @@ def test_what_a_run_is_given_is_read_once_when_it_goes_on(
         return hashed(path)
 
     monkeypatch.setattr(inputs, "sha256_of", hashing)
-    monkeypatch.setattr("orchestrator.resume.check_config", lambda saved, now: [])
+    monkeypatch.setattr("orchestrator.resume.compare_config", lambda saved, now: Changes())
     start = find_start(config)
     assert start.taken is not None
     assert (read, [*start.taken]) == (["chat.jinja"], ["data.chat_template"])
     assert find_start(_config(tmp_path / "new", "auto")).taken is None
+
+
+def test_the_steps_that_are_done_again_are_counted_by_their_stage(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run").create()
+    lines = [
+        {"stage": stage, "step": step, "name": name, "value": 1.0}
+        for stage, step, name in [
+            ("sft", 7, "sft/loss"),
+            ("sft", 7, "sft/grad_norm"),
+            ("sft", 8, "sft/loss"),
+            ("sft", 9, "sft/validation_loss"),
+            ("ppo", 0, "ppo/gold_mean"),
+            ("ppo", 1, "ppo/response_tokens_mean"),
+        ]
+    ]
+    texts = [json.dumps(line) + "\n" for line in lines]
+    run.metrics.write_text("".join(texts) + '["sft"]\n7\n{"stage": "s')
+    facts = {"config": plain_config(_config(run.path)), "versions": package_versions()}
+    runs = SavedRuns(run)
+    for written, told in ((0, "sft 2 step(s), ppo 1 step(s)"), (1, "sft 1 step(s), ppo 1 step(s)")):
+        known = progress("sft", 7, **{"metrics.jsonl": len("".join(texts[:written]))})
+        runs.publish(runs.begin("sft", 7), [], known, facts, [])
+        (note,) = find_start(_config(run.path, "auto")).notes
+        assert note == f"done again, for it came after this checkpoint: {told}"
 
 
 def test_another_processor_is_said_where_the_checkpoint_knows_its_own(tmp_path: Path) -> None:

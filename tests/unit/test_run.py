@@ -15,9 +15,10 @@ from fakes.progress import progress
 from omegaconf import OmegaConf
 
 from orchestrator.again import read_configuration
+from orchestrator.changes import Changes, compare_config, plain_config
 from orchestrator.config import Config
 from orchestrator.config_errors import nearest_keys
-from orchestrator.resume import Start, check_config, package_versions, plain_config
+from orchestrator.resume import Start, package_versions
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_run import SavedRun, SavedRuns
 from orchestrator.saves import Saves
@@ -517,12 +518,10 @@ def test_a_key_that_is_newer_than_a_checkpoint_had_its_default(command, earlier)
     config = plain_config(earlier[0][0])
     del config["algorithm"]["gamma"]
     assert config["seed"] == 3
-    old = SavedRun(manifest, 1, "ppo", 1, {}, config, {})
-    now = plain_config(earlier[0][0])
-    assert check_config(old, now) == []
-    now["algorithm"]["gamma"] = 0.5
-    with pytest.raises(RehearsalError, match=r"algorithm\.gamma"):
-        check_config(old, now)
+    old = SavedRun(manifest, 1, "ppo", 1, progress("ppo", 1), config, {})
+    assert compare_config(old, earlier[0][0]) == Changes()
+    earlier[0][0].algorithm.gamma = 0.5
+    assert compare_config(old, earlier[0][0]).refused == ["algorithm.gamma 1.0 -> 0.5"]
 
 
 def test_the_time_of_a_later_job_of_a_sweep_begins_with_the_job(command, recipe):
