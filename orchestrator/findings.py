@@ -19,6 +19,7 @@ class Findings:
     preferred: list[Preference] = field(default_factory=list)
     judging: Judging | None = None
     ledger: LedgerTotals = field(default_factory=LedgerTotals)
+    drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
     syncs: int = 0  # of weights
     sync_seconds: list[float] = field(default_factory=list)  # of the newest ones
     parity_max: float | None = None

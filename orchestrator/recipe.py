@@ -180,6 +180,7 @@ def summarise(session: Session) -> Summary:
         preferred=tuple(findings.preferred),
         judging=findings.judging,
         ledger=findings.ledger,
+        drops=findings.drops,
         weight_sync=WeightSyncTotals(
             count=max(findings.syncs, len(seconds)),
             seconds_median=statistics.median(seconds) if seconds else None,

@@ -117,6 +117,7 @@ class Summary:
     preferred: tuple[Preference, ...] = ()
     judging: Judging | None = None
     ledger: LedgerTotals = LedgerTotals()
+    drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
     restarts: int = 0  # times that workers were lost, over all processes of the run
@@ -197,6 +198,7 @@ def to_json(summary: Summary) -> dict[str, object]:
             "trained": summary.ledger.trained,
             "dropped": summary.ledger.dropped,
         },
+        "drops": summary.drops,
         "weight_sync": {
             "count": sync.count,
             "seconds_median": sync.seconds_median,
@@ -248,7 +250,7 @@ def _row(row: EvaluationRow) -> dict[str, object]:
 
 
 #: Keys of summary.json that earlier versions did not write.
-LATER_KEYS = frozenset({"restarts", "discarded_replies", "given_up"})
+LATER_KEYS = frozenset({"drops", "restarts", "discarded_replies", "given_up"})
 
 
 def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
@@ -305,6 +307,7 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
         ),
         judging=part("evaluation/judging", _judging, None),
         ledger=part("ledger", lambda v: whole(LedgerTotals, v), LedgerTotals()),
+        drops=part("drops", _counts, {}),
         weight_sync=part("weight_sync", lambda v: whole(WeightSyncTotals, v), WeightSyncTotals()),
         timing=part("timing", lambda v: whole(Timing, v), Timing()),
         restarts=part("restarts", _count, 0),
@@ -323,6 +326,12 @@ def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise TypeError("it must be a list of names")
     return tuple(value)
+
+
+def _counts(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict):
+        raise TypeError("it must be an object of counts")
+    return {str(name): _count(count) for name, count in value.items()}
 
 
 def _count(value: Any) -> int:

@@ -19,6 +19,7 @@ from orchestrator.summary import MODEL_LABELS, EvaluationRow, Preference, Summar
 
 MISSING = "-"
 WIDTH = 80  # columns of a terminal that every table fits
+_REASONS = 5  # of drops that are named
 _GAP = 3  # columns between two cells, and at both edges together
 
 
@@ -132,6 +133,10 @@ def _run_facts(summary: Summary) -> list[tuple[str, str]]:
         text = f"{ledger.generated:,} generated = {ledger.trained:,} trained"
         left = f" + {ledger.open:,} open" if ledger.open else ""
         found.append(("sequences", f"{text} + {ledger.dropped:,} dropped{left}"))
+    by_count = sorted(summary.drops.items(), key=lambda drop: (-drop[1], drop[0]))
+    found += [("dropped", f"{count:,}: {reason}") for reason, count in by_count[:_REASONS]]
+    if rest := by_count[_REASONS:]:
+        found.append(("dropped", f"{sum(n for _, n in rest):,}: {len(rest)} other reasons"))
     if sync.count:
         parity = sync.parity_max_abs_logprob_diff
         text = f"{sync.count}, median {_cell(sync.seconds_median, '{:.3f}')} s"

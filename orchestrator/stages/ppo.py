@@ -8,6 +8,7 @@ With `algorithm.staleness` above 0 the engines are already sampling later batche
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from orchestrator.backbones import critic_start
 from orchestrator.batching import StepPlan
 from orchestrator.config import KLControl, OnNonFinite, RewardKind, RoleName
 from orchestrator.derive import frozen_spec, reward_spec, train_spec
+from orchestrator.findings import Findings
 from orchestrator.handles import Answer, Experience, Rollouts, Trainer
 from orchestrator.kept_rollouts import KeptRollouts, held
 from orchestrator.ledger import Ledger, LedgerSummary, from_ranges, ranges
@@ -147,7 +149,7 @@ def _iterate(run: _Run, iteration: int) -> None:
     session.reached("first_iteration")
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration, run.ahead.ids)
-    session.findings.ledger = _added(session.findings.ledger, counts)
+    _enter(session.findings, counts)
 
     trained_version = run.version
     synced = None  # while only the critic learns, the engines hold what the policy is
@@ -185,7 +187,7 @@ def _pass_over(run: _Run, iteration: int, rollouts: Rollouts, passes: Passes) ->
     passes.finish()
     session.trainers_rest()
     counts = run.ledger.check(iteration, run.ahead.ids)
-    session.findings.ledger = _added(session.findings.ledger, counts)
+    _enter(session.findings, counts)
     record_lost(session, run.stage, iteration + 1, rollouts, counts)
     session.parts = ()
 
@@ -490,12 +492,14 @@ def _update_critic(
     return critic.update(steps, experience, run.session.config.algorithm.value_clip)
 
 
-def _added(totals: LedgerTotals, counts: LedgerSummary) -> LedgerTotals:
-    return LedgerTotals(
+def _enter(findings: Findings, counts: LedgerSummary) -> None:
+    totals = findings.ledger
+    findings.ledger = LedgerTotals(
         totals.generated + counts.generated,
         totals.trained + counts.trained,
         totals.dropped + counts.dropped_total,
     )
+    findings.drops = dict(Counter(findings.drops) + Counter(counts.dropped))
 
 
 class _Timed:

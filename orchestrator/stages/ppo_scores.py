@@ -100,6 +100,8 @@ class Scoring:
         self._tell(session, scores)
         kept = np.sort(scores.ids[[not failure for failure in scores.failures]])
         self.lost = 0 if len(kept) else self.lost + 1
+        if self.lost:
+            session.live.note("no response of this step has a reward: no weight changes")
         if self.lost == _LOST_IN_A_ROW:
             raise RewardError(
                 f"not one reward could be computed in {self.lost} iterations in a row, the last "

@@ -291,6 +291,10 @@ class TestLedger:
         assert (totals.generated, totals.trained, totals.dropped) == (
             32, 32 - len(failed), len(failed),
         )  # fmt: skip
+        silent = sum(i % 5 == 0 for i in failed)
+        assert run.session.findings.drops == {
+            "no answer": silent, "not finite": len(failed) - silent,
+        }  # fmt: skip
         per_step = zip(
             run.series("ppo/generated"), run.series("ppo/trained"), run.series("ppo/dropped"),
             strict=True,

@@ -111,8 +111,11 @@ def test_each_reason_is_told_once_with_the_number_of_its_responses() -> None:
     again = Scores(np.array([12, 11]), values[:2], ("late", ""))
     assert known.keep(session, again).tolist() == [11]
     assert len(notes) == 2
+    known.ledger.generated([13])
+    known.keep(session, Scores(np.array([13]), values[:1], ("late",)))
+    assert notes[2:] == ["no response of this step has a reward: no weight changes"]
     known.ledger.trained([4, 11])
-    assert known.ledger.check(0).dropped == {"down": 2, "late": 2}
+    assert known.ledger.check(0).dropped == {"down": 2, "late": 3}
 
 
 def test_no_penalty_is_no_change() -> None:

@@ -74,7 +74,8 @@ SUMMARY = Summary(
         Preference("ppo", "sft", 0.77, 0.72, 0.81, 100),
         Preference("sft", "base", 0.6, 0.5, 0.7, 100),
     ),
-    ledger=LedgerTotals(10, 9, 1),
+    ledger=LedgerTotals(10, 7, 3),
+    drops={"late": 1, "down": 2},
     weight_sync=WeightSyncTotals(4, 0.5, 2e-6),
     timing=Timing(70.0, 9.0, {"sft": 3.0}, {"generate": 2.0}),
     roles=(RoleInfo("policy", 0, 42, "n1", "cpu"),),
@@ -143,7 +144,8 @@ def test_summary_json_has_the_promised_keys_and_reads_back(folder: RunFolder) ->
     assert data["evaluation"]["preferred"][0] == {
         "model": "ppo", "over": "sft", "rate": 0.77, "ci95": [0.72, 0.81], "n": 100,
     }  # fmt: skip
-    assert data["ledger"] == {"generated": 10, "trained": 9, "dropped": 1}
+    assert data["ledger"] == {"generated": 10, "trained": 7, "dropped": 3}
+    assert data["drops"] == {"late": 1, "down": 2}
     assert data["weight_sync"] == {
         "count": 4, "seconds_median": 0.5, "parity_max_abs_logprob_diff": 2e-6,
     }  # fmt: skip

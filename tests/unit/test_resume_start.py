@@ -210,6 +210,7 @@ def test_findings_survive_json() -> None:
         models={"sft": EvaluationRow(gold_mean=1.0)},
         preferred=[Preference("ppo", "sft", 0.6, 0.5, 0.7, 8)],
         ledger=LedgerTotals(3, 2, 1),
+        drops={"late": 1},
         sync_seconds=[0.1],
         parity_max=None,
     )
