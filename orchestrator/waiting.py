@@ -13,7 +13,15 @@ from typing import Any, Generic, TypeVar
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, OutOfDiskError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from orchestrator import scratch
 from orchestrator.watch import Watch
@@ -31,6 +39,8 @@ _GLANCE_SECONDS = 1.0  # a small record that is there, perhaps on another node
 # Number of the call, how it was lost -> its new reference, or None: go on without it.
 Again = Callable[[int, RoleError], Any]
 _PEER_SECONDS = 2.0  # Ray reports a death within half a second
+# What Ray raises where the process of a worker is gone, by whomever it was ended.
+_GONE = (RayActorError, OutOfMemoryError, NodeDiedError)
 
 
 @dataclass(slots=True)
@@ -278,14 +288,14 @@ def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None =
         if watch is not None:
             watch.failed(name)
         raise _as_typed(error, name, doing) from error
-    except RayActorError as error:
+    except _GONE as error:
+        why = _why_gone(error)
         if watch is not None:
-            watch.died(name, "its process ended")
+            why = watch.died(name, why)
         raise RoleDiedError(
-            f"the process of {name} ended: {doing}",
+            f"the process of {name} ended: {doing}; {why}",
             where=name,
-            mend="its last words are in the Ray session's logs; out of memory shows as "
-            f"signal 9 ({str(error).splitlines()[0]})",
+            mend="its last words are in the Ray session's logs",
         ) from error
     except GetTimeoutError as error:
         raise DeadlineError(
@@ -297,6 +307,16 @@ def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None =
         raise _no_room(name, doing) from error
     except RayError as error:
         raise RoleError(f"{doing}: {error}", where=name) from error
+
+
+def _why_gone(error: RayError) -> str:
+    """The first line of what Ray says; all of its threshold and of every process fills pages."""
+    said = str(error).partition("\n")[0]
+    if not isinstance(error, OutOfMemoryError):
+        return said
+    return (
+        f"Ray ended it because the machine ran out of memory (RAY_memory_usage_threshold): {said}"
+    )
 
 
 def _no_room(name: str, doing: str) -> RoleError:
@@ -368,7 +388,7 @@ class PulseLine:
             return ray.get(ref, timeout=1.0)
         except RayError as error:
             raise RoleDiedError(
-                f"the process of {self._name} ended ({str(error).splitlines()[0]})",
+                f"the process of {self._name} ended ({_why_gone(error)})",
                 where=self._name,
             ) from error
 

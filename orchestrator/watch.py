@@ -23,6 +23,15 @@ from workers.pulse import Pulse
 _STACK_SECONDS = 3.0
 
 
+def kernel_kills(counters: Path = Path("/proc/vmstat")) -> int:
+    """How many processes of this machine the kernel has killed for want of memory; 0: unknown."""
+    try:
+        lines = counters.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 class Line(Protocol):
     """The way to one process that does not queue behind its work."""
 
@@ -81,6 +90,7 @@ class Watch:
         self._clock = clock
         self._logs = logs
         self._watched: dict[str, _Watched] = {}
+        self._kills = kernel_kills()
         #: Called at every look with the names that are waited for; may not wait itself.
         self.meanwhile: list[Callable[[Collection[str]], None]] = []
 
@@ -125,17 +135,21 @@ class Watch:
                 each.life.restarted(each.life.incarnation)
                 each.life.current(each.life.incarnation)
 
-    def died(self, name: str, why: str) -> None:
-        """The process of a worker is known to have ended.
+    def died(self, name: str, why: str) -> str:
+        """The process of a worker is known to have ended; why, with what the kernel knows of it.
 
         Raises:
             ClusterLostError: because one of Ray's servers did.
         """
         if self._guard is not None:
             self._guard.look()
+        before, self._kills = self._kills, kernel_kills()
+        if self._kills > before:
+            why += "; the kernel has ended a process of this machine for want of memory"
         if name in self._watched:
             life = self._watched[name].life
             life.died(life.incarnation, why)
+        return why
 
     def failed(self, name: str) -> None:
         """A call to a worker raised: look after it at once."""
@@ -172,7 +186,7 @@ class Watch:
         try:
             pulse = each.line.answer()
         except RehearsalError as error:
-            life.died(life.incarnation, error.what)
+            self.died(life.name, error.what)
             return
         if pulse is not None:
             self._take(each, pulse, now)
@@ -254,7 +268,8 @@ class Watch:
             raise RoleDiedError(
                 f"{name} is not restarted again: {life.reason}",
                 where=name,
-                mend="its log says why it ends; out of memory shows as signal 9. "
+                mend="its log says why it ends; where memory ran out take fewer workers, smaller "
+                "micro_batch_tokens or rollout.kv_cache_mib, or a machine with more. "
                 f"run.supervision.max_restarts={self.rules.max_restarts} within "
                 f"{self.rules.window_seconds:.0f} s",
             )

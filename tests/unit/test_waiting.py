@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfDiskError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayTaskError,
+)
 
 from orchestrator import waiting
 from orchestrator.waiting import Arrivals, EngineLine, Pending, Position, everything
@@ -63,6 +69,21 @@ def test_memory_that_ran_out_says_what_to_lower(outcome):
     with pytest.raises(RoleError, match="policy rank 0 ran out of memory") as caught:
         outcome(a=task_error(torch.OutOfMemoryError("CUDA out of memory")))
     assert "micro_batch_tokens" in caught.value.mend
+
+
+def test_a_worker_that_ray_ended_for_its_memory_died_of_that(outcome):
+    said = "1 worker(s) were killed due to the node running low on memory\nEviction Stats:\n(global"
+    with pytest.raises(RoleDiedError, match="Ray ended it because the machine ran out") as caught:
+        outcome(a=OutOfMemoryError(said))
+    assert "RAY_memory_usage_threshold): 1 worker(s) were killed due to" in caught.value.what
+    assert "Eviction" not in caught.value.what
+    assert caught.value.where == "policy rank 0"
+
+
+def test_a_worker_whose_node_is_gone_died_with_it(outcome):
+    victim = task_error(RuntimeError("Connection closed by peer"))
+    with pytest.raises(RoleDiedError, match=r"policy rank 1 ended: .*; its node died"):
+        outcome(a=victim, b=NodeDiedError("its node died"))
 
 
 @pytest.mark.parametrize("error", [OutOfDiskError(), task_error(OutOfDiskError())])

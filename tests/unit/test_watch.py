@@ -11,7 +11,7 @@ from orchestrator import watch as watching
 from orchestrator.guard import Guard
 from orchestrator.servers import DistantServers
 from orchestrator.supervision import Rules, Status
-from orchestrator.watch import Watch
+from orchestrator.watch import Watch, kernel_kills
 from workers.errors import ClusterLostError, RoleDiedError, RoleHungError
 from workers.pulse import Pulse, beat, pulse, stacks, traced
 
@@ -213,3 +213,18 @@ def test_a_rest_ends_when_ray_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     guard._why = "raylet (pid 7) ended by SIGKILL"
     with pytest.raises(ClusterLostError):
         night.watch.rest("reward rank 0")
+
+
+def test_what_the_kernel_killed_meanwhile_is_told_with_the_death(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counters = tmp_path / "vmstat"
+    counters.write_text("nr_free_pages 5\noom_kill 2\noom_kill_other 9\n")
+    monkeypatch.setattr(watching, "kernel_kills", lambda: kernel_kills(counters))
+    night = Night()
+    assert night.watch.died("policy rank 0", "signal 9") == "signal 9"
+    counters.write_text("oom_kill 3\n")
+    told = "signal 9; the kernel has ended a process of this machine for want of memory"
+    assert night.watch.died("policy rank 1", "signal 9") == told
+    assert night.watch.life("policy rank 1").reason == told
+    assert kernel_kills(tmp_path / "absent") == 0
