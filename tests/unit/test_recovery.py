@@ -126,6 +126,21 @@ def test_but_not_a_node_with_an_engine_on_it(
     assert batches(run) == batches(undisturbed) + 1
 
 
+def test_the_last_loss_is_told_by_its_own_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, _config())
+
+    def used_up() -> list[str]:
+        raise RoleDiedError("rollout rank 0 is not restarted again", where="rollout rank 0")
+
+    monkeypatch.setattr(run.roles, "replace_lost", used_up)
+    run.hub.faults.deaths["policy.update"] = {2}
+    with pytest.raises(RoleDiedError, match=r"not restarted again; .*: the process of") as caught:
+        go(run)
+    assert caught.value.where == "rollout rank 0"
+
+
 def test_sequences_of_later_weights_than_the_checkpoint_s_are_sampled_again(
     tmp_path: Path, undisturbed: Run
 ) -> None:
