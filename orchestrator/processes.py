@@ -1,9 +1,12 @@
-"""Ending a worker's process without waiting for Ray."""
+"""What is asked of the system about processes: to end a worker's, and the age of this one."""
 
 from __future__ import annotations
 
+import os
 import platform
+import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -29,3 +32,10 @@ def end_here(infos: Iterable[RoleInfo], title: str) -> None:
                 process.kill()
         except psutil.Error:
             continue
+
+
+def process_seconds() -> float:
+    """Since this process began; the machine's clock may have been set meanwhile."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after the machine; field 22 of proc(5)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
-
 from orchestrator import inputs
 from orchestrator.best import scores_of
 from orchestrator.changes import plain_config
@@ -21,6 +19,7 @@ from orchestrator.live import LiveView
 from orchestrator.losses import Losses
 from orchestrator.plan import Plan
 from orchestrator.printing import rendered
+from orchestrator.processes import process_seconds
 from orchestrator.progress import apply
 from orchestrator.recovery import run_supervised
 from orchestrator.report import write_report
@@ -65,7 +64,7 @@ def run_recipe(
     """
     started = start.began
     if started is None:
-        started = time.monotonic() - (time.time() - psutil.Process().create_time())
+        started = time.monotonic() - process_seconds()
     imported = time.monotonic()
     run_folder = RunFolder(folder)
     looked = look(config)

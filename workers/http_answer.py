@@ -25,6 +25,7 @@ class Answer:
 
     status: int
     retry_after: str  # the header; "" = none
+    date: str  # the header: what the server's clock said; "" = none
     body: bytes
 
     def json(self) -> Any:
@@ -57,7 +58,8 @@ async def post(client: httpx.AsyncClient, url: str, body: Any) -> Answer:
 
 
 def _answer(response: httpx.Response, body: bytes) -> Answer:
-    return Answer(response.status_code, response.headers.get("retry-after", ""), body)
+    head = response.headers
+    return Answer(response.status_code, head.get("retry-after", ""), head.get("date", ""), body)
 
 
 def _joined(parts: Iterable[bytes]) -> bytes:

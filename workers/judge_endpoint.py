@@ -194,7 +194,7 @@ class _Interview:
                 continue
             if answer.status in _RETRIED or answer.status >= 500:
                 reason = f"HTTP {answer.status}"
-                self._hold_back(answer.retry_after)
+                self._hold_back(answer)
                 continue
             self._refuse(answer)
             content = _content(answer)
@@ -216,11 +216,11 @@ class _Interview:
         spread = 0.5 + int(key[:4], 16) / 0x20000
         return spread * min(_MOST_BACKOFF, self._spec.backoff_seconds * 2 ** (attempt - 1))
 
-    def _hold_back(self, retry_after: str) -> None:
+    def _hold_back(self, answer: Answer) -> None:
         """Let nobody ask before the time that the endpoint named."""
-        resume_at = time.monotonic() + _seconds(retry_after)
+        resume_at = time.monotonic() + _seconds(answer.retry_after, answer.date)
         if resume_at > self._ends_at:
-            raise self._late(f"the endpoint asks to wait for {retry_after!r:.40}")
+            raise self._late(f"the endpoint asks to wait for {answer.retry_after!r:.40}")
         self._resume_at = max(self._resume_at, resume_at)
 
     def _refuse(self, answer: Answer) -> None:
@@ -295,13 +295,17 @@ def _verdict(content: str) -> str:
     return found.pop()
 
 
-def _seconds(retry_after: str) -> float:
-    """Seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or a date; 0 if none."""
+def _seconds(retry_after: str, date: str) -> float:
+    """Seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or a date; 0 if none.
+
+    A date counts from the one that the server itself gives: the clock here may be another.
+    """
     try:
         return max(0.0, float(retry_after))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+        until, now = parsedate_to_datetime(retry_after), parsedate_to_datetime(date)
+        return max(0.0, until.timestamp() - now.timestamp())
     except ValueError:
         return 0.0

@@ -16,7 +16,7 @@ import pytest
 
 from workers.errors import ConfigError, DeadlineError, JudgeError
 from workers.judge_cache import VerdictCache
-from workers.judge_endpoint import AnswerPair, EndpointSpec, judge_pairs
+from workers.judge_endpoint import AnswerPair, EndpointSpec, _seconds, judge_pairs
 
 KEY = "sk-secret-0123456789"
 Answer = tuple[int, dict[str, str], str]  # status, headers, body
@@ -231,6 +231,15 @@ def test_retry_after_holds_everybody_back(
     began = time.monotonic()
     judge_pairs(replace(spec, concurrency=1), cache, PAIRS[:1])
     assert time.monotonic() - began >= 2.0  # at least: two questions, a second each
+
+
+def test_a_date_to_wait_for_is_one_of_the_servers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # ours stands in 1970
+    at = "Wed, 21 Oct 2015 07:28:00 GMT"
+    assert _seconds("Wed, 21 Oct 2015 07:28:30 GMT", at) == 30.0
+    assert _seconds(at, "Wed, 21 Oct 2015 07:28:30 GMT") == 0.0
+    assert _seconds(at, "") == 0.0  # it does not say what time it has
+    assert _seconds("2.5", "") == 2.5
 
 
 def test_a_wait_beyond_the_deadline_is_not_waited_for(
