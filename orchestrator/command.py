@@ -73,13 +73,14 @@ def exit_code(work: Callable[[], object], *, outlast_reader: bool = False) -> in
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """SIGINT, which ends a command at once before and afterwards, raises KeyboardInterrupt."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is end_at_once:
+    ours = signal.getsignal(signal.SIGINT) is end_at_once
+    if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if ours:
+            signal.signal(signal.SIGINT, end_at_once)
 
 
 def unexpected(error: BaseException, log: Path | None = None) -> int:
