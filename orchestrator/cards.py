@@ -71,8 +71,8 @@ def of_session(session: Session, name: str, stage: str) -> Card:
 
 def _base(session: Session, name: str) -> str:
     """Name of the given folder that a model goes back to; "" where the run made its base, too."""
-    while (name := _ORIGINS.get(name, "")) and session.checkpoints.get(name):
-        folder = Path(session.checkpoints[name])
+    while name := _ORIGINS.get(name, ""):  # some of them may have been deleted since
+        folder = Path(session.checkpoints.get(name, session.folder.checkpoints / name))
         if folder.parent != session.folder.checkpoints:
             return folder.name
     return ""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from orchestrator.arithmetic import PPO_STAGES, fitting_warmup, optimizers
 from orchestrator.config import Config, Schedule, StageName
-from orchestrator.saved_run import SavedRun
 from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.saved_run import SavedRun
 
 DATE = "data.date"
 # May change between an interrupted run and its continuation: they decide where and how long, not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -71,6 +72,22 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
     if stage in PPO_STAGES:
         return ("sft", "reward_model") if config.reward.kind is RewardKind.model else ("sft",)
     return ()
+
+
+def models_read(config: Config, stage: str, finished: Collection[str]) -> set[str]:
+    """The names of the models that a run still reads.
+
+    Args:
+        config: The run.
+        stage: That it is in.
+        finished: The stages that are over.
+    """
+    left = [each for each in StageName if each in config.stages or each.value == stage]
+    left = [each for each in left if each.value not in finished]
+    names = {name for each in left for name in inputs(config, each)}
+    if StageName.evaluate in left:
+        names |= {*_PRODUCTS.values()}
+    return names | {f"{product(each)}_initial" for each in left if each.value == stage}
 
 
 def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:

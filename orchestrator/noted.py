@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.config import KLControl
 from orchestrator.plain import from_plain
 
 Ranges = list[tuple[int, int]]  # ids, both ends inclusive
@@ -61,13 +62,22 @@ class _Noted:
     ahead: list[_Waiting]
 
 
-def check_noted(own: object) -> None:
+def check_noted(own: object, control: object) -> None:
     """Refuse what PPO cannot go on from.
+
+    Args:
+        own: What it noted.
+        control: `algorithm.kl.control` of the run.
 
     Raises:
         TypeError, ValueError: says the field.
     """
     noted = from_plain(_Noted, own)
+    if (noted.kl is None) != (control == KLControl.fixed.value):
+        held = "no" if noted.kl is None else "a"
+        raise ValueError(
+            f"it holds {held} KL coefficient in force, unlike one of algorithm.kl.control={control}"
+        )
     account = noted.ledger
     settled = account.trained + sum(account.dropped.values())
     # before ranges become sets: two numbers can name more ids than there is memory

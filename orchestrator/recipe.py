@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator import inputs
 from orchestrator.best import scores_of
 from orchestrator.changes import plain_config
+from orchestrator.checks import models_read
 from orchestrator.cluster import start_cluster
 from orchestrator.command import say, tell
 from orchestrator.config import Config, StageName
@@ -80,6 +82,7 @@ def run_recipe(
         {"config": resolved, "versions": package_versions(), "inputs": given},
         saved,
         scores_of(config),
+        partial(models_read, config),
     )
     names = [stage.value for stage in config.stages if stage.value not in saves.finished]
     run_id = saved.progress["telemetry"]["run_id"] if saved else ""

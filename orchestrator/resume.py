@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 
 from orchestrator import inputs
 from orchestrator.changes import DATE, Changes, compare_config, flat, require_fitting
+from orchestrator.checks import models_read
 from orchestrator.config import Config
 from orchestrator.run_folder import RunFolder
 from orchestrator.saved_files import MANIFEST, number_of
@@ -110,8 +112,9 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
     if not config.resume:
         return Start(folder)
     path = Path(config.resume).resolve()
+    runs = saved_runs(config, folder)
     named = config.resume not in ("auto", "latest") and (path / MANIFEST).is_file()
-    found = Start(folder, SavedRuns(folder).read(path)) if named else _in_folder(folder)
+    found = Start(folder, runs.read(path)) if named else _in_folder(runs, folder)
     if found.saved is None:
         if config.resume != "auto":
             raise _nothing(found.folder.path)
@@ -149,9 +152,13 @@ def outlook(config: Config, start: Start) -> list[str]:
             if start.doubts else same]  # fmt: skip
 
 
-def _in_folder(folder: RunFolder) -> Start:
+def saved_runs(config: Config, folder: RunFolder) -> SavedRuns:
+    """The checkpoints in a run folder, for a run that goes on by this configuration."""
+    return SavedRuns(folder, partial(models_read, config))
+
+
+def _in_folder(runs: SavedRuns, folder: RunFolder) -> Start:
     """The newest whole checkpoint of a run folder."""
-    runs = SavedRuns(folder)
     saved, skipped = runs.newest()
     if saved is None and skipped:
         raise BrokenCheckpointError(
@@ -174,7 +181,7 @@ def _before_the_end(saved: SavedRun, changes: Changes, config: Config) -> tuple[
     Raises:
         ConfigError: none of those that are left will do.
     """
-    runs, before = SavedRuns(saved.folder), {*saved.progress["finished"]} - {saved.stage}
+    runs, before = saved_runs(config, saved.folder), {*saved.progress["finished"]} - {saved.stage}
     for path in reversed(runs.whole()):
         if number_of(path) >= saved.number:
             continue

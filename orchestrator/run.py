@@ -30,9 +30,8 @@ from orchestrator.command_line import prepare
 from orchestrator.config import Config
 from orchestrator.config_errors import explain, reject_unknown_keys
 from orchestrator.plan import Plan, make_plan, render_plan
-from orchestrator.resume import Start, find_folder, find_start, outlook, run_date
+from orchestrator.resume import Start, find_folder, find_start, outlook, run_date, saved_runs
 from orchestrator.run_folder import RunFolder, write_text
-from orchestrator.saved_run import SavedRuns
 from orchestrator.stopping import StopRequest, exit_process, stop_on_signals
 from workers.errors import CheckpointError, RehearsalError, StoppedError
 
@@ -144,7 +143,7 @@ def _open(start: Start, config: Config) -> Start:
         start.folder.create(overwrite=config.run.overwrite or start.clear)
         moved = [f"an earlier attempt that has no checkpoint was moved to {aside}"] if aside else []
         return replace(start, notes=[*start.notes, *moved])
-    saved = SavedRuns(start.folder).continue_from(start.saved)
+    saved = saved_runs(config, start.folder).continue_from(start.saved)
     start.folder.reopen(saved.progress["appended"])
     return replace(start, saved=saved)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from os.path import lexists
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import checkpoint
+from orchestrator.changes import flat
 from orchestrator.inputs import Files
 from orchestrator.noted import check_noted
 from orchestrator.plain import from_plain
@@ -31,6 +32,7 @@ from orchestrator.saved_files import (
     PROGRESS,
     SCHEMA_VERSION,
     SUPERSEDED,
+    Entry,
     Manifest,
     broken,
     check_all,
@@ -45,7 +47,7 @@ from orchestrator.saved_files import (
 from workers.border import reading
 from workers.checkpoint_files import read_json, require_file
 from workers.disk import writing
-from workers.errors import RehearsalError
+from workers.errors import CheckpointError, RehearsalError
 from workers.messages import FileRecord
 
 
@@ -73,11 +75,22 @@ class SavedRun:
         return f"stage {self.stage}, step {self.step} ({self.path.name})"
 
 
+Needs = Callable[[str, Collection[str]], Collection[str]]
+
+
 class SavedRuns:
     """The checkpoints in one run folder."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, needs: Needs | None = None) -> None:
+        """Look at nothing yet.
+
+        Args:
+            run: The run folder.
+            needs: The names of the models that a run still reads, by its stage and the finished
+                ones; others may be missing. None: all have to be there.
+        """
         self._run = run
+        self._needs = needs
         self.path = run.state
 
     def whole(self) -> list[Path]:
@@ -179,10 +192,15 @@ class SavedRuns:
         with reading(path, f"{PROGRESS} is not what a run writes", MEND):
             place = from_plain(Place if alone else Progress, progress)
             if isinstance(place, Progress) and place.own:  # only PPO notes something of its own
-                check_noted(place.own)
+                check_noted(place.own, flat(manifest.config).get("algorithm.kl.control", "fixed"))
         check_places(path, place.checkpoints.values())
         check_name(path, place, manifest.number)
-        notes = () if alone else self._check_run(path, manifest, progress)
+        notes: list[str] = []
+        if isinstance(place, Progress):
+            lost = self._check_models(path, manifest, place)
+            kept = {n: folder for n, folder in place.checkpoints.items() if n not in lost}
+            progress |= {"checkpoints": kept}
+            notes = [*lost.values(), *self._check_appended(path, place.appended)]
         return SavedRun(
             path,
             number_of(path) or manifest.number or 0,
@@ -192,25 +210,37 @@ class SavedRuns:
             manifest.config,
             manifest.versions,
             manifest.inputs,
-            notes,
+            tuple(notes),
         )
 
-    def _check_run(
-        self, path: Path, manifest: Manifest, progress: Mapping[str, Any]
-    ) -> tuple[str, ...]:
-        """Check what a checkpoint relies on elsewhere in the run folder; notes on what it lacks."""
-        appended: Mapping[str, int] = progress["appended"]
-        check_places(path, (*manifest.elsewhere, *appended))
-        listed = [Path(name) for name in manifest.elsewhere]
-        models = {str(name.parent) for name in listed if name.name == checkpoint.MANIFEST}
-        if other := sorted(models ^ set(progress["checkpoints"].values())):
-            raise broken(path, f"{MANIFEST} and {PROGRESS} do not name the same models: {other[0]}")
-        check_all(self._run.path, manifest.elsewhere)
-        for model in sorted(models):
-            checkpoint.require(str(self._run.path / model), "finished")
-        return self._check_appended(path, appended)
+    def _check_models(self, path: Path, manifest: Manifest, place: Progress) -> dict[str, str]:
+        """Check what a checkpoint relies on elsewhere in the run folder.
 
-    def _check_appended(self, path: Path, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        Returns:
+            The models that cannot be used, though no stage that is left reads them: a note on each.
+        """
+        check_places(path, (*manifest.elsewhere, *place.appended))
+        listed: dict[str, dict[str, Entry]] = {}  # by folder
+        for name, entry in manifest.elsewhere.items():
+            listed.setdefault(str(Path(name).parent), {})[name] = entry
+        models = {each for each in listed if f"{each}/{checkpoint.MANIFEST}" in listed[each]}
+        if other := sorted(models ^ {*place.checkpoints.values()}):
+            raise broken(path, f"{MANIFEST} and {PROGRESS} do not name the same models: {other[0]}")
+        for other in sorted(listed.keys() - models):
+            check_all(self._run.path, listed[other])
+        lost: dict[str, str] = {}
+        needed = self._needs(place.stage, place.finished) if self._needs else {*place.checkpoints}
+        for name, folder in sorted(place.checkpoints.items()):
+            try:
+                check_all(self._run.path, listed[folder])
+                checkpoint.require(str(self._run.path / folder), name)
+            except CheckpointError as error:
+                if name in needed:
+                    raise
+                lost[name] = f"no stage that is left reads the model {name}: {error.what}"
+        return lost
+
+    def _check_appended(self, path: Path, sizes: Mapping[str, int]) -> list[str]:
         """Notes on samples that are lost; other records have to be there."""
         notes: list[str] = []
         for name, size in sizes.items():
@@ -223,7 +253,7 @@ class SavedRuns:
             if file.parent != self._run.samples:
                 raise broken(path, f"{name} is shorter than the {size} bytes it had")
             notes.append(f"{name} has {found} of the {size} bytes it had: samples are lost")
-        return tuple(notes)
+        return notes
 
     def newest(self) -> tuple[SavedRun | None, list[str]]:
         """The newest whole checkpoint, and why newer ones were not taken."""

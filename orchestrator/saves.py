@@ -11,7 +11,7 @@ from orchestrator.best import Scores
 from orchestrator.config import CheckpointConfig
 from orchestrator.handles import Answer, Saver
 from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRun, SavedRuns
+from orchestrator.saved_run import Needs, SavedRun, SavedRuns
 from orchestrator.stopping import StopRequest
 from workers.errors import RehearsalError, StoppedError
 from workers.messages import FileRecord
@@ -55,6 +55,7 @@ class Saves:
         facts: Mapping[str, Any] | None = None,
         resumed: SavedRun | None = None,
         scores: Scores | None = None,
+        needs: Needs | None = None,
     ) -> None:
         """Prepare the saving.
 
@@ -65,8 +66,9 @@ class Saves:
             facts: Resolved configuration and package versions, for the manifest.
             resumed: The checkpoint that the run goes on from.
             scores: What checkpoints are compared by.
+            needs: The models that the run still reads.
         """
-        self._runs = SavedRuns(run)
+        self._runs = SavedRuns(run, needs)
         self._config = config
         self._stop = stop or StopRequest()
         self._facts = {"config": {}, "versions": {}} | dict(facts or {})

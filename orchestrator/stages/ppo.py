@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -30,7 +29,6 @@ from orchestrator.findings import Findings
 from orchestrator.handles import Answer, Experience, Rollouts, Trainer
 from orchestrator.kept_rollouts import KeptRollouts, held
 from orchestrator.ledger import Ledger, LedgerSummary, from_ranges, ranges
-from orchestrator.saved_files import MEND
 from orchestrator.session import Session
 from orchestrator.stages.ppo_passes import Passes, shared
 from orchestrator.stages.ppo_record import (
@@ -43,7 +41,6 @@ from orchestrator.stages.ppo_record import (
 from orchestrator.stages.ppo_scores import Scoring
 from orchestrator.summary import LedgerTotals
 from orchestrator.sync import SyncReport, WeightSync
-from workers.checkpoint_files import broken
 from workers.data.records import Prompt
 from workers.errors import KLLimitError
 from workers.experience import whitening_moments
@@ -304,13 +301,6 @@ def _begin(run: _Run) -> int:
         session.reached("first_sync")
         record_start(session, run.stage, synced, run.version)
         return 0
-    if (saved.own["kl"] is None) != (run.adaptive_kl is None):
-        held = "no" if saved.own["kl"] is None else "a"
-        control = session.config.algorithm.kl.control.value
-        why = (
-            f"it holds {held} KL coefficient in force, unlike one of algorithm.kl.control={control}"
-        )
-        raise broken(Path(saved.folder), why, MEND)
     restoring = [
         trainer.restore(saved.folder) for trainer in (session.fleet.policy, session.fleet.critic)
     ]

@@ -14,6 +14,7 @@ import pytest
 from fakes.session import Run, small_config
 
 from orchestrator import changes, config
+from orchestrator.checks import models_read
 from orchestrator.config import (
     Config,
     EvaluateConfig,
@@ -30,7 +31,7 @@ from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo import ppo, ppo_ptx
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
-from workers.errors import ConfigError
+from workers.errors import BrokenCheckpointError, ConfigError
 
 STAGES: dict[str, Callable[[Session], None]] = {
     "sft": sft, "reward_model": reward_model, "ppo": ppo, "ppo_ptx": ppo_ptx, "evaluate": evaluate,
@@ -300,3 +301,64 @@ def test_a_folder_copied_elsewhere_is_made_longer_there(finished: Path, tmp_path
     whole = tmp_path / "whole"
     long = ran(whole, made(whole, "sft", "reward_model", "ppo", algorithm__iterations=4))
     assert traces(ran(tmp_path, wanted, start)) == traces(long)
+
+
+def test_a_model_that_no_stage_reads_any_more_may_be_missing(tmp_path: Path) -> None:
+    once, often = tmp_path / "once", tmp_path / "often"
+    stages = ("sft", "reward_model", "ppo", "ppo_ptx")
+    long = ran(once, made(once, *stages))
+    ran(often, made(often, *stages[:3]))
+    shutil.rmtree(often / "run" / "checkpoints" / "ppo")
+    wanted = made(often, *stages)
+    start = find_start(wanted)
+    assert start.saved is not None
+    assert (start.saved.stage, sorted(start.saved.progress["checkpoints"])) == (
+        "ppo", ["reward_model", "sft"],
+    )  # fmt: skip
+    (note,) = start.notes
+    assert note == "no stage that is left reads the model ppo: rehearsal.json is missing"
+    again = traces(ran(often, wanted, start))
+    expected = traces(long)
+    assert expected["weights"].pop("ppo")  # type: ignore[attr-defined]
+    assert again == expected
+
+
+@pytest.mark.parametrize(
+    ("stages", "name"),
+    [
+        (("sft", "reward_model", "ppo", "ppo_ptx"), "sft"),
+        (("sft", "reward_model", "ppo", "ppo_ptx"), "reward_model"),
+        (("sft", "reward_model", "ppo", "evaluate"), "ppo"),
+    ],
+)
+def test_a_model_that_a_stage_still_reads_is_refused_by_its_name(
+    finished: Path, tmp_path: Path, stages: tuple[str, ...], name: str
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    wanted = made(tmp_path, *stages)
+    wanted.resume = str(next((tmp_path / "run" / "state").glob("*-ppo-3")))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
+    with pytest.raises(BrokenCheckpointError, match=f"checkpoints/{name}"):
+        find_start(wanted)
+
+
+@pytest.mark.parametrize(
+    ("stages", "stage", "finished", "names"),
+    [
+        ("pretrain", "pretrain", "", {"base_initial"}),
+        ("pretrain,sft", "sft", "pretrain", {"base", "sft_initial"}),
+        ("pretrain,sft,reward_model", "sft", "pretrain,sft", {"sft", "base"}),
+        ("pretrain,sft,reward_model,ppo", "reward_model", "pretrain,sft,reward_model",
+         {"sft", "reward_model"}),
+        ("pretrain,sft,pretrain_large", "pretrain_large", "pretrain,sft", {"large_initial"}),
+        ("pretrain,sft", "sft", "pretrain,sft", set()),
+        ("sft,evaluate", "sft", "sft",
+         {"base", "large", "sft", "reward_model", "ppo", "ppo_ptx"}),
+        ("", "ppo", "sft", {"sft", "reward_model", "ppo_initial"}),
+    ],
+)  # fmt: skip
+def test_the_models_that_are_still_read_are_those_of_the_stages_that_are_left(
+    stages: str, stage: str, finished: str, names: set[str]
+) -> None:
+    config = Config(stages=[StageName(each) for each in stages.split(",") if each])
+    assert models_read(config, stage, finished.split(",")) == names

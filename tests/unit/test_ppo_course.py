@@ -129,13 +129,11 @@ def test_the_policy_may_be_as_far_from_its_reference_as_the_limit(limit: float, 
         stage._require_near(session, experience)
 
 
-def resumed(path: Path, run: Run, **own: object) -> Run:
-    """A second session that goes on after the first iteration of `run`; `own` replaces notes."""
+def resumed(path: Path, run: Run) -> Run:
+    """A second session that goes on after the first iteration of `run`."""
     folder = RunFolder(shutil.copytree(run.folder.path, path / "run"))
     (first, *_) = SavedRuns(folder).whole()
-    saved = SavedRuns(folder).read(first)
-    progress = saved.progress | {"own": saved.progress["own"] | own}
-    again = Run(path, run.config, replace(saved, progress=progress))
+    again = Run(path, run.config, SavedRuns(folder).read(first))
     again.roles.policy.rests = again.roles.critic.rests = run.config.rollout.sleep
     return again
 
@@ -153,13 +151,17 @@ def test_a_checkpoint_whose_kl_coefficient_is_of_another_control_is_refused(
     settings = config(iterations=2, evaluate_every=0)
     settings.algorithm.kl.control = control
     settings.run.checkpoint.every_steps = 1
-    run = Run(tmp_path / "first", settings)
+    run = Run(tmp_path, settings)
     ppo(run.session)
-    again = resumed(tmp_path / "again", run, kl=kl)
+    runs = SavedRuns(run.folder)
+    (first, *_) = runs.whole()
+    saved = runs.read(first)
+    known = saved.progress | {"own": saved.progress["own"] | {"kl": kl}}
+    facts = {"config": saved.config, "versions": saved.versions}
+    path = runs.publish(runs.begin("ppo", 1), [], known, facts, [])
     with pytest.raises(BrokenCheckpointError, match=says) as caught:
-        ppo(again.session)
-    assert "state/000001-ppo-1" in caught.value.where
-    assert "policy.restore" not in again.hub.names()
+        runs.read(path)
+    assert caught.value.where == str(path)
 
 
 def test_a_resumed_stage_goes_on_with_what_both_trainers_were(tmp_path: Path) -> None:
