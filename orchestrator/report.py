@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.command import exit_code, say
+from orchestrator.config import StageName
 from orchestrator.damage import Damage
 from orchestrator.metrics import read_whole_metrics
 from orchestrator.page import Page, render_page
@@ -52,10 +53,10 @@ def write_report(folder: RunFolder) -> Report:
     """
     damage = Damage()
     _require_folder(folder)
-    records = read_whole_metrics(folder.metrics, damage)
     summary, comparisons, rollouts = Summary(), [], []
     if lexists(folder.summary):
         summary = read_summary(folder.summary, damage)
+    records = [] if _only_evaluated(folder, summary) else read_whole_metrics(folder.metrics, damage)
     comparisons, rollouts = read_comparisons(folder, damage), read_rollouts(folder, damage)
     config = _config(folder, damage)
     if not (records or comparisons or rollouts or summary != Summary()):
@@ -80,6 +81,12 @@ def write_report(folder: RunFolder) -> Report:
     )
     write_text(folder.report, render_page(page))
     return Report(folder.report, summary, comparisons, damage.notes())
+
+
+def _only_evaluated(folder: RunFolder, summary: Summary) -> bool:
+    """Whether the run has no steps that it could have measured: its empty file is whole."""
+    stages = set(summary.timing.stages) == {StageName.evaluate.value}
+    return stages and folder.metrics.is_file() and not folder.metrics.stat().st_size
 
 
 def _require_folder(folder: RunFolder) -> None:

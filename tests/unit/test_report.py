@@ -315,6 +315,12 @@ def test_a_damaged_line_is_named_and_the_others_are_shown(folder: RunFolder) -> 
     assert 'alt="Reward and KL"' in page
 
 
+def test_no_metrics_are_damage_unless_the_run_could_measure_none(folder: RunFolder) -> None:
+    assert _damaged(folder, "metrics.jsonl", "") == [f"{folder.metrics}: it is empty"]
+    write_summary(folder, replace(SUMMARY, timing=Timing(70.0, None, {"evaluate": 60.0})))
+    assert write_report(folder).damage == []
+
+
 def test_a_damaged_part_of_the_summary_is_named_and_the_others_are_shown(
     folder: RunFolder,
 ) -> None:
