@@ -36,26 +36,30 @@ SCORE_DEVIATION = "score_deviation"  # fact of a reward model: of its scores, re
 _MEND = "copy or make the checkpoint again; this one is not whole"
 
 Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
+Meanwhile = Callable[[], object]  # called now and then while weights are read or flushed
 
 
-def publish(final: Path, save: Save, facts: dict[str, Any]) -> Path:
+def publish(
+    final: Path, save: Save, facts: dict[str, Any], meanwhile: Meanwhile | None = None
+) -> Path:
     """Let `save` write a Hugging Face folder and make it visible under `final` in one rename.
 
     Args:
         final: where the folder shall appear; one that is there already is replaced.
         save: writes the folder at the path it is given.
         facts: JSON-ready description (stage, seed, ...) kept in the manifest.
+        meanwhile: see `Meanwhile`.
 
     Raises:
         BrokenCheckpointError: what was saved is not a loadable folder.
         CheckpointError: the disk is full or read-only; a folder that was there stays.
     """
     with writing(final, "the model"):
-        _publish(final, save, facts)
+        _publish(final, save, facts, meanwhile)
     return final
 
 
-def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
+def _publish(final: Path, save: Save, facts: dict[str, Any], meanwhile: Meanwhile | None) -> None:
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -63,18 +67,18 @@ def _publish(final: Path, save: Save, facts: dict[str, Any]) -> None:
     _check_folder(partial)
     open_to_readers(partial)
     paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    digests = side_by_side(sha256_of, paths, meanwhile)
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, side_by_side(sha256_of, paths), strict=True)
+        for path, digest in zip(paths, digests, strict=True)
     }
     manifest = {"schema": SCHEMA_VERSION, "facts": facts, "files": files}
     (partial / MANIFEST).write_text(seal(manifest), encoding="utf-8")
-    for path in [*partial.rglob("*"), partial]:
-        flush(path)
+    side_by_side(flush, [*partial.rglob("*"), partial], meanwhile)
     _replace(partial, final)
 
 
-def require(path: str, what: str) -> Path:
+def require(path: str, what: str, meanwhile: Meanwhile | None = None) -> Path:
     """Check that `path` is a Hugging Face folder whose files can be read, and return it.
 
     A folder with a manifest of ours is checked against it, hash by hash.
@@ -82,6 +86,7 @@ def require(path: str, what: str) -> Path:
     Args:
         path: The folder.
         what: The name of the checkpoint, for messages: `model.checkpoints.WHAT`.
+        meanwhile: see `Meanwhile`.
 
     Raises:
         MissingCheckpointError: there is no such folder.
@@ -105,7 +110,7 @@ def require(path: str, what: str) -> Path:
         )
     _check_folder(folder)
     if lexists(folder / MANIFEST):
-        _check_manifest(folder)
+        _check_manifest(folder, meanwhile)
     return folder
 
 
@@ -137,13 +142,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return unseal(folder / MANIFEST, _MEND, since=SCHEMA_VERSION)
 
 
-def _check_manifest(folder: Path) -> None:
+def _check_manifest(folder: Path, meanwhile: Meanwhile | None) -> None:
     files = _manifest(folder).get("files")
     if not isinstance(files, dict) or not files:
         raise _broken(folder, f"{MANIFEST} does not parse: it lists no files")
     # the card is for people, who may write into it
     listed = [(name, entry) for name, entry in files.items() if name != cards.NAME]
-    side_by_side(lambda each: _check_entry(folder, *each), listed)
+    side_by_side(lambda each: _check_entry(folder, *each), listed, meanwhile)
 
 
 def _check_entry(folder: Path, name: str, entry: object) -> None:

@@ -197,6 +197,10 @@ class Fleet:
             if state.version >= 0 and state.status == "empty"
         ]
 
+    def look_after(self) -> None:
+        """Look for signs of life of all workers; for the driver while its own work takes long."""
+        self.watch.tick()
+
     def holds(self, name: RoleName) -> bool:
         """Whether the group is there, with what it was last given."""
         return name in self._groups

@@ -452,6 +452,10 @@ class Roles(Protocol):
         """Have engines drop what they sample for steps that will be done again."""
         ...
 
+    def look_after(self) -> None:
+        """Look for signs of life of all workers; for the driver while its own work takes long."""
+        ...
+
     def holds(self, name: RoleName) -> bool:
         """Whether the group is there, with what it was last given."""
         ...

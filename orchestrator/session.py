@@ -72,7 +72,8 @@ class Session:
         Raises:
             CheckpointError: it is missing or broken.
         """
-        return str(checkpoint.require(self.checkpoints.get(name, ""), name))
+        path = self.checkpoints.get(name, "")
+        return str(checkpoint.require(path, name, self.fleet.look_after))
 
     def publish(self, name: str, save: checkpoint.Save, stage: str, **more: float) -> Path:
         """Save a stage's product into the run folder and hand it to the later stages.
@@ -96,7 +97,8 @@ class Session:
 
         facts = {"stage": stage, "seed": self.config.seed, "experiment": self.config.experiment}
         facts |= more
-        folder = checkpoint.publish(self.folder.checkpoints / name, whole, facts)
+        made, meanwhile = self.folder.checkpoints / name, self.fleet.look_after
+        folder = checkpoint.publish(made, whole, facts, meanwhile)
         self.checkpoints[name] = str(folder)
         return folder
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = 8
+_MEANWHILE_SECONDS = 0.2
 _LEAST_BYTES = 16 << 20  # Ray's servers wait for a minute and end where there is less
 _GONE, _CLOSED = "put the folder back", "let this user write there"
 _TAKEN = "move what lies there out of the way"
@@ -131,13 +132,26 @@ def _umask() -> int:
     return 0o022
 
 
-def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def side_by_side(
+    work: Callable[[T], R], items: Iterable[T], meanwhile: Callable[[], object] | None = None
+) -> list[R]:
     """The results of `work` on each item, in order, by threads: for hashing and other system calls.
 
     What the first item in order to fail raises is raised.
+
+    Args:
+        work: Done on each.
+        items: In order.
+        meanwhile: Called now and then by this thread until all is done; what it raises ends this.
     """
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(work, items))
+        begun = [threads.submit(work, item) for item in items]
+        try:
+            while meanwhile is not None and wait(begun, _MEANWHILE_SECONDS).not_done:
+                meanwhile()
+            return [each.result() for each in begun]
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def settle(path: Path) -> FileRecord:

@@ -134,7 +134,8 @@ def scores(
     judge = session.config.evaluate.judge
     if judge is JudgeKind.reward_model:
         given = session.config.evaluate.judge_checkpoint
-        folder = checkpoint.require(given, "judge") if given else session.need("reward_model")
+        look = session.fleet.look_after
+        folder = checkpoint.require(given, "judge", look) if given else session.need("reward_model")
         spec = judge_spec(session.config, str(Path(folder).resolve()), path)
     elif judge is not JudgeKind.auto:
         return None

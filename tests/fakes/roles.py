@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -643,6 +643,7 @@ class FakeRoles:
         self._sizes = sizes
         self.replaced: list[str] = []
         self.brought_up: list[RoleName] = []
+        self.look_after: Callable[[], object] = lambda: None
         self.rollout = FakeRollout(hub, sizes.get("rollout", 1))
         self.reward = FakeReward(hub, sizes.get("reward", 1))
         self.reference = FakeReference(hub, sizes.get("reference", 1))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes.session import Run
+from fakes.toy import ToyPolicy
 
+from orchestrator import checkpoint
 from orchestrator import watch as watching
+from orchestrator.account import Account
+from orchestrator.config import Config
+from orchestrator.fleet import Fleet
 from orchestrator.guard import Guard
 from orchestrator.servers import DistantServers
 from orchestrator.supervision import Rules, Status
+from orchestrator.waiting import Position
 from orchestrator.watch import Watch, kernel_kills
+from workers.disk import side_by_side
 from workers.errors import ClusterLostError, RoleDiedError, RoleHungError
 from workers.pulse import Pulse, beat, pulse, stacks, traced
 
@@ -228,3 +237,55 @@ def test_what_the_kernel_killed_meanwhile_is_told_with_the_death(
     assert night.watch.died("policy rank 1", "signal 9") == told
     assert night.watch.life("policy rank 1").reason == told
     assert kernel_kills(tmp_path / "absent") == 0
+
+
+def test_workers_are_asked_for_signs_of_life_while_the_driver_hashes_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, night = Run(tmp_path), Night()
+    asked, hashed = threading.Event(), checkpoint.sha256_of
+    process = night.processes["policy rank 0"]
+    waited = list[bool]()
+
+    def look_after() -> None:
+        night.pass_time(11.0)
+        if process.asked > before:
+            asked.set()
+
+    def slow(path: Path) -> str:
+        """A disk that is done with a file only after a worker was asked."""
+        waited.append(asked.wait(60.0))
+        return hashed(path)
+
+    run.roles.look_after = look_after
+    monkeypatch.setattr(checkpoint, "sha256_of", slow)
+    before = process.asked
+    run.session.publish("ppo", ToyPolicy.create(200, 1).save, "ppo")
+    published = len(waited)
+    assert published
+    asked.clear()
+    before = process.asked
+    run.session.need("ppo")
+    assert len(waited) > published
+    assert all(waited)
+    assert night.status("policy rank 0") is Status.healthy
+
+
+def test_a_loss_that_is_seen_while_weights_are_hashed_ends_the_hashing() -> None:
+    seen = threading.Event()
+
+    def lost() -> None:
+        seen.set()
+        raise ClusterLostError("the raylet ended")
+
+    with pytest.raises(ClusterLostError, match="the raylet ended"):
+        side_by_side(lambda _: seen.wait(60.0), range(100), lost)
+
+
+def test_a_fleet_looks_after_the_workers_by_its_watch() -> None:
+    fleet = Fleet(Config(), object(), Position(), Account())  # type: ignore[arg-type]
+    night = Night()
+    fleet.watch = night.watch
+    night.now = 20.0
+    fleet.look_after()
+    assert night.processes["policy rank 0"].asked == 1
