@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import ToyPolicy, ToyScalar
+from fakes.judge import Answer, Server, says
 from fakes.session import Run
 
 from orchestrator.config import DataSourceKind, JudgeKind
@@ -223,6 +224,46 @@ def test_a_judge_that_fails_is_named(tmp_path: Path, function: str, says: str):
     assert caught.value.where == "evaluate.judge_function"
     assert caught.value.mend
     assert read_comparisons(run.folder)  # the answers are kept
+
+
+def test_a_judge_that_goes_down_is_asked_for_the_rest_alone_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def verdict(question: str) -> Answer:
+        return says(f"[[{'ABC'[len(question) % 3]}]]")
+
+    def fails_later(question: str) -> Answer:
+        return verdict(question) if len(server.questions) <= 9 else (503, {}, "")
+
+    def judged(name: str, cache: str) -> Run:
+        run = Run(tmp_path / name)
+        run.config.evaluate.judge = JudgeKind.endpoint
+        endpoint = run.config.evaluate.endpoint
+        endpoint.url, endpoint.model, endpoint.key_variable = server.url, "m", ""
+        endpoint.instruction, endpoint.cache = "{prompt}|{first}|{second}", str(tmp_path / cache)
+        endpoint.backoff_seconds, endpoint.retries = 0.01, 1
+        return run
+
+    server = Server(verdict)
+    calm = judged("calm", "calm-verdicts")
+    evaluate(calm.session)
+    asked = len(server.questions)
+    server.questions.clear()
+    server.answer = fails_later
+    with pytest.raises(JudgeError, match="x HTTP 503"):
+        evaluate(judged("first", "verdicts").session)
+    known = len((tmp_path / "verdicts" / "verdicts.jsonl").read_text().splitlines())
+    assert 0 < known <= 9 < asked
+    server.questions.clear()
+    server.answer = verdict
+    again = judged("again", "verdicts")
+    evaluate(again.session)
+    server.close()
+    assert len(server.questions) == asked - known
+    assert again.session.findings.preferred == calm.session.findings.preferred
+    assert again.session.findings.judging.cached == known
 
 
 def test_another_reward_model_than_the_one_that_ppo_optimised_judges(tmp_path: Path):
