@@ -84,11 +84,12 @@ class Run:
     def _start(self) -> subprocess.Popen[bytes]:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orchestrator.run", "+experiment=pocket_tiny"]
+        paths = filter(None, [str(ROOT.parent), os.environ.get("PYTHONPATH")])
         with self.said.open("ab") as said:
             return subprocess.Popen(
                 [*self.before, *command, f"run.dir={self.folder}", "resume=auto", *self.overrides],
                 cwd=ROOT.parent, stdout=said, stderr=subprocess.STDOUT,
-                env=os.environ | {"COLUMNS": "120", "PYTHONPATH": str(ROOT.parent)},
+                env=os.environ | {"COLUMNS": "120", "PYTHONPATH": os.pathsep.join(paths)},
             )  # fmt: skip
 
     def again(self) -> None:
