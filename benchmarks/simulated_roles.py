@@ -383,6 +383,9 @@ class SimRoles:
     def holds(self, name: RoleName) -> bool:
         return True
 
+    def look_after(self) -> None:
+        """They are always well."""
+
     def infos(self) -> list[RoleInfo]:
         return self.made
 

@@ -51,6 +51,7 @@ MEASURED = Summary(
     ledger=LedgerTotals(10, 9, 1),
     weight_sync=WeightSyncTotals(4, 0.559, 2.3e-06),
     timing=Timing(60.0, 9.0, {"ppo": 5.0}, {"generate": 2.0}, {"first_iteration": 17.0}),
+    drops={"too odd": 1},
     given_up=("rollout/1",),
     roles=(RoleInfo("policy", 0, 1, "node", "cpu"),),
     data=(SetAccount("mine", "prompts", "p.jsonl", 0.5, read=12, dropped={"too-long": 2},
@@ -92,6 +93,7 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "timing/start": ({}, "first PPO update"),
     "timing/stages": ({}, ""),  # plotted
     "timing/ppo_phases": ({}, ""),
+    "drops": ({}, "too odd"),
     "given_up": ([], ""),
     "roles": ([], "1 policy"),
     "data": ({}, "<td>mine</td>"),
@@ -103,7 +105,7 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
 # empty, or that it had not always.
 _TABLES = (
     *("timing/stages", "timing/ppo_phases", "timing/start", "evaluation/models", "data"),
-    *("evaluation/models/*/lm_eval", "evaluation/models/*/lm_eval/*", "data/*/dropped"),
+    *("evaluation/models/*/lm_eval", "evaluation/models/*/lm_eval/*", "data/*/dropped", "drops"),
     *("stages/reward_model/by_source", "stages/reward_model/by_completions"),
     *("[0-9]*/responses", "[0-9]*/gold"),
 )

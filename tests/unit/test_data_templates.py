@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from workers.data.examples import Comparison, Demonstration, Message, Rejected
 from workers.data.jinja import BrokenTemplateError, Template
 from workers.data.render import Renderer
 from workers.data.ties import tied_ranks
-from workers.data.watched import ItemTooCostlyError, watched
+from workers.data.watched import ItemTooCostlyError, _used, _Work, watched
 from workers.errors import DataError
 
 PLAIN = (
@@ -253,3 +254,13 @@ def test_a_row_whose_trained_turns_are_cut_away_is_dropped(tokenizer: Any) -> No
     )
     rows = render.demonstrations([Demonstration(context, "late", "F:1")])
     assert rows == [Rejected("no trained turn within the token limit", "F:1")]
+
+
+def test_a_watched_thread_that_has_ended_uses_no_time() -> None:
+    work = _Work(str, [1, 2])
+    assert _used(work) == 0.0
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert work.results == ["1", "2"]
+    assert _used(work) == 0.0  # its clock is gone

@@ -154,9 +154,13 @@ try:
 except BaseException:
     print("dropped by a module that is being imported")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND + imports], capture_output=True, text=True, check=False
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's & ignores it
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND + imports], capture_output=True, text=True, check=False
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.returncode, done.stdout, done.stderr) == (130, "begins\n", "stopped\n")
 
 

@@ -9,7 +9,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psutil
 
@@ -57,6 +57,16 @@ class _Work(Generic[Item, Result]):
             self.done.set()
 
 
+def _used(work: _Work[Any, Any]) -> float:
+    """Processor seconds on the present item; 0 before the thread begins and after its end."""
+    if work.clock == -1:
+        return 0.0
+    try:
+        return time.clock_gettime(work.clock) - work.began
+    except OSError:  # the thread has just ended, and its clock with it
+        return 0.0
+
+
 def watched(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -77,7 +87,7 @@ def watched(
         now = len(work.results)
         if now != place:
             place, size = now, process.memory_info().rss
-        used = time.clock_gettime(work.clock) - work.began if work.clock != -1 else 0.0
+        used = _used(work)
         grown = process.memory_info().rss - size
         if used > seconds or grown > most_bytes:
             _end(thread, work.done)
