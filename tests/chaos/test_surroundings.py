@@ -7,8 +7,10 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from benchmarks import chaos
 from benchmarks.chaos import Run
@@ -103,3 +105,38 @@ def test_a_run_on_a_clock_that_jumps_is_the_same(
     assert figures(found) == figures(calm)
     assert summary(found)["restarts"] == 0
     assert 0 < summary(found)["timing"]["total_seconds"] < 3000
+
+
+def test_responses_of_two_thousand_tokens_are_work_and_no_standstill(home: Path) -> None:
+    long = [f"model.{name}.max_position_embeddings=4096" for name in ("pocket", "large")]
+    long.append("model.pocket.tie_word_embeddings=false")
+    made = finished(Run(home / "long", ["stages=[pretrain,sft,reward_model]", *long]))
+    sft = made / "checkpoints" / "sft"
+    never_ends(sft)
+    run = Run(home / "answers", [
+        *long, "stages=[ppo]", f"model.checkpoints.base={made}/checkpoints/base",
+        f"model.checkpoints.sft={sft}",
+        f"model.checkpoints.reward_model={made}/checkpoints/reward_model",
+        "rollout.max_response_tokens=2000", "algorithm.prompts_per_iteration=8",
+        "algorithm.iterations=2", "algorithm.evaluate_every=0",
+        "run.supervision.stall_seconds=5", "run.supervision.probe_seconds=1",
+    ])  # fmt: skip
+    found = summary(finished(run))
+    assert found["ledger"] == {"generated": 16, "trained": 16, "dropped": 0}
+    assert found["restarts"] == 0
+    lengths = [r.value for r in read_metrics(run.folder / "metrics.jsonl")
+               if r.name == "ppo/response_tokens_mean"]  # fmt: skip
+    assert min(lengths) > 1900
+
+
+def never_ends(folder: Path) -> None:
+    """Make a model's end token impossible: one feature is always on, and only speaks against it."""
+    path = folder / "model.safetensors"
+    weights = {name: np.array(value) for name, value in load_file(path).items()}
+    end = json.loads((folder / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    weights["model.embed_tokens.weight"][:, 0] = 3.0
+    weights["lm_head.weight"][:, 0] = 0.0
+    weights["lm_head.weight"][end] = 0.0
+    weights["lm_head.weight"][end, 0] = -20.0
+    save_file(weights, path, metadata={"format": "pt"})
+    (folder / "rehearsal.json").unlink()  # says that the file was changed
