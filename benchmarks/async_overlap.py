@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, machine, write_result
-from orchestrator.metrics import MetricRecord, read_metrics
+from orchestrator.telemetry.metrics import MetricRecord, read_metrics
 
 # Phases of each role; they follow each other, so their sum is the time that the role works.
 WORK = {

@@ -33,8 +33,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.common import ROOT, machine, write_result
-from orchestrator.metrics import comparable, read_metrics
-from orchestrator.servers import server_name
+from orchestrator.supervision.ray_servers import server_name
+from orchestrator.telemetry.metrics import comparable, read_metrics
 
 ROLES = ("rollout", "reward", "reference", "policy", "critic")
 SIGNALS = ("SIGKILL", "SIGSTOP")

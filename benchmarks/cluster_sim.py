@@ -34,17 +34,17 @@ from benchmarks.simulated_roles import (
     SimRoles,
     make_roles,
 )
-from orchestrator.config import Config
-from orchestrator.live import LiveView
-from orchestrator.losses import Losses
-from orchestrator.run_folder import RunFolder
-from orchestrator.saves import Saves
-from orchestrator.session import Session
-from orchestrator.stages.ppo import ppo
-from orchestrator.telemetry import Telemetry
-from orchestrator.waiting import Position
-from workers.data.pocket import PocketSource
+from orchestrator.config.schema import Config
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.session.saves import Saves
+from orchestrator.session.session import Session
+from orchestrator.stages.ppo.loop import ppo
+from orchestrator.supervision.lost_workers import Losses
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.live import LiveView
+from orchestrator.telemetry.recorder import Telemetry
 from workers.data.records import Prompt
+from workers.pocket.source import PocketSource
 
 MODES = ("synchronous", "one-step", "in-flight")
 

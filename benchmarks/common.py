@@ -17,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from orchestrator import new_model
-from orchestrator.config import Config
+from orchestrator.config.schema import Config
 from orchestrator.run import CONF, may_add, to_config
 
 ROOT = Path(__file__).resolve().parent

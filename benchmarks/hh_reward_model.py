@@ -26,10 +26,10 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.common import DATA, ROOT, machine, make_model, require, write_result
 from orchestrator import run
-from orchestrator.recipe import make_source
-from orchestrator.statistics import WinRate, preference
+from orchestrator.results.intervals import WinRate, preference
+from orchestrator.session.sources import make_source
 from workers.data.source import DataSource
-from workers.messages import Ranking
+from workers.records.training import Ranking
 
 PAIRS = 2000
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, machine, write_result
 from benchmarks.rollout_throughput import VERSION, Case, Ours, make_model, make_requests
-from orchestrator.handles import Rollouts
-from workers.messages import GenerationRequest
+from orchestrator.roles.interfaces import Rollouts
+from workers.records.generation import GenerationRequest
 
 
 def arguments() -> argparse.Namespace:

@@ -31,7 +31,7 @@ from benchmarks.common import (
     run,
     write_result,
 )
-from orchestrator.account import covered
+from orchestrator.telemetry.role_time import covered
 
 PHASES = {
     "generate": "generate", "reward": "score", "logprobs": "score", "reference": "score",

@@ -32,8 +32,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workers.data.pocket import PocketSource
 from workers.data.records import Prompt
+from workers.pocket.source import PocketSource
 
 MODELS = ("base", "sft", "ppo", "ppo_ptx")
 _BATCH = 64

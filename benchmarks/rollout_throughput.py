@@ -27,24 +27,19 @@ import numpy as np
 import psutil
 
 from benchmarks.common import ROOT, machine, write_result
-from orchestrator.account import Account
-from orchestrator.cluster import start_cluster
-from orchestrator.config import (
-    ClusterConfig,
-    Config,
-    RoleName,
-    RoleResources,
-    RolesConfig,
-    RolloutConfig,
-)
-from orchestrator.derive import rollout_spec
-from orchestrator.fleet import Fleet
-from orchestrator.placement import place_roles
-from orchestrator.waiting import Position
-from workers.messages import Delivery, GenerationRequest, Sampling
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
+from orchestrator.config.engines import RolloutConfig
+from orchestrator.config.schema import Config
+from orchestrator.planning.placement import place_roles
+from orchestrator.planning.worker_specs import rollout_spec
+from orchestrator.roles.fleet import Fleet
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.role_time import Account
 from workers.pocket.model import create_model
-from workers.rollout import engine_environment
-from workers.specs import RolloutSpec
+from workers.records.generation import Delivery, GenerationRequest, Sampling
+from workers.records.specs import RolloutSpec
+from workers.roles.rollout import engine_environment
 
 EOS = 2
 VERSION = 1
@@ -188,7 +183,7 @@ class Process:
 def bare_vllm(connection: Connection, spec: RolloutSpec) -> None:
     from vllm import LLM, SamplingParams
 
-    from workers.vllm_engine import _engine_arguments
+    from workers.generation.vllm_engine import _engine_arguments
 
     arguments = _engine_arguments(spec)
     for name in ("weight_transfer_config", "worker_extension_cls"):

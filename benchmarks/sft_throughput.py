@@ -23,12 +23,13 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from benchmarks.common import DATA, ROOT, machine, make_model, require, write_result
-from orchestrator import batching
+from orchestrator.batching import training_batches
 from workers.data.files import FileSource
-from workers.data.sets import DataSet, Feeding, Rendering, SetKind
-from workers.messages import RankAddress, SupervisedStep, TokenBatch
-from workers.policy import PolicyWorker
-from workers.specs import GroupSpec, OptimizerSpec, TrainModelSpec
+from workers.data.tokenize.data_sets import DataSet, Feeding, Rendering, SetKind
+from workers.records.processes import RankAddress
+from workers.records.specs import GroupSpec, OptimizerSpec, TrainModelSpec
+from workers.records.training import SupervisedStep, TokenBatch
+from workers.roles.policy import PolicyWorker
 
 RATE, BETAS, EPS, CLIP = 1e-3, (0.9, 0.95), 1e-5, 1.0
 VALIDATION_ROWS = 64
@@ -102,7 +103,7 @@ class Ours:
         losses, tokens, clock = [], 0, Clock()
         for _ in range(self.args.steps):
             batch = read(self.source, self.args, self.taken)
-            (share,) = batching.supervised_step(batch, 1, self.args.budget)
+            (share,) = training_batches.supervised_step(batch, 1, self.args.budget)
             losses.append(self.worker.train_supervised(share).loss)
             tokens += len(batch.tokens.values)
             self.taken += 1
@@ -110,7 +111,7 @@ class Ours:
 
     def validation_loss(self) -> float:
         heldout = self.source.demonstrations("heldout", 0, VALIDATION_ROWS)
-        (share,) = batching.supervised_step(heldout, 1, self.args.budget)
+        (share,) = training_batches.supervised_step(heldout, 1, self.args.budget)
         loss = self.worker.evaluate_supervised(share)
         return loss.nll / loss.tokens
 
@@ -127,7 +128,7 @@ class Plain:
 
     def turn(self) -> Measured:
         batches = [read(self.source, self.args, self.taken + i) for i in range(self.args.steps)]
-        shares = [batching.supervised_step(b, 1, self.args.budget)[0] for b in batches]
+        shares = [training_batches.supervised_step(b, 1, self.args.budget)[0] for b in batches]
         steps = [([padded(m) for m in s.micro_batches], s.tokens) for s in shares]
         self.taken += self.args.steps
         clock = Clock()
@@ -165,7 +166,7 @@ def padded(batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def count_responses(source: FileSource, args: argparse.Namespace) -> tuple[int, int]:
     """Targets of the first step, as planned and by encoding the answers of its questions anew."""
     batch = read(source, args, 0)
-    share: SupervisedStep = batching.supervised_step(batch, 1, args.budget)[0]
+    share: SupervisedStep = training_batches.supervised_step(batch, 1, args.budget)[0]
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
     answers = {r["question"]: r["answer"] for r in rows}
     expected = 0

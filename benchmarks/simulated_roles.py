@@ -1,4 +1,4 @@
-"""Role groups without processes: they fulfil `orchestrator.handles` on a clock of their own.
+"""Role groups without processes: `orchestrator.roles.interfaces` on a clock of their own.
 
 Nothing is computed. A verb takes as long as a latency model says, the clock stands still while the
 driver works, and moves when it waits. Engines decode every sequence that they hold at the same
@@ -18,21 +18,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from orchestrator.config import RoleName
-from orchestrator.handles import Experience, Fields, Rollouts
-from workers.messages import (
-    ExperienceSummary,
-    Finish,
-    Ragged,
-    RoleInfo,
-    RolloutBatch,
-    RolloutSummary,
-    Scores,
-    StepStats,
-    TokenField,
-    WeightOffer,
-    WeightReceipt,
-)
+from orchestrator.config.cluster import RoleName
+from orchestrator.roles.interfaces import Experience, Fields, Rollouts
+from workers.records.arrays import Ragged
+from workers.records.generation import Finish, RolloutBatch, RolloutSummary
+from workers.records.processes import RoleInfo
+from workers.records.training import ExperienceSummary, Scores, StepStats, TokenField
+from workers.records.weights import WeightOffer, WeightReceipt
 
 T = TypeVar("T")
 PROMPT_TOKENS = 32

@@ -34,19 +34,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import ROOT, machine, write_result
-from orchestrator import batching
-from workers.messages import (
-    ExperienceBatch,
-    PolicyStep,
-    Ragged,
-    RankAddress,
-    StepWork,
-    Work,
-)
-from workers.padding import pad_rows, response_cells
-from workers.passes import ModelPasses
-from workers.policy import PolicyWorker
-from workers.specs import GroupSpec, OptimizerSpec, PolicyLossSpec, TrainModelSpec
+from orchestrator.batching import training_batches
+from workers.models.forward import ModelPasses
+from workers.models.padding import pad_rows, response_cells
+from workers.records.arrays import Ragged
+from workers.records.processes import RankAddress
+from workers.records.specs import GroupSpec, OptimizerSpec, PolicyLossSpec, TrainModelSpec
+from workers.records.training import ExperienceBatch, PolicyStep, StepWork, Work
+from workers.roles.policy import PolicyWorker
 
 RATE, BETAS, EPS, CLIP = 1e-5, (0.9, 0.95), 1e-5, 1.0
 LOSS = PolicyLossSpec(clip=0.2, temperature=1.0, advantage_mean=0.0, advantage_std=1.0)
@@ -108,9 +103,9 @@ def make_experience(args: argparse.Namespace) -> ExperienceBatch:
 
 def planned(args: argparse.Namespace, e: ExperienceBatch, *, packed: bool) -> StepWork:
     """The step as the driver plans it for one rank."""
-    plan = batching.StepPlan(1, args.budget, len(e.ids), 1, (0,), packed=packed)
+    plan = training_batches.StepPlan(1, args.budget, len(e.ids), 1, (0,), packed=packed)
     lengths = e.tokens.lengths
-    ((step,),) = batching.critic_steps(e.ids, lengths - e.prompt_lengths, lengths, plan)
+    ((step,),) = training_batches.critic_steps(e.ids, lengths - e.prompt_lengths, lengths, plan)
     return step
 
 

@@ -1,11 +1,11 @@
 """How long does a weight sync take, and how far is it from a plain copy of the same bytes?
 
 Through the run's own roles: DeepSpeed trainers on one side, a vLLM engine on the other, and
-`orchestrator.sync.WeightSync` between them. `transfer` is what the engines wait for: publishing,
-moving, checking and loading every weight. `probe` is the rest of the transaction: tokens sampled,
-scored by the trainer, compared, and the engine admitted. `transport` is shared memory alone, in one
-process: copied in with its checksum, and checked on the other side. `memcpy` copies as many bytes
-once, between buffers that are mapped already, in the turn beside.
+`orchestrator.roles.weight_sync.WeightSync` between them. `transfer` is what the engines wait for:
+publishing, moving, checking and loading every weight. `probe` is the rest of the transaction:
+tokens sampled, scored by the trainer, compared, and the engine admitted. `transport` is shared
+memory alone, in one process: copied in with its checksum, and checked on the other side. `memcpy`
+copies as many bytes once, between buffers that are mapped already, in the turn beside.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from benchmarks.common import (
     print_table,
     write_result,
 )
-from orchestrator.cluster import start_cluster
-from orchestrator.config import Config, RoleName, Transport
-from orchestrator.derive import rollout_spec, train_spec
-from orchestrator.fleet import Fleet
-from orchestrator.placement import place_roles
-from orchestrator.sync import SyncReport, WeightSync
-from orchestrator.telemetry import Account
-from orchestrator.waiting import Position
-from workers.data.pocket import PocketSource
-from workers.weight_sync import SharedMemoryReceiver, SharedMemorySender, describe
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.engines import Transport
+from orchestrator.config.schema import Config
+from orchestrator.planning.placement import place_roles
+from orchestrator.planning.worker_specs import rollout_spec, train_spec
+from orchestrator.roles.fleet import Fleet
+from orchestrator.roles.weight_sync import SyncReport, WeightSync
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.recorder import Account
+from workers.pocket.source import PocketSource
+from workers.weights.transfer import SharedMemoryReceiver, SharedMemorySender, describe
 
 SIZES = {"13MB": (256, 4, 512), "550MB": (1024, 10, 10_752)}  # width, layers, vocabulary
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from orchestrator.command import exit_code, visible
+from orchestrator.process.command_exit import exit_code, visible
 from workers.errors import ConfigError, RoleError
-from workers.http_answer import ask
+from workers.scorers.http_answer import ask
 
 _URL = "http://127.0.0.1:8000"
 _SECONDS = 300.0  # for one reply

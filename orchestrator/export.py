@@ -14,16 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator import cards, checkpoint
-from orchestrator.command import exit_code
-from orchestrator.plain import from_plain
-from orchestrator.run_folder import RunFolder
-from orchestrator.saved_files import MANIFEST, MEND
-from orchestrator.saved_run import SavedRun, SavedRuns
-from workers.border import reading
+from orchestrator.checkpoints import model_folder
+from orchestrator.checkpoints.contents import MANIFEST, MEND
+from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
+from orchestrator.process.command_exit import exit_code
+from orchestrator.run_files.dataclass_json import from_plain
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.session import model_card
 from workers.errors import ConfigError, MissingCheckpointError
-from workers.messages import RankAddress, Sampling
-from workers.specs import Dtype, GroupSpec, TrainModelSpec
+from workers.process.library_errors import reading
+from workers.records.generation import Sampling
+from workers.records.processes import RankAddress
+from workers.records.specs import Dtype, GroupSpec, TrainModelSpec
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +44,7 @@ class _Told:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """See `config.DataConfig`."""
+    """See `config.data.DataConfig`."""
 
     source: str
     chat_template: str = "auto"
@@ -51,7 +53,7 @@ class _Data:
 
 @dataclass(frozen=True, slots=True)
 class _Rollout:
-    """See `config.RolloutConfig`."""
+    """See `config.engines.RolloutConfig`."""
 
     temperature: float
     max_response_tokens: int
@@ -120,14 +122,14 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
         MissingCheckpointError: the model that the training started from has been moved.
         BrokenCheckpointError: files are missing, or do not say what they are of.
     """
-    from workers.published import complete
+    from workers.models.published_files import complete
 
     if folder.exists():
         raise ConfigError("the folder is there already", where=str(folder), mend="name a new one")
     spec, dtype = _facts(saved, role)
     with reading(saved.path, "its configuration cannot be used", MEND):
         config = from_plain(_Config, saved.config)
-    origin = checkpoint.require(_origin(saved, spec.checkpoint), "starting")
+    origin = model_folder.require(_origin(saved, spec.checkpoint), "starting")
     spec = replace(spec, checkpoint=str(origin))
     sampling = Sampling(config.rollout.temperature, config.rollout.max_response_tokens)
     tokenizer = _tokenizer(config, origin)
@@ -136,15 +138,15 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
     def save(path: str) -> None:
         _save(spec, dtype, saved.path, role, path, threads)
         complete(Path(path), tokenizer, sampling)
-        cards.write(Path(path), card)
+        model_card.write(Path(path), card)
 
     facts = {"stage": saved.stage, "step": saved.step, "seed": config.seed}
-    checkpoint.publish(folder.resolve(), save, facts)
+    model_folder.publish(folder.resolve(), save, facts)
 
 
 def _tokenizer(config: _Config, origin: Path) -> PreTrainedTokenizerBase:
     """That of the run's data; `origin` is the folder that the training started from."""
-    from workers.data.tokenizers import load_speaker
+    from workers.data.tokenize.tokenizers import load_speaker
     from workers.pocket.tokenizer import build_tokenizer
 
     if config.data.source == "pocket":
@@ -152,14 +154,14 @@ def _tokenizer(config: _Config, origin: Path) -> PreTrainedTokenizerBase:
     return load_speaker(origin, config.data.chat_template, config.data.add_bos_token)
 
 
-def _card(saved: SavedRun, role: Role, origin: Path, config: _Config) -> cards.Card:
+def _card(saved: SavedRun, role: Role, origin: Path, config: _Config) -> model_card.Card:
     scores = role == "critic" and saved.stage == "reward_model"
-    return cards.Card(
+    return model_card.Card(
         name="reward_model" if scores else "critic" if role == "critic" else saved.stage,
         stages=(*saved.progress.get("finished", ()), f"{saved.stage}, {saved.step} steps of it"),
         experiment=config.experiment,
         seed=config.seed,
-        licence=cards.licence_of(origin),
+        licence=model_card.licence_of(origin),
         base=origin.name,
         data=(),
         pocket=config.data.source == "pocket",
@@ -170,7 +172,7 @@ def _card(saved: SavedRun, role: Role, origin: Path, config: _Config) -> cards.C
 
 def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:
     # Deferred, like all that imports torch: mistakes on the command line are told at once.
-    from workers.state_files import StateFiles
+    from workers.training.state_files import StateFiles
 
     with reading(
         saved.path,
@@ -197,8 +199,8 @@ def _origin(saved: SavedRun, path: str) -> str:
 def _save(
     spec: TrainModelSpec, dtype: Dtype, state: Path, role: Role, path: str, threads: int
 ) -> None:
-    from workers.critic import CriticWorker
-    from workers.policy import PolicyWorker
+    from workers.roles.critic import CriticWorker
+    from workers.roles.policy import PolicyWorker
 
     worker = PolicyWorker(0) if role == "policy" else CriticWorker(0)
     host, port = worker.address()

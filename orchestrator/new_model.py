@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator import checkpoint
-from orchestrator.command import exit_code
-from workers.data.readers import read_rows
+from orchestrator.checkpoints import model_folder
+from orchestrator.process.command_exit import exit_code
+from workers.data.formats.readers import read_rows
 from workers.errors import ConfigError
-from workers.messages import Sampling
+from workers.records.generation import Sampling
 
 # name -> default, smallest, largest, what it is
 _SIZES = {
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make(options: argparse.Namespace) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed, which transformers imports, warns
     # seconds of imports, after mistakes on the command line have been told
-    from workers.published import complete
-    from workers.scratch_model import ScratchShape, create_scratch_model, learn_tokenizer
+    from workers.models.published_files import complete
+    from workers.models.scratch import ScratchShape, create_scratch_model, learn_tokenizer
 
     folder = Path(options.folder)
     _require_empty(folder)
@@ -66,7 +66,7 @@ def _make(options: argparse.Namespace) -> None:
         counted.append(create_scratch_model(path, shape, tokenizer, options.seed))
         complete(Path(path), tokenizer, Sampling(1.0, max(1, options.positions // 2)))
 
-    checkpoint.publish(folder.resolve(), save, {"stage": "new_model", "seed": options.seed})
+    model_folder.publish(folder.resolve(), save, {"stage": "new_model", "seed": options.seed})
     sys.stdout.write(f"{folder}: {counted[0]:,} parameters, {len(tokenizer):,} tokens\n")
 
 
@@ -123,7 +123,7 @@ def _bytes(options: argparse.Namespace) -> int:
 
 
 def _texts(paths: Sequence[str]) -> Iterator[str]:
-    from workers.scratch_model import strings_of
+    from workers.models.scratch import strings_of
 
     for path in paths:
         for row in read_rows(path):

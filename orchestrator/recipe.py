@@ -8,40 +8,41 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from orchestrator import inputs
-from orchestrator.best import scores_of
-from orchestrator.changes import plain_config
-from orchestrator.checks import models_read
-from orchestrator.cluster import start_cluster
-from orchestrator.command import say, tell
-from orchestrator.config import Config, StageName
-from orchestrator.dry_run import look
-from orchestrator.fleet import Fleet, rules_of
-from orchestrator.live import LiveView
-from orchestrator.losses import Losses
-from orchestrator.plan import Plan
-from orchestrator.printing import rendered
-from orchestrator.processes import process_seconds
-from orchestrator.progress import apply
-from orchestrator.recovery import run_supervised
-from orchestrator.report import write_report
-from orchestrator.resume import Start, package_versions
-from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRuns
-from orchestrator.saves import Saves
-from orchestrator.session import Session
-from orchestrator.sources import accounts
+from orchestrator.checkpoints import given_inputs
+from orchestrator.checkpoints.best import scores_of
+from orchestrator.checkpoints.config_changes import plain_config
+from orchestrator.checkpoints.saved_runs import SavedRuns
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.cluster.worker_processes import process_seconds
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.planning.plan import Plan
+from orchestrator.planning.stage_graph import models_read
+from orchestrator.preflight.dry_run import look
+from orchestrator.process.command_exit import say, tell
+from orchestrator.process.printing import rendered
+from orchestrator.process.stop_signals import StopRequest
+from orchestrator.report.build import write_report
+from orchestrator.report.tables import places, render_result
+from orchestrator.results.summary import Summary, Timing, WeightSyncTotals, write_summary
+from orchestrator.roles.fleet import Fleet, rules_of
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.session.driver_state import apply
+from orchestrator.session.recovery import run_supervised
+from orchestrator.session.resume import Start, package_versions
+from orchestrator.session.saves import Saves
+from orchestrator.session.session import Session
+from orchestrator.session.sources import accounts
 from orchestrator.stages.evaluate import evaluate
-from orchestrator.stages.ppo import ppo, ppo_ptx
+from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
-from orchestrator.stopping import StopRequest
-from orchestrator.summary import Summary, Timing, WeightSyncTotals, write_summary
-from orchestrator.tables import places, render_result
-from orchestrator.telemetry import Telemetry
-from orchestrator.waiting import Position
-from workers.caught import Caught
+from orchestrator.supervision.lost_workers import Losses
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.live import LiveView
+from orchestrator.telemetry.recorder import Telemetry
+from workers.process.caught_errors import Caught
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
@@ -74,7 +75,9 @@ def run_recipe(
     position = Position()
     resolved = plain_config(config)
     saved = start.saved
-    given = inputs.take(config) if start.taken is None else start.taken  # may take many minutes
+    given = (
+        given_inputs.take(config) if start.taken is None else start.taken
+    )  # may take many minutes
     saves = Saves(
         run_folder,
         config.run.checkpoint,

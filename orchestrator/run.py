@@ -23,16 +23,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator import hub
-from orchestrator.again import Command, configuration
-from orchestrator.command import exit_code, say, tell, unexpected
-from orchestrator.command_line import prepare
-from orchestrator.config import Config
-from orchestrator.config_errors import explain, reject_unknown_keys
-from orchestrator.plan import Plan, make_plan, render_plan
-from orchestrator.resume import Start, find_folder, find_start, outlook, run_date, saved_runs
-from orchestrator.run_folder import RunFolder, write_text
-from orchestrator.stopping import StopRequest, exit_process, stop_on_signals
+from orchestrator.command_line.arguments import prepare
+from orchestrator.command_line.earlier_run import Command, configuration
+from orchestrator.command_line.errors import explain, reject_unknown_keys
+from orchestrator.config.schema import Config
+from orchestrator.planning.plan import Plan, make_plan, render_plan
+from orchestrator.preflight import hub_models
+from orchestrator.process.command_exit import exit_code, say, tell, unexpected
+from orchestrator.process.stop_signals import StopRequest, exit_process, stop_on_signals
+from orchestrator.run_files.folder import RunFolder, write_text
+from orchestrator.session.resume import (
+    Start,
+    find_folder,
+    find_start,
+    outlook,
+    run_date,
+    saved_runs,
+)
 from workers.errors import CheckpointError, RehearsalError, StoppedError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -89,7 +96,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             folder = find_folder(config.resume, Path(config.run.dir), config.experiment)
             if config.resume:
                 composed.run.dir = config.run.dir = str(folder.path)
-            named = hub.resolve(config)
+            named = hub_models.resolve(config)
             for key, model in named.items():  # config.yaml keeps the name and its revision
                 OmegaConf.update(composed, key, model)
             plan = make_plan(config)
@@ -126,7 +133,9 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
 
 
 def _look(config: Config) -> None:
-    from orchestrator.dry_run import look  # imported late: a mistyped key needs no tokenizers
+    from orchestrator.preflight.dry_run import (
+        look,  # imported late: a mistyped key needs no tokenizers
+    )
 
     inputs = look(config)
     tell("".join(f"note: {note}\n" for note in inputs.notes))

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from orchestrator import checkpoint
-from orchestrator.command import exit_code
+from orchestrator.checkpoints import model_folder
+from orchestrator.process.command_exit import exit_code
 from workers.errors import ConfigError, UnsupportedPlatformError
 
 LOOPBACK, PORT = "127.0.0.1", 8000
@@ -68,10 +68,10 @@ def plan(options: argparse.Namespace, extra: tuple[str, ...] = ()) -> Service:
         ConfigError: it holds a model that generates no text, or a port is none.
         UnsupportedPlatformError: vLLM is not installed.
     """
-    from workers.model_shape import read_config, read_shape
+    from workers.model_folders.shape import read_config, read_shape
 
     cpu = _built_for_cpu()
-    folder = checkpoint.require(options.folder, "served").resolve()
+    folder = model_folder.require(options.folder, "served").resolve()
     config = read_config(folder)
     classes = config.get("architectures") or [""]
     if "TokenClassification" in str(classes[0]):

@@ -9,9 +9,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from workers.data.accounts import SetAccount
 from workers.data.files import FileSource
-from workers.data.sets import SHORTHANDS, DataSet, Feeding, Rendering
+from workers.data.tables.accounts import SetAccount
+from workers.data.tokenize.data_sets import SHORTHANDS, DataSet, Feeding, Rendering
 
 
 class Files:

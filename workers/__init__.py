@@ -1,0 +1,1 @@
+"""What the roles do: plain classes that know nothing of Ray or Hydra."""

@@ -14,22 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator import batching, cards
-from orchestrator.config import DataSourceKind
-from orchestrator.data_sets import kinds
-from orchestrator.derive import frozen_spec
-from orchestrator.harness import harness_scores
-from orchestrator.samples import Comparison, write_comparisons
-from orchestrator.session import Session
+from orchestrator.batching import training_batches
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.data_sets import kinds
+from orchestrator.planning.worker_specs import frozen_spec
+from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
+from orchestrator.roles.weight_sync import measure_parity, require_parity
+from orchestrator.run_files.samples import Comparison, write_comparisons
+from orchestrator.session import model_card
+from orchestrator.session.session import Session
 from orchestrator.stages.judging import Answers, preferences, scores
-from orchestrator.summary import MODEL_ORDER, EvaluationRow
-from orchestrator.sync import measure_parity, require_parity
-from workers.data.records import Prompt
-from workers.data.sets import SetKind
+from orchestrator.stages.lm_eval import harness_scores
+from workers.data.records import Gold, Prompt
+from workers.data.tokenize.data_sets import SetKind
 from workers.errors import ConfigError
-from workers.messages import FloatArray, Ragged, RolloutBatch, TokenBatch
-from workers.model_shape import read_shape
-from workers.pocket.labeler import Gold
+from workers.model_folders.shape import read_shape
+from workers.records.arrays import FloatArray, Ragged
+from workers.records.generation import RolloutBatch
+from workers.records.training import TokenBatch
 
 _MOST_NATS = 700.0  # exp(709.8) is the largest float
 
@@ -57,7 +59,7 @@ def evaluate(session: Session) -> None:
     _keep_comparisons(session, prompts, answers)
     session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
     _run_harness(session, names)
-    cards.add_evaluation(session)
+    model_card.add_evaluation(session)
 
 
 def _by_architecture(session: Session, names: list[str]) -> list[str]:
@@ -179,7 +181,7 @@ def _row_losses(session: Session, batch: TokenBatch) -> FloatArray:
     """Summed negative log-likelihood of each row's targets, (B,) nats."""
     reference = session.fleet.reference
     rows_of_all = np.arange(len(batch), dtype=np.int64)
-    hands = batching.partition(rows_of_all, batch.tokens.lengths, reference.size)
+    hands = training_batches.partition(rows_of_all, batch.tokens.lengths, reference.size)
     parts = reference.row_losses([batch.select(rows) for rows in hands]).result()
     losses = np.empty(len(batch), np.float32)
     for rows, part in zip(hands, parts, strict=True):

@@ -8,29 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import checkpoint
-from orchestrator.config import (
-    Config,
-    DataSourceKind,
-    JudgeKind,
-    RewardKind,
-    StageName,
-    TextBridge,
-)
-from orchestrator.derive import endpoint_spec, judge_spec, reward_spec
-from orchestrator.session import Session
-from orchestrator.statistics import WinRate, preference, win_rate
-from orchestrator.summary import EvaluationRow, Judging, Preference
-from workers.data.asked import plain_text
-from workers.data.fingerprint import tokenizer_fingerprint
-from workers.data.records import Prompt
-from workers.data.tokenizers import load_tokenizer
+from orchestrator.checkpoints import model_folder
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardKind, TextBridge
+from orchestrator.planning.worker_specs import endpoint_spec, judge_spec, reward_spec
+from orchestrator.results.intervals import WinRate, preference, win_rate
+from orchestrator.results.summary import EvaluationRow, Judging, Preference
+from orchestrator.session.session import Session
+from workers.data.records import Gold, Prompt
+from workers.data.rows.asked import plain_text
+from workers.data.tokenize.fingerprint import tokenizer_fingerprint
+from workers.data.tokenize.tokenizers import load_tokenizer
 from workers.errors import ConfigError, RewardError, TokenizerMismatchError
-from workers.experience import told
-from workers.judge_function import Pair, call_judge, started_judge
-from workers.messages import RolloutBatch
-from workers.pocket.labeler import Gold
-from workers.user_calls import Patience
+from workers.records.generation import RolloutBatch
+from workers.training.experience import told
+from workers.user_functions.calls import Patience
+from workers.user_functions.judge_function import Pair, call_judge, started_judge
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +68,7 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
     """
     settings = config.evaluate
     if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
-        checkpoint.require(settings.judge_checkpoint, "judge")
+        model_folder.require(settings.judge_checkpoint, "judge")
     if settings.judge is JudgeKind.endpoint:
         _key(config)
     folder = _given_model(config)
@@ -135,7 +131,9 @@ def scores(
     if judge is JudgeKind.reward_model:
         given = session.config.evaluate.judge_checkpoint
         look = session.fleet.look_after
-        folder = checkpoint.require(given, "judge", look) if given else session.need("reward_model")
+        folder = (
+            model_folder.require(given, "judge", look) if given else session.need("reward_model")
+        )
         spec = judge_spec(session.config, str(Path(folder).resolve()), path)
     elif judge is not JudgeKind.auto:
         return None
@@ -230,8 +228,8 @@ def _by_endpoint(
     pairs: Sequence[tuple[str, str]],
 ) -> _Rates:
     # imported late: no other judge needs an HTTP client
-    from workers.judge_cache import VerdictCache
-    from workers.judge_endpoint import AnswerPair, judge_pairs
+    from workers.scorers.judge_cache import VerdictCache
+    from workers.scorers.judge_endpoint import AnswerPair, judge_pairs
 
     asked = [
         AnswerPair(plain_text(prompt.context), a, b)

@@ -5,9 +5,10 @@ In the pocket world it starts from scratch; on files from `model.checkpoints.ini
 
 from __future__ import annotations
 
-from orchestrator.config import DataSourceKind, PocketModelConfig
-from orchestrator.derive import train_spec
-from orchestrator.session import Session
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.model import PocketModelConfig
+from orchestrator.planning.worker_specs import train_spec
+from orchestrator.session.session import Session
 from orchestrator.stages import supervised
 from workers.pocket.model import create_model
 

@@ -9,18 +9,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator import batching, checkpoint
-from orchestrator.agreement import annotator_agreement
-from orchestrator.arithmetic import ranking_steps, reward_model_steps, warmup_note
-from orchestrator.derive import train_spec
-from orchestrator.figures import Agreement
-from orchestrator.rankings import load_rankings, save_rankings
-from orchestrator.run_folder import write_text
-from orchestrator.session import Session
+from orchestrator.batching import training_batches
+from orchestrator.batching.batch_sizes import ranking_steps, reward_model_steps, warmup_note
+from orchestrator.checkpoints import model_folder
+from orchestrator.planning.worker_specs import train_spec
+from orchestrator.results.agreement import annotator_agreement
+from orchestrator.results.reward_model_figures import Agreement
+from orchestrator.run_files.folder import write_text
+from orchestrator.run_files.rankings import load_rankings, save_rankings
+from orchestrator.session.session import Session
 from orchestrator.stages.reward_model_record import record_heldout
 from workers.data.records import Prompt
 from workers.errors import EmptyDatasetError
-from workers.messages import Ragged, Ranking, TokenBatch
+from workers.records.arrays import Ragged
+from workers.records.training import Ranking, TokenBatch
 
 
 def reward_model(session: Session) -> None:
@@ -58,7 +60,7 @@ def reward_model(session: Session) -> None:
         "reward_model",
         lambda path: session.fleet.critic.save(path, sft).result(),
         "reward_model",
-        **{checkpoint.SCORE_DEVIATION: deviation},
+        **{model_folder.SCORE_DEVIATION: deviation},
     )
 
 
@@ -161,7 +163,7 @@ def _chosen(
 def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
     critic = session.fleet.critic
     budget = session.config.trainer.micro_batch_tokens
-    shares = batching.ranking_step(rankings, critic.size, budget, packed=critic.packed)
+    shares = training_batches.ranking_step(rankings, critic.size, budget, packed=critic.packed)
     stats = critic.train_rankings(shares).result()
     session.note_first_step()
     pairs = sum(r.pairs for r in rankings)
@@ -191,7 +193,7 @@ def _evaluate(
     """Record what the model is worth; the standard deviation of all scores, reward units."""
     critic = session.fleet.critic
     budget = session.config.trainer.micro_batch_tokens
-    shares = batching.ranking_step(heldout, critic.size, budget, packed=critic.packed)
+    shares = training_batches.ranking_step(heldout, critic.size, budget, packed=critic.packed)
     counts = critic.evaluate_rankings(shares).result()
     scored = [r for share in shares for batch in share.micro_batches for r in batch]
     record_heldout(session, scored, counts, agreement, step)

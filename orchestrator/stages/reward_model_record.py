@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.calibration import calibrate
-from orchestrator.figures import Agreement, RewardModelFigures
-from orchestrator.pairs import (
+from orchestrator.results.calibration import calibrate
+from orchestrator.results.pair_metrics import (
     accuracy_by_completions,
     accuracy_by_source,
     ordered_pairs,
     pair_accuracy,
 )
-from orchestrator.session import Session
-from workers.messages import PairCounts, Ranking
+from orchestrator.results.reward_model_figures import Agreement, RewardModelFigures
+from orchestrator.session.session import Session
+from workers.records.training import PairCounts, Ranking
 
 _ACCURACY = "reward_model/heldout_pair_accuracy"
 

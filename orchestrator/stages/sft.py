@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from orchestrator.arithmetic import sft_rows, warmup_note
-from orchestrator.batching import pack_documents
-from orchestrator.derive import train_spec
-from orchestrator.session import Session
+from orchestrator.batching.batch_sizes import sft_rows, warmup_note
+from orchestrator.batching.text_rows import TextRows
+from orchestrator.batching.training_batches import pack_documents
+from orchestrator.planning.worker_specs import train_spec
+from orchestrator.session.session import Session
 from orchestrator.stages import supervised
-from orchestrator.text_rows import TextRows
 from workers.data.batches import stack_batches
-from workers.messages import TokenBatch
+from workers.records.training import TokenBatch
 
 
 def sft(session: Session) -> None:

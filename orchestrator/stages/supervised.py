@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator import batching
-from orchestrator.handles import Answer
-from orchestrator.session import Session
-from workers.messages import StepStats, TextLoss, TokenBatch
+from orchestrator.batching import training_batches
+from orchestrator.roles.interfaces import Answer
+from orchestrator.session.session import Session
+from workers.records.training import StepStats, TextLoss, TokenBatch
 
 _IN_FLIGHT = 2  # the driver prepares the next batch while the trainers work on this one
 
@@ -47,7 +47,7 @@ def train(session: Session, loop: Loop) -> None:
     for step in range(saved.step if saved else 0, loop.steps):
         session.position.step = step
         batch = loop.batch(step)
-        shares = batching.supervised_step(batch, policy.size, budget, packed=policy.packed)
+        shares = training_batches.supervised_step(batch, policy.size, budget, packed=policy.packed)
         waiting.append((step, batch.target_count, policy.train_supervised(shares)))
         session.saves.settle()  # of the step before: written while the driver made this batch
         if len(waiting) == _IN_FLIGHT:
@@ -64,7 +64,7 @@ def mean_loss(session: Session, batch: TokenBatch) -> float:
     """Mean next-token loss of the current weights on `batch`, nats a counted token."""
     policy = session.fleet.policy
     budget = session.config.trainer.micro_batch_tokens
-    shares = batching.supervised_step(batch, policy.size, budget, packed=policy.packed)
+    shares = training_batches.supervised_step(batch, policy.size, budget, packed=policy.packed)
     loss: TextLoss = policy.evaluate_supervised(shares).result()
     return loss.nll / loss.tokens
 

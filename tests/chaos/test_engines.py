@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from test_workers import SAMPLING, World, working
 
-from orchestrator.config import RolloutConfig, RolloutEngine
-from workers.messages import Delivery, GenerationRequest, RolloutBatch
+from orchestrator.config.engines import RolloutConfig, RolloutEngine
+from workers.records.generation import Delivery, GenerationRequest, RolloutBatch
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 

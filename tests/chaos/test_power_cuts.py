@@ -21,9 +21,9 @@ import psutil
 import pytest
 
 from benchmarks import chaos
-from orchestrator.metrics import comparable, read_metrics
-from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRuns
+from orchestrator.checkpoints.saved_runs import SavedRuns
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.telemetry.metrics import comparable, read_metrics
 
 _CUTS = 30
 _MIB = 160

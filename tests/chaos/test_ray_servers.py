@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from benchmarks import chaos
-from orchestrator.metrics import comparable, read_metrics
+from orchestrator.telemetry.metrics import comparable, read_metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
 

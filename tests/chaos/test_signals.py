@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import chaos
 from benchmarks.common import ROOT
-from orchestrator.metrics import comparable, read_metrics
+from orchestrator.telemetry.metrics import comparable, read_metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1800)]
 

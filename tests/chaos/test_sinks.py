@@ -18,9 +18,9 @@ SINK_SECONDS = 5
 _RUN = f"""
 import json, sys, time
 from pathlib import Path
-from orchestrator.config import LoggerConfig
-from orchestrator.run_folder import RunFolder
-from orchestrator.telemetry import Telemetry
+from orchestrator.config.run import LoggerConfig
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.telemetry.recorder import Telemetry
 logger = LoggerConfig(wandb=True, wandb_mode="online", sink_seconds={SINK_SECONDS})
 slowest, said = 0.0, []
 folder = RunFolder(Path(sys.argv[1])).create()

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import chaos
 from benchmarks.chaos import Run
-from orchestrator.metrics import comparable, read_metrics
+from orchestrator.telemetry.metrics import comparable, read_metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1800)]
 _GIB = 1 << 30

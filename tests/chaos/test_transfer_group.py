@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_workers import SAMPLING, same, working
 
-from orchestrator.config import RolloutConfig, RolloutEngine, Transport
+from orchestrator.config.engines import RolloutConfig, RolloutEngine, Transport
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 

@@ -14,31 +14,23 @@ import numpy as np
 import psutil
 import pytest
 
-from orchestrator.account import Account
-from orchestrator.cluster import start_cluster
-from orchestrator.config import (
-    ClusterConfig,
-    Config,
-    OptimizerConfig,
-    RewardConfig,
-    RewardKind,
-    RoleName,
-    RoleResources,
-    RolesConfig,
-    RolloutConfig,
-    RolloutEngine,
-    SupervisionConfig,
-)
-from orchestrator.derive import reward_spec, rollout_spec, train_spec
-from orchestrator.fleet import Fleet
-from orchestrator.handles import Rollouts
-from orchestrator.placement import place_roles
-from orchestrator.sync import WeightSync
-from orchestrator.waiting import Position
-from workers.data.asked import Asked
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
+from orchestrator.config.engines import OptimizerConfig, RolloutConfig, RolloutEngine
+from orchestrator.config.run import SupervisionConfig
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardConfig, RewardKind
+from orchestrator.planning.placement import place_roles
+from orchestrator.planning.worker_specs import reward_spec, rollout_spec, train_spec
+from orchestrator.roles.fleet import Fleet
+from orchestrator.roles.interfaces import Rollouts
+from orchestrator.roles.weight_sync import WeightSync
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.role_time import Account
+from workers.data.rows.asked import Asked
 from workers.errors import RoleDiedError
-from workers.messages import GenerationRequest, RolloutBatch, Sampling
 from workers.pocket.model import create_model
+from workers.records.generation import GenerationRequest, RolloutBatch, Sampling
 
 pytestmark = pytest.mark.chaos
 

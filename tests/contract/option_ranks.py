@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import trainer_ranks as work
 
-from workers.critic import CriticWorker
-from workers.messages import RankAddress, SupervisedStep
-from workers.policy import PolicyWorker
-from workers.specs import LoraSpec, OptimizerSpec, TrainModelSpec
-from workers.weight_sync import SharedMemoryReceiver
+from workers.records.processes import RankAddress
+from workers.records.specs import LoraSpec, OptimizerSpec, TrainModelSpec
+from workers.records.training import SupervisedStep
+from workers.roles.critic import CriticWorker
+from workers.roles.policy import PolicyWorker
+from workers.weights.transfer import SharedMemoryReceiver
 
 LORA = LoraSpec(rank=3, alpha=12.0, dropout=0.0, target=("all-linear",))
 FREEZE = ("embeddings", "model.layers.0.*")

@@ -16,11 +16,12 @@ from typing import Any
 
 import trainer_ranks as ranks
 
-from workers.critic import CriticWorker
-from workers.messages import RankAddress, StepWork
-from workers.policy import PolicyWorker
-from workers.specs import TrainModelSpec
-from workers.trainer import Trainer
+from workers.records.processes import RankAddress
+from workers.records.specs import TrainModelSpec
+from workers.records.training import StepWork
+from workers.roles.critic import CriticWorker
+from workers.roles.policy import PolicyWorker
+from workers.training.trainer import Trainer
 
 STEPS = 4
 ZERO_STAGES = (1, 2, 3)

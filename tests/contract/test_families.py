@@ -22,24 +22,17 @@ from safetensors.torch import save_file
 from test_rollout_engines import Remote, make_spec, requests
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from orchestrator.sync import compare_logprobs
+from orchestrator.roles.weight_sync import compare_logprobs
 from workers.errors import ConfigError, StaleEngineError, WeightSyncError
-from workers.messages import (
-    Ragged,
-    RankAddress,
-    Ranking,
-    RankingStep,
-    RolloutBatch,
-    Sampling,
-    SupervisedStep,
-    TokenBatch,
-    Work,
-)
-from workers.models import load_causal_lm
-from workers.rollout import engine_environment
-from workers.safetensors_folder import SafetensorsFolder
-from workers.specs import GroupSpec, OptimizerSpec, TrainModelSpec
-from workers.weight_sync import SharedMemorySender, describe
+from workers.model_folders.weight_files import SafetensorsFolder
+from workers.models.load import load_causal_lm
+from workers.records.arrays import Ragged
+from workers.records.generation import RolloutBatch, Sampling
+from workers.records.processes import RankAddress
+from workers.records.specs import GroupSpec, OptimizerSpec, TrainModelSpec
+from workers.records.training import Ranking, RankingStep, SupervisedStep, TokenBatch, Work
+from workers.roles.rollout import engine_environment
+from workers.weights.transfer import SharedMemorySender, describe
 
 LARGE = OptimizerSpec(3e-2, (0.9, 0.95), 1e-8, 0.0, 1e9, "constant", 0, 1.0, 8)
 PROMPTS = [(1, 5, 9, 11, 4, 7, 8, 12, 30, 31, 20, 21), (1, 6), (1, 7, 7, 7, 9)]
@@ -49,8 +42,8 @@ DEFAULT = ("gpt2", "mixtral")
 
 def serve_trainers(connection: Connection, rank: int) -> None:
     """Policy and critic of one rank in one process: (role, verb) in, results or errors out."""
-    from workers.critic import CriticWorker
-    from workers.policy import PolicyWorker
+    from workers.roles.critic import CriticWorker
+    from workers.roles.policy import PolicyWorker
 
     workers = {"policy": PolicyWorker(rank), "critic": CriticWorker(rank)}
     while (call := connection.recv()) is not None:

@@ -18,28 +18,22 @@ import pytest
 import ray
 from fakes import FakeRoles, Hub, ToyPolicy, ToyScalar
 
-from orchestrator import batching, handles
-from orchestrator import roles as actor_groups
-from orchestrator.account import Account
-from orchestrator.batching import StepPlan
-from orchestrator.cluster import role_environment, start_cluster
-from orchestrator.config import (
-    ClusterConfig,
-    Config,
-    OptimizerConfig,
-    RoleName,
-    RoleResources,
-    RolesConfig,
-    RolloutConfig,
-    Schedule,
-)
-from orchestrator.derive import frozen_spec, reward_spec, rollout_spec, train_spec
-from orchestrator.fleet import Fleet
-from orchestrator.handles import Answer, Experience, Fields, Reward, Roles, Rollouts
-from orchestrator.placement import place_roles
-from orchestrator.roles import Launch, RewardGroup
-from orchestrator.sync import WeightSync, compare_logprobs
-from orchestrator.waiting import Position
+from orchestrator.batching import training_batches
+from orchestrator.batching.training_batches import StepPlan
+from orchestrator.cluster.ray_cluster import role_environment, start_cluster
+from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
+from orchestrator.config.engines import OptimizerConfig, RolloutConfig, Schedule
+from orchestrator.config.schema import Config
+from orchestrator.planning.placement import place_roles
+from orchestrator.planning.worker_specs import frozen_spec, reward_spec, rollout_spec, train_spec
+from orchestrator.roles import interfaces, rollout_group, scorer_groups, trainer_groups
+from orchestrator.roles.fleet import Fleet
+from orchestrator.roles.group import Launch
+from orchestrator.roles.interfaces import Answer, Experience, Fields, Reward, Roles, Rollouts
+from orchestrator.roles.scorer_groups import RewardGroup
+from orchestrator.roles.weight_sync import WeightSync, compare_logprobs
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.role_time import Account
 from workers.data.batches import demonstration_batch
 from workers.errors import (
     DeadlineError,
@@ -51,21 +45,13 @@ from workers.errors import (
     StaleEngineError,
     WeightSyncError,
 )
-from workers.experience import gather_fields, whitening_moments
-from workers.messages import (
-    Delivery,
-    Finish,
-    GenerationRequest,
-    Ragged,
-    Ranking,
-    RoleInfo,
-    RolloutBatch,
-    Sampling,
-    Scores,
-    TokenBatch,
-)
 from workers.pocket.model import create_model
-from workers.specs import PolicyLossSpec, RewardSpec, ShapingSpec, TrainModelSpec
+from workers.records.arrays import Ragged
+from workers.records.generation import Delivery, Finish, GenerationRequest, RolloutBatch, Sampling
+from workers.records.processes import RoleInfo
+from workers.records.specs import PolicyLossSpec, RewardSpec, ShapingSpec, TrainModelSpec
+from workers.records.training import Ranking, Scores, TokenBatch
+from workers.training.experience import gather_fields, whitening_moments
 
 EOS = 2
 SAMPLING = Sampling(temperature=0.8, max_tokens=12)
@@ -123,7 +109,7 @@ class World:
         summary = rollouts.summary
         ids = summary.ids if ids is None else ids
         lengths = summary.prompt_lengths + summary.response_lengths
-        return batching.equal_work(ids, lengths[np.isin(summary.ids, ids)], ranks, BUDGET)
+        return training_batches.equal_work(ids, lengths[np.isin(summary.ids, ids)], ranks, BUDGET)
 
     def fetch(self, fields: Fields, ids: np.ndarray) -> Ragged:
         return gather_fields(self.roles.policy.fetch(fields).result(), ids).values
@@ -448,7 +434,7 @@ def _demonstrations() -> TokenBatch:
 
 
 def _share(batch: TokenBatch, ranks: int) -> list:
-    return batching.supervised_step(batch, ranks, 16)
+    return training_batches.supervised_step(batch, ranks, 16)
 
 
 def _rankings() -> list[Ranking]:
@@ -478,7 +464,7 @@ class TestTraining:
     def test_ranking_loss_falls_and_the_bias_moves_scores(self, world: World):
         critic = world.roles.critic
         critic.load(world.train_spec("sft", "random")).result()
-        shares = batching.ranking_step(_rankings(), critic.size, 64)
+        shares = training_batches.ranking_step(_rankings(), critic.size, 64)
         before = critic.evaluate_rankings(shares).result()
         assert (before.pairs, before.rankings) == (6 + 32 + 10, 3)
         # every score comes back, in the order of the shares, so pairs can be looked at one by one
@@ -563,8 +549,8 @@ class TestPpo:
         lengths = (batch.response_lengths, batch.tokens.lengths)
         plans = [StepPlan(g.size, BUDGET, 5, 2, (3,)) for g in (roles.policy, roles.critic)]
         text = [_demonstrations() for _ in range(6)]
-        policy_steps = batching.policy_steps(batch.ids, *lengths, plans[0], text)
-        critic_steps = batching.critic_steps(batch.ids, *lengths, plans[1])
+        policy_steps = training_batches.policy_steps(batch.ids, *lengths, plans[0], text)
+        critic_steps = training_batches.critic_steps(batch.ids, *lengths, plans[1])
         mean, deviation = whitening_moments(experience.summaries)
         loss = PolicyLossSpec(0.2, 0.8, mean, deviation, 0.5)
         updating = roles.policy.update(policy_steps, experience, loss)
@@ -588,7 +574,7 @@ class TestPpo:
         experience = self._experience(world, rollouts, batch.ids)
         lengths = (batch.response_lengths, batch.tokens.lengths)
         plan = StepPlan(roles.policy.size, BUDGET, len(batch), 1, (3,))
-        steps = batching.policy_steps(batch.ids, *lengths, plan)
+        steps = training_batches.policy_steps(batch.ids, *lengths, plan)
         found = []
         for cap in (None, 1e9, 0.5):
             roles.policy.load(world.train_spec("sft")).result()
@@ -631,7 +617,7 @@ class TestFailures:
         rollouts, _ = world.sample(samples=1)
         critic = world.roles.critic
         critic.load(world.train_spec("reward_model")).result()
-        works = batching.equal_work(np.array([999_999]), np.array([4]), critic.size, BUDGET)
+        works = training_batches.equal_work(np.array([999_999]), np.array([4]), critic.size, BUDGET)
         with pytest.raises(LedgerError, match="no rollout for sequences 999999") as caught:
             critic.values(works, rollouts).result()
         _names(caught.value, "critic rank", "critic: values")
@@ -661,8 +647,11 @@ def _names(error: RehearsalError, *parts: str) -> None:
 
 @pytest.mark.parametrize("role", [role.value for role in RoleName])
 def test_actors_and_fakes_have_the_verbs_of_the_protocol(role: str):
-    protocol = getattr(handles, role.capitalize())
-    real, fake = getattr(actor_groups, f"{role.capitalize()}Group"), getattr(FakeRoles(Hub()), role)
+    protocol = getattr(interfaces, role.capitalize())
+    name = f"{role.capitalize()}Group"
+    modules = (rollout_group, scorer_groups, trainer_groups)
+    (real,) = (getattr(each, name) for each in modules if hasattr(each, name))
+    fake = getattr(FakeRoles(Hub()), role)
     verbs = {name for name in dir(protocol) if not name.startswith("_")} - {"size"}
     assert verbs
     for name in verbs:

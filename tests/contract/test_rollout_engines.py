@@ -24,19 +24,19 @@ from workers.errors import (
     StaleEngineError,
     WeightSyncError,
 )
-from workers.messages import (
+from workers.records.generation import (
     Delivery,
     EngineState,
     Finish,
     GenerationCall,
     GenerationRequest,
-    GroupAddress,
     RolloutBatch,
     Sampling,
 )
-from workers.rollout import engine_environment
-from workers.specs import RolloutSpec
-from workers.weight_sync import GroupSender, SharedMemorySender, describe, make_offer
+from workers.records.specs import RolloutSpec
+from workers.records.weights import GroupAddress
+from workers.roles.rollout import engine_environment
+from workers.weights.transfer import GroupSender, SharedMemorySender, describe, make_offer
 
 VOCABULARY, EOS = 48, 2
 TOLERANCE = 1e-4  # nats
@@ -70,7 +70,7 @@ class PauseAfter:
 
 def serve(connection: Connection, rank: int) -> None:
     """One rollout worker in a process of its own: verbs in, results or errors out."""
-    from workers.rollout import RolloutWorker
+    from workers.roles.rollout import RolloutWorker
 
     worker = RolloutWorker(rank)
     while (call := connection.recv()) is not None:

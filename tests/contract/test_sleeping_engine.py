@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-import workers.vllm_engine
+import workers.generation.vllm_engine
 from workers.errors import RoleError
-from workers.generation import Sample
-from workers.messages import Sampling, WeightOffer
-from workers.specs import RolloutSpec
-from workers.vllm_engine import VllmEngine
+from workers.generation.engine import Sample
+from workers.generation.vllm_engine import VllmEngine
+from workers.records.generation import Sampling
+from workers.records.specs import RolloutSpec
+from workers.records.weights import WeightOffer
 
 SPEC = RolloutSpec(
     checkpoint="somewhere", engine="vllm", dtype="bfloat16", device="cuda", max_prompt_tokens=8,
@@ -94,7 +95,7 @@ class FakeLLM:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
-    monkeypatch.setattr(workers.vllm_engine, "LLM", FakeLLM)
+    monkeypatch.setattr(workers.generation.vllm_engine, "LLM", FakeLLM)
     return VllmEngine(SPEC)
 
 

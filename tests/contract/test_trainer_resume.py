@@ -20,13 +20,13 @@ import trainer_ranks as ranks
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from orchestrator import export
-from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRun, SavedRuns
-from workers.data.templates import default_template
+from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
+from orchestrator.run_files.folder import RunFolder
+from workers.data.tokenize.templates import default_template
 from workers.errors import BrokenCheckpointError, CheckpointError, MissingCheckpointError
-from workers.messages import FileRecord
 from workers.pocket.tokenizer import build_tokenizer
-from workers.state_files import Piece, StateFiles, write_state
+from workers.records.processes import FileRecord
+from workers.training.state_files import Piece, StateFiles, write_state
 
 WORLDS = (1, 2)
 STAGES = resume_ranks.ZERO_STAGES

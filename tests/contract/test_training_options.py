@@ -25,7 +25,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from workers.models import load_causal_lm, load_scalar
+from workers.models.load import load_causal_lm, load_scalar
 from workers.pocket.tokenizer import build_tokenizer
 
 STAGES = (1, 2, 3)

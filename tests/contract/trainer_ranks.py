@@ -14,28 +14,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workers.critic import CriticWorker
 from workers.errors import NonFiniteError
-from workers.experience import gather_experience
-from workers.messages import (
+from workers.records.arrays import Ragged
+from workers.records.generation import Finish, RolloutBatch
+from workers.records.processes import RankAddress
+from workers.records.specs import GroupSpec, OptimizerSpec, PolicyLossSpec, TrainModelSpec
+from workers.records.training import (
     ExperienceBatch,
-    Finish,
-    GroupAddress,
     PolicyStep,
-    Ragged,
-    RankAddress,
     Ranking,
     RankingStep,
-    RolloutBatch,
     StepWork,
     SupervisedStep,
     TokenBatch,
     Work,
 )
-from workers.policy import PolicyWorker
-from workers.specs import GroupSpec, OptimizerSpec, PolicyLossSpec, TrainModelSpec
-from workers.weight_packing import make_offer
-from workers.weight_sync import GroupReceiver, SharedMemoryReceiver
+from workers.records.weights import GroupAddress
+from workers.roles.critic import CriticWorker
+from workers.roles.policy import PolicyWorker
+from workers.training.experience import gather_experience
+from workers.weights.packing import make_offer
+from workers.weights.transfer import GroupReceiver, SharedMemoryReceiver
 
 VOCABULARY = 40
 LOSS = PolicyLossSpec(0.2, 0.7, 0.3, 1.7, 0.5)

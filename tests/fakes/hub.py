@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from orchestrator.waiting import Position
+from orchestrator.supervision.pending import Position
 from workers.errors import DeadlineError, RehearsalError, RoleDiedError
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def progress(stage: str, step: int, **appended: int) -> dict[str, Any]:
-    """Progress as `orchestrator.progress.capture` writes it; sizes of files by their names."""
+    """Progress as `driver_state.capture` writes it; sizes of files by their names."""
     return {
         "stage": stage,
         "step": step,

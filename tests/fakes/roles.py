@@ -13,43 +13,12 @@ import torch
 
 from fakes.hub import Event, FakeAnswer, FakeGroup, Hub, first, nothing
 from fakes.toy import ToyPolicy, ToyScalar, checksum, gradient_step
-from orchestrator.config import RoleName
-from orchestrator.dispatch import Dispatch
-from orchestrator.handles import WHOLE, Experience, Fields, Generation, Rollouts, joined
-from workers.data.asked import Asked
+from orchestrator.config.cluster import RoleName
+from orchestrator.roles.dispatch import Dispatch
+from orchestrator.roles.interfaces import WHOLE, Experience, Fields, Generation, Rollouts, joined
+from workers.data.rows.asked import Asked
 from workers.errors import RoleError, StaleEngineError, WeightSyncError
-from workers.experience import (
-    build_experience,
-    gather_experience,
-    gather_fields,
-    gather_rollouts,
-    gather_scores,
-)
-from workers.generation import pack
-from workers.messages import (
-    Delivery,
-    FileRecord,
-    GenerationRequest,
-    GroupAddress,
-    PairCounts,
-    PolicyStep,
-    Ragged,
-    RankingStep,
-    RoleInfo,
-    RolloutBatch,
-    Sampling,
-    Scores,
-    StepStats,
-    StepWork,
-    SupervisedStep,
-    TensorMeta,
-    TextLoss,
-    TokenBatch,
-    TokenField,
-    WeightOffer,
-    WeightReceipt,
-    Work,
-)
+from workers.generation.engine import pack
 from workers.ops import (
     pair_accuracy,
     ppo_policy_loss,
@@ -58,13 +27,37 @@ from workers.ops import (
     truncated_importance_weights,
     value_loss,
 )
-from workers.specs import (
+from workers.records.arrays import Ragged
+from workers.records.generation import Delivery, GenerationRequest, RolloutBatch, Sampling
+from workers.records.processes import FileRecord, RoleInfo
+from workers.records.specs import (
     FrozenModelSpec,
     PolicyLossSpec,
     RewardSpec,
     RolloutSpec,
     ShapingSpec,
     TrainModelSpec,
+)
+from workers.records.training import (
+    PairCounts,
+    PolicyStep,
+    RankingStep,
+    Scores,
+    StepStats,
+    StepWork,
+    SupervisedStep,
+    TextLoss,
+    TokenBatch,
+    TokenField,
+    Work,
+)
+from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
+from workers.training.experience import (
+    build_experience,
+    gather_experience,
+    gather_fields,
+    gather_rollouts,
+    gather_scores,
 )
 
 RATE = 0.5  # of every trainer's gradient step; schedules are the real trainers' business

@@ -8,30 +8,26 @@ from pathlib import Path
 from fakes.hub import Hub
 from fakes.roles import FakeRoles
 from fakes.toy import ToyPolicy, ToyScalar
-from orchestrator.best import scores_of
-from orchestrator.changes import plain_config
-from orchestrator.config import (
-    AlgorithmConfig,
-    Config,
-    EvaluateConfig,
-    OptimizerConfig,
-    RewardModelConfig,
-    RolloutConfig,
-)
-from orchestrator.live import LiveView
-from orchestrator.losses import Losses
-from orchestrator.metrics import MetricRecord, comparable, read_metrics
-from orchestrator.progress import apply
-from orchestrator.resume import package_versions
-from orchestrator.run_folder import RunFolder
-from orchestrator.saved_run import SavedRun, SavedRuns
-from orchestrator.saves import Saves
-from orchestrator.session import Session
-from orchestrator.stopping import StopRequest
-from orchestrator.telemetry import Telemetry
-from workers.data.pocket import PocketSource
+from orchestrator.checkpoints.best import scores_of
+from orchestrator.checkpoints.config_changes import plain_config
+from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
+from orchestrator.config.engines import OptimizerConfig, RolloutConfig
+from orchestrator.config.evaluation import EvaluateConfig
+from orchestrator.config.schema import Config
+from orchestrator.config.training import AlgorithmConfig, RewardModelConfig
+from orchestrator.process.stop_signals import StopRequest
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.session.driver_state import apply
+from orchestrator.session.resume import package_versions
+from orchestrator.session.saves import Saves
+from orchestrator.session.session import Session
+from orchestrator.supervision.lost_workers import Losses
+from orchestrator.telemetry.live import LiveView
+from orchestrator.telemetry.metrics import MetricRecord, comparable, read_metrics
+from orchestrator.telemetry.recorder import Telemetry
 from workers.data.source import Split
-from workers.messages import TokenBatch
+from workers.pocket.source import PocketSource
+from workers.records.training import TokenBatch
 
 
 class RecordingSource(PocketSource):

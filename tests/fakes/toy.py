@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workers.errors import MissingCheckpointError
-from workers.generation import Generated
-from workers.messages import Finish
+from workers.generation.engine import Generated
 from workers.ops import token_logprobs
+from workers.records.generation import Finish
 
 
 def _table(vocabulary: int) -> Tensor:

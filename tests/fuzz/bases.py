@@ -18,13 +18,14 @@ from family_models import FAMILIES, family_config
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from fuzz.frame import Case
-from orchestrator import cards
-from workers.data.beginnings import Beginning
-from workers.data.encode import Encoder
-from workers.data.examples import PromptExample
-from workers.data.sets import Rendering
-from workers.messages import Sampling
-from workers.published import complete, require_saveable
+from orchestrator.checkpoints import model_folder
+from orchestrator.session import model_card
+from workers.data.rows.examples import PromptExample
+from workers.data.tokenize.beginnings import Beginning
+from workers.data.tokenize.data_sets import Rendering
+from workers.data.tokenize.encode import Encoder
+from workers.models.published_files import complete, require_saveable
+from workers.records.generation import Sampling
 
 _SAID = "what is published gives the tokens, the end and the sampling of training"
 _TEXT = "So, what is 7*8?"
@@ -85,7 +86,7 @@ def _published(base: Path, choice: Beginning) -> Callable[[], None]:
         renderer: Any = encoder._renderer
         (row,) = renderer.prompts([PromptExample(_TEXT, "F:1")])
         require_saveable(base)
-        cards.licence_of(base)
+        model_card.licence_of(base)
         made = base / "made"
         made.mkdir()
         for name in ("config.json", "generation_config.json"):
@@ -134,7 +135,7 @@ def _raw(base: Path, rng: random.Random) -> str:
 
 def _card(base: Path, rng: random.Random) -> str:
     text = rng.choice(_CARDS)
-    (base / cards.NAME).write_text(text)
+    (base / model_folder.CARD).write_text(text)
     return f"card {text[:20]!r}"
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from fuzz.exports import small_model
 from fuzz.frame import Case
-from orchestrator import checkpoint
-from orchestrator.config import Config
-from orchestrator.given_models import check_models
+from orchestrator.checkpoints import model_folder
+from orchestrator.config.schema import Config
+from orchestrator.preflight.given_models import check_models
 
 Damage = Callable[[Path, random.Random], tuple[str, str]]  # folder -> its name, why it may pass
 
@@ -64,7 +64,7 @@ def cases(seed: int, count: int, folder: Path) -> Iterator[Case]:
 
 def _look(path: str, key: str) -> Callable[[], object]:
     def look() -> None:
-        checked = checkpoint.require(path, key)
+        checked = model_folder.require(path, key)
         check_models(Config(), {f"model.checkpoints.{key}": str(checked)})
 
     return look

@@ -23,11 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fuzz.frame import Case
 from orchestrator import run
-from orchestrator.command_line import prepare
-from orchestrator.config import Config
-from orchestrator.config_errors import explain
-from orchestrator.key_types import group_options, is_list, schema_types
-from orchestrator.plan import make_plan, render_plan
+from orchestrator.command_line.arguments import prepare
+from orchestrator.command_line.errors import explain
+from orchestrator.command_line.key_types import group_options, is_list, schema_types
+from orchestrator.config.schema import Config
+from orchestrator.planning.plan import make_plan, render_plan
 
 _NUMBERS = (
     "nan", "inf", "-inf", "NaN", ".nan", "-.inf", "1e999", "-1e308", "1e308", "5e-324", "1e-320",

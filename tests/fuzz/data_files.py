@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuzz.frame import Case
-from workers.data.examples import Rejected
-from workers.data.kinds import kind_of_data
-from workers.data.recognise import Kind, Noted, read_examples
+from workers.data.recognise.kinds import kind_of_data
+from workers.data.recognise.recognise import Kind, Noted, read_examples
+from workers.data.rows.examples import Rejected
 from workers.errors import DataError, EmptyDatasetError
 
 Row = dict[str, Any]

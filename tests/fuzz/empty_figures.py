@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from orchestrator.figures import (
+from orchestrator.results.reward_model_figures import (
     Agreement,
     Calibration,
     CalibrationBin,
     PairAccuracy,
     RewardModelFigures,
 )
-from orchestrator.summary import (
+from orchestrator.results.summary import (
     LATER_KEYS,
     EvaluationRow,
     Judging,
@@ -24,8 +24,8 @@ from orchestrator.summary import (
     Timing,
     WeightSyncTotals,
 )
-from workers.data.accounts import SetAccount
-from workers.messages import RoleInfo
+from workers.data.tables.accounts import SetAccount
+from workers.records.processes import RoleInfo
 
 #: No two figures that a report shows are the same text, so that each can be looked for.
 MEASURED = Summary(

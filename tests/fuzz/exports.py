@@ -24,22 +24,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fuzz.frame import Case
-from orchestrator import checkpoint, export, kept_rollouts
-from orchestrator.ahead import Ahead
-from orchestrator.changes import plain_config
-from orchestrator.config import Config, RunConfig
-from orchestrator.handles import Rollouts
-from orchestrator.ledger import from_ranges
-from orchestrator.manifest import seal, unseal
-from orchestrator.report import write_report
-from orchestrator.resume import find_start, package_versions
-from orchestrator.run_folder import RunFolder
-from orchestrator.saved_files import entry_of
-from orchestrator.saved_run import SavedRuns
-from workers.messages import Ragged, RolloutBatch
+from orchestrator import export
+from orchestrator.checkpoints import model_folder
+from orchestrator.checkpoints.config_changes import plain_config
+from orchestrator.checkpoints.contents import entry_of
+from orchestrator.checkpoints.saved_runs import SavedRuns
+from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import Config
+from orchestrator.report.build import write_report
+from orchestrator.roles.interfaces import Rollouts
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.run_files.sealed_json import seal, unseal
+from orchestrator.session.resume import find_start, package_versions
+from orchestrator.stages.ppo import saved_rollouts
+from orchestrator.stages.ppo.ledger import from_ranges
+from orchestrator.stages.ppo.queue import Ahead
 from workers.pocket.model import create_model
-from workers.specs import OptimizerSpec, TrainModelSpec
-from workers.state_files import Piece, StateFiles, write_state
+from workers.records.arrays import Ragged
+from workers.records.generation import RolloutBatch
+from workers.records.specs import OptimizerSpec, TrainModelSpec
+from workers.training.state_files import Piece, StateFiles, write_state
 
 _OPTIMIZER = OptimizerSpec(1e-2, (0.9, 0.95), 1e-5, 0.1, 0.5, "linear", 2, 0.1, 8)
 _KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -93,7 +97,7 @@ def _whole(path: Path) -> Path:
         partial = runs.begin("ppo", step)
         roles = ("policy", "critic")
         records = [write for role in roles for write in _state(partial, role, model.parent)]
-        records.append(kept_rollouts._write(partial / "ahead-2-0.safetensors", _sequences()))
+        records.append(saved_rollouts._write(partial / "ahead-2-0.safetensors", _sequences()))
         known |= {"step": step, "own": _noted()}
         runs.publish(partial, records, known, facts, [model])
     return path
@@ -113,11 +117,11 @@ def begun_run(
     run.metrics.write_text('{"stage": "ppo", "step": 1, "name": "ppo/kl_sequence", "value": 1}\n')
     run.rollouts.write_text(samples)
     run.config.write_text("seed: 0\n")
-    sft = checkpoint.publish(run.checkpoints / "sft", small_model, {"stage": "sft"})
+    sft = model_folder.publish(run.checkpoints / "sft", small_model, {"stage": "sft"})
     known = progress("ppo", 1, **{"metrics.jsonl": 60, "samples/rollouts.jsonl": kept})
     known |= {"finished": ["sft"], "checkpoints": {"sft": "checkpoints/sft"}}
     facts = {"config": plain_config(config_of(run.path)), "versions": package_versions()}
-    return SavedRuns(run), known, facts, sft / checkpoint.MANIFEST
+    return SavedRuns(run), known, facts, sft / model_folder.MANIFEST
 
 
 def small_model(path: str | Path) -> None:
@@ -188,7 +192,7 @@ def _resume(run: Path) -> int:
         _restored(saved.path, role, run / "checkpoints" / "sft")
     rollout = mock.Mock()
     rollout.hold = lambda batch: Rollouts((batch,), batch.summary())
-    queue = kept_rollouts.KeptRollouts(Ahead(1, 4, mock.Mock()), rollout)
+    queue = saved_rollouts.KeptRollouts(Ahead(1, 4, mock.Mock()), rollout)
     for batch in saved.progress["own"]["ahead"]:
         ids = np.array(from_ranges(batch["ids"]), np.int64)
         queue.restore(str(saved.path), batch["iteration"], ids)
@@ -210,7 +214,7 @@ def _export(run: Path) -> int:
             files.read("master", Piece(name, tuple(weight.shape), 0, weight.numel()))
         files.floats(0, "average", model)
         shutil.copytree(origin, path, dirs_exist_ok=True)
-        (Path(path) / checkpoint.MANIFEST).unlink()
+        (Path(path) / model_folder.MANIFEST).unlink()
 
     with mock.patch.object(export, "_save", save):
         export.export(saved, "policy", run.parent / "exported")

@@ -15,14 +15,19 @@ from typing import Any
 
 from fuzz.empty_figures import MEASURED, may_be_gone, vanishing
 from fuzz.frame import Case
-from orchestrator.metrics import MetricRecord
-from orchestrator.page import render_page  # noqa: F401  imported before the clock runs
-from orchestrator.printing import rendered
-from orchestrator.report import Report, write_report
-from orchestrator.run_folder import RunFolder
-from orchestrator.samples import Comparison, RolloutSample, append_rollouts, write_comparisons
-from orchestrator.summary import write_summary
-from orchestrator.tables import render_result
+from orchestrator.process.printing import rendered
+from orchestrator.report.build import Report, write_report
+from orchestrator.report.page import render_page  # noqa: F401  imported before the clock runs
+from orchestrator.report.tables import render_result
+from orchestrator.results.summary import write_summary
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.run_files.samples import (
+    Comparison,
+    RolloutSample,
+    append_rollouts,
+    write_comparisons,
+)
+from orchestrator.telemetry.metrics import MetricRecord
 
 _SAID = "the page and stderr name the damaged part, the rest is shown"
 _SAME = "nothing that a report shows is lost"

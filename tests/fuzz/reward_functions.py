@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from fuzz.frame import Case
-from workers.data.asked import Asked
-from workers.data.examples import Message
-from workers.reward_function import Exchange, load_reward
-from workers.user_calls import Patience
+from workers.data.rows.asked import Asked
+from workers.data.rows.examples import Message
+from workers.user_functions.calls import Patience
+from workers.user_functions.reward_function import Exchange, load_reward
 
 _DROPPED = "each response has a finite number or is a recorded drop"
 _PATHS = (

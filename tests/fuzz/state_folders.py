@@ -15,11 +15,11 @@ from pathlib import Path
 
 from fuzz.exports import begun_run, config_of
 from fuzz.frame import Case
-from orchestrator.resume import find_start
+from orchestrator.checkpoints.contents import NAME, number_of
+from orchestrator.checkpoints.saved_runs import SavedRuns
 from orchestrator.run import _open
-from orchestrator.saved_files import NAME, number_of
-from orchestrator.saved_run import SavedRuns
-from workers.disk import settle
+from orchestrator.session.resume import find_start
+from workers.process.disk import settle
 
 _STEPS = 3
 _REASON = "the checkpoint that the case itself expects was taken, and nothing is gone"

@@ -13,7 +13,7 @@ from data_files import byte_tokenizer
 
 from fuzz.frame import Case
 from workers.data.files import FileSource
-from workers.data.sets import DataSet, Feeding, Rendering, SetKind
+from workers.data.tokenize.data_sets import DataSet, Feeding, Rendering, SetKind
 
 VALID = "it renders every reply whole and ends it by the end token, which each case checks"
 NOTHING = "the sandbox answers with nothing"

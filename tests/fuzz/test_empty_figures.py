@@ -12,8 +12,8 @@ import pytest
 
 from fuzz.empty_figures import may_be_gone, vanishing
 from fuzz.report_folders import shown, whole_folder
-from orchestrator import report
-from orchestrator.run_folder import RunFolder
+from orchestrator.report import build as report
+from orchestrator.run_files.folder import RunFolder
 
 _GONE = "gone"
 

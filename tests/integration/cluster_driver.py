@@ -15,10 +15,11 @@ from pathlib import Path
 import ray
 
 from orchestrator import run
-from orchestrator.cluster import start_cluster
-from orchestrator.config import Config, RoleName
-from orchestrator.plan import Plan
-from orchestrator.stopping import StopRequest
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.schema import Config
+from orchestrator.planning.plan import Plan
+from orchestrator.process.stop_signals import StopRequest
 from workers.errors import RoleError
 
 

@@ -16,9 +16,15 @@ import pytest
 import ray
 import ray.cluster_utils
 
-from orchestrator.cluster import start_cluster
-from orchestrator.config import ClusterConfig, Placement, RoleName, RoleResources, RolesConfig
-from orchestrator.placement import place_roles
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.config.cluster import (
+    ClusterConfig,
+    Placement,
+    RoleName,
+    RoleResources,
+    RolesConfig,
+)
+from orchestrator.planning.placement import place_roles
 from workers.errors import ResourceError
 
 DRIVER = Path(__file__).with_name("cluster_driver.py")

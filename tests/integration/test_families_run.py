@@ -14,8 +14,8 @@ from real_data import real_data
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from orchestrator.metrics import MetricRecord, read_metrics, series
-from workers.models import load_scalar
+from orchestrator.telemetry.metrics import MetricRecord, read_metrics, series
+from workers.models.load import load_scalar
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS, EPISODES = 3, 16

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from orchestrator.checkpoint import require
-from orchestrator.metrics import MetricRecord, comparable, read_metrics, series
+from orchestrator.checkpoints.model_folder import require
+from orchestrator.telemetry.metrics import MetricRecord, comparable, read_metrics, series
 
 ROOT = Path(__file__).resolve().parents[2]
 PPO_STAGES = ("ppo", "ppo_ptx")

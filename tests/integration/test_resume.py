@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.metrics import comparable, read_metrics
+from orchestrator.telemetry.metrics import comparable, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ("pretrain-3", "sft-2", "reward_model-0", "reward_model-1", "ppo-1", "ppo_ptx-1")

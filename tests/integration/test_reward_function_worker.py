@@ -7,24 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.account import Account
-from orchestrator.cluster import start_cluster
-from orchestrator.config import (
-    ClusterConfig,
-    Config,
-    RewardConfig,
-    RewardKind,
-    RoleName,
-    TextBridge,
-)
-from orchestrator.derive import reward_spec
-from orchestrator.fleet import Fleet
-from orchestrator.placement import place_roles
-from orchestrator.waiting import Position
-from workers.data.asked import Asked
-from workers.data.examples import Message
-from workers.messages import Finish, Ragged, RolloutBatch
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.config.cluster import ClusterConfig, RoleName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardConfig, RewardKind, TextBridge
+from orchestrator.planning.placement import place_roles
+from orchestrator.planning.worker_specs import reward_spec
+from orchestrator.roles.fleet import Fleet
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.role_time import Account
+from workers.data.rows.asked import Asked
+from workers.data.rows.examples import Message
 from workers.pocket.tokenizer import build_tokenizer
+from workers.records.arrays import Ragged
+from workers.records.generation import Finish, RolloutBatch
 
 SOURCE = """
 import os, re

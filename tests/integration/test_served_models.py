@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from benchmarks.published_models import by_chat, by_completions, by_generate, served
-from orchestrator import chat, checkpoint
-from workers.data.pocket import PocketSource
-from workers.messages import Sampling
+from orchestrator import chat
+from orchestrator.checkpoints import model_folder
+from workers.models.published_files import complete
 from workers.pocket.model import create_model
-from workers.published import complete
+from workers.pocket.source import PocketSource
+from workers.records.generation import Sampling
 
 
 @pytest.mark.slow
@@ -29,7 +30,7 @@ def test_every_way_of_asking_makes_the_tokens_of_training(
         )  # fmt: skip
         complete(Path(path), source.tokenizer, Sampling(1.0, 7))
 
-    folder = checkpoint.publish(tmp_path / "served", save, {})
+    folder = model_folder.publish(tmp_path / "served", save, {})
     prompts = source.prompts("heldout", 0, 8)
     trained = [list(prompt.tokens) for prompt in prompts]
     assert by_generate(folder, prompts, source).prompts == trained

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import run
-from orchestrator.config import Config
+from orchestrator.config.schema import Config
 
 GROUPS = tuple(sorted(path.name for path in run.CONF.iterdir() if path.is_dir()))
 

@@ -1,11 +1,12 @@
-"""Which key arrives where: the table behind `tests/unit/test_wiring.py`."""
+"""Which key arrives where: the table behind `tests/unit/orchestrator/stages/test_wiring.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from orchestrator.config import RewardKind, RoleName
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.training import RewardKind
 from wiring.unseen import UNSEEN as UNSEEN
 from wiring.world import World, tokens_of
 

@@ -15,12 +15,13 @@ from fakes.hub import Hub
 from fakes.session import Run
 from fakes.toy import ToyPolicy
 
-from orchestrator import sources
-from orchestrator.account import Account
-from orchestrator.best import scores_of
-from orchestrator.cluster import Cluster
-from orchestrator.config import Config, RewardKind, RoleName
-from orchestrator.derive import (
+from orchestrator.checkpoints.best import scores_of
+from orchestrator.cluster.ray_cluster import Cluster
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardKind
+from orchestrator.planning.placement import place_roles
+from orchestrator.planning.worker_specs import (
     endpoint_spec,
     frozen_spec,
     group_spec,
@@ -29,20 +30,21 @@ from orchestrator.derive import (
     rollout_spec,
     train_spec,
 )
-from orchestrator.fleet import Fleet
-from orchestrator.harness import harness_scores
-from orchestrator.ledger import Ledger
-from orchestrator.placement import place_roles
-from orchestrator.samples import read_comparisons, read_rollouts
-from orchestrator.sinks import configured_sinks
-from orchestrator.stages import ppo as ppo_stage
+from orchestrator.roles.fleet import Fleet
+from orchestrator.run_files.samples import read_comparisons, read_rollouts
+from orchestrator.session import sources
 from orchestrator.stages.evaluate import evaluate
-from orchestrator.stages.ppo import ppo, ppo_ptx
-from orchestrator.stages.ppo_scores import Scoring
+from orchestrator.stages.lm_eval import harness_scores
+from orchestrator.stages.ppo import loop as ppo_stage
+from orchestrator.stages.ppo.ledger import Ledger
+from orchestrator.stages.ppo.loop import ppo, ppo_ptx
+from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
-from orchestrator.waiting import Position
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.role_time import Account
+from orchestrator.telemetry.sinks import configured_sinks
 from workers.pocket.model import create_model
 
 STAGES = {
@@ -78,7 +80,7 @@ class World:
 
         monkeypatch.setattr("orchestrator.stages.pretrain.create_model", make)
         monkeypatch.setattr(
-            "orchestrator.saved_run.SavedRuns.prune",
+            "orchestrator.checkpoints.saved_runs.SavedRuns.prune",
             lambda _, last, every, kept=(): self.pruned.append((last, every)),
         )
         for name in names:
@@ -230,9 +232,9 @@ class World:
         """The request that the evaluation harness is handed."""
         asked: list[Any] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("orchestrator.harness.write_request", lambda _, r: asked.append(r))
-            patch.setattr("orchestrator.harness._run", lambda *_: None)
-            patch.setattr("orchestrator.harness.read_result", lambda _: {})
+            patch.setattr("orchestrator.stages.lm_eval.write_request", lambda _, r: asked.append(r))
+            patch.setattr("orchestrator.stages.lm_eval._run", lambda *_: None)
+            patch.setattr("orchestrator.stages.lm_eval.read_result", lambda _: {})
             harness_scores(self.config, {"sft": "FOLDER"}, self.path / "logs" / "log")
         return asked[0]
 

@@ -1,0 +1,1 @@
+"""Data sets as token rows: read, recognised, filtered, tokenised, and read by cursor."""

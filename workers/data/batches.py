@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from workers.messages import IntArray, Ragged, TokenBatch
+from workers.records.arrays import IntArray, Ragged
+from workers.records.training import TokenBatch
 
 TokenRows = Sequence[Sequence[int] | IntArray]
 

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from workers.data.accounts import SetAccount
-from workers.data.asked import unpack_dialogue
 from workers.data.batches import document_batch
-from workers.data.cache import RowCache
-from workers.data.encode import Chunk, Encoder
-from workers.data.mixture import quotas
-from workers.data.pool import Encode, open_encoder
-from workers.data.recognise import Kind, Noted, read_examples
-from workers.data.records import ClozeTokens, Prompt
-from workers.data.sets import DataSet, Feeding, Rendering, SetKind
+from workers.data.recognise.recognise import Kind, Noted, read_examples
+from workers.data.records import ClozeTokens, Gold, Prompt
+from workers.data.rows.asked import unpack_dialogue
 from workers.data.source import PromptSplit, Split
-from workers.data.table import Gatherer, Held, Table
-from workers.data.tokenizers import detokenize
+from workers.data.tables.accounts import SetAccount
+from workers.data.tables.cache import RowCache
+from workers.data.tables.mixture import quotas
+from workers.data.tables.table import Gatherer, Held, Table
+from workers.data.tokenize.data_sets import DataSet, Feeding, Rendering, SetKind
+from workers.data.tokenize.encode import Chunk, Encoder
+from workers.data.tokenize.pool import Encode, open_encoder
+from workers.data.tokenize.tokenizers import detokenize
 from workers.errors import ConfigError, DataError
-from workers.messages import IntArray, Ragged, Ranking, TokenBatch
-from workers.pocket.labeler import Gold
+from workers.records.arrays import IntArray, Ragged
+from workers.records.training import Ranking, TokenBatch
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase

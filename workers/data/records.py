@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.data.asked import Asked
-from workers.data.examples import Context
+from workers.data.rows.asked import Asked
+from workers.data.rows.examples import Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +37,14 @@ class ClozeTokens:
     prefix: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
     answer: int  # index into `candidates`
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """The noise-free verdict on one reply; for evaluation only, no trainer sees it."""
+
+    score: float
+    correct: bool  # the first sentence gives exactly the right answer
+    truthful: bool  # claims nothing false; admitting ignorance or dodging is truthful
+    rude: bool
+    polite: bool

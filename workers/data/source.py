@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from workers.data.records import ClozeTokens, Prompt
-from workers.messages import Ranking, TokenBatch
-from workers.pocket.labeler import Gold
+from workers.data.records import ClozeTokens, Gold, Prompt
+from workers.records.training import Ranking, TokenBatch
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""The pocket world: a generated miniature of the InstructGPT setting."""

@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workers.data.records import Gold
 from workers.pocket.questions import Question
 from workers.pocket.seeding import keyed_random
 from workers.pocket.words import ANSWER_OPENING, RUDE_REPLY, RUDE_WORDS, THANKS, UNKNOWN_REPLY
 
 LENGTH_ALLOWANCE = 10  # words that cost nothing: the longest right answer, opening and thanks
-
-
-@dataclass(frozen=True, slots=True)
-class Gold:
-    """The noise-free verdict on one reply; for evaluation only, no trainer sees it."""
-
-    score: float
-    correct: bool  # the first sentence gives exactly the right answer
-    truthful: bool  # claims nothing false; admitting ignorance or dodging is truthful
-    rude: bool
-    polite: bool
 
 
 def judge(question: Question, completion: str) -> Gold:

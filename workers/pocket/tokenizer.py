@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from workers.data.beginnings import begin_with
+from workers.data.tokenize.beginnings import begin_with
 from workers.pocket.words import BOS, EOS, PAD, UNK, VOCABULARY
 
 # A dialogue as the world's forums write it: whoever asks is the user, whoever replies is the

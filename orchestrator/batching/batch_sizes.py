@@ -1,0 +1,237 @@
+"""What the batch sizes of a run multiply to, and whether they divide: pure arithmetic.
+
+Units are in the names: prompts, sequences (one prompt with one response, also called an episode),
+tokens, optimizer steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.engines import OptimizerConfig
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from workers.errors import BatchArithmeticError
+
+PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
+
+
+@dataclass(frozen=True, slots=True)
+class PPOArithmetic:
+    """The sizes of one PPO stage."""
+
+    sequences_per_iteration: int
+    sequences_per_engine: int  # largest share of one rollout worker
+    minibatches: int
+    steps_per_iteration: int
+    optimizer_steps: int
+    episodes: int
+    most_tokens_per_iteration: int  # prompts and responses at their limits
+    most_micro_batches_per_step: int  # on each policy rank, at these limits
+    documents_per_step: int  # pretraining text mixed in; 0 without ptx, or where it comes in rows
+    text_rows_per_step: int  # full rows of it; 0 where documents are counted
+
+
+def started_prompts(config: Config) -> int:
+    """Prompts that the engines start on for one iteration, those that will be aborted included."""
+    needed = config.algorithm.prompts_per_iteration
+    return needed + math.ceil(needed * config.rollout.overprovision)
+
+
+def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
+    """Derive PPO's sizes.
+
+    Raises:
+        BatchArithmeticError: minibatches do not divide the batch, or leave a rank without work.
+    """
+    algorithm, roles = config.algorithm, config.cluster.roles
+    sequences = algorithm.prompts_per_iteration * algorithm.samples_per_prompt
+    size = algorithm.sequences_per_minibatch
+    if sequences % size:
+        raise BatchArithmeticError(
+            f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} samples = "
+            f"{sequences} sequences an iteration do not divide into minibatches of {size}",
+            where="algorithm.sequences_per_minibatch",
+            mend=f"use {_nearest(size, sequences)}, or change algorithm.prompts_per_iteration",
+        )
+    for role in (RoleName.policy, RoleName.critic):
+        _enough(config, role, size, "algorithm.sequences_per_minibatch", "sequences")
+    _enough(config, RoleName.rollout, sequences, "algorithm.prompts_per_iteration", "sequences")
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    per_rank = math.ceil(size / roles.policy.workers)
+    rows = max(1, config.trainer.micro_batch_tokens // longest)
+    minibatches = sequences // size
+    mixed = pretraining_examples(config, size) if stage is StageName.ppo_ptx else 0
+    in_rows = algorithm.ptx.rows_per_episode > 0
+    return PPOArithmetic(
+        sequences_per_iteration=sequences,
+        sequences_per_engine=math.ceil(started_prompts(config) / roles.rollout.workers)
+        * algorithm.samples_per_prompt,
+        minibatches=minibatches,
+        steps_per_iteration=minibatches * algorithm.epochs,
+        optimizer_steps=minibatches * algorithm.epochs * algorithm.iterations,
+        episodes=sequences * algorithm.iterations,
+        most_tokens_per_iteration=sequences * longest,
+        most_micro_batches_per_step=math.ceil(per_rank / rows),
+        documents_per_step=0 if in_rows else mixed,
+        text_rows_per_step=mixed if in_rows else 0,
+    )
+
+
+def pretraining_examples(config: Config, sequences: int) -> int:
+    """Pretraining documents, or full rows of them, beside so many sequences of one PPO step."""
+    ptx = config.algorithm.ptx
+    return max(1, round((ptx.rows_per_episode or ptx.documents_per_episode) * sequences))
+
+
+def reward_model_steps(config: Config) -> int | None:
+    """Optimizer steps of reward modelling; None where the number of rankings is in a file.
+
+    Rankings of ties alone take no part, so a run may take fewer steps.
+
+    Raises:
+        BatchArithmeticError: a step would leave a rank without work.
+    """
+    settings = config.reward_model
+    _enough(
+        config, RoleName.critic, settings.prompts_per_step, "reward_model.prompts_per_step",
+        "prompts",
+    )  # fmt: skip
+    pocket = config.data.source is DataSourceKind.pocket
+    known = {"max_rankings": settings.max_rankings} if settings.max_rankings else {}
+    if pocket:
+        known["prompts"] = settings.prompts
+    if not known:
+        return None
+    name = min(known, key=known.__getitem__)
+    rankings = known[name]
+    if rankings < settings.prompts_per_step:
+        raise BatchArithmeticError(
+            f"{rankings} rankings are fewer than one step of {settings.prompts_per_step}",
+            where=f"reward_model.{name}",
+            mend=f"raise reward_model.{name} or lower reward_model.prompts_per_step",
+        )
+    return ranking_steps(config, rankings) if pocket else None
+
+
+def ranking_steps(config: Config, rankings: int) -> int:
+    """Optimizer steps of all passes over so many rankings; the last of a pass may be smaller."""
+    settings = config.reward_model
+    return math.ceil(rankings / settings.prompts_per_step) * settings.epochs
+
+
+def sft_rows(config: Config) -> tuple[int, int]:
+    """Demonstrations and pretraining documents of one optimizer step of fine-tuning.
+
+    Raises:
+        BatchArithmeticError: the share rounds to no document, or leaves no demonstration.
+    """
+    rows, share = config.sft.demonstrations_per_step, config.sft.pretraining_fraction
+    documents = round(share * rows)
+    if share > 0.0 and not 0 < documents < rows:
+        raise BatchArithmeticError(
+            f"a share of {share:g} of {rows} rows is {documents} documents",
+            where="sft.pretraining_fraction",
+            mend="raise sft.demonstrations_per_step, or choose a share that leaves both",
+        )
+    return rows - documents, documents
+
+
+def stage_steps(config: Config, stage: StageName) -> int | None:
+    """Optimizer steps of a stage; None where only the data can tell.
+
+    Raises:
+        BatchArithmeticError: batch sizes that do not divide or leave a rank without work.
+    """
+    if stage is StageName.evaluate:
+        return 0
+    if stage in PPO_STAGES:
+        return ppo_arithmetic(config, stage).optimizer_steps
+    if stage is StageName.reward_model:
+        return reward_model_steps(config)
+    if stage is StageName.sft:
+        sft_rows(config)
+        _enough(
+            config, RoleName.policy, config.sft.demonstrations_per_step,
+            "sft.demonstrations_per_step", "demonstrations",
+        )  # fmt: skip
+        return None if config.sft.epochs else config.sft.steps
+    _enough(
+        config, RoleName.policy, config.pretrain.documents_per_step,
+        "pretrain.documents_per_step", "documents",
+    )  # fmt: skip
+    return config.pretrain.steps
+
+
+def _enough(config: Config, role: RoleName, amount: int, key: str, unit: str) -> None:
+    workers = config.cluster.roles.of(role).workers
+    if amount < workers:
+        raise BatchArithmeticError(
+            f"{amount} {unit} cannot give work to {workers} {role.value} workers",
+            where=key,
+            mend=f"raise {key} to {workers} or more, or lower cluster.roles.{role.value}.workers",
+        )
+
+
+def fitting_warmup(warmup: int, steps: int) -> int:
+    """Steps of a warm-up that ends before training does: as set, or else half of the steps."""
+    return warmup if warmup < steps else steps // 2
+
+
+def warmup_note(optimizer: OptimizerConfig, steps: int | None, where: str) -> list[str]:
+    """A sentence on a warm-up that is cut to fit, or none.
+
+    Args:
+        optimizer: whose warm-up it is.
+        steps: optimizer steps that it will take; None = not known yet.
+        where: its key, for the sentence.
+    """
+    if steps is None or optimizer.warmup_steps < steps or not optimizer.warmup_steps:
+        return []
+    fits = fitting_warmup(optimizer.warmup_steps, steps)
+    return [
+        f"{where}.warmup_steps={optimizer.warmup_steps} is cut to {fits}: training takes "
+        f"{steps} optimizer step(s)"
+    ]
+
+
+def cut_warmups(config: Config) -> list[str]:
+    """A sentence on every warm-up of the run that does not end within its stage."""
+    notes: list[str] = []
+    for stage in config.stages:
+        for where, optimizer, steps in optimizers(config, stage):
+            notes += warmup_note(optimizer, steps, where)
+    return list(dict.fromkeys(notes))
+
+
+def optimizers(
+    config: Config, stage: StageName
+) -> Iterator[tuple[str, OptimizerConfig, int | None]]:
+    """Key, settings and steps of each optimizer of a stage."""
+    steps = stage_steps(config, stage)
+    algorithm = config.algorithm
+    if stage in PPO_STAGES:
+        assert steps is not None
+        each = ppo_arithmetic(config, stage).steps_per_iteration
+        taught = steps - algorithm.critic_warmup_iterations * each
+        yield "algorithm.policy_optimizer", algorithm.policy_optimizer, taught
+        yield "algorithm.critic_optimizer", algorithm.critic_optimizer, steps
+    elif stage is StageName.reward_model:
+        yield "reward_model.optimizer", config.reward_model.optimizer, steps
+    elif stage is StageName.sft:
+        yield "sft.optimizer", config.sft.optimizer, steps
+    elif stage is not StageName.evaluate:
+        yield "pretrain.optimizer", config.pretrain.optimizer, steps
+
+
+def _nearest(size: int, whole: int) -> str:
+    """The divisors of `whole` next to `size`, in words."""
+    low = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    choices = sorted({*low, *(whole // n for n in low)})
+    below = [n for n in choices if n < size]
+    above = [n for n in choices if n > size]
+    return " or ".join(str(n) for n in (*below[-1:], *above[:1]))

@@ -1,0 +1,1 @@
+"""Checkpoints: folders of models, and the saved states that a run goes on from."""

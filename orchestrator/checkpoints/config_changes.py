@@ -1,0 +1,189 @@
+"""What may differ between the configuration of a checkpoint and that of the run that goes on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from orchestrator.batching.batch_sizes import PPO_STAGES, fitting_warmup, optimizers
+from orchestrator.config.engines import Schedule
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.checkpoints.saved_runs import SavedRun
+
+DATE = "data.date"
+# May change between an interrupted run and its continuation: they decide where and how long, not
+# what is computed.
+_FREE = ("run", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
+# May change too, but sums are taken in another order then.
+_LAYOUT = ("cluster", "trainer.zero_stage", "trainer.weight_bucket_mib")
+_PRETRAIN = (StageName.pretrain, StageName.pretrain_large)
+# Who reads a key, by its longest prefix here; all stages read what is not named. A key may change
+# until the first of its readers has begun.
+READERS: dict[str, tuple[StageName, ...] | None] = {
+    "pretrain.steps": _PRETRAIN,
+    "pretrain.documents_per_step": _PRETRAIN,
+    "pretrain.optimizer": _PRETRAIN,
+    "model.large": (StageName.pretrain_large,),
+    "model.checkpoints.reward_model": (*PPO_STAGES, StageName.evaluate),
+    "sft": (StageName.sft,),
+    "sft.demonstrations_per_step": None,  # files are read in an order of such batches
+    "sft.pretraining_fraction": None,
+    "reward_model": (StageName.reward_model,),
+    "reward": (*PPO_STAGES, StageName.evaluate),
+    "algorithm": PPO_STAGES,
+    "algorithm.ptx": (StageName.ppo_ptx,),
+    "algorithm.on_non_finite": None,
+    "evaluate": (StageName.evaluate,),
+    "evaluate.web_documents": (StageName.pretrain, StageName.evaluate),
+}
+_PASSES = ("sft.epochs", "reward_model.epochs")  # whose steps the data tell
+_LENGTHS = ("pretrain.steps", "sft.steps", "algorithm.iterations", *_PASSES)
+
+
+@dataclass(slots=True)
+class Changes:
+    """The keys that differ, each as "KEY BEFORE -> AFTER"."""
+
+    exact: list[str] = field(default_factory=list)  # as in a run that had them from its beginning
+    layout: list[str] = field(default_factory=list)  # bits may differ from here on
+    refused: list[str] = field(default_factory=list)
+    too_late: list[str] = field(default_factory=list)  # fit an earlier checkpoint of the stage
+
+
+def compare_config(saved: SavedRun, config: Config) -> Changes:
+    """Compare the configuration of a checkpoint with that of the run that goes on from it."""
+    # a key that is newer than the checkpoint had its default
+    before, after = flat(_plain(Config)) | flat(saved.config), flat(plain_config(config))
+    changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+    if not after.get(DATE):  # the run goes on with its own
+        changed = [key for key in changed if key != DATE]
+    if _appended(before.get("stages"), after.get("stages")):
+        changed.remove("stages")
+    found = Changes()
+    for key in changed:
+        told = f"{key} {before.get(key)!r} -> {after.get(key)!r}"
+        if _below(key, _LAYOUT):
+            found.layout.append(told)
+        elif not _below(key, _FREE):
+            _sort(found, _Change(key, before.get(key), after.get(key)), told, saved, config)
+    return found
+
+
+def require_fitting(saved: SavedRun, changes: Changes) -> None:
+    """Refuse to go on from a checkpoint under another configuration.
+
+    Raises:
+        ConfigError: names all the keys that differ and matter.
+    """
+    if refused := [*changes.refused, *changes.too_late]:
+        raise ConfigError(
+            f"the configuration differs from that of the checkpoint: {'; '.join(refused)}",
+            where=str(saved.path),
+            mend="give the same values, start another run, or go back to a checkpoint before the "
+            f"stages that read them: resume={saved.folder.state}/NAME. run.*, logger.*, cluster.*, "
+            "data.workers, data.cache_mib and the ZeRO stage may change, stages may be appended",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    key: str
+    before: object
+    after: object
+
+
+def _sort(found: Changes, change: _Change, told: str, saved: SavedRun, config: Config) -> None:
+    finished = saved.progress["finished"]
+    readers = _readers(change.key)
+    begun = [s.value for s in readers or () if s.value in (*finished, saved.stage)]
+    if readers is not None and not begun:
+        found.exact.append(told)
+    elif change.key not in _LENGTHS:
+        found.refused.append(told)
+    elif why := _not_longer(change, begun, saved, config):
+        found.refused.append(f"{told} ({why})")
+    elif saved.stage in finished:
+        found.too_late.append(f"{told} ({saved.stage} is finished there)")
+    elif _ahead(change, saved, config):
+        found.too_late.append(f"{told} (later sequences would have been sampled ahead by then)")
+    else:
+        found.exact.append(told)
+
+
+def _readers(key: str) -> tuple[StageName, ...] | None:
+    names = key.split(".")
+    prefixes = (".".join(names[:count]) for count in range(len(names), 0, -1))
+    return next((READERS[prefix] for prefix in prefixes if prefix in READERS), None)
+
+
+def _not_longer(change: _Change, begun: list[str], saved: SavedRun, config: Config) -> str:
+    """Why the stages that have begun are not what they would be at the new length; "" if they are.
+
+    The learning rates of the steps that were taken are what may depend on it.
+    """
+    if earlier := [stage for stage in begun if stage != saved.stage]:
+        return f"{earlier[0]} is finished, and a later stage has begun"
+    before, after = change.before, change.after
+    if not (isinstance(before, int) and isinstance(after, int) and 0 < before < after):
+        return "a stage that has begun can only be made longer"
+    if not saved.step:
+        return ""
+    old = copy.deepcopy(config)
+    section, _, name = change.key.partition(".")
+    setattr(getattr(old, section), name, before)
+    least = saved.step + (saved.stage not in saved.progress["finished"])
+    for where, optimizer, planned in optimizers(old, StageName(saved.stage)):
+        steps = least if change.key in _PASSES or planned is None else planned
+        if optimizer.schedule is not Schedule.constant and optimizer.min_learning_rate_ratio != 1:
+            return f"its learning rates depend on it by {where}.schedule={optimizer.schedule.value}"
+        if fitting_warmup(optimizer.warmup_steps, steps) != optimizer.warmup_steps:
+            return f"its learning rates depend on it by {where}.warmup_steps, which were cut"
+    return ""
+
+
+def _ahead(change: _Change, saved: SavedRun, config: Config) -> bool:
+    """Whether a longer run would have sampled more by then: it does so as far ahead as it may."""
+    assert isinstance(change.before, int)
+    ahead = config.algorithm.staleness if change.key == "algorithm.iterations" else 0
+    return saved.step + ahead > change.before
+
+
+def _appended(before: object, after: object) -> list[object]:
+    """The stages that follow those of the checkpoint; [] where these are not kept as they were."""
+    if not (isinstance(before, list) and isinstance(after, list)):
+        return []
+    return after[len(before) :] if before and after[: len(before)] == before else []
+
+
+def plain_config(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain values."""
+    return _plain(config)
+
+
+def _plain(config: Config | type[Config]) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _below(key: str, groups: tuple[str, ...]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted keys."""
+    flattened: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flattened |= flat(value, f"{prefix}{key}.")
+        else:
+            flattened[f"{prefix}{key}"] = value
+    return flattened

@@ -1,0 +1,168 @@
+"""What a checkpoint of a run is made of, checked before anything relies on it.
+
+Names, the manifest, and every file that it lists: whole, in its place, and of that checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoints.given_inputs import Files
+from orchestrator.checkpoints.progress import Place, Progress
+from orchestrator.run_files.dataclass_json import from_plain
+from orchestrator.run_files.folder import write_json
+from orchestrator.run_files.sealed_json import unseal
+from workers.errors import BrokenCheckpointError
+from workers.model_folders.files import require_file
+from workers.process.disk import side_by_side
+from workers.process.library_errors import reading
+from workers.process.regular_files import sha256_of
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+SCHEMA_VERSION = 2
+PARTIAL, BROKEN, SUPERSEDED = ".partial", ".broken", ".superseded"
+# Only these names are checkpoints; copies that people make beside them ("...-backup") are theirs.
+NAME = re.compile(r"(?P<number>\d{6,})-(?P<stage>[a-z0-9_]+)-(?P<step>\d+)")
+NUMBERED = re.compile(rf"{NAME.pattern}(\{PARTIAL}|(\{BROKEN}|\{SUPERSEDED})(-\d+)?)?")
+# What trainers and the queue of sequences read: such files count only if the manifest lists them.
+_READ = re.compile(r"[a-z_]+\.\d+\.safetensors|ahead-\d+-\d+\.safetensors")
+MEND = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file, as it was saved."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What manifest.json holds."""
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, Entry]  # in the folder
+    elsewhere: dict[str, Entry]  # in the run folder
+    number: int | None = None  # of the checkpoint; versions before this one did not write it
+    inputs: dict[str, Files] = field(default_factory=dict)  # by key, what the run was given
+
+
+def number_of(path: Path) -> int:
+    """Its number; 0 for what is no checkpoint, not even one that was moved aside."""
+    name = NUMBERED.fullmatch(path.name)
+    return int(name["number"]) if name else 0
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def check(path: Path, entry: Entry) -> None:
+    """Refuse a file that is not as it was saved.
+
+    Raises:
+        BrokenCheckpointError: it is missing, no ordinary file, or other bytes.
+    """
+    require_file(path, MEND)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise broken(path, f"{path.name} has {size} bytes instead of {entry.bytes}")
+    with reading(path, f"{path.name} cannot be read", MEND):
+        same = entry_of(path)["sha256"] == entry.sha256
+    if not same:
+        raise broken(path, f"{path.name} was altered after it was saved")
+
+
+def check_all(folder: Path, files: Mapping[str, Entry]) -> None:
+    """Check files, side by side.
+
+    Raises:
+        BrokenCheckpointError: of the first one in order that is not as it was saved.
+    """
+    side_by_side(lambda each: check(folder / each[0], each[1]), files.items())
+
+
+def check_files(path: Path, files: Mapping[str, Entry]) -> None:
+    """Refuse a folder whose files are not as they were saved, or with others that would be read.
+
+    Raises:
+        BrokenCheckpointError: names the file.
+    """
+    if PROGRESS not in files:
+        raise broken(path, f"{MANIFEST} does not list {PROGRESS}")
+    check_places(path, files)
+    check_all(path, files)
+    more = sorted(p.name for p in path.iterdir() if _READ.fullmatch(p.name) and p.name not in files)
+    if more:
+        raise BrokenCheckpointError(
+            f"{more[0]} is not of this checkpoint: {MANIFEST} does not list it",
+            where=str(path),
+            mend="move it out of the folder",
+        )
+
+
+def check_places(path: Path, places: Iterable[str]) -> None:
+    """Refuse paths that leave the folder that they are told of.
+
+    Raises:
+        BrokenCheckpointError: says which.
+    """
+    for place in places:
+        if Path(place).is_absolute() or ".." in Path(place).parts or "\0" in place or not place:
+            raise broken(path, f"it names {place!r}, which is not in the folder")
+
+
+def check_name(path: Path, place: Place | Progress, number: int | None) -> None:
+    """Refuse a folder under the exact name of another checkpoint; copies may have any other name.
+
+    Raises:
+        BrokenCheckpointError: says its name.
+    """
+    name = NAME.fullmatch(path.name)
+    if name is None:
+        return
+    told = (name["stage"], int(name["step"]))
+    if told != (place.stage, place.step) or number not in (None, int(name["number"])):
+        right = f"{number or int(name['number']):06d}-{place.stage}-{place.step}"
+        raise BrokenCheckpointError(
+            f"it was saved as {right} and renamed, or copied",
+            where=str(path),
+            mend=f"give it the name {right}; a copy can have any other name",
+        )
+
+
+def manifest_of(path: Path) -> Manifest:
+    """Read a manifest.json.
+
+    Raises:
+        BrokenCheckpointError: it was altered, another version wrote it, or a key is missing.
+    """
+    plain = unseal(path, MEND)
+    if plain.get("schema") != SCHEMA_VERSION:
+        raise BrokenCheckpointError(
+            f"it was saved by another version of this program (schema {plain.get('schema')!r}, "
+            f"this one reads {SCHEMA_VERSION})",
+            where=str(path),
+            mend="go on with the version that saved it, or start the run again",
+        )
+    with reading(path, f"{path.name} is not what a run writes", MEND):
+        return from_plain(Manifest, plain)
+
+
+def renumber(path: Path, number: int) -> None:
+    """Write another number into a manifest.json; for a checkpoint that is given a new name."""
+    plain = unseal(path, MEND) | {"number": number}
+    write_json(path, plain, sealed=True)
+
+
+def broken(path: Path, why: str) -> BrokenCheckpointError:
+    """The error of a checkpoint that cannot be used."""
+    return BrokenCheckpointError(why, where=str(path), mend=MEND)

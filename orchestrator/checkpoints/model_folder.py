@@ -1,0 +1,187 @@
+"""Checkpoint folders: written whole or not at all, and checked before anything loads them.
+
+A stage saves into `NAME.partial`; `publish` hashes every file into rehearsal.json, flushes all of
+it to disk and renames. A folder without the `.partial` ending is therefore complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from os.path import lexists
+from pathlib import Path
+from typing import Any
+
+from orchestrator.run_files.sealed_json import seal, unseal
+from workers.errors import BrokenCheckpointError, MissingCheckpointError
+from workers.model_folders.files import (
+    broken,
+    read_headers,
+    read_json,
+    require_file,
+    require_plain_files,
+    weight_files,
+)
+from workers.process.disk import open_to_readers, side_by_side, writing
+from workers.process.library_errors import reading
+from workers.process.regular_files import sha256_of
+
+CARD = "README.md"  # may be written again later, so no manifest lists it
+MANIFEST = "rehearsal.json"
+ADAPTER = "adapter_config.json"  # of peft
+SCHEMA_VERSION = 2  # since 2 the manifest carries a checksum of its own bytes
+SCORE_DEVIATION = "score_deviation"  # fact of a reward model: of its scores, reward units
+
+_MEND = "copy or make the checkpoint again; this one is not whole"
+
+Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
+Meanwhile = Callable[[], object]  # called now and then while weights are read or flushed
+
+
+def publish(
+    final: Path, save: Save, facts: dict[str, Any], meanwhile: Meanwhile | None = None
+) -> Path:
+    """Let `save` write a Hugging Face folder and make it visible under `final` in one rename.
+
+    Args:
+        final: where the folder shall appear; one that is there already is replaced.
+        save: writes the folder at the path it is given.
+        facts: JSON-ready description (stage, seed, ...) kept in the manifest.
+        meanwhile: see `Meanwhile`.
+
+    Raises:
+        BrokenCheckpointError: what was saved is not a loadable folder.
+        CheckpointError: the disk is full or read-only; a folder that was there stays.
+    """
+    with writing(final, "the model"):
+        _publish(final, save, facts, meanwhile)
+    return final
+
+
+def _publish(final: Path, save: Save, facts: dict[str, Any], meanwhile: Meanwhile | None) -> None:
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save(str(partial))
+    _check_folder(partial)
+    open_to_readers(partial)
+    paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    digests = side_by_side(sha256_of, paths, meanwhile)
+    files = {
+        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+    manifest = {"schema": SCHEMA_VERSION, "facts": facts, "files": files}
+    (partial / MANIFEST).write_text(seal(manifest), encoding="utf-8")
+    side_by_side(flush, [*partial.rglob("*"), partial], meanwhile)
+    _replace(partial, final)
+
+
+def require(path: str, what: str, meanwhile: Meanwhile | None = None) -> Path:
+    """Check that `path` is a Hugging Face folder whose files can be read, and return it.
+
+    A folder with a manifest of ours is checked against it, hash by hash.
+
+    Args:
+        path: The folder.
+        what: The name of the checkpoint, for messages: `model.checkpoints.WHAT`.
+        meanwhile: see `Meanwhile`.
+
+    Raises:
+        MissingCheckpointError: there is no such folder.
+        BrokenCheckpointError: files are missing, truncated, altered or of another kind.
+    """
+    folder, key = Path(path), f"model.checkpoints.{what}"
+    with reading(folder, f"the {what} checkpoint cannot be looked at", f"check {key}"):
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    if is_file:
+        raise MissingCheckpointError(
+            f"the {what} checkpoint is a file; a folder is wanted",
+            where=str(folder),
+            mend=f"give the folder that holds config.json, weights and tokenizer; {key}=PATH",
+        )
+    if not is_folder or not path:
+        raise MissingCheckpointError(
+            f"the {what} checkpoint is not there",
+            where=str(folder) if path else key,
+            mend="give an existing Hugging Face folder, or add the stage that makes it; "
+            f"{key}=PATH",
+        )
+    _check_folder(folder)
+    if lexists(folder / MANIFEST):
+        _check_manifest(folder, meanwhile)
+    return folder
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder says of it beside its files; {} for a folder without one.
+
+    Raises:
+        BrokenCheckpointError: the manifest does not parse.
+    """
+    if not lexists(folder / MANIFEST):
+        return {}
+    found = _manifest(folder).get("facts")
+    if not isinstance(found, dict):
+        raise _broken(folder, f"{MANIFEST} holds no facts")
+    return found
+
+
+def _check_folder(folder: Path) -> None:
+    with reading(folder, "the folder cannot be read", "check its permissions"):
+        adapter = not (folder / "config.json").exists() and (folder / ADAPTER).exists()
+    if adapter:
+        weight_files(folder)  # which says that it is an adapter
+    read_json(folder / "config.json")
+    read_headers(folder)
+    require_plain_files(folder)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return unseal(folder / MANIFEST, _MEND, since=SCHEMA_VERSION)
+
+
+def _check_manifest(folder: Path, meanwhile: Meanwhile | None) -> None:
+    files = _manifest(folder).get("files")
+    if not isinstance(files, dict) or not files:
+        raise _broken(folder, f"{MANIFEST} does not parse: it lists no files")
+    # the card is for people, who may write into it
+    listed = [(name, entry) for name, entry in files.items() if name != CARD]
+    side_by_side(lambda each: _check_entry(folder, *each), listed, meanwhile)
+
+
+def _check_entry(folder: Path, name: str, entry: object) -> None:
+    path, kept = Path(name), entry if isinstance(entry, dict) else {}
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise _broken(folder, f"{MANIFEST} names {name!r}, which is not in the folder")
+    path = folder / path
+    require_file(path)
+    with reading(path, f"{name} cannot be read", "check its permissions"):
+        same = path.stat().st_size == kept.get("bytes") and sha256_of(path) == kept.get("sha256")
+    if not same:
+        raise _broken(path, f"differs from what {MANIFEST} recorded when it was saved")
+
+
+def _broken(path: Path, why: str) -> BrokenCheckpointError:
+    return broken(path, why, _MEND)
+
+
+def flush(path: Path) -> None:
+    """Have the kernel write a file, or the names in a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Rename over `final`; an old folder is moved aside first and removed last."""
+    old = final.with_name(final.name + ".replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    flush(final.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,65 @@
+"""The form in which a checkpoint holds the driver's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.checkpoints.ppo_state import Counters
+from orchestrator.results.findings import Findings
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What checkpoints were worth; see `best.Scores.state`."""
+
+    metric: str = ""
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Amended:
+    """See `corrections.Amends.state`."""
+
+    excluded: list[int]
+    kl_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """See `recorder.Telemetry.state`."""
+
+    stages: dict[str, float]
+    phases: list[tuple[str, str, float]]
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is asked of a checkpoint that nobody is going to go on from."""
+
+    stage: str
+    step: int
+    finished: list[str] = field(default_factory=list)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What `capture` writes: the form that a file is checked against before a run relies on it."""
+
+    stage: str
+    step: int
+    own: dict[str, Any]
+    finished: list[str]
+    counters: Counters
+    amends: Amended
+    seconds: float
+    checkpoints: dict[str, str]
+    findings: Findings
+    telemetry: Measured
+    appended: dict[str, int]
+    scores: Scored = field(default_factory=Scored)

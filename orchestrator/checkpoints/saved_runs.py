@@ -1,0 +1,328 @@
+"""Checkpoints of a run: one folder a saved step, published whole or not at all, checked on reading.
+
+`state/000007-ppo-12/` holds a file of each trainer rank, progress.json with everything the driver
+knows, and manifest.json with size and hash of both. It is written under `.partial`, flushed and
+renamed, so a name without an ending is a whole checkpoint; hashes find what broke since.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from os.path import lexists
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoints import model_folder
+from orchestrator.checkpoints.config_changes import flat
+from orchestrator.checkpoints.contents import (
+    BROKEN,
+    MANIFEST,
+    MEND,
+    NAME,
+    PARTIAL,
+    PROGRESS,
+    SCHEMA_VERSION,
+    SUPERSEDED,
+    Entry,
+    Manifest,
+    broken,
+    check_all,
+    check_files,
+    check_name,
+    check_places,
+    entry_of,
+    manifest_of,
+    number_of,
+    renumber,
+)
+from orchestrator.checkpoints.given_inputs import Files
+from orchestrator.checkpoints.ppo_state import check_noted
+from orchestrator.checkpoints.progress import Place, Progress
+from orchestrator.run_files.dataclass_json import from_plain
+from orchestrator.run_files.folder import RunFolder, write_json
+from workers.errors import CheckpointError, RehearsalError
+from workers.model_folders.files import read_json, require_file
+from workers.process.disk import writing
+from workers.process.library_errors import reading
+from workers.records.processes import FileRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRun:
+    """A checkpoint that was read and found whole."""
+
+    path: Path
+    number: int  # counts the checkpoints of a run; of a copy: that of what was copied
+    stage: str
+    step: int  # of the stage; what was done, not what comes next
+    progress: dict[str, Any]
+    config: dict[str, Any]  # the resolved configuration that it was saved under
+    versions: dict[str, str]  # of the packages
+    # what the run was given, as it was then
+    inputs: Mapping[str, Files] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what is missing, though nothing relies on it
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder that it belongs to."""
+        return RunFolder(self.path.parent.parent)
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}, step {self.step} ({self.path.name})"
+
+
+Needs = Callable[[str, Collection[str]], Collection[str]]
+
+
+class SavedRuns:
+    """The checkpoints in one run folder."""
+
+    def __init__(self, run: RunFolder, needs: Needs | None = None) -> None:
+        """Look at nothing yet.
+
+        Args:
+            run: The run folder.
+            needs: The names of the models that a run still reads, by its stage and the finished
+                ones; others may be missing. None: all have to be there.
+        """
+        self._run = run
+        self._needs = needs
+        self.path = run.state
+
+    def whole(self) -> list[Path]:
+        """Published checkpoints, oldest first."""
+        return sorted(
+            (p for p in self._entries() if NAME.fullmatch(p.name) and p.is_dir()), key=number_of
+        )
+
+    def _entries(self) -> list[Path]:
+        return list(self.path.iterdir()) if self.path.is_dir() else []
+
+    def begin(self, stage: str, step: int) -> Path:
+        """A new empty folder for trainers to write into.
+
+        Raises:
+            CheckpointError: it cannot be made.
+        """
+        partial = self.path / f"{self._next():06d}-{stage}-{step}{PARTIAL}"
+        with writing(partial, "the checkpoint"):
+            partial.mkdir()  # not its parents: a run folder that has vanished is not made anew
+        return partial
+
+    def _next(self) -> int:
+        return 1 + max(map(number_of, self._entries()), default=0)
+
+    def publish(
+        self,
+        partial: Path,
+        records: Iterable[FileRecord],
+        progress: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        products: Iterable[Path],
+    ) -> Path:
+        """Make a folder from `begin` a checkpoint.
+
+        Args:
+            partial: the folder; all files in `records` are in it and on disk.
+            records: what the trainers wrote.
+            progress: what the driver knows, JSON-ready.
+            facts: configuration and versions, JSON-ready.
+            products: files elsewhere in the run folder that the checkpoint relies on.
+
+        Raises:
+            CheckpointError: the disk is full or read-only; checkpoints before this one are intact.
+        """
+        with writing(partial, "the checkpoint"):
+            write_json(partial / PROGRESS, dict(progress))
+            files = {r.name: {"bytes": r.nbytes, "sha256": r.sha256} for r in records}
+            files[PROGRESS] = entry_of(partial / PROGRESS)
+            elsewhere = {str(p.relative_to(self._run.path)): entry_of(p) for p in products}
+            manifest = {"files": files, "elsewhere": elsewhere, "number": number_of(partial)}
+            manifest = {"schema": SCHEMA_VERSION, **facts, **manifest}
+            write_json(partial / MANIFEST, manifest, sealed=True)
+            model_folder.flush(partial)
+            final = partial.with_suffix("")
+            partial.rename(final)
+            for folder in (self.path, self._run.path, self._run.path.parent):
+                model_folder.flush(folder)  # the names in it: after a power cut, too, it is found
+        return final
+
+    def discard(self, partial: Path) -> None:
+        """Give up a folder from `begin`; frees its space."""
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def steps(self) -> dict[str, dict[int, Path]]:
+        """The newest published checkpoint of each step of each stage."""
+        found: dict[str, dict[int, Path]] = {}
+        for path in self.whole():
+            name = NAME.fullmatch(path.name)
+            assert name is not None, "whole() takes exact names"
+            found.setdefault(name["stage"], {})[int(name["step"])] = path
+        return found
+
+    def prune(self, keep_last: int, keep_every: int, kept: Collection[Path] = ()) -> None:
+        """Delete all but the newest `keep_last`, those whose step `keep_every` divides, and `kept`.
+
+        Call it right after `publish`: what was just written is among the newest. Copies that
+        people made under the exact name of another checkpoint are theirs, and stay.
+        """
+        for path in self.whole()[:-keep_last]:
+            step = int(path.name.rpartition("-")[2])
+            due = path not in kept and not (keep_every and step and step % keep_every == 0)
+            if due and _has_own_name(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def read(self, path: Path, *, alone: bool = False) -> SavedRun:
+        """Read a checkpoint after checking size and hash of every file it relies on.
+
+        Args:
+            path: Its folder.
+            alone: Check what is in that folder; nobody is going to go on from it.
+
+        Raises:
+            BrokenCheckpointError: something is missing, truncated or altered.
+        """
+        manifest = manifest_of(path / MANIFEST)
+        check_files(path, manifest.files)
+        progress = read_json(path / PROGRESS)
+        with reading(path, f"{PROGRESS} is not what a run writes", MEND):
+            place = from_plain(Place if alone else Progress, progress)
+            if isinstance(place, Progress) and place.own:  # only PPO notes something of its own
+                check_noted(place.own, flat(manifest.config).get("algorithm.kl.control", "fixed"))
+        check_places(path, place.checkpoints.values())
+        check_name(path, place, manifest.number)
+        notes: list[str] = []
+        if isinstance(place, Progress):
+            lost = self._check_models(path, manifest, place)
+            kept = {n: folder for n, folder in place.checkpoints.items() if n not in lost}
+            progress |= {"checkpoints": kept}
+            notes = [*lost.values(), *self._check_appended(path, place.appended)]
+        return SavedRun(
+            path,
+            number_of(path) or manifest.number or 0,
+            place.stage,
+            place.step,
+            progress,
+            manifest.config,
+            manifest.versions,
+            manifest.inputs,
+            tuple(notes),
+        )
+
+    def _check_models(self, path: Path, manifest: Manifest, place: Progress) -> dict[str, str]:
+        """Check what a checkpoint relies on elsewhere in the run folder.
+
+        Returns:
+            The models that cannot be used, though no stage that is left reads them: a note on each.
+        """
+        check_places(path, (*manifest.elsewhere, *place.appended))
+        listed: dict[str, dict[str, Entry]] = {}  # by folder
+        for name, entry in manifest.elsewhere.items():
+            listed.setdefault(str(Path(name).parent), {})[name] = entry
+        models = {each for each in listed if f"{each}/{model_folder.MANIFEST}" in listed[each]}
+        if other := sorted(models ^ {*place.checkpoints.values()}):
+            raise broken(path, f"{MANIFEST} and {PROGRESS} do not name the same models: {other[0]}")
+        for other in sorted(listed.keys() - models):
+            check_all(self._run.path, listed[other])
+        lost: dict[str, str] = {}
+        needed = self._needs(place.stage, place.finished) if self._needs else {*place.checkpoints}
+        for name, folder in sorted(place.checkpoints.items()):
+            try:
+                check_all(self._run.path, listed[folder])
+                model_folder.require(str(self._run.path / folder), name)
+            except CheckpointError as error:
+                if name in needed:
+                    raise
+                lost[name] = f"no stage that is left reads the model {name}: {error.what}"
+        return lost
+
+    def _check_appended(self, path: Path, sizes: Mapping[str, int]) -> list[str]:
+        """Notes on samples that are lost; other records have to be there."""
+        notes: list[str] = []
+        for name, size in sizes.items():
+            file = self._run.path / name
+            if lexists(file):
+                require_file(file, "move what lies there out of the way, then resume again")
+            found = file.stat().st_size if file.exists() else 0
+            if found >= size:
+                continue
+            if file.parent != self._run.samples:
+                raise broken(path, f"{name} is shorter than the {size} bytes it had")
+            notes.append(f"{name} has {found} of the {size} bytes it had: samples are lost")
+        return notes
+
+    def newest(self) -> tuple[SavedRun | None, list[str]]:
+        """The newest whole checkpoint, and why newer ones were not taken."""
+        skipped: list[str] = []
+        for path in reversed(self.whole()):
+            try:
+                return self.read(path), skipped
+            except RehearsalError as error:
+                skipped.append(f"skipped {path.name}: {error.what}, in {error.where}")
+        return None, skipped
+
+    def under_other_names(self) -> list[Path]:
+        """Whole checkpoints that were moved aside, or copied or renamed by somebody."""
+        found: list[Path] = []
+        for path in sorted(self._entries()):
+            if not NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
+                with suppress(RehearsalError):
+                    found.append(self.read(path).path)
+        return found
+
+    def continue_from(self, saved: SavedRun) -> SavedRun:
+        """Take what is newer than `saved`, or unfinished, out of the way; delete nothing whole.
+
+        Returns:
+            The checkpoint under the exact name that makes it one: a copy stays where it is, and
+            what was moved aside is moved back.
+        """
+        partial = [p for p in self._entries() if number_of(p) and p.name.endswith(PARTIAL)]
+        for path in partial:
+            if not lexists(path / MANIFEST):  # which is written last
+                shutil.rmtree(path, ignore_errors=True)
+        newer = [p for p in self.whole() if number_of(p) > saved.number]
+        with writing(self.path, "the folder of checkpoints"):
+            for path in [*newer, *filter(lexists, partial)]:
+                ending = SUPERSEDED
+                try:
+                    self.read(path)
+                except RehearsalError:
+                    ending = BROKEN
+                bare = path.name.removesuffix(PARTIAL)
+                path.rename(_free(path.with_name(bare + ending)))
+        return saved if NAME.fullmatch(saved.path.name) else self._named(saved)
+
+    def _named(self, saved: SavedRun) -> SavedRun:
+        number = self._next()
+        path = self.path / f"{number:06d}-{saved.stage}-{saved.step}"
+        partial = path.with_name(path.name + PARTIAL)
+        with writing(path, "the checkpoint"):
+            if number_of(saved.path):
+                saved.path.rename(partial)
+            else:
+                shutil.copytree(saved.path, partial)
+            renumber(partial / MANIFEST, number)
+            partial.rename(path)
+        return replace(saved, path=path, number=number)
+
+
+def _has_own_name(path: Path) -> bool:
+    """Whether a run saved this checkpoint under this name; not where it no longer tells."""
+    try:
+        with reading(path, f"{PROGRESS} is not what a run writes", MEND):
+            place = from_plain(Place, read_json(path / PROGRESS))
+        check_name(path, place, manifest_of(path / MANIFEST).number)
+    except RehearsalError:
+        return False
+    return True
+
+
+def _free(path: Path) -> Path:
+    """`path`, or its first free variant: what lies there may be somebody's copy."""
+    variants = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain((path,), variants) if not p.exists())

@@ -1,0 +1,315 @@
+"""Ray's servers on this machine, started for one run: reached by it alone, and gone with it.
+
+Signals that ask a run to stop often go to every process of a job at once (a terminal that closes,
+systemd, scancel, `kill -- -PGID`). Ray's servers and workers would end before the run has saved
+itself, so they are started with these signals blocked: only the driver acts on them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray._private import ray_constants, utils, worker
+
+from orchestrator.process.forced_exit import LEAVING, LastResort
+from orchestrator.process.stop_signals import STOP_SIGNALS
+from orchestrator.process.temporary_folders import Scratch
+from orchestrator.supervision.ray_servers import LocalServers, Servers
+from orchestrator.supervision.server_guard import Guard
+from workers.errors import DeadlineError
+
+QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+# Ray's own switch for desktops without clusters: its servers listen on loopback alone;
+# by default other machines can reach them.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# In what Ray raises when a server of its is slow, ended or is stopped while it starts. While it
+# waits for the file no other thread runs: the guard sees nothing.
+_SLOW_STARTS = (
+    "node timed out during startup",
+    "Timed out waiting for file",
+    "Failed to start GCS",
+)
+_LEAVE_SECONDS = 5.0  # what takes longer than this to end is killed
+_LOOK_SECONDS = 0.5
+_STOPPED_LOOKS = 8  # in a row, until a stopped server counts as lost
+# How Ray begins to tell of lost servers; what follows are guesses (out of memory) and its own logs.
+_GUESSES = ("Raylet is terminated", "The node with node id")
+
+
+class PrivateRay:
+    """The processes and the scratch folder of a cluster that this process started."""
+
+    def __init__(self, resort: LastResort | None = None) -> None:
+        self._scratch = Scratch("ray")
+        self._before = {child.pid for child in psutil.Process().children()}
+        self._servers = LocalServers(_STOPPED_LOOKS, self._processes)
+        self.guard = Guard(self._servers, _LOOK_SECONDS, resort)
+        self.error_logs: Path | None = None  # gets the roles' logs where nobody closes this
+        if resort is not None:
+            resort.steps.append(self.destroy)
+        with _shielded():
+            self.guard.start()
+
+    @property
+    def folder(self) -> Path:
+        """Where Ray keeps its sockets and logs."""
+        return self._scratch.path
+
+    @property
+    def temporary(self) -> Path:
+        """Where roles put their temporary files; made when it is asked for."""
+        path = self._scratch.path / "tmp"
+        path.mkdir(exist_ok=True)
+        return path
+
+    @property
+    def log_folder(self) -> Path:
+        """Where its processes write."""
+        return self._scratch.path / "session_latest" / "logs"
+
+    def ask(self, asked: Servers) -> None:
+        """Have the guard ask the servers too, now that their addresses are known."""
+        self._servers.asked = asked
+
+    def close(self, keep_logs: Path | None = None) -> None:
+        """End every process within a bounded time, and delete the folder.
+
+        Args:
+            keep_logs: A folder that gets the logs of the roles' processes before.
+        """
+        self.guard.stand_down()
+        if not self._servers.well():
+            _kill(self._all_processes())
+        _shut_down(self._processes())
+        self._end_all()
+        if keep_logs is not None:
+            _copy_role_logs(self.log_folder, keep_logs)
+        self._scratch.close()
+
+    def destroy(self) -> None:
+        """Kill every process, and delete the folder; Ray is not asked."""
+        self._end_all()
+        if self.error_logs is not None:
+            _copy_role_logs(self.log_folder, self.error_logs)
+        self._scratch.close()
+
+    def _end_all(self) -> None:
+        processes = self._all_processes()
+        _kill(processes)
+        psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Ray's servers, which are new children of this process, and all that they started."""
+        found: list[psutil.Process] = []
+        for root in psutil.Process().children():
+            if root.pid not in self._before and _is_ray(root):
+                found += [root, *_descendants(root)]
+        return found
+
+    def _all_processes(self) -> list[psutil.Process]:
+        """Those, and what they left behind when they ended; workers write into the folder, too."""
+        found = {process.pid: process for process in self._processes()}
+        found |= {process.pid: process for process in _writers(self._scratch.path)}
+        found.pop(os.getpid(), None)
+        return list(found.values())
+
+
+def start_private_ray(
+    cpus: int, object_store_mib: int, seconds: float, resort: LastResort | None = None
+) -> PrivateRay:
+    """Start Ray's servers on this machine, again if they were slow or one of them was lost.
+
+    Ray gives its own servers half a minute and no more, which a busy machine can take.
+
+    Args:
+        cpus: What Ray may place on this machine.
+        object_store_mib: Shared memory for objects, in MiB.
+        seconds: No new try is made after this time.
+        resort: Ends the process where a server is lost and nobody notices; None: nothing does.
+
+    Raises:
+        DeadlineError: they did not start in time.
+        ClusterLostError: one of them ended meanwhile.
+    """
+    deadline = time.monotonic() + seconds
+    _bring_token()
+    while True:
+        private = PrivateRay(resort)
+        try:
+            # a signal of meanwhile is to find our handler back in its place
+            with _shielded(), own_signals(), _on_loopback():
+                _leave_guesses_out()
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=object_store_mib << 20,
+                    _temp_dir=str(private.folder),
+                    **QUIET,
+                )
+        except BaseException as error:
+            slow = any(words in str(error) for words in _SLOW_STARTS)
+            try:
+                if not slow:
+                    private.guard.look()
+            finally:
+                private.close()
+            if not slow:
+                raise
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"Ray's servers did not start within {seconds:.0f} s: {error}",
+                    where="cluster",
+                    mend="free the machine, or raise run.role_start_seconds",
+                ) from error
+        else:
+            return private
+
+
+def _bring_token() -> None:
+    """Give a local cluster a token of its own: Ray would write one into the home directory."""
+    given = any(name in os.environ for name in _TOKENS)
+    if not given and not (Path(os.path.expanduser("~")) / ".ray" / "auth_token").exists():  # noqa: PTH111
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep our SIGTERM handler in its place.
+
+    ray.init installs one that exits without unwinding the stack, which is left out, and its native
+    code one that aborts the process, which is replaced by ours afterwards.
+    """
+    install, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """Processes and threads that are started in the block never see signals that ask to stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Start Ray's servers where no other machine can reach them."""
+    assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), "another release of Ray"
+    before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment at import
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(_LOOPBACK)  # for the servers
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in _LOOPBACK:
+            os.environ.pop(name, None)
+
+
+def _leave_guesses_out() -> None:
+    """Have Ray not print why its servers might have ended: the guard knows which one did, and how.
+
+    Of a raylet that was killed Ray would say, in 40 lines, that memory might have run out.
+    """
+    show = worker.print_to_stdstream
+
+    def shown(data: dict[str, Any], *rest: Any, **named: Any) -> None:
+        if not str(data["lines"][0]).startswith(_GUESSES):
+            show(data, *rest, **named)
+
+    if show.__name__ != shown.__name__:
+        worker.print_to_stdstream = shown
+
+
+def _shut_down(processes: list[psutil.Process]) -> None:
+    """Disconnect from Ray and kill its servers; with servers that hang, too, within the limit.
+
+    Ray asks its servers one by one to end, which they cannot hear, and waits for each. There is
+    nothing for them to save, so they are killed. Without them a call of Ray's that waits for an
+    answer gets an error instead.
+    """
+    node = worker._global_node
+    if node is not None:
+        end = node.kill_all_processes
+        node.kill_all_processes = lambda **_: end(check_alive=False, allow_graceful=False)
+    leave(lambda: _kill(processes))
+
+
+def leave(hurry: Callable[[], object] = lambda: None) -> None:
+    """Disconnect from Ray within a bounded time.
+
+    Args:
+        hurry: What is tried when it takes long.
+    """
+    leaving = threading.Thread(target=ray.shutdown, name=LEAVING, daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_SECONDS)
+    if leaving.is_alive():
+        hurry()
+        leaving.join(_LEAVE_SECONDS)
+    if leaving.is_alive():  # it would wait again at the end of the interpreter
+        atexit.unregister(worker.shutdown)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _writers(folder: Path) -> list[psutil.Process]:
+    """Processes of this user that write into the folder; who reads there is somebody else."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.uids().real != os.getuid():
+                continue
+            files: list[Any] = process.open_files()
+            if any(f.mode != "r" and Path(f.path).is_relative_to(folder) for f in files):
+                found.append(process)
+    return found
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    try:
+        return any("/ray/" in part for part in process.cmdline()[:4])
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _copy_role_logs(source: Path, target: Path) -> None:
+    """Keep what the roles wrote, where that can be kept: an error is on its way out already."""
+    files = [path for path in source.glob("worker-*") if path.stat().st_size]
+    with suppress(OSError):
+        if files:
+            target.mkdir(exist_ok=True)
+        for path in files:
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,330 @@
+"""Ray: start or join a cluster, reserve the plan's layout, and leave nothing behind.
+
+One placement group holds the whole run: bundle i is what the plan takes from node i, and bundles
+go to different nodes. All of it is reserved at once or not at all, so two runs on one cluster
+cannot each hold half of what they need, and the placement that the plan printed is the one that
+happens.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.cluster.private_ray import (
+    QUIET,
+    PrivateRay,
+    leave,
+    own_signals,
+    start_private_ray,
+)
+from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
+from orchestrator.planning.placement import Layout
+from orchestrator.process.forced_exit import LastResort, within
+from orchestrator.process.temporary_folders import home_name
+from orchestrator.supervision.ray_servers import distant_servers
+from orchestrator.supervision.server_guard import Guard
+from orchestrator.supervision.worker_life import Rules
+from workers.errors import DeadlineError, ResourceError
+
+# Read by Ray's own processes when they start. Prestarted workers would import Python once per core
+# for tasks that never come, since every process of a run is an actor.
+_RAY_SWITCHES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    # The history of calls, which nobody reads, grows gcs_server by 45 KB in a PPO iteration.
+    "RAY_task_events_report_interval_ms": "0",
+}
+_KNOCK_SECONDS = 10.0
+_GLANCE_SECONDS = 1.0
+_RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=0, window_seconds=1.0)
+
+
+class Cluster:
+    """A running cluster with the run's resources reserved on it; a context manager."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        layout: Layout,
+        group: PlacementGroup,
+        local: PrivateRay | None,
+        guard: Guard,
+        error_logs: Path | None = None,
+    ) -> None:
+        self.guard = guard
+        self._config = config
+        self._layout = layout
+        self._group = group
+        self._local = local
+        self._error_logs = error_logs
+        self._closed = False
+
+    def bundle(
+        self, role: RoleName | str, rank: int, env: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The options of `actor.options(**...)` that put one worker where the plan says.
+
+        Args:
+            role: The role group, or its name.
+            rank: The worker's rank in its group.
+            env: Environment variables of the worker's process on top of `role_environment`.
+
+        Raises:
+            KeyError: the plan placed no such worker.
+        """
+        name = RoleName(role)
+        need = self._config.roles.of(name)
+        return {
+            "num_cpus": need.cpus,
+            "num_gpus": need.gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self._group,
+                placement_group_bundle_index=self._layout.node_of(name, rank),
+            ),
+            "runtime_env": {
+                "env_vars": role_environment(self._config, name) | self._places() | dict(env or {})
+            },
+        }
+
+    def _places(self) -> dict[str, str]:
+        """Temporary files of roles, such as vLLM's sockets, go when a local cluster does."""
+        return {"TMPDIR": str(self._local.temporary)} if self._local else {}
+
+    @property
+    def log_folder(self) -> Path | None:
+        """Where the processes of a local cluster write; None for a cluster that was joined."""
+        return self._local.log_folder if self._local else None
+
+    def close(self, keep_logs: Path | None = None) -> None:
+        """Release everything; safe to call twice.
+
+        Actors die with the reservation. A local cluster is shut down whole: afterwards none of its
+        processes is alive, and its scratch folder is gone.
+
+        Args:
+            keep_logs: A folder that gets the logs of the roles' processes before they are deleted.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._local is None:
+            _leave_joined(self._group, self.guard)
+        else:
+            self._local.close(keep_logs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(self._error_logs if error is not None else None)
+
+
+def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
+    """Environment variables of a role's process.
+
+    Without OMP_NUM_THREADS each process takes every core. A thread that waits for its siblings must
+    sleep: spinning, it keeps the core from the sibling that it waits for as soon as another process
+    wants a core too, which costs 6 to 10 times the throughput.
+    """
+    alone = {"REHEARSAL_HOST": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {
+        **(alone if config.address == "local" else {}),
+        "OMP_NUM_THREADS": str(config.roles.of(role).threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        "TQDM_DISABLE": "1",
+        "DS_ACCELERATOR": config.accelerator.value,
+    }
+
+
+def start_cluster(
+    config: ClusterConfig,
+    layout: Layout,
+    seconds: float,
+    error_logs: Path | None = None,
+    rules: Rules | None = None,
+    resort: LastResort | None = None,
+) -> Cluster:
+    """Start a local cluster or join a running one, and reserve the layout on it.
+
+    Args:
+        config: Where the cluster is and what its nodes look like.
+        layout: What to reserve (`Plan.layout`).
+        seconds: Deadline for starting a local cluster, and again for the reservation.
+        error_logs: Gets the logs of the roles' processes when the `with` block ends in an error
+            (local clusters; a cluster that was joined keeps its own logs).
+        rules: When a server that does not answer is given up; None: after half a minute.
+        resort: Ends the process if a server of Ray's is lost and the main thread does not notice.
+
+    Raises:
+        ResourceError: there is no cluster at the address, or its nodes are too small.
+        DeadlineError: Ray did not start, or the cluster is large enough, but its resources did not
+            become free in time.
+        ClusterLostError: one of Ray's servers ended or stopped meanwhile.
+    """
+    for name, value in _RAY_SWITCHES.items():
+        os.environ.setdefault(name, value)
+    local: PrivateRay | None = None
+    if config.address == "local":
+        cpus = _whole(max(config.cpus_per_node, layout.cpus))
+        local = start_private_ray(cpus, config.object_store_mib, seconds, resort)
+        local.error_logs = error_logs
+    guard: Guard | None = None
+    try:
+        guard = local.guard if local else _join(config, rules or _RULES, resort)
+        with guard.explaining():
+            if local is not None:
+                local.ask(distant_servers(rules or _RULES))
+            _check_nodes(config, layout)
+            group = _reserve(layout, seconds, guard)
+    except BaseException:
+        if local is None:
+            _leave_joined(None, guard)
+        else:
+            local.close()
+        raise
+    return Cluster(config, layout, group, local, guard, error_logs)
+
+
+def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:
+    """Give back what was reserved and disconnect; a head that is lost is asked for nothing."""
+    if guard is not None:
+        guard.stand_down()
+    if group is not None and not (guard is not None and guard.lost):
+        within(_KNOCK_SECONDS, lambda: remove_placement_group(group))
+    leave()
+
+
+def find_cluster(processes: Iterable[psutil.Process] | None = None) -> str:
+    """The address of the one Ray cluster on this machine that is meant to be joined.
+
+    Ray itself would also find the private cluster of another run, join it, and take its resources.
+
+    Args:
+        processes: Where to look; None for all of this machine.
+
+    Raises:
+        ConnectionError: there is none, or more than one.
+    """
+    found: set[str] = set()
+    for process in psutil.process_iter() if processes is None else processes:
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if words and Path(words[0]).name == "raylet" and not _private(words):
+                found |= {w.partition("=")[2] for w in words if w.startswith("--gcs-address=")}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise ConnectionError(f"there are several on this machine: {', '.join(sorted(found))}")
+    raise ConnectionError("none runs on this machine, apart from private ones of other runs")
+
+
+def _private(words: list[str]) -> bool:
+    sessions = [Path(w.partition("=")[2]) for w in words if w.startswith("--session_dir=")]
+    prefix = home_name().rpartition("-")[0] + "-"
+    return any(part.startswith(prefix) for path in sessions for part in path.parts)
+
+
+def _join(config: ClusterConfig, rules: Rules, resort: LastResort | None) -> Guard:
+    try:
+        address = config.address
+        if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+            address = find_cluster()
+        _knock(address)
+        with own_signals():
+            ray.init(address=address, **QUIET)
+    except (ConnectionError, TimeoutError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {config.address!r}: {error}",
+            where="cluster.address",
+            mend="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
+            "cluster.address=local",
+        ) from error
+    guard = Guard(distant_servers(rules), _GLANCE_SECONDS, resort)
+    guard.start()
+    return guard
+
+
+def _knock(address: str) -> None:
+    """Connect to HOST:PORT and hang up: ray.init itself retries a dead address for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+        except OSError as error:  # refused, late, no such name, no route: nobody is there
+            raise ConnectionError(str(error)) from error
+
+
+def _whole(cpus: float) -> int:
+    return max(1, int(-(-cpus // 1)))
+
+
+def _check_nodes(config: ClusterConfig, layout: Layout) -> None:
+    """Every bundle must fit on a node of its own, largest on largest."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have = sorted(((n.get("GPU", 0.0), n.get("CPU", 0.0)) for n in nodes), reverse=True)
+    want = sorted(((share.gpus, share.cpus) for share in layout.nodes), reverse=True)
+    fits = len(have) >= len(want) and all(
+        gpus <= node_gpus and cpus <= node_cpus
+        for (gpus, cpus), (node_gpus, node_cpus) in zip(want, have, strict=False)
+    )
+    if fits:
+        return
+    raise ResourceError(
+        f"the plan takes {_figures(want)}; the cluster at {config.address!r} has {_figures(have)}",
+        where="cluster",
+        mend=_mend(config),
+    )
+
+
+def _mend(config: ClusterConfig) -> str:
+    if config.accelerator is Accelerator.cuda and config.address == "local":
+        return "this machine lacks the GPUs: use cluster=local_cpu, or join a cluster that has them"
+    return "describe the cluster as it is by cluster.nodes, cluster.cpus_per_node and so on"
+
+
+def _figures(nodes: Iterable[tuple[float, float]]) -> str:
+    return ", ".join(f"({cpus:g} CPUs, {gpus:g} GPUs)" for gpus, cpus in nodes) or "no node"
+
+
+def _reserve(layout: Layout, seconds: float, guard: Guard) -> PlacementGroup:
+    bundles = [_bundle(share.cpus, share.gpus) for share in layout.nodes]
+    group = placement_group(bundles, strategy="STRICT_SPREAD", name=f"rehearsal-{time.time_ns()}")
+    until = time.monotonic() + seconds
+    while not group.wait(timeout_seconds=min(_GLANCE_SECONDS, max(0.0, until - time.monotonic()))):
+        guard.check()
+        if time.monotonic() < until:
+            continue
+        remove_placement_group(group)
+        raise DeadlineError(
+            f"the cluster did not free {layout.cpus:g} CPUs and {layout.gpus:g} GPUs on "
+            f"{len(bundles)} node(s) within {seconds:.0f} s",
+            where="placement group",
+            mend="wait for other jobs (`ray status` lists them) or raise run.role_start_seconds",
+        )
+    return group
+
+
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    """Ray refuses bundles that ask for nothing, and zero entries in others."""
+    wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+    return wanted or {"CPU": 0.001}

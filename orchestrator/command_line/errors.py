@@ -1,0 +1,126 @@
+"""Hydra's and OmegaConf's errors as ours: which key is wrong, and which one was probably meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator
+
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from orchestrator.command_line.foreign_names import alias_words
+from orchestrator.command_line.key_types import key_type, type_words
+from orchestrator.config.data_sets import KEYS, unknown_set_key
+from orchestrator.config.schema import Config
+from workers.errors import ConfigError, UnknownKeyError
+
+
+def schema_keys(owner: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema, sections included, in the order of declaration."""
+    hints = typing.get_type_hints(owner)
+    for each in dataclasses.fields(owner):
+        key = f"{prefix}{each.name}"
+        yield key
+        if dataclasses.is_dataclass(hints[each.name]):
+            yield from schema_keys(hints[each.name], f"{key}.")
+
+
+def nearest_keys(key: str, count: int = 3) -> list[str]:
+    """The valid keys most like `key`, best first; [] when none is close.
+
+    A mistyped word is compared with whole keys; a right word in the wrong section is found by its
+    last part.
+    """
+    keys = list(schema_keys())
+    last = key.rpartition(".")[2]
+    same_name = [each for each in keys if each.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(key, keys, n=count, cutoff=0.7)
+    names = sorted({each.rpartition(".")[2] for each in keys})
+    close_names = difflib.get_close_matches(last, names, n=2, cutoff=0.75)
+    by_name = [each for each in keys if each.rpartition(".")[2] in close_names]
+    by_name.sort(key=lambda each: -difflib.SequenceMatcher(None, key, each).ratio())
+    return list(dict.fromkeys(same_name + close + by_name))[:count]
+
+
+def unknown_key(key: str) -> UnknownKeyError:
+    """The error for a key that the schema does not have."""
+    near = nearest_keys(key)
+    words = alias_words(key)
+    if words is not None:
+        mend = words
+    elif near:
+        mend = f"did you mean {' or '.join(near)}?"
+    else:
+        mend = "orchestrator/config/ declares every key; --cfg job prints them"
+    return UnknownKeyError(f"unknown key {key}", where="configuration", mend=mend)
+
+
+def reject_unknown_keys(composed: DictConfig) -> None:
+    """Raise UnknownKeyError for the first key of `composed` that is not in the schema."""
+    known = set(schema_keys())
+    for key in _keys(OmegaConf.to_container(composed, resolve=False)):
+        if key.startswith("data.sets."):
+            _, _, name, *rest = key.split(".")
+            if rest and rest[0] not in KEYS:
+                raise unknown_set_key(name, rest[0])
+        elif key not in known:
+            raise unknown_key(key)
+
+
+def _keys(node: object, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def explain(error: BaseException) -> ConfigError:
+    """The ConfigError that says what a composition error means."""
+    for each in _chain(error):
+        if isinstance(each, ConfigError):
+            return each
+        if isinstance(each, MissingConfigException) and each.missing_cfg_file:
+            return _unknown_option(each)
+        if isinstance(each, (ConfigKeyError, ConfigAttributeError)) and each.full_key:
+            return unknown_key(each.full_key)
+    for each in _chain(error):
+        if isinstance(each, OmegaConfBaseException):
+            return _wrong_type(str(each.msg or each).splitlines()[0], str(each.full_key or ""))
+    return ConfigError(
+        str(error).strip(),
+        where="command line",
+        mend="overrides are written group=option, key=value or +experiment=NAME",
+    )
+
+
+def _wrong_type(words: str, key: str) -> ConfigError:
+    kind = key_type(key)
+    if kind is None:
+        mend = "orchestrator/config/ declares the type of every key"
+        return ConfigError(words, where=key or "configuration", mend=mend)
+    empty = f"; for none write {key}=" if kind is str else ""
+    return ConfigError(f"{key}: {words}", where=key, mend=f"{key} is {type_words(kind)}{empty}")
+
+
+def _unknown_option(error: MissingConfigException) -> ConfigError:
+    wanted = str(error.missing_cfg_file)
+    group, _, option = wanted.rpartition("/")
+    options = [str(each) for each in error.options or ()]
+    near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+    mend = f"did you mean {group}={near[0]}? " if near else ""
+    if options:
+        mend += f"options of {group}: {', '.join(options)}"
+    return UnknownKeyError(f"there is no {wanted}", where="configuration", mend=mend)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, outermost first."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__

@@ -1,0 +1,1 @@
+"""The typed configuration of a run; YAML in conf/ composes it."""

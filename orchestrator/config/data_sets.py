@@ -1,0 +1,158 @@
+"""`data.sets.NAME` of the configuration: checked here, because Hydra cannot.
+
+Hydra refuses to add an entry to a dictionary of dataclasses from the command line, so the schema
+declares one of anything, and this file is its schema.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config.ranges import PATH, positive
+from workers.data.recognise.columns import check_columns
+from workers.data.tokenize.data_sets import SHORTHANDS, DataSet, SetKind
+from workers.errors import ConfigError, UnknownKeyError
+
+if TYPE_CHECKING:
+    from orchestrator.config.data import DataConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class DataSetConfig:
+    """One data set. Sets of one kind are mixed in proportion to their weights."""
+
+    kind: SetKind  # demonstrations | comparisons | prompts | evaluation_prompts | pretraining
+    # file or folder, or the id of a Hugging Face data set
+    path: str = field(metadata=PATH)
+    format: str = "auto"  # auto | jsonl | json | parquet | csv | text | datasets
+    # canonical column -> column of the set, where the name is none of the usual ones
+    columns: dict[str, Any] = field(default_factory=dict)
+    split: str = "train"  # of a Hugging Face data set
+    subset: str = ""  # of a Hugging Face data set
+    weight: float = positive(1.0)  # share among the sets of its kind; only ratios matter
+
+
+KEYS = tuple(each.name for each in fields(DataSetConfig))
+
+
+def data_set(name: str, given: object) -> DataSetConfig:
+    """One entry of data.sets as a typed record.
+
+    Raises:
+        UnknownKeyError: a key that DataSetConfig lacks.
+        ConfigError: kind or path are missing, or a value is of the wrong type or out of range.
+    """
+    if isinstance(given, DataSetConfig):
+        return given
+    where = f"data.sets.{name}"
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"{given!r} is no data set",
+            where=where,
+            mend=f"set {where}.kind=demonstrations {where}.path=FILE",
+        )
+    values: dict[str, Any] = {str(key): value for key, value in given.items()}
+    for key in values:
+        if key not in KEYS:
+            raise unknown_set_key(name, key)
+    for key, usual in (("kind", "demonstrations"), ("path", "FILE")):
+        if not values.get(key):
+            raise ConfigError(f"no {key} is set", where=where, mend=f"set {where}.{key}={usual}")
+    for key in ("path", "format", "split", "subset"):
+        if key in values:
+            values[key] = _text(values[key], f"{where}.{key}")
+    return DataSetConfig(
+        **values
+        | {
+            "kind": _kind(values["kind"], where),
+            "columns": _columns(values.get("columns") or {}, where),
+            "weight": _weight(values.get("weight", 1.0), where),
+        }
+    )
+
+
+def unknown_set_key(name: str, key: str) -> UnknownKeyError:
+    """The error for a key that no data set has."""
+    near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5) or KEYS
+    return UnknownKeyError(
+        f"unknown key data.sets.{name}.{key}",
+        where="configuration",
+        mend=f"did you mean {' or '.join(f'data.sets.{name}.{each}' for each in near)}?",
+    )
+
+
+def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
+    """The sets of `data.files`, each of weight 1, and those of `data.sets`.
+
+    Raises:
+        ConfigError: a set has the name of a file that is given too.
+    """
+    found = {
+        name: DataSet(name, kind, getattr(data.files, name))
+        for name, kind in SHORTHANDS.items()
+        if getattr(data.files, name)
+    }
+    for name, each in data.sets.items():
+        if name in SHORTHANDS:
+            raise ConfigError(
+                f"{name!r} is the name of a set of data.files",
+                where=f"data.sets.{name}",
+                mend="give it another name",
+            )
+        found[name] = DataSet(
+            name, each.kind, each.path, each.format, each.columns, each.split, each.subset,
+            each.weight,
+        )  # fmt: skip
+    return tuple(found.values())
+
+
+def kinds(data: DataConfig) -> set[SetKind]:
+    """The kinds that the given sets hold."""
+    return {each.kind for each in all_sets(data)}
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ConfigError(f"{value!r} is no text", where=where, mend="write one word or a path")
+    return str(value)
+
+
+def _kind(value: object, where: str) -> SetKind:
+    if isinstance(value, SetKind):
+        return value
+    names = [kind.value for kind in SetKind]
+    if str(value) in names:
+        return SetKind(str(value))
+    near = difflib.get_close_matches(str(value), [*names, "rankings"], n=1, cutoff=0.5)
+    wanted = "comparisons" if near == ["rankings"] else "".join(near)
+    hint = f"did you mean {wanted}? " if wanted else ""
+    raise ConfigError(
+        f"{value!r} is no kind of data set",
+        where=f"{where}.kind",
+        mend=f"{hint}kinds: {', '.join(names)}",
+    )
+
+
+def _columns(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{value!r} is no column mapping",
+            where=f"{where}.columns",
+            mend=f"write {where}.columns.prompt=COLUMN",
+        )
+    columns = {str(key): each for key, each in value.items()}
+    check_columns(columns, f"{where}.columns")
+    return columns
+
+
+def _weight(value: object, where: str) -> float:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if number is None or not 0.0 < number < float("inf"):
+        raise ConfigError(
+            f"weight={value} must be a finite number above 0",
+            where=f"{where}.weight",
+            mend="give the set's share among the sets of its kind, or leave the set out",
+        )
+    return float(number)

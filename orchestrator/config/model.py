@@ -1,0 +1,96 @@
+"""Settings of the models: where they come from, their size, LoRA and attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from orchestrator.config.ranges import at_least, fraction, path, positive
+from workers.errors import ConfigError
+
+
+class Attention(Enum):
+    """What computes attention in trainers and frozen models: transformers' implementations."""
+
+    sdpa = "sdpa"  # PyTorch's own kernels
+    eager = "eager"  # plain matrix products; every family has it
+    flash_attention_2 = "flash_attention_2"  # GPU, extra package
+    flash_attention_3 = "flash_attention_3"  # GPU, extra package
+    flex_attention = "flex_attention"
+
+
+@dataclass(slots=True, kw_only=True)
+class PocketModelConfig:
+    """Size of a from-scratch Llama-architecture model of the pocket world."""
+
+    hidden_size: int = positive(128, 1_000_000)
+    layers: int = positive(4, 10_000)
+    heads: int = positive(4, 10_000)
+    kv_heads: int = positive(4, 10_000)
+    intermediate_size: int = positive(352, 1_000_000)
+    max_position_embeddings: int = positive(128)
+    tie_word_embeddings: bool = True
+
+    def check(self, key: str) -> None:
+        """Whether heads divide the width."""
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"hidden_size={self.hidden_size}, heads={self.heads}, kv_heads={self.kv_heads}",
+                where=key,
+                mend="hidden_size must be a multiple of heads, and heads of kv_heads",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointPaths:
+    """Given Hugging Face checkpoint folders; an empty one must be made by a stage of this run."""
+
+    # where pretraining on files starts: fresh weights, or a model to go on with
+    initial: str = path("")
+    base: str = path("")
+    sft: str = path("")
+    reward_model: str = path("")
+    ppo: str = path("")
+    ppo_ptx: str = path("")
+    large: str = path("")  # the bigger base model that pocket_scale compares with
+    critic: str = path("")  # what the value function starts from, if not the reward model
+
+
+@dataclass(slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in SFT, reward model, policy and critic; never in pretraining."""
+
+    rank: int = at_least(0, 0)  # 0 = off: every weight trains
+    alpha: float = positive(16.0)  # the update is alpha / rank * B A
+    dropout: float = fraction(0.0)  # of what enters an adapter; SFT and reward model only
+    target: list[str] = field(default_factory=lambda: ["all-linear"])  # or names: [q_proj,v_proj]
+
+    def check(self, key: str) -> None:
+        """Whether any layer gets an adapter."""
+        if not self.target:
+            raise ConfigError(
+                "no layer gets an adapter", where=f"{key}.target", mend="use [all-linear]"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    """The policy's model: given checkpoints, or a pocket model made from scratch."""
+
+    checkpoints: CheckpointPaths = field(default_factory=CheckpointPaths)
+    pocket: PocketModelConfig = field(default_factory=PocketModelConfig)
+    large: PocketModelConfig = field(default_factory=PocketModelConfig)  # stage pretrain_large
+    attention: Attention = Attention.sdpa
+    gradient_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    # Weights that do not train after pretraining: patterns of their names, or `embeddings`.
+    freeze: list[str] = field(default_factory=list)
+
+    def check(self, key: str) -> None:
+        """Whether adapters leave anything to freeze."""
+        if self.lora.rank and self.freeze:
+            raise ConfigError(
+                f"freeze={self.freeze} beside adapters, which freeze every weight already",
+                where=f"{key}.freeze",
+                mend="set model.lora.rank=0 or model.freeze=[]",
+            )

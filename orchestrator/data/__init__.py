@@ -1,0 +1,1 @@
+"""The command `python -m orchestrator.data`: look at data before training on it."""

@@ -1,0 +1,172 @@
+"""Which models carry the scalar heads: where the critic starts, and whether backbones fit.
+
+A reward model and a critic may be of another family or size than the policy. The critic reads the
+policy's token ids, so it can only start from a model that shares the policy's tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import CriticInit, RewardKind, TextBridge
+from orchestrator.planning.model_sizes import ModelSize, checkpoint_size
+from workers.errors import BatchArithmeticError, TokenizerMismatchError
+from workers.model_folders.shape import read_config, read_shape, require_scalar_class
+
+
+@dataclass(frozen=True, slots=True)
+class CriticStart:
+    """What the value function starts from."""
+
+    checkpoint: Literal["critic", "reward_model", "sft"]
+    head: Literal["keep", "zero"]
+    note: str = ""  # for people, where it is not the reward model as usual
+
+
+def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
+    """Where the critic starts: `critic` if given, else the reward model, else the SFT model.
+
+    The reward model is left aside where `algorithm.critic_init` says so, and where it has another
+    tokenizer than the policy (reward.bridge=text): token ids would mean other words to it.
+
+    Args:
+        config: The run.
+        folders: Known checkpoints by name; "" or absent = not there yet.
+
+    Raises:
+        BrokenCheckpointError: a folder holds no tokenizer that can be read.
+    """
+    if folders.get("critic"):
+        head = "keep" if has_head(Path(folders["critic"])) else "zero"
+        return CriticStart(
+            "critic", head, f"the critic starts from its own checkpoint, head {head}"
+        )
+    if config.reward.kind is RewardKind.function:
+        return CriticStart("sft", "zero")
+    if config.algorithm.critic_init is CriticInit.sft:
+        return CriticStart("sft", "zero", "the critic starts from the SFT model, head zero")
+    policies = [folders[name] for name in ("sft", "base", "initial") if folders.get(name)]
+    policy, reward = next(iter(policies), ""), folders.get("reward_model")
+    if config.reward.bridge is TextBridge.text and policy and reward:
+        from workers.data.tokenize.fingerprint import tokenizer_fingerprint
+        from workers.data.tokenize.tokenizers import load_tokenizer
+
+        mine, theirs = (tokenizer_fingerprint(load_tokenizer(f)) for f in (policy, reward))
+        if mine != theirs:
+            return CriticStart(
+                "sft",
+                "zero",
+                "the critic starts from the SFT model with a head of zero: the reward model has "
+                "another tokenizer",
+            )
+    return CriticStart("reward_model", "keep")
+
+
+def has_head(folder: Path) -> bool:
+    """Whether config.json says that the folder holds a model with a scalar head."""
+    names = read_config(folder).get("architectures")
+    return isinstance(names, list) and any(
+        str(name).endswith(("ForTokenClassification", "ForSequenceClassification"))
+        for name in names
+    )
+
+
+def plan_critic(config: Config) -> CriticStart | None:
+    """Where the critic of the run's PPO stages will start; None without one."""
+    if not any(stage in PPO_STAGES for stage in config.stages):
+        return None
+    given = config.model.checkpoints
+    names = ("critic", "reward_model", "sft", "base", "initial")
+    folders = {name: getattr(given, name) for name in names}
+    if StageName.reward_model in config.stages:
+        folders["reward_model"] = ""  # made from the SFT model, whose tokenizer it keeps
+    known = {n: f for n, f in folders.items() if f and (Path(f) / "config.json").is_file()}
+    return critic_start(config, known)
+
+
+def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | None]:
+    """The largest model that each role holds; None without one that can be read yet."""
+    made = StageName.reward_model in config.stages  # from the SFT model, by the critic's trainers
+    given = config.model.checkpoints
+    reward = policy if made else checkpoint_size(Path(given.reward_model or "/"))
+    if config.reward.kind is RewardKind.function:
+        reward = None
+    critic, start = policy if made else None, plan_critic(config)
+    if start is not None:
+        starts = {"critic": checkpoint_size(Path(given.critic or "/")), "reward_model": reward}
+        sizes = (critic, starts.get(start.checkpoint, policy))
+        critic = max((s for s in sizes if s), key=lambda size: size.parameters, default=None)
+    return dict.fromkeys(RoleName, policy) | {
+        RoleName.reward: reward,
+        RoleName.critic: critic,
+    }
+
+
+def check_backbones(config: Config, policy: ModelSize | None) -> None:
+    """The given models that carry a scalar head can, and take every sequence of the policy.
+
+    Args:
+        config: The run.
+        policy: Its size, if it is known already.
+
+    Raises:
+        ConfigError: a family without a token-classification class.
+        BatchArithmeticError: fewer positions than a sequence may have tokens.
+        TokenizerMismatchError: fewer words than the policy has.
+    """
+    rollout = config.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    for name, reads_ids in _carriers(config):
+        folder = Path(getattr(config.model.checkpoints, name, "") or "/")
+        if not (folder / "config.json").is_file():
+            continue  # made by a stage of this run, or said to be missing by whoever loads it
+        where = f"model.checkpoints.{name}"
+        require_scalar_class(read_shape(folder).family, where)
+        size = checkpoint_size(folder)
+        if not reads_ids or size is None:
+            continue
+        if size.positions is not None and longest > size.positions:
+            raise BatchArithmeticError(
+                f"sequences of up to {longest} tokens; this model has {size.positions} positions",
+                where=where,
+                mend="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
+            )
+        if policy is not None and size.vocabulary < policy.vocabulary:
+            raise TokenizerMismatchError(
+                f"the policy samples from {policy.vocabulary} token ids, this model knows "
+                f"{size.vocabulary}",
+                where=where,
+                mend="give a model with the policy's tokenizer, or set reward.bridge=text",
+            )
+
+
+def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
+    """Names of given checkpoints that get a scalar head, and whether they read policy tokens."""
+    made = StageName.reward_model in config.stages
+    if made:
+        yield _origin(config), True
+    start = plan_critic(config)
+    if start is None:
+        return
+    if start.checkpoint != "reward_model" or not made:
+        yield _origin(config) if start.checkpoint == "sft" else start.checkpoint, True
+    if config.reward.kind is RewardKind.model and start.checkpoint != "reward_model":
+        yield "reward_model", config.reward.bridge is TextBridge.tokens
+
+
+def _origin(config: Config) -> str:
+    """The given checkpoint whose architecture the SFT model has; "" where it is made afresh."""
+    stages = config.stages
+    if StageName.sft not in stages:
+        return "sft"
+    if StageName.pretrain not in stages:
+        return "base"
+    return "" if config.data.source is DataSourceKind.pocket else "initial"

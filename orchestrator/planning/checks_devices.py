@@ -1,0 +1,229 @@
+"""Checks of devices and engines: what the hardware and the settings allow together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.config.cluster import Accelerator, RoleName
+from orchestrator.config.engines import Offload, Precision, RolloutEngine, Transport
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import OldLogprobs, RewardKind
+from orchestrator.planning.placement import Layout
+from orchestrator.results.summary import MODEL_ORDER
+from workers.errors import ConfigError, ResourceError
+from workers.model_folders.shape import read_shape
+
+_SAME_TOLERANCE = 1e-3  # nats; above it log-probabilities of engine and trainer are not the same
+_BF16_TOLERANCE = 1e-2  # nats; below it bf16 kernels of two libraries never agree
+
+
+def check_ahead(config: Config) -> None:
+    """What happens to sequences that are under way during training needs some that are.
+
+    Raises:
+        ConfigError: what is of use ahead of training only, without staleness.
+    """
+    if config.algorithm.staleness:
+        return
+    for key in ("inflight_updates", "join_running"):
+        if getattr(config.rollout, key):
+            raise ConfigError(
+                f"{key}=true, but with algorithm.staleness=0 no sequence is under way when weights "
+                "are sent, and none when a batch is asked for",
+                where=f"rollout.{key}",
+                mend=f"set algorithm.staleness=1, or rollout.{key}=false",
+            )
+
+
+def check_sharing(config: Config) -> None:
+    """Engines and trainers can take turns with the memory of their GPUs, where they shall.
+
+    Raises:
+        ConfigError: there is no GPU, no turn, or no way to give memory away.
+    """
+    rests = config.trainer.rest_on_host
+    if config.rollout.sleep or rests:
+        _check_turns(config, "trainer.rest_on_host" if rests else "rollout.sleep")
+    if rests:
+        _check_rest(config)
+
+
+def _check_turns(config: Config, key: str) -> None:
+    if config.cluster.accelerator is not Accelerator.cuda:
+        raise ConfigError(
+            f"{key}=true on a CPU, where all roles share one memory and keep what they have",
+            where=key,
+            mend=f"set {key}=false, or use a cluster of GPUs (cluster=one_gpu)",
+        )
+    if config.rollout.engine is not RolloutEngine.vllm:
+        raise ConfigError(
+            f"only vLLM gives its memory away, the engine is {config.rollout.engine.value}",
+            where=key,
+            mend=f"use rollout.engine=vllm, or set {key}=false",
+        )
+    if config.algorithm.staleness:
+        raise ConfigError(
+            f"{key}=true, but with algorithm.staleness={config.algorithm.staleness} engines sample "
+            "while the trainers work",
+            where=key,
+            mend=f"set algorithm.staleness=0, or {key}=false",
+        )
+    if config.rollout.stream_sequences:
+        raise ConfigError(
+            f"{key}=true, but with rollout.stream_sequences above 0 other roles work "
+            "on the first sequences while engines sample the rest",
+            where=key,
+            mend=f"set rollout.stream_sequences=0, or {key}=false",
+        )
+
+
+def _check_rest(config: Config) -> None:
+    trainer, key = config.trainer, "trainer.rest_on_host"
+    if not config.rollout.sleep:
+        raise ConfigError(
+            "optimizer state is to make room for engines that never take it: their memory is fixed",
+            where=key,
+            mend=f"set rollout.sleep=true, or {key}=false",
+        )
+    if trainer.offload is not Offload.none:
+        raise ConfigError(
+            f"trainer.offload={trainer.offload.value} keeps the state in host memory anyway",
+            where=key,
+            mend=f"set {key}=false, or trainer.offload=none",
+        )
+    bf16 = trainer.precision is Precision.bf16
+    if trainer.zero_stage == 3 or (trainer.zero_stage == 1 and bf16):
+        raise ConfigError(
+            f"deepspeed cannot move the optimizer's state at zero_stage={trainer.zero_stage} in "
+            f"{trainer.precision.value}",
+            where=key,
+            mend=f"set trainer.zero_stage=2, or {key}=false",
+        )
+
+
+# What the attention of vLLM 0.32 computes on a CPU; the engine itself would say so, but only after
+# a model has been pretrained.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def check_head_sizes(config: Config) -> None:
+    """The engines can serve the models that this run is given or makes.
+
+    Raises:
+        ConfigError: vLLM on a CPU has no attention of that head size.
+        BrokenCheckpointError: a given folder has a config.json that does not parse.
+    """
+    if (
+        config.cluster.accelerator is not Accelerator.cpu
+        or config.rollout.engine is not RolloutEngine.vllm
+    ):
+        return
+    made = {StageName.pretrain: config.model.pocket, StageName.pretrain_large: config.model.large}
+    for stage, model in made.items():
+        if stage in config.stages:
+            _check_head_size(model.hidden_size // model.heads, f"the model of stage {stage.value}")
+    for name in MODEL_ORDER:
+        folder = Path(getattr(config.model.checkpoints, name) or "/")
+        if (folder / "config.json").is_file():
+            _check_head_size(read_shape(folder).head_size, f"model.checkpoints.{name}")
+
+
+def _check_head_size(size: int, where: str) -> None:
+    if size not in CPU_HEAD_SIZES:
+        raise ConfigError(
+            f"attention heads of size {size}; vLLM on a CPU computes {CPU_HEAD_SIZES}",
+            where=where,
+            mend="choose hidden_size / heads among these, or rollout.engine=transformers",
+        )
+
+
+def check_devices(config: Config, layout: Layout) -> None:
+    """Accelerator, GPUs per role, precision and transport go together.
+
+    Raises:
+        ConfigError: they do not.
+        ResourceError: a role has GPUs on a CPU cluster, or none on a GPU cluster.
+    """
+    cuda = config.cluster.accelerator is Accelerator.cuda
+    for role in layout.roles:
+        gpus = config.cluster.roles.of(role).gpus
+        scores_by_function = role is RoleName.reward and config.reward.kind is RewardKind.function
+        if cuda == (gpus > 0) or (cuda and scores_by_function):
+            continue
+        raise ResourceError(
+            f"{role.value} workers take {gpus:g} GPUs on a {config.cluster.accelerator.value} "
+            "cluster",
+            where=f"cluster.roles.{role.value}.gpus",
+            mend="give every role GPUs with cluster.accelerator=cuda, and none with cpu",
+        )
+    if RoleName.rollout in layout.roles:
+        _check_engines(config)
+    if {RoleName.rollout, RoleName.policy} <= set(layout.roles):
+        _check_transport(config, layout)
+        _check_old_logprobs(config)
+
+
+def _check_engines(config: Config) -> None:
+    shards, gpus = config.rollout.tensor_parallel_size, config.cluster.roles.rollout.gpus
+    if shards > 1 and config.rollout.engine is RolloutEngine.transformers:
+        raise ConfigError(
+            f"tensor_parallel_size={shards} with an engine that runs on one device",
+            where="rollout.tensor_parallel_size",
+            mend="set it to 1, or use rollout.engine=vllm",
+        )
+    if config.cluster.accelerator is Accelerator.cuda and shards > 1 and gpus != shards:
+        raise ResourceError(
+            f"an engine over {shards} GPUs is given {gpus:g}",
+            where="cluster.roles.rollout.gpus",
+            mend=f"set it to rollout.tensor_parallel_size={shards}",
+        )
+    bf16 = Precision.bf16 in (config.rollout.precision, config.trainer.precision)
+    if bf16 and config.rollout.parity_tolerance < _BF16_TOLERANCE:
+        raise ConfigError(
+            f"parity_tolerance={config.rollout.parity_tolerance:g} nats cannot hold in bf16",
+            where="rollout.parity_tolerance",
+            mend="use fp32 in rollout.precision and trainer.precision, or 0.3",
+        )
+
+
+def _check_old_logprobs(config: Config) -> None:
+    tolerance = config.rollout.parity_tolerance
+    if config.algorithm.old_logprobs is OldLogprobs.rollout and config.algorithm.staleness:
+        raise ConfigError(
+            "sequences sampled ahead of training come from another version of the policy, so the "
+            "engine's log-probabilities are not those of the policy before the update",
+            where="algorithm.old_logprobs",
+            mend="set algorithm.old_logprobs=trainer, or algorithm.staleness=0",
+        )
+    if config.algorithm.old_logprobs is OldLogprobs.rollout and tolerance > _SAME_TOLERANCE:
+        raise ConfigError(
+            "the engine's log-probabilities can stand for the trainer's only where each sync "
+            f"proves that they agree, and a tolerance of {tolerance:g} nats proves too little",
+            where="algorithm.old_logprobs",
+            mend=f"set rollout.parity_tolerance={_SAME_TOLERANCE:g} or less (fp32), or "
+            "algorithm.old_logprobs=trainer",
+        )
+
+
+def _check_transport(config: Config, layout: Layout) -> None:
+    transport = config.rollout.transport
+    if transport is Transport.shm:
+        engines = range(config.cluster.roles.rollout.workers)
+        nodes = {layout.node_of(RoleName.rollout, rank) for rank in engines}
+        if nodes != {layout.node_of(RoleName.policy, 0)}:
+            raise ConfigError(
+                "shared memory does not reach engines on other nodes",
+                where="rollout.transport",
+                mend="use gloo or nccl",
+            )
+    if transport is Transport.nccl:
+        if config.cluster.accelerator is not Accelerator.cuda:
+            raise ConfigError("nccl needs GPUs", where="rollout.transport", mend="use shm or gloo")
+        shared = min(config.cluster.roles.rollout.gpus, config.cluster.roles.policy.gpus)
+        if shared < 1:
+            raise ConfigError(
+                "nccl cannot connect two processes on one GPU",
+                where="rollout.transport",
+                mend="use shm or gloo, or give rollout and policy workers whole GPUs",
+            )

@@ -1,0 +1,110 @@
+"""Checks of the reward source and of the judge."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import urlsplit
+
+from orchestrator.config.evaluation import EndpointConfig, JudgeKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardKind, TextBridge
+from workers.errors import ConfigError
+from workers.user_functions.calls import Patience
+from workers.user_functions.code import split_path
+
+
+def check_reward(config: Config) -> None:
+    """The reward function is named, and gets text.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if config.reward.kind is not RewardKind.function:
+        return
+    reward = config.reward
+    split_path(reward.function, "reward.function")
+    most = Patience(reward.function_seconds, reward.function_retries).most_seconds
+    if most > config.run.call_seconds:
+        raise ConfigError(
+            f"function_seconds={reward.function_seconds:g} with function_retries="
+            f"{reward.function_retries} can take {most:g} s for a batch: its deadline for all "
+            "responses at once, once more for one after the other, and that for each try; a call "
+            f"to a worker ends after run.call_seconds={config.run.call_seconds:g}",
+            where="reward.function_seconds",
+            mend=f"lower it, or set run.call_seconds above {most:g}",
+        )
+    if config.reward.bridge is TextBridge.tokens:
+        raise ConfigError(
+            "a reward function reads text, not tokens",
+            where="reward.bridge",
+            mend="set reward.bridge=text, or choose reward=function, which sets both",
+        )
+
+
+def check_judge(config: Config) -> None:
+    """What the judge of the evaluation is told can be understood.
+
+    The address is checked in every run: it may hold a secret, and each writes its config.yaml.
+
+    Raises:
+        ConfigError: no function is named, or the endpoint's address, model, instruction or request
+            make no sense.
+    """
+    settings = config.evaluate
+    if settings.endpoint.url:
+        _check_address(settings.endpoint.url)
+    if StageName.evaluate not in config.stages:
+        return
+    if settings.judge is JudgeKind.function:
+        split_path(settings.judge_function, "evaluate.judge_function")
+    if settings.judge is JudgeKind.endpoint:
+        _check_endpoint(settings.endpoint)
+
+
+def _check_endpoint(endpoint: EndpointConfig) -> None:
+    where = "evaluate.endpoint"
+    if not endpoint.url:
+        raise ConfigError("the judge has no address", where=f"{where}.url",
+                          mend="write https://HOST/v1")  # fmt: skip
+    if not endpoint.model:
+        raise ConfigError("no judging model is named", where=f"{where}.model",
+                          mend="set it to a model that the endpoint serves")  # fmt: skip
+    missing = [p for p in ("{prompt}", "{first}", "{second}") if p not in endpoint.instruction]
+    if missing:
+        raise ConfigError(
+            f"the judge's instruction lacks {', '.join(missing)}",
+            where=f"{where}.instruction",
+            mend="use judge=endpoint, whose instruction is in conf/judge/endpoint.yaml",
+        )
+    try:
+        request: object = json.loads(endpoint.request)
+    except ValueError:
+        request = None
+    if not isinstance(request, dict):
+        raise ConfigError("what is sent with every question is no JSON object",
+                          where=f"{where}.request", mend="write '{}' to send nothing")  # fmt: skip
+
+
+def _check_address(address: str) -> None:
+    if not _is_plain(address):
+        # the address itself may hold a password: it is not repeated, nor the error that names it
+        raise ConfigError(
+            "the judge's address is no plain http or https address",
+            where="evaluate.endpoint.url",
+            mend="write https://HOST/v1 or https://HOST:PORT/v1, nothing behind it; a key belongs "
+            "into the environment variable that key_variable names",
+        )
+
+
+def _is_plain(address: str) -> bool:
+    """Scheme, host, port and path alone."""
+    if any(c in "?#" or c.isspace() or not c.isprintable() for c in address):
+        return False
+    try:
+        url = urlsplit(address)
+        port = url.port
+    except ValueError:  # a bracket is left open, or the port is no number up to 65535
+        return False
+    host = url.hostname and "@" not in url.netloc
+    return url.scheme in ("http", "https") and bool(host) and port != 0

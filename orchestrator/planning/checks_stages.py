@@ -1,0 +1,159 @@
+"""Checks of the stages: each once, and each with its checkpoints and data."""
+
+from __future__ import annotations
+
+from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.data_sets import all_sets, kinds
+from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.planning.stage_graph import _PRODUCTS, inputs, product
+from orchestrator.results.summary import MODEL_ORDER
+from workers.data.tokenize.data_sets import SHORTHANDS, SetKind
+from workers.errors import ConfigError
+
+_SETS = {
+    StageName.pretrain: (SetKind.pretraining,),
+    StageName.sft: (SetKind.demonstrations,),
+    # demonstrations set the zero of the reward
+    StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
+    StageName.ppo: (SetKind.prompts,),
+    StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
+}
+
+
+def check_stages(config: Config) -> None:
+    """Every stage once, and each finds its checkpoints and files.
+
+    Raises:
+        ConfigError: no stage, a stage twice, a missing checkpoint, or a missing file.
+    """
+    if not config.stages:
+        raise ConfigError(
+            "the run has no stages",
+            where="stages",
+            mend="choose an experiment (+experiment=pocket), or set stages=[sft,ppo]",
+        )
+    names = [stage.value for stage in config.stages]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"stages appear twice: {', '.join(twice)}", where="stages",
+                          mend="name each stage once")  # fmt: skip
+    made: set[str] = set()
+    for stage in config.stages:
+        for name in inputs(config, stage):
+            if name not in made and not getattr(config.model.checkpoints, name):
+                raise _no_checkpoint(config, stage, name)
+        if stage is StageName.evaluate:
+            _check_models(config, made)
+            _check_judging_model(config, made)
+        _check_files(config, stage)
+        made.add(product(stage))
+
+
+def _check_models(config: Config, made: set[str]) -> None:
+    if not any(name in made or getattr(config.model.checkpoints, name) for name in MODEL_ORDER):
+        raise ConfigError(
+            "there is no model to evaluate",
+            where="stages",
+            mend=f"set model.checkpoints.NAME=DIR, NAME one of {', '.join(MODEL_ORDER)}, or put "
+            "the stages that make them before evaluate",
+        )
+
+
+def _check_judging_model(config: Config, made: set[str]) -> None:
+    settings = config.evaluate
+    given = settings.judge_checkpoint or config.model.checkpoints.reward_model
+    if settings.judge is JudgeKind.reward_model and not given and "reward_model" not in made:
+        raise ConfigError(
+            "a reward model shall judge, but none is given and none is made before evaluate",
+            where="evaluate.judge",
+            mend="set evaluate.judge_checkpoint=DIR, or choose another judge",
+        )
+
+
+def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
+    maker = next((each for each, made in _PRODUCTS.items() if made == name), None)
+    if maker is None:
+        return ConfigError(
+            f"the stage {stage.value} starts from a checkpoint that is not given",
+            where=f"model.checkpoints.{name}",
+            mend="name a folder; `python -m orchestrator.new_model` makes one from scratch",
+        )
+    late = "later " if maker in config.stages else ""
+    return ConfigError(
+        f"the stage {stage.value} needs the checkpoint {name!r}, which is not given"
+        + (f" and is made by a {late}stage" if late else " and made by no stage"),
+        where="stages",
+        mend=f"set model.checkpoints.{name}=DIR, or put the stage {maker.value} before "
+        f"{stage.value}",
+    )
+
+
+def _check_files(config: Config, stage: StageName) -> None:
+    if config.data.source is DataSourceKind.pocket:
+        if stage is StageName.sft and config.sft.epochs:
+            raise ConfigError(
+                "the pocket world's demonstrations have no end, so there is no pass over them",
+                where="sft.epochs",
+                mend="set sft.steps and leave sft.epochs at 0, or use data=files",
+            )
+        _check_unread(config)
+        return
+    if stage is StageName.pretrain_large:
+        raise ConfigError(
+            "the stage pretrain_large makes a model of the pocket world from scratch",
+            where="data.source",
+            mend="use data=pocket",
+        )
+    given = kinds(config.data)
+    needed = _needed(config, stage)
+    if stage is StageName.evaluate and SetKind.prompts not in given:  # else a part is held out
+        needed = (SetKind.evaluation_prompts,)
+    for kind in needed:
+        if kind not in given:
+            name = next(name for name, each in SHORTHANDS.items() if each is kind)
+            mixes = stage is StageName.sft and kind is SetKind.pretraining
+            raise ConfigError(
+                f"the stage {stage.value} reads {kind.value}, and no data set holds any",
+                where=f"data.files.{name}",
+                mend=f"set data.files.{name}=FILE, or data.sets.NAME.kind={kind.value} and "
+                "data.sets.NAME.path (docs/data.md lists the formats)"
+                + ("; or sft.pretraining_fraction=0" if mixes else ""),
+            )
+
+
+def _needed(config: Config, stage: StageName) -> tuple[SetKind, ...]:
+    """Kinds of sets without which a stage cannot run; those of evaluate stand for each other."""
+    needed = _SETS.get(stage, ())
+    if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
+        needed = (*needed, SetKind.pretraining)
+    return needed
+
+
+def unused_sets(config: Config) -> list[str]:
+    """A sentence on each data set that is given, but that no stage of the run uses."""
+    given = kinds(config.data)
+    used: set[SetKind] = set()
+    for stage in config.stages:
+        used.update(_needed(config, stage))
+        if stage in PPO_STAGES:  # the probes of weight syncs
+            used.add(SetKind.evaluation_prompts)
+        if stage is StageName.evaluate:
+            held_out = SetKind.evaluation_prompts
+            used |= {held_out if held_out in given else SetKind.prompts, SetKind.pretraining}
+    return [
+        f"{each.key} is read, but no stage of this run uses {each.kind.value.replace('_', ' ')}"
+        for each in all_sets(config.data)
+        if each.kind not in used
+    ]
+
+
+def _check_unread(config: Config) -> None:
+    for each in all_sets(config.data):
+        raise ConfigError(
+            "a data set is given, but the run reads the pocket world",
+            where=each.key,
+            mend="add data=files, or leave the set out",
+        )

@@ -1,0 +1,123 @@
+"""Whether the roles' models fit into the GPUs that they are given, by the plan's estimates.
+
+Estimates leave activations out, so what does not fit by them does not fit at all and is refused;
+what fits narrowly is noted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from orchestrator.config.cluster import Accelerator, RoleName
+from orchestrator.config.schema import Config
+from orchestrator.planning.model_sizes import RoleMemory, gpu_bytes
+from orchestrator.planning.placement import Layout
+from workers.errors import ResourceError
+
+_NARROW = 0.9  # of a GPU; the rest is little for activations and what libraries keep
+_GIB = 1 << 30
+_TRAINERS = (RoleName.policy, RoleName.critic)
+
+
+def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory]) -> list[str]:
+    """Refuse workers that need more than their GPU; what is narrow is returned as notes.
+
+    A worker with whole GPUs computes on one of them, but for an engine, whose share is checked with
+    its KV cache. Workers with parts of a GPU are added up.
+
+    Raises:
+        ResourceError: names the role, what it needs and what there is.
+    """
+    if config.cluster.accelerator is not Accelerator.cuda:
+        return []
+    notes: list[str] = []
+    for who, need, least in _needs(config, memory):
+        limit = gpu_bytes(config) * (
+            1 if isinstance(who, RoleName) else _shared_gpus(config, layout)
+        )
+        name = who.value if isinstance(who, RoleName) else who
+        of = f"of {limit / _GIB:.3g} GiB, activations not counted"
+        if least > limit:
+            raise ResourceError(
+                f"{name} needs {least / _GIB:.3g} {of}", where=_where(who), mend=_mend(who)
+            )
+        if need > _NARROW * limit:
+            frozen = "" if least == need else ", less what model.freeze saves"
+            notes.append(f"{name} needs {need / _GIB:.3g} {of}{frozen}")
+    return [*notes, *_loading_notes(config, layout, memory)]
+
+
+def _needs(
+    config: Config, memory: Sequence[RoleMemory]
+) -> Iterator[tuple[RoleName | str, int, int]]:
+    """Roles with GPUs of their own and the need of one worker; then what the others share.
+
+    Each with the estimate and with what of it is certain: weights that are frozen have neither
+    gradient nor optimizer state, and how many they are only their names tell.
+    """
+    sharing: list[RoleMemory] = []
+    for each in memory:
+        gpus = config.cluster.roles.of(each.role).gpus
+        if 0 < gpus < 1:
+            sharing.append(each)
+        elif gpus and each.role is not RoleName.rollout:
+            yield each.role, each.device, each.least_device
+    if sharing:
+        names = ", ".join(each.role.value for each in sharing)
+        yield f"what shares GPUs ({names})", *_shared(config, sharing)
+
+
+def _shared(config: Config, sharing: Sequence[RoleMemory]) -> tuple[int, int]:
+    """What roles on the same GPUs need together, estimated and in any case.
+
+    With `rollout.sleep` engines and trainers take turns, and the larger turn counts.
+    """
+    share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
+    engines = share * sum(r.workers for r in sharing if r.role is RoleName.rollout)
+    others = [r for r in sharing if r.role is not RoleName.rollout]
+    training = sum(r.workers * r.device for r in others)
+    training_least = sum(r.workers * r.least_device for r in others)
+    if not config.rollout.sleep:
+        return engines + training, engines + training_least
+    sampling = engines + sum(r.workers * r.resting for r in others)
+    # Of frozen weights there is no state to move away.
+    sampling_least = engines + sum(r.workers * min(r.resting, r.least_device) for r in others)
+    return max(training, sampling), max(training_least, sampling_least)
+
+
+def _shared_gpus(config: Config, layout: Layout) -> int:
+    needs = [config.cluster.roles.of(role) for role in layout.roles]
+    return math.ceil(round(sum(n.workers * n.gpus for n in needs if n.gpus < 1), 4))
+
+
+def _where(who: RoleName | str) -> str:
+    return f"cluster.roles.{who.value}" if isinstance(who, RoleName) else "cluster.roles"
+
+
+def _mend(who: RoleName | str) -> str:
+    real = "set cluster.gpu_memory_gib to what the GPUs have"
+    if who in _TRAINERS:
+        return (
+            "raise its workers, use trainer.zero_stage=3 or trainer.offload=optimizer, lower "
+            f"trainer.micro_batch_tokens, or {real}"
+        )
+    if isinstance(who, RoleName):
+        return (
+            "a model that only scores lies on one GPU whole: lower reward.micro_batch_tokens, take "
+            f"a smaller model, or {real}"
+        )
+    return f"give these roles more GPUs, or {real}"
+
+
+def _loading_notes(config: Config, layout: Layout, memory: Sequence[RoleMemory]) -> Iterator[str]:
+    """Trainers read whole weights into host memory, one copy a rank."""
+    for each in memory:
+        if each.role not in _TRAINERS:
+            continue
+        most = max(sum(p.role is each.role for p in node.places) for node in layout.nodes)
+        if most * each.loading > gpu_bytes(config):
+            yield (
+                f"while {each.role.value} loads, a node holds {most} copies of its weights in host "
+                f"memory, {most * each.loading / _GIB:,.0f} GiB"
+            )

@@ -1,0 +1,45 @@
+"""Whether the roles of a run on CPUs fit into the memory of the machine that they share."""
+
+from __future__ import annotations
+
+import psutil
+
+from orchestrator.config.cluster import Accelerator
+from orchestrator.config.schema import Config
+from orchestrator.planning.plan import make_plan
+from workers.errors import ResourceError
+
+_GIB = 1 << 30
+
+
+def check_host_memory(config: Config) -> tuple[str, ...]:
+    """Refuse roles whose weights alone exceed the machine; say so where the estimate does.
+
+    Raises:
+        ResourceError: what the weights, gradients and moments need, and what there is.
+    """
+    cluster = config.cluster
+    if (
+        cluster.accelerator is not Accelerator.cpu
+        or cluster.nodes > 1
+        or cluster.address != "local"
+    ):
+        return ()
+    memory = make_plan(config).memory
+    there = psutil.virtual_memory()
+    least = sum(role.workers * role.least for role in memory)
+    if least > there.total:
+        raise ResourceError(
+            f"the models of all roles need {least / _GIB:,.3g} GiB, and this machine has "
+            f"{there.total / _GIB:,.3g}",
+            where="cluster",
+            mend="take a smaller model, fewer workers, or a machine with more memory",
+        )
+    estimate = sum(role.workers * role.total for role in memory)
+    if estimate <= there.available:
+        return ()
+    return (
+        f"all roles together are estimated at {estimate / _GIB:,.3g} GiB, and this machine has "
+        f"{there.available / _GIB:,.3g} free: lower trainer.micro_batch_tokens, or set "
+        "model.gradient_checkpointing=true",
+    )

@@ -1,0 +1,342 @@
+"""The plan of a run: everything that can be known, and refused, before a process starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.batching.batch_sizes import (
+    PPO_STAGES,
+    cut_warmups,
+    ppo_arithmetic,
+    sft_rows,
+    stage_steps,
+    started_prompts,
+)
+from orchestrator.checkpoints.best import check_keep_best
+from orchestrator.config.cluster import Accelerator, RoleName
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardKind
+from orchestrator.planning.backbones import check_backbones, plan_critic, role_sizes
+from orchestrator.planning.checks_devices import (
+    check_ahead,
+    check_devices,
+    check_head_sizes,
+    check_sharing,
+)
+from orchestrator.planning.checks_lengths import check_lengths
+from orchestrator.planning.checks_scoring import check_judge, check_reward
+from orchestrator.planning.checks_stages import check_stages, unused_sets
+from orchestrator.planning.gpu_memory import check_gpu_memory
+from orchestrator.planning.model_sizes import (
+    ModelSize,
+    RoleMemory,
+    checkpoint_size,
+    pocket_size,
+    role_memory,
+    sequences_in_cache,
+)
+from orchestrator.planning.placement import Layout, place_roles
+from orchestrator.planning.row_lengths import check_rows
+from orchestrator.planning.stage_graph import inputs, product, stage_roles
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: what it reads, makes and runs on, and its sizes in words."""
+
+    name: StageName
+    needs: tuple[str, ...]  # names of checkpoints
+    makes: str  # the name of its checkpoint, or ""
+    roles: tuple[RoleName, ...]
+    optimizer_steps: int | None  # None: only the data can tell
+    facts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked run. `layout` is what the cluster reserves."""
+
+    experiment: str
+    seed: int
+    folder: str
+    stages: tuple[StagePlan, ...]
+    layout: Layout
+    size: ModelSize | None  # of the policy; None when its folder cannot be read yet
+    memory: tuple[RoleMemory, ...]  # one worker of each role; () without `size`
+    notes: tuple[str, ...]
+
+
+def make_plan(config: Config) -> Plan:
+    """Derive the plan and check the configuration across its groups.
+
+    Raises:
+        BatchArithmeticError: batch sizes, token limits or models that do not fit together.
+        ResourceError: roles that do not fit on the cluster described.
+        ConfigError: stages whose inputs nobody gives or makes, and other contradictions.
+    """
+    check_stages(config)
+    check_ahead(config)
+    check_keep_best(config)
+    check_sharing(config)
+    check_reward(config)
+    check_judge(config)
+    stages = tuple(_plan_stage(config, stage) for stage in config.stages)
+    roles = {role for stage in stages for role in stage.roles}
+    layout = place_roles(config.cluster, roles)
+    check_devices(config, layout)
+    size = policy_size(config)
+    if RoleName.rollout in roles:
+        check_lengths(config, size)
+        check_head_sizes(config)
+    check_rows(config)
+    check_backbones(config, size)
+    memory = _memory(config, layout, size)
+    return Plan(
+        experiment=config.experiment,
+        seed=config.seed,
+        folder=config.run.dir,
+        stages=stages,
+        layout=layout,
+        size=size,
+        memory=memory,
+        notes=(
+            *unused_sets(config),
+            *cut_warmups(config),
+            *_notes(config, layout, size),
+            *_unknown(config, layout, memory),
+            *check_gpu_memory(config, layout, memory),
+        ),
+    )
+
+
+def _memory(config: Config, layout: Layout, size: ModelSize | None) -> tuple[RoleMemory, ...]:
+    """One worker of each role that holds a model whose size is known."""
+    if size is None:
+        return ()
+    sizes = role_sizes(config, size)
+    return tuple(
+        role_memory(config, role, held)
+        for role in layout.roles
+        if (held := sizes[role]) is not None
+    )
+
+
+def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:
+    known = {each.role for each in memory}
+    if known and config.reward.kind is RewardKind.function:
+        known.add(RoleName.reward)  # which then holds no model
+    names = [role.value for role in layout.roles if role not in known]
+    if not known or not names:
+        return []
+    return [
+        f"no memory estimate of {' and '.join(names)}: no checkpoint that can be read from here"
+    ]
+
+
+def policy_size(config: Config) -> ModelSize | None:
+    """The size of the model that the run tunes; None when its folder cannot be read yet."""
+    pocket = config.data.source is DataSourceKind.pocket
+    if StageName.pretrain in config.stages and pocket:
+        return pocket_size(config.model.pocket)
+    given = config.model.checkpoints
+    for folder in (given.initial, given.base, given.sft, given.ppo, given.ppo_ptx):
+        if folder:
+            return checkpoint_size(Path(folder))
+    return None
+
+
+def _plan_stage(config: Config, stage: StageName) -> StagePlan:
+    return StagePlan(
+        name=stage,
+        needs=inputs(config, stage),
+        makes=product(stage),
+        roles=stage_roles(config, stage),
+        optimizer_steps=stage_steps(config, stage),
+        facts=tuple(_facts(config, stage)),
+    )
+
+
+def _facts(config: Config, stage: StageName) -> list[str]:
+    if stage in PPO_STAGES:
+        return _ppo_facts(config, stage)
+    if stage is StageName.sft:
+        return _sft_facts(config)
+    if stage is StageName.reward_model:
+        return _reward_model_facts(config)
+    if stage is StageName.evaluate:
+        return [
+            f"{config.evaluate.prompts:,} held-out prompts and "
+            f"{config.evaluate.web_documents:,} documents a model"
+        ]
+    facts = [f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents"]
+    if config.data.source is DataSourceKind.pocket:
+        model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
+        facts.append(f"{pocket_size(model).parameters:,} parameters")
+    return facts
+
+
+def _sft_facts(config: Config) -> list[str]:
+    demonstrations, documents = sft_rows(config)
+    epochs = config.sft.epochs
+    times = f"{epochs} pass(es) in steps of" if epochs else f"{config.sft.steps:,} x"
+    what = "pretraining documents"
+    if config.sft.pretraining_full_rows:
+        what = f"rows of {config.pretrain.row_tokens:,} tokens of pretraining text"
+    mixed = f" and {documents} {what}" if documents else ""
+    return [f"{times} {demonstrations} demonstrations{mixed}"]
+
+
+def _reward_model_facts(config: Config) -> list[str]:
+    settings = config.reward_model
+    facts = [
+        f"{settings.prompts_per_step} prompts a step, every pair of a prompt in one step, "
+        f"{settings.epochs} pass(es)"
+    ]
+    if config.data.source is DataSourceKind.pocket:  # the rankings of a set say themselves
+        facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
+    return facts
+
+
+def _ppo_facts(config: Config, stage: StageName) -> list[str]:
+    sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
+    facts = [
+        f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} sample(s) = "
+        f"{sizes.sequences_per_iteration} sequences an iteration, "
+        f"{sizes.sequences_per_engine} an engine",
+        f"{sizes.minibatches} minibatches of {algorithm.sequences_per_minibatch} x "
+        f"{algorithm.epochs} pass(es) = {sizes.steps_per_iteration} optimizer steps an iteration",
+        f"{algorithm.iterations} iterations = {sizes.episodes:,} episodes, "
+        f"{sizes.optimizer_steps:,} optimizer steps",
+        f"at most {sizes.most_tokens_per_iteration:,} tokens an iteration, "
+        f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
+        f"{config.trainer.micro_batch_tokens:,} tokens a step and rank",
+    ]
+    surplus = started_prompts(config) - algorithm.prompts_per_iteration
+    if surplus:
+        facts.append(f"{surplus} more prompts are started, and the last to finish aborted")
+    if algorithm.staleness:
+        facts.append(
+            f"generation runs {algorithm.staleness} iteration(s) ahead of training: sequences are "
+            "up to that many updates old"
+        )
+    if algorithm.critic_warmup_iterations:
+        facts.append(f"only the critic learns in the first {algorithm.critic_warmup_iterations}")
+    if sizes.documents_per_step:
+        facts.append(f"{sizes.documents_per_step} pretraining documents a step")
+    if sizes.text_rows_per_step:
+        facts.append(
+            f"{sizes.text_rows_per_step} rows of {config.pretrain.row_tokens:,} tokens of "
+            "pretraining text a step"
+        )
+    return facts
+
+
+def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
+    notes: list[str] = []
+    rollout = config.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    engines = RoleName.rollout in layout.roles
+    if engines and longest > config.trainer.micro_batch_tokens:
+        notes.append(
+            f"a sequence may have {longest:,} tokens, more than trainer.micro_batch_tokens="
+            f"{config.trainer.micro_batch_tokens:,}: it then is a micro-batch of its own"
+        )
+    if engines and size:
+        held = sequences_in_cache(config, size)
+        wanted = rollout.max_concurrent_sequences
+        notes.append(
+            f"the KV cache of an engine holds {held:,} sequences of full length; "
+            f"{min(held, wanted):,} run at once"
+        )
+    if engines and config.cluster.accelerator is Accelerator.cuda:
+        notes.append(
+            f"each engine takes {rollout.gpu_memory_fraction:.0%} of its GPUs for weights and KV "
+            "cache together"
+        )
+        notes += _turns(config, layout)
+    critic = plan_critic(config)
+    if critic is not None and critic.note:
+        notes.append(critic.note)
+    algorithm = config.algorithm
+    trains = any(stage in PPO_STAGES for stage in config.stages)
+    if trains and algorithm.staleness and algorithm.importance_cap is None:
+        notes.append(
+            f"algorithm.staleness={algorithm.staleness} without algorithm.importance_cap: tokens "
+            "of older policies weigh as if the current one had sampled them; 2.0 is usual"
+        )
+    if size is None:
+        notes.append("no memory estimate: the policy's checkpoint cannot be read from here")
+    return notes
+
+
+def _turns(config: Config, layout: Layout) -> list[str]:
+    """What roles that share GPUs give each other."""
+    if not config.rollout.sleep:
+        return []
+    if config.cluster.roles.rollout.gpus >= 1:
+        return ["rollout.sleep=true, but no other role is on the engines' GPUs to gain by it"]
+    notes = ["engines sleep while the trainers work; their weights rest in host memory meanwhile"]
+    if config.trainer.rest_on_host and RoleName.policy in layout.roles:
+        notes.append("the trainers' optimizer state rests in host memory while engines work")
+    return notes
+
+
+def render_plan(plan: Plan) -> str:
+    """The plan as plain text for people."""
+    lines = [f"Plan of {plan.experiment}, seed {plan.seed}, results in {plan.folder}", "stages"]
+    for stage in plan.stages:
+        lines += _stage_lines(stage)
+    lines.append("placement")
+    for index, node in enumerate(plan.layout.nodes):
+        workers = ", ".join(
+            f"{role.value} {_ranks([p.rank for p in node.places if p.role is role])}"
+            for role in plan.layout.roles
+            if any(p.role is role for p in node.places)
+        )
+        lines.append(f"  node {index}: {workers} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)")
+    if plan.size and plan.memory:
+        lines.append(f"memory of one worker, estimated for {plan.size.parameters:,} parameters")
+        lines += [_memory_line(each, plan.size) for each in plan.memory]
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _stage_lines(stage: StagePlan) -> list[str]:
+    steps = "" if stage.optimizer_steps is None else f"{stage.optimizer_steps:,} optimizer steps"
+    flow = [f"from {' + '.join(stage.needs)}"] if stage.needs else []
+    flow += [f"makes {stage.makes}"] if stage.makes else []
+    flow += [steps] if stage.makes and steps else []
+    head = f"  {stage.name.value:<15}{', '.join(flow)}".rstrip()
+    return [head, *(f"  {'':<15}{fact}" for fact in stage.facts)]
+
+
+def _ranks(ranks: list[int]) -> str:
+    if len(ranks) > 1 and ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ",".join(str(rank) for rank in ranks)
+
+
+def _memory_line(memory: RoleMemory, policy: ModelSize) -> str:
+    kind = "KV cache" if memory.role is RoleName.rollout else "logits"
+    other = memory.parameters != policy.parameters
+    parts = [f"{memory.parameters:,} parameters"] if other else []
+    parts += [f"model {_size(memory.model)}", f"{kind} {_size(memory.working)}"]
+    if memory.activations:
+        parts.append(f"activations {_size(memory.activations)}")
+    if memory.step:
+        parts.append(f"step {_size(memory.step)}")
+    parts.append(f"{'host' if memory.on_gpu else 'process'} {_size(memory.host)}")
+    count = f" x {memory.workers}" if memory.workers > 1 else ""
+    return f"  {memory.role.value:<15}{_size(memory.total)}{count} ({', '.join(parts)})"
+
+
+def _size(number: int) -> str:
+    """Bytes in a unit that leaves one to three digits before the point."""
+    if number <= 0:
+        return "0"
+    power = min(3, int(math.log(number, 1024)))
+    return f"{number / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"

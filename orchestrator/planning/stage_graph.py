@@ -1,0 +1,72 @@
+"""What each stage makes, what it starts from, and which roles it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardKind
+
+_PRODUCTS = {
+    StageName.pretrain: "base",
+    StageName.sft: "sft",
+    StageName.reward_model: "reward_model",
+    StageName.ppo: "ppo",
+    StageName.ppo_ptx: "ppo_ptx",
+    StageName.pretrain_large: "large",
+}
+
+
+def product(stage: StageName) -> str:
+    """The name of the checkpoint that a stage makes, or ""."""
+    return _PRODUCTS.get(stage, "")
+
+
+def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
+    """The names of the checkpoints that a stage starts from."""
+    pocket = config.data.source is DataSourceKind.pocket
+    if stage is StageName.pretrain:
+        return () if pocket else ("initial",)
+    if stage is StageName.sft:
+        return ("base",)
+    if stage is StageName.reward_model:
+        sampled_from_base = pocket and config.reward_model.base_fraction > 0
+        return ("sft", "base") if sampled_from_base else ("sft",)
+    if stage in PPO_STAGES:
+        return ("sft", "reward_model") if config.reward.kind is RewardKind.model else ("sft",)
+    return ()
+
+
+def models_read(config: Config, stage: str, finished: Collection[str]) -> set[str]:
+    """The names of the models that a run still reads.
+
+    Args:
+        config: The run.
+        stage: That it is in.
+        finished: The stages that are over.
+    """
+    left = [each for each in StageName if each in config.stages or each.value == stage]
+    left = [each for each in left if each.value not in finished]
+    names = {name for each in left for name in inputs(config, each)}
+    if StageName.evaluate in left:
+        names |= {*_PRODUCTS.values()}
+    return names | {f"{product(each)}_initial" for each in left if each.value == stage}
+
+
+def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
+    """The role groups that a stage calls."""
+    if stage in PPO_STAGES:
+        return tuple(RoleName)
+    pocket = config.data.source is DataSourceKind.pocket
+    if stage is StageName.reward_model:
+        return (RoleName.rollout, RoleName.critic) if pocket else (RoleName.critic,)
+    if stage is StageName.evaluate:
+        judge = config.evaluate.judge
+        scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)
+        return (RoleName.rollout, *((RoleName.reward,) if scored else ()), RoleName.reference)
+    return (RoleName.policy,)

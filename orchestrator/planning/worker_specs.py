@@ -1,0 +1,219 @@
+"""From the configuration to the plain records that set up the workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.batching.batch_sizes import fitting_warmup
+from orchestrator.config.cluster import Accelerator, RoleResources
+from orchestrator.config.engines import OptimizerConfig, Packing, Precision
+from orchestrator.config.model import LoraConfig
+from orchestrator.config.schema import Config
+from orchestrator.config.seeds import derive
+from orchestrator.config.training import OnNonFinite, RewardKind
+from workers.model_folders.shape import may_pack
+from workers.records.specs import (
+    Device,
+    Dtype,
+    FrozenModelSpec,
+    GroupSpec,
+    LoraSpec,
+    OptimizerSpec,
+    Rest,
+    RewardSpec,
+    RolloutSpec,
+    TrainModelSpec,
+)
+from workers.roles.rollout import engine_environment
+
+if TYPE_CHECKING:  # brings an HTTP client
+    from workers.scorers.judge_endpoint import EndpointSpec
+
+
+def dtype(precision: Precision) -> Dtype:
+    """Torch's name of a precision."""
+    return "bfloat16" if precision is Precision.bf16 else "float32"
+
+
+def device(config: Config) -> Device:
+    """The torch device type of all roles."""
+    return "cuda" if config.cluster.accelerator is Accelerator.cuda else "cpu"
+
+
+def rollout_spec(
+    config: Config, checkpoint: str, eos_token_id: int, vocabulary: int = 0
+) -> RolloutSpec:
+    """One generation engine that starts on `checkpoint`."""
+    rollout = config.rollout
+    return RolloutSpec(
+        checkpoint=checkpoint,
+        engine=rollout.engine.value,
+        dtype=dtype(rollout.precision),
+        device=device(config),
+        max_prompt_tokens=rollout.max_prompt_tokens,
+        max_response_tokens=rollout.max_response_tokens,
+        max_concurrent_sequences=rollout.max_concurrent_sequences,
+        kv_cache_bytes=rollout.kv_cache_mib << 20,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        prefix_caching=rollout.prefix_caching,
+        enforce_eager=rollout.enforce_eager,
+        seed=derive(config.seed, "engine"),
+        eos_token_id=eos_token_id,
+        threads=config.cluster.roles.rollout.threads,
+        collective_seconds=config.run.collective_seconds,
+        interruptible=rollout.inflight_updates,
+        join_running=rollout.join_running,
+        sleep=rollout.sleep,
+        vocabulary=vocabulary,
+    )
+
+
+def rollout_environment(config: Config) -> dict[str, str]:
+    """Environment variables that a rollout process needs before it imports its engine."""
+    return engine_environment(rollout_spec(config, "", 0))
+
+
+def group_spec(config: Config, role: RoleResources) -> GroupSpec:
+    """What a trainer process keeps for its life."""
+    return GroupSpec(
+        zero_stage=config.trainer.zero_stage,
+        dtype=dtype(config.trainer.precision),
+        device=device(config),
+        threads=role.threads,
+        collective_seconds=config.run.collective_seconds,
+        weight_bucket_bytes=config.trainer.weight_bucket_mib << 20,
+        seed=derive(config.seed, "trainer"),
+        skip_non_finite=config.algorithm.on_non_finite is OnNonFinite.skip,
+        offload=config.trainer.offload.value,
+        rest=_rest(config),
+    )
+
+
+def _rest(config: Config) -> Rest:
+    if config.trainer.rest_on_host:
+        return "state"
+    return "cache" if config.rollout.sleep else "none"
+
+
+def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpec:
+    """AdamW over `total_steps` optimizer steps; a warm-up that does not end in them is cut."""
+    return OptimizerSpec(
+        learning_rate=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        schedule=optimizer.schedule.value,
+        warmup_steps=fitting_warmup(optimizer.warmup_steps, total_steps),
+        min_learning_rate_ratio=optimizer.min_learning_rate_ratio,
+        total_steps=total_steps,
+        warmup_start_ratio=optimizer.warmup_start_ratio,
+    )
+
+
+def packed(config: Config, checkpoint: str) -> bool:
+    """Whether the sequences of a model lie end to end before it."""
+    may = may_pack(Path(checkpoint), config.model.attention.value)
+    return config.trainer.packing is Packing.auto and may
+
+
+def train_spec(
+    config: Config,
+    checkpoint: str,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    *,
+    head: str = "keep",
+    ema_decay: float = 0.0,
+    dropout: float | None = None,
+    whole: bool = False,
+    vocabulary: int = 0,
+) -> TrainModelSpec:
+    """A model to train from `checkpoint`; `whole` leaves out adapters and frozen weights."""
+    assert head in ("keep", "random", "zero")
+    return TrainModelSpec(
+        checkpoint=checkpoint,
+        optimizer=optimizer_spec(optimizer, total_steps),
+        attention=config.model.attention.value,
+        packed=packed(config, checkpoint),
+        logits_bytes=config.trainer.logits_mib << 20,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        ema_decay=ema_decay,
+        head=head,
+        lora=None if whole else lora_spec(config.model.lora),
+        freeze=() if whole else tuple(config.model.freeze),
+        dropout=dropout,
+        vocabulary=vocabulary,
+    )
+
+
+def lora_spec(lora: LoraConfig) -> LoraSpec | None:
+    """Adapters, or None where every weight trains."""
+    if lora.rank == 0:
+        return None
+    return LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.target))
+
+
+def frozen_spec(
+    config: Config, checkpoint: str, role: RoleResources, vocabulary: int = 0
+) -> FrozenModelSpec:
+    """A model that only scores."""
+    return FrozenModelSpec(
+        checkpoint=checkpoint,
+        dtype=dtype(config.trainer.precision),
+        device=device(config),
+        threads=role.threads,
+        micro_batch_tokens=config.reward.micro_batch_tokens,
+        attention=config.model.attention.value,
+        packed=packed(config, checkpoint),
+        logits_bytes=config.trainer.logits_mib << 20,
+        vocabulary=vocabulary,
+    )
+
+
+def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
+    """A reward model that judges in the evaluation, whatever rewards PPO."""
+    return _scorer(config, RewardKind.model, judge_checkpoint, policy_checkpoint)
+
+
+def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
+    """The reward of PPO: a model, or a user's function."""
+    return _scorer(config, config.reward.kind, reward_checkpoint, policy_checkpoint)
+
+
+def _scorer(config: Config, kind: RewardKind, checkpoint: str, policy: str) -> RewardSpec:
+    """The one place where the keys of `reward` become a specification."""
+    reward, role = config.reward, config.cluster.roles.reward
+    is_model = kind is RewardKind.model
+    return RewardSpec(
+        model=frozen_spec(config, checkpoint, role) if is_model else None,
+        function="" if is_model else reward.function,
+        function_folder=str(Path.cwd()),
+        bridge=reward.bridge.value,
+        policy_checkpoint=policy,
+        function_seconds=reward.function_seconds,
+        function_retries=reward.function_retries,
+    )
+
+
+def endpoint_spec(config: Config, key: str) -> EndpointSpec:
+    """The judging chat model; `key` is the secret itself and goes nowhere else."""
+    from workers.scorers.judge_endpoint import EndpointSpec
+
+    settings = config.evaluate.endpoint
+    return EndpointSpec(
+        url=settings.url,
+        model=settings.model,
+        instruction=settings.instruction,
+        request=settings.request,
+        key=key,
+        key_variable=settings.key_variable,
+        concurrency=settings.concurrency,
+        request_seconds=settings.request_seconds,
+        retries=settings.retries,
+        backoff_seconds=settings.backoff_seconds,
+        deadline_seconds=settings.deadline_seconds,
+        failed_fraction=settings.failed_fraction,
+    )

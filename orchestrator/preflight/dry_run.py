@@ -1,0 +1,144 @@
+"""What a run is given, looked at before anything starts: by `run.plan_only=true` and by every run.
+
+A part that users hand in (a checkpoint, a file, a function, an endpoint) is looked at here, at
+least as far as the run would refuse it later. Sizes and contradictions of the configuration alone
+are the plan's business (`orchestrator.planning.plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.checkpoints import model_folder
+from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardKind, TextBridge
+from orchestrator.stages.lm_eval import check_harness_ready
+
+if TYPE_CHECKING:  # seconds to import, and only a type here
+    from workers.data.source import DataSource
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was found, for the run to go on with."""
+
+    checkpoints: dict[str, str]  # name -> folder, of those that are given
+    source: DataSource
+    notes: tuple[str, ...]  # sentences for people
+
+
+_BRIDGED_PROMPTS = 256  # looked at before a run
+
+Check = Callable[[Config, "DataSource"], Iterable[str]]
+
+
+def look(config: Config) -> Inputs:
+    """Import the functions and read every checkpoint and file, and make every check of `CHECKS`.
+
+    Raises:
+        RehearsalError: one of them cannot be used: checkpoints come first, then data, then the
+            order of `CHECKS`.
+    """
+    from orchestrator.preflight.user_functions import check_functions
+    from orchestrator.session.sources import left_out, make_source
+
+    check_functions(config)  # takes a second, files may take an hour
+    checkpoints = _given_checkpoints(config)
+    _check_models(config, checkpoints)
+    source = make_source(config, checkpoints)
+    notes = left_out(source)
+    for check in CHECKS.values():
+        notes += check(config, source)
+    return Inputs(checkpoints, source, tuple(notes))
+
+
+def _given_checkpoints(config: Config) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for field in fields(config.model.checkpoints):
+        path = getattr(config.model.checkpoints, field.name)
+        if path:
+            given[field.name] = str(model_folder.require(path, field.name).resolve())
+    return given
+
+
+def _check_models(config: Config, checkpoints: dict[str, str]) -> None:
+    folders = {f"model.checkpoints.{name}": folder for name, folder in checkpoints.items()}
+    judge = config.evaluate
+    if judge.judge is JudgeKind.reward_model and judge.judge_checkpoint:
+        folders["evaluate.judge_checkpoint"] = str(
+            model_folder.require(judge.judge_checkpoint, "judge")
+        )
+    if folders:
+        from orchestrator.preflight.given_models import check_models  # seconds to import
+
+        check_models(config, folders)
+
+
+def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
+    if StageName.evaluate in config.stages:
+        from orchestrator.stages.judging import check_judge_ready
+
+        check_judge_ready(config, source.tokenizer)
+    return ()
+
+
+def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
+    if StageName.evaluate in config.stages:
+        check_harness_ready(config)
+    return ()
+
+
+def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
+    """What trained models copy from given checkpoints can be saved, and so can the tokenizer."""
+    from workers.models.published_files import require_saveable, require_tokenizer_saveable
+
+    given = [getattr(config.model.checkpoints, f.name) for f in fields(config.model.checkpoints)]
+    if any(stage is not StageName.evaluate for stage in config.stages):
+        for path in dict.fromkeys(filter(None, given)):
+            require_saveable(Path(path))
+        require_tokenizer_saveable(source.tokenizer)
+    return ()
+
+
+def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
+    """Reward models that will read text can render a dialogue, and the prompts of the run."""
+    scores = {StageName.ppo, StageName.ppo_ptx, StageName.evaluate} & set(config.stages)
+    if not scores or config.reward.bridge is not TextBridge.text:
+        return ()
+    judge = config.evaluate
+    judging = judge.judge_checkpoint if judge.judge is JudgeKind.reward_model else ""
+    by_model = config.reward.kind is RewardKind.model
+    rewarding = config.model.checkpoints.reward_model if by_model else ""
+    from workers.data.tokenize.tokenizers import load_tokenizer
+    from workers.scorers.text_bridge import TextBridge as Bridge
+    from workers.scorers.text_bridge import require_prompts
+
+    notes: list[str] = []
+    for folder in filter(None, (rewarding, judging)):
+        bridge = Bridge(load_tokenizer(folder))
+        split = "heldout" if scores == {StageName.evaluate} else "ppo"
+        prompts = {each.key: each.asked for each in source.prompts(split, 0, _BRIDGED_PROMPTS)}
+        notes += require_prompts(bridge, list(prompts.values()), folder)
+    return notes
+
+
+def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
+    from orchestrator.planning.host_memory import check_host_memory
+
+    return check_host_memory(config)
+
+
+# Each is called with the configuration and the data, raises a RehearsalError where what is given
+# cannot be used, and returns sentences for people (usually none).
+CHECKS: dict[str, Check] = {
+    "judge": _check_judge,
+    "lm-eval": _check_harness,
+    "saving": _check_saving,
+    "text bridge": _check_bridge,
+    "memory": _check_memory,
+}

@@ -1,0 +1,90 @@
+"""The models that a run is given: whether each is what its name promises, found without a weight.
+
+Names and shapes of all weights are compared with those of transformers' own class, on a model
+without memory; tokenizers are loaded, and may write no id that their model does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.config.model import Attention
+from orchestrator.config.schema import Config
+from orchestrator.planning.backbones import has_head
+from workers.data.tokenize.tokenizers import load_tokenizer
+from workers.errors import RehearsalError, TokenizerMismatchError
+from workers.model_folders.files import broken
+from workers.model_folders.shape import read_shape
+from workers.model_folders.weight_files import SafetensorsFolder
+from workers.models.load import check_causal_lm, check_scalar
+from workers.process.library_errors import reading
+
+_SCORING = ("reward_model", "judge")  # the others write text; a critic may be either
+_TRIAL = 'The 3 owls said: "Ça va?"\n'
+
+
+def check_models(config: Config, folders: Mapping[str, str]) -> None:
+    """Check every given model.
+
+    Args:
+        config: The run.
+        folders: Folder by key of the configuration, e.g. `model.checkpoints.sft`.
+
+    Raises:
+        BrokenCheckpointError: Weights are missing, foreign, of another shape, or of a reward model
+            where a language model is wanted and the reverse; a tokenizer cannot be read.
+        ConfigError: transformers has no such attention or head for the family.
+        TokenizerMismatchError: A tokenizer writes ids beyond its model's embedding.
+        DataError: A tokenizer has no end token.
+    """
+    for key, folder in folders.items():
+        try:
+            _check(config, key.rpartition(".")[2].removesuffix("_checkpoint"), folder)
+        except RehearsalError as error:
+            if key not in error.where:
+                error.where = f"{key}: {error.where}" if error.where else key
+            raise
+
+
+def _check(config: Config, name: str, folder: str) -> None:
+    # A machine that only plans needs no kernels of a GPU.
+    chosen = config.model.attention
+    attention = chosen.value if chosen in (Attention.sdpa, Attention.eager) else "eager"
+    _check_layers(Path(folder))
+    if name in _SCORING or (name == "critic" and has_head(Path(folder))):
+        check_scalar(folder, attention, "keep")
+    else:
+        check_causal_lm(folder, attention)
+    _check_vocabulary(folder)
+
+
+def _check_layers(folder: Path) -> None:
+    """Before a model of that depth is built: every layer has a weight, so there are as many."""
+    layers = read_shape(folder).layers
+    tensors = len(SafetensorsFolder(str(folder)).metas)  # which refuses numbers that are no floats
+    if layers > tensors:
+        raise broken(
+            folder,
+            f"config.json says {layers:,} layers, and the weights are {tensors:,} tensors",
+            "give config.json and weights of one model",
+        )
+
+
+def _check_vocabulary(folder: str) -> None:
+    rows, tokenizer = read_shape(Path(folder)).vocabulary, load_tokenizer(folder)
+    with reading(folder, "the tokenizer does not work", "give the tokenizer of the model"):
+        written = tokenizer(_TRIAL).input_ids
+        tokenizer.decode(written)
+        tokenizer.decode([])
+        words = dict.fromkeys(written, "") | {n: w for w, n in tokenizer.get_vocab().items()}
+    beyond = {n: word for n, word in words.items() if n >= rows}
+    if beyond:
+        number, word = min(beyond.items())
+        raise TokenizerMismatchError(
+            f"the tokenizer writes ids that the model does not know: {len(beyond)} from {number} "
+            f"({word!r}) on, where the embedding has {rows} rows",
+            where=folder,
+            mend="give the tokenizer that the model was trained with, or enlarge the embedding "
+            "(resize_token_embeddings(len(tokenizer)))",
+        )

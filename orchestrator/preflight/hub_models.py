@@ -1,0 +1,110 @@
+"""Names of models on the Hugging Face hub where folders are asked for.
+
+`model.checkpoints.sft=org/name`, or `org/name@REVISION`, is looked up in the cache of this machine,
+and downloaded where the cache lacks it and the machine is online. What lies on the disk under that
+name wins, and what looks like a path is never asked for anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from orchestrator.config.schema import Config
+from workers.errors import BrokenCheckpointError, MissingCheckpointError
+from workers.model_folders.files import weight_files
+from workers.process.library_errors import words
+
+_PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
+_NAME = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
+# What a run reads of a model: no pickles, and no second copy of the weights.
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "README.md"]
+_UNWANTED = ["*/*", "consolidated*"]
+
+
+def name_of(text: str) -> tuple[str, str] | None:
+    """The name and the revision ("" = the newest) that a text gives; None if it is a path."""
+    found = _NAME.fullmatch(text)
+    if found is None or len(text) > 200 or ".." in text or "--" in text:
+        return None
+    first = text.partition("/")[0]
+    if Path(text).exists() or Path(first).exists():  # a folder here, or a slip in its name
+        return None
+    return found[1], found[2] or ""
+
+
+def resolve(config: Config) -> dict[str, str]:
+    """Replace names of models by the folders that hold them.
+
+    Args:
+        config: The run; its checkpoints are changed.
+
+    Returns:
+        By key of the configuration: `org/name@COMMIT`, which names the same files for ever.
+
+    Raises:
+        MissingCheckpointError: Neither the cache nor the hub has such a model.
+    """
+    found: dict[str, str] = {}
+    for owner, attribute, key in _places(config):
+        if (name := name_of(getattr(owner, attribute))) is not None:
+            folder = _folder(*name, key)
+            setattr(owner, attribute, str(folder))
+            found[key] = f"{name[0]}@{folder.name}"
+    return found
+
+
+def _places(config: Config) -> Iterator[tuple[object, str, str]]:
+    for field in fields(config.model.checkpoints):
+        yield config.model.checkpoints, field.name, f"model.checkpoints.{field.name}"
+    yield config.evaluate, "judge_checkpoint", "evaluate.judge_checkpoint"
+
+
+def _folder(name: str, revision: str, key: str) -> Path:
+    """The snapshot of a model in the cache, after a download if need be."""
+    # Deferred: half a second to import, and only these names need it.
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    def snapshot(*, local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                local_files_only=local,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+            )
+        )
+
+    wanted = f"{name}@{revision}" if revision else name
+    cache = constants.HF_HUB_CACHE
+    try:
+        folder = snapshot(local=True)
+        weight_files(folder)
+    except (OSError, ValueError, BrokenCheckpointError) as absent:
+        if constants.HF_HUB_OFFLINE or isinstance(absent, HFValidationError):
+            raise _missing(
+                name, wanted, revision, key, cache, "this machine is offline"
+            ) from absent
+    else:
+        return folder
+    try:
+        return snapshot(local=False)
+    except Exception as error:
+        raise _missing(name, wanted, revision, key, cache, words(error)) from error
+
+
+def _missing(
+    name: str, wanted: str, revision: str, key: str, cache: str, why: str
+) -> MissingCheckpointError:
+    at = f" --revision {revision}" if revision else ""
+    return MissingCheckpointError(
+        f"no folder {wanted!r} here, and no whole model of that name in {cache}, nor from the hub: "
+        f"{why}",
+        where=key,
+        mend=f"give a folder, or where there is a network run `hf download {name}{at}` and bring "
+        "the cache here; a model that asks for consent needs `hf auth login` first",
+    )

@@ -1,0 +1,84 @@
+"""Functions of the user's own, tried before anything starts.
+
+Each is imported in a process of its own: an import may hang, end its process or take the GPU, and
+the driver must live through all of that.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.training import RewardKind
+from workers.errors import ConfigError
+from workers.process.child_processes import end_group, module_command, module_environment
+from workers.process.disk import temporary_folder
+from workers.user_functions.code import words_of_output
+
+
+def check_functions(config: Config) -> None:
+    """Import every function that the stages of a run will call, and look at its parameters.
+
+    Raises:
+        ConfigError: One cannot be imported, or takes other arguments than it will be given; says
+            what its module raised, and where.
+    """
+    for kind, path, where in _named(config):
+        _try(kind, path, where, config.run.role_start_seconds)
+
+
+def _named(config: Config) -> Iterator[tuple[str, str, str]]:
+    evaluates = StageName.evaluate in config.stages
+    rewards = evaluates or any(stage in PPO_STAGES for stage in config.stages)
+    if rewards and config.reward.kind is RewardKind.function:
+        yield "reward", config.reward.function, "reward.function"
+    if evaluates and config.evaluate.judge is JudgeKind.function:
+        yield "judge", config.evaluate.judge_function, "evaluate.judge_function"
+
+
+def _try(kind: str, path: str, where: str, seconds: float) -> None:
+    with temporary_folder("rehearsal-function-") as place:
+        result, log = Path(place) / "result.json", Path(place) / "log"
+        arguments = (kind, path, str(Path.cwd()), str(result))
+        ended = _run(module_command("workers.user_functions.trial", *arguments), log, seconds)
+        found = result.read_text(encoding="utf-8") if result.is_file() else ""
+        said = words_of_output(log)
+    if ended is None:
+        raise ConfigError(
+            f"importing {path!r} did not end within {seconds:g} s",
+            where=where,
+            mend="do at the first call what takes so long, or raise run.role_start_seconds",
+        )
+    if not found:
+        raise ConfigError(
+            f"importing {path!r} ended its process with exit code {ended}{said}",
+            where=where,
+            mend="a module must not end the process that imports it",
+        )
+    if wrong := json.loads(found):
+        raise ConfigError(wrong["what"], where=wrong["where"], mend=wrong["mend"])
+
+
+def _run(command: list[str], log: Path, seconds: float) -> int | None:
+    """The exit code of a command, or None if it was ended for taking too long."""
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=module_environment(),
+            start_new_session=True,
+        )
+    try:
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end_group(child)

@@ -1,0 +1,1 @@
+"""The driver's own process: its exit, signals, temporary folders and terminal."""

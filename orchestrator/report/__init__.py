@@ -1,0 +1,1 @@
+"""The command `python -m orchestrator.report`: plots and a page from a run folder."""

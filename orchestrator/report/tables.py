@@ -1,0 +1,277 @@
+"""The final tables of a run, for the terminal."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.results.summary import MODEL_LABELS, EvaluationRow, Preference, Summary, TaskScore
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.run_files.samples import Comparison
+from orchestrator.telemetry.live import duration
+from orchestrator.telemetry.metrics import MetricRecord
+
+MISSING = "-"
+WIDTH = 80  # columns of a terminal that every table fits
+_REASONS = 5  # of drops that are named
+_GAP = 3  # columns between two cells, and at both edges together
+
+
+def model_label(name: str) -> str:
+    """How a model is called in tables."""
+    return MODEL_LABELS.get(name, name)
+
+
+def evaluation_columns(summary: Summary) -> list[tuple[str, list[str]]]:
+    """Columns (heading, one cell a model) of the final table; unmeasured columns are left out."""
+    names = summary.ordered_models()
+    rows = [summary.models[name] for name in names]
+    columns = [
+        ("gold score", [_cell(row.gold_mean, "{:.2f}") for row in rows]),
+        *(
+            (f"preferred to {model_label(over)}", _wins(summary, names, over))
+            for over in _rivals(summary)
+        ),
+        ("truthful", [_percent(row.truthful_rate) for row in rows]),
+        ("rude", [_percent(row.rude_rate) for row in rows]),
+        ("correct", [_percent(row.correct_rate) for row in rows]),
+        ("tokens", [_cell(row.length_mean, "{:.1f}") for row in rows]),
+        ("web perplexity", [_cell(row.web_perplexity, "{:.2f}") for row in rows]),
+        ("cloze", [_percent(row.cloze_accuracy) for row in rows]),
+        *_task_columns(rows),
+    ]
+    return [(title, cells) for title, cells in columns if any(cell != MISSING for cell in cells)]
+
+
+def reward_model_rows(summary: Summary) -> list[list[str]]:
+    """Held-out accuracy by part of the data: part, accuracy, interval, pairs, prompts.
+
+    Empty where there is but one part: then it stands among the facts.
+    """
+    found = summary.reward_model
+    parts = {name or "unnamed source": accuracy for name, accuracy in found.by_source.items()}
+    if len(found.by_completions) > 1:
+        parts |= {f"K = {k}": accuracy for k, accuracy in found.by_completions.items()}
+    return [
+        [part, _percent(a.accuracy), _interval(a.low, a.high), f"{a.pairs:,}", f"{a.prompts:,}"]
+        for part, a in parts.items()
+    ]
+
+
+REWARD_MODEL_HEADS = ("reward model on held-out pairs", "accuracy", "95 %", "pairs", "prompts")
+
+
+TIME_HEADS = ("role", "busy, s", "transfer, s", "waiting, s", "idle share")
+
+
+def time_rows(records: Iterable[MetricRecord]) -> list[list[str]]:
+    """Seconds of a PPO step by role: role, busy, transfer, waiting, idle share."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        family, _, rest = record.name.partition("/")
+        kind, _, role = rest.partition("/")
+        if family == "ppo" and kind in _TIMES and record.step > 1:
+            found[role][kind].append(record.value)
+    return [[role, *_time_cells(times)] for role, times in found.items()]
+
+
+_TIMES = ("busy_seconds", "transfer_seconds", "waiting_seconds")
+
+
+def _time_cells(times: Mapping[str, Sequence[float]]) -> list[str]:
+    if any(not times[kind] for kind in _TIMES):  # lines of the metrics are lost
+        return [
+            f"{statistics.fmean(times[kind]):.3f}" if times[kind] else MISSING for kind in _TIMES
+        ] + [MISSING]
+    seconds = [statistics.fmean(times[kind]) for kind in _TIMES]
+    share = seconds[2] / whole if (whole := sum(seconds)) else 0.0
+    return [*(f"{s:.3f}" for s in seconds), f"{share:.0%}"]
+
+
+def facts(summary: Summary) -> list[tuple[str, str]]:
+    """What else is worth knowing, as (what, figure)."""
+    return [*_judging_facts(summary), *_reward_model_facts(summary), *_run_facts(summary)]
+
+
+def _judging_facts(summary: Summary) -> list[tuple[str, str]]:
+    judging = summary.judging
+    if judging is None:
+        return []
+    text = judging.judge.replace("_", " ")
+    if judging.asked or judging.cached:
+        text += f", {judging.asked:,} questions asked, {judging.cached:,} known"
+        text += f"; {judging.order_dependent:,} pairs tied by their order"
+        text += f", {judging.failed:,} failed"
+    return [("preferred by", text)]
+
+
+def _reward_model_facts(summary: Summary) -> list[tuple[str, str]]:
+    figures = summary.reward_model
+    found: list[tuple[str, str]] = []
+    if (a := figures.heldout) is not None:
+        text = f"{_percent(a.accuracy)} {_interval(a.low, a.high)} of {a.pairs:,} pairs"
+        found.append(("reward model, held-out pairs", f"{text}, {a.prompts:,} prompts"))
+    if figures.calibration is not None:
+        found.append(("reward model, calibration error", f"{figures.calibration.error:.3f}"))
+    if (b := figures.agreement) is not None:
+        text = f"{_percent(b.rate)} {_interval(b.low, b.high)}"
+        alpha = f", alpha {_cell(b.alpha, '{:.2f}')}"
+        found.append(("annotators agree", f"{text}{alpha}, {b.annotators:,} annotators"))
+    return found
+
+
+def _run_facts(summary: Summary) -> list[tuple[str, str]]:
+    ledger, sync, timing = summary.ledger, summary.weight_sync, summary.timing
+    found: list[tuple[str, str]] = []
+    if ledger.generated:
+        text = f"{ledger.generated:,} generated = {ledger.trained:,} trained"
+        left = f" + {ledger.open:,} open" if ledger.open else ""
+        found.append(("sequences", f"{text} + {ledger.dropped:,} dropped{left}"))
+    by_count = sorted(summary.drops.items(), key=lambda drop: (-drop[1], drop[0]))
+    found += [("dropped", f"{count:,}: {reason}") for reason, count in by_count[:_REASONS]]
+    if rest := by_count[_REASONS:]:
+        found.append(("dropped", f"{sum(n for _, n in rest):,}: {len(rest)} other reasons"))
+    if sync.count:
+        parity = sync.parity_max_abs_logprob_diff
+        text = f"{sync.count}, median {_cell(sync.seconds_median, '{:.3f}')} s"
+        found.append(("weight syncs", f"{text}, worst difference {_cell(parity, '{:.1e}')} nats"))
+    if timing.first_optimizer_step_seconds is not None:
+        first = duration(timing.first_optimizer_step_seconds)
+        found.append(("first optimizer step after", first))
+    if "first_iteration" in timing.start:
+        found.append(("first PPO update after", duration(sum(timing.start.values()))))
+    if timing.total_seconds:
+        found.append(("total time", duration(timing.total_seconds)))
+    if summary.roles:
+        found.append(("roles", ", ".join(_role_counts(summary))))
+    return found
+
+
+def render_table(summary: Summary) -> RenderableType:
+    """The evaluation tables and the facts under them, at most WIDTH columns wide."""
+    parts: list[RenderableType] = []
+    if summary.models:
+        parts.append(_evaluation_table(summary))
+    if rows := reward_model_rows(summary):
+        parts.append(_table(REWARD_MODEL_HEADS, rows))
+    grid = Table.grid(padding=(0, 2, 0, 1))
+    for what, figure in facts(summary):
+        grid.add_row(Text(what, style="dim"), figure)
+    return Group(*parts, grid)
+
+
+def render_samples(comparisons: Sequence[Comparison], shown: int = 3) -> RenderableType:
+    """Responses of the models to the same prompts, one block a prompt."""
+    blocks: list[RenderableType] = []
+    for comparison in comparisons[:shown]:
+        grid = Table.grid(padding=(0, 2, 0, 1))
+        grid.add_column(no_wrap=True, style="dim")
+        grid.add_column()
+        for model, response in comparison.responses.items():
+            grid.add_row(model_label(model), Text(response or "(empty)"))
+        blocks += [Text(f" {comparison.prompt}", style="bold"), grid, Text("")]
+    return Group(*blocks)
+
+
+def render_result(summary: Summary, comparisons: Sequence[Comparison] = ()) -> RenderableType:
+    """The tables and samples that a run prints at its end."""
+    return Group(render_table(summary), Text(""), render_samples(comparisons))
+
+
+def places(folder: RunFolder) -> str:
+    """Where everything is: a line each, never folded, so that a path can be copied."""
+    found = {
+        "report": folder.report,
+        "summary": folder.summary,
+        "metrics": folder.metrics,
+        "plots": folder.plots,
+        "checkpoints": folder.checkpoints,
+    }
+    return "".join(f"{what:13}{path}\n" for what, path in found.items() if path.exists())
+
+
+def _evaluation_table(summary: Summary) -> Table:
+    # Models side by side: with ten measures this fits 80 columns, the other way round it does not.
+    heads = ["held-out prompts", *(model_label(name) for name in summary.ordered_models())]
+    rows = [[title, *cells] for title, cells in evaluation_columns(summary)]
+    if _width(heads, rows) > WIDTH:  # the intervals of win rates go under them
+        rows = [[title, *(cell.replace(" [", "\n[") for cell in cells)] for title, *cells in rows]
+    return _table(heads, rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Names to the left, figures to the right; a name that is too long goes on below."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    figures = [[row[column] for row in rows] for column in range(1, len(heads))]
+    wide = [max(map(_longest, [h, *f])) + _GAP for h, f in zip(heads[1:], figures, strict=True)]
+    room = max(12, WIDTH - sum(wide) - _GAP - 1)
+    table.add_column(heads[0], overflow="fold", max_width=room)
+    for head in heads[1:]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _width(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of the terminal that a table takes when nothing is folded."""
+    columns = zip(heads, *rows, strict=True)
+    return 1 + sum(max(map(_longest, column)) + _GAP for column in columns)
+
+
+def _longest(cell: str) -> int:
+    return max(map(len, cell.split("\n")))
+
+
+def _task_columns(rows: Sequence[EvaluationRow]) -> list[tuple[str, list[str]]]:
+    """One column for each task and metric of the evaluation harness."""
+    names = {(task, metric): None for r in rows for task, m in r.lm_eval.items() for metric in m}
+    return [
+        (f"{task} {metric}", [_score(row.lm_eval.get(task, {}).get(metric)) for row in rows])
+        for task, metric in names
+    ]
+
+
+def _score(score: TaskScore | None) -> str:
+    return MISSING if score is None else f"{score.value:.4g}"
+
+
+def _rivals(summary: Summary) -> list[str]:
+    """Models that others were compared with: SFT first, then in recipe order."""
+    over = {preference.over for preference in summary.preferred}
+    names = [name for name in ("sft", *summary.ordered_models()) if name in over]
+    return list(dict.fromkeys(names))
+
+
+def _wins(summary: Summary, names: Sequence[str], over: str) -> list[str]:
+    return [_win(summary.preference(name, over)) for name in names]
+
+
+def _win(preference: Preference | None) -> str:
+    if preference is None:
+        return MISSING
+    interval = f"[{100 * preference.low:.0f}-{100 * preference.high:.0f}]"
+    return f"{100 * preference.rate:.0f} % {interval}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{100 * low:.1f}-{100 * high:.1f}]"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return MISSING if value is None else form.format(value)
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f} %"
+
+
+def _role_counts(summary: Summary) -> list[str]:
+    names = [role.role for role in summary.roles]
+    return [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]

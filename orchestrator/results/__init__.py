@@ -1,0 +1,1 @@
+"""Results as typed records: what was measured, and with which confidence."""

@@ -1,0 +1,35 @@
+"""What the stages of a run found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.results.reward_model_figures import RewardModelFigures
+from orchestrator.results.summary import EvaluationRow, Judging, LedgerTotals, Preference
+
+_SYNCS_TIMED = 1000  # progress.json is written with every checkpoint, so it must stay small
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the stages found out, for the summary."""
+
+    reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
+    models: dict[str, EvaluationRow] = field(default_factory=dict)
+    preferred: list[Preference] = field(default_factory=list)
+    judging: Judging | None = None
+    ledger: LedgerTotals = field(default_factory=LedgerTotals)
+    drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
+    syncs: int = 0  # of weights
+    sync_seconds: list[float] = field(default_factory=list)  # of the newest ones
+    parity_max: float | None = None
+    first_step_seconds: float | None = None
+    start: dict[str, float] = field(
+        default_factory=dict
+    )  # part -> seconds, to the first PPO update
+
+    def synced(self, seconds: float) -> None:
+        """Count a weight sync; the seconds of as many are kept as a median needs."""
+        # a checkpoint of an earlier version counts by their number
+        self.syncs = max(self.syncs, len(self.sync_seconds)) + 1
+        self.sync_seconds = [*self.sync_seconds, seconds][-_SYNCS_TIMED:]

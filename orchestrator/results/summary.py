@@ -1,0 +1,339 @@
+"""The results of a run as typed records, and summary.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.results.reward_model_figures import RewardModelFigures
+from orchestrator.run_files.damage import Damage, require_count, require_list, verified, whole
+from orchestrator.run_files.folder import RunFolder, write_json
+from workers.data.tables.accounts import SetAccount
+from workers.errors import DataError
+from workers.records.processes import RoleInfo
+
+T = TypeVar("T")
+
+# Models in the order of the recipe: every table and plot shows them so.
+MODEL_ORDER = ("base", "large", "sft", "ppo", "ppo_ptx")
+MODEL_LABELS = {
+    "base": "base",
+    "large": "large base",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "ppo_ptx": "PPO-ptx",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """One metric of one task of the evaluation harness, in that metric's own unit."""
+
+    value: float
+    stderr: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """How one model does on held-out prompts and texts. None = not measured on this data."""
+
+    gold_mean: float | None = None  # noise-free score, mean
+    web_perplexity: float | None = None  # exp(mean nats a token) of pretraining-style text
+    truthful_rate: float | None = None  # fraction of responses
+    rude_rate: float | None = None  # fraction of responses
+    length_mean: float | None = None  # tokens, end-of-sequence token included
+    correct_rate: float | None = None  # fraction of responses
+    cloze_accuracy: float | None = None  # fraction of facts completed, pretraining style
+    lm_eval: dict[str, dict[str, TaskScore]] = field(default_factory=dict)  # task -> metric
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """How often `model` is preferred to `over` on the same prompts; a tie counts half."""
+
+    model: str
+    over: str
+    rate: float
+    low: float  # 95 % interval
+    high: float
+    n: int  # prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """Who decided which answer is preferred, and what became of the questions."""
+
+    judge: str  # gold | reward_model | reward_function | function | endpoint
+    asked: int = 0  # questions answered by the endpoint, two a pair of answers
+    cached: int = 0  # questions answered by an earlier run
+    failed: int = 0  # pairs of answers without a verdict; left out of the win rates
+    order_dependent: int = 0  # pairs whose verdict changed with their order; counted as ties
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTotals:
+    """Sequences over all PPO steps: generated = trained + dropped, and open in a stage's middle."""
+
+    generated: int = 0
+    trained: int = 0
+    dropped: int = 0
+
+    @property
+    def open(self) -> int:
+        """Asked for ahead of their turn by a stage that did not come to it."""
+        return self.generated - self.trained - self.dropped
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSyncTotals:
+    """Weight syncs of the run."""
+
+    count: int = 0
+    seconds_median: float | None = None
+    parity_max_abs_logprob_diff: float | None = None  # nats, worst over all syncs
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Wall-clock seconds."""
+
+    total_seconds: float = 0.0
+    # from the start of the job; of the first stage that trains
+    first_optimizer_step_seconds: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    ppo_phases: dict[str, float] = field(default_factory=dict)  # phases may overlap
+    start: dict[str, float] = field(default_factory=dict)  # parts up to the first PPO update
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything in summary.json."""
+
+    reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
+    models: dict[str, EvaluationRow] = field(default_factory=dict)  # base, sft, ppo, ppo_ptx, large
+    preferred: tuple[Preference, ...] = ()
+    judging: Judging | None = None
+    ledger: LedgerTotals = LedgerTotals()
+    drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
+    weight_sync: WeightSyncTotals = WeightSyncTotals()
+    timing: Timing = Timing()
+    restarts: int = 0  # times that workers were lost, over all processes of the run
+    discarded_replies: int = 0  # that lost workers had given and nobody took
+    given_up: tuple[str, ...] = ()  # engines that the run went on without
+    roles: tuple[RoleInfo, ...] = ()
+    data: tuple[SetAccount, ...] = ()  # of runs on files
+
+    def ordered_models(self) -> list[str]:
+        """The evaluated models in the order of the recipe; others after them."""
+        known = [name for name in MODEL_ORDER if name in self.models]
+        return known + [name for name in self.models if name not in MODEL_ORDER]
+
+    def preference(self, model: str, over: str) -> Preference | None:
+        """The comparison of two models, if it was made."""
+        for preference in self.preferred:
+            if (preference.model, preference.over) == (model, over):
+                return preference
+        return None
+
+
+def write_summary(folder: RunFolder, summary: Summary) -> None:
+    """Write summary.json atomically; what was not measured is null.
+
+    Raises:
+        NonFiniteError: a figure is NaN or infinite.
+    """
+    write_json(folder.summary, to_json(summary))
+
+
+def read_summary(path: Path, damage: Damage | None = None) -> Summary:
+    """Read a summary.json back.
+
+    Args:
+        path: The file.
+        damage: Takes what cannot be used; the rest is returned.
+
+    Raises:
+        DataError: the file is no summary, and there is no `damage` to take that.
+    """
+    found = damage or Damage()
+    text = found.text(path)
+    plain = found.part(path, "it", lambda: json.loads(text), None) if text is not None else None
+    if isinstance(plain, dict):
+        summary = _from_json(plain, path, found)
+    else:
+        if plain is not None:
+            found.note(path, "it is no JSON object")
+        summary = Summary()
+    if damage is None and (notes := found.notes()):
+        raise DataError(
+            f"not a summary of a run: {notes[0]}", where=str(path), mend="repeat the run's report"
+        )
+    return summary
+
+
+def to_json(summary: Summary) -> dict[str, object]:
+    """The summary as plain JSON values; the key names are fixed."""
+    sync, timing = summary.weight_sync, summary.timing
+    return {
+        "stages": {"reward_model": summary.reward_model.to_json()},
+        "evaluation": {
+            "models": {name: _row(summary.models[name]) for name in summary.ordered_models()},
+            "preferred": [
+                {
+                    "model": p.model,
+                    "over": p.over,
+                    "rate": p.rate,
+                    "ci95": [p.low, p.high],
+                    "n": p.n,
+                }
+                for p in summary.preferred
+            ],
+            "judging": asdict(summary.judging) if summary.judging else None,
+        },
+        "ledger": {
+            "generated": summary.ledger.generated,
+            "trained": summary.ledger.trained,
+            "dropped": summary.ledger.dropped,
+        },
+        "drops": summary.drops,
+        "weight_sync": {
+            "count": sync.count,
+            "seconds_median": sync.seconds_median,
+            "parity_max_abs_logprob_diff": sync.parity_max_abs_logprob_diff,
+        },
+        "timing": {
+            "total_seconds": timing.total_seconds,
+            "first_optimizer_step_seconds": timing.first_optimizer_step_seconds,
+            "start": timing.start,
+            "stages": timing.stages,
+            "ppo_phases": timing.ppo_phases,
+        },
+        "restarts": summary.restarts,
+        "discarded_replies": summary.discarded_replies,
+        "given_up": list(summary.given_up),
+        "roles": [
+            {"role": r.role, "rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device}
+            for r in summary.roles
+        ],
+        "data": {
+            each.name: {
+                key: value
+                for key, value in asdict(each).items()
+                if key != "name" and (value or key not in ("unread", "labels"))
+            }
+            for each in summary.data
+        },
+    }
+
+
+def _row(row: EvaluationRow) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "gold_mean": row.gold_mean,
+        "web_perplexity": row.web_perplexity,
+        "truthful_rate": row.truthful_rate,
+        "rude_rate": row.rude_rate,
+        "length_mean": row.length_mean,
+    }
+    extra: dict[str, object] = {
+        "correct_rate": row.correct_rate,
+        "cloze_accuracy": row.cloze_accuracy,
+        "lm_eval": {
+            task: {name: asdict(score) for name, score in metrics.items()}
+            for task, metrics in row.lm_eval.items()
+        }
+        or None,
+    }
+    return fields | {name: value for name, value in extra.items() if value is not None}
+
+
+#: Keys of summary.json that earlier versions did not write.
+LATER_KEYS = frozenset({"drops", "restarts", "discarded_replies", "given_up"})
+
+
+def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
+    tasks = {
+        task: {name: whole(TaskScore, score) for name, score in metrics.items()}
+        for task, metrics in data.get("lm_eval", {}).items()
+    }
+    figures = {name: value for name, value in data.items() if name != "lm_eval"}
+    for name in ("gold_mean", "web_perplexity", "truthful_rate", "rude_rate", "length_mean"):
+        _ = data[name]  # null where it was not measured, but there
+    return verified(EvaluationRow(**figures, lm_eval=tasks))
+
+
+def _preference(p: dict[str, Any]) -> Preference:
+    low, high = p["ci95"]
+    return verified(Preference(p["model"], p["over"], p["rate"], low, high, p["n"]))
+
+
+def _account(name: str, data: dict[str, Any]) -> SetAccount:
+    # the two that are left out where they are empty; a count that is gone is not 0
+    return whole(SetAccount, {"unread": [], "labels": ""} | data | {"name": name})
+
+
+def _judging(data: dict[str, Any] | None) -> Judging | None:
+    return whole(Judging, data) if data is not None else None
+
+
+def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
+    def part(key: str, make: Callable[[Any], T], otherwise: T) -> T:
+        def made() -> T:
+            value: Any = data
+            for name in key.split("/"):
+                value = value[name]
+            return make(value)
+
+        if key in LATER_KEYS and key not in data:
+            return otherwise
+
+        return damage.part(path, key, made, otherwise)
+
+    return Summary(
+        reward_model=part(
+            "stages/reward_model",
+            lambda v: verified(RewardModelFigures.from_json(v)),
+            RewardModelFigures(),
+        ),
+        models=part(
+            "evaluation/models",
+            lambda v: {str(name): _row_from_json(row) for name, row in v.items()},
+            {},
+        ),
+        preferred=part(
+            "evaluation/preferred", lambda v: tuple(map(_preference, require_list(v))), ()
+        ),
+        judging=part("evaluation/judging", _judging, None),
+        ledger=part("ledger", lambda v: whole(LedgerTotals, v), LedgerTotals()),
+        drops=part("drops", _counts, {}),
+        weight_sync=part("weight_sync", lambda v: whole(WeightSyncTotals, v), WeightSyncTotals()),
+        timing=part("timing", lambda v: whole(Timing, v), Timing()),
+        restarts=part("restarts", _count, 0),
+        discarded_replies=part("discarded_replies", _count, 0),
+        given_up=part("given_up", _names, ()),
+        roles=part("roles", lambda v: tuple(whole(RoleInfo, role) for role in require_list(v)), ()),
+        data=part(
+            "data",
+            lambda v: tuple(_account(name, each) for name, each in v.items()),
+            (),
+        ),
+    )
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("it must be a list of names")
+    return tuple(value)
+
+
+def _counts(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict):
+        raise TypeError("it must be an object of counts")
+    return {str(name): _count(count) for name, count in value.items()}
+
+
+def _count(value: Any) -> int:
+    require_count(value, "it")
+    return value

@@ -1,0 +1,1 @@
+"""The role groups: their interfaces, the actors behind them, and weight transfer."""

@@ -1,0 +1,193 @@
+"""The Ray actors of the roles: each adds to a worker what only Ray needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError
+
+from orchestrator.roles.interfaces import Ref
+from workers.data.rows.asked import Asked
+from workers.errors import DeadlineError
+from workers.process.call_timing import fetching, timed_verbs
+from workers.process.heartbeat import Pulse, pulse, stacks, traced
+from workers.records.generation import GenerationCall, RolloutBatch, RolloutSummary
+from workers.records.specs import PolicyLossSpec, ShapingSpec
+from workers.records.training import (
+    ExperienceBatch,
+    ExperienceSummary,
+    PolicyStep,
+    Scores,
+    StepStats,
+    StepWork,
+    TokenField,
+    Work,
+)
+from workers.roles.critic import CriticWorker
+from workers.roles.policy import PolicyWorker
+from workers.roles.reference import ReferenceWorker
+from workers.roles.reward import RewardWorker
+from workers.roles.rollout import RolloutWorker
+
+T = TypeVar("T")
+
+
+def _fetch(refs: Sequence[Ref]) -> list[Any]:
+    """Inside an actor: the records behind references, shared memory where they are local."""
+    try:
+        with fetching():
+            return ray.get(list(refs), timeout=_FETCH_SECONDS)
+    except GetTimeoutError as error:
+        raise DeadlineError(
+            f"records of other roles did not arrive within {_FETCH_SECONDS:.0f} s",
+            mend="check the network between the nodes and the object store's size",
+        ) from error
+
+
+_FETCH_SECONDS = 600.0
+
+
+# Verbs of these groups run beside the others, which wait for each other.
+CONTROL, HEALTH = "control", "health"
+_BESIDE = ("interrupt", "pause", "tell", "announce", "announce_ahead")
+
+
+def _vital(worker: type[T]) -> type[T]:
+    """The verbs of a worker leave traces, and two more report them from a thread of their own."""
+    for name, member in inspect.getmembers(worker, inspect.isfunction):
+        if not name.startswith("_") and name not in _BESIDE:
+            setattr(worker, name, traced(name, member))
+    health = ray.method(concurrency_group=HEALTH)
+    setattr(worker, "pulse", health(_pulse))  # noqa: B010
+    setattr(worker, "stacks", health(_stacks))  # noqa: B010
+    return worker
+
+
+def _pulse(_: Any) -> Pulse:
+    return pulse()
+
+
+def _stacks(_: Any) -> str:
+    return stacks()
+
+
+# Answers bring along when their call ran, which the driver's account of time takes off them.
+_timed = timed_verbs(lambda verb: getattr(verb, "__ray_num_returns__", 1))
+
+# Verbs that make token data return two objects: the data, which stays where it is until a worker
+# asks for it, and something small, which is all that the driver fetches.
+
+
+@_vital
+@_timed
+class RolloutActor(RolloutWorker):
+    """A rollout engine, as an actor of Ray."""
+
+    @ray.method(num_returns="streaming")
+    def generate_shards(self, call: GenerationCall) -> Iterator[RolloutBatch | RolloutSummary]:
+        for batch in self.generate_parts(call):
+            yield batch
+            yield batch.summary()
+
+    @ray.method(num_returns="streaming")
+    def proceed_shards(self, call: int, version: int) -> Iterator[RolloutBatch | RolloutSummary]:
+        for batch in self.proceed(call, version):
+            yield batch
+            yield batch.summary()
+
+    @ray.method(concurrency_group=CONTROL)
+    def interrupt(self) -> None:
+        self.pause()
+
+    @ray.method(concurrency_group=CONTROL, num_returns=0)
+    def announce_ahead(self, call: GenerationCall) -> None:
+        # not self.announce, which would hand the account of the running call to nobody
+        super().announce(call)
+
+    @ray.method(concurrency_group=CONTROL)
+    def tell(self) -> None:
+        """Answer with what a running generation has done so far."""
+
+    @ray.method(num_returns=2)
+    def probe_shard(
+        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+    ) -> tuple[RolloutBatch, RolloutSummary]:
+        batch = self.probe(prompts, max_tokens, temperature, version)
+        ids = np.arange(len(batch), dtype=np.int64) + self.rank * len(batch)
+        batch = replace(batch, ids=ids)  # unique over the engines
+        return batch, batch.summary()
+
+
+@_vital
+@_timed
+class RewardActor(RewardWorker):
+    """A scorer of sequences, as an actor of Ray."""
+
+    def score_shards(
+        self, ids: np.ndarray, shards: Sequence[Ref], asked: Sequence[Asked]
+    ) -> Scores:
+        return self.score(ids, _fetch(shards), asked)
+
+
+@_vital
+@_timed
+class ReferenceActor(ReferenceWorker):
+    """A frozen language model, as an actor of Ray."""
+
+    @ray.method(num_returns=2)
+    def logprobs_of(
+        self, work: Work, shards: Sequence[Ref], temperature: float
+    ) -> tuple[TokenField, None]:
+        return self.logprobs(work, _fetch(shards), temperature), None
+
+
+@_vital
+@_timed
+class PolicyActor(PolicyWorker):
+    """A rank of the policy's trainer, as an actor of Ray."""
+
+    @ray.method(num_returns=2)
+    def logprobs_of(
+        self, work: Work, shards: Sequence[Ref], temperature: float
+    ) -> tuple[TokenField, None]:
+        return self.logprobs(work, _fetch(shards), temperature), None
+
+    def update_on(
+        self, steps: list[PolicyStep], shards: Sequence[Ref], loss: PolicyLossSpec
+    ) -> list[StepStats]:
+        return self.update(steps, _fetch(shards), loss)
+
+
+@_vital
+@_timed
+class CriticActor(CriticWorker):
+    """A rank of the critic's trainer, as an actor of Ray."""
+
+    @ray.method(num_returns=2)
+    def values_of(self, work: Work, shards: Sequence[Ref]) -> tuple[TokenField, None]:
+        return self.values(work, _fetch(shards)), None
+
+    @ray.method(num_returns=2)
+    def build_experience_of(
+        self,
+        work: Work,
+        rollouts: Sequence[Ref],
+        old: Sequence[Ref],
+        reference: Sequence[Ref],
+        values: Sequence[Ref],
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> tuple[ExperienceBatch, ExperienceSummary]:
+        return self.build_experience(
+            work, _fetch(rollouts), _fetch(old), _fetch(reference), _fetch(values), scores, shaping
+        )
+
+    def update_on(
+        self, steps: list[StepWork], shards: Sequence[Ref], value_clip: float
+    ) -> list[StepStats]:
+        return self.update(steps, _fetch(shards), value_clip)

@@ -1,0 +1,270 @@
+"""What all groups of actors share. The only file that makes actors.
+
+A handle has few verbs; each starts the call on every worker of its group and returns a `Pending`,
+so that independent calls run at the same time and every wait has a deadline. Token data travels
+from worker to worker as references: the driver holds them in `Rollouts`, `Fields` and `Experience`
+and sees per-sequence scalars only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import ray
+
+from orchestrator.cluster.worker_processes import end_here
+from orchestrator.roles.actors import HEALTH
+from orchestrator.roles.interfaces import Fields, Ref, Rollouts
+from orchestrator.supervision.heartbeats import Watch
+from orchestrator.supervision.pending import Pending, Position, PulseLine, everything, first, glance
+from orchestrator.telemetry.role_time import Account
+from workers.errors import RehearsalError, RoleDiedError, RoleError, RoleHungError
+from workers.process.call_timing import Reply
+from workers.records.processes import RoleInfo
+from workers.records.training import TokenField, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the actors of one group are made."""
+
+    options: Callable[[int], dict[str, Any]]  # rank -> Ray options (resources, placement, env)
+    workers: int
+    start_seconds: float
+    call_seconds: float
+    position: Position
+    account: Account = field(default_factory=Account)
+    watch: Watch | None = None
+    announce: Callable[[], None] = lambda: None  # the processes of the group are known
+    # a worker, how it showed, and how many of its replies are thrown away
+    lost: Callable[[str, RehearsalError, int], None] = lambda *_: None
+    given_up: Callable[[str, RehearsalError], None] = lambda *_: None  # the group goes on without
+
+
+class Group:
+    """The actors of one role."""
+
+    role: str
+    worker: type
+    line: type[PulseLine] = PulseLine
+    replicas = False  # each worker is whole by itself, and can be made anew alone
+    concurrency: Mapping[str, int] = MappingProxyType({HEALTH: 1})  # threads of groups of verbs
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self.actors: list[Any] = []
+        self.infos: list[RoleInfo] = []
+        self.packed = False  # whether the loaded model takes sequences end to end
+        self._spawn()
+
+    def _spawn(self) -> None:
+        self.actors = [self._make(rank) for rank in range(self._launch.workers)]
+
+    def _make(self, rank: int) -> Any:
+        """A process for one rank, in the place that the plan gives it."""
+        if self._launch.watch is not None:
+            self._launch.watch.rest(self.name(rank))
+        remote: Any = ray.remote
+        make = remote(concurrency_groups=dict(self.concurrency))(self.worker)
+        actor = make.options(**self._launch.options(rank)).remote(rank)
+        self._launch.account.came(self.role, rank)
+        if self._launch.watch is not None:
+            name = self.name(rank)
+            self._launch.watch.add(name, self.line(actor, name))
+        return actor
+
+    def name(self, rank: int) -> str:
+        """What a worker is called everywhere."""
+        return f"{self.role} rank {rank}"
+
+    @property
+    def size(self) -> int:
+        """Number of workers in the group."""
+        return self._launch.workers
+
+    @property
+    def ranks(self) -> list[int]:
+        """Workers that calls go to."""
+        return list(range(self.size))
+
+    def _all(
+        self,
+        doing: str,
+        call: Callable[[Any, int], Any],
+        combine: Callable[[list[Any]], Any],
+        *,
+        ranks: Sequence[int] | None = None,
+        starting: bool = False,
+        again: bool = False,
+    ) -> Pending[Any]:
+        """Start `call(actor, rank)` on the chosen ranks.
+
+        Args:
+            doing: What the call does.
+            call: Starts it.
+            combine: Makes the answer of the group from those of the ranks.
+            ranks: The chosen ones; None: all.
+            starting: It imports or loads.
+            again: A worker that is lost meanwhile is made anew and called again, or left out.
+        """
+        chosen = list(self.ranks if ranks is None else ranks)
+        left_out: set[int] = set()
+        seconds = self._launch.start_seconds if starting else self._launch.call_seconds
+        account, calls = self._launch.account, dict[int, int]()
+
+        def start(rank: int) -> Any:
+            sent = account.now()
+            ref = call(self.actors[rank], rank)
+            calls[rank] = account.sent(self.role, rank, sent, partial(glance, ref))
+            return ref
+
+        def once_more(number: int, error: RoleError) -> Any:
+            if self._recover(chosen[number], error):
+                return start(chosen[number])
+            left_out.add(chosen[number])
+            return None
+
+        refs = [start(rank) for rank in chosen]
+
+        def take(replies: list[Reply]) -> Any:
+            answering = [rank for rank in chosen if rank not in left_out]
+            for rank, reply in zip(answering, replies, strict=True):
+                account.answered(self.role, rank, calls[rank], reply.spans)
+            return combine([reply.value for reply in replies])
+
+        return Pending(
+            refs,
+            [self.name(rank) for rank in chosen],
+            f"{self.role}: {doing}",
+            seconds,
+            self._launch.position,
+            take,
+            self._launch.watch,
+            starting=starting,
+            again=once_more if again and self._launch.watch is not None else None,
+        )
+
+    def _one(
+        self, doing: str, rank: int, call: Callable[[Any], Any], *, starting: bool = False
+    ) -> Any:
+        """Call one worker and wait for its answer."""
+        return self._all(
+            doing, lambda actor, _: call(actor), first, ranks=[rank], starting=starting
+        ).result()
+
+    @property
+    def _watch(self) -> Watch:
+        assert self._launch.watch is not None, "lost workers are noticed by the watch"
+        return self._launch.watch
+
+    def _recover(self, rank: int, error: RoleError) -> bool:
+        """Do something about a worker that was lost; whether it can be called again now."""
+        self._revive(rank, error)
+        return True
+
+    def _revive(self, rank: int, error: RehearsalError) -> None:
+        """End what is left of a worker and make it anew, with what it had been given.
+
+        Raises:
+            RoleDiedError: it has used up its restarts.
+        """
+        while True:
+            self._replace(rank, error)
+            try:
+                self._reload(rank)
+            except (RoleDiedError, RoleHungError) as another:
+                if another.where != self.name(rank):  # of another role that had to help
+                    raise
+                error = another
+            else:
+                return
+
+    def _replace(self, rank: int, error: RehearsalError) -> None:
+        self._watch.require_restart(self.name(rank), error.what)
+        self._launch.lost(self.name(rank), error, 0)
+        self._end([rank])
+        self.actors[rank] = self._make(rank)
+
+    def _reload(self, rank: int) -> None:
+        """Give a new worker what its peers hold."""
+        raise NotImplementedError
+
+    def _fields(self, doing: str, call: Callable[[Any, int], tuple[Ref, Ref]]) -> Pending[Fields]:
+        shards: dict[int, Ref] = {}
+        return self._all(
+            doing, keeping(shards, call), lambda _: Fields(in_order(shards)), again=self.replicas
+        )
+
+    def _bring(self, shards: Sequence[Ref], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
+        """Fetch records that workers have made to the driver."""
+        names = [f"shard {n} of {len(shards)}, fetched by {self.role}" for n in range(len(shards))]
+        seconds = self._launch.call_seconds
+        return Pending(
+            list(shards),
+            names,
+            f"{self.role}: fetch",
+            seconds,
+            self._launch.position,
+            combine,
+            self._launch.watch,
+        )
+
+    def _remember(self, infos: list[RoleInfo]) -> list[RoleInfo]:
+        self.infos = infos
+        self._launch.announce()
+        return infos
+
+    def _remember_one(self, info: RoleInfo) -> None:
+        others = [each for each in self.infos if each.rank != info.rank]
+        self._remember(sorted([*others, info], key=lambda each: each.rank))
+
+    def kill(self) -> None:
+        """End every process of the group."""
+        self._end(range(len(self.actors)))
+        self.actors = []
+
+    def _end(self, ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            if self.actors[rank] is not None:
+                ray.kill(self.actors[rank], no_restart=True)
+            self._launch.account.left(self.role, rank)
+        end_here([info for info in self.infos if info.rank in ranks], self.worker.__name__)
+
+
+class LanguageModelGroup(Group):
+    """Workers that hold a causal language model."""
+
+    def logprobs(
+        self, works: Sequence[Work], rollouts: Rollouts, temperature: float
+    ) -> Pending[Fields]:
+        """Log-probabilities of the response tokens under the current weights, nats."""
+        return self._fields(
+            "logprobs",
+            lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
+        )
+
+    def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
+        """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
+        return self._bring(fields.shards, everything)
+
+
+def keeping(
+    shards: dict[int, Ref], call: Callable[[Any, int], tuple[Ref, Ref]]
+) -> Callable[[Any, int], Ref]:
+    """Put aside the reference to the data of each rank; hand on the small one."""
+
+    def keeping(actor: Any, rank: int) -> Ref:
+        shard, small = call(actor, rank)
+        shards[rank] = shard
+        return small
+
+    return keeping
+
+
+def in_order(shards: Mapping[int, Ref]) -> tuple[Ref, ...]:
+    """References by rank."""
+    return tuple(shards[rank] for rank in sorted(shards))

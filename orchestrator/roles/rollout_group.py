@@ -1,0 +1,436 @@
+"""The rollout engines as one group: generation in parts, weights, and lost engines."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import ray
+
+from orchestrator.roles.actors import CONTROL, HEALTH, RolloutActor
+from orchestrator.roles.dispatch import NOT_SENT, Dispatch, Hand
+from orchestrator.roles.generation import Generating
+from orchestrator.roles.group import Group, Launch, in_order, keeping
+from orchestrator.roles.interfaces import WHOLE, Generation, Ref, Rollouts, joined
+from orchestrator.roles.returning_engines import Absence
+from orchestrator.supervision.pending import Arrivals, EngineLine, Pending, everything, nothing
+from orchestrator.supervision.worker_life import Status
+from workers.errors import RehearsalError, RoleDiedError, RoleError, RoleHungError
+from workers.records.generation import (
+    Delivery,
+    EngineState,
+    GenerationCall,
+    GenerationRequest,
+    RolloutBatch,
+    Sampling,
+)
+from workers.records.processes import RoleInfo
+from workers.records.specs import RolloutSpec
+from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the engines are to serve."""
+
+    path: str  # the checkpoint; "" = weights that were sent
+    version: int
+
+
+class RolloutGroup(Group):
+    """n independent generation engines."""
+
+    role, worker, line = "rollout", RolloutActor, EngineLine
+    concurrency = MappingProxyType({CONTROL: 1, HEALTH: 1})
+
+    def __init__(self, launch: Launch) -> None:
+        self._absence = Absence(self)
+        super().__init__(launch)
+        self._calls = itertools.count()
+        launch.account.ask.append(self._tell)
+        if launch.watch is not None:
+            launch.watch.meanwhile.append(self._meanwhile)
+        self._open: list[Generating] = []  # in the order in which they were asked for
+        self._spec: RolloutSpec | None = None
+        self._served = _Served("", -1)
+        self._paused = False
+        self._changing = False  # engines are between two versions
+        self._waits = False  # for an engine to come back
+        self._bringing = False  # one that stands is being given weights
+        self.refresh: Callable[[int, int], None] | None = None
+
+    def _spawn(self) -> None:
+        watch = self._launch.watch
+        self.actors = [None] * self._launch.workers
+        for rank in range(self._launch.workers):
+            if watch is None or watch.comes_back(self.name(rank)):
+                self.actors[rank] = self._make(rank)
+            else:
+                self._absence.add(rank, given_up=True)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Engines that calls go to: none that is away."""
+        return [rank for rank in range(len(self.actors)) if rank not in self._absence]
+
+    def prepare(self, engine: str) -> Pending[None]:
+        """Import the engine while other roles start; nobody needs to wait for it."""
+        return self._all("prepare", lambda actor, _: actor.prepare.remote(engine), nothing)
+
+    def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
+        """Build the engines on a checkpoint's weights, admitted as `version`."""
+        self._spec, self._served = spec, _Served(spec.checkpoint, version)
+        return self._all(
+            "start",
+            lambda actor, _: actor.start.remote(spec, version),
+            self._remember,
+            starting=True,
+            again=True,
+        )
+
+    def replace_lost(self) -> list[str]:
+        """Leave out engines that died or hang; names them.
+
+        None where one owes sequences that began under weights that are gone.
+        """
+        lost = self._watch.lost([self.name(rank) for rank in self.ranks])
+        gone = [rank for rank in self.ranks if self.name(rank) in lost]
+        if not self._paused and any(rank in each.owed for each in self._open for rank in gone):
+            return []
+        for rank in gone:
+            self._leave_out(rank, RoleDiedError(self._watch.life(self.name(rank)).reason))
+        self.join()
+        for each in self._open:
+            for rank in gone:
+                each.deal_again(rank, self.ranks)
+        return lost
+
+    def join(self) -> None:
+        """Take back engines that stand again; all are about to be given the same weights.
+
+        Where no other engine is left, waits until one stands.
+        """
+        if self.sampling:
+            self._tell()  # what a lost one owes can be dealt again as long as its peers hold this
+        self._absence.look()
+        sleeps = self._spec is not None and self._spec.sleep  # starts only while trainers rest
+        self._wait_until(lambda: not (sleeps and self._absence.coming))
+        self._wait_until(lambda: bool(self.ranks or self._absence.standing))
+        for rank in self._absence.standing:
+            self._absence.take(rank)
+
+    def _wait_until(self, there: Callable[[], bool]) -> None:
+        self._waits = True
+        try:
+            while not there():
+                self._watch.tick()
+                time.sleep(self._watch.poll_seconds)
+        finally:
+            self._waits = False
+
+    def _recover(self, rank: int, error: RoleError) -> bool:
+        """Go on without an engine; wait for one only if there is no other.
+
+        Raises:
+            RoleError: `error`, if there is no other and nobody holds the weights that it served, or
+                a typed error that says that it has used up its restarts.
+        """
+        if rank in self._absence:
+            return False
+        if self.ranks == [rank] and not (self._served.path or self.refresh):
+            raise error
+        self._leave_out(rank, error)
+        while not self.ranks:
+            self._wait_until(lambda: bool(self._absence.standing))
+            for each in self._absence.standing:
+                self._bring_in(each)
+        for generating in self._open:
+            generating.deal_again(rank, self.ranks)
+            if not self._paused:
+                generating.send(self._served.version)
+        return rank in self.ranks
+
+    def _leave_out(self, rank: int, error: RehearsalError) -> None:
+        thrown = sum([each.forget(rank) for each in self._open])
+        self._absence.add(rank)
+        self.failed(rank, error, thrown)
+        self._absence.look()
+
+    def _bring_in(self, rank: int) -> None:
+        """Give an engine that stands what its peers serve."""
+        path, version = self._served.path, self._served.version
+        self._bringing = True
+        try:
+            if path:
+                self._one("load", rank, lambda a: a.load_checkpoint.remote(path, version))
+            else:
+                assert self.refresh is not None, "looked at before"
+                self.refresh(rank, version)
+        except (RoleDiedError, RoleHungError) as error:
+            if error.where != self.name(rank):  # of another role that had to help
+                raise
+            self._absence.lost(rank, error)
+        else:
+            self._absence.take(rank)
+        finally:
+            self._bringing = False
+
+    def _meanwhile(self, waited: Collection[str]) -> None:
+        """While the driver waits for whatever it is: engines come back, and lost ones are noticed.
+
+        Engines that are waited for are looked after by who waits.
+        """
+        if self._bringing:
+            return
+        self._absence.look()
+        for rank in self.ranks:
+            name = self.name(rank)
+            life = self._watch.life(name)
+            away = life.status is Status.dead and name not in waited
+            if away and not self._changing and self.ranks != [rank]:
+                self._recover(rank, RoleDiedError(life.reason, where=name))
+
+    def may_begin(self, rank: int) -> bool:
+        """Whether an engine has rested long enough, and has the memory that it starts in."""
+        spec = self._spec
+        roomy = spec is not None and (not spec.sleep or self._waits)
+        return roomy and not self._watch.life(self.name(rank)).rests
+
+    def begin(self, rank: int) -> Pending[None]:
+        """Start an engine that is away.
+
+        Raises:
+            RoleDiedError: it has used up its restarts.
+        """
+        self._watch.require_restart(self.name(rank), "")
+        self.actors[rank] = self._make(rank)
+        return self._all(
+            "start",
+            lambda actor, _: actor.start.remote(self._spec, 0),
+            lambda infos: self._remember_one(infos[0]),
+            ranks=[rank],
+            starting=True,
+        )
+
+    def stands(self, rank: int) -> bool:
+        """Whether an engine that was started lives."""
+        return self._watch.life(self.name(rank)).serves
+
+    def failed(self, rank: int, error: RehearsalError, thrown: int = 0) -> None:
+        """An engine was lost: end what is left of it."""
+        self._watch.died(self.name(rank), error.what)
+        self._end([rank])
+        self._remember([info for info in self.infos if info.rank != rank])
+        self._launch.lost(self.name(rank), error, thrown)
+
+    def give_up(self, rank: int, error: RoleDiedError) -> None:
+        """Go on with the other engines for good.
+
+        Raises:
+            RoleDiedError: `error`, if there are none, or the configuration allows no loss.
+        """
+        if not self._watch.rules.max_restarts or (self._absence.hopeless and not self.ranks):
+            raise error
+        self._launch.given_up(self.name(rank), error)
+
+    def restart(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
+        """Replace the engines by fresh processes (another architecture)."""
+        self.kill()
+        self._spawn()
+        return self.start(spec, version)
+
+    def kill(self) -> None:
+        """End every engine; nobody owes anything any more, or has more to tell."""
+        super().kill()
+        self._open, self._absence = [], Absence(self)
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        version: int,
+        delivery: Delivery = WHOLE,
+    ) -> Generation:
+        """Sample requests; they are dealt so that tokens balance, always alike."""
+        self._paused = False
+        for rank in self._absence.standing:
+            if self._served.path or self.refresh:
+                self._bring_in(rank)
+        # Dealt as if all engines were there: the order of the sequences, and so every sum over
+        # them, is the same whichever are.
+        dispatch = Dispatch(requests, range(self.size), sampling.max_tokens, delivery.groups)
+        for rank in set(range(self.size)) - set(self.ranks):
+            dispatch.deal_again(rank, self.ranks)
+        arrivals = Arrivals(
+            f"{self.role}: generate",
+            self._launch.call_seconds,
+            self._launch.position,
+            self._launch.watch,
+        )
+
+        def send(hand: Hand, version: int) -> None:
+            hand.call = next(self._calls)
+            wanted, requests = replace(delivery, groups=hand.wanted), dispatch.requests(hand)
+            call: Any = GenerationCall(hand.call, requests, sampling, version, wanted)
+            actor = self.actors[hand.rank]
+            if self._spec is not None and self._spec.join_running and self._owes(hand.rank):
+                call = ray.put(call)
+                actor.announce_ahead.remote(call)  # a refusal comes again when its turn has come
+            arrivals.add(actor.generate_shards.remote(call), hand.rank, self.name(hand.rank))
+
+        generating = Generating(
+            dispatch,
+            arrivals,
+            self._launch.account,
+            together=not delivery.part_sequences,
+            send=send,
+            lost=self._deal_again if self._launch.watch is not None else None,
+        )
+        generating.send(version)
+        self._open = [*(each for each in self._open if each.owed), generating]
+        return generating
+
+    def _owes(self, rank: int) -> bool:
+        return any(rank in generating.owed for generating in self._open)
+
+    def _deal_again(self, name: str, error: RoleError) -> None:
+        self._recover(next(n for n in range(self.size) if self.name(n) == name), error)
+
+    @property
+    def sampling(self) -> bool:
+        """Whether any engine owes sequences."""
+        return any(self._owes(rank) for rank in self.ranks)
+
+    def sleep(self) -> Pending[None]:
+        """Give the engines' GPU memory to other roles, if the spec says so and none samples."""
+        sleeps = self._spec is not None and self._spec.sleep and not self.sampling
+        return self._all(
+            "sleep",
+            lambda actor, _: actor.sleep.remote(),
+            nothing,
+            ranks=None if sleeps else (),
+            again=bool(self._served.path or self.refresh),
+        )
+
+    def pause(self) -> Pending[None]:
+        """Interrupt all generations, between two steps of each engine, until `resume`."""
+        self._paused = True
+        return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing, again=True)
+
+    def abandon(self) -> None:
+        """Interrupt all generations for good; the engines stay as they are.
+
+        Raises:
+            RehearsalError: an engine died, or does not get to the end of a step.
+        """
+        self.pause().result()
+        self._open, self._paused = [], False
+        self._all("forget", lambda actor, _: actor.forget.remote(), nothing).result()
+
+    def _tell(self) -> None:
+        """Have the account know what engines did in generations that go on."""
+        ranks = [rank for rank in self.ranks if self._owes(rank)]
+        if ranks:
+            tell = lambda actor, _: actor.tell.remote()  # noqa: E731
+            self._all("tell", tell, nothing, ranks=ranks, again=True).result()
+
+    def resume(self, version: int) -> None:
+        """Let interrupted generations go on under `version`, which the engines have admitted."""
+        self._paused = False
+        for generating in self._open:
+            for hand in generating.hands:
+                if hand.call != NOT_SENT:
+                    stream = self.actors[hand.rank].proceed_shards.remote(hand.call, version)
+                    generating.arrivals.add(stream, hand.rank, self.name(hand.rank))
+            generating.send(version)
+
+    def hold(self, batch: RolloutBatch) -> Rollouts:
+        """Sequences of an earlier process, as if engines had just made them."""
+        return Rollouts((ray.put(batch),), batch.summary())
+
+    def fetch(self, rollouts: Rollouts) -> Pending[RolloutBatch]:
+        """Bring whole sequences to the driver: for texts and labels, never for training."""
+        return self._bring(rollouts.shards, RolloutBatch.concat)
+
+    def load_checkpoint(self, path: str, version: int) -> Pending[list[WeightReceipt]]:
+        """Load a Hugging Face folder of the same architecture, admitted as `version`."""
+        self._served, self._changing = _Served(path, version), False
+        self.join()
+        return self._all(
+            "load checkpoint",
+            lambda actor, _: actor.load_checkpoint.remote(path, version),
+            everything,
+            again=True,
+        )
+
+    def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
+        """Like `receive_weights`, of one engine."""
+        return self._one("receive weights", rank, lambda a: a.receive_weights.remote(offer))
+
+    def probe_alone(
+        self,
+        rank: int,
+        prompts: list[tuple[int, ...]],
+        max_tokens: int,
+        temperature: float,
+        version: int,
+    ) -> Rollouts:
+        """Like `probe`, of one engine."""
+        shards: dict[int, Ref] = {}
+        call = keeping(
+            shards, lambda a, _: a.probe_shard.remote(prompts, max_tokens, temperature, version)
+        )
+        summary = self._one("parity probe", rank, lambda a: call(a, rank))
+        return Rollouts(in_order(shards), summary)
+
+    def admit_alone(self, rank: int, version: int) -> None:
+        """Like `admit`, of one engine."""
+        self._one("admit", rank, lambda a: a.admit.remote(version))
+
+    def connect(self, address: GroupAddress) -> Pending[None]:
+        """Join the transfer group: the sender is rank 0, each engine's workers follow in order."""
+        ranks = self.ranks
+        width = (address.world_size - 1) // len(ranks)  # tensor-parallel workers of one engine
+        return self._all(
+            "connect",
+            lambda actor, rank: actor.connect.remote(address, 1 + ranks.index(rank) * width),
+            nothing,
+        )
+
+    def receive_weights(self, offer: WeightOffer) -> Pending[list[WeightReceipt]]:
+        """Take an offered transfer; the engines stay unverified until admitted."""
+        self._changing = True
+        return self._all(
+            "receive weights", lambda actor, _: actor.receive_weights.remote(offer), everything
+        )
+
+    def probe(
+        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+    ) -> Pending[Rollouts]:
+        """Sample a few tokens on every engine, one shard each; serves unverified weights."""
+        shards: dict[int, Ref] = {}
+        return self._all(
+            "parity probe",
+            keeping(
+                shards,
+                lambda actor, _: actor.probe_shard.remote(
+                    prompts, max_tokens, temperature, version
+                ),
+            ),
+            lambda summaries: joined(
+                [Rollouts((s,), m) for s, m in zip(in_order(shards), summaries, strict=True)]
+            ),
+        )
+
+    def states(self) -> Pending[list[EngineState]]:
+        """What each engine would serve."""
+        return self._all("state", lambda actor, _: actor.state.remote(), everything)
+
+    def admit(self, version: int) -> Pending[None]:
+        """Let the engines serve `version`."""
+        self._served, self._changing = _Served("", version), False
+        return self._all("admit", lambda actor, _: actor.admit.remote(version), nothing)

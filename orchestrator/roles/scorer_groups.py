@@ -1,0 +1,92 @@
+"""The groups of frozen models: reward and reference replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from orchestrator.roles.actors import ReferenceActor, RewardActor
+from orchestrator.roles.group import Group, LanguageModelGroup, Launch
+from orchestrator.roles.interfaces import Rollouts
+from orchestrator.supervision.pending import Pending, everything
+from workers.data.rows.asked import Asked
+from workers.records.arrays import FloatArray
+from workers.records.generation import RolloutBatch
+from workers.records.processes import RoleInfo
+from workers.records.specs import FrozenModelSpec, RewardSpec
+from workers.records.training import Scores, TokenBatch
+from workers.training.experience import gather_scores
+
+
+class _ReplicaGroup(Group):
+    """Workers that share nothing: one that is lost is loaded again, and its call repeated."""
+
+    replicas = True
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        self._spec: Any = None
+
+    def _load(self, spec: Any) -> Pending[list[RoleInfo]]:
+        self._spec = spec
+        return self._all(
+            "load",
+            lambda actor, _: actor.load.remote(spec),
+            self._remember,
+            starting=True,
+            again=True,
+        )
+
+    def _reload(self, rank: int) -> None:
+        info = self._one("load", rank, lambda a: a.load.remote(self._spec), starting=True)
+        if self.infos:
+            self._remember_one(info)
+
+
+class RewardGroup(_ReplicaGroup):
+    """n replicas that score whole sequences."""
+
+    role, worker = "reward", RewardActor
+
+    def load(self, spec: RewardSpec) -> Pending[list[RoleInfo]]:
+        """Load the reward model or function."""
+        return self._load(spec)
+
+    def score(self, rollouts: Rollouts, asked: Sequence[Asked] = ()) -> Pending[Scores]:
+        """One score or recorded failure a sequence, in the order of the summary."""
+        ids = rollouts.summary.ids
+        hands = [ids[i :: self.size] for i in range(self.size)]
+        busy = [rank for rank, hand in enumerate(hands) if len(hand)]
+        return self._all(
+            "score",
+            lambda actor, rank: actor.score_shards.remote(hands[rank], rollouts.shards, asked),
+            lambda parts: gather_scores(parts, ids),
+            ranks=busy,
+            again=True,
+        )
+
+    def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> Pending[Scores]:
+        """Like `score`, of sequences that the driver holds."""
+        return self.score(Rollouts((ray.put(batch),), batch.summary()), asked)
+
+
+class ReferenceGroup(_ReplicaGroup, LanguageModelGroup):
+    """n replicas of a frozen language model."""
+
+    role, worker = "reference", ReferenceActor
+
+    def load(self, spec: FrozenModelSpec) -> Pending[list[RoleInfo]]:
+        """Load the frozen model."""
+        self.packed = spec.packed
+        return self._load(spec)
+
+    def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[FloatArray]]:
+        """Summed loss of each row's targets, (B,) nats; one batch a replica."""
+        return self._all(
+            "row losses",
+            lambda actor, rank: actor.row_losses.remote(batches[rank]),
+            everything,
+            again=True,
+        )

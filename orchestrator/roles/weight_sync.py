@@ -1,0 +1,233 @@
+"""Weight sync as one transaction: publish, receive, compare checksums, probe, admit.
+
+An engine refuses to serve from the moment a transfer starts until it is admitted, so whatever
+fails in between leaves no engine on unknown weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.batching import training_batches
+from orchestrator.config.engines import RolloutConfig, Transport
+from orchestrator.roles.interfaces import Policy, Reference, Rollout
+from workers.errors import ChecksumError, ParityError, RoleDiedError, RoleHungError
+from workers.ops.kl import MOST_NATS
+from workers.records.generation import RolloutBatch
+from workers.records.training import TokenField
+from workers.records.weights import WeightReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Engine against trainer on the same tokens, nats."""
+
+    max_difference: float
+    mean_difference: float
+    k3: float  # mean k3 estimate of KL(engine || trainer)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """One completed transaction."""
+
+    version: int
+    nbytes: int
+    seconds: float
+    parity: Parity
+    transfer_seconds: float = 0.0  # until the engines hold the weights: neither probed nor admitted
+
+
+def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
+    """Difference of the engine's and the trainer's log-probabilities of the same tokens.
+
+    Args:
+        batch: sequences with the engine's logprobs, T per row, nats.
+        fields: the trainer's logprobs of the same sequences, keyed by id.
+    """
+    trainer = {int(i): f.values.row(row) for f in fields for row, i in enumerate(f.ids)}
+    delta = np.concatenate(
+        [
+            np.subtract(trainer[int(i)], engine, dtype=np.float64)
+            for i, engine in zip(batch.ids, batch.logprobs.rows(), strict=True)
+        ]
+    )
+    return Parity(
+        max_difference=float(np.abs(delta).max()),
+        mean_difference=float(np.abs(delta).mean()),
+        k3=float(np.mean(np.expm1(np.clip(delta, -MOST_NATS, MOST_NATS)) - delta)),
+    )
+
+
+def _require_same(received: WeightReceipt, sent: WeightReceipt, rank: int) -> None:
+    if (received.checksum, received.version) != (sent.checksum, sent.version):
+        raise ChecksumError(
+            f"version {sent.version}: sent {sent.checksum}, received {received.checksum} "
+            f"(version {received.version})",
+            where=f"rollout rank {rank}",
+            mend="check the memory and the network of that node; the engine serves nothing",
+        )
+
+
+class WeightSync:
+    """Moves the policy's weights into every engine and proves that they arrived."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        config: RolloutConfig,
+        probe_prompts: list[tuple[int, ...]],
+        micro_batch_tokens: int,
+    ) -> None:
+        self._policy = policy
+        self._rollout = rollout
+        self._config = config
+        self._prompts = probe_prompts
+        self._budget = micro_batch_tokens
+        self._connected: list[int] = []  # ranks of engines
+        self._connect()
+
+    def _connect(self) -> None:
+        """Form the transfer group, where there is one, of the engines that are there."""
+        ranks = self._rollout.ranks
+        if self._config.transport is Transport.shm or self._connected == ranks:
+            return
+        self._connected = ranks
+        receivers = len(ranks) * self._config.tensor_parallel_size
+        address = self._policy.transfer_address(receivers, self._config.transport.value)
+        sender = self._policy.connect(address)
+        self._rollout.connect(address).result()
+        sender.result()
+
+    def run(self, version: int) -> SyncReport:
+        """Bring every engine to `version`.
+
+        Raises:
+            ChecksumError: the bytes that arrived are not those that were sent.
+            ParityError: engine and trainer disagree by more than rollout.parity_tolerance.
+        """
+        start = time.monotonic()
+        if self._config.inflight_updates:
+            self._rollout.pause().result()
+        self._rollout.join()
+        self._connect()
+        while True:
+            try:
+                sent, parity, arrived = self._transact(version)
+                break
+            except (RoleDiedError, RoleHungError):
+                # In a group of processes those that are left wait for the one that is gone.
+                if self._config.transport is not Transport.shm or not self._rollout.replace_lost():
+                    raise
+        if self._config.inflight_updates:
+            self._rollout.resume(version)
+        if self._config.transport is Transport.shm:
+            self._rollout.refresh = self._bring_up
+        return SyncReport(version, sent.nbytes, time.monotonic() - start, parity, arrived - start)
+
+    def policy_moves(self) -> None:
+        """The policy is about to change: what the engines serve can be sent no more."""
+        self._rollout.refresh = None
+
+    def _transact(self, version: int) -> tuple[WeightReceipt, Parity, float]:
+        """What was sent, how it compares, and when all of it had arrived."""
+        sent, received = self._transfer(version)
+        arrived = time.monotonic()
+        for rank, receipt in zip(self._rollout.ranks, received, strict=True):
+            _require_same(receipt, sent, rank)
+        parity = self._probe(version)
+        self._rollout.admit(version).result()
+        return sent, parity, arrived
+
+    def _bring_up(self, rank: int, version: int) -> None:
+        """The same transaction with one engine, which was lost while its peers serve `version`."""
+        offer = self._policy.publish_weights(version, self._config.transport.value).result()
+        sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
+        _require_same(self._rollout.receive_alone(rank, offer), sent, rank)
+        self._probe(version, rank)
+        self._rollout.admit_alone(rank, version)
+
+    def _transfer(self, version: int) -> tuple[WeightReceipt, list[WeightReceipt]]:
+        offer = self._policy.publish_weights(version, self._config.transport.value).result()
+        if self._config.transport is Transport.shm:
+            sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
+            return sent, self._rollout.receive_weights(offer).result()
+        receiving = self._rollout.receive_weights(offer)
+        sent = self._policy.send_weights(offer).result()
+        return sent, receiving.result()
+
+    def _probe(self, version: int, rank: int | None = None) -> Parity:
+        parity = measure_parity(
+            self._rollout, self._policy, self._config, self._prompts, version, self._budget, rank
+        )
+        require_parity(
+            parity,
+            self._config.parity_tolerance,
+            f"version {version}: engine and trainer",
+            "weight sync",
+        )
+        return parity
+
+
+def measure_parity(
+    rollout: Rollout,
+    scorer: Policy | Reference,
+    config: RolloutConfig,
+    prompts: Sequence[tuple[int, ...]],
+    version: int,
+    micro_batch_tokens: int,
+    rank: int | None = None,
+) -> Parity:
+    """Sample a few tokens on every engine and compute their log-probabilities once more.
+
+    Args:
+        rollout: the engines.
+        scorer: holds the weights that the engines should serve as `version`.
+        config: probe tokens and temperature.
+        prompts: what every engine is asked.
+        version: what the engines hold, admitted or not.
+        micro_batch_tokens: budget of the scorer.
+        rank: the one engine that is asked; None: all.
+    """
+    asked = (list(prompts), config.parity_tokens, config.temperature, version)
+    probed = rollout.probe(*asked).result() if rank is None else rollout.probe_alone(rank, *asked)
+    summary = probed.summary
+    lengths = summary.prompt_lengths + summary.response_lengths
+    works = training_batches.equal_work(
+        summary.ids, lengths, scorer.size, micro_batch_tokens, packed=scorer.packed
+    )
+    fields = scorer.logprobs(works, probed, config.temperature).result()
+    batch, scored = rollout.fetch(probed).result(), scorer.fetch(fields).result()
+    engine = batch.ids // len(prompts)
+    return _worst(
+        [compare_logprobs(batch.select(np.flatnonzero(engine == n)), scored)
+         for n in np.unique(engine)]
+    )  # fmt: skip
+
+
+def _worst(found: Sequence[Parity]) -> Parity:
+    """The engine that differs most, in each respect; the same however many agree."""
+    names = Parity.__dataclass_fields__
+    return Parity(**{n: float(np.max([getattr(each, n) for each in found])) for n in names})
+
+
+def require_parity(parity: Parity, tolerance: float, what: str, where: str) -> None:
+    """Refuse weights that answer unlike those they should be.
+
+    Raises:
+        ParityError: a log-probability differs by more than `tolerance` nats.
+    """
+    if not parity.max_difference <= tolerance:  # NaN fails too
+        raise ParityError(
+            f"{what} differ by up to "
+            f"{parity.max_difference:.2e} nats (mean {parity.mean_difference:.2e}, "
+            f"k3 {parity.k3:.2e}), tolerance {tolerance:.0e}",
+            where=where,
+            mend="with bf16 on either side raise rollout.parity_tolerance (0.3 is normal); "
+            "in float32 this means wrong weights: report it with the run folder",
+        )

@@ -1,0 +1,70 @@
+"""Labeled rankings on disk, as the tokens that were sampled: texts would tokenize otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from orchestrator.run_files.stored_arrays import check_rows, check_values
+from workers.model_folders.files import require_file
+from workers.process.disk import writing
+from workers.process.library_errors import reading
+from workers.records.arrays import Ragged
+from workers.records.training import Ranking
+
+
+def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
+    """Write rankings so that the file is whole or absent.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    sequences = Ragged.concat([r.sequences for r in rankings])
+    arrays = {
+        "prompt_ids": np.array([r.prompt_id for r in rankings], np.int64),
+        "completions": np.array([len(r.ranks) for r in rankings], np.int64),
+        "ranks": np.concatenate([r.ranks for r in rankings]),
+        "tokens": sequences.values,
+        "offsets": sequences.offsets,
+    }
+    names = {"names": json.dumps([[r.source, r.annotator] for r in rankings])}
+    with writing(path, "the rankings"):
+        save_file(arrays, temporary, names)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def load_rankings(path: Path) -> list[Ranking]:
+    """Rankings that `save_rankings` wrote, in their order.
+
+    Raises:
+        BrokenCheckpointError: the file is damaged.
+    """
+    mend = "resume from a checkpoint before the reward model: its rankings are then made again"
+    require_file(path, mend)
+    with reading(path, "saved rankings cannot be read", mend):
+        with safe_open(path, framework="np") as file:
+            names = json.loads(file.metadata()["names"])
+        return _rankings(load_file(path), names)
+
+
+def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ranking]:
+    sequences, ranks = Ragged(arrays["tokens"], arrays["offsets"]), arrays["ranks"]
+    check_rows("tokens", sequences)
+    for name in ("prompt_ids", "completions", "ranks"):
+        check_values(name, arrays[name])
+    sizes = arrays["completions"]
+    if (sizes < 0).any() or not sizes.sum() == len(ranks) == len(sequences):
+        raise ValueError("there are not as many ranks as completions")
+    return [
+        Ranking(int(i), sequences.select(np.arange(end - k, end)), ranks[end - k : end], *name)
+        for i, k, end, name in zip(arrays["prompt_ids"], sizes, sizes.cumsum(), names, strict=True)
+    ]

@@ -1,0 +1,114 @@
+"""Sampled texts kept for people: rollouts while PPO learns, and models side by side at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from os.path import lexists
+from pathlib import Path
+from typing import Any
+
+from orchestrator.run_files.damage import Damage, require_list, verified
+from orchestrator.run_files.folder import RunFolder, append_lines, write_json
+from workers.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSample:
+    """One sampled response of a PPO iteration."""
+
+    stage: str
+    step: int
+    id: int
+    prompt: str
+    response: str
+    score: float  # reward units, before the KL penalty
+    kl: float  # nats, whole sequence
+    finish: str  # "stop" | "length" | "abort"
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The responses of several models to one held-out prompt."""
+
+    prompt: str
+    responses: dict[str, str]  # model -> text
+    gold: dict[str, float] = field(default_factory=dict)  # model -> noise-free score, if there is
+
+
+def append_rollouts(folder: RunFolder, samples: Sequence[RolloutSample]) -> None:
+    """Add samples to samples/rollouts.jsonl."""
+    append_lines(folder.rollouts, map(asdict, samples), "a sample")
+
+
+def read_rollouts(folder: RunFolder, damage: Damage | None = None) -> list[RolloutSample]:
+    """All samples of samples/rollouts.jsonl; none if PPO did not run.
+
+    Args:
+        folder: The run folder.
+        damage: Takes what cannot be used.
+
+    Raises:
+        DataError: a line cannot be used, and there is no `damage` to take it.
+    """
+    path = folder.rollouts
+    found = damage or Damage()
+    samples = list(found.lines(path, _rollout)) if lexists(path) else []
+    if damage is None:
+        _require_whole(found, path)
+    return samples
+
+
+def _rollout(fields: Any) -> RolloutSample:
+    # a reward that failed has no score
+    return verified(RolloutSample(**fields), finite=False)
+
+
+def write_comparisons(folder: RunFolder, comparisons: Sequence[Comparison]) -> None:
+    """Write samples/comparison.json."""
+    write_json(folder.samples / "comparison.json", [asdict(c) for c in comparisons])
+
+
+def _compared(item: dict[str, Any]) -> Comparison:
+    made = verified(Comparison(**item))
+    if unanswered := sorted(made.gold.keys() - made.responses.keys()):
+        raise ValueError(f"a gold score of {unanswered[0]!r}, which has no response")
+    return made
+
+
+def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Comparison]:
+    """The comparisons of samples/comparison.json; none if the run did not evaluate.
+
+    Args:
+        folder: The run folder.
+        damage: Takes what cannot be used.
+
+    Raises:
+        DataError: one cannot be used, and there is no `damage` to take it.
+    """
+    path = folder.samples / "comparison.json"
+    if not lexists(path):
+        return []
+    found = damage or Damage()
+    text = found.text(path)
+    items = (
+        found.part(path, "it", lambda: require_list(json.loads(text)), [])
+        if text is not None
+        else []
+    )
+    made = [
+        found.part(path, f"entry {number}", lambda item=item: _compared(item), None)
+        for number, item in enumerate(items, start=1)
+    ]
+    if damage is None:
+        _require_whole(found, path)
+    return [comparison for comparison in made if comparison is not None]
+
+
+def _require_whole(damage: Damage, path: Path) -> None:
+    if notes := damage.notes():
+        raise DataError(
+            f"not what a run writes: {notes[0]}", where=str(path), mend="remove what is damaged"
+        )

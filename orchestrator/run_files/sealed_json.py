@@ -1,0 +1,71 @@
+"""JSON files that carry a checksum of their own bytes, so that any altered bit is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.model_folders.files import require_file
+from workers.process.library_errors import reading
+
+CHECKSUM = "checksum"  # key of the SHA-256 over the file's bytes, in which the checksum is zeros
+_ZEROS = "0" * 64
+
+
+def dump(value: object) -> str:
+    """The text of a JSON file.
+
+    Raises:
+        ValueError: a float is NaN or infinite.
+    """
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def seal(value: object) -> str:
+    """The text of a JSON file that holds `value` and a checksum.
+
+    Raises:
+        ValueError: a float is NaN or infinite.
+    """
+    assert isinstance(value, Mapping)
+    assert CHECKSUM not in value
+    text = dump({CHECKSUM: _ZEROS, **value})
+    return text.replace(_ZEROS, _sha256(text.encode()), 1)  # the checksum comes first
+
+
+def unseal(path: Path, mend: str, *, since: int = 0) -> dict[str, Any]:
+    """What a file written with `seal` holds, without its checksum.
+
+    Args:
+        path: The file.
+        mend: What the user can do where it is damaged.
+        since: Files of an earlier schema than this carry no checksum.
+
+    Raises:
+        BrokenCheckpointError: it is no ordinary file, no JSON object, has no checksum, or was
+            altered.
+    """
+    require_file(path, mend)
+    with reading(path, f"{path.name} cannot be trusted", mend):
+        return _unsealed(path.read_bytes(), since)
+
+
+def _unsealed(data: bytes, since: int) -> dict[str, Any]:
+    value = json.loads(data.decode())
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    told = value.pop(CHECKSUM, None)
+    if told is None and since and value.get("schema", 1) in range(1, since):
+        return value
+    if not isinstance(told, str) or len(told) != len(_ZEROS):
+        raise ValueError("it has no checksum; versions before this one wrote none")
+    if _sha256(data.replace(told.encode(), _ZEROS.encode(), 1)) != told:
+        raise ValueError("it was altered after it was written")
+    return value
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

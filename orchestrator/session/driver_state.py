@@ -1,0 +1,86 @@
+"""The driver's state of a run: written into a checkpoint, and restored from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.checkpoints import model_folder
+from orchestrator.results.findings import Findings
+from orchestrator.run_files.dataclass_json import from_plain
+from workers.process.disk import writing
+
+if TYPE_CHECKING:
+    from orchestrator.session.session import Session
+
+
+def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything a later process needs beside the trainers' state; all records are on disk."""
+    home = session.folder.path
+    return {
+        "stage": stage,
+        "step": step,
+        "own": dict(own),
+        "finished": list(session.saves.finished),
+        "scores": session.saves.scores.state(),
+        "counters": session.counters(),
+        "amends": session.amends.state(),
+        "seconds": time.monotonic() - session.started,
+        "checkpoints": {name: str(path.relative_to(home)) for name, path in _made(session).items()},
+        "findings": asdict(session.findings),
+        "telemetry": session.telemetry.state(),
+        "appended": session.telemetry.sync() | _settle_samples(session),
+    }
+
+
+def apply(session: Session, progress: Mapping[str, Any]) -> None:
+    """Put a captured state into a session that has not done anything yet."""
+    _apply_results(session, progress)
+    session.started -= progress["seconds"]
+    session.telemetry.restore(progress["telemetry"])
+
+
+def go_back(session: Session, progress: Mapping[str, Any]) -> None:
+    """Put a captured state into the session that captured it; the time since then is spent."""
+    session.telemetry.forget_open_steps()
+    session.folder.reopen(progress["appended"])
+    _apply_results(session, progress)
+
+
+def _apply_results(session: Session, progress: Mapping[str, Any]) -> None:
+    session.restore_counters(progress["counters"])
+    session.amends.restore(progress["amends"])
+    for name, path in progress["checkpoints"].items():
+        session.checkpoints[name] = str(session.folder.path / path)
+    session.findings = from_plain(Findings, progress["findings"])
+
+
+def products(session: Session, stage: str) -> list[Path]:
+    """The files outside a checkpoint that it relies on: manifests of what finished stages made."""
+    files = [path / model_folder.MANIFEST for path in _made(session).values()]
+    if stage == "reward_model" and session.folder.rankings.exists():
+        files.append(session.folder.rankings)
+    return files
+
+
+def _made(session: Session) -> dict[str, Path]:
+    """The checkpoints that this run made itself; given ones lie elsewhere."""
+    home = session.folder.checkpoints
+    paths = {name: Path(path) for name, path in session.checkpoints.items()}
+    return {name: path for name, path in paths.items() if path.parent == home}
+
+
+def _settle_samples(session: Session) -> dict[str, int]:
+    """Have the samples on disk; the size in bytes of each file that only grows."""
+    folder = session.folder
+    sizes: dict[str, int] = {}
+    with writing(folder.samples, "the samples"):
+        file = folder.rollouts
+        if file.exists():
+            model_folder.flush(file)
+        sizes[str(file.relative_to(folder.path))] = file.stat().st_size if file.exists() else 0
+        model_folder.flush(folder.samples)  # and the names of those that are new
+    return sizes

@@ -1,0 +1,99 @@
+"""Going on after a worker was lost, in the same process and by the same path as `resume=auto`.
+
+The groups that lost a worker are ended, the run goes back to its newest checkpoint, and the stage
+is called again: it finds in `session.saves.within` where it was, exactly as in a new process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.training import OnLimit, OnNonFinite
+from orchestrator.session import driver_state
+from orchestrator.session.corrections import keep_culprits
+from orchestrator.session.session import Outlived, Session
+from workers.errors import (
+    ChecksumError,
+    DeadlineError,
+    KLLimitError,
+    NonFiniteError,
+    ParityError,
+    RehearsalError,
+    RoleDiedError,
+    StaleEngineError,
+    WeightSyncError,
+)
+
+# A transfer whose other side is gone may notice before anybody notices the death.
+_SIGNS = (RoleDiedError, DeadlineError, WeightSyncError)
+_DEFECTS = (ChecksumError, ParityError, StaleEngineError)  # all processes live: these fail loudly
+
+
+def run_supervised(session: Session, stage: Callable[[Session], None]) -> None:
+    """Run a stage to its end, however often workers are lost and can be replaced.
+
+    Raises:
+        RehearsalError: what ended the stage, if no worker was lost or one was lost too often.
+    """
+    beginning = driver_state.capture(session, session.position.stage, 0, {})
+    while True:
+        try:
+            return stage(session)
+        except NonFiniteError as error:
+            _amend_numbers(session, error)
+            _go_back(session, beginning)
+        except KLLimitError as error:
+            if session.config.algorithm.kl.on_limit is OnLimit.stop:
+                raise
+            _require_patience(session, error)
+            session.amends.for_kl()
+            _go_back(session, beginning)
+        except _SIGNS as error:
+            if isinstance(error, _DEFECTS):
+                raise
+            _replace(session, error)
+            _go_back(session, beginning)
+
+
+def _amend_numbers(session: Session, error: NonFiniteError) -> None:
+    """Keep the culprits, and leave them out from here on if that is wanted and not in vain."""
+    keep_culprits(session, error.what, error.ids, session.parts)
+    wanted = session.config.algorithm.on_non_finite is not OnNonFinite.stop
+    _require_patience(session, error)
+    if not wanted or not session.amends.for_numbers(
+        error, session.position.stage, session.position.step
+    ):
+        raise error
+    session.live.note(f"going back because {error.what}")
+
+
+def _require_patience(session: Session, error: RehearsalError) -> None:
+    if session.amends.made >= session.config.run.supervision.max_restarts:
+        raise error
+
+
+def _replace(session: Session, error: RehearsalError) -> None:
+    try:
+        lost = session.fleet.replace_lost()
+    except RehearsalError as last:
+        last.what += f"; the loss that nobody could make good: {error.what}"
+        raise last from error
+    if not lost:
+        raise error
+    session.losses.add(lost, error)
+    session.outlived = Outlived(session.parts, session.losses.count)
+
+
+def _go_back(session: Session, beginning: dict[str, Any]) -> None:
+    """Back to the newest checkpoint, or to the beginning of the first stage of this process."""
+    saved = session.saves.go_back(beginning["finished"])
+    driver_state.go_back(session, saved.progress if saved else beginning)
+    session.fleet.abandon()
+    session.position.step, session.parts = 0, ()
+    if not session.fleet.holds(RoleName.rollout):
+        session.forget_engines()
+        session.outlived = None  # may have been on the same node
+    where = f"after {saved}" if saved else "from the beginning of the stage"
+    session.live.note(f"going on {where}")

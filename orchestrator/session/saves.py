@@ -1,0 +1,200 @@
+"""When a run saves itself, and what of a stage was saved before it was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.checkpoints.best import Scores
+from orchestrator.checkpoints.saved_runs import Needs, SavedRun, SavedRuns
+from orchestrator.config.run import CheckpointConfig
+from orchestrator.process.stop_signals import StopRequest
+from orchestrator.roles.interfaces import Answer, Saver
+from orchestrator.run_files.folder import RunFolder
+from workers.errors import RehearsalError, StoppedError
+from workers.records.processes import FileRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SavedStage:
+    """A stage in its middle, as a checkpoint holds it."""
+
+    step: int  # steps done
+    own: dict[str, Any]  # what the stage itself noted
+    folder: str  # for `Trainer.restore`
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """A checkpoint that is still being written."""
+
+    folder: Path
+    progress: dict[str, Any]
+    savers: Sequence[Saver]
+    products: list[Path]
+
+
+class Teller(Protocol):
+    """Tells the person something."""
+
+    def __call__(self, text: str) -> None:
+        """Tell it."""
+        ...
+
+
+class Saves:
+    """The checkpoints of one run: made at step boundaries, published while training goes on."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: CheckpointConfig,
+        stop: StopRequest | None = None,
+        facts: Mapping[str, Any] | None = None,
+        resumed: SavedRun | None = None,
+        scores: Scores | None = None,
+        needs: Needs | None = None,
+    ) -> None:
+        """Prepare the saving.
+
+        Args:
+            run: The run folder.
+            config: How often, and how many stay.
+            stop: Who is asked whether the run shall end.
+            facts: Resolved configuration and package versions, for the manifest.
+            resumed: The checkpoint that the run goes on from.
+            scores: What checkpoints are compared by.
+            needs: The models that the run still reads.
+        """
+        self._runs = SavedRuns(run, needs)
+        self._config = config
+        self._stop = stop or StopRequest()
+        self._facts = {"config": {}, "versions": {}} | dict(facts or {})
+        self._resumed = resumed
+        self._saving: _Saving | None = None
+        self.scores = scores or Scores()
+        self.scores.restore(resumed.progress.get("scores", {}) if resumed else {})
+        self.finished: list[str] = list(resumed.progress["finished"]) if resumed else []
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal asked for the end."""
+        return self._stop.requested
+
+    def best_of(self, stage: str) -> str:
+        """The best checkpoint of a PPO stage in words; "" where none is kept for that."""
+        scores = self.scores
+        if not scores.metric or not stage.startswith("ppo"):
+            return ""
+        saved = self._runs.steps().get(stage, {})
+        best = scores.best(stage, saved)
+        if best is None:
+            return f"{scores.metric} was not measured of any checkpoint of {stage}: none is kept"
+        told = f"best {scores.metric} of {stage}'s checkpoints: {scores.values[stage][best]:.4g}"
+        # the last one holds no trainers' state: its weights are the model that was published
+        last = not any(saved[best].glob("policy.*"))
+        where = f"published as {stage}" if last else f"kept as {saved[best].name}"
+        return f"{told} after step {best}, {where}"
+
+    def _prune(self) -> None:
+        """Delete what need not stay."""
+        compares = bool(self.scores.metric)
+        kept = self._comparable() if compares else ()
+        self._runs.prune(self._config.keep_last, self._config.keep_every, kept)
+        if compares:
+            for stage, saved in self._runs.steps().items():
+                self.scores.forget(stage, saved)
+
+    def _comparable(self) -> set[Path]:
+        """The best checkpoint of each stage, and those that may turn out to be."""
+        kept: set[Path] = set()
+        for stage, saved in self._runs.steps().items():
+            still = self.scores.open(stage, saved) if stage not in self.finished else set()
+            steps = still | {self.scores.best(stage, saved)}
+            kept |= {path for step, path in saved.items() if step in steps}
+        return kept
+
+    def within(self, stage: str) -> SavedStage | None:
+        """Where the run was interrupted in this stage; None: the stage begins at its start."""
+        saved = self._resumed
+        if saved is None or saved.stage != stage or stage in self.finished:
+            return None
+        return SavedStage(saved.step, saved.progress["own"], str(saved.path))
+
+    def due(self, stage: str, step: int) -> bool:
+        """Whether a checkpoint is to be made after this many steps."""
+        every = self._config.steps(stage)
+        return self._stop.requested or bool(every and step % every == 0)
+
+    def start(
+        self, progress: dict[str, Any], savers: Sequence[Saver], products: list[Path]
+    ) -> None:
+        """Have the savers copy their state; they write it while training goes on."""
+        self.settle()
+        folder = self._runs.begin(progress["stage"], progress["step"])
+        self._saving = _Saving(folder, progress, savers, products)
+        copying: list[Answer[None]] = [saver.snapshot(str(folder)) for saver in savers]
+        for pending in copying:
+            pending.result()
+        if not savers:
+            self.settle()  # nobody writes: there is nothing to wait for
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and publish it.
+
+        Raises:
+            CheckpointError: it could not be written; the one before is untouched.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            writing = [saver.written() for saver in saving.savers]
+            records: list[FileRecord] = [r for answer in writing for r in answer.result()]
+            self._runs.publish(
+                saving.folder, records, saving.progress, self._facts, saving.products
+            )
+        except RehearsalError:
+            self._runs.discard(saving.folder)
+            raise
+        self._prune()
+
+    def done(self) -> None:
+        """The last stage is over and saved: from here on a signal need not hurry anything."""
+        self._stop.close()
+
+    def go_back(self, finished: Sequence[str]) -> SavedRun | None:
+        """Make the newest whole checkpoint what the run goes on from; what was being saved is lost.
+
+        Args:
+            finished: the stages that are finished if there is no checkpoint; None is returned then.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            self._runs.discard(saving.folder)
+        saved, _ = self._runs.newest()
+        if saved is not None:
+            self._runs.continue_from(saved)
+        self._resumed = saved
+        self.scores.restore(saved.progress.get("scores", {}) if saved else {})
+        self.finished = list(saved.progress["finished"] if saved else finished)
+        return saved
+
+    def stop_if_asked(self) -> None:
+        """End the run here if a signal asked for it.
+
+        Raises:
+            StoppedError: it did.
+        """
+        if self._stop.requested:
+            self._stop.close()
+            saved = self._runs.whole()
+            raise StoppedError(
+                f"stopped; everything up to {saved[-1].name} is saved"
+                if saved
+                else "stopped; there is nothing to save yet",
+                where=str(self._runs.path.parent),
+                mend=f"go on with resume={self._runs.path.parent}",
+            )

@@ -1,0 +1,302 @@
+"""What the stages of one run share."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.batching import training_batches
+from orchestrator.batching.text_rows import TextRows
+from orchestrator.checkpoints import model_folder
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.schema import Config
+from orchestrator.config.seeds import derive
+from orchestrator.config.training import RewardKind, TextBridge
+from orchestrator.planning.worker_specs import rollout_spec
+from orchestrator.results.findings import Findings
+from orchestrator.roles.interfaces import Roles, Rollout, Rollouts, Saver
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.session import driver_state, model_card
+from orchestrator.session.corrections import Amends
+from orchestrator.session.saves import Saves
+from orchestrator.supervision.lost_workers import Losses
+from orchestrator.supervision.pending import Position
+from orchestrator.telemetry.live import LiveView
+from orchestrator.telemetry.recorder import Telemetry
+from workers.data.records import Prompt
+from workers.data.rows.asked import Asked
+from workers.data.source import DataSource
+from workers.data.tokenize.tokenizers import token_ids
+from workers.model_folders.shape import read_shape
+from workers.records.generation import GenerationRequest, RolloutBatch, Sampling
+from workers.records.specs import RolloutSpec
+from workers.records.training import TokenBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Outlived:
+    """Finished sequences that have outlived the workers that were to learn from them."""
+
+    parts: Sequence[Rollouts]
+    losses: int  # so far; with another worker they may be lost, too
+
+
+@dataclass(slots=True)
+class Session:
+    """The configuration, the roles, the data and the records of one run."""
+
+    config: Config
+    folder: RunFolder
+    source: DataSource
+    telemetry: Telemetry
+    live: LiveView
+    fleet: Roles
+    position: Position
+    started: float  # time.monotonic() at the start of the program, less what earlier ones took
+    checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
+    saves: Saves
+    losses: Losses
+    amends: Amends = field(default_factory=Amends)
+    parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all of them are there
+    outlived: Outlived | None = None
+    findings: Findings = field(default_factory=Findings)
+    _next_id: int = 0
+    _next_version: int = 0
+    _engine_shape: str = ""  # architecture that the engines hold; "" = not started
+
+    def need(self, name: str) -> str:
+        """The checkpoint `name`, checked.
+
+        Raises:
+            CheckpointError: it is missing or broken.
+        """
+        path = self.checkpoints.get(name, "")
+        return str(model_folder.require(path, name, self.fleet.look_after))
+
+    def publish(self, name: str, save: model_folder.Save, stage: str, **more: float) -> Path:
+        """Save a stage's product into the run folder and hand it to the later stages.
+
+        The tokenizer of the data goes into the folder, chat template included, so that later
+        stages, vLLM and users make the same tokens of a text or a dialogue as training did.
+
+        Args:
+            name: of the product.
+            save: writes it.
+            stage: that made it.
+            more: further facts for its manifest.
+        """
+        # Deferred: transformers takes seconds.
+        from workers.models.published_files import complete
+
+        def whole(path: str) -> None:
+            save(path)
+            complete(Path(path), self.source.tokenizer, self.sampling())
+            model_card.write(Path(path), model_card.of_session(self, name, stage))
+
+        facts = {"stage": stage, "seed": self.config.seed, "experiment": self.config.experiment}
+        facts |= more
+        made, meanwhile = self.folder.checkpoints / name, self.fleet.look_after
+        folder = model_folder.publish(made, whole, facts, meanwhile)
+        self.checkpoints[name] = str(folder)
+        return folder
+
+    def boundary(
+        self,
+        stage: str,
+        step: int,
+        total: int,
+        own: Mapping[str, Any],
+        *savers: Saver,
+        always: bool = False,
+    ) -> None:
+        """Between two steps of a stage: save the run if that is due, or if it is asked to stop.
+
+        Args:
+            stage: the stage.
+            step: steps done; all their metrics are recorded, and no call to `savers` is open.
+            total: steps of the whole stage; its end is saved by `finish`, with what it made.
+            own: what the stage needs beside the savers' state, JSON-ready.
+            savers: whose state is saved.
+            always: save it whatever the configuration says of this stage.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+            StoppedError: a signal asked for it, and everything is saved.
+        """
+        self.saves.settle()
+        best = self.saves.scores.measured(stage, step, self.telemetry.values(stage, step))
+        if step >= total or not (always or best or self.saves.due(stage, step)):
+            return
+        state = driver_state.capture(self, stage, step, own)
+        self.saves.start(state, savers, driver_state.products(self, stage))
+        self.stop_if_asked()
+
+    def finish(self, stage: str, *, last: bool) -> None:
+        """Save that a stage is done; later processes use what it made."""
+        self.saves.settle()
+        self.saves.finished.append(stage)
+        state = driver_state.capture(self, stage, self.position.step + 1, {})
+        self.saves.start(state, [], driver_state.products(self, ""))
+        self.saves.settle()
+        if best := self.saves.best_of(stage):
+            self.live.note(best)
+        if last:
+            self.saves.done()
+        else:
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """End the run here if a signal asked for it; what is being saved is finished first."""
+        if self.saves.stopping:
+            self.saves.settle()
+        self.saves.stop_if_asked()
+
+    def counters(self) -> dict[str, int]:
+        """What makes ids and versions unique in a run."""
+        return {"next_id": self._next_id, "next_version": self._next_version}
+
+    def restore_counters(self, counters: Mapping[str, int]) -> None:
+        """Go on counting."""
+        self._next_id, self._next_version = counters["next_id"], counters["next_version"]
+
+    def seed(self, *path: str | int) -> int:
+        """The seed of one random choice of this run."""
+        return derive(self.config.seed, *path)
+
+    def next_version(self) -> int:
+        """A new number for weights that an engine is about to serve; never reused in a run."""
+        self._next_version += 1
+        return self._next_version
+
+    def engines_on(self, path: str) -> tuple[Rollout, int]:
+        """The rollout engines serving the checkpoint at `path`, and its version.
+
+        Engines that hold a model of another architecture, by config.json, start afresh.
+
+        Args:
+            path: Hugging Face folder.
+        """
+        version, shape = self.next_version(), read_shape(Path(path)).key
+        rollout = self.fleet.rollout
+        self.trainers_rest()  # engines that start measure what is free on their GPUs
+        if self._engine_shape == shape:
+            rollout.load_checkpoint(path, version).result()
+        elif self._engine_shape:
+            rollout.restart(self._rollout_spec(path), version).result()
+        else:
+            rollout.start(self._rollout_spec(path), version).result()
+        self._engine_shape = shape
+        return rollout, version
+
+    def trainers_rest(self) -> None:
+        """The trainers that are there give GPU memory to the engines, where that is configured."""
+        fleet = self.fleet
+        resting = [fleet.policy.rest()] if fleet.holds(RoleName.policy) else []
+        resting += [fleet.critic.rest()] if fleet.holds(RoleName.critic) else []
+        for pending in resting:
+            pending.result()
+
+    def forget_engines(self) -> None:
+        """The engines are new and empty."""
+        self._engine_shape = ""
+
+    def _rollout_spec(self, path: str) -> RolloutSpec:
+        eos = self.source.tokenizer.eos_token_id
+        assert isinstance(eos, int), "a data source refuses a tokenizer without an end token"
+        return rollout_spec(self.config, path, eos, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids from here on mean nothing: embeddings are often longer than their tokenizer."""
+        return token_ids(self.source.tokenizer)
+
+    def rows_are_shared(self) -> bool:
+        """Whether documents may share rows under the policy that is loaded; else a note says so.
+
+        Asked once a stage: a family that lets documents see each other gets a row a document, dealt
+        into micro-batches as such, so that none exceeds its token budget.
+        """
+        shared = self.fleet.policy.shares_rows().result()
+        if not shared:
+            self.live.note("a row a document: in this family, those that share one see each other")
+        return shared
+
+    def pretraining_rows(self, start: int, count: int, *, shared: bool) -> TokenBatch:
+        """Training documents `start` to `start + count`, sharing rows where `shared` says so."""
+        documents = self.source.pretraining("train", start, count)
+        if not shared:
+            return documents
+        return training_batches.pack_documents(documents, self.config.pretrain.row_tokens)
+
+    def text_rows(self, *, shared: bool) -> TextRows:
+        """The training text in full rows; documents see each other unless they may share rows."""
+        documents = partial(self.source.pretraining, "train")
+        return TextRows(documents, self.config.pretrain.row_tokens, shared)
+
+    def requests(
+        self, prompts: Sequence[Prompt], samples: int | Sequence[int], *path: str | int
+    ) -> list[GenerationRequest]:
+        """Generation requests with fresh sequence ids and a seed for each sample.
+
+        A small data set can bring a prompt twice: its samples count on, so no seed repeats.
+
+        Args:
+            prompts: what to sample.
+            samples: K for all prompts, or one K a prompt.
+            path: names the seeds, e.g. ("ppo", iteration).
+        """
+        counts = [samples] * len(prompts) if isinstance(samples, int) else list(samples)
+        requests: list[GenerationRequest] = []
+        sampled: Counter[int] = Counter()  # samples of each prompt so far
+        for prompt, count in zip(prompts, counts, strict=True):
+            ids = tuple(range(self._next_id, self._next_id + count))
+            self._next_id += count
+            first = sampled[prompt.id]
+            sampled[prompt.id] += count
+            seeds = tuple(self.seed(*path, prompt.id, k) for k in range(first, first + count))
+            requests.append(GenerationRequest(prompt.id, prompt.tokens, ids, seeds))
+        return requests
+
+    @property
+    def words_are_read(self) -> bool:
+        """Whether the reward (or a reward model that judges) reads words instead of token ids."""
+        reward = self.config.reward
+        return reward.kind is RewardKind.function or reward.bridge is TextBridge.text
+
+    def asked(self, prompts: Sequence[Prompt]) -> list[Asked]:
+        """Prompts in words, as far as the reward reads them."""
+        return [prompt.asked for prompt in prompts] if self.words_are_read else []
+
+    def sampling(self) -> Sampling:
+        """How the policy is sampled, everywhere in the run."""
+        rollout = self.config.rollout
+        return Sampling(rollout.temperature, rollout.max_response_tokens)
+
+    def sample_texts(
+        self, rollout: Rollout, version: int, prompts: Sequence[Prompt], *path: str | int
+    ) -> tuple[list[str], RolloutBatch]:
+        """One sampled text a prompt, in the order of the prompts, and the sequences themselves."""
+        requests = self.requests(prompts, 1, *path)
+        rollouts = rollout.generate(requests, self.sampling(), version).result()
+        batch = rollout.fetch(rollouts).result()
+        row = {int(i): n for n, i in enumerate(batch.ids)}
+        batch = batch.select(np.array([row[r.ids[0]] for r in requests]))
+        return [self.source.detokenize(batch.response(i)) for i in range(len(batch))], batch
+
+    def note_first_step(self) -> None:
+        """Remember when the first optimizer step of the run was done, in whatever stage."""
+        if self.findings.first_step_seconds is None:
+            self.findings.first_step_seconds = time.monotonic() - self.started
+
+    def reached(self, part: str) -> None:
+        """Note that a part of the way to the end of the first PPO iteration is behind the run."""
+        found = self.findings
+        if "first_iteration" not in found.start:
+            found.start[part] = time.monotonic() - self.started - sum(found.start.values())

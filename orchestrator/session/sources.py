@@ -1,0 +1,124 @@
+"""The data of a run, read from the world or the files that its configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.batching.batch_sizes import sft_rows
+from orchestrator.config.data import DataSourceKind, OnBadLine, PersonalData, RowOrder, TrainOn
+from orchestrator.config.data_sets import all_sets
+from orchestrator.config.schema import Config
+from workers.data.files import FileSource
+from workers.data.source import DataSource
+from workers.data.tables.accounts import SetAccount
+from workers.data.tokenize.data_sets import Feeding, Rendering, SetKind
+from workers.data.tokenize.tokenizers import load_tokenizer
+from workers.errors import TokenizerMismatchError
+from workers.model_folders.shape import read_shape
+from workers.pocket.source import PocketSource
+
+
+def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
+    """The data of the run."""
+    if config.data.source is DataSourceKind.pocket:
+        pocket = config.data.pocket
+        return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
+    return FileSource(all_sets(config.data), _rendering(config, checkpoints), _feeding(config))
+
+
+def _rendering(config: Config, checkpoints: dict[str, str]) -> Rendering:
+    data = config.data
+    models = _language_models(checkpoints)
+    return Rendering(
+        checkpoint=_tokenizer_folder(models),
+        embeddings=min(read_shape(Path(folder)).vocabulary for folder in models.values()),
+        max_prompt_tokens=data.files.max_prompt_tokens,
+        max_completion_tokens=data.files.max_completion_tokens,
+        chat_template=data.chat_template,
+        date=data.date,
+        add_bos_token=data.add_bos_token.value,
+        train_on="all" if data.train_on is TrainOn.all else "last",
+        prefix_characters=data.dedup_prefix_characters,
+        find_pii=data.pii is PersonalData.drop,
+    )
+
+
+def _feeding(config: Config) -> Feeding:
+    data = config.data
+    return Feeding(
+        seed=config.seed,
+        on_bad_line="drop" if data.on_bad_line is OnBadLine.drop else "fail",
+        heldout_fraction=data.heldout_fraction,
+        heldout_fold=data.heldout_fold,
+        max_rows_per_user=data.max_rows_per_user,
+        drop_pii=data.pii is PersonalData.drop,
+        length_grouped=data.order is RowOrder.length_grouped,
+        length_group_batches=data.length_group_batches,
+        batch_rows={SetKind.demonstrations: sft_rows(config)[0]},
+        workers=data.workers,
+        cache_mib=data.cache_mib,
+        call_seconds=config.run.call_seconds,
+    )
+
+
+def _language_models(checkpoints: dict[str, str]) -> dict[str, str]:
+    # A reward model may have a tokenizer of its own (reward.bridge=text).
+    return {name: path for name, path in checkpoints.items() if name != "reward_model"}
+
+
+def _tokenizer_folder(models: dict[str, str]) -> str:
+    """The given language model whose tokenizer reads the files.
+
+    Raises:
+        TokenizerMismatchError: an id or the end token means another thing to another one of them.
+    """
+    first, *others = models
+    reader = load_tokenizer(models[first])
+    words = {number: word for word, number in reader.get_vocab().items()}
+    for name in others:
+        tokenizer = load_tokenizer(models[name])  # may have words that the reader never writes
+        same = all(words.get(n, word) == word for word, n in tokenizer.get_vocab().items())
+        if not same or tokenizer.eos_token_id != reader.eos_token_id:
+            raise TokenizerMismatchError(
+                f"the checkpoints {first} and {name} do not share a tokenizer",
+                where=f"{models[first]} and {models[name]}",
+                mend="compare models that were tuned from the same base model",
+            )
+    return models[first]
+
+
+def left_out(source: DataSource) -> list[str]:
+    """What a file source read, kept and did not take as it stands: a sentence a set and reason."""
+    notes: list[str] = []
+    if isinstance(source, FileSource):
+        notes += source.notes
+    if isinstance(source, FileSource) and source.date:
+        notes.append(f"the chat template writes the date: {source.date} (data.date)")
+    for each in accounts(source):
+        notes.append(
+            f"{each.name}: {each.read:,} rows, {each.train:,} to train on, {each.heldout:,} held "
+            f"out, {each.tokens:,} tokens"
+        )
+        notes += [f"left out {n:,} rows of {each.name}: {why}" for why, n in each.dropped.items()]
+        if each.unread:
+            notes.append(f"{each.name}: columns that nothing reads: {_some(each.unread)}")
+        if each.labels:
+            notes.append(f"{each.name}: labels in {each.labels}")
+        if each.cut:
+            notes.append(f"cut {each.cut:,} completions of {each.name}")
+        if each.train_pairs or each.heldout_pairs:
+            notes.append(
+                f"{each.name}: {each.train_pairs:,} pairs to train on, {each.heldout_pairs:,} held "
+                f"out, {each.tied_pairs:,} tied"
+            )
+    return notes
+
+
+def accounts(source: DataSource) -> tuple[SetAccount, ...]:
+    """What became of the rows of each data set; () in the pocket world."""
+    return tuple(source.accounts) if isinstance(source, FileSource) else ()
+
+
+def _some(names: list[str], most: int = 20) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

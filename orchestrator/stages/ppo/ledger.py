@@ -1,0 +1,210 @@
+"""The account of every sequence: generated = trained + dropped + open, or the run stops.
+
+Open are the sequences of batches that were asked for ahead of their turn; none is left at the end.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from workers.errors import LedgerError
+from workers.records.arrays import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSummary:
+    """Sequences by fate.
+
+    Over all steps `generated == trained + sum(dropped.values()) + open`; a single step may also
+    settle what earlier ones left open.
+    """
+
+    generated: int
+    trained: int
+    dropped: dict[str, int] = field(default_factory=dict)  # by reason
+    open: int = 0  # asked for ahead of their turn, when the account was made
+
+    @property
+    def dropped_total(self) -> int:
+        """Dropped for any reason."""
+        return sum(self.dropped.values())
+
+
+class Ledger:
+    """Follows each sequence id from generation to exactly one end.
+
+    A step calls `generated`, then `trained` and `dropped`, then `check`. Training on a sequence for
+    several epochs is one `trained`. A sequence counts as generated from the moment it is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._seen = _Ids()
+        self._open: set[int] = set()  # generated, not yet trained or dropped
+        self._total: _Counts = _Counts()
+        self._step: _Counts = _Counts()
+
+    def generated(self, ids: IntArray | Iterable[int]) -> None:
+        """Enter new sequences.
+
+        Raises:
+            LedgerError: an id was generated before.
+        """
+        for i in map(int, ids):
+            if i in self._seen:
+                raise LedgerError(f"sequence {i} was generated twice", where="ledger", mend=_MEND)
+            self._seen.add(i)
+            self._open.add(i)
+            self._step.generated += 1
+
+    def trained(self, ids: IntArray | Iterable[int]) -> None:
+        """Settle sequences that optimizer steps have used.
+
+        Raises:
+            LedgerError: an id is unknown, or was settled before.
+        """
+        for i in map(int, ids):
+            self._settle(i, "trained")
+            self._step.trained += 1
+
+    def dropped(self, ids: IntArray | Iterable[int], reason: str) -> None:
+        """Settle sequences that will not be trained on, and why.
+
+        Raises:
+            LedgerError: an id is unknown, or was settled before.
+        """
+        assert reason, "a drop needs a reason"
+        for i in map(int, ids):
+            self._settle(i, f"dropped ({reason})")
+            self._step.dropped[reason] += 1
+
+    def _settle(self, i: int, fate: str) -> None:
+        if i not in self._open:
+            story = "settled before" if i in self._seen else "never generated"
+            raise LedgerError(
+                f"sequence {i} cannot be {fate}: it was {story}", where="ledger", mend=_MEND
+            )
+        self._open.remove(i)
+
+    def check(self, step: int, ahead: IntArray | Iterable[int] = ()) -> LedgerSummary:
+        """Close a step; return its counts.
+
+        Args:
+            step: For the error.
+            ahead: Sequences whose turn is yet to come: these, and no others, stay open.
+
+        Raises:
+            LedgerError: some other sequence was neither trained nor dropped, or one of these is
+                not open any more.
+        """
+        waiting = set(map(int, ahead))
+        for ids, story in (
+            (self._open - waiting, "were neither trained nor dropped"),
+            (waiting - self._open, "wait for their turn but are not open"),
+        ):
+            if ids:
+                names = ", ".join(str(i) for i in sorted(ids)[:8])
+                raise LedgerError(
+                    f"{len(ids)} sequences {story}: {names}",
+                    where=f"ledger, step {step}",
+                    mend=_MEND,
+                )
+        closed = self._step.summary(len(self._open))
+        self._total.add(self._step)
+        self._step = _Counts()
+        return closed
+
+    def summary(self) -> LedgerSummary:
+        """Counts of all closed steps."""
+        return self._total.summary(len(self._open))
+
+    def state_dict(self) -> dict[str, object]:
+        """What a resumed run needs, as plain JSON types; ids are kept as [first, last] ranges.
+
+        Only between steps, after `check`.
+        """
+        total = self._total
+        return {
+            "generated": total.generated,
+            "trained": total.trained,
+            "dropped": dict(total.dropped),
+            "ranges": self._seen.ranges(),
+            "open": ranges(self._open),
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue from a saved account."""
+        dropped = cast("dict[str, int]", state["dropped"])
+        self._seen = _Ids(cast("list[list[int]]", state["ranges"]))
+        self._open = set(from_ranges(cast("list[list[int]]", state.get("open", []))))
+        self._step = _Counts()
+        self._total = _Counts(
+            int(str(state["generated"])), int(str(state["trained"])), Counter(dropped)
+        )
+
+
+_MEND = "this is a defect of the loop, not of the configuration: please report it"
+
+
+class _Ids:
+    """A set of ids that takes room by its gaps, not by its size: ids are given in sequence."""
+
+    def __init__(self, ranges: Sequence[Sequence[int]] = ()) -> None:
+        self._first = [int(first) for first, _ in ranges]
+        self._last = [int(last) for _, last in ranges]  # inclusive
+
+    def __contains__(self, i: int) -> bool:
+        at = bisect_right(self._first, i) - 1
+        return at >= 0 and i <= self._last[at]
+
+    def add(self, i: int) -> None:
+        """Add an id that is not among them, and join it with its neighbours."""
+        at = bisect_right(self._first, i)  # the range behind it
+        after = at < len(self._first) and self._first[at] == i + 1
+        if at and self._last[at - 1] == i - 1:
+            self._last[at - 1] = self._last[at] if after else i
+            if after:
+                del self._first[at], self._last[at]
+        elif after:
+            self._first[at] = i
+        else:
+            self._first.insert(at, i)
+            self._last.insert(at, i)
+
+    def ranges(self) -> list[list[int]]:
+        """First and last id of each run of ids, in order."""
+        return [list(each) for each in zip(self._first, self._last, strict=True)]
+
+
+@dataclass(slots=True)
+class _Counts:
+    generated: int = 0
+    trained: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: _Counts) -> None:
+        self.generated += other.generated
+        self.trained += other.trained
+        self.dropped.update(other.dropped)
+
+    def summary(self, still_open: int) -> LedgerSummary:
+        return LedgerSummary(self.generated, self.trained, dict(self.dropped), still_open)
+
+
+def from_ranges(ranges: Iterable[Sequence[int]]) -> list[int]:
+    """The ids of inclusive ranges, in order."""
+    return [i for first, last in ranges for i in range(int(first), int(last) + 1)]
+
+
+def ranges(ids: Iterable[int]) -> list[list[int]]:
+    """Ids as inclusive ranges, in order."""
+    result: list[list[int]] = []
+    for i in sorted(ids):
+        if result and result[-1][1] == i - 1:
+            result[-1][1] = i
+        else:
+            result.append([i, i])
+    return result

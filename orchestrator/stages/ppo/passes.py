@@ -1,0 +1,131 @@
+"""The passes over fresh sequences: reward, old and reference log-probabilities, values.
+
+A part of a batch is worked on as soon as it is there, while the engines sample the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from orchestrator.batching import training_batches
+from orchestrator.config.training import OldLogprobs
+from orchestrator.roles.interfaces import Answer, Fields, Reference, Rollouts, Trainer, joined
+from orchestrator.session.session import Session
+from workers.data.rows.asked import Asked
+from workers.records.arrays import IntArray
+from workers.records.training import Scores, Work
+from workers.training.experience import gather_scores
+
+
+def shared(
+    session: Session, rollouts: Rollouts, ids: IntArray, group: Trainer | Reference
+) -> list[Work]:
+    """Some of the sequences, shared among the ranks of a group so that their tokens balance."""
+    summary = rollouts.summary
+    lengths = dict(
+        zip(
+            summary.ids.tolist(),
+            (summary.prompt_lengths + summary.response_lengths).tolist(),
+            strict=True,
+        )
+    )
+    return training_batches.equal_work(
+        ids,
+        np.array([lengths[int(i)] for i in ids]),
+        group.size,
+        session.config.trainer.micro_batch_tokens,
+        packed=group.packed,
+    )
+
+
+class Passes:
+    """The four passes of one batch, which run at the same time."""
+
+    def __init__(
+        self,
+        session: Session,
+        begin: Callable[[str], Callable[[], None]],
+        asked: Sequence[Asked] = (),
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            session: The run.
+            begin: Starts the clock of a phase; what it returns stops it.
+            asked: The prompts of the batch in words, where the reward reads words.
+        """
+        self._session = session
+        self._begin = begin
+        self._asked = asked
+        self._ends: dict[str, Callable[[], None]] = {}
+        self._parts: list[Rollouts] = []
+        self._scores: list[Answer[Scores]] = []
+        self._fields: dict[str, list[Answer[Fields]]] = {}
+
+    def start(self, part: Rollouts) -> None:
+        """Start every pass over sequences that have just come."""
+        session, fleet, ids = self._session, self._session.fleet, part.summary.ids
+        if not len(ids):
+            return
+        temperature = session.config.rollout.temperature
+        self._parts.append(part)
+        policy = shared(session, part, ids, fleet.policy)
+        critic = shared(session, part, ids, fleet.critic)
+        self._clock("reward")
+        self._scores.append(fleet.reward.score(part, self._of(part)))
+        if session.config.algorithm.old_logprobs is OldLogprobs.trainer:
+            self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
+        reference = shared(session, part, ids, fleet.reference)
+        self._add("reference", fleet.reference.logprobs(reference, part, temperature))
+        self._add("values", fleet.critic.values(critic, part))
+
+    def _of(self, part: Rollouts) -> list[Asked]:
+        prompts = set(part.summary.prompt_ids.tolist())
+        return [asked for asked in self._asked if asked.prompt_id in prompts]
+
+    @property
+    def parts(self) -> Sequence[Rollouts]:
+        """What passes were started for, as it came."""
+        return tuple(self._parts)
+
+    def rollouts(self) -> Rollouts:
+        """All sequences that passes were started for; in one order, whichever engine was faster."""
+        return joined(sorted(self._parts, key=lambda part: int(part.summary.ids.min())))
+
+    def scores(self) -> Scores:
+        """Their rewards, in the order of `rollouts`."""
+        found = [answer.result() for answer in self._scores]
+        self._ends["reward"]()
+        return gather_scores(found, self.rollouts().summary.ids)
+
+    def old_logprobs(self) -> Fields:
+        """Under the policy as it is, nats; no shard where those of the rollouts stand for them."""
+        return self._all("logprobs") if "logprobs" in self._fields else Fields(())
+
+    def reference_logprobs(self) -> Fields:
+        """Under the frozen model, nats."""
+        return self._all("reference")
+
+    def values(self) -> Fields:
+        """Of the state before each response token."""
+        return self._all("values")
+
+    def finish(self) -> None:
+        """Wait for every pass whose result nobody needs."""
+        for phase in self._fields:
+            self._all(phase)
+
+    def _clock(self, phase: str) -> None:
+        if phase not in self._ends:
+            self._ends[phase] = self._begin(phase)
+
+    def _add(self, phase: str, answer: Answer[Fields]) -> None:
+        self._clock(phase)
+        self._fields.setdefault(phase, []).append(answer)
+
+    def _all(self, phase: str) -> Fields:
+        found: Sequence[Fields] = [answer.result() for answer in self._fields[phase]]
+        self._ends[phase]()
+        return Fields(tuple(shard for fields in found for shard in fields.shards))

@@ -1,0 +1,95 @@
+"""Generation that runs ahead of training: batch i + 1 is sampled while batch i is trained on.
+
+How far is counted in iterations, and which weights sample a batch depends on the configuration
+alone, never on who was faster: with a staleness of s, batch i is asked for at the start of
+iteration i - s (the first ones at the very start), from the weights that the engines hold then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.roles.interfaces import Generation
+from workers.errors import StalenessError
+from workers.records.arrays import IntArray
+from workers.records.generation import RolloutSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The sequences of one iteration, on their way or there."""
+
+    iteration: int
+    ids: IntArray  # of all sequences that were asked for
+    generation: Generation
+
+
+class Ahead:
+    """Batches that were asked for and not yet taken, in the order of their iterations."""
+
+    def __init__(self, staleness: int, iterations: int, launch: Callable[[int], Batch]) -> None:
+        """Prepare the queue; nothing starts yet.
+
+        Args:
+            staleness: Iterations that generation may be ahead; 0 = batch i starts in iteration i.
+            iterations: Number of batches in all.
+            launch: Starts the generation of one iteration's batch.
+        """
+        self._staleness = staleness
+        self._iterations = iterations
+        self._launch = launch
+        self._waiting: deque[Batch] = deque()
+
+    def fill(self, iteration: int) -> None:
+        """Start every batch that may run by now, up to that of `iteration + staleness`."""
+        first = self._waiting[-1].iteration + 1 if self._waiting else iteration
+        for n in range(first, min(iteration + self._staleness + 1, self._iterations)):
+            self._waiting.append(self._launch(n))
+
+    def take(self, iteration: int) -> Batch:
+        """Hand out the batch of this iteration, which need not be finished."""
+        batch = self._waiting.popleft()
+        assert batch.iteration == iteration, f"batch {batch.iteration} before {iteration}"
+        return batch
+
+    def adopt(self, batch: Batch) -> None:
+        """Take over a batch that an earlier process has generated."""
+        assert not self._waiting or self._waiting[-1].iteration + 1 == batch.iteration
+        self._waiting.append(batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._waiting)
+
+    @property
+    def ids(self) -> IntArray:
+        """All sequences that are asked for and not taken."""
+        return np.concatenate([*(batch.ids for batch in self._waiting), np.zeros(0, np.int64)])
+
+
+def require_fresh(summary: RolloutSummary, version: int, staleness: int, where: str) -> None:
+    """Refuse sequences that began under weights too far behind the trainer's.
+
+    Args:
+        summary: Of the sequences that are about to be trained on.
+        version: Of the weights that the trainer holds, one more for every update.
+        staleness: Updates that a sequence's first token may be behind.
+        where: The place, for the error.
+
+    Raises:
+        StalenessError: names the oldest.
+    """
+    if not len(summary):
+        return
+    lags = version - summary.versions[:, 0]
+    if lags.max() > staleness:
+        oldest = int(summary.ids[lags.argmax()])
+        raise StalenessError(
+            f"sequence {oldest} began under weights {int(lags.max())} updates old, allowed are "
+            f"{staleness}",
+            where=where,
+            mend="this is a defect of the loop, not of the configuration: please report it",
+        )

@@ -1,0 +1,242 @@
+"""What a PPO iteration leaves behind: metrics, sampled texts, scores of held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.config.training import OldLogprobs
+from orchestrator.roles.interfaces import Experience, Rollouts
+from orchestrator.roles.weight_sync import SyncReport
+from orchestrator.run_files.samples import RolloutSample, append_rollouts
+from orchestrator.session.session import Session
+from orchestrator.stages.ppo.ledger import LedgerSummary
+from workers.records.generation import Finish
+from workers.records.training import Scores, StepStats
+from workers.training.experience import told
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """Everything that one finished iteration knows."""
+
+    stage: str
+    index: int
+    version: int  # the newest that generated
+    lag: int  # updates that the oldest sequence began behind the policy
+    rollouts: Rollouts
+    scores: Scores
+    experience: Experience
+    policy: list[StepStats]  # none while only the critic learns
+    critic: list[StepStats]
+    kl_coefficient: float
+    sync: SyncReport | None  # None: the policy did not change
+    counts: LedgerSummary  # of this iteration alone
+    skips: bool  # steps that are not finite are skipped, and counted
+    seconds: float  # from the first request to the admitted weights
+
+
+def mean_kl(experience: Experience) -> float:
+    """Mean over sequences of KL(policy || SFT), k1 estimate, nats a sequence."""
+    return float(np.concatenate([s.kl for s in experience.summaries]).mean(dtype=np.float64))
+
+
+def record_start(session: Session, stage: str, sync: SyncReport, version: int) -> None:
+    """Record the first sync and the scores of held-out prompts before any update, as step 0."""
+    session.telemetry.record(stage, 0, _parity(sync) | _heldout(session, stage, 0, version))
+
+
+def record_iteration(session: Session, done: Iteration, version: int) -> None:
+    """Record a finished iteration as step index + 1; `version` is what the engines now serve."""
+    settings = session.config.algorithm
+    step = done.index + 1
+    due = settings.evaluate_every and step % settings.evaluate_every == 0
+    values = _sequences(done) | _losses(done) | _counts(done.counts) | _speed(done)
+    values["ppo/engines"] = float(len(session.fleet.rollout.ranks))
+    if done.sync is not None:
+        values |= _parity(done.sync)
+    if settings.old_logprobs is OldLogprobs.rollout:  # then nothing was compared
+        values = {k: v for k, v in values.items() if not k.startswith("ppo/mismatch_")}
+    with session.telemetry.span(done.stage, step, "record"):
+        if due:
+            values |= _heldout(session, done.stage, step, version)
+        _keep_samples(session, done, settings.rollouts_kept)
+        session.telemetry.record(done.stage, step, values)
+    session.telemetry.record_phases(done.stage, step)
+    headline = (
+        "score_mean", "kl_sequence", "response_tokens_mean", "gold_mean", "heldout_score_mean",
+    )  # fmt: skip
+    shown = {name: values[f"ppo/{name}"] for name in headline if f"ppo/{name}" in values}
+    session.live.advance(step, **shown)
+
+
+def record_lost(
+    session: Session, stage: str, step: int, rollouts: Rollouts, counts: LedgerSummary
+) -> None:
+    """Record an iteration that had no reward, and so neither scores nor losses."""
+    summary = rollouts.summary
+    lengths = {
+        "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
+        "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
+    }
+    session.telemetry.record(stage, step, lengths | _counts(counts))
+    session.telemetry.record_phases(stage, step)
+    session.live.advance(step)
+
+
+def _sequences(done: Iteration) -> dict[str, float]:
+    summary = done.rollouts.summary
+    ok = np.array([not failure for failure in done.scores.failures])
+    scores = done.scores.values[ok].astype(np.float64)
+    shaped = np.concatenate([s.shaped_returns for s in done.experience.summaries])
+    tokens = [s.advantage_count for s in done.experience.summaries]
+    mean_mismatch = np.average([s.mismatch_mean for s in done.experience.summaries], weights=tokens)
+    k3 = np.average([s.mismatch_k3 for s in done.experience.summaries], weights=tokens)
+    return {
+        "ppo/score_mean": float(scores.mean()),
+        "ppo/score_std": float(scores.std()),
+        "ppo/kl_sequence": mean_kl(done.experience),
+        "ppo/kl_coefficient": done.kl_coefficient,
+        "ppo/shaped_return": float(shaped.mean(dtype=np.float64)),
+        "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
+        "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
+        "ppo/policy_version": float(done.version),
+        "ppo/lag_max": float(done.lag),
+        "ppo/mismatch_max": max(s.mismatch_max for s in done.experience.summaries),
+        "ppo/mismatch_mean": float(mean_mismatch),
+        "ppo/mismatch_k3": float(k3),
+    }
+
+
+def _losses(done: Iteration) -> dict[str, float]:
+    """Means over the optimizer steps that were taken; the largest ratio is a maximum."""
+    critic = _taken(done.critic)
+    values = {
+        "ppo/value_loss": _mean([s.loss for s in critic]),
+        "ppo/critic_grad_norm": _mean([s.grad_norm for s in critic]),
+        "ppo/critic_learning_rate": critic[-1].learning_rate,
+    }
+    for name in ("explained_variance", "value_clip_fraction"):
+        values[f"ppo/{name}"] = _mean([s.extra[name] for s in critic])
+    if done.skips:
+        steps = [*done.policy, *done.critic]
+        values["ppo/skipped_steps"] = float(sum(not s.applied for s in steps))
+    return values | (_policy_losses(_taken(done.policy)) if done.policy else {})
+
+
+def _taken(steps: list[StepStats]) -> list[StepStats]:
+    """Without those that were skipped, unless all were."""
+    return [s for s in steps if s.applied] or steps
+
+
+def _policy_losses(steps: list[StepStats]) -> dict[str, float]:
+    values = {
+        "ppo/policy_loss": _mean([s.loss for s in steps]),
+        "ppo/policy_grad_norm": _mean([s.grad_norm for s in steps]),
+        "ppo/policy_learning_rate": steps[-1].learning_rate,
+        "ppo/ratio_max": max(s.extra["ratio_max"] for s in steps),
+    }
+    optional = ("ptx_loss", "importance_mean", "importance_capped")
+    for name in ("clip_fraction", "approx_kl", "entropy", *optional):
+        if name in steps[0].extra:
+            values[f"ppo/{name}"] = _mean([s.extra[name] for s in steps])
+    return values
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return float(np.mean(numbers, dtype=np.float64))
+
+
+def _parity(sync: SyncReport) -> dict[str, float]:
+    return {
+        "ppo/parity_max": sync.parity.max_difference,
+        "ppo/parity_mean": sync.parity.mean_difference,
+        "ppo/sync_bytes": float(sync.nbytes),
+        "ppo/sync_seconds": sync.seconds,
+        "ppo/sync_transfer_seconds": sync.transfer_seconds,
+    }
+
+
+def _counts(counts: LedgerSummary) -> dict[str, float]:
+    return {
+        "ppo/generated": float(counts.generated),
+        "ppo/trained": float(counts.trained),
+        "ppo/dropped": float(counts.dropped_total),
+        "ppo/open": float(counts.open),
+    }
+
+
+def _speed(done: Iteration) -> dict[str, float]:
+    tokens = sum(s.advantage_count for s in done.experience.summaries)
+    return {
+        "ppo/step_seconds": done.seconds,
+        "ppo/tokens_per_second": tokens / done.seconds,
+    }
+
+
+def _heldout(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
+    """Scores of held-out prompts: of the gold labeler where there is one, else of the reward."""
+    if not session.config.algorithm.evaluate_every:
+        return {}
+    if session.source.gold([], []) is None:
+        return _heldout_rewards(session, stage, step, version)
+    prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
+    texts, _ = session.sample_texts(session.fleet.rollout, version, prompts, stage, "gold", step)
+    golds = session.source.gold(prompts, texts) or []
+    return {
+        "ppo/gold_mean": _mean([g.score for g in golds]),
+        "ppo/gold_rude_rate": _mean([g.rude for g in golds]),
+        "ppo/gold_truthful_rate": _mean([g.truthful for g in golds]),
+    }
+
+
+def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
+    """What the reward says of answers to held-out prompts, without any penalty."""
+    prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
+    rollout = session.fleet.rollout
+    _, batch = session.sample_texts(rollout, version, prompts, stage, "heldout", step)
+    rollout.sleep().result()  # where models take turns with the engines' memory
+    scores = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
+    ok = np.array([not failure for failure in scores.failures])
+    values = {
+        "ppo/heldout_response_tokens_mean": float(batch.response_lengths.mean()),
+        "ppo/heldout_eos_rate": float((batch.finish == Finish.STOP).mean()),
+        "ppo/heldout_failed": float((~ok).sum()),
+    }
+    if not ok.any():
+        session.live.note(f"no held-out prompt has a reward, first: {told(scores)[0]}")
+        return values
+    return values | {"ppo/heldout_score_mean": _mean(scores.values[ok].tolist())}
+
+
+def _keep_samples(session: Session, done: Iteration, most: int | None) -> None:
+    """Keep the texts of so many training rollouts; None = all."""
+    if most == 0:
+        return
+    batch = session.fleet.rollout.fetch(done.rollouts).result()
+    score = dict(zip(done.scores.ids.tolist(), done.scores.values.tolist(), strict=True))
+    kl = {
+        i: k
+        for s in done.experience.summaries
+        for i, k in zip(s.ids.tolist(), s.kl.tolist(), strict=True)
+    }
+    shown = [n for n, i in enumerate(batch.ids.tolist()) if i in kl][:most]
+    append_rollouts(
+        session.folder,
+        [
+            RolloutSample(
+                stage=done.stage,
+                step=done.index + 1,
+                id=int(batch.ids[n]),
+                prompt=session.source.detokenize(batch.prompt(n)),
+                response=session.source.detokenize(batch.response(n)),
+                score=score[int(batch.ids[n])],
+                kl=kl[int(batch.ids[n])],
+                finish=Finish(int(batch.finish[n])).name.lower(),
+                policy_version=int(batch.versions[n, 1]),
+            )
+            for n in shown
+        ],
+    )

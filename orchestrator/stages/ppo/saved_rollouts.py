@@ -1,0 +1,162 @@
+"""Sequences that a run goes on with, whoever made them.
+
+Those that were generated ahead of their turn go into a checkpoint and back: the weights that made
+them are gone by then, so they cannot be sampled again. They are kept with their log-probabilities
+and versions; each part of a batch, as it came from the engines, is a safetensors file of its own.
+
+Those that were finished when a trainer was lost are still where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from os.path import lexists
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from orchestrator.roles.interfaces import Answer, Generation, Rollout, Rollouts, joined
+from orchestrator.run_files.stored_arrays import check_rows, check_values
+from orchestrator.stages.ppo.queue import Ahead, Batch
+from workers.model_folders.files import broken, require_file
+from workers.process.disk import settle, writing
+from workers.process.library_errors import reading
+from workers.records.arrays import IntArray, Ragged
+from workers.records.generation import RolloutBatch
+from workers.records.processes import FileRecord
+
+_OFFSETS = ".offsets"
+_MEND = "resume from an older checkpoint of the run"
+
+
+def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation | None:
+    """Finished parts as a generation, if they are just what is to be sampled now.
+
+    Args:
+        parts: Of one iteration, as they came.
+        ids: Of the sequences that are to be sampled.
+        version: Of the weights that would sample them.
+    """
+    if not parts:
+        return None
+    summary = joined(parts).summary
+    same = np.array_equal(np.sort(summary.ids), np.sort(ids))
+    return _Held(parts) if same and bool((summary.versions == version).all()) else None
+
+
+class KeptRollouts:
+    """What a checkpoint keeps of a queue; saved beside the trainers' state, like a trainer."""
+
+    def __init__(self, ahead: Ahead, rollout: Rollout) -> None:
+        self._ahead = ahead
+        self._rollout = rollout
+        self._records: list[FileRecord] = []
+
+    def snapshot(self, folder: str) -> Answer[None]:
+        """Write all waiting batches; waits for those that are still being generated.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
+        self._records = [
+            _write(Path(folder) / _name(batch.iteration, n), sequences)
+            for batch in self._ahead
+            for n, sequences in enumerate(self._parts(batch))
+        ]
+        return _There(None)
+
+    def written(self) -> Answer[list[FileRecord]]:
+        """The files of the last snapshot."""
+        return _There(self._records)
+
+    def restore(self, folder: str, iteration: int, ids: IntArray) -> Batch:
+        """A batch as it was saved.
+
+        Raises:
+            BrokenCheckpointError: a file is damaged.
+        """
+        parts: list[RolloutBatch] = []
+        while lexists(path := Path(folder) / _name(iteration, len(parts))):
+            parts.append(_read(path))
+        found = np.concatenate([np.zeros(0, np.int64), *(part.ids for part in parts)])
+        if not np.array_equal(np.sort(found), np.sort(ids)):
+            raise broken(
+                Path(folder),
+                f"the sequences kept for iteration {iteration} are not those that were asked for",
+                _MEND,
+            )
+        return Batch(iteration, ids, _Held([self._rollout.hold(part) for part in parts]))
+
+    def _parts(self, batch: Batch) -> Iterator[RolloutBatch]:
+        for part in batch.generation.parts():
+            yield self._rollout.fetch(part).result()
+
+
+class _There:
+    """An answer that is there."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def result(self) -> Any:
+        return self._value
+
+
+class _Held(Generation):
+    """A generation that is finished."""
+
+    def __init__(self, parts: Sequence[Rollouts]) -> None:
+        self._parts = parts
+
+    def parts(self) -> Iterator[Rollouts]:
+        yield from self._parts
+
+    def result(self) -> Rollouts:
+        return joined(self._parts)
+
+
+def _name(iteration: int, part: int) -> str:
+    return f"ahead-{iteration}-{part}.safetensors"
+
+
+def _write(path: Path, batch: RolloutBatch) -> FileRecord:
+    arrays: dict[str, np.ndarray] = {}
+    for each in fields(batch):
+        value = getattr(batch, each.name)
+        if isinstance(value, Ragged):
+            arrays[each.name], arrays[each.name + _OFFSETS] = value.values, value.offsets
+        else:
+            arrays[each.name] = value
+    with writing(path, "sequences"):
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        return settle(path)
+
+
+def _read(path: Path) -> RolloutBatch:
+    require_file(path, _MEND)
+    with reading(path, f"sequences in {path.name} cannot be read", _MEND):
+        return _batch(load_file(path))
+
+
+def _batch(arrays: dict[str, np.ndarray]) -> RolloutBatch:
+    """Sequences of what `_write` wrote; raises anything where arrays do not fit each other."""
+    columns: dict[str, Any] = {
+        name: Ragged(array, arrays[name + _OFFSETS]) if name + _OFFSETS in arrays else array
+        for name, array in arrays.items()
+        if not name.endswith(_OFFSETS)
+    }
+    batch = RolloutBatch(**columns)
+    for each in fields(batch):
+        value = getattr(batch, each.name)
+        if each.name in ("tokens", "logprobs"):
+            check_rows(each.name, value, real=each.name == "logprobs")
+        else:
+            check_values(each.name, value, dimensions=2 if each.name == "versions" else 1)
+        if len(value) != len(batch.ids):
+            raise ValueError(f"{each.name} are of {len(value)} sequences, ids of {len(batch.ids)}")
+    if (batch.response_lengths != batch.logprobs.lengths).any() or (batch.prompt_lengths < 0).any():
+        raise ValueError("lengths of tokens and log-probabilities do not agree")
+    return batch

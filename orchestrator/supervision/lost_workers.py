@@ -1,0 +1,73 @@
+"""What is remembered of workers that were lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from orchestrator.run_files.folder import RunFolder, append_lines
+from orchestrator.supervision.pending import Position
+from workers.errors import RehearsalError
+from workers.process.disk import writing
+
+
+class Losses:
+    """Counts losses over all processes of a run; each is a line of losses.jsonl."""
+
+    def __init__(
+        self, folder: RunFolder, position: Position, note: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Go on counting where earlier processes of the run left off.
+
+        Args:
+            folder: Of the run.
+            position: Where the run is.
+            note: Tells people.
+        """
+        self._folder = folder
+        self._position = position
+        self._note = note
+        before = _lines(folder)
+        self.count = sum("lost" in line for line in before)
+        # replies of lost workers that came and were not taken
+        thrown = [line.get("discarded_replies", 0) for line in before]
+        self.discarded = sum(n for n in thrown if isinstance(n, int))
+        self.given_up = [str(line["given_up"]) for line in before if "given_up" in line]
+
+    def add(self, workers: Sequence[str], error: RehearsalError, discarded: int = 0) -> None:
+        """These were lost, which showed as `error`, and so many of their replies with them."""
+        self.count += 1
+        self.discarded += discarded
+        self._write({"lost": list(workers), "discarded_replies": discarded}, error)
+        self._note(f"{', '.join(workers)} lost in {self._position}: {error.what}")
+
+    def give_up(self, worker: str, error: RehearsalError) -> None:
+        """This one does not come back; the run goes on without it."""
+        self.given_up.append(worker)
+        self._write({"given_up": worker}, error)
+        self._note(f"the run goes on without {worker}: {error.what}")
+
+    def _write(self, what: dict[str, Any], error: RehearsalError) -> None:
+        where = {"stage": self._position.stage, "step": self._position.step}
+        now = time.time()  # noqa: TID251 - for people
+        line = {"time": now, **what, **where, "error": error.what}
+        append_lines(self._folder.losses, [line], "a loss")
+
+
+def _lines(folder: RunFolder) -> list[dict[str, Any]]:
+    """What is there; a torn line, as a run that is killed can leave, is ended and passed over."""
+    found: list[dict[str, Any]] = []
+    if not folder.losses.exists():
+        return found
+    with writing(folder.losses, "a loss"), folder.losses.open("r+b") as file:
+        text = file.read()
+        if text and not text.endswith(b"\n"):
+            file.write(b"\n")
+    for line in text.splitlines():
+        with suppress(ValueError):
+            value = json.loads(line)
+            found += [value] if isinstance(value, dict) else []
+    return found

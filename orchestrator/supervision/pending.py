@@ -1,0 +1,439 @@
+"""Waiting for actors: every wait has a deadline, and the first failure ends it.
+
+`ray.get` on a list blocks on the first element while another rank is already dead, and waits for
+ever by default. Nothing in the orchestrator calls it directly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+import torch
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from orchestrator.process import temporary_folders
+from orchestrator.supervision.heartbeats import Watch
+from workers.errors import DeadlineError, RehearsalError, RoleDiedError, RoleError, RoleHungError
+from workers.process.heartbeat import Pulse
+
+T = TypeVar("T")
+_GLANCE_SECONDS = 1.0  # a small record that is there, perhaps on another node
+# Number of the call, how it was lost -> its new reference, or None: go on without it.
+Again = Callable[[int, RoleError], Any]
+_PEER_SECONDS = 2.0  # Ray reports a death within half a second
+# What Ray raises where the process of a worker is gone, by whomever it was ended.
+_GONE = (RayActorError, OutOfMemoryError, NodeDiedError)
+
+
+@dataclass(slots=True)
+class Position:
+    """Where the run is; every error of a wait names it."""
+
+    stage: str = "start"
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}, step {self.step}"
+
+
+class Pending(Generic[T]):
+    """Calls in flight on the ranks of one role, and how their results combine."""
+
+    def __init__(
+        self,
+        refs: Sequence[Any],
+        names: Sequence[str],
+        doing: str,
+        seconds: float,
+        position: Position,
+        combine: Callable[[list[Any]], T],
+        watch: Watch | None = None,
+        *,
+        starting: bool = False,
+        again: Again | None = None,
+    ) -> None:
+        """Follow calls that were started.
+
+        Args:
+            refs: Ray's references, one a rank.
+            names: Whose answers they are; known to `watch` if that is given.
+            doing: What they do.
+            seconds: Deadline, from now on.
+            position: Where the run is.
+            combine: What `result` makes of the answers.
+            watch: Looks after all workers of the run while this waits.
+            starting: The calls import or load, and may hold every thread of a process up.
+            again: Makes the worker of one call anew and starts the call again, or says that the
+                others' answers will do; None: a worker that is lost ends the wait.
+        """
+        self._again = again
+        self._without: set[int] = set()  # calls whose answers are not waited for any more
+        self._watch = watch
+        self._starting = watch if starting else None
+        if self._starting is not None:
+            self._starting.starting(names)
+        self._refs = list(refs)
+        self._names = list(names)
+        self._doing = f"{doing} ({position})"
+        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._combine = combine
+
+    def result(self) -> T:
+        """Wait for every rank; raise as soon as one fails, hangs, or the deadline passes."""
+        well = False
+        try:
+            value = self._collect()
+            well = True
+            return value
+        finally:
+            if self._starting is not None:
+                names = [n for i, n in enumerate(self._names) if i not in self._without]
+                self._starting.started(names, well=well)
+                self._starting = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `result` would not wait."""
+        done, _ = ray.wait(self._refs, num_returns=len(self._refs), timeout=0)
+        return len(done) == len(self._refs) or time.monotonic() > self._deadline
+
+    def _collect(self) -> T:
+        index = {ref: i for i, ref in enumerate(self._refs)}
+        results: list[Any] = [None] * len(self._refs)
+        left = list(self._refs)
+        while left:
+            try:
+                done = self._next(left, index)
+                if done is not None:
+                    left.remove(done)
+                    others = [(ref, self._names[index[ref]]) for ref in left]
+                    results[index[done]] = self._answer(done, self._names[index[done]], others)
+            except (RoleDiedError, RoleHungError) as error:
+                if self._again is None or error.where not in self._names:
+                    raise
+                lost = self._names.index(error.where)
+                left = [ref for ref in left if index[ref] != lost]
+                new = self._again(lost, error)
+                self._deadline = time.monotonic() + self._seconds
+                if new is None:
+                    self._without.add(lost)
+                    continue
+                left.append(new)
+                index[new] = lost
+        return self._combine([r for i, r in enumerate(results) if i not in self._without])
+
+    def _answer(self, ref: Any, name: str, others: list[tuple[Any, str]]) -> Any:
+        try:
+            return self._fetch(ref, name)
+        except RoleError as error:
+            if type(error) is RoleError:
+                self._name_the_dead(others)
+            raise
+
+    def _next(self, left: list[Any], index: Mapping[Any, int]) -> Any | None:
+        """A call that has ended; None: look again. The workers are looked after meanwhile."""
+        remaining = max(0.0, self._deadline - time.monotonic())
+        names = [self._names[index[ref]] for ref in left]
+        if self._watch is not None:
+            self._watch.tick(names)
+            self._watch.check(names, self._doing)
+        most = remaining if self._watch is None else min(remaining, self._watch.poll_seconds)
+        done, _ = ray.wait(left, num_returns=1, timeout=most)
+        if done:
+            return done[0]
+        if time.monotonic() < self._deadline:
+            return None
+        raise _late(self._seconds, self._doing, ", ".join(names))
+
+    def _name_the_dead(self, others: list[tuple[Any, str]]) -> None:
+        """Raise RoleDiedError if a peer of a rank that failed has died.
+
+        Who waits in a collective for a dead peer fails too, and often before Ray has noticed the
+        death: its own error would name the wrong rank.
+        """
+        until = time.monotonic() + _PEER_SECONDS
+        for ref, name in others:
+            done, _ = ray.wait([ref], timeout=max(0.0, until - time.monotonic()))
+            if done:
+                try:
+                    self._fetch(ref, name)
+                except RoleDiedError:
+                    raise
+                except RehearsalError:
+                    continue  # another victim
+
+    def _fetch(self, ref: Any, name: str) -> Any:
+        return fetch(ref, name, self._doing, self._deadline - time.monotonic(), self._watch)
+
+
+class Arrivals:
+    """Records of streaming calls, each as soon as it is there.
+
+    A call yields a large record, which stays where it is and of which the reference is handed on,
+    and then a small one, which is fetched here: once that is there, so is the other.
+    """
+
+    def __init__(
+        self, doing: str, seconds: float, position: Position, watch: Watch | None = None
+    ) -> None:
+        self._doing = f"{doing} ({position})"
+        self._seconds = seconds
+        self._watch = watch
+        self._ranks: dict[Any, tuple[int, str]] = {}  # open stream -> rank and its name
+        self._large: dict[Any, Any] = {}  # open stream -> the half that has come
+
+    def add(self, stream: Any, rank: int, name: str) -> None:
+        """Listen to one more call."""
+        self._ranks[stream] = (rank, name)
+
+    def forget(self, rank: int) -> int:
+        """Do not listen to the calls of a process that is gone; what still comes is not taken.
+
+        Returns:
+            How many replies had come and are thrown away.
+        """
+        thrown = 0
+        for stream in [each for each, (of, _) in self._ranks.items() if of == rank]:
+            del self._ranks[stream]
+            thrown += _replies(stream, half=self._large.pop(stream, None) is not None)
+        return thrown
+
+    def next(self) -> tuple[int, Any, Any] | None:
+        """Rank, small record and reference of what comes next; None when all calls have ended.
+
+        Raises:
+            DeadlineError: nothing came, and no call ended, for the deadline of a call.
+            RehearsalError: the typed error of the first call that failed.
+        """
+        while self._ranks:
+            stream: Any = self._wait()
+            rank, name = self._ranks[stream]
+            try:
+                item = next(stream)
+            except StopIteration:
+                del self._ranks[stream]
+                if stream in self._large:  # alone it is what the call, or its process, died of
+                    last = self._large.pop(stream)
+                    fetch(last, name, self._doing, self._seconds, self._watch)
+                continue
+            if stream not in self._large:
+                self._large[stream] = item
+                continue
+            large = self._large.pop(stream)
+            return rank, fetch(item, name, self._doing, self._seconds, self._watch), large
+        return None
+
+    def _wait(self) -> Any:
+        """A stream that has something; the workers are looked after meanwhile."""
+        until = time.monotonic() + self._seconds
+        while (remaining := until - time.monotonic()) > 0:
+            names = list(dict.fromkeys(name for _, name in self._ranks.values()))
+            if self._watch is not None:
+                self._watch.tick(names)
+                self._watch.check(names, self._doing)
+                remaining = min(remaining, self._watch.poll_seconds)
+            streams = list(self._ranks)
+            done, _ = ray.wait(streams, num_returns=1, timeout=remaining, fetch_local=False)
+            if done:
+                return done[0]
+        silent = ", ".join(dict.fromkeys(name for _, name in self._ranks.values()))
+        raise _late(self._seconds, self._doing, silent)
+
+
+def _replies(stream: Any, *, half: bool) -> int:
+    """How many whole replies of a stream are there and were not taken; `half`: of one, half was."""
+    records: list[Any] = [None] if half else []
+    while ray.wait([stream], timeout=0, fetch_local=False)[0]:
+        try:
+            records.append(next(stream))
+        except StopIteration:
+            break
+    # The small half comes last. What a call, or its process, died of stands in a record's place.
+    return sum(glance(small) is not None for small in records[1::2])
+
+
+def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
+    return DeadlineError(
+        f"no answer within {seconds:.0f} s: {doing}",
+        where=silent,
+        mend="if the work takes that long raise run.call_seconds, or run.role_start_seconds for a "
+        "start or a load; else look at the role's log for what it hangs on",
+    )
+
+
+def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None = None) -> Any:
+    """The record behind a reference; raises the typed error of the call that should make it."""
+    try:
+        return ray.get(ref, timeout=max(1.0, seconds))
+    except RayTaskError as error:
+        if watch is not None:
+            watch.failed(name)
+        raise _as_typed(error, name, doing) from error
+    except _GONE as error:
+        why = _why_gone(error)
+        if watch is not None:
+            why = watch.died(name, why)
+        raise RoleDiedError(
+            f"the process of {name} ended: {doing}; {why}",
+            where=name,
+            mend="its last words are in the Ray session's logs",
+        ) from error
+    except GetTimeoutError as error:
+        raise DeadlineError(
+            f"the result of {name} did not arrive: {doing}",
+            where=name,
+            mend="check the network between the nodes and the object store's size",
+        ) from error
+    except OutOfDiskError as error:
+        raise _no_room(name, doing) from error
+    except RayError as error:
+        raise RoleError(f"{doing}: {error}", where=name) from error
+
+
+def _why_gone(error: RayError) -> str:
+    """The first line of what Ray says; all of its threshold and of every process fills pages."""
+    said = str(error).partition("\n")[0]
+    if not isinstance(error, OutOfMemoryError):
+        return said
+    return (
+        f"Ray ended it because the machine ran out of memory (RAY_memory_usage_threshold): {said}"
+    )
+
+
+def _no_room(name: str, doing: str) -> RoleError:
+    return RoleError(
+        "the object store is full, and so is the disk of the temporary folder "
+        f"{temporary_folders.home()}",
+        where=f"{name}, {doing}",
+        mend="free space on that disk, set TMPDIR to a folder on another one, or raise "
+        "cluster.object_store_mib",
+    )
+
+
+def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
+    """The typed error that the role raised, or a RoleError that quotes any other."""
+    cause = error.cause
+    if isinstance(cause, RehearsalError):
+        cause.where = f"{cause.where}; {name}, {doing}" if cause.where else f"{name}, {doing}"
+        return cause
+    if isinstance(cause, OutOfDiskError):
+        return _no_room(name, doing)
+    if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+        return RoleError(
+            f"{name} ran out of memory: {str(cause).partition(chr(10))[0]}",
+            where=doing,
+            mend="lower trainer.micro_batch_tokens or reward.micro_batch_tokens, raise "
+            "trainer.zero_stage, or set model.gradient_checkpointing=true; of an engine lower "
+            "rollout.max_concurrent_sequences or rollout.gpu_memory_fraction",
+        )
+    return RoleError(
+        f"{name} failed: {type(cause).__name__}: {cause}",
+        where=doing,
+        mend="this is not an expected failure; error.log in the run folder holds the traceback",
+    )
+
+
+def glance(ref: Any) -> Any:
+    """What a call has answered, or None while it runs; whoever waits for it gets its errors."""
+    done, _ = ray.wait([ref], timeout=0)
+    try:
+        return ray.get(ref, timeout=_GLANCE_SECONDS) if done else None
+    except RayError:
+        return None
+
+
+class PulseLine:
+    """Asks one actor for signs of life, beside its queue of calls."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor = actor
+        self._name = name
+        self._asked: Any = None
+
+    def ask(self) -> None:
+        """Ask anew."""
+        self._asked = self._actor.pulse.remote()
+
+    def answer(self) -> Pulse | None:
+        """The answer, or None: not yet.
+
+        Raises:
+            RoleDiedError: the process ended.
+        """
+        return self._got(self._asked) if self._done(self._asked) else None
+
+    def _done(self, ref: Any) -> bool:
+        return bool(ray.wait([ref], timeout=0)[0])
+
+    def _got(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref, timeout=1.0)
+        except RayError as error:
+            raise RoleDiedError(
+                f"the process of {self._name} ended ({_why_gone(error)})",
+                where=self._name,
+            ) from error
+
+    def stacks(self, seconds: float) -> str:
+        """Where its threads are; "" when it does not say within the time."""
+        try:
+            return ray.get(self._actor.stacks.remote(), timeout=seconds)
+        except RayError:  # gone or stopped: there is nothing to be had
+            return ""
+
+
+class EngineLine(PulseLine):
+    """Has an idle engine sample a token too: a process may answer while its engine is broken."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        super().__init__(actor, name)
+        self._idle = False
+        self._token: Any = None
+        self._beats = 0
+
+    def ask(self) -> None:
+        """Ask anew; a token that is still on its way is waited for."""
+        super().ask()
+        if self._idle and self._token is None:
+            self._token = self._actor.alive.remote()
+
+    def answer(self) -> Pulse | None:
+        """The answer, or None: not yet, or the token is not there though nothing else runs."""
+        pulse = super().answer()
+        if pulse is None:
+            return None
+        if self._token is not None and self._done(self._token):
+            self._got(self._token)
+            self._token = None
+        self._idle = pulse.verb == ""
+        moved, self._beats = pulse.beats > self._beats, pulse.beats
+        works = moved or self._token is None or pulse.verb not in ("", "alive")
+        return pulse if works else None
+
+
+def first(results: list[Any]) -> Any:
+    """Combine: the result of rank 0."""
+    return results[0]
+
+
+def everything(results: list[Any]) -> list[Any]:
+    """Combine: the results of all ranks, in order."""
+    return results
+
+
+def nothing(results: list[Any]) -> None:
+    """Combine: no result, only completion."""
+    del results

@@ -1,0 +1,203 @@
+"""Ray's own servers: which of them a run cannot do without, and whether they are well.
+
+On this machine their processes say so at once. Of a cluster that was joined they are asked through
+the network: whatever runs a gRPC server answers the first bytes of a connection, and a process that
+is stopped or gone does not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import ray
+
+from orchestrator.supervision.worker_life import Clock, Rules
+
+# As they show in a command line, before and after a process has given itself a title. Ray's other
+# processes (its monitor, the log monitor and the dashboard's server) serve people alone.
+_MARKS = {
+    "gcs_server": ("gcs_server",),
+    "raylet": ("raylet",),
+    "dashboard_agent": ("ray::DashboardAgent", "dashboard/agent.py"),
+    "runtime_env_agent": ("ray::RuntimeEnvAgent", "runtime_env/agent/main.py"),
+}
+_GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+# Without it workers are made no more; nothing waits for the other agent while it is stopped.
+_ASKED = ("gcs_server", "raylet", "runtime_env_agent")
+# The preface of HTTP/2 and an empty frame of settings: the other side answers with its own.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+class Servers(Protocol):
+    """The servers of one cluster."""
+
+    def look(self) -> str:
+        """What keeps the cluster from working, as a phrase; "" where it is well."""
+        ...
+
+    def ended(self) -> str:
+        """The same, of servers whose end shows at once; from any thread, and as often as wanted."""
+        ...
+
+
+@dataclass(slots=True)
+class _Server:
+    name: str
+    process: psutil.Process
+    stopped: int = 0  # looks in a row that found it stopped
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.process.pid})"
+
+
+@dataclass(slots=True)
+class LocalServers:
+    """Servers that this process started, through what the kernel knows of them.
+
+    Args:
+        patience: So many looks in a row must find a server stopped. Looks are counted, not seconds:
+            who stops a whole job (Ctrl-Z) stops the looks, too.
+        started: The processes that there are; asked until all servers are known.
+        asked: The same servers, asked as distant ones: a process may run, and hang.
+    """
+
+    patience: int
+    started: Callable[[], Iterable[psutil.Process]]
+    asked: Servers | None = None
+    _found: list[_Server] = field(default_factory=list)
+
+    def look(self) -> str:
+        """What ended or is stopped, and how; "" where all are well."""
+        self._find()
+        stopped = [each for each in self._found if each.name in _ASKED and _stopped(each)]
+        for each in self._found:
+            each.stopped = each.stopped + 1 if each in stopped else 0
+        held = [f"{each} is stopped (SIGSTOP)" for each in stopped if each.stopped >= self.patience]
+        found = "; ".join([*filter(None, [self.ended()]), *held])
+        return found if found or stopped or self.asked is None else self.asked.look()
+
+    def ended(self) -> str:
+        """What ended, and by which signal."""
+        gone = [each for each in self._found if _status(each.process) in _GONE]
+        return "; ".join(f"{each} ended{_how(each.process.pid)}" for each in gone)
+
+    def well(self) -> bool:
+        """Whether all of them run at this moment."""
+        return not (self.ended() or any(map(_stopped, self._found)))
+
+    def _find(self) -> None:
+        """Note what has been started since the last look."""
+        known = {each.name for each in self._found}
+        if known == _MARKS.keys():
+            return
+        for process in self.started():
+            with suppress(psutil.Error):
+                name = server_name(process.cmdline())
+                if name and name not in known:
+                    known.add(name)
+                    self._found = [*self._found, _Server(name, process)]
+
+
+def server_name(words: Sequence[str]) -> str:
+    """Which of Ray's servers has this command line; "" for any other process."""
+    for name, marks in _MARKS.items():
+        if any(word == mark or word.endswith(f"/{mark}") for word in words[:4] for mark in marks):
+            return name
+    return ""
+
+
+def _status(process: psutil.Process) -> str:
+    try:
+        # the pid may be another process's by now
+        return process.status() if process.is_running() else psutil.STATUS_DEAD
+    except psutil.Error:
+        return psutil.STATUS_DEAD
+
+
+def _stopped(server: _Server) -> bool:
+    return _status(server.process) == psutil.STATUS_STOPPED
+
+
+def _how(pid: int) -> str:
+    """By which signal a child of ours ended, as long as nobody has waited for it."""
+    with suppress(OSError, ValueError, IndexError):
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        number = int(status[-1]) & 0x7F
+        return f" by {signal.Signals(number).name}" if number else ""
+    return ""
+
+
+@dataclass(slots=True)
+class DistantServers:
+    """The servers of a cluster that was joined, asked from here.
+
+    Args:
+        addresses: Name and HOST:PORT of each.
+        patience: Seconds without an answer after which one is lost. Ray itself can put a lost head
+            in its place again, on clusters that are made for that.
+        ask: Whether somebody answers at an address.
+        often: Seconds from one question to the next; looks in between see nothing new.
+        clock: Seconds that only grow.
+    """
+
+    addresses: dict[str, str]
+    patience: float
+    ask: Callable[[str], bool]
+    often: float = 0.0
+    clock: Clock = time.monotonic
+    _silent: dict[str, float] = field(default_factory=dict)  # since when
+    _due: float = -math.inf
+
+    def look(self) -> str:
+        """Which have not answered for too long; "" where all are well."""
+        found: list[str] = []
+        if self.clock() < self._due:
+            return ""
+        for name, address in self.addresses.items():
+            now = self.clock()
+            if self.ask(address):
+                self._silent.pop(name, None)
+            elif self.clock() - self._silent.setdefault(name, now) >= self.patience:
+                found.append(f"{name} at {address} has not answered for {self.patience:.0f} s")
+        self._due = self.clock() + self.often
+        return "; ".join(found)
+
+    def ended(self) -> str:
+        """Nothing shows at once from afar."""
+        return ""
+
+
+def distant_servers(rules: Rules) -> DistantServers:
+    """The two servers that this driver needs: the head's, and the raylet beside it."""
+    context = ray.get_runtime_context()
+    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    raylet = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
+    addresses = {"gcs_server": context.gcs_address, "raylet": raylet}
+    often = rules.probe_seconds / 3
+    patience = rules.probe_seconds * rules.probes_to_condemn
+    return DistantServers(addresses, patience, partial(answers, seconds=often), often)
+
+
+def answers(address: str, seconds: float) -> bool:
+    """Whether a gRPC server at HOST:PORT runs; one that turns this client away does."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as line:
+            line.settimeout(seconds)
+            line.sendall(_GREETING)
+            line.recv(1)
+    except ConnectionResetError:
+        return True
+    except OSError:  # refused, no route, or late: the kernel connects for a stopped process
+        return False
+    return True

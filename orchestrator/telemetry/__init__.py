@@ -1,0 +1,1 @@
+"""Metrics, time and live view of a run while it works."""

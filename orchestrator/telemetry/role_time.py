@@ -1,0 +1,279 @@
+"""The account of time: what every role did in each step, and for how long it waited.
+
+Spans come back with the answers of calls (`workers.process.call_timing`). Here they are brought
+onto the driver's clock and added up over windows of time. Nothing is asked of a role for it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from workers.process.call_timing import CallSpan, Reply, clock_name
+
+_KEPT_PINGS = 64  # clocks drift by tens of microseconds a second: old comparisons are forgotten
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A call as both sides saw it, each by its own clock, in seconds."""
+
+    sent: float  # driver
+    begin: float  # role
+    end: float  # role
+    received: float  # driver
+
+    @property
+    def delay(self) -> float:
+        """Time on the way and in queues."""
+        return (self.received - self.sent) - (self.end - self.begin)
+
+    @property
+    def offset(self) -> float:
+        """Role's clock minus the driver's, wrong by half the delay at most (RFC 5905, section 8).
+
+        theta = ((begin - sent) + (end - received)) / 2
+        """
+        return ((self.begin - self.sent) + (self.end - self.received)) / 2
+
+
+def clock_offset(pings: Iterable[Ping]) -> float:
+    """Offset by the ping that was least delayed, seconds; NTP's clock filter."""
+    return min(pings, key=lambda ping: ping.delay).offset
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpan:
+    """One call of one worker, in seconds of the driver's clock."""
+
+    role: str
+    rank: int
+    verb: str
+    begin: float
+    end: float
+    transfer: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTime:
+    """Where a role's time went in one window, seconds, mean over its workers."""
+
+    busy: float  # in calls, transfers left out
+    transfer: float  # fetching records of other roles, moving weights
+    waiting: float  # in no call
+
+    @property
+    def idle_share(self) -> float:
+        """Waiting as a fraction of the window."""
+        whole = self.busy + self.transfer + self.waiting
+        return self.waiting / whole if whole > 0 else 0.0
+
+
+def covered(intervals: Sequence[Interval], window: Interval) -> float:
+    """Seconds of `window` that lie in at least one interval."""
+    total, reached = 0.0, window[0]
+    for begin, end in sorted(intervals):
+        begin, end = max(begin, reached), min(end, window[1])
+        if end > begin:
+            total += end - begin
+            reached = end
+    return total
+
+
+def spent(spans: Sequence[RoleSpan], window: Interval, absent: Sequence[Interval] = ()) -> RoleTime:
+    """One worker's time in a window; calls that overlap count once.
+
+    A call that reaches beyond the window brings the same share of its transfer. While the worker
+    had no process, it neither worked nor waited.
+    """
+    whole = window[1] - window[0] - covered(absent, window)
+    inside = min(covered([(s.begin, s.end) for s in spans], window), whole)
+    transfer = 0.0
+    for span in spans:
+        length = span.end - span.begin
+        if length > 0:
+            transfer += span.transfer * covered([(span.begin, span.end)], window) / length
+    transfer = min(transfer, inside)
+    return RoleTime(inside - transfer, transfer, whole - inside)
+
+
+Peek = Callable[[], "Reply | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    sent: float
+    peek: Peek
+
+
+@dataclass(slots=True)
+class _Worker:
+    spans: list[RoleSpan]
+    pings: deque[Ping]
+    open: dict[int, _Open]
+    absences: list[Interval]  # without a process; the last one may go on
+
+    def busy_since(self) -> float | None:
+        """Since when the worker has been at the first of its open calls, as far as is known."""
+        if not self.open:
+            return None
+        return max([min(call.sent for call in self.open.values()), *(s.end for s in self.spans)])
+
+
+class Account:
+    """Collects the calls of all workers; windows of time follow one another."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self._clock = clock_name()
+        self._lock = threading.RLock()
+        self._calls = 0
+        self._workers: dict[tuple[str, int], _Worker] = defaultdict(
+            lambda: _Worker([], deque(maxlen=_KEPT_PINGS), {}, [])
+        )
+        self._begin: float | None = None
+        #: Asked at the end of a window; brings in what workers did in calls that go on.
+        self.ask: list[Callable[[], None]] = []
+        self._untold: list[RoleSpan] = []
+
+    def sent(self, role: str, rank: int, at: float, peek: Peek) -> int:
+        """Note a call; returns its number.
+
+        Args:
+            role: Of the worker.
+            rank: Of the worker.
+            at: When it was sent, by `now`.
+            peek: Gives the reply if there is one by now, and does not wait.
+        """
+        with self._lock:
+            self._calls += 1
+            self._workers[role, rank].open[self._calls] = _Open(at, peek)
+            return self._calls
+
+    def answered(self, role: str, rank: int, call: int, spans: Sequence[CallSpan]) -> None:
+        """Note the answer of a call, whose own span is the last; a second time does nothing."""
+        with self._lock:
+            worker = self._workers[role, rank]
+            if (found := worker.open.pop(call, None)) is not None:
+                own = spans[-1]
+                worker.pings.append(Ping(found.sent, own.begin, own.end, self.now()))
+                self.told(role, rank, spans)
+
+    def told(self, role: str, rank: int, spans: Sequence[CallSpan]) -> None:
+        """Take in spans that came with a part of an answer."""
+        with self._lock:
+            worker = self._workers[role, rank]
+            for span in spans:
+                same = span.clock == self._clock or not worker.pings
+                shift = 0.0 if same else clock_offset(worker.pings)
+                own = RoleSpan(
+                    role, rank, span.verb, span.begin - shift, span.end - shift, span.transfer
+                )
+                worker.spans = [*worker.spans, own] if self._begin is not None else [own]
+                self._untold.append(own)
+
+    def left(self, role: str, rank: int) -> None:
+        """The process of a worker was lost or ended: so have its open calls."""
+        with self._lock:
+            self._settle()
+            worker, now = self._workers[role, rank], self.now()
+            since = worker.busy_since()
+            if since is not None and since < now:
+                worker.spans = [*worker.spans, RoleSpan(role, rank, "", since, now, 0.0)]
+            worker.open.clear()
+            worker.pings.clear()
+            if not _is_absent(worker):
+                worker.absences.append((now, math.inf))
+
+    def came(self, role: str, rank: int) -> None:
+        """A worker has a process, or another one."""
+        with self._lock:
+            worker = self._workers[role, rank]
+            if _is_absent(worker):
+                worker.absences[-1] = (worker.absences[-1][0], self.now())
+
+    def open(self) -> None:
+        """Begin a window, unless one is open."""
+        with self._lock:
+            if self._begin is None:
+                self._begin = self.now()
+
+    def at_work(self, role: str, verb: str) -> float | None:
+        """Seconds of the open window that a role took for a verb, of its slowest worker.
+
+        None where no window is open, or no worker has answered such a call in it.
+        """
+        with self._lock:
+            self._settle()
+            if self._begin is None:
+                return None
+            window = (self._begin, self.now())
+            found = [
+                covered([(s.begin, s.end) for s in worker.spans if s.verb == verb], window)
+                for (name, _), worker in self._workers.items()
+                if name == role and any(s.verb == verb for s in worker.spans)
+            ]
+        return max(found, default=None)
+
+    def close(self) -> dict[str, RoleTime]:
+        """End the window and begin the next; gives every role's time in it.
+
+        A call that has not answered yet counts as busy from when it was sent, or from the end of
+        the call before it. A worker that had no process in all of the window is left out.
+        """
+        if self._begin is not None:
+            for bring in self.ask:
+                bring()
+        with self._lock:
+            self._settle()
+            if self._begin is None:
+                return {}
+            window = (self._begin, self.now())
+            self._begin = window[1]
+            times: dict[str, list[RoleTime]] = defaultdict(list)
+            for (role, rank), worker in sorted(self._workers.items()):
+                spans = list(worker.spans)
+                if (since := worker.busy_since()) is not None and since < window[1]:
+                    spans.append(RoleSpan(role, rank, "", since, window[1], 0.0))
+                if covered(worker.absences, window) < window[1] - window[0]:
+                    times[role].append(spent(spans, window, worker.absences))
+                worker.absences = worker.absences[-1:] if _is_absent(worker) else []
+                worker.spans = worker.spans[-1:]  # an open call may have begun where it ended
+        return {role: _mean(each) for role, each in times.items()}
+
+    def end(self) -> None:
+        """Leave the window; the next step begins another."""
+        with self._lock:
+            self._begin = None
+
+    def untold(self) -> list[RoleSpan]:
+        """The spans since the last time that this was asked, for the trace."""
+        with self._lock:
+            spans, self._untold = self._untold, []
+        return spans
+
+    def _settle(self) -> None:
+        """Take in the replies that are there though nobody has asked for them yet."""
+        for (role, rank), worker in self._workers.items():
+            for call, found in list(worker.open.items()):
+                if (reply := found.peek()) is not None:
+                    self.answered(role, rank, call, reply.spans)
+
+
+def _is_absent(worker: _Worker) -> bool:
+    return bool(worker.absences) and worker.absences[-1][1] == math.inf
+
+
+def _mean(times: Sequence[RoleTime]) -> RoleTime:
+    n = len(times)
+    return RoleTime(
+        sum(t.busy for t in times) / n,
+        sum(t.transfer for t in times) / n,
+        sum(t.waiting for t in times) / n,
+    )

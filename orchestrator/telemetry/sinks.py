@@ -1,0 +1,239 @@
+"""Places beside metrics.jsonl that metrics go to, each behind a thread of its own.
+
+A sink is somebody else's code, often with a network behind it. Whatever it does (blocks, raises,
+falls behind), training goes on at its own speed: the sink is dropped with one warning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.config.run import LoggerConfig
+from orchestrator.telemetry.metrics import MetricRecord
+from workers.errors import ConfigError
+from workers.process.caught_errors import Caught
+
+Warn = Callable[[str], None]
+
+# Opening imports packages and may start a helper process, so it gets longer than a write.
+OPEN_SECONDS = 30.0
+_QUEUE_LENGTH = 1024
+
+
+class Sink(Protocol):
+    """Where records of one step go. All three are called from one thread, in this order."""
+
+    name: str
+
+    def open(self) -> None:
+        """Connect; called once."""
+        ...
+
+    def write(self, records: Sequence[MetricRecord]) -> None:
+        """Take the records of one stage and step."""
+        ...
+
+    def close(self) -> None:
+        """Flush what is pending; called once."""
+        ...
+
+
+class BackgroundSink:
+    """Feeds a sink from a daemon thread through a bounded queue.
+
+    `write` never waits. The sink is dropped when one of its calls raises, when one takes longer
+    than `seconds` (noticed at the next `write` or at `close`), or when the queue is full.
+    """
+
+    def __init__(
+        self, sink: Sink, seconds: float, warn: Warn, *, open_seconds: float = OPEN_SECONDS
+    ) -> None:
+        self._sink = sink
+        self._seconds = seconds
+        self._warn = warn
+        self._queue: queue.Queue[Sequence[MetricRecord] | None] = queue.Queue(_QUEUE_LENGTH)
+        self._lock = threading.Lock()
+        self._dropped = False
+        # When the call now in progress must be over; None between calls.
+        self._deadline: float | None = time.monotonic() + max(seconds, open_seconds)
+        self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the sink was given up."""
+        return self._dropped
+
+    def write(self, records: Sequence[MetricRecord]) -> None:
+        """Hand records over without waiting."""
+        if self._late():
+            self._drop("it does not answer in time")
+        if self._dropped:
+            return
+        try:
+            self._queue.put_nowait(records)
+        except queue.Full:
+            self._drop("it cannot keep up")
+
+    def close(self) -> None:
+        """Let the sink finish for as long as its deadline allows, then leave it behind."""
+        if self._dropped:
+            return
+        opening = self._deadline or 0.0
+        end = max(time.monotonic() + self._seconds, opening)
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            self._drop("it cannot keep up")
+            return
+        self._thread.join(max(0.0, end - time.monotonic()))
+        if self._thread.is_alive():
+            self._drop("it does not finish in time")
+
+    def _late(self) -> bool:
+        deadline = self._deadline
+        return deadline is not None and time.monotonic() > deadline
+
+    def _drop(self, why: str) -> None:
+        with self._lock:
+            first, self._dropped = not self._dropped, True
+        if first:
+            self._warn(
+                f"{self._sink.name} is dropped: {why}. Training goes on; metrics.jsonl has it all."
+            )
+
+    def _run(self) -> None:
+        quarantine = Caught(Exception)  # it may raise anything, which must not reach the run
+        with quarantine:
+            self._feed()
+        self._deadline = None
+        error = quarantine.error
+        if error is not None:
+            first_line = str(error).partition("\n")[0].rstrip(".")
+            self._drop(f"{type(error).__name__}: {first_line}")
+
+    def _feed(self) -> None:
+        self._sink.open()
+        self._deadline = None
+        while not self._dropped:
+            records = self._queue.get()
+            self._deadline = time.monotonic() + self._seconds
+            if records is None:
+                self._sink.close()
+                return
+            self._sink.write(records)
+            self._deadline = None
+
+
+def display_name(record: MetricRecord) -> str:
+    """`STAGE/metric`: unlike the registry's name it differs between ppo and ppo_ptx."""
+    return f"{record.stage}/{record.name.partition('/')[2]}"
+
+
+class WandbSink:
+    """Weights & Biases; `offline` needs neither a key nor a network."""
+
+    name = "wandb"
+
+    def __init__(
+        self, folder: Path, logger: LoggerConfig, config: dict[str, object], run_id: str
+    ) -> None:
+        self._folder = folder
+        self._run_id = run_id
+        self._logger = logger
+        self._config = config
+        self._run: Any = None
+        self._stages: set[str] = set()
+
+    def open(self) -> None:
+        """Start the run in the run folder."""
+        wandb = importlib.import_module("wandb")
+        # Silent before anything else: without a key, `online` would ask for one on the terminal
+        # and wait. Like this it raises, and the sink is dropped.
+        wandb.setup(settings=wandb.Settings(silent=True))
+        self._run = wandb.init(
+            project=self._logger.wandb_project,
+            name=self._folder.name,
+            id=self._run_id,
+            resume="allow",
+            dir=str(self._folder),
+            mode=self._logger.wandb_mode,
+            config=self._config,
+            # Its console capture would tear the live view apart. It must give up by itself before
+            # it is dropped, or it would wait again when the program exits.
+            settings=wandb.Settings(
+                silent=True, console="off", x_disable_stats=True, init_timeout=OPEN_SECONDS * 2 / 3
+            ),
+        )
+
+    def write(self, records: Sequence[MetricRecord]) -> None:
+        """Log one step; every stage counts its own steps."""
+        stage = records[0].stage
+        if stage not in self._stages:
+            self._stages.add(stage)
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        row = {display_name(record): record.value for record in records}
+        self._run.log({**row, f"{stage}/step": records[0].step})
+
+    def close(self) -> None:
+        """Flush and end the run."""
+        self._run.finish()
+
+
+class TensorBoardSink:
+    """Event files in RUN/tensorboard."""
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def open(self) -> None:
+        """Create the event file."""
+        tensorboard = importlib.import_module("torch.utils.tensorboard")
+        self._writer = tensorboard.SummaryWriter(str(self._folder / "tensorboard"))
+
+    def write(self, records: Sequence[MetricRecord]) -> None:
+        """Add one scalar a record."""
+        for record in records:
+            self._writer.add_scalar(display_name(record), record.value, record.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+def configured_sinks(
+    folder: Path, logger: LoggerConfig, config: dict[str, object], run_id: str
+) -> list[Sink]:
+    """The sinks that the configuration asks for, not yet open.
+
+    Raises:
+        ConfigError: a sink's package is not installed.
+    """
+    sinks: list[Sink] = []
+    if logger.wandb:
+        _require("wandb")
+        sinks.append(WandbSink(folder, logger, config, run_id))
+    if logger.tensorboard:
+        _require("tensorboard")
+        sinks.append(TensorBoardSink(folder))
+    return sinks
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"logger.{package}=true, but the package {package} is not installed",
+            where="logger",
+            mend=f"pip install {package}, or set logger.{package}=false",
+        )

@@ -1,0 +1,55 @@
+"""Only processes of the workers that are meant are ended, and at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from orchestrator.cluster.worker_processes import end_here, process_seconds
+from workers.records.processes import RoleInfo
+
+TITLE = "ray::_RewardActor.score_shards"
+
+
+@pytest.fixture
+def worker() -> Iterator[subprocess.Popen[bytes]]:
+    sleeping = [TITLE, "-c", "import time; print(flush=True); time.sleep(60)"]
+    process = subprocess.Popen(sleeping, executable=sys.executable, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def info(pid: int, node: str = platform.node()) -> RoleInfo:
+    return RoleInfo("reward", 0, pid, node, "cpu")
+
+
+def test_one_that_is_stopped_ends_at_once(worker: subprocess.Popen[bytes]) -> None:
+    os.kill(worker.pid, signal.SIGSTOP)
+    end_here([info(worker.pid)], "_RewardActor")
+    assert worker.wait(10) == -signal.SIGKILL
+    end_here([info(worker.pid)], "_RewardActor")  # gone already
+
+
+@pytest.mark.parametrize(("title", "node"), [
+    ("_CriticActor", platform.node()), ("_RewardActor", "another"),
+])  # fmt: skip
+def test_others_are_spared(worker: subprocess.Popen[bytes], title: str, node: str) -> None:
+    end_here([info(worker.pid, node)], title)
+    assert worker.poll() is None
+
+
+def test_the_age_of_a_process_does_not_hang_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_clock = time.time() - psutil.Process().create_time()  # noqa: TID251
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert process_seconds() == pytest.approx(by_clock, abs=2.0)

@@ -1,0 +1,111 @@
+"""Placement: hand layouts, and properties that hold for every layout."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.config.cluster import (
+    ClusterConfig,
+    Placement,
+    RoleName,
+    RoleResources,
+    RolesConfig,
+)
+from orchestrator.planning.placement import Layout, Place, place_roles
+from workers.errors import ResourceError
+
+ROLLOUT, POLICY, CRITIC = RoleName.rollout, RoleName.policy, RoleName.critic
+
+
+def cluster(placement: Placement, nodes: int, gpus: int, **workers: int) -> ClusterConfig:
+    roles = {name: RoleResources(workers=n, cpus=1, gpus=1) for name, n in workers.items()}
+    return ClusterConfig(
+        address="auto", nodes=nodes, cpus_per_node=16, gpus_per_node=gpus, placement=placement,
+        roles=RolesConfig(**roles),
+    )  # fmt: skip
+
+
+def roles_on(layout: Layout) -> list[dict[str, int]]:
+    out: list[dict[str, int]] = []
+    for node in layout.nodes:
+        counts: dict[str, int] = {}
+        for place in node.places:
+            counts[place.role.value] = counts.get(place.role.value, 0) + 1
+        out.append(counts)
+    return out
+
+
+def test_packed_fills_nodes_in_order():
+    config = cluster(Placement.packed, 3, 4, rollout=3, policy=2, critic=2)
+    layout = place_roles(config, [ROLLOUT, POLICY, CRITIC])
+    assert roles_on(layout) == [{"rollout": 3, "policy": 1}, {"policy": 1, "critic": 2}]
+    assert [(node.cpus, node.gpus) for node in layout.nodes] == [(4, 4), (3, 3)]
+
+
+def test_apart_gives_groups_nodes_of_their_own():
+    config = cluster(Placement.apart, 4, 4, rollout=6, policy=2, critic=2)
+    layout = place_roles(config, [ROLLOUT, POLICY, CRITIC])
+    assert roles_on(layout) == [{"rollout": 4}, {"rollout": 2}, {"policy": 2}, {"critic": 2}]
+
+
+def test_apart_shares_when_nodes_run_out():
+    config = cluster(Placement.apart, 2, 4, rollout=2, policy=2, critic=2)
+    layout = place_roles(config, [ROLLOUT, POLICY, CRITIC])
+    assert sorted(sum(counts.values()) for counts in roles_on(layout)) == [2, 4]
+
+
+def test_fractions_of_a_gpu_add_up_to_one():
+    roles = RolesConfig(**{role.value: RoleResources(cpus=0.1, gpus=0.2) for role in RoleName})
+    config = ClusterConfig(address="auto", gpus_per_node=1, cpus_per_node=0.5, roles=roles)
+    layout = place_roles(config, RoleName)
+    assert [(node.cpus, node.gpus) for node in layout.nodes] == [(0.5, 1.0)]
+
+
+def test_local_cpu_figures_are_shares_but_gpus_are_not():
+    roles = RolesConfig(policy=RoleResources(workers=64, cpus=1))
+    assert place_roles(ClusterConfig(cpus_per_node=2, roles=roles), [POLICY]).cpus == 64
+    with pytest.raises(ResourceError):
+        place_roles(ClusterConfig(address="auto", cpus_per_node=2, roles=roles), [POLICY])
+    with pytest.raises(ResourceError, match="0 GPUs"):
+        place_roles(cluster(Placement.packed, 1, 0, policy=1), [POLICY])
+
+
+def test_an_unplaced_worker_is_a_key_error():
+    layout = place_roles(ClusterConfig(), [POLICY])
+    assert layout.node_of(POLICY, 0) == 0
+    with pytest.raises(KeyError):
+        layout.node_of(POLICY, 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    placement=st.sampled_from(Placement),
+    nodes=st.integers(1, 5),
+    gpus=st.integers(1, 8),
+    counts=st.lists(st.integers(1, 9), min_size=5, max_size=5),
+)
+def test_every_worker_once_and_no_node_overfull(
+    placement: Placement, nodes: int, gpus: int, counts: list[int]
+):
+    names = [role.value for role in RoleName]
+    config = cluster(placement, nodes, gpus, **dict(zip(names, counts, strict=True)))
+    if sum(counts) > nodes * min(gpus, 16):
+        with pytest.raises(ResourceError):
+            place_roles(config, RoleName)
+        return
+    layout = place_roles(config, RoleName)
+    places = [place for node in layout.nodes for place in node.places]
+    assert sorted((p.role.value, p.rank) for p in places) == sorted(
+        (name, rank) for name, n in zip(names, counts, strict=True) for rank in range(n)
+    )
+    assert all(node.gpus <= gpus and len(node.places) == node.gpus for node in layout.nodes)
+    assert math.isclose(layout.gpus, sum(counts))
+    assert all(
+        Place(role, rank) in layout.nodes[layout.node_of(role, rank)].places
+        for role in RoleName
+        for rank in range(config.roles.of(role).workers)
+    )

@@ -1,0 +1,524 @@
+"""Engines that are lost: their peers do their work at once, and they come back behind it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+
+from orchestrator.roles import rollout_group
+from orchestrator.roles.group import Launch
+from orchestrator.roles.rollout_group import RolloutGroup
+from orchestrator.supervision import pending
+from orchestrator.supervision.heartbeats import Watch
+from orchestrator.supervision.pending import Position
+from orchestrator.supervision.worker_life import Rules
+from workers.errors import RoleDiedError
+from workers.process.call_timing import CallSpan, Reply, clock_name
+from workers.process.heartbeat import Pulse
+from workers.records.generation import (
+    Delivery,
+    GenerationCall,
+    GenerationRequest,
+    RolloutSummary,
+    Sampling,
+)
+from workers.records.processes import RoleInfo
+from workers.records.specs import RolloutSpec
+
+SAMPLING = Sampling(temperature=1.0, max_tokens=4)
+
+
+class Ref:
+    """One answer: not there while `value` is None."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+
+class Stream:
+    """A streaming call: what has come, and whether it has ended."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.ended = False
+
+    @property
+    def value(self) -> Any:
+        return True if self.items or self.ended else None
+
+    def __next__(self) -> Any:
+        if self.items:
+            return self.items.pop(0)
+        raise StopIteration
+
+
+@dataclass
+class World:
+    """Engines without processes; `events` is what they were asked, and what became known."""
+
+    events: list[str] = field(default_factory=list)
+    now: float = 0.0
+    noticed: set[int] = field(default_factory=set)  # ranks that the next probe finds gone
+    mute: set[str] = field(default_factory=set)  # "verb rank" that does not answer
+    open: dict[int, list[tuple[GenerationCall, Stream]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    refs: dict[int, list[Ref]] = field(default_factory=lambda: defaultdict(list))
+
+    def answer(self, rank: int, verb: str, value: Any) -> Ref:
+        self.events.append(f"{verb} {rank}")
+        span = CallSpan(verb, 0.0, 0.0, 0.0, clock_name())
+        ref = Ref(None if f"{verb} {rank}" in self.mute else Reply(value, (span,)))
+        self.refs[rank].append(ref)
+        return ref
+
+    def sample(self, rank: int, call: GenerationCall) -> Stream:
+        numbers = [request.prompt_id for request in call.requests]
+        self.events.append(f"ask {rank} for {numbers} of version {call.version}")
+        stream = Stream()
+        self.open[rank].append((call, stream))
+        return stream
+
+    def finish(self, rank: int) -> None:
+        """The engine gives the first call that is open all it asks for."""
+        call, stream = self.open[rank].pop(0)
+        ids = np.array([i for request in call.requests for i in request.ids])
+        zeros, made = np.zeros(len(ids), np.int64), np.full((len(ids), 2), call.version)
+        summary = RolloutSummary(ids, zeros, zeros, zeros, zeros, made)
+        stream.items = [f"{ids.tolist()}", Reply(summary, ())]
+        stream.ended = True
+
+    def die(self, rank: int) -> None:
+        for _, stream in self.open.pop(rank, []):
+            stream.items, stream.ended = [ActorDiedError()], True
+        for ref in self.refs.pop(rank, []):
+            ref.value = ActorDiedError()
+
+    def actor(self, rank: int) -> Any:
+        def verb(name: str, value: Any = True) -> Any:
+            return SimpleNamespace(remote=lambda *_: self.answer(rank, name, value))
+
+        def announce(call: GenerationCall) -> None:
+            self.events.append(f"announce {[r.prompt_id for r in call.requests]} to {rank}")
+
+        def proceed(call: int, version: int) -> Stream:
+            self.events.append(f"proceed {rank} with call {call} under version {version}")
+            return Stream()
+
+        return SimpleNamespace(
+            rank=rank,
+            start=verb("start", RoleInfo("rollout", rank, 100 + len(self.events), "far", "cpu")),
+            load_checkpoint=verb("load"),
+            interrupt=verb("pause"),
+            tell=verb("tell"),
+            generate_shards=SimpleNamespace(remote=lambda call: self.sample(rank, call)),
+            proceed_shards=SimpleNamespace(remote=proceed),
+            announce_ahead=SimpleNamespace(remote=announce),
+        )
+
+    def wait(self, refs: list[Any], num_returns: int = 1, **_: Any) -> tuple[list[Any], list[Any]]:
+        self.now += 0.125
+        assert self.now < 500, "waits for what does not come"
+        ready = [ref for ref in refs if ref.value is not None][:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
+
+
+class Line:
+    """The way to an engine that is well, unless the world has noticed that it is gone."""
+
+    def __init__(self, world: World, rank: int) -> None:
+        self.world, self.rank = world, rank
+
+    def ask(self) -> None:
+        pass
+
+    def answer(self) -> Pulse:
+        if self.rank in self.world.noticed:
+            self.world.noticed.discard(self.rank)
+            raise RoleDiedError("its process ended", where=f"rollout rank {self.rank}")
+        return Pulse(verb="", beats=0, quiet_seconds=0.0, spans=())
+
+    def stacks(self, seconds: float) -> str:
+        return ""
+
+
+def get(ref: Any, timeout: float) -> Any:
+    found = ref.value if isinstance(ref, Ref) else ref
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+Make = Callable[..., tuple[World, RolloutGroup]]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Two engines (or more) that serve a checkpoint as version 7."""
+
+    def of(engines: int = 2, restarts: int = 3, **spec: Any) -> tuple[World, RolloutGroup]:
+        world = World()
+        monkeypatch.setattr(pending.ray, "wait", world.wait)
+        monkeypatch.setattr(pending.ray, "get", get)
+        monkeypatch.setattr(rollout_group.ray, "put", lambda value: value)
+        monkeypatch.setattr(rollout_group.ray, "kill", lambda actor, **_: world.die(actor.rank))
+        monkeypatch.setattr(rollout_group.time, "sleep", lambda _: world.wait([]))
+        monkeypatch.setattr(pending.time, "monotonic", lambda: world.now)
+
+        class Engines(RolloutGroup):
+            def _make(self, rank: int) -> Any:
+                world.events.append(f"make {rank}")
+                actor = world.actor(rank)
+                self._watch.add(self.name(rank), Line(world, rank))
+                return actor
+
+        def lost(name: str, error: Exception, thrown: int) -> None:
+            world.events.append(f"lost {name}, {thrown} replies")
+
+        rules = Rules(probe_seconds=1e6, probes_to_condemn=3, max_restarts=restarts,
+                      window_seconds=3600.0)  # fmt: skip
+        launch = Launch(
+            options=lambda _: {}, workers=engines, start_seconds=300, call_seconds=300,
+            position=Position(), watch=Watch(rules, 600.0, clock=lambda: world.now), lost=lost,
+            given_up=lambda name, _: world.events.append(f"without {name}"),
+        )  # fmt: skip
+        group = Engines(launch)
+        group.start(
+            RolloutSpec(
+                "sft",
+                "transformers",
+                "float32",
+                "cpu",
+                8,
+                8,
+                4,
+                1,
+                0.5,
+                1,
+                False,
+                True,
+                0,
+                2,
+                **spec,
+            ),
+            7,
+        ).result()
+        world.events.clear()
+        return world, group
+
+    return of
+
+
+def requests(count: int, first: int = 0) -> list[GenerationRequest]:
+    return [GenerationRequest(n, (5, 5), (10 * n,), (n,)) for n in range(first, first + count)]
+
+
+def ids(found: Any) -> list[int]:
+    return found.summary.ids.tolist()
+
+
+def test_the_others_are_asked_at_once_and_nobody_waits_for_the_start(make: Make) -> None:
+    world, group = make(3)
+    world.mute.add("start 1")  # never answers
+    generating = group.generate(requests(6), SAMPLING, 7)
+    world.die(1)
+    world.finish(0)
+    world.finish(2)
+    world.events.clear()
+    answers = iter([0, 2])
+    ask = world.sample
+    world.sample = lambda rank, call: (ask(rank, call), world.finish(next(answers)))[0]  # type: ignore[method-assign]
+    result = generating.result()
+    assert world.events == [
+        "lost rollout rank 1, 0 replies", "make 1", "start 1",
+        "ask 0 for [1] of version 7", "ask 2 for [4] of version 7",
+    ]  # fmt: skip
+    assert ids(result) == [0, 30, 10, 40, 20, 50]  # as if no engine had been lost
+    assert group.ranks == [0, 2]
+
+
+def test_an_engine_that_stands_again_joins_when_all_get_weights_and_not_before(make: Make) -> None:
+    world, group = make()
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(1)
+    world.finish(0)
+    group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
+    group._watch.tick()
+    assert group._absence.standing == [1]
+    assert group.ranks == [0]
+    world.finish(0)
+    assert ids(generating.result()) == [0, 10]
+    group.join()
+    assert group.ranks == [0, 1]
+    assert [info.rank for info in group.infos] == [0, 1]
+
+
+def test_or_before_the_next_generation_where_what_the_peers_serve_is_at_hand(make: Make) -> None:
+    world, group = make()
+    world.die(1)
+    group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
+    group._watch.tick()
+    world.events.clear()
+    group.generate(requests(2), SAMPLING, 7)
+    assert world.events == ["load 1", "ask 0 for [0] of version 7", "ask 1 for [1] of version 7"]
+
+
+def test_nor_while_the_weights_it_needs_are_gone(make: Make) -> None:
+    world, group = make()
+    group._served = rollout_group._Served("", 7)  # came from a trainer, which has moved on
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(1)
+    world.finish(0)
+    group._deal_again("rollout rank 1", RoleDiedError("gone", where="rollout rank 1"))
+    world.finish(0)  # its peer holds them still
+    assert ids(generating.result()) == [0, 10]
+    group._watch.tick()
+    group.generate(requests(2, 4), SAMPLING, 7)
+    assert world.events[-2:] == ["ask 0 for [4] of version 7", "ask 0 for [5] of version 7"]
+
+
+def test_the_only_engine_is_waited_for_and_gets_back_what_it_owed(make: Make) -> None:
+    world, group = make(1)
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(0)
+    world.events.clear()
+    ask = world.sample
+    world.sample = lambda rank, call: (ask(rank, call), world.finish(rank))[0]  # type: ignore[method-assign]
+    assert ids(generating.result()) == [0, 10]
+    assert world.events == [
+        "lost rollout rank 0, 0 replies", "make 0", "start 0", "load 0",
+        "ask 0 for [0, 1] of version 7",
+    ]  # fmt: skip
+
+
+def test_the_only_engine_is_not_made_again_for_weights_that_are_gone(make: Make) -> None:
+    world, group = make(1)
+    group._served = rollout_group._Served("", 7)
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(0)
+    with pytest.raises(RoleDiedError, match="process of rollout rank 0 ended"):
+        generating.result()
+    assert "make 0" not in world.events
+
+
+def test_what_ends_again_and_again_rests_for_longer_and_is_then_given_up(make: Make) -> None:
+    world, group = make(2, restarts=3)
+    world.mute.add("start 1")
+    world.die(1)
+    group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
+    made: list[float] = [world.now]
+    for _ in range(3):
+        world.die(1)
+        lost = world.now
+        seen = world.events.count("make 1")
+        for _ in range(100):
+            group._watch.tick()
+            if world.events.count("make 1") > seen or "without rollout rank 1" in world.events:
+                break
+            world.now += 0.25
+        made.append(world.now - lost)
+    assert [round(seconds) for seconds in made[1:3]] == [2, 4]
+    assert made[3] < 2  # given up without a rest
+    assert world.events.count("make 1") == 3
+    assert world.events[-1] == "without rollout rank 1"
+    generating = group.generate(requests(4), SAMPLING, 7)
+    world.finish(0)
+    world.finish(0)
+    assert ids(generating.result()) == [0, 20, 10, 30]  # as of two engines
+
+
+def test_no_loss_is_survived_where_the_configuration_allows_none(make: Make) -> None:
+    world, group = make(2, restarts=0)
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(1)
+    with pytest.raises(RoleDiedError, match="rollout rank 1 is not restarted again"):
+        generating.result()
+
+
+def test_when_the_last_one_is_used_up_the_run_ends(make: Make) -> None:
+    world, group = make(1, restarts=1)
+    world.mute.add("start 0")
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(0)
+    die, world.wait = world.wait, lambda *a, **k: (world.die(0), die(*a, **k))[1]  # type: ignore[method-assign]
+    rollout_group.ray.wait = world.wait
+    with pytest.raises(RoleDiedError, match="rollout rank 0 is not restarted again"):
+        generating.result()
+
+
+def test_under_a_pause_others_are_asked_once_the_new_weights_are_there(make: Make) -> None:
+    world, group = make(2, interruptible=True)
+    group.generate(requests(4), SAMPLING, 7)
+    world.die(1)
+    group.actors[1].interrupt = SimpleNamespace(remote=lambda: Ref(ActorDiedError()))
+    world.mute.add("start 1")
+    world.events.clear()
+    group.pause().result()
+    assert world.events == ["pause 0", "lost rollout rank 1, 0 replies", "make 1", "start 1"]
+    world.events.clear()
+    group._served = rollout_group._Served("", 8)
+    group.resume(8)
+    assert world.events == [
+        "proceed 0 with call 0 under version 8", "ask 0 for [1, 3] of version 8",
+    ]  # fmt: skip
+
+
+def test_where_batches_join_those_of_a_lost_engine_do_too(make: Make) -> None:
+    world, group = make(2, join_running=True)
+    first = group.generate(requests(2), SAMPLING, 7)
+    group.generate(requests(2, 4), SAMPLING, 7)
+    world.die(1)
+    world.events.clear()
+    group._deal_again("rollout rank 1", RoleDiedError("gone", where="rollout rank 1"))
+    assert [e for e in world.events if "to 0" in e or "ask" in e] == [
+        "announce [1] to 0", "ask 0 for [1] of version 7",
+        "announce [5] to 0", "ask 0 for [5] of version 7",
+    ]  # fmt: skip
+    assert first.owed == [0]
+
+
+def test_a_loss_is_noticed_and_dealt_with_while_others_are_waited_for(make: Make) -> None:
+    world, group = make()
+    group.generate(requests(2), SAMPLING, 7, Delivery())
+    group._watch.died("rollout rank 1", "it gave no sign of life")
+    world.events.clear()
+    group._watch.tick(["rollout rank 1"])  # who waits for it looks after it
+    assert world.events == []
+    group._watch.tick(["policy rank 0"])
+    assert world.events == [
+        "lost rollout rank 1, 0 replies", "make 1", "start 1", "ask 0 for [1] of version 7",
+    ]  # fmt: skip
+
+
+def test_what_a_lost_engine_had_given_and_nobody_took_is_counted_and_made_again(make: Make) -> None:
+    world, group = make()
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.finish(1)
+    group._deal_again("rollout rank 1", RoleDiedError("gone", where="rollout rank 1"))
+    assert "lost rollout rank 1, 1 replies" in world.events
+    world.finish(0)
+    world.finish(0)
+    assert ids(generating.result()) == [0, 10]
+
+
+def test_engines_lost_in_a_sync_are_left_out_and_not_waited_for(make: Make) -> None:
+    world, group = make(3)
+    world.mute.add("start 1")
+    world.noticed.add(1)
+    assert group.replace_lost() == ["rollout rank 1"]
+    assert world.events == ["lost rollout rank 1, 0 replies", "make 1", "start 1"]
+    assert group.ranks == [0, 2]
+
+
+def test_when_all_are_lost_in_a_sync_the_first_that_stands_takes_part_in_the_next_try(
+    make: Make,
+) -> None:
+    world, group = make(2)
+    world.mute.add("start 0")
+    world.noticed |= {0, 1}
+    assert group.replace_lost() == ["rollout rank 0", "rollout rank 1"]
+    assert group.ranks == [1]
+    assert "load 1" not in world.events  # the sync brings the weights
+
+
+def test_a_loss_in_a_sync_ends_typed_where_no_loss_is_allowed(make: Make) -> None:
+    world, group = make(2, restarts=0)
+    world.noticed.add(1)
+    with pytest.raises(RoleDiedError, match="rollout rank 1 is not restarted again"):
+        group.replace_lost()
+
+
+def test_what_was_begun_under_weights_that_are_gone_is_for_the_caller(make: Make) -> None:
+    world, group = make(2)
+    group.generate(requests(2), SAMPLING, 7)
+    world.noticed.add(1)
+    assert group.replace_lost() == []
+    assert group.ranks == [0, 1]
+
+
+def test_unless_it_may_begin_again_under_the_new_ones(make: Make) -> None:
+    world, group = make(2, interruptible=True)
+    world.mute.add("start 1")
+    group.generate(requests(2), SAMPLING, 7)
+    group.pause().result()
+    world.noticed.add(1)
+    assert group.replace_lost() == ["rollout rank 1"]
+    world.events.clear()
+    group.resume(8)
+    assert world.events == [
+        "proceed 0 with call 0 under version 8", "ask 0 for [1] of version 8",
+    ]  # fmt: skip
+
+
+def test_engines_that_share_memory_with_trainers_start_only_while_those_rest(make: Make) -> None:
+    world, group = make(2, sleep=True)
+    world.die(1)
+    group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
+    for _ in range(3):
+        group._watch.tick(["policy rank 0"])
+    assert "make 1" not in world.events
+    group.join()  # of a sync, or a load: trainers rest
+    assert group.ranks == [0, 1]
+
+
+def test_a_group_that_is_made_again_has_no_engine_that_was_given_up(make: Make) -> None:
+    world, group = make(2, restarts=1)
+    world.mute.add("start 1")
+    for _ in range(2):
+        world.die(1)
+        group._watch.died("rollout rank 1", "signal 9")
+        group._watch.tick()
+        group._watch.tick()
+    assert "without rollout rank 1" in world.events
+    group.restart(group._spec, 9).result()  # type: ignore[arg-type]
+    assert group.ranks == [0]
+    group.generate(requests(2), SAMPLING, 9)
+    assert world.events[-2:] == ["ask 0 for [0] of version 9", "ask 0 for [1] of version 9"]
+
+
+def test_an_engine_that_is_lost_while_it_is_given_weights_is_lost_once(make: Make) -> None:
+    world, group = make(2)
+    world.die(1)
+    group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
+    group._watch.tick()
+    world.mute.add("load 1")
+    actor = group.actors[1]
+    load = actor.load_checkpoint.remote
+
+    def fall(*asked: Any) -> Ref:
+        world.noticed.add(1)
+        group._watch._watched["rollout rank 1"].due = 0.0
+        return load(*asked)
+
+    actor.load_checkpoint.remote = fall
+    world.events.clear()
+    generating = group.generate(requests(2), SAMPLING, 7)
+    assert world.events == [
+        "load 1", "lost rollout rank 1, 0 replies", "ask 0 for [0] of version 7",
+        "ask 0 for [1] of version 7",
+    ]  # fmt: skip
+    world.finish(0)
+    world.finish(0)
+    assert ids(generating.result()) == [0, 10]
+
+
+def test_both_of_two_engines_lost_one_after_the_other(make: Make) -> None:
+    world, group = make(2)
+    generating = group.generate(requests(4), SAMPLING, 7)
+    world.die(1)
+    group._deal_again("rollout rank 1", RoleDiedError("gone", where="rollout rank 1"))
+    world.finish(0)
+    world.die(0)  # before it gave what it had taken over, and after its own
+    world.events.clear()
+    ask = world.sample
+    world.sample = lambda rank, call: (ask(rank, call), world.finish(rank))[0]  # type: ignore[method-assign]
+    assert ids(generating.result()) == [0, 20, 10, 30]
+    assert group.ranks == [1]
+    assert world.events[:4] == ["lost rollout rank 0, 0 replies", "make 0", "start 0", "load 1"]

@@ -1,0 +1,192 @@
+"""Every option of a model arrives at its loader under its own name, and weights leave as they are.
+
+Loaders and senders are stand-ins that write down what they are given; no two options are equal.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_trainer_updates import ready
+
+from workers.models import load as models
+from workers.records.arrays import Ragged
+from workers.records.specs import FrozenModelSpec, GroupSpec, RewardSpec, TrainModelSpec
+from workers.records.weights import TensorMeta, WeightOffer
+from workers.roles import reward
+from workers.roles.critic import CriticWorker
+from workers.roles.policy import PolicyWorker
+
+GROUP = GroupSpec(2, "bfloat16", "cpu", 1, 1.0, 1, 77)
+OPTIONS: dict[str, Any] = {"dtype": "bfloat16", "attention": "eager", "packed": True}
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Folder and options of every model that was loaded."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def load(path: str, **options: Any) -> str:
+        seen.append((path, options))
+        return "model"
+
+    for module in (models, reward):
+        monkeypatch.setattr(module, "load_scalar", load)
+    monkeypatch.setattr(models, "load_causal_lm", load)
+    return seen
+
+
+def train_spec(**options: Any) -> TrainModelSpec:
+    return TrainModelSpec("FOLDER", None, **{"attention": "eager", "packed": True, **options})  # type: ignore[arg-type]
+
+
+def test_a_policy_is_loaded_as_its_spec_says(loads: list[tuple[str, dict[str, Any]]]) -> None:
+    assert PolicyWorker(0)._build(train_spec(dropout=0.3), GROUP) == "model"
+    assert loads == [("FOLDER", {**OPTIONS, "dropout": 0.3})]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_documents_share_rows_of_a_packed_model_and_of_one_that_keeps_them_apart(
+    loads: Any, monkeypatch: pytest.MonkeyPatch, packed: bool, apart: bool
+) -> None:
+    monkeypatch.setattr(models, "keeps_documents_apart", lambda model: model == "model" and apart)
+    worker = ready(PolicyWorker(0))
+    worker._build(train_spec(packed=packed), GROUP)
+    assert worker.shares_rows() is (packed or apart)
+
+
+def test_a_critic_is_loaded_as_its_spec_says(loads: list[tuple[str, dict[str, Any]]]) -> None:
+    assert CriticWorker(0)._build(train_spec(head="random"), GROUP) == "model"
+    assert loads == [("FOLDER", {**OPTIONS, "head": "random", "seed": 77})]
+
+
+def test_a_reward_model_is_loaded_as_its_spec_says(
+    loads: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridged: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(reward, "_make_bridge", lambda *given: bridged.append(given))
+    monkeypatch.setattr(reward, "FrozenModel", lambda loaded, spec: (loaded, spec))
+    monkeypatch.setattr(reward, "read_shape", lambda _: SimpleNamespace(positions=9))
+    model = FrozenModelSpec("FOLDER", "bfloat16", "cpu", 1, 64, attention="eager", packed=True)
+    spec = RewardSpec(model, "", "", "tokens", "POLICY", 0.0, 0)
+    info = reward.RewardWorker(4).load(spec)
+    assert (info.role, info.rank, info.device) == ("reward", 4, "cpu")
+    assert loads == [("FOLDER", OPTIONS)]
+    assert bridged == [(spec, model)]
+
+
+def test_a_row_without_tokens_has_no_reward_and_keeps_the_reason_it_came_with(
+    loads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Ragged.from_rows([[], [], [1, 2], [3, 4, 5]], "int32")
+    reasons = ["", "does not fit", "", ""]
+    monkeypatch.setattr(reward, "_make_bridge", lambda *_: lambda *_: (rows, reasons))
+    stub = SimpleNamespace(passes=None, budget=9, device="cpu")
+    monkeypatch.setattr(reward, "FrozenModel", lambda *_: stub)
+    monkeypatch.setattr(reward, "read_shape", lambda _: SimpleNamespace(positions=2))
+    scored: list[list[list[int]]] = []
+
+    def score(passes: Any, fitting: Ragged, budget: int, device: str) -> Any:
+        scored.append([row.tolist() for row in fitting.rows()])
+        assert (budget, device) == (9, "cpu")
+        return np.array([1.5], np.float32)
+
+    monkeypatch.setattr(reward, "sequence_scores", score)
+    model = FrozenModelSpec("FOLDER", "bfloat16", "cpu", 1, 9)
+    found = reward._ModelScorer(RewardSpec(model, "", "", "text", "POLICY", 0.0, 0), model)(
+        None,
+        {},  # type: ignore[arg-type]
+    )
+    assert scored == [[[1, 2]]]
+    assert found.reasons == [
+        "reward model: no tokens", "does not fit", "", "reward model: more than its 2 tokens",
+    ]  # fmt: skip
+    assert np.isnan(found.values).tolist() == [True, True, False, True]
+    assert found.values[2] == 1.5
+    assert found.words == [""] * 4
+
+
+META = TensorMeta("weight", "float32", (2,))
+
+
+class Sender:
+    """Of either kind: made with what, and what it was given to send."""
+
+    made: list[Sender]
+
+    def __init__(self, *given: Any) -> None:
+        self.given, self.sent = given, list[Any]()
+        self.made.append(self)
+
+    def publish(self, version: int, metas: Any, buckets: Any) -> Any:
+        self.sent.append((version, metas, list(buckets)))
+        return "offer"
+
+    def send(self, offer: Any, buckets: Any) -> Any:
+        self.sent.append((offer, list(buckets)))
+        return "receipt"
+
+
+@pytest.fixture
+def sending(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A policy of one weight, and `Sender` in place of those that reach engines."""
+    worker = ready(PolicyWorker(0))
+    worker.engine.module, worker.engine.metas = "MODULE", ("meta",)
+    bucket = [("weight", torch.ones(2))]
+    monkeypatch.setattr(worker, "_weights", lambda: iter([bucket]))
+    monkeypatch.setattr(
+        "workers.model_folders.saved_form.checkpoint_metas",
+        lambda module, metas: (META,) if (module, metas) == ("MODULE", ("meta",)) else (),
+    )
+    monkeypatch.setattr(
+        "workers.model_folders.saved_form.checkpoint_form",
+        lambda module, given: iter([[f"{module} {name}" for name, _ in given]]),
+    )
+    Sender.made = []
+    for kind in ("SharedMemorySender", "GroupSender"):
+        monkeypatch.setattr(f"workers.roles.policy.{kind}", Sender)
+    return worker
+
+
+FORM = [["MODULE weight"]]  # what leaves: the weights in the form of the model's folder
+
+
+def test_weights_are_published_in_one_mapping_that_stays(sending: Any) -> None:
+    assert [sending.publish_weights(n, "shm") for n in (4, 5)] == ["offer", "offer"]
+    (sender,) = Sender.made
+    assert sender.given == (sending._group.weight_bucket_bytes,)
+    assert sender.sent == [(4, (META,), FORM), (5, (META,), FORM)]
+
+
+@pytest.mark.parametrize("transport", ["gloo", "nccl"])
+def test_weights_that_travel_later_are_offered_with_their_sizes(
+    sending: Any, transport: str
+) -> None:
+    offer = sending.publish_weights(4, transport)
+    assert (offer.version, offer.metas, offer.transport) == (4, (META,), transport)
+    assert offer.bucket_bytes == sending._group.weight_bucket_bytes
+    assert Sender.made == []
+
+
+def test_an_offer_is_sent_through_the_group_of_its_device(sending: Any) -> None:
+    sending.connect("ADDRESS")
+    offer = WeightOffer(4, (META,), 128, "gloo")
+    assert sending.send_weights(offer) == "receipt"
+    (sender,) = Sender.made
+    assert sender.given == ("ADDRESS", "cpu", sending._group.collective_seconds)
+    assert sender.sent == [(offer, FORM)]
+
+
+def test_a_rank_that_sends_nothing_still_gathers_every_bucket(
+    sending: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[int] = []
+    monkeypatch.setattr(sending, "_weights", lambda: (gathered.append(n) for n in range(3)))
+    sending.rank = 1
+    assert sending.publish_weights(4, "shm") is None
+    assert gathered == [0, 1, 2]

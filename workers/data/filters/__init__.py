@@ -1,0 +1,1 @@
+"""Which rows a data set gives up, and which are held out."""

@@ -1,0 +1,1 @@
+"""Files of data as JSON-like rows, whatever their format."""

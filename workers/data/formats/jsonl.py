@@ -1,0 +1,333 @@
+"""JSONL files: one JSON object a line, every complaint with FILE:LINE."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
+from pathlib import Path
+from typing import NoReturn
+
+from workers.data.formats.lines import Meter, bounded_lines
+from workers.errors import DataLineError
+
+_MEND = "correct or delete this line"
+_IDS = "write names of users, annotators and rows as text or as whole numbers"
+_WHOLE = re.compile(r"-?[0-9]+\.0")  # how tables write a whole number of a column with gaps
+_EXACT = 2.0**53  # whole numbers beyond have no decimal number of their own
+_PLACE_CHARACTERS = 200  # of a place within a row; the middle of a longer one is left out
+_NULL_LEVELS = 16  # how deep nulls are looked for; no shape reaches deeper
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of a data set, with typed access to its fields."""
+
+    fields: Mapping[str, object]
+    where: str  # FILE:LINE, or FILE row N
+    typed: bool = True  # False: every value is text, as in CSV; numbers and lists are parsed
+    # field -> the column that it was mapped from, for messages
+    columns: Mapping[str, str] = attribute(default_factory=dict, compare=False)
+    nulls: tuple[str, ...] = attribute(default=(), compare=False)  # absent fields that were null
+    used: set[str] = attribute(default_factory=set, compare=False)  # fields that somebody has read
+
+    def without_nulls(self) -> Line:
+        """The row without its null fields, those of objects in it included.
+
+        Null entries of lists stay, so that lists beside each other keep their order; an object of
+        nothing but nulls, as tables fill gaps with, is null itself.
+        """
+        fields = {
+            key: value
+            for key, given in self.fields.items()
+            if (value := without_nulls(given)) is not None
+        }
+        nulls = tuple(key for key in self.fields if key not in fields)
+        return replace(self, fields=fields, nulls=nulls)
+
+    def text(self, name: str) -> str:
+        """A string field.
+
+        Raises:
+            DataLineError: If it is missing, not a string, or not encodable.
+        """
+        return self.checked_text(self.field(name), name)
+
+    def texts(self, name: str) -> list[str]:
+        """A field that lists strings; null entries are left out."""
+        return [
+            self.checked_text(item, f"{name}[{i}]")
+            for i, item in enumerate(self.list(name))
+            if item is not None
+        ]
+
+    def optional_rank(self, value: object, name: str) -> int | None:
+        """A value that is a whole number of at least 1, or null."""
+        return None if value is None else self._checked_rank(value, name)
+
+    def optional_score(self, value: object, name: str) -> float | None:
+        """A value that is a finite number, a boolean (True counts 1), or null."""
+        return None if value is None else self._checked_score(value, name)
+
+    def name(self, name: str) -> str:
+        """An optional field that names somebody or something; "" where it is missing or null.
+
+        Whole numbers are names by their digits. Tables turn them into 7.0 where a row of the column
+        holds none, which is 7 again here; beyond 2^53 such numbers are no longer the ones meant.
+        """
+        value = self.fields.get(name)
+        if value is None:
+            return ""
+        self.used.add(name)
+        return self.checked_name(value, name)
+
+    def checked_name(self, value: object, name: str) -> str:
+        """The value, which must name somebody or something."""
+        if not self.typed and isinstance(value, str) and _WHOLE.fullmatch(value):
+            return value.partition(".")[0]
+        if isinstance(value, float) and value.is_integer():
+            if abs(value) > _EXACT:
+                self.fail(f'"{name}" is {value:.0f}, a decimal number too large to be exact', _IDS)
+            return str(int(value))
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.checked_text(value, name)
+
+    def field(self, name: str) -> object:
+        """Any field."""
+        self.used.add(name)
+        if self.fields.get(name) is None:
+            column = self.columns.get(name, name)
+            of = f' (column "{column}")' if column != name else ""
+            self.fail(f'field "{name}"{of} is missing or null (found {self.found()})')
+        return self.fields[name]
+
+    def list(self, name: str) -> list[object]:
+        """A field that is a list of anything."""
+        value = self.parsed(self.field(name))
+        if not isinstance(value, list):
+            self.fail(f'"{name}" must be a list, not {kind_of(value)}')
+        return value
+
+    def checked_text(self, value: object, name: str) -> str:
+        """The value, which must be a string that can be encoded."""
+        if not isinstance(value, str):
+            self.fail(f'"{name}" must be a string, not {kind_of(value)}')
+        if not _encodes(value):  # JSON can escape half of a surrogate pair
+            self.fail(f'"{name}" holds an unpaired surrogate')
+        return value
+
+    def parsed(self, value: object) -> object:
+        """The value; a list or an object that a table holds as JSON text is parsed."""
+        if not self.typed and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+            return without_nulls(parse_json(value, self.where))
+        return value
+
+    def found(self) -> str:
+        """The names of the fields, for messages."""
+        names = ", ".join(f'"{shown(key)}"' for key in self.fields) or "nothing"
+        nulls = ", ".join(f'"{shown(key)}"' for key in self.nulls)
+        return f"{names}; null: {nulls}" if nulls else names
+
+    def fail(self, what: str, mend: str = _MEND) -> NoReturn:
+        """Refuse the line."""
+        raise DataLineError(what, where=self.where, mend=mend)
+
+    def _checked_rank(self, value: object, name: str) -> int:
+        value = self._number(value)
+        if isinstance(value, float) and value.is_integer():  # tables store whole numbers so
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(f'"{name}" must be a whole number, not {kind_of(value)}')
+        if value < 1:
+            self.fail(
+                f'"{name}" is {value}; ranks start at 1 (best)',
+                "count ranks from 1; where more is better, map the column to scores (data.columns)",
+            )
+        return value
+
+    def _checked_score(self, value: object, name: str) -> float:
+        value = self._number(value)
+        if not isinstance(value, bool | int | float):
+            mend = "write numbers without quotation marks" if isinstance(value, str) else _MEND
+            self.fail(f'"{name}" must be a number or a boolean, not {kind_of(value)}', mend)
+        try:
+            score = float(value)
+        except OverflowError:
+            score = math.inf
+        if not math.isfinite(score):
+            self.fail(f'"{name}" is {score}, and a score must be finite')
+        return score
+
+    def _number(self, value: object) -> object:
+        if self.typed or not isinstance(value, str):
+            return value
+        if value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        try:
+            return float(value)
+        except ValueError:
+            return value
+
+
+def read_jsonl(path: str | Path) -> Iterator[Line]:
+    """Yield the objects of a file; blank lines are skipped.
+
+    Raises:
+        DataError: If the file cannot be opened, or its compression is broken.
+        DataLineError: If a line is not UTF-8, not JSON, not an object, too long, or holds NaN or
+            Infinity.
+    """
+    for line in scan_jsonl(str(path)):
+        if isinstance(line, DataLineError):
+            raise line
+        yield line
+
+
+def scan_jsonl(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
+    """As `read_jsonl`, with the error of a bad line in its place and unraised."""
+    for number, raw in bounded_lines(path, meter):
+        if isinstance(raw, DataLineError):
+            yield raw
+        elif raw.strip():
+            try:
+                yield _parse(raw, f"{path}:{number}")
+            except DataLineError as error:
+                yield error
+
+
+def parse_json(text: str, where: str) -> object:
+    """Parse one JSON value strictly.
+
+    Raises:
+        DataLineError: If it is not JSON, holds NaN or Infinity (names the field that does), or an
+            object with a name that comes twice or cannot be encoded.
+    """
+    odd: list[str] = []
+    wrong_keys: list[str] = []
+
+    def note(name: str) -> float:
+        odd.append(name)
+        return float(name)
+
+    def fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            wrong_keys.append(f"{_twice(pairs)!r} stands twice in one object")
+        wrong_keys.extend(
+            f"the name {key!r} holds an unpaired surrogate"
+            for key in found
+            if not key.isascii() and not _encodes(key)
+        )
+        return found
+
+    try:
+        value: object = json.loads(text, parse_constant=note, object_pairs_hook=fields)
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:  # malformed JSON, or an integer of absurd length
+        reason = f"not valid JSON: {error}"
+    else:
+        if not odd and not wrong_keys:
+            return value
+        reason = (
+            wrong_keys[0]
+            if wrong_keys
+            else f'"{_place_of_constant(value)}" is {odd[0]}, which is not a JSON number'
+        )
+    raise DataLineError(reason, where=where, mend=_MEND)
+
+
+def _twice(pairs: list[tuple[str, object]]) -> str:
+    seen: set[str] = set()
+    return next(key for key, _ in pairs if key in seen or seen.add(key))
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def without_nulls(value: object, levels: int = _NULL_LEVELS) -> object:
+    """A value without null fields; None where it is null or an object of nulls alone."""
+    if isinstance(value, dict) and levels:
+        kept = {
+            key: found
+            for key, item in value.items()
+            if (found := without_nulls(item, levels - 1)) is not None
+        }
+        return kept if kept or not value else None
+    if isinstance(value, list) and levels:
+        return [without_nulls(item, levels - 1) for item in value]
+    return value
+
+
+def shown(name: str) -> str:
+    """A name for messages: half surrogates escaped, the middle of a long one left out."""
+    return _shortened(name.encode("utf-8", "backslashreplace").decode())
+
+
+def kind_of(value: object) -> str:
+    """What a parsed value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    names: dict[type, str] = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+def _parse(raw: bytes, where: str) -> Line:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataLineError(
+            f"invalid UTF-8 at byte {error.start + 1} of the line", where=where, mend=_MEND
+        ) from error
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise DataLineError(
+            f"a line must be a JSON object, not {kind_of(value)}", where=where, mend=_MEND
+        )
+    return Line(value, where)
+
+
+def _place_of_constant(value: object) -> str:
+    """Dotted path of the first NaN or infinite number, its middle left out where it is long.
+
+    By a stack of its own: the parser goes deeper than Python functions may call each other.
+    """
+    ahead: list[tuple[str, object]] = [("", value)]
+    while ahead:
+        path, value = ahead.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return path
+        ahead += reversed(list(_entries(path, value)))
+    return ""
+
+
+def _entries(path: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield _shortened(f"{path}.{key}" if path else str(key)), item
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield _shortened(f"{path}[{i}]"), item
+
+
+def _shortened(place: str) -> str:
+    half = _PLACE_CHARACTERS // 2
+    return place if len(place) <= _PLACE_CHARACTERS else f"{place[:half]}...{place[-half:]}"

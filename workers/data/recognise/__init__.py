@@ -1,0 +1,1 @@
+"""What the rows of a data set mean, recognised by the names of their fields."""

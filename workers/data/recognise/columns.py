@@ -1,0 +1,168 @@
+"""Which columns of a data set hold what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+from workers.data.formats.jsonl import Line, kind_of
+from workers.data.recognise.labels import check_better
+from workers.errors import ConfigError, DataError
+
+# A path, a list of paths (of "better": one an annotator), or, of "better" alone, a mapping of its
+# own: see `workers.data.recognise.labels`.
+Columns = Mapping[str, str | Sequence[str] | Mapping[str, object]]
+
+# Fields that say who or what a row is; the others say what it holds.
+ABOUT = ("id", "user", "annotator")
+FIELDS = (
+    *("prompt", "question", "instruction", "input", "system", "messages", "turns", "instances"),
+    *("history", "completion", "answer", "output", "chosen", "rejected", "completions", "ranks"),
+    *("scores", "better", "rank", "score", "text", *ABOUT),
+)
+_LISTS = ("completions", "ranks", "scores", "better")
+_EACH = "*"  # of a path: every entry of a list
+
+
+def check_columns(columns: Mapping[str, object], where: str = "columns") -> None:
+    """Check the keys of a mapping, and that names or lists of names stand where they belong.
+
+    Raises:
+        ConfigError: If a key is no canonical field, a column is no text, or a list of columns
+            stands for one value.
+    """
+    if "better" in columns and (columns.keys() & {"ranks", "scores"}):
+        raise ConfigError(
+            "ranks or scores beside better: one of them says which completion is better",
+            where=f"{where}.better",
+            mend="map one of them",
+        )
+    for field, source in columns.items():
+        if field not in FIELDS:
+            near = get_close_matches(field, FIELDS, n=1, cutoff=0.5)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"no field {field!r} to map a column to",
+                where=where,
+                mend=f"{guess}fields: {', '.join(FIELDS)}",
+            )
+        if field == "better" and isinstance(source, Mapping):
+            check_better(source, f"{where}.better")
+            continue
+        if isinstance(source, list | tuple) and field not in _LISTS:
+            raise ConfigError(
+                f"{field!r} holds one value, not a list of columns",
+                where=f"{where}.{field}",
+                mend=f"name one column; lists are for {', '.join(_LISTS)}",
+            )
+        for name in source if isinstance(source, list | tuple) and source else [source]:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(
+                    f"{name!r} names no column",
+                    where=f"{where}.{field}",
+                    mend="give the name of a column as text, a number in quotation marks: '\"3\"'",
+                )
+
+
+class ColumnMap:
+    """Puts the fields of rows under their canonical names.
+
+    `columns` maps a canonical field to the path of a column, or to a list of paths whose values
+    make a list. A path is the name of a column, or names and list places joined by dots:
+    "turns.0", "6b_finetuning.solution"; `*` stands for each entry of a list: "answers.*.text".
+    Where the mapping names anything that a row holds, only mapped columns are seen, so that no
+    other column is taken for a part of the row; where it names nothing but ids, users and
+    annotators, the other columns stay. A column that a row lacks is null in it.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._paths = {field: _paths(source) for field, source in columns.items()}
+        self._single = {f for f, source in columns.items() if not isinstance(source, list | tuple)}
+        self._keeps_others = all(field in ABOUT for field in columns)
+        self._unseen = {path for paths in self._paths.values() for path in paths}
+        #: Field -> the column that it comes from, for messages.
+        self.names = {field: ", ".join(paths) for field, paths in self._paths.items()}
+
+    def map(self, line: Line) -> Line:
+        """One row; its null fields are left out."""
+        if not self._paths:
+            return line.without_nulls()
+        mapped: dict[str, object] = dict(line.fields) if self._keeps_others else {}
+        for field, paths in self._paths.items():
+            values = [self._value(line, path) for path in paths]
+            mapped[field] = values[0] if field in self._single else values
+        return Line(mapped, line.where, line.typed, self.names).without_nulls()
+
+    def missing(self) -> list[str]:
+        """The paths that no row has had so far."""
+        return sorted(self._unseen)
+
+    def columns_of(self, used: set[str]) -> set[str]:
+        """The first parts of the paths, and the names themselves, behind canonical fields."""
+        own = used if self._keeps_others or not self._paths else used & self._paths.keys()
+        found = {path for field in own for path in self._paths.get(field, [field])}
+        return found | {path.split(".")[0] for path in found}
+
+    def _value(self, line: Line, path: str) -> object:
+        if path in line.fields:  # a name may hold a dot itself
+            self._unseen.discard(path)
+            return line.fields[path]
+        found, value = _walk(line, path, line.fields, path.split("."))
+        if found:
+            self._unseen.discard(path)
+        return value
+
+
+def check_found(mapping: ColumnMap, where: str) -> None:
+    """Refuse a mapping of which a column was in no row of a data set.
+
+    Raises:
+        DataError: If there is one; names the paths.
+    """
+    if missing := mapping.missing():
+        named = ", ".join(f'"{path}"' for path in missing)
+        raise DataError(
+            f"no row of the data set has the column {named}",
+            where=where,
+            mend="correct data.columns, or leave that field out of it",
+        )
+
+
+def _paths(source: str | Sequence[str] | Mapping[str, object]) -> list[str]:
+    if isinstance(source, Mapping):
+        return [str(source["column"])]
+    return [source] if isinstance(source, str) else list(source)
+
+
+def _walk(line: Line, path: str, value: object, parts: Sequence[str]) -> tuple[bool, object]:
+    """Whether there is such a place, and what is there; a null on the way is there and null.
+
+    Raises:
+        DataLineError: If an object or a list should be on the way, and something else is.
+    """
+    for i, part in enumerate(parts):
+        value = line.parsed(value)
+        if value is None:
+            return True, None
+        if isinstance(value, list) and part == _EACH:
+            found = [_walk(line, path, each, parts[i + 1 :]) for each in value]
+            if value and not any(there for there, _ in found):
+                return False, None
+            return True, [each for _, each in found]
+        if isinstance(value, Mapping) and part != _EACH:
+            for end in range(len(parts), i, -1):  # a name may hold dots itself
+                name = ".".join(parts[i:end])
+                if name in value:
+                    return _walk(line, path, value[name], parts[end:])
+            return False, None
+        if isinstance(value, list) and part.isdecimal():
+            if int(part) >= len(value):
+                return False, None
+            value = value[int(part)]
+        else:
+            line.fail(
+                f'column "{path}" is missing: {kind_of(value)} before "{part}" '
+                f"(found {line.found()})",
+                mend="correct data.columns, or this line",
+            )
+    return True, value

@@ -1,0 +1,291 @@
+"""What the rows of the usual data sets say, recognised by the names of their fields.
+
+"prompt", "completion" and "text" are bare text and used as it stands. Every other shape says who
+speaks, and becomes a dialogue: a list of messages, but also a question and its answer, or an
+instruction with its input and output. Rankings are in `workers.data.recognise.rankings_by_fields`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NoReturn
+
+from workers.data.formats.jsonl import Line
+from workers.data.recognise.suggestions import columns_to_set
+from workers.data.rows.dialogues import (
+    checked_context,
+    checked_reply,
+    parse_dialogue,
+    split_reply,
+    turns_of,
+    until_user,
+)
+from workers.data.rows.examples import (
+    Context,
+    Demonstration,
+    Dialogue,
+    Document,
+    Message,
+    PromptExample,
+)
+from workers.data.rows.fields import (
+    DIALOGUES,
+    INPUTS,
+    REPLIES,
+    REPLIES_TO,
+    SYSTEMS,
+    ambiguous,
+    first_of,
+    only_of,
+    user_of,
+)
+from workers.data.rows.history import earlier_turns
+from workers.data.rows.unusable import Unusable
+
+ACCEPTED = {
+    "demonstrations": "messages | conversations | prompt + completion | "
+    "question (+ input) + answer | instruction (+ input) + output | instruction + instances",
+    "comparisons": "chosen + rejected, both whole dialogues | prompt + chosen + rejected | "
+    "prompt + completions + ranks or scores (or better) | rows of one prompt with completion + "
+    "score or rank (question, instruction or messages may stand for prompt)",
+    "prompts": "prompt | question | instruction (+ input) | turns | messages | conversations",
+    "pretraining": "text",
+}
+OTHER_PROMPT = "its prompt differs from its dialogue"
+
+
+def demonstrations(line: Line, source: str) -> Iterator[Demonstration]:
+    """The demonstrations of a row: one, or one an instance.
+
+    Raises:
+        DataLineError: If the row has none of the accepted shapes.
+        Unusable: If it has, but cannot be used.
+    """
+    user = user_of(line)
+    for context, reply in _replies(line):
+        yield Demonstration(context, reply.content, line.where, user, source, reply.trained)
+
+
+def prompts(line: Line, source: str) -> Iterator[PromptExample]:
+    """The prompts of a row: one, or one an instance.
+
+    Raises:
+        DataLineError: If the row has none of the accepted shapes.
+        Unusable: If it has, but cannot be used.
+    """
+    user = user_of(line)
+    if first_of(line, DIALOGUES):
+        context = until_user(whole_dialogue(line))
+        yield PromptExample(context, line.where, user, source)
+    elif "turns" in line.fields and not asking(line):
+        turns = line.texts("turns")
+        if not turns:
+            line.fail('"turns" is an empty list')
+        yield PromptExample(_asked(line, turns[0]), line.where, user, source)
+    elif "instances" in line.fields and "instruction" in line.fields:
+        for instance in _instances(line):
+            yield PromptExample(_instructed(line, instance), line.where, user, source)
+    else:
+        yield PromptExample(context_of(line, "prompts"), line.where, user, source)
+
+
+def documents(line: Line, source: str) -> Iterator[Document]:
+    """The document of a row.
+
+    Raises:
+        DataLineError: If the row holds no text.
+        Unusable: If the text is empty.
+    """
+    if "text" not in line.fields:
+        unknown(line, "pretraining")
+    text = line.text("text")
+    if not text.strip():
+        raise Unusable("empty text")
+    yield Document(text, line.where, user_of(line), source)
+
+
+def whole_dialogue(line: Line) -> Dialogue:
+    """The dialogue of a row, which must agree with what else the row says that was asked.
+
+    Raises:
+        DataLineError: If two dialogues differ, or one does not parse.
+        Unusable: If its prompt is not in it.
+    """
+    own = parse_dialogue(line, only_of(line, DIALOGUES))
+    first = next((i for i, turn in enumerate(own) if turn.role != "system"), len(own))
+    dialogue = with_system(line, (*own[:first], *earlier_turns(line), *own[first:]))
+    check_prompt(line, dialogue)
+    return dialogue
+
+
+def check_prompt(line: Line, dialogue: Dialogue) -> None:
+    """Refuse a row whose prompt is none of what its dialogue asks.
+
+    The prompt may be the first or any later turn of the user, or all turns up to a reply.
+
+    Raises:
+        DataLineError: If the prompt is neither text nor a list of messages.
+        Unusable: If the dialogue does not ask it.
+    """
+    name = asking(line)
+    if not name or "instances" in line.fields:
+        return
+    asked = line.parsed(line.field(name))
+    said = [turn for turn in dialogue if turn.role != "system"]
+    if isinstance(asked, list | dict):
+        before = [turn for turn in parse_dialogue(line, name) if turn.role != "system"]
+        if said[: len(before)] != before:
+            raise Unusable(OTHER_PROMPT)
+        return
+    text = line.text(name).strip()
+    with_input = _with_input(text, line).strip()
+    users = [turn.content.strip() for turn in said if turn.role == "user"]
+    if text in users or with_input in users or not text:
+        return
+    # all turns written one after another, with whatever stands between them
+    place = 0
+    for turn in users:
+        place = text.find(turn, place)
+        if place < 0:
+            raise Unusable(OTHER_PROMPT)
+        place += len(turn)
+
+
+def context_of(line: Line, kind: str) -> Context:
+    """What comes before the reply, by the fields that ask.
+
+    Raises:
+        DataLineError: If no field asks, or several do.
+        Unusable: If nothing is asked.
+    """
+    name = asking(line)
+    if not name:
+        for null in REPLIES_TO:
+            if null in line.nulls:
+                line.fail(f'"{null}" must be a string, not null (found {line.found()})')
+        unknown(line, kind)
+    if name == "instruction":
+        return _instructed(line, line)
+    if name == "question":
+        return _asked(line, _with_input(line.text("question"), line))
+    if isinstance(line.parsed(line.field("prompt")), list | dict):
+        dialogue = (*earlier_turns(line), *parse_dialogue(line, "prompt"))
+        return until_user(with_system(line, dialogue))
+    text = line.text("prompt")
+    if all(isinstance(line.fields.get(name, ""), str) for name in INPUTS):
+        text = _with_input(text, line)
+    if first_of(line, SYSTEMS) or earlier_turns(line):
+        return _asked(line, text)
+    if not text.strip():
+        raise Unusable("empty prompt")
+    return text
+
+
+def asking(line: Line) -> str:
+    """The field that asks; "" = none.
+
+    Raises:
+        DataLineError: If several do.
+    """
+    found = [name for name in REPLIES_TO if name in line.fields]
+    if len(found) > 1:
+        ambiguous(line, found)
+    return found[0] if found else ""
+
+
+def only_turn(line: Line, value: object, name: str) -> Message:
+    """A reply that is written as a list of one turn of the assistant, or as that turn.
+
+    Raises:
+        DataLineError: If it is no dialogue.
+        Unusable: If it has other turns.
+    """
+    turns = turns_of(line, value, name)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise Unusable("the reply is more than one assistant turn")
+    return turns[0]
+
+
+def with_system(line: Line, dialogue: Dialogue) -> Dialogue:
+    """A dialogue behind the system turn of its row, unless it has one itself."""
+    name = only_of(line, SYSTEMS)
+    text = line.text(name) if name else ""
+    if not text.strip() or any(turn.role == "system" for turn in dialogue):
+        return dialogue
+    return (Message("system", text), *dialogue)
+
+
+def unknown(line: Line, kind: str) -> NoReturn:
+    """Refuse a row without any shape of a kind."""
+    columns = columns_to_set(line)
+    advice = f"set columns {columns}" if columns else "name the columns by data.columns"
+    line.fail(
+        f"no {kind} in a row with the fields: found {line.found()}",
+        mend=f"accepted shapes: {ACCEPTED[kind]}; or {advice}",
+    )
+
+
+def _replies(line: Line) -> Iterator[tuple[Context, Message]]:
+    if first_of(line, DIALOGUES):
+        yield _end_of_dialogue(line)
+    elif "instances" in line.fields and "instruction" in line.fields:
+        for instance in _instances(line):
+            reply = Message("assistant", checked_reply(instance.text("output")))
+            yield _instructed(line, instance), reply
+    else:
+        context = context_of(line, "demonstrations")
+        name = _only_reply(line, REPLIES_TO[asking(line)])
+        reply = line.parsed(line.field(name))
+        if isinstance(reply, list | dict):
+            turn = only_turn(line, reply, name)
+        else:
+            turn = Message("assistant", line.checked_text(line.field(name), name))
+        checked_reply(turn.content)
+        yield context, turn
+
+
+def _end_of_dialogue(line: Line) -> tuple[Dialogue, Message]:
+    """All before the reply, and the reply: the last turn, or a field of its own."""
+    dialogue = whole_dialogue(line)
+    replies = [name for name in REPLIES if name in line.fields]
+    if dialogue[-1].role == "user" and len(replies) == 1:
+        dialogue = (*dialogue, Message("assistant", line.text(replies[0])))
+    context, _ = split_reply(dialogue)
+    return context, dialogue[-1]
+
+
+def _asked(line: Line, text: str) -> Dialogue:
+    turns = (*earlier_turns(line), Message("user", text))
+    if not text.strip():
+        raise Unusable("empty prompt")
+    return checked_context(with_system(line, turns))
+
+
+def _instructed(line: Line, holder: Line) -> Dialogue:
+    """The instruction of the row with the input of the row or of one of its instances."""
+    return _asked(line, _with_input(line.text("instruction"), holder))
+
+
+def _with_input(text: str, holder: Line) -> str:
+    name = only_of(holder, INPUTS)
+    given = holder.text(name) if name else ""
+    return f"{text}\n\n{given}" if given.strip() and given != text else text
+
+
+def _instances(line: Line) -> Iterator[Line]:
+    instances = line.list("instances")
+    if not instances:
+        line.fail('"instances" is an empty list')
+    for i, item in enumerate(instances):
+        if item is None:
+            continue
+        if not isinstance(item, dict):
+            line.fail(f'"instances[{i}]" must be an object')
+        yield Line(item, line.where)
+
+
+def _only_reply(line: Line, names: tuple[str, ...]) -> str:
+    found = [name for name in names if name in line.fields]
+    if len(found) > 1:
+        ambiguous(line, found)
+    return found[0] if found else names[0]

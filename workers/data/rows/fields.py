@@ -1,0 +1,55 @@
+"""The names under which data sets keep the parts of a row."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from workers.data.formats.jsonl import Line
+
+DIALOGUES = ("messages", "conversations", "conversation")
+INPUTS = ("input", "context")
+SYSTEMS = ("system", "system_prompt")
+USERS = ("user", "user_id")
+ANNOTATORS = ("annotator", "annotator_id", "worker", "worker_id")
+# What may follow each kind of prompt; the first name is the one that messages speak of.
+REPLIES_TO = {
+    "prompt": ("completion", "response", "answer", "output"),
+    "question": ("answer", "response", "completion", "output"),
+    "instruction": ("output", "response", "answer", "completion"),
+}
+REPLIES = REPLIES_TO["prompt"]
+# All that a reply may answer.
+ASKING = (*REPLIES_TO, *DIALOGUES, *INPUTS, *SYSTEMS, "history")
+
+
+def first_of(line: Line, names: tuple[str, ...]) -> str:
+    """The first of these names that the row has; "" = none."""
+    return next((name for name in names if line.fields.get(name) is not None), "")
+
+
+def only_of(line: Line, names: tuple[str, ...]) -> str:
+    """The one of these names that the row has; "" = none. Empty ones do not count beside others.
+
+    Raises:
+        DataLineError: If it has several that differ.
+    """
+    present = [name for name in names if line.fields.get(name) is not None]
+    found = [name for name in present if line.fields[name] not in ("", [])] or present[:1]
+    if len(found) > 1 and any(line.fields[name] != line.fields[found[0]] for name in found):
+        ambiguous(line, found)
+    line.used.update(present)
+    return found[0] if found else ""
+
+
+def ambiguous(line: Line, names: list[str]) -> NoReturn:
+    """Refuse a row in which several fields may be meant."""
+    line.fail(
+        f"several fields may be meant: {', '.join(names)}",
+        mend="say which one by data.columns, such as prompt=" + names[0],
+    )
+
+
+def user_of(line: Line) -> str:
+    """Who wrote the row; "" = nobody is named."""
+    name = first_of(line, USERS)
+    return line.name(name) if name else ""

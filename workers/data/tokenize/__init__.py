@@ -1,0 +1,1 @@
+"""From examples to token rows: tokenizers, chat templates, rendering."""

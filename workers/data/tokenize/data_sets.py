@@ -1,0 +1,84 @@
+"""What is to be read, and how: plain records, so that they can go to data-loading processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from workers.data.tokenize.beginnings import Beginning
+
+
+class SetKind(Enum):
+    """What the rows of a data set are for."""
+
+    demonstrations = "demonstrations"
+    comparisons = "comparisons"
+    prompts = "prompts"
+    evaluation_prompts = "evaluation_prompts"
+    pretraining = "pretraining"
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """One data set."""
+
+    name: str  # unique in a run; drops and accuracies are reported by it
+    kind: SetKind
+    path: str  # file or folder, or the id of a Hugging Face data set
+    format: str = "auto"
+    columns: Mapping[str, Any] = field(default_factory=dict)  # canonical name -> column of the set
+    split: str = "train"
+    subset: str = ""
+    weight: float = 1.0  # share among the sets of one kind
+
+    @property
+    def key(self) -> str:
+        """The configuration key behind it, for messages."""
+        return f"data.files.{self.name}" if self.name in SHORTHANDS else f"data.sets.{self.name}"
+
+
+# `data.files.KEY=FILE` is a set of that name and of weight 1.
+SHORTHANDS = {
+    "demonstrations": SetKind.demonstrations,
+    "rankings": SetKind.comparisons,
+    "prompts": SetKind.prompts,
+    "evaluation_prompts": SetKind.evaluation_prompts,
+    "pretraining": SetKind.pretraining,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How examples become token rows."""
+
+    checkpoint: str  # Hugging Face folder whose tokenizer is used
+    max_prompt_tokens: int  # rows with a longer prompt are left out
+    max_completion_tokens: int  # longer completions are cut and get no end token
+    chat_template: str = "auto"  # auto | default | path of a Jinja file
+    add_bos_token: Beginning = "auto"  # auto = as the tokenizer does | always | never
+    train_on: Literal["last", "all"] = "last"
+    date: str = ""  # what templates are told, in ISO format; "" = now
+    prefix_characters: int = 0  # of the beginning that deduplication compares
+    find_pii: bool = False
+    embeddings: int = 0  # token ids that the models know; 0 = not asked
+
+
+@dataclass(frozen=True, slots=True)
+class Feeding:
+    """What happens between examples and batches."""
+
+    seed: int = 0  # fixes every order
+    on_bad_line: Literal["fail", "drop"] = "fail"
+    heldout_fraction: float = 0.1
+    heldout_fold: int = 0  # which slice of that size
+    max_rows_per_user: int = 0  # 0 = no limit
+    drop_pii: bool = False  # training rows only
+    length_grouped: bool = False
+    length_group_batches: int = 50
+    # rows that a stage reads together, by kind; what length grouping sorts
+    batch_rows: Mapping[SetKind, int] = field(default_factory=dict)
+    workers: int = 1  # processes that render and tokenise; 1 = this one
+    cache_mib: int = 0  # of tokenised rows that are kept for later runs; 0 = none
+    call_seconds: float = 1800.0  # deadline for one chunk of rows in such a process

@@ -1,0 +1,62 @@
+"""Examples as token rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.records.arrays import IntArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One sequence to imitate."""
+
+    tokens: IntArray  # (S,)
+    targets: BoolArray  # (S,) True = trained: response tokens and their end tokens
+    prompt: str  # the text before the first target, as the tokenizer saw it
+    where: str  # FILE:LINE
+    cut: bool = False  # the token limit cut it, so it lacks its last end token
+    user: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRow:
+    """K completions of one prompt."""
+
+    tokens: IntArray  # the prompt, (P,)
+    completions: tuple[IntArray, ...]  # K rows, each with its end token unless it was cut
+    ranks: tuple[int, ...]  # 1 = best, equal = tie
+    prompt: str
+    where: str
+    cut: int = 0  # how many completions the token limit cut
+    user: str = ""
+    source: str = ""
+    annotator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt exactly as the engine sees it."""
+
+    tokens: IntArray  # (P,)
+    prompt: str
+    where: str
+    user: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRow:
+    """A window of pretraining text; every token is a target but the first."""
+
+    tokens: IntArray  # (S,), S >= 2
+    text: str  # the whole document, equal for all of its windows
+    where: str
+    user: str = ""
+    source: str = ""

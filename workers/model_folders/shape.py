@@ -1,0 +1,228 @@
+"""What config.json says about a model's shape, under the names of any family."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from workers.errors import BrokenCheckpointError, ConfigError
+from workers.model_folders.files import broken, read_json
+from workers.process.library_errors import reading
+
+_MEND = "restore the file; the folder must hold a language model as save_pretrained writes it"
+# What a run or a library writes into config.json without changing the model that it describes.
+_INCIDENTAL = frozenset(
+    {
+        "_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype",
+        "use_cache", "id2label", "label2id", "num_labels", "classifier_dropout",
+        "token_classification_bias", "bos_token_id", "eos_token_id", "pad_token_id",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a causal language model that plans and engines depend on."""
+
+    family: str  # transformers' model_type
+    layers: int
+    kv_heads: int  # key and value heads of a layer
+    head_size: int
+    vocabulary: int
+    positions: int | None  # longest sequence in tokens; None = no limit (ALiBi)
+    tied: bool  # the output layer is the embedding
+    width: int  # of the hidden states that the output layer reads
+    plain_logits: bool  # they are what the output layer says, neither capped nor scaled
+    heads: int  # query heads of a layer
+    inner: int  # width of the feed-forward layers, of all experts that a token visits
+    content: str  # config.json without what does not change the model, as JSON
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for folders whose weights fit the same engine, 16 hexadecimal digits."""
+        return sha256(self.content.encode()).hexdigest()[:16]
+
+
+# What Gemma, Cohere and Granite do to the output layer's answer.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Families whose packed log-probabilities, values and gradients are tested against single rows. The
+# others are padded: Bloom, Falcon and OPT have no positions that restart, Gemma 2 needs eager.
+_PACKED = frozenset(
+    {
+        "gemma", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe",
+        "qwen3", "qwen3_moe",
+    }
+)  # fmt: skip
+
+
+def may_pack(folder: Path, attention: str) -> bool:
+    """Whether sequences of this model may lie end to end in one row, each seeing itself alone.
+
+    Args:
+        folder: Hugging Face folder; one that is missing or broken is for its loader to report.
+        attention: transformers' `attn_implementation`.
+    """
+    try:
+        family = read_config(folder).get("model_type")
+    except BrokenCheckpointError:
+        return False
+    return attention == "sdpa" and isinstance(family, str) and family in _PACKED
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """Read config.json as transformers does, with the family's defaults for absent keys.
+
+    Raises:
+        BrokenCheckpointError: there is none, it does not parse, or it describes no language model.
+    """
+    whole = load_config(folder)
+    with reading(folder, "config.json describes no language model", _MEND):
+        shape = _shape(whole.get_text_config(decoder=True))
+    _refuse_sizes(folder, shape)
+    _refuse_settings(folder, whole.get_text_config(decoder=True).to_dict())
+    return shape
+
+
+def load_config(folder: Path) -> Any:
+    """What transformers makes of config.json; code in the folder is never run.
+
+    Raises:
+        BrokenCheckpointError: there is none, it does not parse, or it describes no model that
+            transformers knows.
+    """
+    # Deferred: seconds to import, and the driver looks at folders only in some runs.
+    from transformers import AutoConfig
+
+    content = read_config(folder)
+    _refuse_custom_code(folder, content)
+    _refuse_quantised(folder, content)
+    with reading(folder, "cannot read config.json", _MEND):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _refuse_custom_code(folder: Path, content: dict[str, Any]) -> None:
+    """Models that need Python files of their own; a family that transformers knows does not."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    family = content.get("model_type")
+    if content.get("auto_map") and family not in CONFIG_MAPPING_NAMES:
+        raise broken(
+            folder,
+            f"the model ({family!r}) needs code of its own, which is never run",
+            "give a model of a family that transformers itself holds",
+        )
+
+
+def _refuse_quantised(folder: Path, content: dict[str, Any]) -> None:
+    settings = content.get("quantization_config")
+    if settings is None:
+        return
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    raise broken(
+        folder,
+        f"quantised weights ({method}), which can be neither trained nor compared with an engine's",
+        "give the model with its original weights (bf16, fp16 or fp32)",
+    )
+
+
+def _refuse_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Numbers by which every model would compute NaN, or nothing."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            _refuse_settings(folder, value)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        positive = name.endswith(("eps", "epsilon", "theta"))
+        rate = name.endswith(("dropout", "pdrop"))
+        if (positive and value <= 0) or (rate and not 0 <= value < 1):
+            raise broken(folder, f"config.json says {name}={value!r}", _MEND)
+
+
+def _refuse_sizes(folder: Path, shape: ModelShape) -> None:
+    """Numbers that no model has; building one of such a size would take for ever."""
+    sizes = {
+        "layers": (shape.layers, 1 << 13),
+        "key and value heads": (shape.kv_heads, 1 << 16),
+        "head size": (shape.head_size, 1 << 16),
+        "vocabulary": (shape.vocabulary, 1 << 27),
+        "width": (shape.width, 1 << 20),
+        "positions": (1 if shape.positions is None else shape.positions, 1 << 40),
+    }
+    for name, (size, most) in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= most:
+            raise broken(folder, f"config.json says {size!r} for the {name} of the model", _MEND)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says, as it stands there.
+
+    Raises:
+        BrokenCheckpointError: there is none, or it holds no JSON object.
+    """
+    return read_json(folder / "config.json")
+
+
+def _shape(config: Any) -> ModelShape:
+    heads, width = config.num_attention_heads, config.hidden_size
+    positions = getattr(config, "max_position_embeddings", None)
+    return ModelShape(
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        kv_heads=_kv_heads(config, heads),
+        head_size=getattr(config, "head_dim", None) or width // heads,
+        vocabulary=config.vocab_size,
+        positions=None if getattr(config, "alibi", False) else positions,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        width=width,
+        plain_logits=all(getattr(config, name, None) in (None, 1) for name in _LOGIT_CHANGES),
+        heads=heads,
+        inner=_inner(config, width),
+        content=_content(config),
+    )
+
+
+def _inner(config: Any, width: int) -> int:
+    names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+    inner = next((n for name in names if (n := getattr(config, name, None))), 4 * width)
+    return inner * max(1, getattr(config, "num_experts_per_tok", None) or 1)
+
+
+def _kv_heads(config: Any, heads: int) -> int:
+    if getattr(config, "multi_query", False) and not getattr(
+        config, "new_decoder_architecture", False
+    ):  # Falcon and GPT-BigCode: one key for all queries, whatever num_kv_heads says
+        return 1
+    return (
+        getattr(config, "num_key_value_heads", None)
+        or getattr(config, "num_kv_heads", None)
+        or heads
+    )
+
+
+def _content(config: Any) -> str:
+    values = {k: v for k, v in config.to_dict().items() if k not in _INCIDENTAL}
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def require_scalar_class(family: str, where: str) -> None:
+    """Refuse a family for which transformers has no token-classification class.
+
+    Raises:
+        ConfigError: names the family.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    if family not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES:
+        raise ConfigError(
+            f"transformers has no token-classification class for {family!r} models, so they cannot "
+            "carry the scalar head of a reward model or critic",
+            where=where,
+            mend="take a reward model or critic of another family (model.checkpoints.critic), for "
+            "example Llama, Qwen, Mistral, Gemma, GPT-2 or GPT-NeoX",
+        )

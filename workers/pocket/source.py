@@ -1,0 +1,117 @@
+"""The pocket world as a data source: every split is endless, nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+from transformers import PreTrainedTokenizerFast
+
+from workers.data.batches import demonstration_batch, document_batch
+from workers.data.records import ClozeTokens, Gold, Prompt
+from workers.data.source import PromptSplit, Split
+from workers.data.tokenize.tokenizers import detokenize
+from workers.pocket.labeler import Labeler, judge
+from workers.pocket.questions import Question
+from workers.pocket.tokenizer import build_tokenizer
+from workers.pocket.words import BOS, EOS, VOCABULARY
+from workers.pocket.world import World
+from workers.records.training import Ranking, TokenBatch
+
+_PROMPT_SPLITS: tuple[PromptSplit, ...] = get_args(PromptSplit)
+_IDS = {word: i for i, word in enumerate(VOCABULARY)}
+_BOS, _EOS = _IDS[BOS], _IDS[EOS]
+
+
+class PocketSource:
+    """Documents, demonstrations, prompts and rankings of one pocket world.
+
+    Args:
+        seed: Seed of the world and of its labeler.
+        label_noise: Standard deviation of the labeler's error, in score units.
+        tie_width: Completions whose noisy scores differ by less are ranked equal.
+    """
+
+    def __init__(self, seed: int, label_noise: float, tie_width: float) -> None:
+        self.world = World(seed)
+        self.labeler = Labeler(label_noise, tie_width, seed)
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
+
+    def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
+        """Web documents, one a row; every token is a target."""
+        documents = (self.world.web_document(split, i) for i in range(start, start + count))
+        return document_batch([[_BOS, *_encode(text), _EOS] for text in documents])
+
+    def demonstrations(self, split: Split, start: int, count: int) -> TokenBatch:
+        """Demonstrations; targets are the reply and its end token."""
+        pairs = [self.world.demonstration(split, i) for i in range(start, start + count)]
+        return demonstration_batch(
+            [[_BOS, *_encode(self.world.prompt(question))] for question, _ in pairs],
+            [[*_encode(reply), _EOS] for _, reply in pairs],
+        )
+
+    def demonstration_count(self) -> None:
+        """None: they are generated without end."""
+
+    def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
+        """Questions as prompts; word lists of "heldout" occur in no other split."""
+        slot = _PROMPT_SPLITS.index(split)
+        return [
+            self._prompt(index, index * len(_PROMPT_SPLITS) + slot)
+            for index in range(start, start + count)
+        ]
+
+    def rankings(self, split: Split) -> list[Ranking] | None:  # noqa: ARG002
+        """None: completions are sampled and labeled."""
+        return None
+
+    def ties(self) -> list[Ranking]:
+        """None are given."""
+        return []
+
+    def label(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
+    ) -> list[list[int]]:
+        """The noisy labeler's ranks of the completions of each prompt."""
+        return [
+            self.labeler.rank(self.question(prompt), texts, prompt.key)
+            for prompt, texts in zip(prompts, completions, strict=True)
+        ]
+
+    def gold(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Gold] | None:
+        """The noise-free verdict on one completion a prompt."""
+        return [
+            judge(self.question(prompt), text)
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    def cloze(self, split: Split, start: int, count: int) -> list[ClozeTokens] | None:
+        """Facts without their last word; every candidate is one token."""
+        tasks = (self.world.cloze(split, i) for i in range(start, start + count))
+        return [
+            ClozeTokens(
+                (_BOS, *_encode(task.prefix)),
+                tuple((_IDS[word],) for word in task.candidates),
+                task.candidates.index(task.answer),
+            )
+            for task in tasks
+        ]
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return detokenize(self.tokenizer, ids)
+
+    def question(self, prompt: Prompt) -> Question:
+        """The question behind a prompt of this source."""
+        index, slot = divmod(prompt.key, len(_PROMPT_SPLITS))
+        split = _PROMPT_SPLITS[slot]
+        return self.world.question("heldout" if split == "heldout" else "train", index, split)
+
+    def _prompt(self, index: int, key: int) -> Prompt:
+        text = self.world.prompt(self.question(Prompt(index, (), "", key)))
+        return Prompt(index, (_BOS, *_encode(text)), text, key)
+
+
+def _encode(text: str) -> list[int]:
+    # The world writes known words between single spaces; this is the tokenizer, many times faster.
+    return [_IDS[word] for word in text.split()]

@@ -1,0 +1,1 @@
+"""The records that cross role borders: frozen, numpy only, no engine imported."""

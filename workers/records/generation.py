@@ -1,0 +1,136 @@
+"""Records of generation: what is asked of an engine, and what it answers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from workers.records.arrays import IntArray, Ragged
+
+
+class Finish(enum.IntEnum):
+    """Why a sequence ended."""
+
+    STOP = 0  # the end-of-sequence token was sampled (it is part of the response)
+    LENGTH = 1  # the token limit cut it
+    ABORT = 2  # an operator or a failure cut it
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the policy is sampled. `temperature` also divides logits wherever logprobs are taken."""
+
+    temperature: float = 1.0
+    max_tokens: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How finished sequences leave the engines; a group is the K samples of one request."""
+
+    part_sequences: int = 0  # leave as soon as so many are there, whole groups; 0 = all together
+    groups: int = 0  # so many are enough, the rest is aborted; 0 = all
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """K samples of one prompt; sample k is seeded with `seeds[k]` and named `ids[k]`."""
+
+    prompt_id: int
+    prompt_tokens: tuple[int, ...]
+    ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """What one engine is asked to sample at once."""
+
+    number: int  # higher than that of every call before it
+    requests: list[GenerationRequest]  # in the order in which they enter the engine
+    sampling: Sampling  # for all of them
+    version: int  # that the engine must be admitted for
+    delivery: Delivery  # when sequences leave, and how many groups are enough
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """Sampled sequences of one engine, each stamped with the policy versions that made it."""
+
+    ids: IntArray  # (B,) unique in the run
+    prompt_ids: IntArray  # (B,) row of the prompt data set
+    tokens: Ragged  # int32, S per row: prompt then response, end-of-sequence token included
+    prompt_lengths: IntArray  # (B,) tokens
+    logprobs: Ragged  # float32, T per row, nats, after temperature
+    finish: IntArray  # (B,) Finish values
+    versions: IntArray  # (B, 2) policy version of the first and the last token
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def response_lengths(self) -> IntArray:
+        """(B,) tokens T of each response."""
+        return self.tokens.lengths - self.prompt_lengths
+
+    def prompt(self, i: int) -> list[int]:
+        """Token ids of prompt i."""
+        return self.tokens.row(i)[: self.prompt_lengths[i]].tolist()
+
+    def response(self, i: int) -> list[int]:
+        """Token ids of response i, end-of-sequence token included."""
+        return self.tokens.row(i)[self.prompt_lengths[i] :].tolist()
+
+    def select(self, rows: IntArray | Sequence[int]) -> RolloutBatch:
+        """The chosen sequences, in the chosen order."""
+        r = np.asarray(rows, dtype=np.int64)
+        return RolloutBatch(
+            self.ids[r], self.prompt_ids[r], self.tokens.select(r), self.prompt_lengths[r],
+            self.logprobs.select(r), self.finish[r], self.versions[r],
+        )  # fmt: skip
+
+    @classmethod
+    def concat(cls, parts: Sequence[RolloutBatch]) -> RolloutBatch:
+        """Stack the batches of several engines in order."""
+        return cls(
+            np.concatenate([p.ids for p in parts]),
+            np.concatenate([p.prompt_ids for p in parts]),
+            Ragged.concat([p.tokens for p in parts]),
+            np.concatenate([p.prompt_lengths for p in parts]),
+            Ragged.concat([p.logprobs for p in parts]),
+            np.concatenate([p.finish for p in parts]),
+            np.concatenate([p.versions for p in parts]),
+        )
+
+    def summary(self) -> RolloutSummary:
+        """The per-sequence scalars that the driver plans with."""
+        return RolloutSummary(
+            self.ids, self.prompt_ids, self.prompt_lengths, self.response_lengths, self.finish,
+            self.versions,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSummary:
+    """Per-sequence scalars of a RolloutBatch; all that the driver sees of it."""
+
+    ids: IntArray
+    prompt_ids: IntArray
+    prompt_lengths: IntArray
+    response_lengths: IntArray
+    finish: IntArray
+    versions: IntArray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What an engine would serve. Status: empty -> unverified -> admitted."""
+
+    version: int
+    status: str

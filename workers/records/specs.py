@@ -1,0 +1,149 @@
+"""How a role is to be set up: plain records that the driver derives from the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+Rest = Literal["none", "cache", "state"]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """One generation engine."""
+
+    checkpoint: str  # Hugging Face folder: architecture and first weights
+    engine: Literal["vllm", "transformers"]
+    dtype: Dtype
+    device: Device
+    max_prompt_tokens: int
+    max_response_tokens: int
+    max_concurrent_sequences: int
+    kv_cache_bytes: int  # CPU engines
+    gpu_memory_fraction: float  # GPU engines
+    tensor_parallel_size: int
+    prefix_caching: bool
+    enforce_eager: bool
+    seed: int
+    eos_token_id: int
+    threads: int = 1  # CPU engines: OpenMP threads
+    collective_seconds: float = 300.0  # deadline of each operation of a weight transfer
+    interruptible: bool = False  # sequences can be cut short and continued under other weights
+    join_running: bool = False  # calls that wait are sampled beside the one that runs
+    sleep: bool = False  # can give its GPU memory to other roles while it samples nothing
+    vocabulary: int = 0  # ids from here on are never drawn: no token of the tokenizer; 0 = no limit
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """What is fixed for the life of a trainer process."""
+
+    zero_stage: int
+    dtype: Dtype
+    device: Device
+    threads: int
+    collective_seconds: float  # deadline of every collective
+    weight_bucket_bytes: int
+    seed: int
+    skip_non_finite: bool = False  # go on after a step whose loss or gradient is not finite
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # what rests in host memory
+    # What of its GPU's memory a rank gives to engines that sample: nothing, what torch caches, or
+    # the optimizer's state too, which rests in host memory until the next update.
+    rest: Rest = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """AdamW and its schedule over `total_steps` optimizer steps."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_grad_norm: float
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: int
+    min_learning_rate_ratio: float
+    total_steps: int
+    warmup_start_ratio: float = 0.0  # share of the peak at the first step; 0 = 1 / warmup_steps
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Low-rank adapters: W + alpha / rank * B A, of which only A and B train."""
+
+    rank: int
+    alpha: float
+    dropout: float  # of what enters an adapter; off in RL
+    target: tuple[str, ...]  # names of linear layers, or ("all-linear",)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainModelSpec:
+    """A model to train; loading another one replaces the one before in the same process."""
+
+    checkpoint: str
+    optimizer: OptimizerSpec
+    attention: str = "sdpa"
+    packed: bool = False  # sequences lie end to end in one row; needs sdpa
+    logits_bytes: int = 256 << 20  # of fp32 logits that may exist at once
+    gradient_checkpointing: bool = False
+    ema_decay: float = 0.0
+    # Scalar-head models only. "keep": the checkpoint must hold the head. "random": N(0, 1/(d+1)).
+    # "zero": backbone from the checkpoint, head starts at 0 (value functions).
+    head: Literal["keep", "random", "zero"] = "keep"
+    lora: LoraSpec | None = None
+    freeze: tuple[str, ...] = ()  # patterns of names of weights that do not train
+    dropout: float | None = None  # None = as the checkpoint's configuration says
+    vocabulary: int = 0  # as in RolloutSpec: log-probabilities of what was sampled leave them out
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenModelSpec:
+    """A model that only scores."""
+
+    checkpoint: str
+    dtype: Dtype
+    device: Device
+    threads: int
+    micro_batch_tokens: int
+    attention: str = "sdpa"
+    packed: bool = False  # as in TrainModelSpec
+    logits_bytes: int = 256 << 20
+    vocabulary: int = 0  # as in TrainModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """Where rewards come from: exactly one of `model` and `function`."""
+
+    model: FrozenModelSpec | None
+    function: str  # "package.module:callable"; see `workers.user_functions.reward_function`
+    function_folder: str  # where it is looked for first
+    bridge: Literal["tokens", "text"]
+    policy_checkpoint: str  # whose tokenizer the rollouts use
+    function_seconds: float  # deadline of one call of the function; 0 = none
+    function_retries: int  # of the sequences that failed
+
+
+@dataclass(frozen=True, slots=True)
+class ShapingSpec:
+    """How scores become token rewards and advantages."""
+
+    kl_coefficient: float
+    gamma: float
+    lam: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossSpec:
+    """PPO's policy loss; whitening moments are those of the whole batch over all shards."""
+
+    clip: float
+    temperature: float
+    advantage_mean: float  # 0 and 1 when whitening is off
+    advantage_std: float
+    ptx_coefficient: float = 0.0
+    importance_cap: float | None = None  # of trainer / engine probability a token; None = off

@@ -1,0 +1,184 @@
+"""Records of training: batches, steps, experience and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from workers.records.arrays import FloatArray, IntArray, Ragged
+
+
+@dataclass(frozen=True, slots=True)
+class TokenField:
+    """One number a response token (logprobs or values), keyed by sequence id."""
+
+    ids: IntArray  # (B,)
+    values: Ragged  # float32, T per row
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One reward a sequence. A failed one is a recorded drop, never a zero."""
+
+    ids: IntArray  # (B,)
+    values: FloatArray  # (B,) reward units; NaN where failed
+    failures: tuple[str, ...]  # (B,) empty string = ok, else the reason, by which drops are counted
+    words: tuple[str, ...] = ()  # (B,) what an error of the reward's own says; () = none says any
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One rank's share of a pass: which sequences, in which micro-batches.
+
+    Every rank of a group gets the same number of micro-batches; an empty one is a dummy that runs
+    with zero weight, so no collective is ever short of a peer.
+    """
+
+    micro_batches: tuple[IntArray, ...]  # sequence ids
+
+    @property
+    def ids(self) -> IntArray:
+        """All sequence ids of this rank, in order."""
+        return np.concatenate([*self.micro_batches, np.zeros(0, np.int64)])
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """One rank's share of one optimizer step, with the counts of the whole step over all ranks."""
+
+    work: Work
+    tokens: int  # counted tokens in the step, all ranks (> 0)
+    sequences: int  # counted sequences (or rankings) in the step, all ranks
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Supervised examples: every token, and which of them are targets."""
+
+    tokens: Ragged  # int32, S per row
+    targets: Ragged  # bool, S per row; True = this token is predicted and counts
+    # int32, S per row: position within its document, where documents share rows; attention then
+    # stays inside each document. None = one document a row.
+    positions: Ragged | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def target_count(self) -> int:
+        """Counted tokens; the first token of a row has no predecessor and never counts."""
+        firsts = self.targets.offsets[:-1][self.targets.lengths > 0]
+        return int(self.targets.values.sum()) - int(self.targets.values[firsts].sum())
+
+    def select(self, rows: IntArray | Sequence[int]) -> TokenBatch:
+        """The chosen rows."""
+        positions = self.positions.select(rows) if self.positions is not None else None
+        return TokenBatch(self.tokens.select(rows), self.targets.select(rows), positions)
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedStep:
+    """One rank's micro-batches of one supervised optimizer step; empty batches are dummies."""
+
+    micro_batches: tuple[TokenBatch, ...]
+    tokens: int  # counted target tokens, all ranks (> 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """K completions of one prompt with ranks (1 = best, equal = tie), as token ids."""
+
+    prompt_id: int  # equal for all rankings of one prompt: their pairs are no independent evidence
+    sequences: Ragged  # int32, K rows: prompt then completion
+    ranks: IntArray  # (K,)
+    source: str = ""  # name of the data set
+    annotator: str = ""  # who ranked them, where the set says so
+
+    @property
+    def pairs(self) -> int:
+        """Number of ordered pairs after ties are dropped."""
+        return int((self.ranks[:, None] < self.ranks[None, :]).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class RankingStep:
+    """One rank's micro-batches of one reward-model optimizer step; empty tuples are dummies.
+
+    The loss of a ranking is its mean over kept pairs; the loss of the step is the mean over
+    rankings that kept at least one pair (InstructGPT, equation 1).
+    """
+
+    micro_batches: tuple[tuple[Ranking, ...], ...]
+    rankings: int  # rankings with at least one kept pair, all ranks (> 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperienceBatch:
+    """Sequences ready for PPO, fields aligned on response tokens (T per row)."""
+
+    ids: IntArray  # (B,)
+    tokens: Ragged  # int32, S per row
+    prompt_lengths: IntArray  # (B,)
+    rollout_logprobs: Ragged  # as sampled by the engine
+    old_logprobs: Ragged  # trainer's logprobs before the first update
+    advantages: Ragged  # not whitened: whitening needs the moments of all shards
+    returns: Ragged
+    values: Ragged  # critic's values before the first update
+
+
+@dataclass(frozen=True, slots=True)
+class ExperienceSummary:
+    """Per-sequence scalars and the moments that whiten advantages over all shards."""
+
+    ids: IntArray  # (B,)
+    kl: FloatArray  # (B,) summed k1 estimate policy || reference, nats
+    shaped_returns: FloatArray  # (B,) sum of KL-shaped rewards
+    advantage_count: int
+    advantage_sum: float
+    advantage_square_sum: float
+    mismatch_max: float  # max |trainer - engine| logprob, nats
+    mismatch_mean: float  # mean |trainer - engine| logprob, nats
+    mismatch_k3: float  # mean k3 estimate of KL(engine || trainer), nats
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one optimizer step of any trainer reports. Losses are per counted token or ranking."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    applied: bool  # False: the loss or the gradient was not finite, and the step was skipped
+    extra: dict[str, float] = field(default_factory=dict)  # named in the worker's docstring
+    culprits: tuple[int, ...] = ()  # of a skipped step: rows whose loss was not finite
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStep:
+    """One rank's share of one PPO optimizer step, with pretraining text when ptx is on."""
+
+    ppo: StepWork
+    ptx: SupervisedStep | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairCounts:
+    """Held-out ranking accuracy: pairs ordered as the labeler did, of all kept pairs."""
+
+    correct: int
+    pairs: int
+    loss_sum: float  # summed over rankings
+    rankings: int
+    # (K,) scores of each ranking in the order of the steps, rank after rank, reward units; from a
+    # worker those of its own share
+    scores: tuple[FloatArray, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextLoss:
+    """Summed negative log-likelihood in nats and the tokens it counts."""
+
+    nll: float
+    tokens: int

@@ -1,0 +1,47 @@
+"""Records of a weight transfer: what is offered, and what has arrived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMeta:
+    """Name, dtype (torch name, e.g. "float32") and shape of one weight, Hugging Face names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOffer:
+    """What a sender is about to transfer, and where a receiver finds it."""
+
+    version: int
+    metas: tuple[TensorMeta, ...]
+    nbytes: int
+    transport: str  # "shm" | "gloo" | "nccl"
+    location: str = ""  # shm: path of the shared mapping
+    checksum: str = ""  # shm: known before the transfer; others: compared afterwards
+    bucket_bytes: int = 64 << 20  # both sides pack whole layers into buckets of this size
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAddress:
+    """Rendezvous of a sender and its receivers (transports gloo and nccl)."""
+
+    host: str
+    port: int
+    world_size: int
+    backend: str = "gloo"  # "gloo" | "nccl"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightReceipt:
+    """One side's account of a transfer; checksums of all sides must agree."""
+
+    version: int
+    checksum: str
+    nbytes: int
+    seconds: float

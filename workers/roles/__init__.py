@@ -1,0 +1,1 @@
+"""The workers: one plain class a role, and the scoring that they share."""

@@ -1,0 +1,235 @@
+"""The policy's trainer: supervised steps, PPO steps with pretraining text, weight publication."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workers.errors import RoleError
+from workers.models.padding import response_cells
+from workers.ops import (
+    bounded_log_ratio,
+    ppo_policy_loss,
+    ppo_stats,
+    truncated_importance_weights,
+    whiten,
+)
+from workers.records.generation import RolloutBatch
+from workers.records.specs import GroupSpec, PolicyLossSpec, TrainModelSpec
+from workers.records.training import (
+    ExperienceBatch,
+    PolicyStep,
+    StepStats,
+    StepWork,
+    SupervisedStep,
+    TextLoss,
+    TokenField,
+    Work,
+)
+from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
+from workers.roles.scoring import response_logprobs, text_loss, text_nll
+from workers.training.experience import gather_experience
+from workers.training.trainer import Share, Tally, Trainer
+from workers.weights.transfer import GroupSender, SharedMemorySender, make_offer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PolicyWorker(Trainer):
+    """One rank of the policy's trainer. Dropout is on in supervised steps, off in PPO."""
+
+    role = "policy"
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank)
+        self._shared_memory: SharedMemorySender | None = None
+        self._transfer: GroupSender | None = None
+        self._shares_rows = False  # documents may share rows without seeing each other
+
+    def shares_rows(self) -> bool:
+        """Whether documents may share a row under this model without seeing each other."""
+        self._joined()
+        return self._shares_rows
+
+    def train_supervised(self, step: SupervisedStep) -> StepStats:
+        """One optimizer step on the mean loss of the target tokens, nats a token.
+
+        Raises:
+            NonFiniteError: the loss is not finite; no weight was changed.
+        """
+        self.engine.mode(training=True)
+        tally = Tally("next-token")
+        self._accumulate_text(tally, step, 1.0)
+        return self._step(self._total(tally), {})
+
+    def evaluate_supervised(self, step: SupervisedStep) -> TextLoss:
+        """Summed loss over all ranks, without an update."""
+        from workers.training.deepspeed_engine import gather_rows
+
+        self.engine.mode(training=False)
+        engine = self.engine
+        parts = [text_loss(engine.passes, b, engine.device) for b in step.micro_batches]
+        nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
+        totals = gather_rows([nll, tokens]).sum(dim=0).tolist()
+        return TextLoss(totals[0], int(totals[1]))
+
+    def logprobs(self, work: Work, shards: list[RolloutBatch], temperature: float) -> TokenField:
+        """Log-probabilities (nats) of this rank's response tokens under the current weights."""
+        self.engine.mode(training=False)
+        return response_logprobs(self.engine.passes, work, shards, temperature, self.engine.device)
+
+    def update(
+        self, steps: list[PolicyStep], experience: list[ExperienceBatch], loss: PolicyLossSpec
+    ) -> list[StepStats]:
+        """PPO steps in order; a step's pretraining text adds to the same gradient.
+
+        L = L_ppo + ptx_coefficient * L_text, each a mean over the counted tokens of the step
+        (InstructGPT, equation 2). `StepStats.loss` is L_ppo; `extra` holds clip_fraction, approx_kl
+        (k3, nats), entropy (nats), ratio_mean, ratio_max and, with text, ptx_loss; with importance
+        weights importance_mean and importance_capped (fraction of tokens).
+
+        Args:
+            steps: This rank's share of each step.
+            experience: Shards that together hold every sequence of the steps.
+            loss: Clip, temperature, and the moments that whiten advantages.
+
+        Raises:
+            NonFiniteError: a loss is not finite; names the sequences.
+        """
+        self.engine.mode(training=False)
+        return [self._update(step, experience, loss) for step in steps]
+
+    def publish_weights(self, version: int, transport: str) -> WeightOffer | None:
+        """Offer the current weights; rank 0 returns the offer, the others None.
+
+        Args:
+            version: Policy version of these weights.
+            transport: "shm" writes them into shared memory now; "gloo" and "nccl" send them with
+                `send_weights`.
+        """
+        bucket_bytes = self._joined().weight_bucket_bytes
+        if transport != "shm":
+            offer = make_offer(version, self._sent_metas(), transport, bucket_bytes)
+            return offer if self.rank == 0 else None
+        if self.rank != 0:
+            self._pass_weights()
+            return None
+        if self._shared_memory is None:
+            self._shared_memory = SharedMemorySender(bucket_bytes)
+        return self._shared_memory.publish(version, self._sent_metas(), self._sent_weights())
+
+    def connect(self, address: GroupAddress) -> None:
+        """Form the transfer group as its sender (rank 0 only); leaves the one before."""
+        group = self._joined()
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None  # before the next one takes as much again
+        self._transfer = GroupSender(address, self.engine.device, group.collective_seconds)
+
+    def send_weights(self, offer: WeightOffer) -> WeightReceipt | None:
+        """Send what was offered to the connected engines; rank 0 returns the receipt."""
+        if self.rank != 0:
+            self._pass_weights()
+            return None
+        if self._transfer is None:
+            raise RoleError("no transfer group", where=self._name, mend="call connect first")
+        return self._transfer.send(offer, self._sent_weights())
+
+    def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
+        from workers.models.load import keeps_documents_apart, load_causal_lm
+
+        model = load_causal_lm(
+            spec.checkpoint,
+            dtype=group.dtype,
+            attention=spec.attention,
+            packed=spec.packed,
+            dropout=spec.dropout,
+        )
+        self._shares_rows = spec.packed or keeps_documents_apart(model)
+        return model
+
+    def _sent_metas(self) -> tuple[TensorMeta, ...]:
+        from workers.model_folders.saved_form import checkpoint_metas
+
+        return checkpoint_metas(self.engine.module, self.engine.metas)
+
+    def _sent_weights(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """Whole weights under the names that engines know: those of the model's folder."""
+        from workers.model_folders.saved_form import checkpoint_form
+
+        for bucket in self._weights():
+            yield from checkpoint_form(self.engine.module, bucket)
+
+    def _pass_weights(self) -> None:
+        """Take part in gathering weights that only rank 0 uses."""
+        for _ in self._weights():
+            pass
+
+    def _update(
+        self, step: PolicyStep, experience: list[ExperienceBatch], loss: PolicyLossSpec
+    ) -> StepStats:
+        tally = Tally("policy")
+        mine = gather_experience(experience, step.ppo.work.ids)
+        for ids in step.ppo.work.micro_batches:
+            batch = gather_experience([mine], ids)
+            self._accumulate(tally, self._ppo_share(tally, batch, step.ppo, loss))
+        text = Tally("pretraining text")
+        if step.ptx is not None:
+            self._accumulate_text(text, step.ptx, loss.ptx_coefficient)
+        totals = self._total(tally)
+        tokens = step.ppo.tokens
+        extra = {name: total / tokens for name, total in totals.sums.items()} | totals.peaks
+        if step.ptx is not None:
+            extra["ptx_loss"] = self._total(text).sums["nll"] / step.ptx.tokens
+        return self._step(totals, extra)
+
+    def _ppo_share(
+        self, tally: Tally, batch: ExperienceBatch, step: StepWork, loss: PolicyLossSpec
+    ) -> Share:
+        device, passes = self.engine.device, self.engine.passes
+        rows = passes.lay(batch.tokens, device)
+        cells = response_cells(rows, batch.prompt_lengths)
+        old = torch.tensor(batch.old_logprobs.values, device=device)
+        advantages = torch.tensor(batch.advantages.values, device=device)
+        counted = torch.ones_like(advantages, dtype=torch.bool)
+        moments = (loss.advantage_mean, loss.advantage_std)
+        advantages = whiten(advantages, counted, moments=moments)
+        new, entropies = passes.logprobs(
+            rows, cells, loss.temperature, with_entropy=True, sampled=True
+        )
+        assert entropies is not None, "they were asked for"
+        weights = None
+        if loss.importance_cap is not None:
+            sampled = torch.tensor(batch.rollout_logprobs.values, device=device)
+            weights = truncated_importance_weights(old, sampled, counted, loss.importance_cap)
+            tally.add("importance_mean", float(weights.sum()))
+            tally.add("importance_capped", float((weights >= loss.importance_cap).sum()))
+        value = ppo_policy_loss(
+            new, old, advantages, counted, loss.clip, weights=weights, denominator=step.tokens
+        )
+        stats = ppo_stats(new.detach(), old, advantages, counted, loss.clip)
+        tally.add("clip_fraction", float(stats.clipped))
+        tally.add("approx_kl", float(stats.approx_kl))
+        tally.add("ratio_mean", float(stats.ratio))
+        tally.add("entropy", float(entropies.sum()))
+        tally.peak("ratio_max", float(stats.ratio_max))
+        names = np.repeat(batch.ids, batch.old_logprobs.lengths)
+        return Share(value, bounded_log_ratio(new - old).exp() * advantages, names)
+
+    def _accumulate_text(self, tally: Tally, step: SupervisedStep, coefficient: float) -> None:
+        """Gradient of coefficient * mean loss of the target tokens; the tally sums plain nats.
+
+        Rows have no ids: an error names them by their number within this rank's step.
+        """
+        first = 0
+        for batch in step.micro_batches:
+            assert batch.positions is None or self._shares_rows, "documents would see each other"
+            nll, names = text_nll(self.engine.passes, batch, self.engine.device)
+            total = nll.sum()
+            tally.add("nll", total.item())
+            self._accumulate(tally, Share(total * (coefficient / step.tokens), nll, names + first))
+            first += len(batch)

@@ -1,0 +1,172 @@
+"""Rewards of whole sequences, from a reward model or from a user's function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from workers.data.rows.asked import Asked
+from workers.data.tokenize.fingerprint import tokenizer_fingerprint
+from workers.data.tokenize.tokenizers import detokenize, load_tokenizer
+from workers.errors import LedgerError, RoleError, TokenizerMismatchError
+from workers.model_folders.shape import read_shape
+from workers.models.load import load_scalar
+from workers.records.arrays import FloatArray, IntArray, Ragged
+from workers.records.generation import Finish, RolloutBatch
+from workers.records.processes import RoleInfo
+from workers.records.specs import FrozenModelSpec, RewardSpec
+from workers.records.training import Scores
+from workers.roles.frozen_model import FrozenModel, identity
+from workers.roles.scoring import sequence_scores
+from workers.scorers.text_bridge import TextBridge
+from workers.training.experience import gather_rollouts
+from workers.user_functions.calls import Patience
+from workers.user_functions.reward_function import Exchange, start_reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Words = Mapping[int, Asked]  # id of a prompt -> what it says
+Bridge = Callable[[RolloutBatch, Words], tuple[Ragged, list[str]]]  # token rows, reasons
+
+
+class _Scorer(Protocol):
+    def __call__(self, batch: RolloutBatch, words: Words) -> _Scored: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    values: FloatArray  # (B,) reward units, NaN where failed
+    reasons: list[str]  # (B,) "" = well
+    words: list[str]  # (B,) what the reward's own error says
+
+
+class RewardWorker:
+    """One replica of the reward; replicas share nothing."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._score: _Scorer | None = None
+
+    def load(self, spec: RewardSpec) -> RoleInfo:
+        """Load the reward model or the function; replaces what was there before.
+
+        Raises:
+            TokenizerMismatchError: token ids do not mean the same to policy and reward model, and
+                the bridge passes them on as they are.
+            MissingCheckpointError: no such folder.
+            BrokenCheckpointError: the folder does not hold a whole scalar-head model.
+            ConfigError: the function cannot be imported, or not be called as a reward function.
+            DataError: the reward model's chat template does not fit its tokenizer.
+        """
+        self._score = None
+        if spec.model is None:
+            self._score = _FunctionScorer(spec)
+            return identity("reward", self.rank, "cpu")
+        self._score = _ModelScorer(spec, spec.model)
+        return identity("reward", self.rank, spec.model.device)
+
+    def score(
+        self, ids: IntArray, shards: list[RolloutBatch], asked: Sequence[Asked] = ()
+    ) -> Scores:
+        """Score the named sequences, in the order of `ids`.
+
+        A sequence whose reward is NaN, infinite or raised an exception carries the reason and NaN:
+        it is for the caller to drop, and is never worth 0.
+
+        Args:
+            ids: (B,) sequences to score.
+            shards: Rollouts that together hold them.
+            asked: Their prompts in words; needed unless the reward reads token ids.
+
+        Raises:
+            LedgerError: a sequence, or the words of its prompt, are not among what was given.
+        """
+        if self._score is None:
+            raise RoleError("no reward is loaded", where=f"reward rank {self.rank}")
+        words = {each.prompt_id: each for each in asked}
+        scored = self._score(gather_rollouts(shards, ids), words)
+        return Scores(
+            np.asarray(ids, np.int64), scored.values, tuple(scored.reasons), tuple(scored.words)
+        )
+
+
+class _ModelScorer:
+    """The scalar at the last token of each sequence.
+
+    Re-encoded for the reward model a sequence can be longer than its positions, or not fit into its
+    chat template: it then has no reward, and the reason is on record.
+    """
+
+    def __init__(self, spec: RewardSpec, model: FrozenModelSpec) -> None:
+        self._bridge = _make_bridge(spec, model)
+        loaded = load_scalar(
+            model.checkpoint, dtype=model.dtype, attention=model.attention, packed=model.packed
+        )
+        self._model = FrozenModel(loaded, model)
+        self._positions = read_shape(Path(model.checkpoint)).positions
+
+    def __call__(self, batch: RolloutBatch, words: Words) -> _Scored:
+        (rows, reasons), model = self._bridge(batch, words), self._model
+        for row, length in enumerate(rows.lengths.tolist()):
+            if self._positions is not None and length > self._positions:
+                reasons[row] = f"reward model: more than its {self._positions} tokens"
+            elif not length and not reasons[row]:
+                reasons[row] = "reward model: no tokens"
+        fits = np.array([not reason for reason in reasons], bool)
+        fitting = rows.select(np.flatnonzero(fits))
+        values = np.full(len(rows), np.nan, np.float32)
+        values[fits] = sequence_scores(model.passes, fitting, model.budget, model.device)
+        for row in np.flatnonzero(fits & ~np.isfinite(values)):
+            reasons[row] = "reward model: not finite"
+        values[~np.isfinite(values)] = np.nan
+        return _Scored(values, reasons, [""] * len(rows))
+
+
+class _FunctionScorer:
+    """A user's function of prompts and responses in words."""
+
+    def __init__(self, spec: RewardSpec) -> None:
+        self._function = start_reward(spec.function, spec.function_folder)
+        self._patience = Patience(spec.function_seconds, spec.function_retries)
+        self._tokenizer = load_tokenizer(spec.policy_checkpoint)
+
+    def __call__(self, batch: RolloutBatch, words: Words) -> _Scored:
+        replies = self._function.ask(_exchanges(self._tokenizer, batch, words), self._patience)
+        return _Scored(
+            np.array([reply.value for reply in replies], np.float32),
+            [reply.reason for reply in replies],
+            [reply.words for reply in replies],
+        )
+
+
+def _make_bridge(spec: RewardSpec, model: FrozenModelSpec) -> Bridge:
+    policy = load_tokenizer(spec.policy_checkpoint)
+    reward = load_tokenizer(model.checkpoint)
+    if spec.bridge == "text":
+        bridge = TextBridge(reward)
+        return lambda batch, words: bridge(_exchanges(policy, batch, words))
+    if tokenizer_fingerprint(policy) != tokenizer_fingerprint(reward):
+        raise TokenizerMismatchError(
+            "policy and reward model do not share a tokenizer",
+            where=f"{spec.policy_checkpoint} and {model.checkpoint}",
+            mend="set reward.bridge=text, or give a reward model with the policy's tokenizer",
+        )
+    return lambda batch, _: (batch.tokens, [""] * len(batch))
+
+
+def _exchanges(
+    tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch, words: Words
+) -> list[Exchange]:
+    exchanges: list[Exchange] = []
+    for row, prompt in enumerate(batch.prompt_ids.tolist()):
+        if prompt not in words:
+            raise LedgerError(f"nobody said in words what prompt {prompt} asks", where="reward")
+        response = detokenize(tokenizer, batch.response(row))
+        finished = bool(batch.finish[row] == Finish.STOP)
+        exchanges.append(Exchange(words[prompt], response, finished))
+    return exchanges

@@ -1,0 +1,142 @@
+"""Numbers of tokens and sequences under a model: what trainers and frozen scorers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.errors import NonFiniteError
+from workers.models.forward import ModelPasses
+from workers.models.padding import (
+    TokenRows,
+    counted_targets,
+    last_cells,
+    response_cells,
+    target_cells,
+)
+from workers.models.row_packing import token_budget_batches
+from workers.records.arrays import FloatArray, IntArray, Ragged
+from workers.records.generation import RolloutBatch
+from workers.records.training import TextLoss, TokenBatch, TokenField, Work
+from workers.training.experience import gather_rollouts
+
+Device = torch.device | str
+
+
+def text_nll(model: ModelPasses, batch: TokenBatch, device: Device) -> tuple[Tensor, IntArray]:
+    """Negative log-likelihood (N,) of each target token, nats, and (N,) the row that it is in."""
+    rows = model.lay(batch.tokens, device, batch.positions)
+    logprobs, _ = model.logprobs(rows, target_cells(rows, batch.targets))
+    owners = np.repeat(np.arange(len(batch)), batch.tokens.lengths)
+    return -logprobs, owners[counted_targets(batch.targets)]
+
+
+@torch.no_grad()
+def text_loss(model: ModelPasses, batch: TokenBatch, device: Device) -> TextLoss:
+    """Summed loss of the target tokens of a batch, nats."""
+    nll, _ = text_nll(model, batch, device)
+    return TextLoss(float(nll.double().sum()), nll.numel())
+
+
+@torch.no_grad()
+def row_losses(model: ModelPasses, batch: TokenBatch, device: Device) -> FloatArray:
+    """Summed loss of the target tokens of each row, (B,) nats."""
+    nll, rows = text_nll(model, batch, device)
+    return np.bincount(rows, nll.cpu().numpy(), len(batch)).astype(np.float32)
+
+
+@torch.no_grad()
+def response_logprobs(
+    model: ModelPasses,
+    work: Work,
+    shards: Sequence[RolloutBatch],
+    temperature: float,
+    device: Device,
+) -> TokenField:
+    """Log-probability of every response token of a share of work, nats.
+
+    Args:
+        model: A language model.
+        work: Which sequences, in which micro-batches.
+        shards: Batches that together hold them.
+        temperature: Divides the logits.
+        device: Where the model is.
+
+    Raises:
+        NonFiniteError: names the sequences.
+    """
+
+    def read(rows: TokenRows, cells: Tensor) -> Tensor:
+        return model.logprobs(rows, cells, temperature, sampled=True)[0]
+
+    return _response_field("log-probability", model, read, work, shards, device)
+
+
+@torch.no_grad()
+def response_values(
+    model: ModelPasses, work: Work, shards: Sequence[RolloutBatch], device: Device
+) -> TokenField:
+    """Value of the state before every response token of a share of work, reward units.
+
+    Raises:
+        NonFiniteError: names the sequences.
+    """
+    return _response_field("value", model, model.values, work, shards, device)
+
+
+@torch.no_grad()
+def sequence_scores(model: ModelPasses, rows: Ragged, budget: int, device: Device) -> FloatArray:
+    """Number at the last token of each row, (B,), reward units; NaN and infinities stay.
+
+    Args:
+        model: One with a scalar head.
+        rows: B sequences, none of them empty.
+        budget: Tokens of one pass, padding included.
+        device: Where the model is.
+    """
+    scores = np.full(len(rows), np.nan, dtype=np.float32)
+    for chosen in token_budget_batches(rows.lengths, budget, packed=model.packed):
+        laid = model.lay(rows.select(chosen), device)
+        scores[chosen] = model.values(laid, last_cells(laid)).cpu().numpy()
+    return scores
+
+
+def _response_field(
+    what: str,
+    model: ModelPasses,
+    read: Callable[[TokenRows, Tensor], Tensor],
+    work: Work,
+    shards: Sequence[RolloutBatch],
+    device: Device,
+) -> TokenField:
+    mine = gather_rollouts(shards, work.ids)
+    parts = [np.zeros(0, np.float32)]
+    for part in _consecutive(work):
+        batch = mine.select(part)
+        rows = model.lay(batch.tokens, device)
+        parts.append(read(rows, response_cells(rows, batch.prompt_lengths)).cpu().numpy())
+    lengths = mine.response_lengths
+    numbers = np.concatenate(parts)
+    # After the last pass: a rank that stopped half-way would leave its peers in a collective.
+    _require_finite(what, numbers, np.repeat(mine.ids, lengths))
+    offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+    return TokenField(mine.ids, Ragged(numbers, offsets))
+
+
+def _consecutive(work: Work) -> list[IntArray]:
+    """Rows of each micro-batch within `work.ids`, which lists them end to end."""
+    sizes = [len(ids) for ids in work.micro_batches]
+    return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]) if sizes else []
+
+
+def _require_finite(what: str, numbers: FloatArray, names: IntArray) -> None:
+    bad = np.unique(names[~np.isfinite(numbers)])
+    if len(bad):
+        raise NonFiniteError(
+            f"a {what} is not finite in sequences {', '.join(map(str, bad[:5]))}",
+            mend="lower the learning rate, or look at these sequences",
+            ids=tuple(bad.tolist()),
+        )

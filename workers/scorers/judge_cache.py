@@ -1,0 +1,75 @@
+"""Verdicts of a judge on disk: a question that was answered once is never asked again."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+from workers.errors import ConfigError
+from workers.process.disk import writing
+
+_VERDICTS = ("A", "B", "C")
+
+
+def question_key(*parts: str) -> str:
+    """Hash of everything that an answer depends on: address, model, instruction, request, texts."""
+    return sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class VerdictCache:
+    """One JSON line a verdict, added at once and read back at the start.
+
+    A process that is killed leaves at most one torn line, which is passed over, as is a line
+    without a verdict that is A, B or C; several runs may
+    add to one file. Keys are hashes: neither texts nor credentials are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read what earlier runs have learnt.
+
+        Raises:
+            ConfigError: the folder cannot be made or written.
+        """
+        self.path = folder / "verdicts.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("a+b", buffering=0)
+        except OSError as error:
+            raise ConfigError(
+                f"the judge's cache cannot be opened: {error.strerror}",
+                where=f"evaluate.endpoint.cache={folder}",
+                mend="name a folder that can be written",
+            ) from error
+        self._stream.seek(0)
+        found = self._stream.read()
+        self._verdicts = dict(v for line in found.split(b"\n") if (v := _verdict(line)))
+        if found and not found.endswith(b"\n"):
+            self._stream.write(b"\n")  # what follows a torn line starts on its own
+
+    def get(self, key: str) -> str | None:
+        """The verdict on a question, if it is known."""
+        return self._verdicts.get(key)
+
+    def put(self, key: str, verdict: str) -> None:
+        """Keep a verdict; one write, so that lines of several runs do not mix.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+        """
+        self._verdicts[key] = verdict
+        with writing(self.path, "a verdict"):
+            self._stream.write(json.dumps({"key": key, "verdict": verdict}).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def _verdict(line: bytes) -> tuple[str, str] | None:
+    try:
+        fields = json.loads(line)
+        key, verdict = str(fields["key"]), fields["verdict"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (key, verdict) if verdict in _VERDICTS else None

@@ -1,0 +1,1 @@
+"""Training: the trainer, DeepSpeed behind it, experience, and state on disk."""

@@ -1,0 +1,395 @@
+"""The DeepSpeed engine behind every trainer. The only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workers.models.forward import ModelPasses
+from workers.models.load import keep_checkpointing
+from workers.models.lora import Source, sources
+from workers.process import rendezvous
+from workers.records.processes import RankAddress
+from workers.records.specs import GroupSpec, OptimizerSpec
+from workers.records.weights import TensorMeta
+from workers.training.deepspeed_state import (
+    moment_kinds,
+    optimizer_numbers,
+    restore_training,
+    training_tensors,
+)
+from workers.training.schedule import learning_rate
+from workers.training.state_files import Piece, StateFiles
+
+# Read by deepspeed while it is imported: no start-up chatter.
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+
+import deepspeed
+import deepspeed.ops
+from deepspeed.runtime import bf16_optimizer, compiler
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+from deepspeed.utils import (
+    groups,
+    safe_get_full_fp32_param,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
+
+_BUCKET_ELEMENTS = 500_000_000  # deepspeed's own default
+# Masters and moments. Gradients are gone after a step, and working weights are sent and compared.
+_STATE = (OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.optim_states)
+
+# ZeRO-1 in bf16 would print the memory in use six times for each model that it is given.
+bf16_optimizer.see_memory_usage = lambda *_, **__: None
+
+# deepspeed's own calls; users of this code can do nothing about them.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What the optimizer did."""
+
+    grad_norm: float  # before clipping, over all ranks
+    learning_rate: float
+    applied: bool  # False when the gradient was not finite and the step was skipped
+
+
+def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
+    """Form the process group of a trainer's ranks; once in the life of the process.
+
+    Args:
+        where: This rank, and the address at which rank 0 listens.
+        spec: Device, threads, seed and the deadline of every collective in seconds.
+
+    Returns:
+        The device that this rank computes on.
+    """
+    torch.set_num_threads(spec.threads)
+    # deepspeed reads these even when it is told rank and address.
+    os.environ.update(
+        RANK=str(where.rank),
+        WORLD_SIZE=str(where.world_size),
+        LOCAL_RANK=str(where.local_rank),
+        LOCAL_SIZE=str(where.world_size),
+        MASTER_ADDR=where.host,
+        MASTER_PORT=str(where.port),
+    )
+    device = torch.device("cpu")
+    if spec.device == "cuda":
+        device = torch.device("cuda", where.local_rank)
+        torch.cuda.set_device(device)
+    _import_muon_uncompiled()
+    # An optional operator that deepspeed would compile on the spot; nothing here calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    timeout = timedelta(seconds=spec.collective_seconds)
+    if not dist.is_initialized():  # a second trainer in one process shares the group
+        dist.init_process_group(
+            "nccl" if spec.device == "cuda" else "gloo",
+            store=rendezvous.store(where.host, where.port, where.world_size, where.rank, timeout),
+            rank=where.rank,
+            world_size=where.world_size,
+            timeout=timeout,
+            # without it torch guesses the device of a barrier; one rank alone has no peer
+            device_id=device if spec.device == "cuda" and where.world_size > 1 else None,
+        )
+    deepspeed.init_distributed(  # takes the group that is there
+        dist_backend="nccl" if spec.device == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timeout,
+    )
+    # ZeRO would make its own copy of the world with a deadline of half an hour.
+    groups._WORLD_GROUP = dist.new_group(ranks=list(range(where.world_size)), timeout=timeout)
+    return device
+
+
+class TrainEngine:
+    """A model, its optimizer and its schedule, partitioned over the ranks by ZeRO 1, 2 or 3.
+
+    Every method that runs the model or returns weights is a collective: all ranks call it equally
+    often. `backward` only accumulates; `step` is the one boundary of accumulation, so a step may
+    be built from any number of passes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        optimizer: OptimizerSpec,
+        group: GroupSpec,
+        *,
+        passes: ModelPasses,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self._optimizer_spec = optimizer
+        self._stage = group.zero_stage
+        self._steps = 0
+        self._resting = False  # masters and moments are in host memory
+        self._training: bool | None = None
+        self.world_size = dist.get_world_size()
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if group.device == "cuda"
+            else torch.device("cpu")
+        )
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        nn.Module.to(model, self.device)
+        self._engine = _initialize(model, optimizer, group)
+        self.passes = passes
+        passes.through = self._engine
+        live = dict(self._engine.module.named_parameters())
+        self.sources: dict[str, Source] = {s.name: s for s in sources(self._engine.module)}
+        self.trained = frozenset(name for name, p in live.items() if p.requires_grad)
+        self.metas = tuple(_meta(s.name, live[s.parts[0]]) for s in self.sources.values())
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The wrapped model; at ZeRO 3 its parameters are empty outside a pass."""
+        return self._engine.module
+
+    def mode(self, *, training: bool) -> None:
+        """Switch dropout on or off; activation checkpointing stays as it was chosen."""
+        if training == self._training:
+            return
+        self._training = training
+        self._engine.train(training)
+        keep_checkpointing(self._engine.module)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of this rank's share of a loss.
+
+        Args:
+            loss: Scalar, already divided by the count over all ranks; the shares of all ranks add
+                up to the loss of the step.
+        """
+        self._rise()
+        # deepspeed averages gradients over ranks: the sum is wanted.
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self) -> StepOutcome:
+        """Clip the accumulated gradient, update the weights and forget the gradient."""
+        self._rise()
+        rate = learning_rate(self._optimizer_spec, self._steps)
+        for parameters in self._engine.optimizer.param_groups:
+            parameters["lr"] = rate
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        self._steps += int(applied)
+        norm = self._engine.get_global_grad_norm()
+        return StepOutcome(math.nan if norm is None else float(norm), rate, applied)
+
+    def full_weights(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
+        """Yield whole weights, bucket by bucket, adapters merged into them.
+
+        A weight without an adapter is the live one, valid until the next bucket is asked for: copy
+        or send it at once. Every rank has to run through all buckets.
+
+        Args:
+            buckets: Names of the weights, each once.
+        """
+        chosen = [[self.sources[name] for name in names] for names in buckets]
+        parts = self.parts([[p for s in bucket for p in s.parts] for bucket in chosen])
+        for bucket, tensors in zip(chosen, parts, strict=True):
+            live = dict(tensors)
+            yield [(s.name, s.merge([live[p] for p in s.parts])) for s in bucket]
+
+    def parts(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
+        """Yield live parameters, bucket by bucket; at ZeRO 3 each bucket is gathered first.
+
+        Like `full_weights`, with the factors of adapters on their own.
+
+        Args:
+            buckets: Live names, each once.
+        """
+        parameters = dict(self._engine.module.named_parameters())
+        for names in buckets:
+            chosen = [parameters[name] for name in names]
+            with deepspeed.zero.GatheredParameters(chosen, enabled=self._stage == 3):
+                yield [(n, p.detach()) for n, p in zip(names, chosen, strict=True)]
+
+    def add_to_weight(self, name: str, amount: float) -> None:
+        """Add a number to every element of a weight, master copy and working copy alike."""
+        parameter = dict(self._engine.module.named_parameters())[name]
+        partitioned = self._stage == 3
+        master = self.master(parameter)
+        # Before the working copy, which may share its memory.
+        moved = None if master is None else master + amount
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
+            parameter.data.add_(amount)
+        if moved is not None:
+            write = safe_set_local_fp32_param if partitioned else safe_set_full_fp32_param
+            write(parameter, moved)
+
+    def master(self, parameter: nn.Parameter) -> Tensor | None:
+        """The fp32 copy of a weight, at ZeRO 3 this rank's part of it; None of a frozen weight."""
+        if not parameter.requires_grad:
+            return None
+        self._rise()  # while masters rest, their weights do not know them
+        # ZeRO 3 cannot set the whole of a weight with fewer elements than ranks, only its parts.
+        read = safe_get_local_fp32_param if self._stage == 3 else safe_get_full_fp32_param
+        master = read(parameter)
+        assert master is not None, "every weight that is trained has a master copy"
+        return master
+
+    def training_state(self) -> tuple[dict[str, Tensor], list[Piece], dict[str, Any]]:
+        """Views of this rank's part of masters and moments, their pieces, and what goes with them.
+
+        The views are live: copy them before the next step.
+        """
+        tensors, pieces = training_tensors(self._engine, self._stage)
+        facts = {
+            "steps": self._steps,
+            "numbers": optimizer_numbers(self._engine, self._stage),
+            "kinds": moment_kinds(self._engine, self._stage),
+        }
+        return tensors, pieces, facts
+
+    def restore_training_state(self, files: StateFiles) -> None:
+        """Go on from a saved state; only before the first step, on all ranks."""
+        self._rise()
+        self._steps, kinds, numbers = files.optimizer
+        restore_training(self._engine, self._stage, files, kinds, numbers)
+
+    def rest(self, *, state: bool) -> None:
+        """Give back GPU memory that only training needs, until it is needed again.
+
+        Args:
+            state: Masters and moments move to host memory; else only what torch caches goes.
+                deepspeed moves them at ZeRO 1 and 2, but not at ZeRO 1 in bf16, and at ZeRO 3 only
+                those of its own optimizer.
+        """
+        if state and not self._resting:
+            self._engine.offload_states(include=_STATE)
+            self._resting = True
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _rise(self) -> None:
+        if self._resting:
+            self._engine.reload_states()
+            self._resting = False
+
+    def close(self) -> None:
+        """Free the model and its optimizer state."""
+        self._engine.destroy()
+        del self._engine, self.passes
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for the other roles on this GPU
+
+
+def _import_muon_uncompiled() -> None:
+    """Import an optimizer of deepspeed's before deepspeed does.
+
+    Nothing here uses it, but ZeRO compares ours with it, and importing it brings in torch's
+    compiler for the sake of three decorators: seconds of start-up and forty megabytes a process.
+    """
+    decorate = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = decorate
+
+
+def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
+    elements = sum(p.numel() for p in model.parameters())
+    # Buckets no larger than the model: deepspeed allocates one anew in each backward pass.
+    bucket = min(_BUCKET_ELEMENTS, elements)
+    zero: dict[str, Any] = {
+        "stage": group.zero_stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": bucket,
+        **_offload(group),
+    }
+    if group.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 10_000
+        zero["stage3_prefetch_bucket_size"] = min(50_000_000, elements)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # demanded by deepspeed; batches are planned elsewhere
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.max_grad_norm,
+        "steps_per_print": None,
+        "zero_optimization": zero,
+        # torch's fused AdamW is as fast as deepspeed's, which has to be compiled at start-up.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "managed_gradient_accumulation": False,
+    }
+    if group.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, spec.weight_decay),
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms and biases) do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if weight_decay == 0.0:
+        return [{"params": parameters}]
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _meta(name: str, parameter: Any) -> TensorMeta:
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # at ZeRO 3 its own is that of a part
+    return TensorMeta(name, str(parameter.dtype).removeprefix("torch."), tuple(shape))
+
+
+def _offload(group: GroupSpec) -> dict[str, Any]:
+    """Where ZeRO keeps optimizer state, and at stage 3 the weights, between uses."""
+    where = {"device": "cpu", "pin_memory": group.device == "cuda"}
+    if group.offload == "optimizer":
+        return {"offload_optimizer": where}
+    if group.offload == "parameters":
+        return {"offload_optimizer": where, "offload_param": dict(where)}
+    return {}
+
+
+def gather_rows(row: Sequence[float]) -> Tensor:
+    """Collect one row of numbers from every rank: (R, n) float64, the same on all ranks."""
+    mine = torch.tensor(row, dtype=torch.float64)
+    if dist.get_world_size() == 1:
+        return mine[None]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    parts = [torch.empty_like(mine, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine.to(device))
+    return torch.stack(parts).cpu()
+
+
+def gather_objects(value: object) -> list[Any]:
+    """Collect one picklable object from every rank, the same list on all ranks."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.get_world_size() > 1:
+        dist.barrier()

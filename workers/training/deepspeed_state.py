@@ -1,0 +1,157 @@
+"""What a ZeRO optimizer keeps of each weight, as named pieces: master copy and moments.
+
+deepspeed's own checkpoints are pickles whose layout depends on the ZeRO stage and the number of
+ranks. Here every rank names what it holds: after loading, masters and moments have the same bits at
+any stage and on any number of ranks. Written against deepspeed 0.19.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workers.errors import CheckpointError
+from workers.training.state_files import Piece, StateFiles
+
+MASTER = "master"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A piece, and where it lies in the flat partition that the optimizer steps on."""
+
+    piece: Piece
+    flat: Tensor
+    offset: int
+
+    def of(self, values: Tensor) -> Tensor:
+        return values.detach().narrow(0, self.offset, self.piece.length)
+
+
+def training_tensors(engine: Any, stage: int) -> tuple[dict[str, Tensor], list[Piece]]:
+    """Views of this rank's master weights and moments, as KIND/NAME, and the pieces they are."""
+    tensors: dict[str, Tensor] = {}
+    pieces: list[Piece] = []
+    for held in _held(engine, stage):
+        pieces.append(held.piece)
+        tensors[f"{MASTER}/{held.piece.name}"] = held.of(held.flat)
+        for kind, values in _moments(engine, held.flat).items():
+            tensors[f"{kind}/{held.piece.name}"] = held.of(values)
+    return tensors, pieces
+
+
+def optimizer_numbers(engine: Any, stage: int) -> dict[str, float]:
+    """The optimizer's state that is one number for all weights: Adam's count of steps."""
+    numbers: dict[str, float] = {}
+    for held in _held(engine, stage):
+        for kind, value in _state(engine, held.flat).items():
+            if _is_number(value):
+                assert numbers.setdefault(kind, float(value)) == float(value), kind
+    return numbers
+
+
+def moment_kinds(engine: Any, stage: int) -> list[str]:
+    """Names of the optimizer's state that has a number a weight; none before the first step."""
+    for held in _held(engine, stage):
+        return list(_moments(engine, held.flat))
+    return []
+
+
+def restore_training(
+    engine: Any, stage: int, files: StateFiles, kinds: list[str], numbers: dict[str, float]
+) -> None:
+    """Put saved pieces into an engine that has not stepped yet; working copies follow.
+
+    Args:
+        engine: deepspeed's engine.
+        stage: Its ZeRO stage.
+        files: Where the pieces are.
+        kinds: `moment_kinds` when they were saved.
+        numbers: `optimizer_numbers` when they were saved.
+
+    Raises:
+        BrokenCheckpointError: A piece is missing, of another shape, or not finite.
+    """
+    for held in _held(engine, stage):
+        state = _state(engine, held.flat)
+        for name, value in numbers.items():
+            state.setdefault(name, torch.tensor(value, device=held.flat.device))
+        for kind in kinds:
+            state.setdefault(kind, torch.zeros_like(held.flat))
+            held.of(state[kind]).copy_(files.read(kind, held.piece))
+        held.of(held.flat).copy_(files.read(MASTER, held.piece))
+    if stage == 3:
+        _refresh_partitions(engine.optimizer)
+    else:
+        _refresh_weights(engine, files)
+
+
+def _refresh_weights(engine: Any, files: StateFiles) -> None:
+    """Every rank holds whole working copies: the rounded masters."""
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            whole = Piece(name, tuple(parameter.shape), 0, parameter.numel())
+            parameter.data.copy_(files.read(MASTER, whole).view(parameter.shape))
+
+
+def _refresh_partitions(optimizer: Any) -> None:
+    """Every rank holds its part of the working copies, and small weights whole."""
+    for master, working in zip(
+        optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
+    ):
+        working.data.copy_(master.data)
+    small = optimizer.persistent_parameters
+    if small:
+        small[0].partition(small)
+        small[0].all_gather(small)
+
+
+def _held(engine: Any, stage: int) -> Iterator[_Held]:
+    find = _held_of_partition if stage == 3 else _held_of_mapping
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            yield from find(engine.optimizer, name, parameter)
+
+
+def _held_of_mapping(optimizer: Any, name: str, parameter: Any) -> Iterator[_Held]:
+    """Stages 1 and 2: a flat buffer of all weights of a group is cut into equal parts."""
+    mapping = parameter._hp_mapping
+    if mapping is None:  # none of its elements are in this rank's part
+        return
+    where, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+    flat = optimizer.optimizer.param_groups[mapping.param_group_index]["params"][0]
+    piece = Piece(name, tuple(parameter.shape), where.start, where.numel)
+    yield _Held(piece, flat, there.start)
+
+
+def _held_of_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[_Held]:
+    """Stage 3: each weight is cut into equal parts, the last ones padded."""
+    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    flat = optimizer.fp32_partitioned_groups_flat[group]
+    if flat.numel() < offset + size:
+        raise CheckpointError(
+            f"the state of {name} is swapped out",
+            where="ZeRO 3",
+            mend="checkpoints need optimizer state in memory, not on NVMe",
+        )
+    start = torch.distributed.get_rank() * size
+    length = min(size, parameter.ds_numel - start)
+    if length > 0:
+        yield _Held(Piece(name, tuple(parameter.ds_shape), start, length), flat, offset)
+
+
+def _state(engine: Any, flat: Tensor) -> dict[str, Any]:
+    return engine.optimizer.optimizer.state[flat]
+
+
+def _moments(engine: Any, flat: Tensor) -> dict[str, Tensor]:
+    state = _state(engine, flat)
+    return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == flat.shape}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (torch.is_tensor(value) and value.ndim == 0)

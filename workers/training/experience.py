@@ -1,0 +1,277 @@
+"""Rollouts, log-probabilities, values and scores become the experience that PPO trains on.
+
+Pure functions on CPU. Whatever arrives is matched by sequence id, never by position: the parts come
+from roles that share the sequences out differently.
+"""
+
+# torch.from_numpy is not typed.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from workers.errors import LedgerError, NonFiniteError
+from workers.ops import gae, kl_estimate, kl_shaped_rewards, masked_mean, masked_sum
+from workers.records.arrays import FloatArray, IntArray, Ragged
+from workers.records.generation import RolloutBatch
+from workers.records.specs import ShapingSpec
+from workers.records.training import ExperienceBatch, ExperienceSummary, Scores, TokenField
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where each wanted id lies: row `rows[i]` of shard `shards[i]`."""
+
+    shards: IntArray
+    rows: IntArray
+
+    def take(self, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of one ragged field."""
+        places = zip(self.shards.tolist(), self.rows.tolist(), strict=True)
+        return Ragged.from_rows([parts[s].row(r) for s, r in places], parts[0].values.dtype)
+
+    def pick(self, parts: Sequence[IntArray]) -> IntArray:
+        """The entries of one per-sequence field."""
+        starts = np.cumsum([0, *(len(p) for p in parts[:-1])])
+        return np.concatenate(parts)[starts[self.shards] + self.rows]
+
+
+def _find(shards: Sequence[IntArray], ids: IntArray, what: str) -> _Places:
+    """Locate every id.
+
+    Raises:
+        LedgerError: an id is in no shard, or in several.
+    """
+    assert len(shards) > 0, f"no shard of {what}"
+    place: dict[int, tuple[int, int]] = {}
+    for s, own in enumerate(shards):
+        for row, i in enumerate(own.tolist()):
+            if i in place:
+                raise LedgerError(f"sequence {i} appears twice", where=what)
+            place[i] = (s, row)
+    missing = [i for i in ids.tolist() if i not in place]
+    if missing:
+        raise LedgerError(f"no {what} for sequences {_names(missing)}", where=what)
+    found = np.asarray([place[i] for i in ids.tolist()], np.int64).reshape(-1, 2)
+    return _Places(found[:, 0], found[:, 1])
+
+
+def _names(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+
+
+def gather_rollouts(shards: Sequence[RolloutBatch], ids: IntArray) -> RolloutBatch:
+    """The named sequences, in the order of `ids`, out of the shards of several engines.
+
+    Raises:
+        LedgerError: an id is in no shard, or in several.
+    """
+    at = _find([s.ids for s in shards], ids, "rollout")
+    return RolloutBatch(
+        ids=np.asarray(ids, np.int64),
+        prompt_ids=at.pick([s.prompt_ids for s in shards]),
+        tokens=at.take([s.tokens for s in shards]),
+        prompt_lengths=at.pick([s.prompt_lengths for s in shards]),
+        logprobs=at.take([s.logprobs for s in shards]),
+        finish=at.pick([s.finish for s in shards]),
+        versions=at.pick([s.versions for s in shards]),
+    )
+
+
+def gather_fields(shards: Sequence[TokenField], ids: IntArray, what: str = "field") -> TokenField:
+    """The rows of the named sequences, in the order of `ids`, out of several shards.
+
+    Raises:
+        LedgerError: an id is in no shard, or in several.
+    """
+    at = _find([s.ids for s in shards], ids, what)
+    return TokenField(np.asarray(ids, np.int64), at.take([s.values for s in shards]))
+
+
+def gather_experience(shards: Sequence[ExperienceBatch], ids: IntArray) -> ExperienceBatch:
+    """The named sequences, in the order of `ids`, out of the shards of several builders.
+
+    Raises:
+        LedgerError: an id is in no shard, or in several.
+    """
+    at = _find([s.ids for s in shards], ids, "experience")
+    return ExperienceBatch(
+        ids=np.asarray(ids, np.int64),
+        tokens=at.take([s.tokens for s in shards]),
+        prompt_lengths=at.pick([s.prompt_lengths for s in shards]),
+        rollout_logprobs=at.take([s.rollout_logprobs for s in shards]),
+        old_logprobs=at.take([s.old_logprobs for s in shards]),
+        advantages=at.take([s.advantages for s in shards]),
+        returns=at.take([s.returns for s in shards]),
+        values=at.take([s.values for s in shards]),
+    )
+
+
+def gather_scores(shards: Sequence[Scores], ids: IntArray) -> Scores:
+    """The scores of the named sequences, in the order of `ids`, out of several shards.
+
+    Raises:
+        LedgerError: an id is in no shard, or in several.
+    """
+    at = _find([s.ids for s in shards], ids, "score")
+    starts = np.cumsum([0, *(len(s.ids) for s in shards[:-1])])
+    rows = starts[at.shards] + at.rows
+    reasons = [reason for s in shards for reason in s.failures]
+    words = [said for s in shards for said in s.words or [""] * len(s.ids)]
+    return Scores(
+        np.asarray(ids, np.int64),
+        np.concatenate([s.values for s in shards])[rows],
+        tuple(reasons[r] for r in rows.tolist()),
+        tuple(words[r] for r in rows.tolist()),
+    )
+
+
+def told(scores: Scores) -> list[str]:
+    """Why sequences have no score, each with what the reward's own error said."""
+    words = scores.words or [""] * len(scores.failures)
+    return [
+        f"{reason}: {said}" if said else reason
+        for reason, said in zip(scores.failures, words, strict=True)
+        if reason
+    ]
+
+
+class _Padded:
+    """Ragged rows as (B, T) tensors and back; `mask` is True on the tokens that exist."""
+
+    def __init__(self, lengths: IntArray) -> None:
+        widest = int(lengths.max()) if len(lengths) else 0
+        self.mask: torch.Tensor = torch.from_numpy(np.arange(widest) < lengths[:, None])
+        self.offsets: IntArray = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    def pad(self, rows: Ragged, name: str) -> torch.Tensor:
+        """(B, T) fp64: a batch is small, and sums over it then do not depend on its padding."""
+        assert np.array_equal(rows.offsets, self.offsets), f"{name}: rows of other lengths"
+        dense = torch.zeros(self.mask.shape, dtype=torch.float64)
+        dense[self.mask] = torch.from_numpy(rows.values.astype(np.float64))
+        return dense
+
+    def unpad(self, dense: torch.Tensor) -> Ragged:
+        """Rows end to end, float32."""
+        return Ragged(dense[self.mask].numpy().astype(np.float32), self.offsets)
+
+
+def _require_finite(ids: IntArray, **fields: Ragged) -> None:
+    """Refuse NaN and infinity, naming the field and the sequences."""
+    for name, rows in fields.items():
+        bad = ~np.isfinite(rows.values)
+        if bad.any():
+            at = np.searchsorted(rows.offsets, np.flatnonzero(bad), side="right") - 1
+            culprits = ids[np.unique(at)].tolist()
+            raise NonFiniteError(
+                f"{int(bad.sum())} values of {name} are NaN or infinite, in sequences "
+                f"{_names(culprits)}",
+                where="build_experience",
+                mend="lower the learning rate or the temperature, or train in fp32",
+                ids=tuple(culprits),
+            )
+
+
+def build_experience(
+    rollouts: RolloutBatch,
+    old: TokenField,
+    ref: TokenField,
+    values: TokenField,
+    scores: Scores,
+    shaping: ShapingSpec,
+) -> tuple[ExperienceBatch, ExperienceSummary]:
+    """KL-shaped rewards, advantages and returns of the sequences in `rollouts`.
+
+    Args:
+        rollouts: (B,) sequences; the other arguments must hold each of their ids, in any order.
+        old: the trainer's log-probabilities before the first update, nats.
+        ref: the reference's log-probabilities of the same tokens, nats.
+        values: the critic's values before each token, reward units.
+        scores: one reward a sequence; failed ones must have been dropped before.
+        shaping: KL coefficient, discount and lambda.
+
+    Returns:
+        The experience in the order of `rollouts`, and the per-sequence scalars and moments for the
+        driver. Zero sequences give an empty batch with zero moments.
+
+    Raises:
+        LedgerError: a part lacks a sequence or holds it twice.
+        NonFiniteError: a number is NaN or infinite; names the field and the sequences.
+    """
+    ids = rollouts.ids
+    old_rows = gather_fields([old], ids, "old log-probabilities").values
+    ref_rows = gather_fields([ref], ids, "reference log-probabilities").values
+    value_rows = gather_fields([values], ids, "values").values
+    own_scores = gather_scores([scores], ids)
+    assert not any(own_scores.failures), "a failed sequence reached build_experience"
+    assert bool((rollouts.response_lengths > 0).all()), "an empty response cannot carry a reward"
+    score_rows = Ragged(own_scores.values, np.arange(len(ids) + 1, dtype=np.int64))
+    _require_finite(
+        ids, rollout_logprobs=rollouts.logprobs, old_logprobs=old_rows, ref_logprobs=ref_rows,
+        values=value_rows, scores=score_rows,
+    )  # fmt: skip
+
+    padded = _Padded(rollouts.response_lengths)
+    mask = padded.mask
+    sampled = padded.pad(rollouts.logprobs, "rollout_logprobs")
+    logprobs = padded.pad(old_rows, "old_logprobs")
+    reference = padded.pad(ref_rows, "ref_logprobs")
+    estimates = padded.pad(value_rows, "values")
+    score = torch.from_numpy(own_scores.values.astype(np.float64))
+    rewards = kl_shaped_rewards(score, logprobs, reference, mask, shaping.kl_coefficient)
+    advantages, returns = gae(rewards, estimates, mask, shaping.gamma, shaping.lam)
+
+    batch = ExperienceBatch(
+        ids=ids,
+        tokens=rollouts.tokens,
+        prompt_lengths=rollouts.prompt_lengths,
+        rollout_logprobs=rollouts.logprobs,
+        old_logprobs=old_rows,
+        advantages=padded.unpad(advantages),
+        returns=padded.unpad(returns),
+        values=value_rows,
+    )
+    gap = (logprobs - sampled).abs()
+    # The tokens were sampled by the engine, so its log-probabilities come first.
+    k3 = kl_estimate(sampled, logprobs, "k3")
+    summary = ExperienceSummary(
+        ids=ids,
+        kl=_float32(masked_sum(kl_estimate(logprobs, reference), mask, dim=1)),
+        shaped_returns=_float32(masked_sum(rewards, mask, dim=1)),
+        advantage_count=int(mask.sum()),
+        advantage_sum=float(masked_sum(advantages, mask)),
+        advantage_square_sum=float(masked_sum(advantages.square(), mask)),
+        mismatch_max=float(gap.max()) if gap.numel() else 0.0,
+        mismatch_mean=float(masked_mean(gap, mask)),
+        mismatch_k3=float(masked_mean(k3, mask)),
+    )
+    return batch, summary
+
+
+def _float32(x: torch.Tensor) -> FloatArray:
+    return x.numpy().astype(np.float32)
+
+
+def whitening_moments(
+    summaries: Sequence[ExperienceSummary], eps: float = 1e-8
+) -> tuple[float, float]:
+    """Mean and standard deviation that whiten the advantages of a batch spread over shards.
+
+    `(A - mean) / std` then equals `ops.whiten` of the whole batch: `std = sqrt(var + eps)`, biased.
+
+    Raises:
+        ValueError: no token counts.
+    """
+    count = sum(s.advantage_count for s in summaries)
+    if count == 0:
+        raise ValueError("no token counts in any shard")
+    mean = math.fsum(s.advantage_sum for s in summaries) / count
+    square = math.fsum(s.advantage_square_sum for s in summaries) / count
+    # The difference may round below 0 when all advantages are equal.
+    return mean, math.sqrt(max(square - mean * mean, 0.0) + eps)

@@ -1,0 +1,395 @@
+"""What the policy's and the critic's trainer share: process group, model, steps, saving."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.errors import NonFiniteError, RoleError
+from workers.process import rendezvous
+from workers.process.disk import writing
+from workers.process.library_errors import reading
+from workers.records.arrays import IntArray
+from workers.records.processes import FileRecord, RankAddress, RoleInfo
+from workers.records.specs import GroupSpec, TrainModelSpec
+from workers.records.training import StepStats
+from workers.training.state_files import MEND, StateFiles, file_name, write_state
+from workers.training.weight_average import WeightAverage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workers.training.deepspeed_engine import TrainEngine
+
+_NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The loss of one micro-batch, and the numbers it is made of."""
+
+    loss: Tensor  # scalar, divided by the count of the whole step over all ranks
+    terms: Tensor  # (N,) numbers whose NaN or infinity explains that of the loss
+    names: IntArray  # (N,) the sequence that each term belongs to
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one rank has accumulated since the last optimizer step."""
+
+    loss_name: str
+    loss: float = 0.0
+    bad_ids: list[int] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)  # add up over micro-batches and ranks
+    peaks: dict[str, float] = field(default_factory=dict)  # combine by maximum
+
+    def add(self, name: str, value: float) -> None:
+        """Add to a sum."""
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def peak(self, name: str, value: float) -> None:
+        """Raise a maximum."""
+        self.peaks[name] = max(self.peaks.get(name, -math.inf), value)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A Tally over all ranks."""
+
+    loss: float
+    sums: dict[str, float]
+    peaks: dict[str, float]
+    culprits: tuple[int, ...] = ()  # rows whose loss is not finite
+
+
+class Trainer:
+    """One rank of a trainer role. Every verb but `address` is called on all ranks alike."""
+
+    role = "trainer"
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._where: RankAddress | None = None
+        self._group: GroupSpec | None = None
+        self._spec: TrainModelSpec | None = None
+        self._engine: TrainEngine | None = None
+        self._average: WeightAverage | None = None
+        self._writer = ThreadPoolExecutor(1, "snapshot")
+        self._writing: Future[FileRecord] | None = None
+
+    def address(self) -> tuple[str, int]:
+        """This host as its peers see it, and a port that is kept for the next group."""
+        return rendezvous.listen()
+
+    def join(self, where: RankAddress, spec: GroupSpec) -> RoleInfo:
+        """Form the process group; once in the life of the process."""
+        # Deferred: the driver imports this module to name its actors, and must not pay seconds and
+        # hundreds of megabytes for an engine that only the actors run.
+        # deepspeed decides when it is imported, and on a machine with a GPU it decides for that.
+        os.environ["DS_ACCELERATOR"] = spec.device
+        from workers.training.deepspeed_engine import join_group
+
+        if self._where is not None:
+            raise RoleError("this process has joined a group already", where=self._name)
+        device = join_group(where, spec)
+        self._where, self._group = where, spec
+        return RoleInfo(self.role, where.rank, os.getpid(), platform.node(), str(device))
+
+    def load(self, spec: TrainModelSpec) -> None:
+        """Build model, optimizer and schedule; frees the model that was there before.
+
+        What a model draws does not depend on what the process trained before: every load seeds
+        torch's generator anew, with a stream of its own for the dropout of each rank.
+
+        Raises:
+            MissingCheckpointError: no such folder.
+            BrokenCheckpointError: the folder does not hold the whole model.
+            ConfigError: the model does not have the layers to adapt, freeze or drop out.
+        """
+        from workers.models.forward import ModelPasses
+        from workers.models.freezing import freeze
+        from workers.models.lora import add_adapters
+        from workers.training.deepspeed_engine import TrainEngine
+
+        group = self._joined()
+        self.unload()
+        self._writing = None  # a snapshot that nobody asked for any more
+        torch.manual_seed(group.seed)
+        model = self._build(spec, group)
+        freeze(model, spec.freeze)
+        if spec.lora is not None:
+            add_adapters(model, spec.lora)
+        passes = ModelPasses(
+            model,
+            packed=spec.packed,
+            logits_bytes=spec.logits_bytes,
+            vocabulary=spec.vocabulary,
+        )
+        self._engine = TrainEngine(
+            model,
+            spec.optimizer,
+            group,
+            passes=passes,
+            gradient_checkpointing=spec.gradient_checkpointing,
+        )
+        self._spec = spec
+        torch.manual_seed(group.seed + 1 + self.rank)
+        if spec.ema_decay > 0.0:
+            self._average = WeightAverage(spec.ema_decay)
+            self._average.start(self._parts(trained_only=True), keep=self.rank == 0)
+
+    def rest(self) -> None:
+        """Give GPU memory to engines that are about to sample, as much as the group's spec says.
+
+        Every other verb may follow: what changes weights takes back what it needs, and the rest
+        works on what stays. A snapshot copies the state from where it rests.
+        """
+        if self._engine is not None:
+            self._engine.rest(state=self._joined().rest == "state")
+
+    def unload(self) -> None:
+        """Free the model."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = self._average = self._spec = None
+
+    def save(self, path: str, tokenizer_from: str) -> None:
+        """Write a Hugging Face folder, of the averaged weights when averaging is on.
+
+        With adapters the weights are merged, and the adapters alone lie in its subfolder `adapter`.
+
+        Args:
+            path: Folder; rank 0 writes, all ranks return when it is whole.
+            tokenizer_from: Folder whose tokenizer is saved along.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+        """
+        from workers.data.tokenize.tokenizers import load_tokenizer
+        from workers.training.deepspeed_engine import barrier
+
+        state: dict[str, Tensor] = {}
+        for bucket in self._parts():
+            if self.rank == 0:
+                state.update((name, w.to("cpu", copy=True)) for name, w in bucket)
+        if self.rank == 0:
+            if self._average is not None:
+                state = self._average.cast_like(state)
+            tokenizer = load_tokenizer(tokenizer_from)
+            with writing(Path(path), "the model"):
+                self._write(path, state)
+                tokenizer.save_pretrained(path)
+        barrier()
+
+    def _write(self, path: str, state: dict[str, Tensor]) -> None:
+        from workers.models.lora import FOLDER, save_adapter
+
+        assert self._spec is not None
+        sources, module = self.engine.sources.values(), self.engine.module
+        merged = {s.name: s.merge([state[part] for part in s.parts]) for s in sources}
+        module.save_pretrained(path, state_dict=merged)
+        if self._spec.lora is not None:
+            base = self._spec.checkpoint
+            save_adapter(Path(path) / FOLDER, module, self._spec.lora, state, base)
+
+    def snapshot(self, folder: str) -> None:
+        """Copy the training state to host memory; a thread writes it while training goes on.
+
+        Args:
+            folder: Gets one file of each rank; `written` tells when they are whole.
+        """
+        assert self._writing is None, "the files of the snapshot before were not asked for"
+        tensors, pieces, facts = self.engine.training_state()
+        tensors |= {f"rng/{device}": state for device, state in _random_states().items()}
+        if self._average is not None:
+            tensors |= {f"average/{name}": w for name, w in self._average.tensors.items()}
+        copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        facts |= {"rank": self.rank, "role": self.role}
+        assert self._spec is not None
+        # what a process needs that knows nothing of the run: orchestrator.export
+        facts |= {"model": asdict(self._spec), "dtype": self._joined().dtype}
+        path = Path(folder) / file_name(self.role, self.rank)
+        self._writing = self._writer.submit(write_state, path, copies, pieces, facts)
+
+    def written(self) -> FileRecord:
+        """Wait for the file of the last snapshot.
+
+        Raises:
+            CheckpointError: it could not be written; the state in memory is as it was.
+        """
+        assert self._writing is not None, "there was no snapshot"
+        writing, self._writing = self._writing, None
+        return writing.result()
+
+    def restore(self, folder: str) -> None:
+        """Go on from a snapshot, on any number of ranks; only right after `load`.
+
+        On the number of ranks and the ZeRO stage that wrote it every later step has the same bits.
+
+        Raises:
+            BrokenCheckpointError: files are missing, or are not of this model.
+        """
+        files = StateFiles(Path(folder), self.role)
+        self.engine.restore_training_state(files)
+        if self._average is not None and self.rank == 0:
+            self._average.restore(files.floats(0, "average", self._average.tensors))
+        with reading(folder, f"saved random numbers of {self._name} cannot be used", MEND):
+            _set_random_states(files.own(self.rank, "rng"))
+
+    @property
+    def engine(self) -> TrainEngine:
+        """The loaded engine.
+
+        Raises:
+            RoleError: nothing is loaded.
+        """
+        if self._engine is None:
+            raise RoleError(
+                "no model is loaded", where=self._name, mend="call load before any other verb"
+            )
+        return self._engine
+
+    @property
+    def _name(self) -> str:
+        return f"{self.role} rank {self.rank}"
+
+    def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
+        raise NotImplementedError
+
+    def _joined(self) -> GroupSpec:
+        if self._group is None:
+            raise RoleError("no process group yet", where=self._name, mend="call join first")
+        return self._group
+
+    def _weights(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """Whole weights in buckets of whole layers; a collective at ZeRO 3."""
+        return self.engine.full_weights(self._buckets())
+
+    def _parts(self, *, trained_only: bool = False) -> Iterator[list[tuple[str, Tensor]]]:
+        """Live parameters in the same buckets, adapters on their own; a collective at ZeRO 3."""
+        engine = self.engine
+        return engine.parts(
+            [
+                [
+                    part
+                    for name in bucket
+                    for part in engine.sources[name].parts
+                    if part in engine.trained or not trained_only
+                ]
+                for bucket in self._buckets()
+            ]
+        )
+
+    def _buckets(self) -> list[list[str]]:
+        from workers.weights.packing import plan_buckets
+
+        plan = plan_buckets(self.engine.metas, self._joined().weight_bucket_bytes)
+        return [[s.meta.name for s in bucket.slots] for bucket in plan]
+
+    def _accumulate(self, tally: Tally, share: Share) -> None:
+        """Backward of one micro-batch.
+
+        A loss that is not finite is noted, and its backward runs all the same: peers are inside
+        their own, and ZeRO's collectives need every rank.
+        """
+        loss = float(share.loss.detach())
+        tally.loss += loss
+        if not math.isfinite(loss):
+            bad = ~share.terms.detach().isfinite().cpu().numpy()
+            tally.bad_ids += np.unique(share.names[bad]).tolist()
+        self.engine.backward(share.loss)
+
+    def _total(self, tally: Tally) -> Totals:
+        """Combine the tallies of all ranks.
+
+        Raises:
+            NonFiniteError: on every rank, when the loss of any rank is not finite, unless such
+                steps are to be skipped. The model is unloaded: its accumulated gradient is spoilt,
+                its weights are untouched.
+        """
+        from workers.training.deepspeed_engine import gather_objects, gather_rows
+
+        row = [tally.loss, *tally.sums.values(), *tally.peaks.values()]
+        rows = gather_rows(row).numpy()
+        loss = float(rows[:, 0].sum())
+        totals_ids: tuple[int, ...] = ()
+        if not math.isfinite(loss):
+            ids = sorted({i for part in gather_objects(tally.bad_ids) for i in part})
+            if not self._joined().skip_non_finite:
+                self.unload()
+                raise _non_finite(tally.loss_name, ids, self._name)
+            totals_ids = tuple(ids)
+        cut = 1 + len(tally.sums)
+        sums = dict(zip(tally.sums, rows[:, 1:cut].sum(axis=0).tolist(), strict=True))
+        peaks = dict(zip(tally.peaks, rows[:, cut:].max(axis=0).tolist(), strict=True))
+        return Totals(loss, sums, peaks, totals_ids)
+
+    def _step(self, totals: Totals, extra: dict[str, float]) -> StepStats:
+        """Optimizer step after all micro-batches.
+
+        Raises:
+            NonFiniteError: on every rank, when the gradient is not finite though the loss is; the
+                engine has skipped the step. Where such steps are to be skipped anyway, only when
+                the loss is not finite and the gradient is, so that the engine has not skipped it.
+        """
+        outcome = self.engine.step()
+        if outcome.applied and not math.isfinite(totals.loss):
+            self.unload()
+            raise NonFiniteError(
+                "a step was to be skipped, but its gradient is finite though its loss is not",
+                where=self._name,
+                mend="weights have changed: go on from the last checkpoint with resume=auto",
+                ids=totals.culprits,
+            )
+        if not outcome.applied and self._joined().skip_non_finite:
+            return StepStats(
+                totals.loss, outcome.grad_norm, outcome.learning_rate, False, extra, totals.culprits
+            )
+        if not outcome.applied:
+            raise NonFiniteError(
+                "the gradient is not finite",
+                where=self._name,
+                mend="lower the learning rate; the step was skipped and no weight was changed",
+            )
+        if self._average is not None:
+            self._average.update(self._parts(trained_only=True), keep=self.rank == 0)
+        return StepStats(
+            totals.loss, outcome.grad_norm, outcome.learning_rate, outcome.applied, extra
+        )
+
+
+def _non_finite(loss_name: str, ids: list[int], where: str) -> NonFiniteError:
+    shown = ", ".join(map(str, ids[:_NAMED_IN_ERRORS])) or "unknown"
+    more = f" and {len(ids) - _NAMED_IN_ERRORS} more" if len(ids) > _NAMED_IN_ERRORS else ""
+    return NonFiniteError(
+        f"the {loss_name} loss is not finite; rows {shown}{more}",
+        where=where,
+        mend="lower the learning rate, or look at these rows; no weight was changed",
+        ids=tuple(ids),
+    )
+
+
+def _random_states() -> dict[str, Tensor]:
+    """The state of torch's random numbers, by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    """Go on with saved random numbers; a rank that saved none keeps those of its seed."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])

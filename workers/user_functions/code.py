@@ -1,0 +1,187 @@
+"""Code that users hand in by its import path: how it is found, and what is told when it fails."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from workers.errors import ConfigError
+
+_OURS = Path(__file__).resolve().parents[2]
+_NOT_THEIRS = (
+    str(_OURS / "workers"),
+    str(_OURS / "orchestrator"),
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    "<frozen",
+)
+_MOST_CHARACTERS = 300  # of a message that is not ours
+
+
+def load_function(path: str, where: str, folder: str = "") -> Callable[..., Any]:
+    """Import `package.module:callable`.
+
+    Args:
+        path: What to import; behind the colon a dotted path of attributes.
+        where: The configuration key that names it, for errors.
+        folder: Looked into first; "" = as Python does.
+
+    Raises:
+        ConfigError: The path is malformed, the import raises whatever it may, or nothing callable
+            is there.
+    """
+    module_name, names = split_path(path, where)
+    if folder and sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+    found: Any = _import(path, module_name, where)
+    if folder:
+        _refuse_shadowed(path, module_name.partition(".")[0], folder, where)
+    for name in names.split("."):
+        found = _attribute(found, name, path, where)
+    if not callable(found):
+        raise ConfigError(
+            f"{path!r} is not callable: it is a {type(found).__name__}",
+            where=where,
+            mend="name a function behind the colon",
+        )
+    return found
+
+
+def split_path(path: str, where: str) -> tuple[str, str]:
+    """Module and attributes of `package.module:callable`.
+
+    Raises:
+        ConfigError: It is a file's path, or has no such form.
+    """
+    module, _, names = path.partition(":")
+    if "/" in path or "\\" in path or module.endswith(".py"):
+        raise ConfigError(
+            f"{path!r} is the path of a file, not of a function",
+            where=where,
+            mend=_for_file(module.replace("\\", "/"), names or "function"),
+        )
+    if not names and "." in module and all(map(str.isidentifier, module.split("."))):
+        head, _, last = module.rpartition(".")
+        raise ConfigError(
+            f"{path!r} does not name a function", where=where, mend=f"write {head}:{last}"
+        )
+    if not all(map(str.isidentifier, (*module.split("."), *names.split(".")))):
+        raise ConfigError(
+            f"{path!r} does not name a function",
+            where=where,
+            mend='write "package.module:callable"',
+        )
+    return module, names
+
+
+def _for_file(file: str, names: str) -> str:
+    parts = [part for part in file.removesuffix(".py").split("/") if part != "."]
+    if all(map(str.isidentifier, parts)) and len(parts) > 1:
+        return f"write {'.'.join(parts)}:{names}, as seen from the folder of the run"
+    stem = parts[-1] if parts and parts[-1] else "module"
+    there = f"put the folder of {stem}.py on PYTHONPATH, or start the run in it"
+    return f"write {stem}:{names} and {there}"
+
+
+def _import(path: str, module: str, where: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except KeyboardInterrupt:  # of the person at the keyboard
+        raise
+    except BaseException as error:  # code of others may raise anything at import, SystemExit too
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"cannot import {path!r}: there is no module {missing!r}",
+                where=where,
+                mend=f"start the run in the folder that holds {module.split('.')[0]}, or put that "
+                "folder on PYTHONPATH, on every node",
+            ) from error
+        raise ConfigError(
+            f"cannot import {path!r}: {describe(error)}",
+            where=where,
+            mend="make `python -c 'import " + module + "'` work in the folder of the run",
+        ) from error
+
+
+def _refuse_shadowed(path: str, head: str, folder: str, where: str) -> None:
+    """The folder's own module is meant, and another of its name was there first."""
+    meant = PathFinder.find_spec(head, [folder])
+    spec = getattr(sys.modules.get(head), "__spec__", None)
+    if meant is None or meant.origin is None or spec is None or spec.origin == meant.origin:
+        return
+    if spec.origin and Path(spec.origin).is_file() and Path(spec.origin).samefile(meant.origin):
+        return
+    raise ConfigError(
+        f"cannot import {path!r}: {head} is already {spec.origin or 'a namespace'}, and not "
+        f"{meant.origin}",
+        where=where,
+        mend=f"give {Path(meant.origin).name} a name that no other module has",
+    )
+
+
+def _attribute(owner: Any, name: str, path: str, where: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        known = [each for each in dir(owner) if not each.startswith("_")]
+        near = difflib.get_close_matches(name, known, 1)
+        raise ConfigError(
+            f"cannot import {path!r}: {getattr(owner, '__name__', 'it')} has no {name!r}",
+            where=where,
+            mend=f"did you mean {near[0]!r}?" if near else "name a function that the module has",
+        ) from error
+
+
+def describe(error: BaseException) -> str:
+    """Kind, place and words of an error of somebody else's code, in one line."""
+    place, said = place_of(error), words_of(error)
+    return kind_of(error) + (f" at {place}" if place else "") + (f": {said}" if said else "")
+
+
+def kind_of(error: BaseException) -> str:
+    """The name of an error's class."""
+    return type(error).__name__
+
+
+def words_of(error: BaseException) -> str:
+    """What an error says, in one line of bounded length; "" where it says nothing, or cannot."""
+    try:
+        said = str(error.msg if isinstance(error, SyntaxError) else error)
+    except Exception:  # noqa: BLE001  a class of somebody else's may raise anything in __str__
+        return "(its message cannot be shown)"
+    line = " ".join(said.split())
+    return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
+
+
+def words_of_output(log: Path) -> str:
+    """The last line that a process has printed, behind a colon; "" where there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
+    return f": {last[:_MOST_CHARACTERS]}" if last else ""
+
+
+def place_of(error: BaseException) -> str:
+    """FILE:LINE where a user's own code was when the error was raised; "" where that is unknown.
+
+    The innermost line outside Rehearsal, Python's library and installed packages; if there is none
+    the innermost one outside Rehearsal.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = list(_frames(error))
+    theirs = [at for at in frames if not at.startswith(_NOT_THEIRS)]
+    foreign = [at for at in frames if not at.startswith((*_NOT_THEIRS[:2], "<frozen"))]
+    return (theirs or foreign or [""])[-1]
+
+
+def _frames(error: BaseException) -> Iterator[str]:
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        yield f"{frame.f_code.co_filename}:{line}"

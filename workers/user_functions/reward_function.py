@@ -1,0 +1,63 @@
+"""A user's reward function: what it is given, and what it may answer.
+
+It is called with lists, one item a response, and returns one number each, in their order. Which
+lists it gets depends on the names of its parameters:
+
+- `prompts`: texts without control tokens (see `workers.data.rows.asked.plain_text`);
+- `responses`: texts without control tokens;
+- `messages`: dialogues up to the response, each a list of `{"role": ..., "content": ...}`;
+- `rendered`: prompts as the policy's tokenizer saw them, control tokens included;
+- `finished`: whether the response ended by itself (True) or was cut.
+
+A function with other names gets prompts and responses, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workers.data.rows.asked import Asked, as_messages, plain_text
+from workers.user_functions.answers import Answering
+from workers.user_functions.calls import Caller
+from workers.user_functions.child_process import UserProcess
+from workers.user_functions.code import load_function
+from workers.user_functions.signature import REWARD, Arguments, bind
+
+WHERE = "reward.function"
+_NAME = "reward function"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One response and what it answers."""
+
+    asked: Asked
+    response: str
+    finished: bool
+
+
+def load_reward(path: str, folder: str = "") -> Caller:
+    """The function at an import path, called in this process; replies are finite in float32.
+
+    Raises:
+        ConfigError: It cannot be imported, or not be called as a reward function.
+    """
+    function = bind(load_function(path, WHERE, folder), REWARD, WHERE)
+    return Caller(_NAME, _arguments, Answering(_NAME, function))
+
+
+def start_reward(path: str, folder: str = "") -> Caller:
+    """The same in a process of its own, which ends when nobody holds the caller any more."""
+    process = UserProcess(_NAME, "reward", path, folder, WHERE)
+    return Caller(_NAME, _arguments, process, process.prepare)
+
+
+def _arguments(exchanges: Sequence[Exchange]) -> Arguments:
+    return {
+        "prompts": [plain_text(each.asked.context) for each in exchanges],
+        "responses": [each.response for each in exchanges],
+        "messages": [as_messages(each.asked.context) for each in exchanges],
+        "rendered": [each.asked.rendered for each in exchanges],
+        "finished": [each.finished for each in exchanges],
+    }

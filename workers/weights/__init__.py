@@ -1,0 +1,1 @@
+"""Full weights on their way to the engines: packing, checksums, transfer."""
