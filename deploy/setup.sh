@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 variant="${1:-cpu}"
 say() { printf 'setup: %s\n' "$*" >&2; }
-die() { printf 'setup: %s\n  mend: %s\n' "$1" "$2" >&2; exit 2; }
+die() { printf 'setup: %s\n  fix: %s\n' "$1" "$2" >&2; exit 2; }
 
 case "$variant" in cpu | gpu) ;; *) die "unknown variant '$variant'" "use cpu or gpu" ;; esac
 [ "$(uname -s)" = Linux ] || die "vLLM runs on Linux only, this is $(uname -s)" \

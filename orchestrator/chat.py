@@ -85,7 +85,7 @@ class Endpoint:
         return RoleError(
             what,
             where=f"--url {self._client.base_url}",
-            mend="start a server (python -m orchestrator.serve FOLDER), wait until it is ready, "
+            fix="start a server (python -m orchestrator.serve FOLDER), wait until it is ready, "
             "and give its address",
         )
 
@@ -122,7 +122,7 @@ def _talk(options: argparse.Namespace) -> None:
     try:
         client = httpx.Client(base_url=options.url, timeout=_SECONDS, trust_env=False)
     except (httpx.InvalidURL, ValueError) as error:
-        raise ConfigError(f"no address: {error}", where="--url", mend=f"such as {_URL}") from error
+        raise ConfigError(f"no address: {error}", where="--url", fix=f"such as {_URL}") from error
     with client:
         endpoint = Endpoint(client, options.model, settings)
         for reply in dialogue(_lines(), endpoint, options.system):

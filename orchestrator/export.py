@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.checkpoints import model_folder
-from orchestrator.checkpoints.contents import MANIFEST, MEND
+from orchestrator.checkpoints.contents import FIX, MANIFEST
 from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
 from orchestrator.process.command_exit import exit_code
 from orchestrator.run_files.dataclass_json import from_plain
@@ -101,7 +101,7 @@ def find(path: Path, role: Role) -> SavedRun:
         raise MissingCheckpointError(
             f"no checkpoint with a {role} that was in training",
             where=str(path),
-            mend="give a run folder or one of the folders in its state/; the models of finished "
+            fix="give a run folder or one of the folders in its state/; the models of finished "
             "stages lie ready in its checkpoints/",
         )
     return SavedRuns(RunFolder(holding[-1].parent.parent)).read(holding[-1], alone=True)
@@ -125,9 +125,9 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
     from workers.models.published_files import complete
 
     if folder.exists():
-        raise ConfigError("the folder is there already", where=str(folder), mend="name a new one")
+        raise ConfigError("the folder is there already", where=str(folder), fix="name a new one")
     spec, dtype = _facts(saved, role)
-    with reading(saved.path, "its configuration cannot be used", MEND):
+    with reading(saved.path, "its configuration cannot be used", FIX):
         config = from_plain(_Config, saved.config)
     origin = model_folder.require(_origin(saved, spec.checkpoint), "starting")
     spec = replace(spec, checkpoint=str(origin))

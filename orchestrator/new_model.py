@@ -76,13 +76,13 @@ def _require_empty(folder: Path) -> None:
             why = "is not a folder" if not folder.is_dir() else "is not empty"
             if not folder.is_dir() or any(folder.iterdir()):
                 raise ConfigError(
-                    f"the folder {why}", where=str(folder), mend="name a new one, or clear it"
+                    f"the folder {why}", where=str(folder), fix="name a new one, or clear it"
                 )
     except OSError as error:  # a name that is too long, a folder that cannot be looked into
         raise ConfigError(
             f"the folder cannot be used: {error.strerror}",
             where=f"{folder}"[:200],
-            mend="name another one",
+            fix="name another one",
         ) from error
 
 
@@ -94,14 +94,14 @@ def _check_sizes(options: argparse.Namespace) -> None:
             raise ConfigError(
                 f"{value} is out of range",
                 where=f"--{name}",
-                mend=f"give a whole number from {least:,} to {most:,}",
+                fix=f"give a whole number from {least:,} to {most:,}",
             )
     heads, kv_heads = options.heads, options.kv_heads or options.heads
     if options.hidden_size % (2 * heads) or heads % kv_heads:
         raise ConfigError(
             f"width {options.hidden_size} with {heads} heads and {kv_heads} key-value heads",
             where="--hidden-size, --heads, --kv-heads",
-            mend="the width must be an even multiple of the heads (rotary positions turn pairs), "
+            fix="the width must be an even multiple of the heads (rotary positions turn pairs), "
             "and the heads a multiple of the key-value heads",
         )
     need, free = _bytes(options), psutil.virtual_memory().available
@@ -110,7 +110,7 @@ def _check_sizes(options: argparse.Namespace) -> None:
             f"a model of these sizes takes about {need / 2**30:,.1f} GiB to make, "
             f"{free / 2**30:,.1f} are free",
             where="--hidden-size, --layers, --vocabulary, --positions",
-            mend="ask for less, or use a larger machine",
+            fix="ask for less, or use a larger machine",
         )
 
 

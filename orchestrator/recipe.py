@@ -101,7 +101,7 @@ def run_recipe(
             resort=stop.resort,
         ) as cluster,
     ):
-        cluster.guard.mend = lambda: going_on(run_folder)
+        cluster.guard.fix = lambda: going_on(run_folder)
         losses = Losses(run_folder, position, live.note)
         session = Session(
             config=config,

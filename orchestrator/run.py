@@ -190,7 +190,7 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def _report(error: RehearsalError, folder: RunFolder | None) -> int:
-    """Print what, where and how to mend; keep the traceback in the run folder."""
+    """Print what, where and how to fix; keep the traceback in the run folder."""
     say(f"error: {error}\n")
     if folder is not None:
         try:

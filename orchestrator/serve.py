@@ -78,18 +78,18 @@ def plan(options: argparse.Namespace, extra: tuple[str, ...] = ()) -> Service:
         raise ConfigError(
             "this is a reward model or a critic: it answers with a number, not with text",
             where=str(folder),
-            mend="serve checkpoints/ppo, ppo_ptx, sft or base of a run; the folder's README.md "
+            fix="serve checkpoints/ppo, ppo_ptx, sft or base of a run; the folder's README.md "
             "shows how to score with this one",
         )
     if not 0 < options.port < 65536:
         raise ConfigError(
-            f"{options.port} is no port", where="--port", mend="give a number from 1 to 65535"
+            f"{options.port} is no port", where="--port", fix="give a number from 1 to 65535"
         )
     shape = read_shape(folder)
     dtype = options.dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if dtype not in _BYTES:
         raise ConfigError(
-            f"no number format {dtype!r}", where="--dtype", mend=f"one of {', '.join(_BYTES)}"
+            f"no number format {dtype!r}", where="--dtype", fix=f"one of {', '.join(_BYTES)}"
         )
     context = options.context or min(shape.positions or _CONTEXT, _CONTEXT)
     token = 2 * shape.layers * shape.kv_heads * shape.head_size * _BYTES[dtype]
@@ -153,7 +153,7 @@ def _built_for_cpu() -> bool:
             continue
         return cpu
     raise UnsupportedPlatformError(
-        "vLLM is not installed", where="orchestrator.serve", mend="run `make setup`"
+        "vLLM is not installed", where="orchestrator.serve", fix="run `make setup`"
     )
 
 

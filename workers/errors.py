@@ -1,7 +1,7 @@
 """Every error that Rehearsal raises on purpose.
 
 Each class is also a standard type, so `except ValueError` keeps working, and each carries what
-happened, where, and how to mend it. All survive pickling: they cross process borders inside Ray.
+happened, where, and how to fix it. All survive pickling: they cross process borders inside Ray.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from typing import ClassVar
 
 
 class RehearsalError(Exception):
-    """An expected failure: what happened, where it happened, and how to mend it."""
+    """An expected failure: what happened, where it happened, and how to fix it."""
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where
-        self.mend = mend
+        self.fix = fix
 
     def __str__(self) -> str:
         parts = [self.what]
         if self.where:
             parts.append(f"where: {self.where}")
-        if self.mend:
-            parts.append(f"mend: {self.mend}")
+        if self.fix:
+            parts.append(f"fix: {self.fix}")
         return "\n  ".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.mend))
+        return (_rebuild, (type(self), self.what, self.where, self.fix))
 
 
-def _rebuild(kind: type[RehearsalError], what: str, where: str, mend: str) -> RehearsalError:
-    return kind(what, where=where, mend=mend)
+def _rebuild(kind: type[RehearsalError], what: str, where: str, fix: str) -> RehearsalError:
+    return kind(what, where=where, fix=fix)
 
 
 class ConfigError(RehearsalError, ValueError):
@@ -122,17 +122,17 @@ class NonFiniteError(RehearsalError, ArithmeticError):
     exit_code = 6
 
     def __init__(
-        self, what: str, *, where: str = "", mend: str = "", ids: tuple[int, ...] = ()
+        self, what: str, *, where: str = "", fix: str = "", ids: tuple[int, ...] = ()
     ) -> None:
-        super().__init__(what, where=where, mend=mend)
+        super().__init__(what, where=where, fix=fix)
         self.ids = ids  # the sequences, rows or prompts it came from, as far as is known
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_non_finite, (self.what, self.where, self.mend, self.ids))
+        return (_rebuild_non_finite, (self.what, self.where, self.fix, self.ids))
 
 
-def _rebuild_non_finite(what: str, where: str, mend: str, ids: tuple[int, ...]) -> NonFiniteError:
-    return NonFiniteError(what, where=where, mend=mend, ids=ids)
+def _rebuild_non_finite(what: str, where: str, fix: str, ids: tuple[int, ...]) -> NonFiniteError:
+    return NonFiniteError(what, where=where, fix=fix, ids=ids)
 
 
 class KLLimitError(RehearsalError, ArithmeticError):

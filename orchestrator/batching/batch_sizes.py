@@ -56,7 +56,7 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
             f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} samples = "
             f"{sequences} sequences an iteration do not divide into minibatches of {size}",
             where="algorithm.sequences_per_minibatch",
-            mend=f"use {_nearest(size, sequences)}, or change algorithm.prompts_per_iteration",
+            fix=f"use {_nearest(size, sequences)}, or change algorithm.prompts_per_iteration",
         )
     for role in (RoleName.policy, RoleName.critic):
         _enough(config, role, size, "algorithm.sequences_per_minibatch", "sequences")
@@ -113,7 +113,7 @@ def reward_model_steps(config: Config) -> int | None:
         raise BatchArithmeticError(
             f"{rankings} rankings are fewer than one step of {settings.prompts_per_step}",
             where=f"reward_model.{name}",
-            mend=f"raise reward_model.{name} or lower reward_model.prompts_per_step",
+            fix=f"raise reward_model.{name} or lower reward_model.prompts_per_step",
         )
     return ranking_steps(config, rankings) if pocket else None
 
@@ -136,7 +136,7 @@ def sft_rows(config: Config) -> tuple[int, int]:
         raise BatchArithmeticError(
             f"a share of {share:g} of {rows} rows is {documents} documents",
             where="sft.pretraining_fraction",
-            mend="raise sft.demonstrations_per_step, or choose a share that leaves both",
+            fix="raise sft.demonstrations_per_step, or choose a share that leaves both",
         )
     return rows - documents, documents
 
@@ -173,7 +173,7 @@ def _enough(config: Config, role: RoleName, amount: int, key: str, unit: str) ->
         raise BatchArithmeticError(
             f"{amount} {unit} cannot give work to {workers} {role.value} workers",
             where=key,
-            mend=f"raise {key} to {workers} or more, or lower cluster.roles.{role.value}.workers",
+            fix=f"raise {key} to {workers} or more, or lower cluster.roles.{role.value}.workers",
         )
 
 

@@ -73,7 +73,7 @@ class TextRows:
                 raise DataError(
                     f"{_MOST_EMPTY} documents of pretraining text in a row hold no token",
                     where="data.files.pretraining",
-                    mend="give a file with text in it",
+                    fix="give a file with text in it",
                 )
             if len(piece):
                 pieces.append(piece)

@@ -159,7 +159,7 @@ def minibatches(
         raise BatchArithmeticError(
             f"{len(ids)} sequences do not divide into steps of {per_step}",
             where="minibatches",
-            mend="choose prompts_per_iteration * samples_per_prompt as a multiple of "
+            fix="choose prompts_per_iteration * samples_per_prompt as a multiple of "
             "sequences_per_minibatch",
         )
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(seed))))
@@ -244,7 +244,7 @@ def policy_steps(
         raise BatchArithmeticError(
             f"{len(ptx)} pretraining batches for {count} optimizer steps",
             where="policy_steps",
-            mend="hand in one batch of documents per optimizer step",
+            fix="hand in one batch of documents per optimizer step",
         )
     texts = [
         supervised_step(batch, plan.ranks, plan.token_budget, packed=plan.packed) for batch in ptx
@@ -310,7 +310,7 @@ def supervised_step(
         raise DataError(
             f"none of the tokens of {len(batch)} examples is a target",
             where="supervised_step",
-            mend="check that examples have a response or text after the first token",
+            fix="check that examples have a response or text after the first token",
         )
     rows = np.arange(len(batch), dtype=np.int64)
     return [
@@ -343,7 +343,7 @@ def ranking_step(
         raise DataError(
             f"none of {len(rankings)} rankings prefers one completion to another",
             where="ranking_step",
-            mend="leave out rankings without a pair before batching, or lower the tie width",
+            fix="leave out rankings without a pair before batching, or lower the tie width",
         )
     rows = np.asarray([len(r.sequences) for r in kept], np.int64)
     longest = np.asarray([r.sequences.lengths.max() for r in kept], np.int64)

@@ -106,13 +106,13 @@ def check_keep_best(config: Config) -> None:
         raise ConfigError(
             f"{name!r} is no metric that checkpoints are compared by",
             where=where,
-            mend=f"did you mean {' or '.join(close)}?" if close else f"try {_SAMPLED[0]}",
+            fix=f"did you mean {' or '.join(close)}?" if close else f"try {_SAMPLED[0]}",
         )
     pocket = config.data.source is DataSourceKind.pocket
     measured = _GOLD if pocket else _HELDOUT
     if name in _SAMPLED or (name in measured and config.algorithm.evaluate_every):
         return
-    mend = "set algorithm.evaluate_every"
+    fix = "set algorithm.evaluate_every"
     if name not in measured:
-        mend = f"only the pocket world has gold scores, in place of the reward: try {measured[0]}"
-    raise ConfigError(f"{name} is not measured in this run", where=where, mend=mend)
+        fix = f"only the pocket world has gold scores, in place of the reward: try {measured[0]}"
+    raise ConfigError(f"{name} is not measured in this run", where=where, fix=fix)

@@ -87,7 +87,7 @@ def require_fitting(saved: SavedRun, changes: Changes) -> None:
         raise ConfigError(
             f"the configuration differs from that of the checkpoint: {'; '.join(refused)}",
             where=str(saved.path),
-            mend="give the same values, start another run, or go back to a checkpoint before the "
+            fix="give the same values, start another run, or go back to a checkpoint before the "
             f"stages that read them: resume={saved.folder.state}/NAME. run.*, logger.*, cluster.*, "
             "data.workers, data.cache_mib and the ZeRO stage may change, stages may be appended",
         )

@@ -31,7 +31,7 @@ NAME = re.compile(r"(?P<number>\d{6,})-(?P<stage>[a-z0-9_]+)-(?P<step>\d+)")
 NUMBERED = re.compile(rf"{NAME.pattern}(\{PARTIAL}|(\{BROKEN}|\{SUPERSEDED})(-\d+)?)?")
 # What trainers and the queue of sequences read: such files count only if the manifest lists them.
 _READ = re.compile(r"[a-z_]+\.\d+\.safetensors|ahead-\d+-\d+\.safetensors")
-MEND = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
+FIX = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,11 @@ def check(path: Path, entry: Entry) -> None:
     Raises:
         BrokenCheckpointError: it is missing, no ordinary file, or other bytes.
     """
-    require_file(path, MEND)
+    require_file(path, FIX)
     size = path.stat().st_size
     if size != entry.bytes:
         raise broken(path, f"{path.name} has {size} bytes instead of {entry.bytes}")
-    with reading(path, f"{path.name} cannot be read", MEND):
+    with reading(path, f"{path.name} cannot be read", FIX):
         same = entry_of(path)["sha256"] == entry.sha256
     if not same:
         raise broken(path, f"{path.name} was altered after it was saved")
@@ -105,7 +105,7 @@ def check_files(path: Path, files: Mapping[str, Entry]) -> None:
         raise BrokenCheckpointError(
             f"{more[0]} is not of this checkpoint: {MANIFEST} does not list it",
             where=str(path),
-            mend="move it out of the folder",
+            fix="move it out of the folder",
         )
 
 
@@ -135,7 +135,7 @@ def check_name(path: Path, place: Place | Progress, number: int | None) -> None:
         raise BrokenCheckpointError(
             f"it was saved as {right} and renamed, or copied",
             where=str(path),
-            mend=f"give it the name {right}; a copy can have any other name",
+            fix=f"give it the name {right}; a copy can have any other name",
         )
 
 
@@ -145,24 +145,24 @@ def manifest_of(path: Path) -> Manifest:
     Raises:
         BrokenCheckpointError: it was altered, another version wrote it, or a key is missing.
     """
-    plain = unseal(path, MEND)
+    plain = unseal(path, FIX)
     if plain.get("schema") != SCHEMA_VERSION:
         raise BrokenCheckpointError(
             f"it was saved by another version of this program (schema {plain.get('schema')!r}, "
             f"this one reads {SCHEMA_VERSION})",
             where=str(path),
-            mend="go on with the version that saved it, or start the run again",
+            fix="go on with the version that saved it, or start the run again",
         )
-    with reading(path, f"{path.name} is not what a run writes", MEND):
+    with reading(path, f"{path.name} is not what a run writes", FIX):
         return from_plain(Manifest, plain)
 
 
 def renumber(path: Path, number: int) -> None:
     """Write another number into a manifest.json; for a checkpoint that is given a new name."""
-    plain = unseal(path, MEND) | {"number": number}
+    plain = unseal(path, FIX) | {"number": number}
     write_json(path, plain, sealed=True)
 
 
 def broken(path: Path, why: str) -> BrokenCheckpointError:
     """The error of a checkpoint that cannot be used."""
-    return BrokenCheckpointError(why, where=str(path), mend=MEND)
+    return BrokenCheckpointError(why, where=str(path), fix=FIX)

@@ -33,7 +33,7 @@ ADAPTER = "adapter_config.json"  # of peft
 SCHEMA_VERSION = 2  # since 2 the manifest carries a checksum of its own bytes
 SCORE_DEVIATION = "score_deviation"  # fact of a reward model: of its scores, reward units
 
-_MEND = "copy or make the checkpoint again; this one is not whole"
+_FIX = "copy or make the checkpoint again; this one is not whole"
 
 Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
 Meanwhile = Callable[[], object]  # called now and then while weights are read or flushed
@@ -99,14 +99,13 @@ def require(path: str, what: str, meanwhile: Meanwhile | None = None) -> Path:
         raise MissingCheckpointError(
             f"the {what} checkpoint is a file; a folder is wanted",
             where=str(folder),
-            mend=f"give the folder that holds config.json, weights and tokenizer; {key}=PATH",
+            fix=f"give the folder that holds config.json, weights and tokenizer; {key}=PATH",
         )
     if not is_folder or not path:
         raise MissingCheckpointError(
             f"the {what} checkpoint is not there",
             where=str(folder) if path else key,
-            mend="give an existing Hugging Face folder, or add the stage that makes it; "
-            f"{key}=PATH",
+            fix=f"give an existing Hugging Face folder, or add the stage that makes it; {key}=PATH",
         )
     _check_folder(folder)
     if lexists(folder / MANIFEST):
@@ -139,7 +138,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return unseal(folder / MANIFEST, _MEND, since=SCHEMA_VERSION)
+    return unseal(folder / MANIFEST, _FIX, since=SCHEMA_VERSION)
 
 
 def _check_manifest(folder: Path, meanwhile: Meanwhile | None) -> None:
@@ -164,7 +163,7 @@ def _check_entry(folder: Path, name: str, entry: object) -> None:
 
 
 def _broken(path: Path, why: str) -> BrokenCheckpointError:
-    return broken(path, why, _MEND)
+    return broken(path, why, _FIX)
 
 
 def flush(path: Path) -> None:

@@ -20,8 +20,8 @@ from orchestrator.checkpoints import model_folder
 from orchestrator.checkpoints.config_changes import flat
 from orchestrator.checkpoints.contents import (
     BROKEN,
+    FIX,
     MANIFEST,
-    MEND,
     NAME,
     PARTIAL,
     PROGRESS,
@@ -189,7 +189,7 @@ class SavedRuns:
         manifest = manifest_of(path / MANIFEST)
         check_files(path, manifest.files)
         progress = read_json(path / PROGRESS)
-        with reading(path, f"{PROGRESS} is not what a run writes", MEND):
+        with reading(path, f"{PROGRESS} is not what a run writes", FIX):
             place = from_plain(Place if alone else Progress, progress)
             if isinstance(place, Progress) and place.own:  # only PPO notes something of its own
                 check_noted(place.own, flat(manifest.config).get("algorithm.kl.control", "fixed"))
@@ -314,7 +314,7 @@ class SavedRuns:
 def _has_own_name(path: Path) -> bool:
     """Whether a run saved this checkpoint under this name; not where it no longer tells."""
     try:
-        with reading(path, f"{PROGRESS} is not what a run writes", MEND):
+        with reading(path, f"{PROGRESS} is not what a run writes", FIX):
             place = from_plain(Place, read_json(path / PROGRESS))
         check_name(path, place, manifest_of(path / MANIFEST).number)
     except RehearsalError:

@@ -173,7 +173,7 @@ def start_private_ray(
                 raise DeadlineError(
                     f"Ray's servers did not start within {seconds:.0f} s: {error}",
                     where="cluster",
-                    mend="free the machine, or raise run.role_start_seconds",
+                    fix="free the machine, or raise run.role_start_seconds",
                 ) from error
         else:
             return private

@@ -256,7 +256,7 @@ def _join(config: ClusterConfig, rules: Rules, resort: LastResort | None) -> Gua
         raise ResourceError(
             f"no Ray cluster answers at {config.address!r}: {error}",
             where="cluster.address",
-            mend="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
+            fix="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
             "cluster.address=local",
         ) from error
     guard = Guard(distant_servers(rules), _GLANCE_SECONDS, resort)
@@ -292,11 +292,11 @@ def _check_nodes(config: ClusterConfig, layout: Layout) -> None:
     raise ResourceError(
         f"the plan takes {_figures(want)}; the cluster at {config.address!r} has {_figures(have)}",
         where="cluster",
-        mend=_mend(config),
+        fix=_fix(config),
     )
 
 
-def _mend(config: ClusterConfig) -> str:
+def _fix(config: ClusterConfig) -> str:
     if config.accelerator is Accelerator.cuda and config.address == "local":
         return "this machine lacks the GPUs: use cluster=local_cpu, or join a cluster that has them"
     return "describe the cluster as it is by cluster.nodes, cluster.cpus_per_node and so on"
@@ -319,7 +319,7 @@ def _reserve(layout: Layout, seconds: float, guard: Guard) -> PlacementGroup:
             f"the cluster did not free {layout.cpus:g} CPUs and {layout.gpus:g} GPUs on "
             f"{len(bundles)} node(s) within {seconds:.0f} s",
             where="placement group",
-            mend="wait for other jobs (`ray status` lists them) or raise run.role_start_seconds",
+            fix="wait for other jobs (`ray status` lists them) or raise run.role_start_seconds",
         )
     return group
 

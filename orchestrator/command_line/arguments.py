@@ -323,5 +323,5 @@ def _sweep_folder(arguments: list[str]) -> list[str]:
     return [*kept, f"hydra.sweep.dir={last['value']}"]
 
 
-def _wrong(what: str, mend: str) -> ConfigError:
-    return ConfigError(what, where=_WHERE, mend=mend)
+def _wrong(what: str, fix: str) -> ConfigError:
+    return ConfigError(what, where=_WHERE, fix=fix)

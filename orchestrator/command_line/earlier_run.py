@@ -57,7 +57,7 @@ def configuration(composed: DictConfig, command: Command) -> tuple[DictConfig, l
             raise ConfigError(
                 f"a run cannot be both rerun={rerun} and {other}",
                 where="command line",
-                mend="give one of them; other keys may stand beside rerun",
+                fix="give one of them; other keys may stand beside rerun",
             )
         file = _config_file(Path(rerun))
     elif by_experiment or resume in ("", "auto"):
@@ -102,7 +102,7 @@ def read_configuration(file: Path) -> DictConfig:
         loaded = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
         if not isinstance(loaded, DictConfig) or "stages" not in loaded:
             raise ConfigError(
-                "this is not the configuration of a run", where=str(file), mend=_MEND_FOLDER
+                "this is not the configuration of a run", where=str(file), fix=_FIX_FOLDER
             )
         schema = OmegaConf.structured(Config)
         _require_sections(schema, loaded, file)
@@ -111,18 +111,18 @@ def read_configuration(file: Path) -> DictConfig:
         raise ConfigError(
             f"the run's configuration cannot be read: {error.strerror}",
             where=str(file),
-            mend=_MEND_FOLDER,
+            fix=_FIX_FOLDER,
         ) from error
     except OmegaConfBaseException as error:
         found = explain(error)
         version = "another version wrote it, or it was edited: compose the run by +experiment=NAME"
         kind = UnknownKeyError if isinstance(found, UnknownKeyError) else ConfigError
-        raise kind(found.what, where=f"{file}, {found.where}", mend=version) from error
+        raise kind(found.what, where=f"{file}, {found.where}", fix=version) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"the run's configuration is damaged: {' '.join(str(error).split())[:200]}",
             where=str(file),
-            mend="compose the run again by +experiment=NAME and its keys",
+            fix="compose the run again by +experiment=NAME and its keys",
         ) from error
     assert isinstance(merged, DictConfig)
     return merged
@@ -135,12 +135,12 @@ def _require_sections(schema: DictConfig, loaded: DictConfig, file: Path, prefix
         if isinstance(section, DictConfig) and found is not None:
             if not isinstance(found, DictConfig):
                 raise ConfigError(
-                    f"{prefix}{name} is no section of keys", where=str(file), mend=_MEND_FOLDER
+                    f"{prefix}{name} is no section of keys", where=str(file), fix=_FIX_FOLDER
                 )
             _require_sections(section, found, file, f"{prefix}{name}.")
 
 
-_MEND_FOLDER = "give the folder of a run, which holds config.yaml"
+_FIX_FOLDER = "give the folder of a run, which holds config.yaml"
 
 
 def _apply(
@@ -151,7 +151,7 @@ def _apply(
         raise ConfigError(
             f"{typed.input_line}: nothing is removed from the configuration of an earlier run",
             where="command line",
-            mend="give the key its default, or compose the run by +experiment=NAME",
+            fix="give the key its default, or compose the run by +experiment=NAME",
         )
     keys = _keys_of_option(key, choices[key]) if key in choices else [key]
     for each in keys:

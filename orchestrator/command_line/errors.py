@@ -50,12 +50,12 @@ def unknown_key(key: str) -> UnknownKeyError:
     near = nearest_keys(key)
     words = alias_words(key)
     if words is not None:
-        mend = words
+        fix = words
     elif near:
-        mend = f"did you mean {' or '.join(near)}?"
+        fix = f"did you mean {' or '.join(near)}?"
     else:
-        mend = "orchestrator/config/ declares every key; --cfg job prints them"
-    return UnknownKeyError(f"unknown key {key}", where="configuration", mend=mend)
+        fix = "orchestrator/config/ declares every key; --cfg job prints them"
+    return UnknownKeyError(f"unknown key {key}", where="configuration", fix=fix)
 
 
 def reject_unknown_keys(composed: DictConfig) -> None:
@@ -92,17 +92,17 @@ def explain(error: BaseException) -> ConfigError:
     return ConfigError(
         str(error).strip(),
         where="command line",
-        mend="overrides are written group=option, key=value or +experiment=NAME",
+        fix="overrides are written group=option, key=value or +experiment=NAME",
     )
 
 
 def _wrong_type(words: str, key: str) -> ConfigError:
     kind = key_type(key)
     if kind is None:
-        mend = "orchestrator/config/ declares the type of every key"
-        return ConfigError(words, where=key or "configuration", mend=mend)
+        fix = "orchestrator/config/ declares the type of every key"
+        return ConfigError(words, where=key or "configuration", fix=fix)
     empty = f"; for none write {key}=" if kind is str else ""
-    return ConfigError(f"{key}: {words}", where=key, mend=f"{key} is {type_words(kind)}{empty}")
+    return ConfigError(f"{key}: {words}", where=key, fix=f"{key} is {type_words(kind)}{empty}")
 
 
 def _unknown_option(error: MissingConfigException) -> ConfigError:
@@ -110,10 +110,10 @@ def _unknown_option(error: MissingConfigException) -> ConfigError:
     group, _, option = wanted.rpartition("/")
     options = [str(each) for each in error.options or ()]
     near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
-    mend = f"did you mean {group}={near[0]}? " if near else ""
+    fix = f"did you mean {group}={near[0]}? " if near else ""
     if options:
-        mend += f"options of {group}: {', '.join(options)}"
-    return UnknownKeyError(f"there is no {wanted}", where="configuration", mend=mend)
+        fix += f"options of {group}: {', '.join(options)}"
+    return UnknownKeyError(f"there is no {wanted}", where="configuration", fix=fix)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

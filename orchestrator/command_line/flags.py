@@ -126,5 +126,5 @@ def _no_such_flag(argument: str, following: str | None) -> ConfigError:
     return _error(what, f"write {' or '.join(written)}, without dashes")
 
 
-def _error(what: str, mend: str) -> ConfigError:
-    return ConfigError(what, where=_WHERE, mend=mend)
+def _error(what: str, fix: str) -> ConfigError:
+    return ConfigError(what, where=_WHERE, fix=fix)

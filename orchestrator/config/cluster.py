@@ -46,7 +46,7 @@ class RoleResources:
         """Whether GPUs are shared or whole."""
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ConfigError(
-                f"gpus={self.gpus:g}", where=f"{key}.gpus", mend="use whole GPUs above 1"
+                f"gpus={self.gpus:g}", where=f"{key}.gpus", fix="use whole GPUs above 1"
             )
 
 

@@ -85,7 +85,7 @@ def _check_date(date: str) -> None:
         datetime.fromisoformat(date or "2026-01-01")
     except ValueError as error:
         raise ConfigError(
-            f"date={date!r} is no date", where="data.date", mend="write it as 2026-01-31"
+            f"date={date!r} is no date", where="data.date", fix="write it as 2026-01-31"
         ) from error
 
 
@@ -125,7 +125,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.sets={given!r} is no section of data sets",
                 where="data.sets",
-                mend="set data.sets.NAME.kind=demonstrations data.sets.NAME.path=FILE",
+                fix="set data.sets.NAME.kind=demonstrations data.sets.NAME.path=FILE",
             )
         self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
 
@@ -138,5 +138,5 @@ class DataConfig:
                 f"heldout_fold={self.heldout_fold}: there are {folds} parts of "
                 f"{self.heldout_fraction:g} of the rows",
                 where=f"{key}.heldout_fold",
-                mend=f"choose a fold from 0 to {folds - 1}",
+                fix=f"choose a fold from 0 to {folds - 1}",
             )

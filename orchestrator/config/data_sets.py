@@ -51,7 +51,7 @@ def data_set(name: str, given: object) -> DataSetConfig:
         raise ConfigError(
             f"{given!r} is no data set",
             where=where,
-            mend=f"set {where}.kind=demonstrations {where}.path=FILE",
+            fix=f"set {where}.kind=demonstrations {where}.path=FILE",
         )
     values: dict[str, Any] = {str(key): value for key, value in given.items()}
     for key in values:
@@ -59,7 +59,7 @@ def data_set(name: str, given: object) -> DataSetConfig:
             raise unknown_set_key(name, key)
     for key, usual in (("kind", "demonstrations"), ("path", "FILE")):
         if not values.get(key):
-            raise ConfigError(f"no {key} is set", where=where, mend=f"set {where}.{key}={usual}")
+            raise ConfigError(f"no {key} is set", where=where, fix=f"set {where}.{key}={usual}")
     for key in ("path", "format", "split", "subset"):
         if key in values:
             values[key] = _text(values[key], f"{where}.{key}")
@@ -79,7 +79,7 @@ def unknown_set_key(name: str, key: str) -> UnknownKeyError:
     return UnknownKeyError(
         f"unknown key data.sets.{name}.{key}",
         where="configuration",
-        mend=f"did you mean {' or '.join(f'data.sets.{name}.{each}' for each in near)}?",
+        fix=f"did you mean {' or '.join(f'data.sets.{name}.{each}' for each in near)}?",
     )
 
 
@@ -99,7 +99,7 @@ def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
             raise ConfigError(
                 f"{name!r} is the name of a set of data.files",
                 where=f"data.sets.{name}",
-                mend="give it another name",
+                fix="give it another name",
             )
         found[name] = DataSet(
             name, each.kind, each.path, each.format, each.columns, each.split, each.subset,
@@ -115,7 +115,7 @@ def kinds(data: DataConfig) -> set[SetKind]:
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise ConfigError(f"{value!r} is no text", where=where, mend="write one word or a path")
+        raise ConfigError(f"{value!r} is no text", where=where, fix="write one word or a path")
     return str(value)
 
 
@@ -131,7 +131,7 @@ def _kind(value: object, where: str) -> SetKind:
     raise ConfigError(
         f"{value!r} is no kind of data set",
         where=f"{where}.kind",
-        mend=f"{hint}kinds: {', '.join(names)}",
+        fix=f"{hint}kinds: {', '.join(names)}",
     )
 
 
@@ -140,7 +140,7 @@ def _columns(value: object, where: str) -> dict[str, Any]:
         raise ConfigError(
             f"{value!r} is no column mapping",
             where=f"{where}.columns",
-            mend=f"write {where}.columns.prompt=COLUMN",
+            fix=f"write {where}.columns.prompt=COLUMN",
         )
     columns = {str(key): each for key, each in value.items()}
     check_columns(columns, f"{where}.columns")
@@ -153,6 +153,6 @@ def _weight(value: object, where: str) -> float:
         raise ConfigError(
             f"weight={value} must be a finite number above 0",
             where=f"{where}.weight",
-            mend="give the set's share among the sets of its kind, or leave the set out",
+            fix="give the set's share among the sets of its kind, or leave the set out",
         )
     return float(number)

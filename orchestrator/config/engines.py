@@ -97,7 +97,7 @@ class TrainerConfig:
             raise ConfigError(
                 f"offload=parameters with zero_stage={self.zero_stage}, which keeps whole weights",
                 where=f"{key}.offload",
-                mend="use trainer.zero_stage=3, or trainer.offload=optimizer",
+                fix="use trainer.zero_stage=3, or trainer.offload=optimizer",
             )
 
 

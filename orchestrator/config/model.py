@@ -37,7 +37,7 @@ class PocketModelConfig:
             raise ConfigError(
                 f"hidden_size={self.hidden_size}, heads={self.heads}, kv_heads={self.kv_heads}",
                 where=key,
-                mend="hidden_size must be a multiple of heads, and heads of kv_heads",
+                fix="hidden_size must be a multiple of heads, and heads of kv_heads",
             )
 
 
@@ -69,7 +69,7 @@ class LoraConfig:
         """Whether any layer gets an adapter."""
         if not self.target:
             raise ConfigError(
-                "no layer gets an adapter", where=f"{key}.target", mend="use [all-linear]"
+                "no layer gets an adapter", where=f"{key}.target", fix="use [all-linear]"
             )
 
 
@@ -92,5 +92,5 @@ class ModelConfig:
             raise ConfigError(
                 f"freeze={self.freeze} beside adapters, which freeze every weight already",
                 where=f"{key}.freeze",
-                mend="set model.lora.rank=0 or model.freeze=[]",
+                fix="set model.lora.rank=0 or model.freeze=[]",
             )

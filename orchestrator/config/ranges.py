@@ -187,7 +187,7 @@ def _sections(section: Any, key: str) -> Iterator[tuple[Any, str]]:
                 raise ConfigError(
                     f"{its_key} holds what belongs to another key ({type(value).__name__})",
                     where=its_key,
-                    mend=f"set the keys below {its_key} one by one",
+                    fix=f"set the keys below {its_key} one by one",
                 )
         if dataclasses.is_dataclass(value):
             yield from _sections(value, its_key)
@@ -222,16 +222,16 @@ def _check_number(value: float, key: str, limits: Range) -> None:
     raise ConfigError(
         f"{key}={shown} is " + ("out of range" if finite else "not a finite number"),
         where=key,
-        mend=f"set {key} to {kind} {limits.words()}",
+        fix=f"set {key} to {kind} {limits.words()}",
     )
 
 
 def _check_text(value: str, key: str, limits: Text) -> None:
     trouble = _trouble(value, limits)
     if trouble is not None:
-        what, mend = trouble
+        what, fix = trouble
         given = key if limits.secret else f"{key}={_shown(repr(value))}"
-        raise ConfigError(f"{given} {what}", where=key, mend=mend)
+        raise ConfigError(f"{given} {what}", where=key, fix=fix)
 
 
 def _trouble(value: str, limits: Text) -> tuple[str, str] | None:
@@ -262,11 +262,11 @@ def _check_list(values: list[Any], key: str) -> None:
     for index, each in enumerate(values):
         if each is None or (isinstance(each, str) and not each.strip()):
             raise ConfigError(
-                f"entry {index} of {key} is empty", where=key, mend=f"write {key}=[] for none"
+                f"entry {index} of {key} is empty", where=key, fix=f"write {key}=[] for none"
             )
         if each in values[:index]:
             raise ConfigError(
-                f"{key} names {_plain(each)} twice", where=key, mend="name each entry once"
+                f"{key} names {_plain(each)} twice", where=key, fix="name each entry once"
             )
         _check_value(each, f"{key}.{index}", None)
 

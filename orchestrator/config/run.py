@@ -118,5 +118,5 @@ class LoggerConfig:
             raise ConfigError(
                 f"wandb_mode={self.wandb_mode!r}",
                 where=f"{key}.wandb_mode",
-                mend="use online or offline",
+                fix="use online or offline",
             )

@@ -139,7 +139,7 @@ class RewardModelConfig:
             raise ConfigError(
                 f"min_completions={self.min_completions}, max_completions={self.max_completions}",
                 where=f"{key}.min_completions",
-                mend="choose 2 <= min_completions <= max_completions <= 9",
+                fix="choose 2 <= min_completions <= max_completions <= 9",
             )
 
 
@@ -221,7 +221,7 @@ class AlgorithmConfig:
                 f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "
                 "iterations",
                 where=f"{key}.critic_warmup_iterations",
-                mend=f"set it below {key}.iterations={self.iterations}",
+                fix=f"set it below {key}.iterations={self.iterations}",
             )
         sequences = self.prompts_per_iteration * self.samples_per_prompt
         if self.kl.control is KLControl.adaptive and sequences >= 5 * self.kl.horizon:
@@ -229,5 +229,5 @@ class AlgorithmConfig:
                 f"horizon={self.kl.horizon} for {sequences} sequences an iteration: one update "
                 "could turn the KL coefficient negative",
                 where=f"{key}.kl.horizon",
-                mend=f"set {key}.kl.horizon above {sequences // 5}",
+                fix=f"set {key}.kl.horizon above {sequences // 5}",
             )

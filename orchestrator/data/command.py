@@ -56,7 +56,7 @@ def parse_columns(pairs: Sequence[str]) -> Columns:
             raise ConfigError(
                 f"{pair!r} maps no column",
                 where="--columns",
-                mend="write field=column, or field=column,column for a list",
+                fix="write field=column, or field=column,column for a list",
             )
         values = [each.strip() for each in path.split(",")] if "," in path else path
         if field.startswith("better."):
@@ -67,7 +67,7 @@ def parse_columns(pairs: Sequence[str]) -> Columns:
         raise ConfigError(
             "the column of the labels is given twice",
             where="--columns",
-            mend="write better.column=COLUMN beside better.first=LABEL and better.second=LABEL",
+            fix="write better.column=COLUMN beside better.first=LABEL and better.second=LABEL",
         )
     return {**columns, "better": better} if better else columns
 

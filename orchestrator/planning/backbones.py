@@ -137,14 +137,14 @@ def check_backbones(config: Config, policy: ModelSize | None) -> None:
             raise BatchArithmeticError(
                 f"sequences of up to {longest} tokens; this model has {size.positions} positions",
                 where=where,
-                mend="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
+                fix="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
             )
         if policy is not None and size.vocabulary < policy.vocabulary:
             raise TokenizerMismatchError(
                 f"the policy samples from {policy.vocabulary} token ids, this model knows "
                 f"{size.vocabulary}",
                 where=where,
-                mend="give a model with the policy's tokenizer, or set reward.bridge=text",
+                fix="give a model with the policy's tokenizer, or set reward.bridge=text",
             )
 
 

@@ -32,7 +32,7 @@ def check_ahead(config: Config) -> None:
                 f"{key}=true, but with algorithm.staleness=0 no sequence is under way when weights "
                 "are sent, and none when a batch is asked for",
                 where=f"rollout.{key}",
-                mend=f"set algorithm.staleness=1, or rollout.{key}=false",
+                fix=f"set algorithm.staleness=1, or rollout.{key}=false",
             )
 
 
@@ -54,27 +54,27 @@ def _check_turns(config: Config, key: str) -> None:
         raise ConfigError(
             f"{key}=true on a CPU, where all roles share one memory and keep what they have",
             where=key,
-            mend=f"set {key}=false, or use a cluster of GPUs (cluster=one_gpu)",
+            fix=f"set {key}=false, or use a cluster of GPUs (cluster=one_gpu)",
         )
     if config.rollout.engine is not RolloutEngine.vllm:
         raise ConfigError(
             f"only vLLM gives its memory away, the engine is {config.rollout.engine.value}",
             where=key,
-            mend=f"use rollout.engine=vllm, or set {key}=false",
+            fix=f"use rollout.engine=vllm, or set {key}=false",
         )
     if config.algorithm.staleness:
         raise ConfigError(
             f"{key}=true, but with algorithm.staleness={config.algorithm.staleness} engines sample "
             "while the trainers work",
             where=key,
-            mend=f"set algorithm.staleness=0, or {key}=false",
+            fix=f"set algorithm.staleness=0, or {key}=false",
         )
     if config.rollout.stream_sequences:
         raise ConfigError(
             f"{key}=true, but with rollout.stream_sequences above 0 other roles work "
             "on the first sequences while engines sample the rest",
             where=key,
-            mend=f"set rollout.stream_sequences=0, or {key}=false",
+            fix=f"set rollout.stream_sequences=0, or {key}=false",
         )
 
 
@@ -84,13 +84,13 @@ def _check_rest(config: Config) -> None:
         raise ConfigError(
             "optimizer state is to make room for engines that never take it: their memory is fixed",
             where=key,
-            mend=f"set rollout.sleep=true, or {key}=false",
+            fix=f"set rollout.sleep=true, or {key}=false",
         )
     if trainer.offload is not Offload.none:
         raise ConfigError(
             f"trainer.offload={trainer.offload.value} keeps the state in host memory anyway",
             where=key,
-            mend=f"set {key}=false, or trainer.offload=none",
+            fix=f"set {key}=false, or trainer.offload=none",
         )
     bf16 = trainer.precision is Precision.bf16
     if trainer.zero_stage == 3 or (trainer.zero_stage == 1 and bf16):
@@ -98,7 +98,7 @@ def _check_rest(config: Config) -> None:
             f"deepspeed cannot move the optimizer's state at zero_stage={trainer.zero_stage} in "
             f"{trainer.precision.value}",
             where=key,
-            mend=f"set trainer.zero_stage=2, or {key}=false",
+            fix=f"set trainer.zero_stage=2, or {key}=false",
         )
 
 
@@ -134,7 +134,7 @@ def _check_head_size(size: int, where: str) -> None:
         raise ConfigError(
             f"attention heads of size {size}; vLLM on a CPU computes {CPU_HEAD_SIZES}",
             where=where,
-            mend="choose hidden_size / heads among these, or rollout.engine=transformers",
+            fix="choose hidden_size / heads among these, or rollout.engine=transformers",
         )
 
 
@@ -155,7 +155,7 @@ def check_devices(config: Config, layout: Layout) -> None:
             f"{role.value} workers take {gpus:g} GPUs on a {config.cluster.accelerator.value} "
             "cluster",
             where=f"cluster.roles.{role.value}.gpus",
-            mend="give every role GPUs with cluster.accelerator=cuda, and none with cpu",
+            fix="give every role GPUs with cluster.accelerator=cuda, and none with cpu",
         )
     if RoleName.rollout in layout.roles:
         _check_engines(config)
@@ -170,20 +170,20 @@ def _check_engines(config: Config) -> None:
         raise ConfigError(
             f"tensor_parallel_size={shards} with an engine that runs on one device",
             where="rollout.tensor_parallel_size",
-            mend="set it to 1, or use rollout.engine=vllm",
+            fix="set it to 1, or use rollout.engine=vllm",
         )
     if config.cluster.accelerator is Accelerator.cuda and shards > 1 and gpus != shards:
         raise ResourceError(
             f"an engine over {shards} GPUs is given {gpus:g}",
             where="cluster.roles.rollout.gpus",
-            mend=f"set it to rollout.tensor_parallel_size={shards}",
+            fix=f"set it to rollout.tensor_parallel_size={shards}",
         )
     bf16 = Precision.bf16 in (config.rollout.precision, config.trainer.precision)
     if bf16 and config.rollout.parity_tolerance < _BF16_TOLERANCE:
         raise ConfigError(
             f"parity_tolerance={config.rollout.parity_tolerance:g} nats cannot hold in bf16",
             where="rollout.parity_tolerance",
-            mend="use fp32 in rollout.precision and trainer.precision, or 0.3",
+            fix="use fp32 in rollout.precision and trainer.precision, or 0.3",
         )
 
 
@@ -194,14 +194,14 @@ def _check_old_logprobs(config: Config) -> None:
             "sequences sampled ahead of training come from another version of the policy, so the "
             "engine's log-probabilities are not those of the policy before the update",
             where="algorithm.old_logprobs",
-            mend="set algorithm.old_logprobs=trainer, or algorithm.staleness=0",
+            fix="set algorithm.old_logprobs=trainer, or algorithm.staleness=0",
         )
     if config.algorithm.old_logprobs is OldLogprobs.rollout and tolerance > _SAME_TOLERANCE:
         raise ConfigError(
             "the engine's log-probabilities can stand for the trainer's only where each sync "
             f"proves that they agree, and a tolerance of {tolerance:g} nats proves too little",
             where="algorithm.old_logprobs",
-            mend=f"set rollout.parity_tolerance={_SAME_TOLERANCE:g} or less (fp32), or "
+            fix=f"set rollout.parity_tolerance={_SAME_TOLERANCE:g} or less (fp32), or "
             "algorithm.old_logprobs=trainer",
         )
 
@@ -215,15 +215,15 @@ def _check_transport(config: Config, layout: Layout) -> None:
             raise ConfigError(
                 "shared memory does not reach engines on other nodes",
                 where="rollout.transport",
-                mend="use gloo or nccl",
+                fix="use gloo or nccl",
             )
     if transport is Transport.nccl:
         if config.cluster.accelerator is not Accelerator.cuda:
-            raise ConfigError("nccl needs GPUs", where="rollout.transport", mend="use shm or gloo")
+            raise ConfigError("nccl needs GPUs", where="rollout.transport", fix="use shm or gloo")
         shared = min(config.cluster.roles.rollout.gpus, config.cluster.roles.policy.gpus)
         if shared < 1:
             raise ConfigError(
                 "nccl cannot connect two processes on one GPU",
                 where="rollout.transport",
-                mend="use shm or gloo, or give rollout and policy workers whole GPUs",
+                fix="use shm or gloo, or give rollout and policy workers whole GPUs",
             )

@@ -24,7 +24,7 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
             f"parity_tokens={rollout.parity_tokens} exceed max_response_tokens="
             f"{rollout.max_response_tokens}",
             where="rollout.parity_tokens",
-            mend="probe no more tokens than a response has",
+            fix="probe no more tokens than a response has",
         )
     files = config.data.files
     if (
@@ -35,7 +35,7 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
             f"prompts of the files may have {files.max_prompt_tokens} tokens, those of the engines "
             f"{rollout.max_prompt_tokens}",
             where="data.files.max_prompt_tokens",
-            mend=f"lower it to {rollout.max_prompt_tokens}, or raise rollout.max_prompt_tokens",
+            fix=f"lower it to {rollout.max_prompt_tokens}, or raise rollout.max_prompt_tokens",
         )
     if size is None:
         return
@@ -44,7 +44,7 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
             f"{rollout.max_prompt_tokens} prompt and {rollout.max_response_tokens} response tokens "
             f"make {longest}; the model has {size.positions} positions",
             where="rollout",
-            mend="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
+            fix="lower rollout.max_prompt_tokens or rollout.max_response_tokens",
         )
     if sequences_in_cache(config, size) < 1:
         raise _no_room(config, longest)
@@ -57,12 +57,12 @@ def _no_room(config: Config, longest: int) -> ResourceError:
             f"a KV cache of {rollout.kv_cache_mib} MiB cannot hold one sequence of {longest} "
             "tokens",
             where="rollout.kv_cache_mib",
-            mend="raise rollout.kv_cache_mib",
+            fix="raise rollout.kv_cache_mib",
         )
     return ResourceError(
         f"{rollout.gpu_memory_fraction:.0%} of {config.cluster.gpu_memory_gib:g} GiB a GPU hold no "
         f"engine's weights and one sequence of {longest} tokens",
         where="rollout.gpu_memory_fraction",
-        mend="raise it, or rollout.tensor_parallel_size and cluster.roles.rollout.gpus, or set "
+        fix="raise it, or rollout.tensor_parallel_size and cluster.roles.rollout.gpus, or set "
         "cluster.gpu_memory_gib to what the GPUs have",
     )

@@ -32,13 +32,13 @@ def check_reward(config: Config) -> None:
             "responses at once, once more for one after the other, and that for each try; a call "
             f"to a worker ends after run.call_seconds={config.run.call_seconds:g}",
             where="reward.function_seconds",
-            mend=f"lower it, or set run.call_seconds above {most:g}",
+            fix=f"lower it, or set run.call_seconds above {most:g}",
         )
     if config.reward.bridge is TextBridge.tokens:
         raise ConfigError(
             "a reward function reads text, not tokens",
             where="reward.bridge",
-            mend="set reward.bridge=text, or choose reward=function, which sets both",
+            fix="set reward.bridge=text, or choose reward=function, which sets both",
         )
 
 
@@ -66,16 +66,16 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
     where = "evaluate.endpoint"
     if not endpoint.url:
         raise ConfigError("the judge has no address", where=f"{where}.url",
-                          mend="write https://HOST/v1")  # fmt: skip
+                          fix="write https://HOST/v1")  # fmt: skip
     if not endpoint.model:
         raise ConfigError("no judging model is named", where=f"{where}.model",
-                          mend="set it to a model that the endpoint serves")  # fmt: skip
+                          fix="set it to a model that the endpoint serves")  # fmt: skip
     missing = [p for p in ("{prompt}", "{first}", "{second}") if p not in endpoint.instruction]
     if missing:
         raise ConfigError(
             f"the judge's instruction lacks {', '.join(missing)}",
             where=f"{where}.instruction",
-            mend="use judge=endpoint, whose instruction is in conf/judge/endpoint.yaml",
+            fix="use judge=endpoint, whose instruction is in conf/judge/endpoint.yaml",
         )
     try:
         request: object = json.loads(endpoint.request)
@@ -83,7 +83,7 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
         request = None
     if not isinstance(request, dict):
         raise ConfigError("what is sent with every question is no JSON object",
-                          where=f"{where}.request", mend="write '{}' to send nothing")  # fmt: skip
+                          where=f"{where}.request", fix="write '{}' to send nothing")  # fmt: skip
 
 
 def _check_address(address: str) -> None:
@@ -92,7 +92,7 @@ def _check_address(address: str) -> None:
         raise ConfigError(
             "the judge's address is no plain http or https address",
             where="evaluate.endpoint.url",
-            mend="write https://HOST/v1 or https://HOST:PORT/v1, nothing behind it; a key belongs "
+            fix="write https://HOST/v1 or https://HOST:PORT/v1, nothing behind it; a key belongs "
             "into the environment variable that key_variable names",
         )
 

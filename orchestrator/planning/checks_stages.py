@@ -33,13 +33,13 @@ def check_stages(config: Config) -> None:
         raise ConfigError(
             "the run has no stages",
             where="stages",
-            mend="choose an experiment (+experiment=pocket), or set stages=[sft,ppo]",
+            fix="choose an experiment (+experiment=pocket), or set stages=[sft,ppo]",
         )
     names = [stage.value for stage in config.stages]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"stages appear twice: {', '.join(twice)}", where="stages",
-                          mend="name each stage once")  # fmt: skip
+                          fix="name each stage once")  # fmt: skip
     made: set[str] = set()
     for stage in config.stages:
         for name in inputs(config, stage):
@@ -57,7 +57,7 @@ def _check_models(config: Config, made: set[str]) -> None:
         raise ConfigError(
             "there is no model to evaluate",
             where="stages",
-            mend=f"set model.checkpoints.NAME=DIR, NAME one of {', '.join(MODEL_ORDER)}, or put "
+            fix=f"set model.checkpoints.NAME=DIR, NAME one of {', '.join(MODEL_ORDER)}, or put "
             "the stages that make them before evaluate",
         )
 
@@ -69,7 +69,7 @@ def _check_judging_model(config: Config, made: set[str]) -> None:
         raise ConfigError(
             "a reward model shall judge, but none is given and none is made before evaluate",
             where="evaluate.judge",
-            mend="set evaluate.judge_checkpoint=DIR, or choose another judge",
+            fix="set evaluate.judge_checkpoint=DIR, or choose another judge",
         )
 
 
@@ -79,14 +79,14 @@ def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
         return ConfigError(
             f"the stage {stage.value} starts from a checkpoint that is not given",
             where=f"model.checkpoints.{name}",
-            mend="name a folder; `python -m orchestrator.new_model` makes one from scratch",
+            fix="name a folder; `python -m orchestrator.new_model` makes one from scratch",
         )
     late = "later " if maker in config.stages else ""
     return ConfigError(
         f"the stage {stage.value} needs the checkpoint {name!r}, which is not given"
         + (f" and is made by a {late}stage" if late else " and made by no stage"),
         where="stages",
-        mend=f"set model.checkpoints.{name}=DIR, or put the stage {maker.value} before "
+        fix=f"set model.checkpoints.{name}=DIR, or put the stage {maker.value} before "
         f"{stage.value}",
     )
 
@@ -97,7 +97,7 @@ def _check_files(config: Config, stage: StageName) -> None:
             raise ConfigError(
                 "the pocket world's demonstrations have no end, so there is no pass over them",
                 where="sft.epochs",
-                mend="set sft.steps and leave sft.epochs at 0, or use data=files",
+                fix="set sft.steps and leave sft.epochs at 0, or use data=files",
             )
         _check_unread(config)
         return
@@ -105,7 +105,7 @@ def _check_files(config: Config, stage: StageName) -> None:
         raise ConfigError(
             "the stage pretrain_large makes a model of the pocket world from scratch",
             where="data.source",
-            mend="use data=pocket",
+            fix="use data=pocket",
         )
     given = kinds(config.data)
     needed = _needed(config, stage)
@@ -118,7 +118,7 @@ def _check_files(config: Config, stage: StageName) -> None:
             raise ConfigError(
                 f"the stage {stage.value} reads {kind.value}, and no data set holds any",
                 where=f"data.files.{name}",
-                mend=f"set data.files.{name}=FILE, or data.sets.NAME.kind={kind.value} and "
+                fix=f"set data.files.{name}=FILE, or data.sets.NAME.kind={kind.value} and "
                 "data.sets.NAME.path (docs/data.md lists the formats)"
                 + ("; or sft.pretraining_fraction=0" if mixes else ""),
             )
@@ -155,5 +155,5 @@ def _check_unread(config: Config) -> None:
         raise ConfigError(
             "a data set is given, but the run reads the pocket world",
             where=each.key,
-            mend="add data=files, or leave the set out",
+            fix="add data=files, or leave the set out",
         )

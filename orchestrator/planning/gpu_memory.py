@@ -40,7 +40,7 @@ def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory
         of = f"of {limit / _GIB:.3g} GiB, activations not counted"
         if least > limit:
             raise ResourceError(
-                f"{name} needs {least / _GIB:.3g} {of}", where=_where(who), mend=_mend(who)
+                f"{name} needs {least / _GIB:.3g} {of}", where=_where(who), fix=_fix(who)
             )
         if need > _NARROW * limit:
             frozen = "" if least == need else ", less what model.freeze saves"
@@ -95,7 +95,7 @@ def _where(who: RoleName | str) -> str:
     return f"cluster.roles.{who.value}" if isinstance(who, RoleName) else "cluster.roles"
 
 
-def _mend(who: RoleName | str) -> str:
+def _fix(who: RoleName | str) -> str:
     real = "set cluster.gpu_memory_gib to what the GPUs have"
     if who in _TRAINERS:
         return (

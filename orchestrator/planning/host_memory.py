@@ -33,7 +33,7 @@ def check_host_memory(config: Config) -> tuple[str, ...]:
             f"the models of all roles need {least / _GIB:,.3g} GiB, and this machine has "
             f"{there.total / _GIB:,.3g}",
             where="cluster",
-            mend="take a smaller model, fewer workers, or a machine with more memory",
+            fix="take a smaller model, fewer workers, or a machine with more memory",
         )
     estimate = sum(role.workers * role.total for role in memory)
     if estimate <= there.available:

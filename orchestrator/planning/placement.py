@@ -139,6 +139,6 @@ def _too_small(
         f"the roles do not fit: {each} make {cpus:g} CPUs and {gpus:g} GPUs; the cluster has "
         f"{cluster.nodes} x ({cluster.cpus_per_node:g} CPUs, {cluster.gpus_per_node} GPUs)",
         where=f"{role.value}/{rank} is the first worker without a place",
-        mend="lower cluster.roles.<role>.workers, .cpus or .gpus, or raise cluster.nodes, "
+        fix="lower cluster.roles.<role>.workers, .cpus or .gpus, or raise cluster.nodes, "
         "cluster.cpus_per_node or cluster.gpus_per_node to what the cluster really has",
     )

@@ -31,18 +31,18 @@ def check_rows(config: Config) -> None:
         rows = tuple(_rows(config, stage))
         for name in _readers(config, stage) if rows else ():
             positions = _positions(config, name)
-            for key, tokens, mend in rows:
+            for key, tokens, fix in rows:
                 if positions is not None and tokens > positions:
                     raise BatchArithmeticError(
                         f"the stage {stage.value} reads rows of up to {tokens} tokens; its model "
                         f"has {positions} positions",
                         where=key,
-                        mend=mend.format(positions),
+                        fix=fix.format(positions),
                     )
 
 
 def _rows(config: Config, stage: StageName) -> Iterator[tuple[str, int, str]]:
-    """Key, most tokens, and how to mend them, of each kind of row that a stage reads."""
+    """Key, most tokens, and how to fix them, of each kind of row that a stage reads."""
     files = config.data.files
     if config.data.source is DataSourceKind.files and _reads_whole_rows(config, stage):
         yield (

@@ -85,6 +85,6 @@ def _check_vocabulary(folder: str) -> None:
             f"the tokenizer writes ids that the model does not know: {len(beyond)} from {number} "
             f"({word!r}) on, where the embedding has {rows} rows",
             where=folder,
-            mend="give the tokenizer that the model was trained with, or enlarge the embedding "
+            fix="give the tokenizer that the model was trained with, or enlarge the embedding "
             "(resize_token_embeddings(len(tokenizer)))",
         )

@@ -105,6 +105,6 @@ def _missing(
         f"no folder {wanted!r} here, and no whole model of that name in {cache}, nor from the hub: "
         f"{why}",
         where=key,
-        mend=f"give a folder, or where there is a network run `hf download {name}{at}` and bring "
+        fix=f"give a folder, or where there is a network run `hf download {name}{at}` and bring "
         "the cache here; a model that asks for consent needs `hf auth login` first",
     )

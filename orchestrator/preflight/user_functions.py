@@ -53,16 +53,16 @@ def _try(kind: str, path: str, where: str, seconds: float) -> None:
         raise ConfigError(
             f"importing {path!r} did not end within {seconds:g} s",
             where=where,
-            mend="do at the first call what takes so long, or raise run.role_start_seconds",
+            fix="do at the first call what takes so long, or raise run.role_start_seconds",
         )
     if not found:
         raise ConfigError(
             f"importing {path!r} ended its process with exit code {ended}{said}",
             where=where,
-            mend="a module must not end the process that imports it",
+            fix="a module must not end the process that imports it",
         )
     if wrong := json.loads(found):
-        raise ConfigError(wrong["what"], where=wrong["where"], mend=wrong["mend"])
+        raise ConfigError(wrong["what"], where=wrong["where"], fix=wrong["fix"])
 
 
 def _run(command: list[str], log: Path, seconds: float) -> int | None:

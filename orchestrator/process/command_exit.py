@@ -98,7 +98,7 @@ def unexpected(error: BaseException, log: Path | None = None) -> int:
     if isinstance(error, ImportError):
         code = _BROKEN_INSTALLATION
         say(f"error: the installation is not complete: {_words(error)}, at {_place(error)}\n")
-        say("  mend: `make setup`, or `make setup-gpu`; commands are run by .venv/bin/python\n")
+        say("  fix: `make setup`, or `make setup-gpu`; commands are run by .venv/bin/python\n")
     else:
         say(f"error: unexpected {_words(error)}, at {_place(error)}\n")
     lines = traceback.format_exception(error)

@@ -64,7 +64,7 @@ def write_report(folder: RunFolder) -> Report:
         raise DataError(
             "there is nothing to report" + (f": {'; '.join(notes[:3])}" if notes else ""),
             where=str(folder.path),
-            mend="give the folder of a run, which holds metrics.jsonl",
+            fix="give the folder of a run, which holds metrics.jsonl",
         )
     with writing(folder.plots, "a folder"):
         folder.plots.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def _require_folder(folder: RunFolder) -> None:
         ) from error
     if not found:
         raise DataError(
-            "there is no such folder", where=str(folder.path), mend="give the folder of a run"
+            "there is no such folder", where=str(folder.path), fix="give the folder of a run"
         )
 
 

@@ -40,11 +40,11 @@ def _finite(
 ) -> npt.NDArray[np.float64]:
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or len(array) == 0:
-        raise DataError(f"{name} has shape {array.shape}", mend="hand in at least one number")
+        raise DataError(f"{name} has shape {array.shape}", fix="hand in at least one number")
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
         raise NonFiniteError(
-            f"{name}[{bad[0]}] is {array[bad[0]]}", mend="drop failed prompts from both models"
+            f"{name}[{bad[0]}] is {array[bad[0]]}", fix="drop failed prompts from both models"
         )
     return array
 
@@ -69,7 +69,7 @@ def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
     """
     x = _finite("outcomes", outcomes)
     if x.min() < 0 or x.max() > 1:
-        raise DataError("an outcome lies outside [0, 1]", mend="use 1, 0.5 or 0")
+        raise DataError("an outcome lies outside [0, 1]", fix="use 1, 0.5 or 0")
     rate, n = float(x.mean()), len(x)
     wins = float(np.maximum(2 * x - 1, 0).sum())
     losses = float(np.maximum(1 - 2 * x, 0).sum())
@@ -135,7 +135,7 @@ def clustered_rate(
     """
     x = _finite("outcomes", outcomes)
     if x.min() < 0 or x.max() > 1:
-        raise DataError("an outcome lies outside [0, 1]", mend="use 1, 0.5 or 0")
+        raise DataError("an outcome lies outside [0, 1]", fix="use 1, 0.5 or 0")
     assert len(clusters) == len(x), "one cluster per outcome"
     _, member = np.unique(np.asarray(clusters, np.int64), return_inverse=True)
     trials = np.bincount(member).astype(np.float64)
@@ -165,6 +165,6 @@ def win_rate(
     first, second = _finite("a", a), _finite("b", b)
     if len(first) != len(second):
         raise DataError(
-            f"{len(first)} scores against {len(second)}", mend="compare the same prompts"
+            f"{len(first)} scores against {len(second)}", fix="compare the same prompts"
         )
     return preference(np.where(first == second, 0.5, (first > second).astype(np.float64)))

@@ -169,7 +169,7 @@ def read_summary(path: Path, damage: Damage | None = None) -> Summary:
         summary = Summary()
     if damage is None and (notes := found.notes()):
         raise DataError(
-            f"not a summary of a run: {notes[0]}", where=str(path), mend="repeat the run's report"
+            f"not a summary of a run: {notes[0]}", where=str(path), fix="repeat the run's report"
         )
     return summary
 

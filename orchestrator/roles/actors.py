@@ -45,7 +45,7 @@ def _fetch(refs: Sequence[Ref]) -> list[Any]:
     except GetTimeoutError as error:
         raise DeadlineError(
             f"records of other roles did not arrive within {_FETCH_SECONDS:.0f} s",
-            mend="check the network between the nodes and the object store's size",
+            fix="check the network between the nodes and the object store's size",
         ) from error
 
 

@@ -91,7 +91,7 @@ class Dispatch:
                 raise LedgerError(
                     f"sequence {i} {story}",
                     where=f"rollout rank {rank}",
-                    mend="this is a defect of the engines' bookkeeping: please report it",
+                    fix="this is a defect of the engines' bookkeeping: please report it",
                 )
             self._back.add(i)
             self._left[n] -= 1

@@ -110,7 +110,7 @@ class Generating(Generation):
             raise RoleError(
                 "generation ended before all was there",
                 where=", ".join(f"rollout rank {rank}" for rank in owed),
-                mend="this is a defect of the engines' bookkeeping: please report it",
+                fix="this is a defect of the engines' bookkeeping: please report it",
             )
         rank, reply, ref = arrived
         self._account.told("rollout", rank, reply.spans)

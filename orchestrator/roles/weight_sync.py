@@ -69,7 +69,7 @@ def _require_same(received: WeightReceipt, sent: WeightReceipt, rank: int) -> No
             f"version {sent.version}: sent {sent.checksum}, received {received.checksum} "
             f"(version {received.version})",
             where=f"rollout rank {rank}",
-            mend="check the memory and the network of that node; the engine serves nothing",
+            fix="check the memory and the network of that node; the engine serves nothing",
         )
 
 
@@ -228,6 +228,6 @@ def require_parity(parity: Parity, tolerance: float, what: str, where: str) -> N
             f"{parity.max_difference:.2e} nats (mean {parity.mean_difference:.2e}, "
             f"k3 {parity.k3:.2e}), tolerance {tolerance:.0e}",
             where=where,
-            mend="with bf16 on either side raise rollout.parity_tolerance (0.3 is normal); "
+            fix="with bf16 on either side raise rollout.parity_tolerance (0.3 is normal); "
             "in float32 this means wrong weights: report it with the run folder",
         )

@@ -127,7 +127,7 @@ class RunFolder:
             raise ConfigError(
                 f"the run folder is not empty: it holds {_some(found)}",
                 where=str(self.path),
-                mend="choose another run.dir, or set run.overwrite=true to replace its results",
+                fix="choose another run.dir, or set run.overwrite=true to replace its results",
             )
         with writing(self.path, "the run folder"):
             self._clear_records()
@@ -201,7 +201,7 @@ class RunFolder:
                 raise ConfigError(
                     "another process works in this run folder",
                     where=str(self.path),
-                    mend="wait until it has ended, or end it; two would overwrite each other",
+                    fix="wait until it has ended, or end it; two would overwrite each other",
                 ) from error
             yield
 
@@ -212,7 +212,7 @@ class RunFolder:
     def _make(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(
-                "the run folder is a file", where=str(self.path), mend="choose another run.dir"
+                "the run folder is a file", where=str(self.path), fix="choose another run.dir"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ class RunFolder:
             raise ConfigError(
                 f"the run folder cannot be made: {error.strerror}",
                 where=str(self.path),
-                mend="choose another run.dir",
+                fix="choose another run.dir",
             ) from error
 
     def _clear_records(self) -> None:
@@ -297,7 +297,7 @@ def write_json(path: Path, value: object, *, sealed: bool = False) -> None:
         raise NonFiniteError(
             f"a figure is NaN or infinite: {error}",
             where=str(path),
-            mend="metrics.jsonl shows which: its lines with the key nonfinite",
+            fix="metrics.jsonl shows which: its lines with the key nonfinite",
         ) from error
     write_text(path, text)
 

@@ -48,9 +48,9 @@ def load_rankings(path: Path) -> list[Ranking]:
     Raises:
         BrokenCheckpointError: the file is damaged.
     """
-    mend = "resume from a checkpoint before the reward model: its rankings are then made again"
-    require_file(path, mend)
-    with reading(path, "saved rankings cannot be read", mend):
+    fix = "resume from a checkpoint before the reward model: its rankings are then made again"
+    require_file(path, fix)
+    with reading(path, "saved rankings cannot be read", fix):
         with safe_open(path, framework="np") as file:
             names = json.loads(file.metadata()["names"])
         return _rankings(load_file(path), names)

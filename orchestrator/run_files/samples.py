@@ -110,5 +110,5 @@ def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Co
 def _require_whole(damage: Damage, path: Path) -> None:
     if notes := damage.notes():
         raise DataError(
-            f"not what a run writes: {notes[0]}", where=str(path), mend="remove what is damaged"
+            f"not what a run writes: {notes[0]}", where=str(path), fix="remove what is damaged"
         )

@@ -36,20 +36,20 @@ def seal(value: object) -> str:
     return text.replace(_ZEROS, _sha256(text.encode()), 1)  # the checksum comes first
 
 
-def unseal(path: Path, mend: str, *, since: int = 0) -> dict[str, Any]:
+def unseal(path: Path, fix: str, *, since: int = 0) -> dict[str, Any]:
     """What a file written with `seal` holds, without its checksum.
 
     Args:
         path: The file.
-        mend: What the user can do where it is damaged.
+        fix: What the user can do where it is damaged.
         since: Files of an earlier schema than this carry no checksum.
 
     Raises:
         BrokenCheckpointError: it is no ordinary file, no JSON object, has no checksum, or was
             altered.
     """
-    require_file(path, mend)
-    with reading(path, f"{path.name} cannot be trusted", mend):
+    require_file(path, fix)
+    with reading(path, f"{path.name} cannot be trusted", fix):
         return _unsealed(path.read_bytes(), since)
 
 

@@ -170,13 +170,13 @@ def _in_folder(runs: SavedRuns, folder: RunFolder) -> Start:
         raise BrokenCheckpointError(
             f"none of {len(skipped)} checkpoints is whole; " + "; ".join(skipped),
             where=str(folder.state),
-            mend="restore the files, or start afresh with resume= and run.overwrite=true",
+            fix="restore the files, or start afresh with resume= and run.overwrite=true",
         )
     if saved is None and (others := runs.under_other_names()):
         raise BrokenCheckpointError(
             f"no checkpoint has its exact name; whole ones: {', '.join(p.name for p in others)}",
             where=str(folder.state),
-            mend=f"go on from one of them, e.g. resume={others[-1]}",
+            fix=f"go on from one of them, e.g. resume={others[-1]}",
         )
     return Start(folder, saved, clear=folder.state.is_dir(), notes=skipped)
 
@@ -202,7 +202,7 @@ def _before_the_end(saved: SavedRun, changes: Changes, config: Config) -> tuple[
         f"no checkpoint is left from which {saved.stage} can be made longer: "
         + "; ".join(changes.too_late),
         where=str(saved.folder.state),
-        mend="give the same values, or start another run (+rerun=FOLDER); run.checkpoint.keep_last "
+        fix="give the same values, or start another run (+rerun=FOLDER); run.checkpoint.keep_last "
         "and keep_every decide which checkpoints stay",
     )
 
@@ -269,7 +269,7 @@ def _nothing(path: Path) -> MissingCheckpointError:
     return MissingCheckpointError(
         "there is no checkpoint to resume from",
         where=str(path),
-        mend="give a run folder that holds state/, or one of the folders in it; resume=auto starts "
+        fix="give a run folder that holds state/, or one of the folders in it; resume=auto starts "
         "a run that has not saved anything yet, and +rerun=FOLDER runs its config.yaml again",
     )
 

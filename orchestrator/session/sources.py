@@ -82,7 +82,7 @@ def _tokenizer_folder(models: dict[str, str]) -> str:
             raise TokenizerMismatchError(
                 f"the checkpoints {first} and {name} do not share a tokenizer",
                 where=f"{models[first]} and {models[name]}",
-                mend="compare models that were tuned from the same base model",
+                fix="compare models that were tuned from the same base model",
             )
     return models[first]
 

@@ -44,7 +44,7 @@ def evaluate(session: Session) -> None:
         raise ConfigError(
             "there is no model to evaluate",
             where="evaluate",
-            mend="give model.checkpoints.NAME=PATH or add training stages",
+            fix="give model.checkpoints.NAME=PATH or add training stages",
         )
     prompts = session.source.prompts("heldout", 0, session.config.evaluate.prompts)
     answers: dict[str, Answers] = {}

@@ -94,7 +94,7 @@ def _check_tokenizer(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
             "the judging reward model has another tokenizer than the models that it judges, so "
             "token ids mean other words to it",
             where=folder,
-            mend="set reward.bridge=text, or give a judge with the same tokenizer",
+            fix="set reward.bridge=text, or give a judge with the same tokenizer",
         )
 
 
@@ -110,7 +110,7 @@ def _key(config: Config) -> str:
         raise ConfigError(
             f"the environment variable {variable} " + ("holds no key" if key else "is not set"),
             where="evaluate.endpoint.key_variable",
-            mend=f"export {variable}=KEY, or set the key to '' for an endpoint without keys",
+            fix=f"export {variable}=KEY, or set the key to '' for an endpoint without keys",
         )
     return key
 
@@ -151,7 +151,7 @@ def scores(
         raise RewardError(
             f"{len(failures)} of {len(found.failures)} responses got no score: {failures[0]}",
             where="evaluate",
-            mend="mend the reward function or the reward model",
+            fix="fix the reward function or the reward model",
         )
     return found.values.tolist()
 

@@ -34,14 +34,14 @@ def check_harness_ready(config: Config) -> None:
         raise ConfigError(
             "lm-evaluation-harness is not installed",
             where="evaluate.lm_eval.tasks",
-            mend="install the extra lm-eval: pip install '.[lm-eval]' in the environment",
+            fix="install the extra lm-eval: pip install '.[lm-eval]' in the environment",
         )
     folder = settings.task_folder
     if folder and not any(Path(folder).glob("**/*.yaml")):
         raise ConfigError(
             "there is no YAML file of a task",
             where=f"evaluate.lm_eval.task_folder={folder}",
-            mend="name the folder of your tasks, or leave it empty for those of the package",
+            fix="name the folder of your tasks, or leave it empty for those of the package",
         )
 
 
@@ -105,7 +105,7 @@ def _run(arguments: list[str], folder: str, settings: LmEvalConfig, log: Path) -
             raise DeadlineError(
                 f"the evaluation harness was not done within {settings.deadline_seconds:g} s",
                 where=f"evaluate.lm_eval, log in {log}",
-                mend="raise evaluate.lm_eval.deadline_seconds, or set evaluate.lm_eval.limit",
+                fix="raise evaluate.lm_eval.deadline_seconds, or set evaluate.lm_eval.limit",
             ) from error
         finally:
             end_group(process)
@@ -114,5 +114,5 @@ def _run(arguments: list[str], folder: str, settings: LmEvalConfig, log: Path) -
         raise RoleError(
             f"the evaluation harness ended with code {code}: {lines[-1]:.200}",
             where=f"evaluate.lm_eval, log in {log}",
-            mend="mend what its log names: a task's data, or a model that it cannot load",
+            fix="fix what its log names: a task's data, or a model that it cannot load",
         )

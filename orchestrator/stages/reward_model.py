@@ -87,7 +87,7 @@ def _with_pairs(
             raise EmptyDatasetError(
                 f"no {name} ranking has two completions of different rank",
                 where="reward_model",
-                mend="give more rankings, or raise reward_model.prompts",
+                fix="give more rankings, or raise reward_model.prompts",
             )
     return kept
 

@@ -222,7 +222,7 @@ class Watch:
         return RoleHungError(
             f"{name} is given up: {each.life.reason}{last}; {doing}",
             where=name,
-            mend="if it was at work raise run.supervision.stall_seconds or probe_seconds"
+            fix="if it was at work raise run.supervision.stall_seconds or probe_seconds"
             + (f"; where its threads were: {', '.join(kept)}" if kept else ""),
         )
 
@@ -268,7 +268,7 @@ class Watch:
             raise RoleDiedError(
                 f"{name} is not restarted again: {life.reason}",
                 where=name,
-                mend="its log says why it ends; where memory ran out take fewer workers, smaller "
+                fix="its log says why it ends; where memory ran out take fewer workers, smaller "
                 "micro_batch_tokens or rollout.kv_cache_mib, or a machine with more. "
                 f"run.supervision.max_restarts={self.rules.max_restarts} within "
                 f"{self.rules.window_seconds:.0f} s",

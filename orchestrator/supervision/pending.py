@@ -269,7 +269,7 @@ def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
     return DeadlineError(
         f"no answer within {seconds:.0f} s: {doing}",
         where=silent,
-        mend="if the work takes that long raise run.call_seconds, or run.role_start_seconds for a "
+        fix="if the work takes that long raise run.call_seconds, or run.role_start_seconds for a "
         "start or a load; else look at the role's log for what it hangs on",
     )
 
@@ -289,13 +289,13 @@ def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None =
         raise RoleDiedError(
             f"the process of {name} ended: {doing}; {why}",
             where=name,
-            mend="its last words are in the Ray session's logs",
+            fix="its last words are in the Ray session's logs",
         ) from error
     except GetTimeoutError as error:
         raise DeadlineError(
             f"the result of {name} did not arrive: {doing}",
             where=name,
-            mend="check the network between the nodes and the object store's size",
+            fix="check the network between the nodes and the object store's size",
         ) from error
     except OutOfDiskError as error:
         raise _no_room(name, doing) from error
@@ -318,7 +318,7 @@ def _no_room(name: str, doing: str) -> RoleError:
         "the object store is full, and so is the disk of the temporary folder "
         f"{temporary_folders.home()}",
         where=f"{name}, {doing}",
-        mend="free space on that disk, set TMPDIR to a folder on another one, or raise "
+        fix="free space on that disk, set TMPDIR to a folder on another one, or raise "
         "cluster.object_store_mib",
     )
 
@@ -335,14 +335,14 @@ def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
         return RoleError(
             f"{name} ran out of memory: {str(cause).partition(chr(10))[0]}",
             where=doing,
-            mend="lower trainer.micro_batch_tokens or reward.micro_batch_tokens, raise "
+            fix="lower trainer.micro_batch_tokens or reward.micro_batch_tokens, raise "
             "trainer.zero_stage, or set model.gradient_checkpointing=true; of an engine lower "
             "rollout.max_concurrent_sequences or rollout.gpu_memory_fraction",
         )
     return RoleError(
         f"{name} failed: {type(cause).__name__}: {cause}",
         where=doing,
-        mend="this is not an expected failure; error.log in the run folder holds the traceback",
+        fix="this is not an expected failure; error.log in the run folder holds the traceback",
     )
 
 

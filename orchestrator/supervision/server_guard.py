@@ -42,7 +42,7 @@ class Guard:
         self._why = ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="Ray's servers", daemon=True)
-        self.mend: Callable[[], str] = lambda: "start the same command again"
+        self.fix: Callable[[], str] = lambda: "start the same command again"
 
     def start(self) -> None:
         """Begin to look."""
@@ -86,7 +86,7 @@ class Guard:
             raise
 
     def _error(self) -> ClusterLostError:
-        return ClusterLostError(f"Ray cannot go on: {self._why}", where="cluster", mend=self.mend())
+        return ClusterLostError(f"Ray cannot go on: {self._why}", where="cluster", fix=self.fix())
 
     def _watch(self) -> None:
         while not self._why:

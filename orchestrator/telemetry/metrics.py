@@ -264,7 +264,7 @@ def read_metrics(path: Path) -> list[MetricRecord]:
                 raise DataLineError(
                     f"not a metric record: {complaint(error)}",
                     where=f"{path}:{number}",
-                    mend="the file was edited or damaged; remove the line",
+                    fix="the file was edited or damaged; remove the line",
                 ) from error
     return records
 

@@ -142,7 +142,7 @@ class Telemetry:
         raise CheckpointError(
             "the file of the metrics has vanished from the run folder, or was replaced",
             where=str(self._file),
-            mend="put the folder back and go on with resume=auto from its last checkpoint; nothing "
+            fix="put the folder back and go on with resume=auto from its last checkpoint; nothing "
             "was written since it went",
         )
 

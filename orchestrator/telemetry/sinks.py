@@ -235,5 +235,5 @@ def _require(package: str) -> None:
         raise ConfigError(
             f"logger.{package}=true, but the package {package} is not installed",
             where="logger",
-            mend=f"pip install {package}, or set logger.{package}=false",
+            fix=f"pip install {package}, or set logger.{package}=false",
         )

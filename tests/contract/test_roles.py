@@ -606,11 +606,11 @@ class TestFailures:
             frozen_spec(world.config, world.path("sft"), RoleResources())
         ).result()
 
-    def test_the_mend_crosses_the_border(self, world: World):
+    def test_the_fix_crosses_the_border(self, world: World):
         answer = world.roles.rollout.generate(world.requests(1), SAMPLING, 10_000)
         with pytest.raises(StaleEngineError) as caught:
             answer.result()
-        assert "transfer the weights of that version" in caught.value.mend
+        assert "transfer the weights of that version" in caught.value.fix
         _names(caught.value, "rollout rank 0", "rollout: generate")
 
     def test_a_sequence_that_nobody_made(self, world: World):

@@ -158,6 +158,6 @@ def test_an_engine_without_room_to_wake_says_what_makes_room(engine: VllmEngine)
     llm(engine).error = RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp")
     with pytest.raises(RoleError, match="out of memory") as caught:
         drawn(engine)
-    assert "trainer.rest_on_host" in caught.value.mend
+    assert "trainer.rest_on_host" in caught.value.fix
     with pytest.raises(RoleError, match="an earlier call failed inside vLLM"):
         engine.receive(WeightOffer(9, (), 8, "shm"))

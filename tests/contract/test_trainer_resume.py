@@ -267,4 +267,4 @@ def test_a_missing_rank_or_another_model_is_refused(state: Path) -> None:
 def test_a_disk_that_cannot_be_written_to_is_a_typed_error() -> None:
     with pytest.raises(CheckpointError, match="cannot be written") as caught:
         write_state(Path("/dev/full/x.safetensors"), {"master/w": torch.zeros(1)}, [], {})
-    assert "put the folder back" in caught.value.mend  # /dev/full is none
+    assert "put the folder back" in caught.value.fix  # /dev/full is none

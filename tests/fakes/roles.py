@@ -135,7 +135,7 @@ class FakeRollout(FakeGroup):
                 f"asked for version {version}, holds version {self.versions[rank]} "
                 f"({self.statuses[rank]})",
                 where=f"rollout worker {rank}",
-                mend="transfer the weights of that version",
+                fix="transfer the weights of that version",
             )
 
     def _sample(
@@ -356,7 +356,7 @@ class FakeTrainer(FakeGroup):
 
     def _loaded(self) -> Any:
         if self.model is None:
-            raise RoleError("no model is loaded", where=f"{self.role} rank 0", mend="call load")
+            raise RoleError("no model is loaded", where=f"{self.role} rank 0", fix="call load")
         return self.model
 
     def _step(self, loss: torch.Tensor, extra: dict[str, float]) -> StepStats:

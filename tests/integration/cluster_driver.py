@@ -51,7 +51,7 @@ def recipe(config: Config, plan: Plan, folder: Path, start: object, stop: StopRe
         sys.stdout.flush()
         if ENDING == "error":
             time.sleep(0.5)
-            raise RoleError("the policy failed", where="policy/0", mend="nothing to mend")
+            raise RoleError("the policy failed", where="policy/0", fix="nothing to fix")
         if ENDING == "wait":
             ray.wait([actor.spin.remote()], timeout=120)
         if ENDING == "native":

@@ -168,7 +168,7 @@ def test_no_cluster_at_the_address(address: str):
     config = ClusterConfig(address=address)
     with pytest.raises(ResourceError, match="no Ray cluster answers") as caught:
         start_cluster(config, place_roles(config, [RoleName.policy]), 5)
-    assert "ray start" in caught.value.mend
+    assert "ray start" in caught.value.fix
 
 
 @pytest.mark.slow

@@ -192,7 +192,7 @@ def test_a_diverging_loss_ends_the_run_and_keeps_what_was_finished(tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == 6, done.stderr[-3000:]
     assert "not finite" in done.stderr
-    assert "mend:" in done.stderr
+    assert "fix:" in done.stderr
     assert "Traceback" not in done.stderr
     assert require(str(tmp_path / "run" / "checkpoints" / "base"), "base")
     assert (tmp_path / "run" / "error.log").exists()

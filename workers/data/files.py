@@ -137,7 +137,7 @@ class FileSource:
         raise ConfigError(
             "nobody can rank sampled completions",
             where="data.files.rankings",
-            mend="set data.files.rankings to a file of ranked completions",
+            fix="set data.files.rankings to a file of ranked completions",
         )
 
     def gold(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Gold] | None:  # noqa: ARG002
@@ -207,7 +207,7 @@ class FileSource:
                 f"the tokenizer writes token id {highest} ({token!r}), but the models have "
                 f"embeddings for {known:,} ids only",
                 where=f"{each.path}, read by the tokenizer of {self._rendering.checkpoint}",
-                mend="give the model more embeddings (model.resize_token_embeddings(len(tokenizer)"
+                fix="give the model more embeddings (model.resize_token_embeddings(len(tokenizer)"
                 ") and save_pretrained), or save the tokenizer beside it that it was made with",
             )
 

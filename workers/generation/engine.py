@@ -111,7 +111,7 @@ def require_complete(offer: WeightOffer, shapes: Mapping[str, tuple[int, ...]]) 
             f"{len(wrong)} weights do not fit the model: {first} is {shapes.get(first, 'unknown')} "
             f"in the engine and {offered.get(first, 'missing')} in the update",
             where=f"update to version {offer.version}",
-            mend="send every weight of the architecture that the engine was started with",
+            fix="send every weight of the architecture that the engine was started with",
         )
 
 
@@ -125,20 +125,20 @@ def require_fitting(
             raise DataError(
                 f"{len(tokens)} prompt tokens, allowed are 1 to {spec.max_prompt_tokens}",
                 where=where,
-                mend="drop the prompt, or raise rollout.max_prompt_tokens",
+                fix="drop the prompt, or raise rollout.max_prompt_tokens",
             )
         if min(tokens) < 0 or max(tokens) >= vocabulary:
             raise DataError(
                 f"token ids {min(tokens)} to {max(tokens)} outside the vocabulary of {vocabulary}",
                 where=where,
-                mend="encode prompts with the tokenizer of the policy",
+                fix="encode prompts with the tokenizer of the policy",
             )
         if len(request.ids) != len(request.seeds):
             raise DataError(f"{len(request.ids)} ids for {len(request.seeds)} seeds", where=where)
     if not 0 < sampling.max_tokens <= spec.max_response_tokens:
         raise DataError(
             f"max_tokens={sampling.max_tokens}, allowed are 1 to {spec.max_response_tokens}",
-            mend="raise rollout.max_response_tokens",
+            fix="raise rollout.max_response_tokens",
         )
 
 

@@ -95,7 +95,7 @@ class Pool:
             raise RoleError(
                 "the engine has lost sequences",
                 where=f"numbers {sorted(self._flying)}",
-                mend="this is a defect of the engine's bookkeeping: please report it",
+                fix="this is a defect of the engine's bookkeeping: please report it",
             )
         finished = self.engine.step()
         beat()

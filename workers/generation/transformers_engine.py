@@ -75,7 +75,7 @@ class TransformersEngine:
         raise ConfigError(
             "this engine cannot give its memory away",
             where="rollout.sleep",
-            mend="use rollout.engine=vllm, or set rollout.sleep=false",
+            fix="use rollout.engine=vllm, or set rollout.sleep=false",
         )
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
@@ -93,7 +93,7 @@ class TransformersEngine:
                 self._load(bucket)
             return checksum
         if self._group is None:
-            raise WeightSyncError("no transfer group", mend="connect before sending weights")
+            raise WeightSyncError("no transfer group", fix="connect before sending weights")
         for bucket in self._group.receive(offer):
             self._load(bucket)
         return self._group.checksum

@@ -141,7 +141,7 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
             buckets, self.checksum = self._shared.receive(offer)
             return iter(buckets)
         if self._group is None:
-            raise WeightSyncError("no transfer group", mend="connect before sending weights")
+            raise WeightSyncError("no transfer group", fix="connect before sending weights")
         return self._from_group(self._group, offer)
 
     def _from_group(self, group: GroupReceiver, offer: WeightOffer) -> Iterator[NamedTensors]:
@@ -164,7 +164,7 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         if len(heads) != 1 or len(embeddings) != 1:
             raise WeightSyncError(
                 f"tied model with {len(heads)} output layers and {len(embeddings)} embeddings",
-                mend="untie the weights of the checkpoint",
+                fix="untie the weights of the checkpoint",
             )
         heads[0].weight = embeddings[0].weight
         heads[0].quant_method.process_weights_after_loading(heads[0])
@@ -258,7 +258,7 @@ class VllmEngine:
                 "this engine cannot keep its samples to the tokens of the tokenizer: the model has "
                 "no layer of vLLM's that makes its logits",
                 where=f"engine on {self._spec.checkpoint}",
-                mend="set rollout.engine=transformers",
+                fix="set rollout.engine=transformers",
             )
 
     @property
@@ -326,7 +326,7 @@ class VllmEngine:
         except (AssertionError, RuntimeError) as error:
             raise RoleError(
                 f"the engine cannot give its GPU memory away: {error}",
-                mend="see that no other program takes memory of this GPU, and that the host has "
+                fix="see that no other program takes memory of this GPU, and that the host has "
                 "room for the weights; or set rollout.sleep=false",
             ) from error
         self._sleeping = frozenset((_WEIGHTS, _CACHE))
@@ -343,7 +343,7 @@ class VllmEngine:
         except RuntimeError as error:  # an error of CUDA; torch's own of memory is one, too
             raise RoleError(
                 f"the engine cannot take its GPU memory back: {error}",
-                mend="lower rollout.gpu_memory_fraction or trainer.micro_batch_tokens, or set "
+                fix="lower rollout.gpu_memory_fraction or trainer.micro_batch_tokens, or set "
                 "trainer.rest_on_host=true",
             ) from error
         self._sleeping -= set(tags)
@@ -379,7 +379,7 @@ class VllmEngine:
             raise WeightSyncError(
                 f"vLLM could not load the update: {error}",
                 where=f"version {offer.version}",
-                mend="start the engine again, then transfer the whole model",
+                fix="start the engine again, then transfer the whole model",
             ) from error
         if not llm.reset_prefix_cache():
             raise WeightSyncError("cached prefixes of the old weights could not be dropped")
@@ -399,7 +399,7 @@ class VllmEngine:
         if self._llm is None or self._broken:
             raise RoleError(
                 "engine is closed" if self._llm is None else "an earlier call failed inside vLLM",
-                mend="start the engine again",
+                fix="start the engine again",
             )
         return self._llm
 
@@ -412,7 +412,7 @@ class VllmEngine:
             raise ConfigError(
                 f"attention heads of size {size}; vLLM on CPU computes {supported}",
                 where=f"engine on {self._spec.checkpoint}",
-                mend="choose hidden_size / heads among these, or rollout.engine=transformers",
+                fix="choose hidden_size / heads among these, or rollout.engine=transformers",
             )
 
     def _parameters(self, sample: Sample, sampling: Sampling) -> SamplingParams:

@@ -52,12 +52,12 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
 
-def broken(where: Path, why: str, mend: str = _AGAIN) -> BrokenCheckpointError:
+def broken(where: Path, why: str, fix: str = _AGAIN) -> BrokenCheckpointError:
     """The error of a file or folder that cannot be used."""
-    return BrokenCheckpointError(why, where=str(where), mend=mend)
+    return BrokenCheckpointError(why, where=str(where), fix=fix)
 
 
-def require_file(file: Path, mend: str = _AGAIN) -> None:
+def require_file(file: Path, fix: str = _AGAIN) -> None:
     """Refuse what is no ordinary file that lies in its folder.
 
     Links are followed within the folder, and in a cache of Hugging Face, whose folders consist of
@@ -65,7 +65,7 @@ def require_file(file: Path, mend: str = _AGAIN) -> None:
 
     Args:
         file: The file; whoever opens a pipe waits for ever.
-        mend: What the user can do.
+        fix: What the user can do.
 
     Raises:
         BrokenCheckpointError: It is missing, a folder, a pipe or a device, or a link that leads
@@ -77,12 +77,12 @@ def require_file(file: Path, mend: str = _AGAIN) -> None:
         real, home = file.resolve(strict=True), file.parent.resolve(strict=True)
     except FileNotFoundError as error:
         how = "is a link to a file that is not there" if file.is_symlink() else "is missing"
-        raise broken(file.parent, f"{file.name} {how}", mend) from error
+        raise broken(file.parent, f"{file.name} {how}", fix) from error
     except (OSError, RuntimeError, ValueError) as error:  # also loops of links, and no name at all
-        raise broken(file.parent, f"{file.name} cannot be read: {words(error)}", mend) from error
+        raise broken(file.parent, f"{file.name} cannot be read: {words(error)}", fix) from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
-        raise broken(file.parent, f"{file.name} is {kind}", mend)
+        raise broken(file.parent, f"{file.name} is {kind}", fix)
     if linked and not (real.is_relative_to(home) or _in_cache(real, home)):
         raise broken(
             file.parent,
@@ -145,9 +145,9 @@ def _refuse_numbers(file: Path, content: dict[str, Any]) -> None:
 
 def _refuse_start(file: Path, start: bytes) -> None:
     plain = start.lstrip().lower()
-    for sign, what, mend in _STARTS:
+    for sign, what, fix in _STARTS:
         if start.startswith(sign) or plain.startswith(sign):
-            raise broken(file.parent, f"{file.name} is {what}", mend)
+            raise broken(file.parent, f"{file.name} is {what}", fix)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -246,9 +246,9 @@ def _other(folder: Path) -> BrokenCheckpointError:
     """Say what a folder without a *.safetensors file holds instead."""
     if (folder / "adapter_config.json").exists():
         return _adapter(folder)
-    for pattern, what, mend in _OTHERS:
+    for pattern, what, fix in _OTHERS:
         if found := sorted(p.name for p in folder.glob(pattern)):
-            return broken(folder, f"no *.safetensors file, only {what}: {_list(found)}", mend)
+            return broken(folder, f"no *.safetensors file, only {what}: {_list(found)}", fix)
     return broken(
         folder,
         f"no *.safetensors file: neither {WHOLE} nor {INDEX}",

@@ -13,7 +13,7 @@ from workers.errors import BrokenCheckpointError, ConfigError
 from workers.model_folders.files import broken, read_json
 from workers.process.library_errors import reading
 
-_MEND = "restore the file; the folder must hold a language model as save_pretrained writes it"
+_FIX = "restore the file; the folder must hold a language model as save_pretrained writes it"
 # What a run or a library writes into config.json without changing the model that it describes.
 _INCIDENTAL = frozenset(
     {
@@ -80,7 +80,7 @@ def read_shape(folder: Path) -> ModelShape:
         BrokenCheckpointError: there is none, it does not parse, or it describes no language model.
     """
     whole = load_config(folder)
-    with reading(folder, "config.json describes no language model", _MEND):
+    with reading(folder, "config.json describes no language model", _FIX):
         shape = _shape(whole.get_text_config(decoder=True))
     _refuse_sizes(folder, shape)
     _refuse_settings(folder, whole.get_text_config(decoder=True).to_dict())
@@ -100,7 +100,7 @@ def load_config(folder: Path) -> Any:
     content = read_config(folder)
     _refuse_custom_code(folder, content)
     _refuse_quantised(folder, content)
-    with reading(folder, "cannot read config.json", _MEND):
+    with reading(folder, "cannot read config.json", _FIX):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -139,7 +139,7 @@ def _refuse_settings(folder: Path, settings: dict[str, Any]) -> None:
         positive = name.endswith(("eps", "epsilon", "theta"))
         rate = name.endswith(("dropout", "pdrop"))
         if (positive and value <= 0) or (rate and not 0 <= value < 1):
-            raise broken(folder, f"config.json says {name}={value!r}", _MEND)
+            raise broken(folder, f"config.json says {name}={value!r}", _FIX)
 
 
 def _refuse_sizes(folder: Path, shape: ModelShape) -> None:
@@ -154,7 +154,7 @@ def _refuse_sizes(folder: Path, shape: ModelShape) -> None:
     }
     for name, (size, most) in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= most:
-            raise broken(folder, f"config.json says {size!r} for the {name} of the model", _MEND)
+            raise broken(folder, f"config.json says {size!r} for the {name} of the model", _FIX)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -223,6 +223,6 @@ def require_scalar_class(family: str, where: str) -> None:
             f"transformers has no token-classification class for {family!r} models, so they cannot "
             "carry the scalar head of a reward model or critic",
             where=where,
-            mend="take a reward model or critic of another family (model.checkpoints.critic), for "
+            fix="take a reward model or critic of another family (model.checkpoints.critic), for "
             "example Llama, Qwen, Mistral, Gemma, GPT-2 or GPT-NeoX",
         )

@@ -26,7 +26,7 @@ OUTPUT_LAYERS = frozenset({"lm_head.weight", "embed_out.weight"})
 _BODIES = ("transformer.", "model.", "gpt_neox.")
 # Constants that older versions of transformers wrote beside the weights; no model reads them.
 _CONSTANTS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
-_MEND = "save the model again with save_pretrained(..., safe_serialization=True)"
+_FIX = "save the model again with save_pretrained(..., safe_serialization=True)"
 
 
 def bare_name(name: str) -> str:
@@ -55,7 +55,7 @@ class SafetensorsFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise MissingCheckpointError(
-                "no such checkpoint folder", where=path, mend="check the path, or run its stage"
+                "no such checkpoint folder", where=path, fix="check the path, or run its stage"
             )
         self.shape = read_shape(self.path)
         self._metas = {f: _floats(f, tensors) for f, tensors in read_headers(self.path).items()}
@@ -83,11 +83,11 @@ class SafetensorsFolder:
     def buckets(self) -> Iterator[NamedTensors]:
         """Yield the tensors in the order of `metas`, one file at a time, one tensor a bucket."""
         for file, metas in self._metas.items():
-            with reading(self.path, f"cannot read {file.name}", _MEND):
+            with reading(self.path, f"cannot read {file.name}", _FIX):
                 weights = safe_open(file, framework="pt")
             with weights:
                 for meta in metas:
-                    with reading(self.path, f"cannot read {meta.name} in {file.name}", _MEND):
+                    with reading(self.path, f"cannot read {meta.name} in {file.name}", _FIX):
                         tensor = weights.get_tensor(meta.name)
                     yield [(meta.name, tensor)]
 
@@ -100,6 +100,6 @@ def _floats(file: Path, tensors: list[Stored]) -> tuple[TensorMeta, ...]:
             raise broken(
                 file.parent,
                 f"{tensor.name} is stored as {tensor.dtype}, not as plain floats",
-                _MEND,
+                _FIX,
             )
     return tuple(TensorMeta(t.name, _DTYPES[t.dtype], t.shape) for t in kept)

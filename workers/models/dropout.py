@@ -36,7 +36,7 @@ def set_dropout(config: Any, rate: float | None) -> dict[str, float]:
         raise ConfigError(
             f"the architecture {config.model_type} has no dropout to set to {rate:g}",
             where="sft.dropout",
-            mend="set sft.dropout=0",
+            fix="set sft.dropout=0",
         )
     changed = known if rate == 0.0 else chosen
     before = {name: getattr(config, name) for name in changed}

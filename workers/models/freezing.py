@@ -35,7 +35,7 @@ def freeze(model: PreTrainedModel, patterns: Sequence[str]) -> None:
             raise ConfigError(
                 f"the pattern {pattern!r} matches no weight of {type(model).__name__}",
                 where="model.freeze",
-                mend=f"its weights are called {', '.join(names[:2])}, ..., {names[-1]}",
+                fix=f"its weights are called {', '.join(names[:2])}, ..., {names[-1]}",
             )
         for name in matched:
             model.get_parameter(name).requires_grad_(False)
@@ -43,5 +43,5 @@ def freeze(model: PreTrainedModel, patterns: Sequence[str]) -> None:
         raise ConfigError(
             "every weight is frozen",
             where="model.freeze",
-            mend="leave at least one weight to train",
+            fix="leave at least one weight to train",
         )

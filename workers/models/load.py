@@ -140,7 +140,7 @@ def _scalar(
         raise BrokenCheckpointError(
             f"the checkpoint has no scalar head ({name}.weight)",
             where=path,
-            mend="give the folder of a trained reward model",
+            fix="give the folder of a trained reward model",
         )
     return model, new
 
@@ -234,5 +234,5 @@ def _require_apart(model: nn.Module, path: str) -> None:
         raise ConfigError(
             "this model lets sequences that lie in one row see each other",
             where=path,
-            mend="set trainer.packing=off",
+            fix="set trainer.packing=off",
         )

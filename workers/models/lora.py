@@ -161,5 +161,5 @@ def _bad_target(what: str) -> ConfigError:
     return ConfigError(
         what,
         where="model.lora.target",
-        mend="name linear layers such as q_proj and v_proj, or use [all-linear]",
+        fix="name linear layers such as q_proj and v_proj, or use [all-linear]",
     )

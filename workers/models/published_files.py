@@ -149,7 +149,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         f"the tokenizer ({type(tokenizer).__name__}) does not come back from its own files as it "
         "was: it makes other ids of a text",
         where=str(tokenizer.name_or_path or folder),
-        mend="convert it to a tokenizer.json (PreTrainedTokenizerFast), and start from that folder",
+        fix="convert it to a tokenizer.json (PreTrainedTokenizerFast), and start from that folder",
     )
 
 

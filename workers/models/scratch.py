@@ -53,7 +53,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         raise ConfigError(
             f"a vocabulary of {vocabulary} cannot hold every byte and the special tokens",
             where="vocabulary",
-            mend=f"ask for {SMALLEST_VOCABULARY} tokens or more",
+            fix=f"ask for {SMALLEST_VOCABULARY} tokens or more",
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -107,13 +107,13 @@ def create_scratch_model(
             raise ConfigError(
                 f"no causal language model of this shape: {type(error).__name__}: {words}",
                 where=f"family {shape.family}",
-                mend="choose another family or other sizes",
+                fix="choose another family or other sizes",
             ) from error
     if not causal:
         raise ConfigError(
             "in this family a token sees those after it: it cannot be trained to continue a text",
             where=f"family {shape.family}",
-            mend="choose a decoder such as llama, qwen3, gpt_neox or gpt2",
+            fix="choose a decoder such as llama, qwen3, gpt_neox or gpt2",
         )
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -135,7 +135,7 @@ def _config(shape: ScratchShape, tokenizer: PreTrainedTokenizerFast) -> object:
         raise ConfigError(
             f"width {shape.hidden_size}, {shape.heads} heads, {shape.kv_heads} key-value heads",
             where="shape",
-            mend="the width must be a multiple of the heads, and the heads of the key-value heads",
+            fix="the width must be a multiple of the heads, and the heads of the key-value heads",
         )
     wanted = {
         "vocab_size": len(tokenizer),
@@ -159,7 +159,7 @@ def _config(shape: ScratchShape, tokenizer: PreTrainedTokenizerFast) -> object:
         raise ConfigError(
             f"transformers knows no family {shape.family!r}",
             where="family",
-            mend="give a model_type such as llama, qwen3, gpt_neox or gpt2",
+            fix="give a model_type such as llama, qwen3, gpt_neox or gpt2",
         ) from error
     known = {name: value for name, value in wanted.items() if hasattr(plain, name)}
     try:
@@ -169,7 +169,7 @@ def _config(shape: ScratchShape, tokenizer: PreTrainedTokenizerFast) -> object:
         raise ConfigError(
             f"the family refuses these sizes: {type(error).__name__}: {words}",
             where=f"family {shape.family}",
-            mend="choose another family or other sizes",
+            fix="choose another family or other sizes",
         ) from error
 
 
@@ -192,5 +192,5 @@ def _not_empty(texts: Iterable[str]) -> Iterator[str]:
         raise EmptyDatasetError(
             "there is no text to learn a tokenizer from",
             where="texts",
-            mend="give data files that hold text",
+            fix="give data files that hold text",
         )

@@ -48,7 +48,7 @@ def model_config(path: str) -> Any:
         raise MissingCheckpointError(
             "no checkpoint folder with a config.json",
             where=path,
-            mend="give the path of a Hugging Face model folder",
+            fix="give the path of a Hugging Face model folder",
         )
     return load_config(Path(path))
 
@@ -95,7 +95,7 @@ def load_weights(
                 f"{config.model_type!r} models do not load with {attention} attention here: "
                 + str(error).partition(". ")[0],
                 where=path,
-                mend="set model.attention=eager" + ("" if attention == "sdpa" else " or sdpa"),
+                fix="set model.attention=eager" + ("" if attention == "sdpa" else " or sdpa"),
             ) from error
     _refuse_shapes(path, info["mismatched_keys"])
     _refuse_foreign(path, kind, info["unexpected_keys"])
@@ -107,7 +107,7 @@ def incomplete(path: str, absent: set[str]) -> BrokenCheckpointError:
     return BrokenCheckpointError(
         f"{len(absent)} weights are missing from the checkpoint: {_some(absent)}",
         where=path,
-        mend=_AGAIN,
+        fix=_AGAIN,
     )
 
 
@@ -126,7 +126,7 @@ def require_causal(config: Any, path: str) -> None:
     raise BrokenCheckpointError(
         f"a {family!r} model, which is no causal language model",
         where=path,
-        mend="give a model that writes text from left to right (AutoModelForCausalLM)",
+        fix="give a model that writes text from left to right (AutoModelForCausalLM)",
     )
 
 
@@ -139,7 +139,7 @@ def _refuse_shapes(path: str, wrong: Iterable[tuple[str, Any, Any]]) -> None:
         f"{len(found)} weights have another shape than config.json says: {name} is {stored}, not "
         f"{wanted}",
         where=path,
-        mend="give config.json and weights of one model; a scalar head has one output",
+        fix="give config.json and weights of one model; a scalar head has one output",
     )
 
 
@@ -152,7 +152,7 @@ def _refuse_foreign(path: str, kind: Any, unexpected: Iterable[str]) -> None:
         raise BrokenCheckpointError(
             f"a reward model or classifier, not a language model: it has the head {_some(heads)}",
             where=path,
-            mend="give the folder of a language model; reward models go to "
+            fix="give the folder of a language model; reward models go to "
             "model.checkpoints.reward_model",
         )
     foreign -= OUTPUT_LAYERS if not language else set()
@@ -161,7 +161,7 @@ def _refuse_foreign(path: str, kind: Any, unexpected: Iterable[str]) -> None:
             f"{len(foreign)} weights are not of this model, and would be left out: "
             f"{_some(foreign)}",
             where=path,
-            mend="give config.json and weights of one model, without adapters or heads beside it",
+            fix="give config.json and weights of one model, without adapters or heads beside it",
         )
 
 

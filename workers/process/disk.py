@@ -29,7 +29,7 @@ _MEANWHILE_SECONDS = 0.2
 _LEAST_BYTES = 16 << 20  # Ray's servers wait for a minute and end where there is less
 _GONE, _CLOSED = "put the folder back", "let this user write there"
 _TAKEN = "move what lies there out of the way"
-_MENDS = {
+_FIXES = {
     errno.EISDIR: _TAKEN, errno.EEXIST: _TAKEN, errno.ENOTEMPTY: _TAKEN,
     errno.ENOENT: _GONE, errno.ENOTDIR: _GONE, errno.ESTALE: _GONE,
     errno.EROFS: _CLOSED, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED,
@@ -55,11 +55,11 @@ def writing(where: Path, what: str) -> Iterator[None]:
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         reason = getattr(error, "strerror", None) or error
-        mend = _MENDS.get(_number(error), "free space on that disk")
+        fix = _FIXES.get(_number(error), "free space on that disk")
         raise CheckpointError(
             f"{what} cannot be written: {reason}",
             where=str(where),
-            mend=f"{mend}, then go on with resume=auto from the last checkpoint",
+            fix=f"{fix}, then go on with resume=auto from the last checkpoint",
         ) from error
 
 
@@ -81,7 +81,7 @@ def temporary_base() -> Path:
         raise CheckpointError(
             "no folder for temporary files takes a file: they are full or read-only",
             where=str(error.strerror),
-            mend="free space there, or set TMPDIR to a folder on another disk",
+            fix="free space there, or set TMPDIR to a folder on another disk",
         ) from error
 
 
@@ -109,7 +109,7 @@ def require_space(folder: Path) -> None:
             f"the folder for temporary files is full: {free >> 10:,} KiB are free, "
             f"{_LEAST_BYTES >> 10:,} are needed",
             where=str(folder),
-            mend="free space on that disk, or set TMPDIR to a folder on another one",
+            fix="free space on that disk, or set TMPDIR to a folder on another one",
         )
 
 

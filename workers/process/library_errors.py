@@ -13,7 +13,7 @@ _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory"
 
 
 @contextmanager
-def reading(where: Path | str, what: str, mend: str) -> Iterator[None]:
+def reading(where: Path | str, what: str, fix: str) -> Iterator[None]:
     """Turn what a library raises on a checkpoint's file into a typed error with its own words.
 
     Libraries raise anything on damaged files: bare `Exception` (tokenizers), pyo3's PanicException,
@@ -22,7 +22,7 @@ def reading(where: Path | str, what: str, mend: str) -> Iterator[None]:
     Args:
         where: The file or folder that is read.
         what: What did not work, e.g. "the tokenizer cannot be read".
-        mend: What the user can do.
+        fix: What the user can do.
 
     Raises:
         BrokenCheckpointError: `what`, followed by the words of the library.
@@ -39,11 +39,9 @@ def reading(where: Path | str, what: str, mend: str) -> Iterator[None]:
             raise ResourceError(
                 f"{what}: not enough memory: {words(error)}",
                 where=str(where),
-                mend="take a smaller model, a machine with more memory, or fewer workers",
+                fix="take a smaller model, a machine with more memory, or fewer workers",
             ) from error
-        raise BrokenCheckpointError(
-            f"{what}: {words(error)}", where=str(where), mend=mend
-        ) from error
+        raise BrokenCheckpointError(f"{what}: {words(error)}", where=str(where), fix=fix) from error
 
 
 def words(error: BaseException) -> str:

@@ -100,7 +100,7 @@ class CriticWorker(Trainer):
             raise NonFiniteError(
                 f"the mean score to shift by is {mean}",
                 where=self._name,
-                mend="lower the learning rate, or look at the texts that were scored",
+                fix="lower the learning rate, or look at the texts that were scored",
             )
         from workers.models.load import scalar_head
 

@@ -136,7 +136,7 @@ class PolicyWorker(Trainer):
             self._pass_weights()
             return None
         if self._transfer is None:
-            raise RoleError("no transfer group", where=self._name, mend="call connect first")
+            raise RoleError("no transfer group", where=self._name, fix="call connect first")
         return self._transfer.send(offer, self._sent_weights())
 
     def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:

@@ -154,7 +154,7 @@ def _make_bridge(spec: RewardSpec, model: FrozenModelSpec) -> Bridge:
         raise TokenizerMismatchError(
             "policy and reward model do not share a tokenizer",
             where=f"{spec.policy_checkpoint} and {model.checkpoint}",
-            mend="set reward.bridge=text, or give a reward model with the policy's tokenizer",
+            fix="set reward.bridge=text, or give a reward model with the policy's tokenizer",
         )
     return lambda batch, _: (batch.tokens, [""] * len(batch))
 

@@ -303,12 +303,12 @@ class RolloutWorker:
 
     def _started(self) -> tuple[RolloutSpec, SafetensorsFolder, Pool]:
         if self._pool is None or self._spec is None or self._folder is None:
-            raise RoleError("engine not started", where=self._where, mend="call start first")
+            raise RoleError("engine not started", where=self._where, fix="call start first")
         if self._failed:
             raise WeightSyncError(
                 self._failed,
                 where=self._where,
-                mend="start the engine again, then transfer the whole model",
+                fix="start the engine again, then transfer the whole model",
             )
         return self._spec, self._folder, self._pool
 
@@ -318,7 +318,7 @@ class RolloutWorker:
             raise StaleEngineError(
                 f"asked for version {version}, holds version {self._version} ({self._status})",
                 where=self._where,
-                mend="transfer the weights of that version, compare them, and admit the engine",
+                fix="transfer the weights of that version, compare them, and admit the engine",
             )
 
     @property
@@ -335,7 +335,7 @@ def _require_same_output(update: SafetensorsFolder, engine: SafetensorsFolder) -
             f"{min(own)} is a weight of its own in the checkpoint, but the engine's is the "
             "embedding",
             where=str(update.path),
-            mend="give all models of a run the same tie_word_embeddings",
+            fix="give all models of a run the same tie_word_embeddings",
         )
 
 
@@ -350,6 +350,6 @@ def _make_engine(spec: RolloutSpec) -> GenerationEngine:
         raise UnsupportedPlatformError(
             f"vLLM cannot be imported: {error}",
             where=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            mend="install the cpu or the gpu extra, or choose rollout.engine=transformers",
+            fix="install the cpu or the gpu extra, or choose rollout.engine=transformers",
         ) from error
     return VllmEngine(spec)

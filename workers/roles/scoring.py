@@ -137,6 +137,6 @@ def _require_finite(what: str, numbers: FloatArray, names: IntArray) -> None:
     if len(bad):
         raise NonFiniteError(
             f"a {what} is not finite in sequences {', '.join(map(str, bad[:5]))}",
-            mend="lower the learning rate, or look at these sequences",
+            fix="lower the learning rate, or look at these sequences",
             ids=tuple(bad.tolist()),
         )

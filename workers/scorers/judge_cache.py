@@ -39,7 +39,7 @@ class VerdictCache:
             raise ConfigError(
                 f"the judge's cache cannot be opened: {error.strerror}",
                 where=f"evaluate.endpoint.cache={folder}",
-                mend="name a folder that can be written",
+                fix="name a folder that can be written",
             ) from error
         self._stream.seek(0)
         found = self._stream.read()

@@ -184,7 +184,7 @@ class _Interview:
                 raise ConfigError(
                     f"the judge's address is none: {error}",
                     where=f"evaluate.endpoint.url={self._spec.url}",
-                    mend="write https://HOST/v1 or https://HOST:PORT/v1",
+                    fix="write https://HOST/v1 or https://HOST:PORT/v1",
                 ) from error
             except TooLongError as error:
                 reason = str(error)
@@ -231,14 +231,14 @@ class _Interview:
             raise ConfigError(
                 f"the judge's endpoint refuses the key (HTTP {status})",
                 where=f"environment variable {variable}" if variable else "evaluate.endpoint",
-                mend="set evaluate.endpoint.key_variable to a variable that holds a valid key",
+                fix="set evaluate.endpoint.key_variable to a variable that holds a valid key",
             )
         if status == 404:
             raise ConfigError(
                 f"the judge's endpoint knows no model {self._spec.model!r}, or is at another "
                 "address (HTTP 404)",
                 where=f"evaluate.endpoint.url={self._spec.url}",
-                mend="correct evaluate.endpoint.model or evaluate.endpoint.url, which ends "
+                fix="correct evaluate.endpoint.model or evaluate.endpoint.url, which ends "
                 "before /chat/completions",
             )
         if status != 200:
@@ -264,7 +264,7 @@ class _Interview:
             f"the judge gave no verdict on {len(self._failed)} of {self._pairs} pairs, the last "
             f"{self._streak} in a row: {reasons}",
             where=f"evaluate.endpoint.url={self._spec.url}",
-            mend=f"mend the endpoint and run again: verdicts are kept in {self._cache.path}; "
+            fix=f"fix the endpoint and run again: verdicts are kept in {self._cache.path}; "
             "evaluate.endpoint.failed_fraction says how many may fail",
         )
 
@@ -274,7 +274,7 @@ class _Interview:
             f"the judge did not answer all questions within {seconds:g} s"
             + (f": {why}" if why else ""),
             where=f"evaluate.endpoint.url={self._spec.url}",
-            mend=f"run again: verdicts are kept in {self._cache.path}; or raise "
+            fix=f"run again: verdicts are kept in {self._cache.path}; or raise "
             "evaluate.endpoint.deadline_seconds",
         )
 

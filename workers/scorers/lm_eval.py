@@ -53,7 +53,7 @@ def read_result(path: Path) -> dict[str, Scores]:
     result = json.loads(path.read_text(encoding="utf-8"))
     if "error" in result:
         kinds = {each.__name__: each for each in (ConfigError, DataError)}
-        raise kinds[result["kind"]](result["error"], where=result["where"], mend=result["mend"])
+        raise kinds[result["kind"]](result["error"], where=result["where"], fix=result["fix"])
     return {
         model: {
             task: {metric: (value, stderr) for metric, (value, stderr) in metrics.items()}
@@ -83,7 +83,7 @@ def read_metrics(tasks: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) 
             if not math.isfinite(value):
                 raise DataError(
                     f"the metric {key} is {value}", where=f"task {name}",
-                    mend="look at the task's data; a limit of one example leaves some undefined",
+                    fix="look at the task's data; a limit of one example leaves some undefined",
                 )  # fmt: skip
             spread = tasks[name].get(f"{metric}_stderr,{kind}")
             if not isinstance(spread, (int, float)) or not math.isfinite(spread):
@@ -146,7 +146,7 @@ def _known(tasks: Sequence[str], names: Sequence[str]) -> None:
         raise ConfigError(
             f"the evaluation harness knows no task {task!r}",
             where="evaluate.lm_eval.tasks",
-            mend=f"did you mean {' or '.join(near)}?"
+            fix=f"did you mean {' or '.join(near)}?"
             if near
             else "set evaluate.lm_eval.task_folder to the folder with its YAML",
         )
@@ -160,7 +160,7 @@ def main() -> int:
         answer: dict[str, object] = {"scores": run_tasks(HarnessRequest(**fields))}
     except RehearsalError as error:
         kind = type(error).__name__
-        answer = {"kind": kind, "error": error.what, "where": error.where, "mend": error.mend}
+        answer = {"kind": kind, "error": error.what, "where": error.where, "fix": error.fix}
     result.write_text(json.dumps(answer), encoding="utf-8")
     return 0
 

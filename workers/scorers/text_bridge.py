@@ -55,7 +55,7 @@ class TextBridge:
                 f"the reward model's chat template does not render a question and its answer: "
                 f"{probe.reason}",
                 where=str(tokenizer.name_or_path),
-                mend="correct chat_template in the folder of the reward model",
+                fix="correct chat_template in the folder of the reward model",
             )
 
     def __call__(self, exchanges: Sequence[Exchange]) -> tuple[Ragged, list[str]]:
@@ -115,6 +115,6 @@ def require_prompts(bridge: TextBridge, asked: Sequence[Asked], where: str) -> l
         raise DataError(
             f"no answer to any of the first {len(reasons)} prompts can be scored: {refused[0]}",
             where=where,
-            mend="give prompts that the reward model's chat template takes, or another template",
+            fix="give prompts that the reward model's chat template takes, or another template",
         )
     return [f"answers to {count} will have no reward and be dropped: {refused[0]}"]

@@ -136,7 +136,7 @@ def _held_of_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[_H
         raise CheckpointError(
             f"the state of {name} is swapped out",
             where="ZeRO 3",
-            mend="checkpoints need optimizer state in memory, not on NVMe",
+            fix="checkpoints need optimizer state in memory, not on NVMe",
         )
     start = torch.distributed.get_rank() * size
     length = min(size, parameter.ds_numel - start)

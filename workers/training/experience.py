@@ -173,7 +173,7 @@ def _require_finite(ids: IntArray, **fields: Ragged) -> None:
                 f"{int(bad.sum())} values of {name} are NaN or infinite, in sequences "
                 f"{_names(culprits)}",
                 where="build_experience",
-                mend="lower the learning rate or the temperature, or train in fp32",
+                fix="lower the learning rate or the temperature, or train in fp32",
                 ids=tuple(culprits),
             )
 

@@ -28,7 +28,7 @@ from workers.records.processes import FileRecord
 _FACTS = "rehearsal"  # key of the JSON in a file's metadata
 _ADAM = (["exp_avg", "exp_avg_sq"], ["step"])  # moments of each weight; numbers for all of them
 _SAME = ("steps", "role", "model", "dtype")  # on all ranks
-MEND = "resume from an older checkpoint of the run"
+FIX = "resume from an older checkpoint of the run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +81,15 @@ class StateFiles:
         paths = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)]
         if not paths:
             raise BrokenCheckpointError(
-                f"no training state of the {role}", where=str(folder), mend=MEND
+                f"no training state of the {role}", where=str(folder), fix=FIX
             )
         self._folder = folder
         self._role = role
         self._files: dict[int, Any] = {}
         self._facts: dict[int, dict[str, Any]] = {}
         for path in paths:
-            require_file(path, MEND)
-            with reading(path, f"training state {path.name} does not load", MEND):
+            require_file(path, FIX)
+            with reading(path, f"training state {path.name} does not load", FIX):
                 file = safe_open(path, framework="pt")
                 facts = _facts(file.metadata())
                 rank = facts["rank"]
@@ -116,7 +116,7 @@ class StateFiles:
         Raises:
             BrokenCheckpointError: they are not those of AdamW.
         """
-        with reading(self._folder, "the optimizer's numbers cannot be used", MEND):
+        with reading(self._folder, "the optimizer's numbers cannot be used", FIX):
             steps, kinds, numbers = (self.facts[key] for key in ("steps", "kinds", "numbers"))
             if (sorted(kinds), sorted(numbers)) not in (([], []), _ADAM):
                 raise ValueError(f"AdamW keeps {_ADAM}, not {kinds} and {numbers}")
@@ -177,7 +177,7 @@ class StateFiles:
 
     def _slice(self, rank: int, name: str, length: int) -> Any:
         file = self._files[rank]
-        with reading(self._folder, f"{name} of rank {rank} cannot be read", MEND):
+        with reading(self._folder, f"{name} of rank {rank} cannot be read", FIX):
             part = file.get_slice(name)
             shape = part.get_shape()
         if shape != [length]:
@@ -191,7 +191,7 @@ class StateFiles:
 
     def _broken(self, why: str) -> BrokenCheckpointError:
         return BrokenCheckpointError(
-            f"training state of the {self._role}: {why}", where=str(self._folder), mend=MEND
+            f"training state of the {self._role}: {why}", where=str(self._folder), fix=FIX
         )
 
 

@@ -23,7 +23,7 @@ from workers.records.arrays import IntArray
 from workers.records.processes import FileRecord, RankAddress, RoleInfo
 from workers.records.specs import GroupSpec, TrainModelSpec
 from workers.records.training import StepStats
-from workers.training.state_files import MEND, StateFiles, file_name, write_state
+from workers.training.state_files import FIX, StateFiles, file_name, write_state
 from workers.training.weight_average import WeightAverage
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Trainer:
         self.engine.restore_training_state(files)
         if self._average is not None and self.rank == 0:
             self._average.restore(files.floats(0, "average", self._average.tensors))
-        with reading(folder, f"saved random numbers of {self._name} cannot be used", MEND):
+        with reading(folder, f"saved random numbers of {self._name} cannot be used", FIX):
             _set_random_states(files.own(self.rank, "rng"))
 
     @property
@@ -255,7 +255,7 @@ class Trainer:
         """
         if self._engine is None:
             raise RoleError(
-                "no model is loaded", where=self._name, mend="call load before any other verb"
+                "no model is loaded", where=self._name, fix="call load before any other verb"
             )
         return self._engine
 
@@ -268,7 +268,7 @@ class Trainer:
 
     def _joined(self) -> GroupSpec:
         if self._group is None:
-            raise RoleError("no process group yet", where=self._name, mend="call join first")
+            raise RoleError("no process group yet", where=self._name, fix="call join first")
         return self._group
 
     def _weights(self) -> Iterator[list[tuple[str, Tensor]]]:
@@ -348,7 +348,7 @@ class Trainer:
             raise NonFiniteError(
                 "a step was to be skipped, but its gradient is finite though its loss is not",
                 where=self._name,
-                mend="weights have changed: go on from the last checkpoint with resume=auto",
+                fix="weights have changed: go on from the last checkpoint with resume=auto",
                 ids=totals.culprits,
             )
         if not outcome.applied and self._joined().skip_non_finite:
@@ -359,7 +359,7 @@ class Trainer:
             raise NonFiniteError(
                 "the gradient is not finite",
                 where=self._name,
-                mend="lower the learning rate; the step was skipped and no weight was changed",
+                fix="lower the learning rate; the step was skipped and no weight was changed",
             )
         if self._average is not None:
             self._average.update(self._parts(trained_only=True), keep=self.rank == 0)
@@ -374,7 +374,7 @@ def _non_finite(loss_name: str, ids: list[int], where: str) -> NonFiniteError:
     return NonFiniteError(
         f"the {loss_name} loss is not finite; rows {shown}{more}",
         where=where,
-        mend="lower the learning rate, or look at these rows; no weight was changed",
+        fix="lower the learning rate, or look at these rows; no weight was changed",
         ids=tuple(ids),
     )
 

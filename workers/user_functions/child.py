@@ -38,7 +38,7 @@ def main(kind: str, connection: str, lifeline: str) -> None:
     try:
         caller = _LOADERS[kind](begin["path"], begin["folder"])
     except ConfigError as error:
-        peer.sendall(framed({"what": error.what, "where": error.where, "mend": error.mend}))
+        peer.sendall(framed({"what": error.what, "where": error.where, "fix": error.fix}))
         return
     peer.sendall(framed({}))
     while (asked := receive(peer)) is not None:

@@ -66,11 +66,11 @@ class UserProcess:
             raise ConfigError(
                 f"importing {path!r} ended its process: {self._end(by_itself=True)}",
                 where=where,
-                mend="a module must not end the process that imports it",
+                fix="a module must not end the process that imports it",
             ) from None
         if wrong:
             self._end()
-            raise ConfigError(wrong["what"], where=wrong["where"], mend=wrong["mend"])
+            raise ConfigError(wrong["what"], where=wrong["where"], fix=wrong["fix"])
 
     def prepare(self, seconds: float) -> float:
         """Wait so long at most for a child that can be called; the seconds that it took."""

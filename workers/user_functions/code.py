@@ -49,7 +49,7 @@ def load_function(path: str, where: str, folder: str = "") -> Callable[..., Any]
         raise ConfigError(
             f"{path!r} is not callable: it is a {type(found).__name__}",
             where=where,
-            mend="name a function behind the colon",
+            fix="name a function behind the colon",
         )
     return found
 
@@ -65,18 +65,18 @@ def split_path(path: str, where: str) -> tuple[str, str]:
         raise ConfigError(
             f"{path!r} is the path of a file, not of a function",
             where=where,
-            mend=_for_file(module.replace("\\", "/"), names or "function"),
+            fix=_for_file(module.replace("\\", "/"), names or "function"),
         )
     if not names and "." in module and all(map(str.isidentifier, module.split("."))):
         head, _, last = module.rpartition(".")
         raise ConfigError(
-            f"{path!r} does not name a function", where=where, mend=f"write {head}:{last}"
+            f"{path!r} does not name a function", where=where, fix=f"write {head}:{last}"
         )
     if not all(map(str.isidentifier, (*module.split("."), *names.split(".")))):
         raise ConfigError(
             f"{path!r} does not name a function",
             where=where,
-            mend='write "package.module:callable"',
+            fix='write "package.module:callable"',
         )
     return module, names
 
@@ -101,13 +101,13 @@ def _import(path: str, module: str, where: str) -> Any:
             raise ConfigError(
                 f"cannot import {path!r}: there is no module {missing!r}",
                 where=where,
-                mend=f"start the run in the folder that holds {module.split('.')[0]}, or put that "
+                fix=f"start the run in the folder that holds {module.split('.')[0]}, or put that "
                 "folder on PYTHONPATH, on every node",
             ) from error
         raise ConfigError(
             f"cannot import {path!r}: {describe(error)}",
             where=where,
-            mend="make `python -c 'import " + module + "'` work in the folder of the run",
+            fix="make `python -c 'import " + module + "'` work in the folder of the run",
         ) from error
 
 
@@ -123,7 +123,7 @@ def _refuse_shadowed(path: str, head: str, folder: str, where: str) -> None:
         f"cannot import {path!r}: {head} is already {spec.origin or 'a namespace'}, and not "
         f"{meant.origin}",
         where=where,
-        mend=f"give {Path(meant.origin).name} a name that no other module has",
+        fix=f"give {Path(meant.origin).name} a name that no other module has",
     )
 
 
@@ -136,7 +136,7 @@ def _attribute(owner: Any, name: str, path: str, where: str) -> Any:
         raise ConfigError(
             f"cannot import {path!r}: {getattr(owner, '__name__', 'it')} has no {name!r}",
             where=where,
-            mend=f"did you mean {near[0]!r}?" if near else "name a function that the module has",
+            fix=f"did you mean {near[0]!r}?" if near else "name a function that the module has",
         ) from error
 
 

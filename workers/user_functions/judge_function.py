@@ -74,7 +74,7 @@ def call_judge(
             f"{len(failed)} of {len(pairs)} pairs got no outcome: {first.reason}"
             + (f": {first.words}" if first.words else ""),
             where=WHERE,
-            mend="return 1, .5 or 0 for each pair, in their order",
+            fix="return 1, .5 or 0 for each pair, in their order",
         )
     return [None if reply.reason else reply.value for reply in replies]
 

@@ -84,13 +84,13 @@ def bind(function: Callable[..., Any], contract: Contract, where: str) -> Bound:
         raise ConfigError(
             f"{function.__name__} is a class, so calling it makes an object and no numbers",
             where=where,
-            mend="name a function, or an object that has __call__",
+            fix="name a function, or an object that has __call__",
         )
     if any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in calls):
         raise ConfigError(
             "the function must be awaited (async def), and it is called like a plain one",
             where=where,
-            mend="name a plain function that calls asyncio.run(...)",
+            fix="name a plain function that calls asyncio.run(...)",
         )
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -148,5 +148,5 @@ def _cannot(signature: inspect.Signature, contract: Contract, where: str, why: s
     return ConfigError(
         f"the function takes ({takes}), and is called with ({order}): {why}",
         where=where,
-        mend=f"let it take ({order}), or any of these names besides: {others}",
+        fix=f"let it take ({order}), or any of these names besides: {others}",
     )

@@ -28,7 +28,7 @@ def main(kind: str, path: str, folder: str, result: str) -> None:
     try:
         _LOADERS[kind](path, folder)
     except ConfigError as error:
-        found = {"what": error.what, "where": error.where, "mend": error.mend}
+        found = {"what": error.what, "where": error.where, "fix": error.fix}
     Path(result).write_text(json.dumps(found), encoding="utf-8")
     os._exit(0)
 

@@ -223,7 +223,7 @@ def fill_bucket(packed: torch.Tensor, bucket: Bucket, stream: Iterator[NamedTens
             got = "nothing" if tensor is None else f"{sent} {tuple(tensor.shape)}"
             raise WeightSyncError(
                 f"sender holds {got} where {name} {slot.meta.shape} was offered",
-                mend="yield tensors in the order of the offer's metas",
+                fix="yield tensors in the order of the offer's metas",
             )
         end = slot.offset + slot.nbytes
         packed[end : slot.offset + _aligned(slot.nbytes)].zero_()

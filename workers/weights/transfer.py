@@ -154,7 +154,7 @@ class SharedMemoryReceiver:
             raise WeightSyncError(
                 f"cannot open the sender's shared buffer: {error.strerror}",
                 where=offer.location,
-                mend="the sender is gone, or on another node: restart it, or use gloo",
+                fix="the sender is gone, or on another node: restart it, or use gloo",
             ) from error
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ def verify_checksum(offer: WeightOffer, received: str, sent: str) -> None:
         raise ChecksumError(
             f"weights of version {offer.version} arrived with checksum {received}, sent as {sent}",
             where=offer.location or offer.transport,
-            mend=_RESTART,
+            fix=_RESTART,
         )
 
 
@@ -204,7 +204,7 @@ class _Group:
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Send from rank 0 to all others, or raise WeightSyncError after the deadline."""
         if self._group is None:
-            raise WeightSyncError("this group was left", where=self.where, mend="connect again")
+            raise WeightSyncError("this group was left", where=self.where, fix="connect again")
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         with self._failures():
@@ -236,7 +236,7 @@ class _Group:
                 f"a peer is gone or did not answer within {self._timeout.total_seconds():g} s "
                 f"({str(error).splitlines()[0]})",
                 where=self.where,
-                mend="restart the engine that failed, then connect all sides on a new port",
+                fix="restart the engine that failed, then connect all sides on a new port",
             ) from error
 
 
@@ -322,7 +322,7 @@ class GroupReceiver:
                 f"sender announces version {sent[0]}, {sent[1]} bytes; "
                 f"expected version {header[0]}, {header[1]} bytes",
                 where=self._group.where,
-                mend="give the same offer to all sides",
+                fix="give the same offer to all sides",
             )
         checksum = Checksum(offer.metas)
         for bucket in plan_buckets(offer.metas, offer.bucket_bytes):

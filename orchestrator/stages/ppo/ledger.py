@@ -55,7 +55,7 @@ class Ledger:
         """
         for i in map(int, ids):
             if i in self._seen:
-                raise LedgerError(f"sequence {i} was generated twice", where="ledger", mend=_MEND)
+                raise LedgerError(f"sequence {i} was generated twice", where="ledger", fix=_FIX)
             self._seen.add(i)
             self._open.add(i)
             self._step.generated += 1
@@ -85,7 +85,7 @@ class Ledger:
         if i not in self._open:
             story = "settled before" if i in self._seen else "never generated"
             raise LedgerError(
-                f"sequence {i} cannot be {fate}: it was {story}", where="ledger", mend=_MEND
+                f"sequence {i} cannot be {fate}: it was {story}", where="ledger", fix=_FIX
             )
         self._open.remove(i)
 
@@ -110,7 +110,7 @@ class Ledger:
                 raise LedgerError(
                     f"{len(ids)} sequences {story}: {names}",
                     where=f"ledger, step {step}",
-                    mend=_MEND,
+                    fix=_FIX,
                 )
         closed = self._step.summary(len(self._open))
         self._total.add(self._step)
@@ -146,7 +146,7 @@ class Ledger:
         )
 
 
-_MEND = "this is a defect of the loop, not of the configuration: please report it"
+_FIX = "this is a defect of the loop, not of the configuration: please report it"
 
 
 class _Ids:

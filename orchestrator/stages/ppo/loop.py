@@ -206,7 +206,7 @@ def _require_near(session: Session, experience: Experience) -> None:
         raise KLLimitError(
             f"the policy is {kl:.2f} nats a sequence from its reference, allowed are {limit:g}",
             where=str(session.position),
-            mend="raise algorithm.kl.coefficient, lower the learning rate, or raise "
+            fix="raise algorithm.kl.coefficient, lower the learning rate, or raise "
             "algorithm.kl.limit",
         )
 

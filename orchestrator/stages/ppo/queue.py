@@ -91,5 +91,5 @@ def require_fresh(summary: RolloutSummary, version: int, staleness: int, where: 
             f"sequence {oldest} began under weights {int(lags.max())} updates old, allowed are "
             f"{staleness}",
             where=where,
-            mend="this is a defect of the loop, not of the configuration: please report it",
+            fix="this is a defect of the loop, not of the configuration: please report it",
         )

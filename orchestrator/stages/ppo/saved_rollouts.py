@@ -29,7 +29,7 @@ from workers.records.generation import RolloutBatch
 from workers.records.processes import FileRecord
 
 _OFFSETS = ".offsets"
-_MEND = "resume from an older checkpoint of the run"
+_FIX = "resume from an older checkpoint of the run"
 
 
 def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation | None:
@@ -86,7 +86,7 @@ class KeptRollouts:
             raise broken(
                 Path(folder),
                 f"the sequences kept for iteration {iteration} are not those that were asked for",
-                _MEND,
+                _FIX,
             )
         return Batch(iteration, ids, _Held([self._rollout.hold(part) for part in parts]))
 
@@ -136,8 +136,8 @@ def _write(path: Path, batch: RolloutBatch) -> FileRecord:
 
 
 def _read(path: Path) -> RolloutBatch:
-    require_file(path, _MEND)
-    with reading(path, f"sequences in {path.name} cannot be read", _MEND):
+    require_file(path, _FIX)
+    with reading(path, f"sequences in {path.name} cannot be read", _FIX):
         return _batch(load_file(path))
 
 

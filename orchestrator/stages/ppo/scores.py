@@ -110,7 +110,7 @@ class Scoring:
                 f"not one reward could be computed in {self.lost} iterations in a row, the last "
                 f"of {len(scores.ids)} responses; first: {told(scores)[0]}",
                 where=str(session.position),
-                mend="test the reward on the texts in samples/ before a run",
+                fix="test the reward on the texts in samples/ before a run",
             )
         return kept
 

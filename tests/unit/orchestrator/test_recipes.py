@@ -153,7 +153,7 @@ def test_what_does_not_fit_a_gpu_is_refused(
     with pytest.raises(ResourceError) as caught:
         make_plan(recipe(models, size, *(each.format(base=models[size]) for each in overrides)))
     assert caught.value.where == where
-    assert "cluster.gpu_memory_gib" in caught.value.mend
+    assert "cluster.gpu_memory_gib" in caught.value.fix
 
 
 def test_frozen_weights_make_the_estimate_too_high_to_refuse_by(models: dict[str, Path]):

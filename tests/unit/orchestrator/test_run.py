@@ -60,7 +60,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], N
         ([], ["no stages", "+experiment=pocket"]),
     ],
 )
-def test_mistakes_exit_with_2_and_say_how_to_mend(
+def test_mistakes_exit_with_2_and_say_how_to_fix(
     command: Command,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -99,8 +99,8 @@ def test_the_resolved_configuration_is_saved_and_composes_again(command, recipe,
 @pytest.mark.parametrize(
     "error",
     [
-        NonFiniteError("the loss is NaN", where="policy/1", mend="lower the rate"),
-        DataLineError("no field 'prompt'", where="file.jsonl:7", mend="add it"),
+        NonFiniteError("the loss is NaN", where="policy/1", fix="lower the rate"),
+        DataLineError("no field 'prompt'", where="file.jsonl:7", fix="add it"),
     ],
 )
 def test_expected_failures_are_short_and_logged(
@@ -112,7 +112,7 @@ def test_expected_failures_are_short_and_logged(
     recipe(fail)
     assert command("+experiment=pocket_tiny", "run.dir=here") == error.exit_code != 0
     printed = capsys.readouterr().err
-    assert all(words in printed for words in (error.what, error.where, error.mend))
+    assert all(words in printed for words in (error.what, error.where, error.fix))
     assert "Traceback" not in printed
     assert "Traceback" in Path("here/error.log").read_text()
 
@@ -169,7 +169,7 @@ def test_a_sweep_gives_every_job_a_folder(command, recipe):
     [
         (StoppedError("saved"), 8),
         (KeyboardInterrupt(), 130),
-        (ConfigError("wrong", where="here", mend="so"), 2),
+        (ConfigError("wrong", where="here", fix="so"), 2),
     ],
 )
 def test_a_sweep_that_is_asked_to_stop_begins_no_further_run(command, recipe, ends, code):
@@ -227,7 +227,7 @@ def test_a_stop_signal_lets_the_run_reach_a_step_boundary(
         _terminate()  # batch systems send several
         _terminate(signal.SIGHUP)
         assert stop.requested
-        raise StoppedError("stopped; everything is saved", mend=f"resume={folder}")
+        raise StoppedError("stopped; everything is saved", fix=f"resume={folder}")
 
     recipe(run_a_step)
     assert command("+experiment=pocket_tiny", "run.dir=here") == 8

@@ -21,7 +21,7 @@ from workers.process.regular_files import open_regular
 _CARDS = ("README.md", ".huggingface.yaml")  # the later one wins
 _CARD_BYTES = 2**20
 _MOST_ENTRIES = 100_000
-_MEND_CARD = "correct the `configs` of the card, or name the data file itself"
+_FIX_CARD = "correct the `configs` of the card, or name the data file itself"
 
 
 def check_folder(folder: str) -> None:
@@ -40,7 +40,7 @@ def check_folder(folder: str) -> None:
                 raise DataError(
                     f"over {_MOST_ENTRIES:,} files and folders within",
                     where=folder,
-                    mend="name a folder of data files alone",
+                    fix="name a folder of data files alone",
                 )
             path = Path(place, name)
             if path.is_symlink() and not name.startswith("."):
@@ -64,7 +64,7 @@ def split_files(folder: str, split: str, subset: str) -> list[str]:
         raise DataError(
             f"no split {split!r}",
             where=folder,
-            mend=f"set data.split to one of: {', '.join(parts) or 'none found'}",
+            fix=f"set data.split to one of: {', '.join(parts) or 'none found'}",
         )
     return parts[split]
 
@@ -83,13 +83,13 @@ def _check_inside(path: Path, roots: list[Path]) -> None:
         raise DataError(
             f"a link of the data folder leads nowhere: {error}",
             where=str(path),
-            mend="delete the link",
+            fix="delete the link",
         ) from error
     if not any(real.is_relative_to(root) for root in roots):
         raise DataError(
             f"a link of the data folder leads out of it, to {real}",
             where=str(path),
-            mend="name the file that is meant as the data set, or copy it into the folder",
+            fix="name the file that is meant as the data set, or copy it into the folder",
         )
 
 
@@ -121,7 +121,7 @@ def _family(folder: str, files: list[str]) -> str:
         raise DataError(
             f"data files of several formats: {', '.join(data)}",
             where=folder,
-            mend="name the file that is meant, or the `configs` of the folder in a README.md",
+            fix="name the file that is meant, or the `configs` of the folder in a README.md",
         )
     return data[0]
 
@@ -136,7 +136,7 @@ def _card_files(folder: str, subset: str) -> dict[str, list[str]]:
             raise DataError(
                 f"no subset {subset!r}: the folder's card has no `configs`",
                 where=folder,
-                mend="leave data.subset empty",
+                fix="leave data.subset empty",
             )
         return {}
     config = _chosen_config(configs, folder, subset)
@@ -199,7 +199,7 @@ def _chosen_config(
         raise DataError(
             f"no subset {subset!r}" if subset else "several subsets, and none is the default",
             where=folder,
-            mend=f"set data.subset to one of: {', '.join(names)}",
+            fix=f"set data.subset to one of: {', '.join(names)}",
         )
     return configs[wanted[0]]
 
@@ -211,7 +211,7 @@ def _inner(pattern: object, folder: str) -> str:
     path = PurePosixPath(pattern)
     if path.is_absolute() or ".." in path.parts or ":" in pattern or "~" in path.parts[:1]:
         raise DataError(
-            f"the card names a place outside the folder: {pattern!r}", where=folder, mend=_MEND_CARD
+            f"the card names a place outside the folder: {pattern!r}", where=folder, fix=_FIX_CARD
         )
     return pattern
 
@@ -230,13 +230,13 @@ def _found(folder: str, patterns: list[str]) -> list[str]:
 
 
 def _bad_card(what: str, where: str) -> DataError:
-    return DataError(what, where=where, mend=_MEND_CARD)
+    return DataError(what, where=where, fix=_FIX_CARD)
 
 
 def _none(folder: str) -> DataError:
     return DataError(
         "the folder holds no data files",
         where=folder,
-        mend="add files of rows (JSONL, JSON, Parquet, CSV, TSV, text), or correct the path; data "
+        fix="add files of rows (JSONL, JSON, Parquet, CSV, TSV, text), or correct the path; data "
         "sets that need a loading script are not supported: convert them to Parquet",
     )

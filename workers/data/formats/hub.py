@@ -67,7 +67,7 @@ def _check_saved(folder: Path) -> None:
                     raise DataError(
                         f"{name} names a file outside the folder: {each!r}",
                         where=str(place),
-                        mend="write the data set again by save_to_disk",
+                        fix="write the data set again by save_to_disk",
                     )
 
 
@@ -107,7 +107,7 @@ def _chosen(parts: Mapping[str, Any], path: str, split: str) -> Any:
         raise DataError(
             f"no split {split!r}",
             where=path,
-            mend=f"set data.split to one of: {', '.join(parts) or 'none found'}",
+            fix=f"set data.split to one of: {', '.join(parts) or 'none found'}",
         )
     return parts[split]
 
@@ -127,12 +127,12 @@ def _refusals(path: str, split: str) -> Iterator[None]:
         raise DataError(
             f"no such file or folder, and the hub is out of reach: {error}",
             where=path,
-            mend="correct the path; or go online; or save the data set where it can be reached "
+            fix="correct the path; or go online; or save the data set where it can be reached "
             "(datasets.load_dataset(...).save_to_disk(FOLDER)) and name the folder",
         ) from error
     raise DataError(
         f"cannot read the data set: {str(error) or type(error).__name__}",
         where=f"{path}, split {split!r}",
-        mend="correct the name, data.split or data.subset; data sets that need a loading "
+        fix="correct the name, data.split or data.subset; data sets that need a loading "
         "script are not supported: convert them to Parquet",
     ) from error

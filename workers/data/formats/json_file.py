@@ -14,7 +14,7 @@ from workers.errors import DataError, DataLineError
 
 _CHUNK = 2**18
 _SHAPE = "a JSON data file is a list of objects, or an object that holds one list of objects"
-_MEND = "correct the file, or declare its format by data.format"
+_FIX = "correct the file, or declare its format by data.format"
 _ONE_ROW = "if the object is a row itself, make a list of it: [ before it and ] behind it"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -92,7 +92,7 @@ def _not_an_object(value: object, where: str) -> DataLineError:
     return DataLineError(
         f"a row must be a JSON object, not {kind_of(value)}",
         where=where,
-        mend="correct or delete this row",
+        fix="correct or delete this row",
     )
 
 
@@ -156,9 +156,9 @@ class _Text:
                 raise too_long(f"{self.path} before byte {self._bytes}")
             self._more(min(max(_CHUNK, at_hand), MAX_LINE_BYTES + 1 - at_hand))
 
-    def error(self, what: str, mend: str = _MEND) -> DataError:
+    def error(self, what: str, fix: str = _FIX) -> DataError:
         """The error at the cursor."""
-        return DataError(what, where=f"{self.path} before byte {self._bytes}", mend=mend)
+        return DataError(what, where=f"{self.path} before byte {self._bytes}", fix=fix)
 
     def _more(self, size: int) -> bool:
         data = self._stream.read(size)

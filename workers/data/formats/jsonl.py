@@ -14,7 +14,7 @@ from typing import NoReturn
 from workers.data.formats.lines import Meter, bounded_lines
 from workers.errors import DataLineError
 
-_MEND = "correct or delete this line"
+_FIX = "correct or delete this line"
 _IDS = "write names of users, annotators and rows as text or as whole numbers"
 _WHOLE = re.compile(r"-?[0-9]+\.0")  # how tables write a whole number of a column with gaps
 _EXACT = 2.0**53  # whole numbers beyond have no decimal number of their own
@@ -132,9 +132,9 @@ class Line:
         nulls = ", ".join(f'"{shown(key)}"' for key in self.nulls)
         return f"{names}; null: {nulls}" if nulls else names
 
-    def fail(self, what: str, mend: str = _MEND) -> NoReturn:
+    def fail(self, what: str, fix: str = _FIX) -> NoReturn:
         """Refuse the line."""
-        raise DataLineError(what, where=self.where, mend=mend)
+        raise DataLineError(what, where=self.where, fix=fix)
 
     def _checked_rank(self, value: object, name: str) -> int:
         value = self._number(value)
@@ -152,8 +152,8 @@ class Line:
     def _checked_score(self, value: object, name: str) -> float:
         value = self._number(value)
         if not isinstance(value, bool | int | float):
-            mend = "write numbers without quotation marks" if isinstance(value, str) else _MEND
-            self.fail(f'"{name}" must be a number or a boolean, not {kind_of(value)}', mend)
+            fix = "write numbers without quotation marks" if isinstance(value, str) else _FIX
+            self.fail(f'"{name}" must be a number or a boolean, not {kind_of(value)}', fix)
         try:
             score = float(value)
         except OverflowError:
@@ -238,7 +238,7 @@ def parse_json(text: str, where: str) -> object:
             if wrong_keys
             else f'"{_place_of_constant(value)}" is {odd[0]}, which is not a JSON number'
         )
-    raise DataLineError(reason, where=where, mend=_MEND)
+    raise DataLineError(reason, where=where, fix=_FIX)
 
 
 def _twice(pairs: list[tuple[str, object]]) -> str:
@@ -295,12 +295,12 @@ def _parse(raw: bytes, where: str) -> Line:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataLineError(
-            f"invalid UTF-8 at byte {error.start + 1} of the line", where=where, mend=_MEND
+            f"invalid UTF-8 at byte {error.start + 1} of the line", where=where, fix=_FIX
         ) from error
     value = parse_json(text, where)
     if not isinstance(value, dict):
         raise DataLineError(
-            f"a line must be a JSON object, not {kind_of(value)}", where=where, mend=_MEND
+            f"a line must be a JSON object, not {kind_of(value)}", where=where, fix=_FIX
         )
     return Line(value, where)
 

@@ -45,7 +45,7 @@ def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO
         raise DataError(
             f"cannot open the data file: {error.strerror}",
             where=path,
-            mend="correct the path of the data set; rows are read more than once, so they must lie "
+            fix="correct the path of the data set; rows are read more than once, so they must lie "
             "in a file",
         ) from error
     with raw:
@@ -99,7 +99,7 @@ def _skip_line(stream: BinaryIO, where: str, limit: int) -> None:
     raise DataError(
         f"a line of over {_LONGEST_LINE_BYTES / 2**20:g} MiB",
         where=where,
-        mend="fetch or write the file again; this is no file of rows",
+        fix="fetch or write the file again; this is no file of rows",
     )
 
 
@@ -108,7 +108,7 @@ def only_space(where: str) -> DataError:
     return DataError(
         f"over {MAX_LINE_BYTES / 2**20:g} MiB of white space in a row",
         where=where,
-        mend="delete the blank lines; a damaged or unfinished file often holds them",
+        fix="delete the blank lines; a damaged or unfinished file often holds them",
     )
 
 
@@ -117,7 +117,7 @@ def too_long(where: str, limit: int = MAX_LINE_BYTES) -> DataLineError:
     return DataLineError(
         f"longer than {limit / 2**20:g} MiB",
         where=where,
-        mend="break the line up, or delete it; a damaged file often lost its line ends",
+        fix="break the line up, or delete it; a damaged file often lost its line ends",
     )
 
 
@@ -126,9 +126,9 @@ def holds_nul(where: str) -> DataLineError:
     return DataLineError(
         "holds a NUL character, which text does not",
         where=where,
-        mend="save the file as UTF-8 (UTF-16 looks like this), or delete the line",
+        fix="save the file as UTF-8 (UTF-16 looks like this), or delete the line",
     )
 
 
 def _broken(what: str, path: str) -> DataError:
-    return DataError(what, where=path, mend="fetch or write the file again")
+    return DataError(what, where=path, fix="fetch or write the file again")

@@ -56,5 +56,5 @@ def _decoded(raw: bytes, path: str, number: int) -> str | DataLineError:
         return DataLineError(
             f"invalid UTF-8 at byte {error.start + 1} of the line",
             where=f"{path}:{number}",
-            mend="save the file as UTF-8, or correct this line",
+            fix="save the file as UTF-8, or correct this line",
         )

@@ -74,13 +74,13 @@ def scan_rows(
     """As `read_rows`, with the error of a bad line in its place and unraised."""
     if format not in FORMATS:
         raise ConfigError(
-            f"no data format {format!r}", where="format", mend=f"one of: {', '.join(FORMATS)}"
+            f"no data format {format!r}", where="format", fix=f"one of: {', '.join(FORMATS)}"
         )
     rows = _scan(path, format, split, subset, meter)
     first = next(rows, None)
     if first is None:
         raise EmptyDatasetError(
-            "the data set holds no row", where=path, mend="add rows, or leave the data set out"
+            "the data set holds no row", where=path, fix="add rows, or leave the data set out"
         )
     yield first
     yield from rows
@@ -111,7 +111,7 @@ def _check_name(path: str) -> None:
         raise DataError(
             f"cannot open the data file: {getattr(error, 'strerror', None) or error}",
             where=repr(path),
-            mend="correct the path",
+            fix="correct the path",
         ) from error
 
 
@@ -142,7 +142,7 @@ def _by_content(path: str) -> str:
     raise DataError(
         "the format of the data file is not known by its name, nor by its content",
         where=path,
-        mend=f"declare it by data.format, one of: {', '.join(FORMATS[1:])}",
+        fix=f"declare it by data.format, one of: {', '.join(FORMATS[1:])}",
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
 
 _BATCH_ROWS = 256  # Parquet rows in memory at a time
 _ROW_LINES = 1000  # physical lines of a CSV row; more are the work of a stray quotation mark
-_MEND = "correct or delete this row"
+_FIX = "correct or delete this row"
 
 
 def scan_csv(
@@ -100,7 +100,7 @@ def _batches(raw: BinaryIO, path: str, meter: Meter | None) -> Iterator[RecordBa
             raise DataError(
                 f"two columns of one name: {', '.join(names)!r}",
                 where=path,
-                mend="give each column a name of its own",
+                fix="give each column a name of its own",
             )
         if meter is not None:
             meter.total, meter.unit = file.metadata.num_rows, "rows"
@@ -119,7 +119,7 @@ def _refusals(where: str) -> Iterator[None]:
         raise DataError(
             f"not a readable Parquet file: {caught.error}",
             where=where,
-            mend="fetch or write the file again",
+            fix="fetch or write the file again",
         ) from caught.error
 
 
@@ -153,7 +153,7 @@ def _amiss(what: str, where: str) -> DataError:
     return DataError(
         f"not valid CSV: {what}",
         where=where,
-        mend='correct the quotation marks: a cell is quoted whole or not at all, and "" stands '
+        fix='correct the quotation marks: a cell is quoted whole or not at all, and "" stands '
         "for one within",
     )
 
@@ -162,13 +162,13 @@ def _header(cells: list[str], path: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     if any("\udc80" <= c <= "\udcff" for name in names for c in name):
         raise DataError(
-            "the header line holds invalid UTF-8", where=f"{path}:1", mend="save the file as UTF-8"
+            "the header line holds invalid UTF-8", where=f"{path}:1", fix="save the file as UTF-8"
         )
     if "" in names or len(set(names)) < len(names):
         raise DataError(
             f"the header line must hold distinct names, not {', '.join(names)!r}",
             where=f"{path}:1",
-            mend="name each column once in the first line",
+            fix="name each column once in the first line",
         )
     return names
 
@@ -176,11 +176,11 @@ def _header(cells: list[str], path: str) -> list[str]:
 def _csv_row(header: list[str], cells: list[str], where: str) -> Line | DataLineError:
     if len(cells) != len(header):
         what = f"{len(cells)} cells for {len(header)} columns"
-        return DataLineError(what, where=where, mend=_MEND)
+        return DataLineError(what, where=where, fix=_FIX)
     fields: dict[str, object] = {}
     for name, cell in zip(header, cells, strict=True):
         if not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell):
-            return DataLineError(f'"{name}" holds invalid UTF-8', where=where, mend=_MEND)
+            return DataLineError(f'"{name}" holds invalid UTF-8', where=where, fix=_FIX)
         fields[name] = cell or None
     return Line(fields, where, typed=False)
 
@@ -193,9 +193,9 @@ def _parquet_row(batch: RecordBatch, i: int, where: str) -> Line | DataLineError
         try:
             fields[name] = column[i].as_py()
         except UnicodeDecodeError:
-            return DataLineError(f'"{name}" holds invalid UTF-8', where=where, mend=_MEND)
+            return DataLineError(f'"{name}" holds invalid UTF-8', where=where, fix=_FIX)
         except (pa.ArrowException, OverflowError, ValueError, LookupError, TypeError) as error:
             # such as a time of no calendar or zone
             what = f'"{name}" of type {column.type} cannot be read: {error}'
-            return DataLineError(what, where=where, mend=_MEND)
+            return DataLineError(what, where=where, fix=_FIX)
     return Line(fields, where)

@@ -35,7 +35,7 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
         raise ConfigError(
             "ranks or scores beside better: one of them says which completion is better",
             where=f"{where}.better",
-            mend="map one of them",
+            fix="map one of them",
         )
     for field, source in columns.items():
         if field not in FIELDS:
@@ -44,7 +44,7 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
             raise ConfigError(
                 f"no field {field!r} to map a column to",
                 where=where,
-                mend=f"{guess}fields: {', '.join(FIELDS)}",
+                fix=f"{guess}fields: {', '.join(FIELDS)}",
             )
         if field == "better" and isinstance(source, Mapping):
             check_better(source, f"{where}.better")
@@ -53,14 +53,14 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
             raise ConfigError(
                 f"{field!r} holds one value, not a list of columns",
                 where=f"{where}.{field}",
-                mend=f"name one column; lists are for {', '.join(_LISTS)}",
+                fix=f"name one column; lists are for {', '.join(_LISTS)}",
             )
         for name in source if isinstance(source, list | tuple) and source else [source]:
             if not isinstance(name, str) or not name:
                 raise ConfigError(
                     f"{name!r} names no column",
                     where=f"{where}.{field}",
-                    mend="give the name of a column as text, a number in quotation marks: '\"3\"'",
+                    fix="give the name of a column as text, a number in quotation marks: '\"3\"'",
                 )
 
 
@@ -124,7 +124,7 @@ def check_found(mapping: ColumnMap, where: str) -> None:
         raise DataError(
             f"no row of the data set has the column {named}",
             where=where,
-            mend="correct data.columns, or leave that field out of it",
+            fix="correct data.columns, or leave that field out of it",
         )
 
 
@@ -163,6 +163,6 @@ def _walk(line: Line, path: str, value: object, parts: Sequence[str]) -> tuple[b
             line.fail(
                 f'column "{path}" is missing: {kind_of(value)} before "{part}" '
                 f"(found {line.found()})",
-                mend="correct data.columns, or this line",
+                fix="correct data.columns, or this line",
             )
     return True, value

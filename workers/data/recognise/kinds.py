@@ -99,18 +99,18 @@ def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
     if mistaken := signs.names_a_column(line):
         line.fail(
             f'"{mistaken}" names another column instead of holding a reply',
-            mend=f"set columns {columns_to_set(line)}; {_SAY_KIND}",
+            fix=f"set columns {columns_to_set(line)}; {_SAY_KIND}",
         )
     if any(name in names for name in signs.RANKED):
         return "comparisons"
     if {"rank", "score"} & line.columns.keys() and first_of(line, REPLIES):
         return "comparisons"
     if why := signs.looks_ranked(line):
-        line.fail(why, mend=f"set columns {columns_to_set(line)}; {_SAY_KIND}")
+        line.fail(why, fix=f"set columns {columns_to_set(line)}; {_SAY_KIND}")
     if {"parent_id", "message_id"} <= {*names, *line.nulls}:
         line.fail(
             "a row is one message of a tree of dialogues",
-            mend="write each path through the tree as one row with messages",
+            fix="write each path through the tree as one row with messages",
         )
     asks, replies = first_of(line, tuple(REPLIES_TO)), first_of(line, REPLIES)
     if first_of(line, DIALOGUES) or "instances" in names:
@@ -126,7 +126,7 @@ def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
     columns = columns_to_set(flat) or columns_of_reply(flat)
     line.fail(
         f"a row of no known shape: found {line.found()}",
-        mend=f"set columns {columns}; accepted shapes: {shapes}" if columns else shapes,
+        fix=f"set columns {columns}; accepted shapes: {shapes}" if columns else shapes,
     )
 
 
@@ -135,11 +135,11 @@ def _check_all_is_read(line: Line) -> None:
     if reply := signs.looks_answered(line):
         line.fail(
             f'"{reply}" looks like a reply',
-            mend=f"set columns {columns_of_reply(line)}; {_SAY_KIND}",
+            fix=f"set columns {columns_of_reply(line)}; {_SAY_KIND}",
         )
     flat = signs.flattened(line)
     if why := signs.looks_ranked(flat):
-        line.fail(why, mend=f"set columns {columns_to_set(flat)}; {_SAY_KIND}")
+        line.fail(why, fix=f"set columns {columns_to_set(flat)}; {_SAY_KIND}")
 
 
 def _check_unscored(line: Line, asks: str, replies: str) -> None:
@@ -147,7 +147,7 @@ def _check_unscored(line: Line, asks: str, replies: str) -> None:
         field = "rank" if signs.is_rank_name(score) else "score"
         line.fail(
             f'"{score}" seems to say how good "{replies}" is',
-            mend=f"to rank the rows of each prompt set columns {asks}={asks} completion={replies} "
+            fix=f"to rank the rows of each prompt set columns {asks}={asks} completion={replies} "
             f"{field}={score}; {_SAY_KIND}",
         )
 

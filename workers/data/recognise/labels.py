@@ -47,22 +47,22 @@ def check_better(source: Mapping[object, object], where: str) -> None:
         ConfigError: If a key is unknown or missing, a value is neither a label nor a list of
             labels, or one label is given twice.
     """
-    mend = f"keys: {', '.join(KEYS)}; first, second, tie and none are labels or lists of labels"
+    fix = f"keys: {', '.join(KEYS)}; first, second, tie and none are labels or lists of labels"
     for key in source:
         if key not in KEYS:
-            raise ConfigError(f"no key {key!r} to say what labels mean", where=where, mend=mend)
+            raise ConfigError(f"no key {key!r} to say what labels mean", where=where, fix=fix)
     column = source.get("column")
     if not isinstance(column, str) or not column:
-        raise ConfigError(f"{column!r} names no column", where=f"{where}.column", mend=mend)
+        raise ConfigError(f"{column!r} names no column", where=f"{where}.column", fix=fix)
     if ("first" in source) != ("second" in source):
-        raise ConfigError("first and second go together", where=where, mend=mend)
+        raise ConfigError("first and second go together", where=where, fix=fix)
     seen: set[str] = set()
     for key in KEYS[1:]:
         for label in _as_list(source.get(key, [])):
             text = _normal(label)
             if text is None or text in seen:
                 what = f"{label!r} is no label" if text is None else f"{label!r} is given twice"
-                raise ConfigError(what, where=f"{where}.{key}", mend=mend)
+                raise ConfigError(what, where=f"{where}.{key}", fix=fix)
             seen.add(text)
 
 
@@ -209,7 +209,7 @@ class Verdicts:
     def _unknown(self, line: Line, text: str) -> NoReturn:
         line.fail(
             f'"{self._column}" is {text!r}, which says of no completion that it is better',
-            mend=_SAY.format(self._column),
+            fix=_SAY.format(self._column),
         )
 
     def _ambiguous(self) -> DataError:
@@ -220,7 +220,7 @@ class Verdicts:
             f"{self._most} completions is not certain (known: 0 and 1, 1 and 2, or strengths with "
             "both signs)",
             where=self._where,
-            mend=_SAY.format(self._column),
+            fix=_SAY.format(self._column),
         )
 
 

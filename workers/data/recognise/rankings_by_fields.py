@@ -127,7 +127,7 @@ def _completion(line: Line, value: object, i: int) -> str | None:
     if isinstance(parsed, dict):
         line.fail(
             f'"{name}" must be a string, not an object',
-            mend=f"set columns {columns_to_set(line) or 'completions=COLUMN.*.KEY'}",
+            fix=f"set columns {columns_to_set(line) or 'completions=COLUMN.*.KEY'}",
         )
     return checked_reply(line.checked_text(value, name))
 
@@ -138,7 +138,7 @@ def _verdicts(line: Line, completions: list[str | None]) -> list[_Verdict]:
     if not name:
         line.fail(
             f'neither "ranks" nor "scores" beside "completions" (found {line.found()})',
-            mend="say which column ranks them: ranks=COLUMN (1 is best), scores=COLUMN (more is "
+            fix="say which column ranks them: ranks=COLUMN (1 is best), scores=COLUMN (more is "
             f"better) or better=COLUMN (a label){_such_as(line)}",
         )
     values = line.list(name)

@@ -79,7 +79,7 @@ def _together(rows: list[Line]) -> Line:
     if len(users) > 1:
         first.fail(
             "the rows of one prompt name several users",
-            mend="map the user who wrote the prompt (data.columns), or none",
+            fix="map the user who wrote the prompt (data.columns), or none",
         )
     fields["user"] = users.pop() or None
     fields["completions"] = [_completion(row) for row in rows]

@@ -79,7 +79,7 @@ class Rankings:
             raise DataError(
                 "the data set changed while it was read",
                 where=self._where,
-                mend="run again when nothing writes to it",
+                fix="run again when nothing writes to it",
             )
 
     def whole(self, line: Line) -> Line | None:

@@ -221,7 +221,7 @@ def unknown(line: Line, kind: str) -> NoReturn:
     advice = f"set columns {columns}" if columns else "name the columns by data.columns"
     line.fail(
         f"no {kind} in a row with the fields: found {line.found()}",
-        mend=f"accepted shapes: {ACCEPTED[kind]}; or {advice}",
+        fix=f"accepted shapes: {ACCEPTED[kind]}; or {advice}",
     )
 
 

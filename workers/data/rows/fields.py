@@ -45,7 +45,7 @@ def ambiguous(line: Line, names: list[str]) -> NoReturn:
     """Refuse a row in which several fields may be meant."""
     line.fail(
         f"several fields may be meant: {', '.join(names)}",
-        mend="say which one by data.columns, such as prompt=" + names[0],
+        fix="say which one by data.columns, such as prompt=" + names[0],
     )
 
 

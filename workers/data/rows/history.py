@@ -22,7 +22,7 @@ def earlier_turns(line: Line) -> Dialogue:
     if not isinstance(value, list):
         line.fail(
             '"history" must be a list of pairs or of messages',
-            mend="map the column that asks (data.columns), if that is what this one does",
+            fix="map the column that asks (data.columns), if that is what this one does",
         )
     turns: list[Message] = []
     for i, item in enumerate(value):

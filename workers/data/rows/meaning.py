@@ -78,7 +78,7 @@ def turn_is_trained(line: Line, turn: Mapping[str, object], name: str) -> bool:
     if weight is not None and flag(weight) is None:
         line.fail(
             f'"{name}.weight" is {weight!r}; a turn is trained or not',
-            mend="write 1 or 0, or leave the weight out",
+            fix="write 1 or 0, or leave the weight out",
         )
     if weight is not None and flag(weight) is False:
         return False

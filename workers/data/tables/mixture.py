@@ -31,7 +31,7 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> IntArray:
             raise ConfigError(
                 f"weight {weight:g} of a data set must be positive and finite",
                 where="data.sets",
-                mend="set data.sets.NAME.weight above 0, or leave the set out",
+                fix="set data.sets.NAME.weight above 0, or leave the set out",
             )
     shares = np.asarray(weights, np.float64) * (block / sum(weights))
     # a share that is whole but for rounding stays whole
@@ -43,7 +43,7 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> IntArray:
             f"weight {weights[int(np.argmin(whole))]:g} is too small beside the others: its set "
             f"would have no row in {block}",
             where="data.sets",
-            mend=f"raise it above a {block}th of their sum, or leave the set out",
+            fix=f"raise it above a {block}th of their sum, or leave the set out",
         )
     return whole
 

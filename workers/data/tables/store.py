@@ -84,6 +84,6 @@ class RowStore:
             raise DataError(
                 f"cannot write tokenised rows: {error.strerror}",
                 where=tempfile.gettempdir(),
-                mend="free space there, or set TMPDIR to a folder that has some",
+                fix="free space there, or set TMPDIR to a folder that has some",
             ) from error
         self._parts, self._held = [], 0

@@ -357,7 +357,7 @@ class Table:
             f"itself on: {len(rows):,} rows of {prompts:,} different prompts or texts, "
             f"{users:,} users named",
             where=", ".join(each.key for each in self.sets),
-            mend="all rows of one user or of one prompt are on one side: give rows of more users "
+            fix="all rows of one user or of one prompt are on one side: give rows of more users "
             "or prompts, map no user, or raise data.heldout_fraction",
         )
 
@@ -411,6 +411,6 @@ def _empty(
     return EmptyDatasetError(
         f"no usable row for {purpose!r}",
         where=f"{names} ({sum(each.read for each in accounts):,} rows read)",
-        mend="add rows (two different ones are the least), or relax a filter; left out: "
+        fix="add rows (two different ones are the least), or relax a filter; left out: "
         + ("; ".join(dropped) or "nothing"),
     )

@@ -50,7 +50,7 @@ def begin_with(tokenizer: PreTrainedTokenizerBase, choice: Beginning) -> None:
             raise ConfigError(
                 "the tokenizer has no beginning-of-sequence token",
                 where=f"{_KEY}=always",
-                mend=f"set {_KEY}=auto, or bos_token in tokenizer_config.json",
+                fix=f"set {_KEY}=auto, or bos_token in tokenizer_config.json",
             )
         wanted = (bos,) if choice == "always" and isinstance(bos, int) else ()
     if (before, after) == (wanted, ()):
@@ -61,7 +61,7 @@ def begin_with(tokenizer: PreTrainedTokenizerBase, choice: Beginning) -> None:
             f"this tokenizer ({type(tokenizer).__name__}) writes the ids {list(before)} before and "
             f"{list(after)} after a text, and cannot be told to write {list(wanted)} and nothing",
             where=f"{_KEY}={choice}",
-            mend=f"set {_KEY}=auto, or save the tokenizer as a tokenizer.json with that "
+            fix=f"set {_KEY}=auto, or save the tokenizer as a tokenizer.json with that "
             "post-processor",
         )
 
@@ -77,7 +77,7 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[
         "cannot tell what the tokenizer writes before a text: with its special tokens it encodes "
         "the text itself otherwise",
         where=str(tokenizer.name_or_path),
-        mend="save the tokenizer as a tokenizer.json with a template post-processor",
+        fix="save the tokenizer as a tokenizer.json with a template post-processor",
     )
 
 

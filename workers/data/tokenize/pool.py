@@ -104,7 +104,7 @@ def _result(future: Future[Chunk], call_seconds: float) -> Chunk:
         raise DeadlineError(
             f"a data-loading process took over {call_seconds:g} s for {CHUNK} rows",
             where="data.workers",
-            mend="raise run.call_seconds, or use data.workers=1 to see where it is",
+            fix="raise run.call_seconds, or use data.workers=1 to see where it is",
         ) from error
 
 
@@ -112,7 +112,7 @@ def _died() -> RoleDiedError:
     return RoleDiedError(
         "a data-loading process ended",
         where="data.workers",
-        mend="look for the kernel's out-of-memory killer; fewer processes need less memory",
+        fix="look for the kernel's out-of-memory killer; fewer processes need less memory",
     )
 
 

@@ -307,7 +307,7 @@ def _tried(examples: Sequence[_Some], plan: Callable[[_Some], _Row]) -> list[_Ro
         raise DataError(
             f"the chat template took {error.what} to render one dialogue",
             where=examples[error.place].where,
-            mend="choose another template (data.chat_template=default, or the path of a Jinja "
+            fix="choose another template (data.chat_template=default, or the path of a Jinja "
             "file), or leave the row out",
         ) from error
 

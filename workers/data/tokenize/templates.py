@@ -206,11 +206,11 @@ class ChatTemplate:
         if found == eos:
             return
         ends = f"by {found!r}" if found else "by no token"
-        mend = f"; or set eos_token to {found!r} in tokenizer_config.json" if found else ""
+        fix = f"; or set eos_token to {found!r} in tokenizer_config.json" if found else ""
         raise self._error(
             f"the template ends the assistant's turn {ends}, but the tokenizer's end-of-sequence "
             f"token is {eos!r}: a model trained so would not stop",
-            mend,
+            fix,
         )
 
     def _render(self, dialogue: Dialogue, *, to_reply: bool) -> str:
@@ -230,7 +230,7 @@ class ChatTemplate:
             raise DataError(
                 "a dialogue needs a chat template, and the tokenizer has none",
                 where=str(self._tokenizer.name_or_path),
-                mend="set data.chat_template=default (plain speakers' names, for base models), or "
+                fix="set data.chat_template=default (plain speakers' names, for base models), or "
                 "to the path of a Jinja file",
             )
         try:
@@ -257,12 +257,12 @@ class ChatTemplate:
             except BrokenTemplateError as error:
                 raise self._error(f"the chat template is broken: {error}") from error
 
-    def _error(self, what: str, mend: str = "") -> DataError:
+    def _error(self, what: str, fix: str = "") -> DataError:
         return DataError(
             what,
             where=self._name,
-            mend="choose another template (data.chat_template=default, or the path of a Jinja "
-            f"file){mend}",
+            fix="choose another template (data.chat_template=default, or the path of a Jinja "
+            f"file){fix}",
         )
 
 
@@ -292,5 +292,5 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None
         raise DataError(
             f"cannot read the chat template: {error}",
             where=name,
-            mend="data.chat_template is auto, default, or the path of a Jinja file",
+            fix="data.chat_template is auto, default, or the path of a Jinja file",
         ) from error

@@ -13,7 +13,7 @@ from workers.errors import DataError, MissingCheckpointError
 from workers.model_folders.files import read_json
 from workers.process.library_errors import reading
 
-_MEND = "save the tokenizer beside the model (tokenizer.save_pretrained)"
+_FIX = "save the tokenizer beside the model (tokenizer.save_pretrained)"
 _FILE = "tokenizer.json"
 _MOST_IDS = 1 << 24
 
@@ -30,10 +30,10 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
     path = Path(checkpoint)
     if not path.is_dir():
         raise MissingCheckpointError(
-            "no checkpoint folder", where=str(path), mend="give a Hugging Face folder on this disk"
+            "no checkpoint folder", where=str(path), fix="give a Hugging Face folder on this disk"
         )
     _refuse_far_ids(path)
-    with reading(path, "no readable tokenizer", _MEND):  # config.json is read along
+    with reading(path, "no readable tokenizer", _FIX):  # config.json is read along
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
@@ -42,7 +42,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         raise DataError(
             "the tokenizer has no end-of-sequence token",
             where=str(path),
-            mend="set eos_token in tokenizer_config.json",
+            fix="set eos_token in tokenizer_config.json",
         )
     return tokenizer
 
@@ -51,7 +51,7 @@ def _refuse_far_ids(folder: Path) -> None:
     """Before the library makes room for every id up to the largest."""
     if not (folder / _FILE).exists():
         return
-    with reading(folder, f"{_FILE} is no tokenizer", _MEND):
+    with reading(folder, f"{_FILE} is no tokenizer", _FIX):
         content = read_json(folder / _FILE)
         words = content["model"].get("vocab") or {}
         ids = list(words.values()) if isinstance(words, dict) else [len(words)]

@@ -97,7 +97,7 @@ def test_a_step_takes_text_in_documents_or_in_full_rows(
 
 
 @pytest.mark.parametrize(
-    ("settings", "where", "mend"),
+    ("settings", "where", "fix"),
     [
         ({"sequences_per_minibatch": 10}, "sequences_per_minibatch", "use 9 or 12"),
         ({"sequences_per_minibatch": 5}, "sequences_per_minibatch", "use 4 or 6"),
@@ -106,11 +106,11 @@ def test_a_step_takes_text_in_documents_or_in_full_rows(
         ({"rollout": 37}, "prompts_per_iteration", "cluster.roles.rollout.workers"),
     ],
 )
-def test_what_does_not_divide_is_refused(settings: dict[str, int], where: str, mend: str) -> None:
+def test_what_does_not_divide_is_refused(settings: dict[str, int], where: str, fix: str) -> None:
     with pytest.raises(BatchArithmeticError) as caught:
         ppo_arithmetic(config(**settings), StageName.ppo)
     assert where in caught.value.where
-    assert mend in caught.value.mend
+    assert fix in caught.value.fix
 
 
 def test_as_many_workers_as_sequences_have_work() -> None:

@@ -158,7 +158,7 @@ def test_minibatches_are_a_seeded_permutation() -> None:
 def test_minibatches_must_divide_unless_told() -> None:
     with pytest.raises(BatchArithmeticError, match="11 sequences") as caught:
         minibatches(np.arange(11), 4, (0,))
-    assert "sequences_per_minibatch" in caught.value.mend
+    assert "sequences_per_minibatch" in caught.value.fix
     assert [len(s) for s in minibatches(np.arange(11), 4, (0,), uneven=True)] == [4, 4, 3]
     assert [len(s) for s in minibatches(np.arange(9), 4, (0,), uneven=True)] == [3, 3, 3]
     assert [len(s) for s in minibatches(np.arange(3), 1, (0,))] == [1, 1, 1]

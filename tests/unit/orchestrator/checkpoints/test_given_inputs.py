@@ -93,7 +93,7 @@ def test_what_has_changed_is_refused_by_its_key_and_file(
         compared(before, config())
     assert told in caught.value.what
     assert ";" not in caught.value.what
-    assert "run.verify_inputs=skip" in caught.value.mend
+    assert "run.verify_inputs=skip" in caught.value.fix
     (note,) = compared(before, config("run.verify_inputs=skip"))
     assert note.startswith("not compared with the checkpoint")
 

@@ -76,7 +76,7 @@ def test_a_save_without_weights_is_not_published(tmp_path: Path) -> None:
 def test_a_missing_folder_names_the_key_that_gives_it(tmp_path: Path) -> None:
     with pytest.raises(MissingCheckpointError) as caught:
         model_folder.require(str(tmp_path / "nowhere"), "sft")
-    assert "model.checkpoints.sft" in caught.value.mend
+    assert "model.checkpoints.sft" in caught.value.fix
     assert str(tmp_path / "nowhere") in str(caught.value)
 
 

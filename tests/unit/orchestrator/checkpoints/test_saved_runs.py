@@ -214,7 +214,7 @@ def test_the_exact_name_of_another_checkpoint_is_refused_with_its_own(
     with pytest.raises(BrokenCheckpointError, match=f"saved as {right} and renamed") as caught:
         runs.read(renamed)
     assert caught.value.where == str(renamed)
-    assert caught.value.mend.startswith(f"give it the name {right};")
+    assert caught.value.fix.startswith(f"give it the name {right};")
     assert _newest(runs)[0] is None
     renamed.rename(path)
     assert _newest(runs) == (2, "")
@@ -349,7 +349,7 @@ def test_a_run_folder_that_vanished_is_not_made_anew(runs: SavedRuns) -> None:
     shutil.rmtree(runs.path.parent)
     with pytest.raises(CheckpointError, match="No such file") as gone:
         runs.begin("ppo", 1)
-    assert "put the folder back" in gone.value.mend
+    assert "put the folder back" in gone.value.fix
     assert not runs.path.parent.exists()
 
 
@@ -369,7 +369,7 @@ def test_a_full_or_read_only_disk_is_a_typed_error_and_the_last_one_stays(
             runs.publish(partial, [], progress("ppo", 2), FACTS, [])
     assert isinstance(caught.value, OSError)
     assert caught.value.exit_code == 4
-    assert "resume=auto" in caught.value.mend
+    assert "resume=auto" in caught.value.fix
     runs.discard(partial)
     assert _newest(runs) == (1, "")
     with pytest.raises(CheckpointError, match="Not a directory"):

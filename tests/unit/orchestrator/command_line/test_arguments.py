@@ -126,7 +126,7 @@ def test_a_saved_configuration_is_sent_to_rerun(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("stages: [sft]\n")
     with pytest.raises(ConfigError) as caught:
         prepare(["--config-dir", str(tmp_path), "--config-name", "config"])
-    assert f"+rerun={tmp_path}" in caught.value.mend
+    assert f"+rerun={tmp_path}" in caught.value.fix
 
 
 def test_flags_that_work_pass_as_they_are():
@@ -182,7 +182,7 @@ FOREIGN = [
 def test_foreign_names_are_answered_with_ours(name: str):
     error = unknown_key(name)
     assert error.what == f"unknown key {name}"
-    assert error.mend == alias_words(name) != ""
+    assert error.fix == alias_words(name) != ""
 
 
 def test_aliases_name_keys_that_there_are():
@@ -195,5 +195,5 @@ def test_a_foreign_name_in_a_section_is_answered_from_that_section():
     assert alias_words("sft.lr") == (
         "set sft.optimizer.learning_rate (the peak of the schedule; each stage has its own)"
     )
-    assert "trainer.micro_batch_tokens" in unknown_key("trainer.gradient_accumulation_steps").mend
-    assert "algorithm.gamma" in unknown_key("algorithm.gama").mend
+    assert "trainer.micro_batch_tokens" in unknown_key("trainer.gradient_accumulation_steps").fix
+    assert "algorithm.gamma" in unknown_key("algorithm.gama").fix

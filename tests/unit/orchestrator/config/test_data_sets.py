@@ -52,7 +52,7 @@ def test_a_set_from_the_command_line(monkeypatch: pytest.MonkeyPatch, plus: str)
 
 
 @pytest.mark.parametrize(
-    ("change", "what", "mend"),
+    ("change", "what", "fix"),
     [
         ({"wieght": 1}, "data.sets.hh.wieght", "did you mean data.sets.hh.weight?"),
         ({"kind": "demos"}, "'demos' is no kind", "did you mean demonstrations?"),
@@ -74,11 +74,11 @@ def test_a_set_from_the_command_line(monkeypatch: pytest.MonkeyPatch, plus: str)
         ({"columns": {"promt": "a"}}, "no field 'promt'", "did you mean 'prompt'?"),
     ],
 )
-def test_sets_that_are_none(change: dict[str, object], what: str, mend: str) -> None:
+def test_sets_that_are_none(change: dict[str, object], what: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         data_set("hh", {"kind": "comparisons", "path": "F"} | change)
     assert what in caught.value.what
-    assert mend in caught.value.mend
+    assert fix in caught.value.fix
     assert caught.value.exit_code == 2
 
 
@@ -92,7 +92,7 @@ def test_an_unknown_key_of_a_set_is_refused_before_its_values(
 ) -> None:
     with pytest.raises(UnknownKeyError, match=r"data\.sets\.hh\.formt") as caught:
         composed(monkeypatch, *HH, "data.sets.hh.formt=csv")
-    assert caught.value.mend == "did you mean data.sets.hh.format?"
+    assert caught.value.fix == "did you mean data.sets.hh.format?"
 
 
 def test_a_set_may_not_take_the_name_of_a_file() -> None:

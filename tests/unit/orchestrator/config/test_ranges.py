@@ -68,7 +68,7 @@ def test_every_float_is_finite_and_the_message_names_its_key(value: str):
         error = refused(key, given)
         assert (error.where, error.what.split("=")[0]) == (key, key)
         assert "not a finite number" in error.what
-        assert f"set {key} to a number" in error.mend
+        assert f"set {key} to a number" in error.fix
 
 
 @pytest.mark.parametrize("value", [10**30, -(10**30)])
@@ -76,7 +76,7 @@ def test_every_whole_number_is_bounded(value: int):
     for key in INTS:
         error = refused(key, value)
         assert (error.where, "out of range" in error.what) == (key, True)
-        assert f"set {key} to a whole number at least" in error.mend
+        assert f"set {key} to a whole number at least" in error.fix
 
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 5e-324])
@@ -114,7 +114,7 @@ def test_the_defaults_lie_in_their_ranges():
 def test_a_number_out_of_range_is_refused_in_words(key: str, value: object, words: str):
     error = refused(key, value)
     assert error.where == key
-    assert words in error.mend
+    assert words in error.fix
 
 
 def test_a_composed_configuration_is_checked():

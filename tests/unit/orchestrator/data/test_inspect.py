@@ -121,7 +121,7 @@ def test_errors_are_told_without_a_traceback(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
-    assert "mend: " in error
+    assert "fix: " in error
     assert "Traceback" not in error
 
 

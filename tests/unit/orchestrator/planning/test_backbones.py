@@ -145,7 +145,7 @@ def test_a_damaged_configuration_is_named_with_its_folder(
     with pytest.raises(BrokenCheckpointError, match="config") as caught:
         make_plan(run)
     assert caught.value.where == str(folder)
-    assert caught.value.mend
+    assert caught.value.fix
     assert caught.value.exit_code == 4
 
 

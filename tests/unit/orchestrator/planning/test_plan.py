@@ -37,7 +37,7 @@ def pocket(*overrides: str) -> Config:
 def refused(kind: type[RehearsalError], *overrides: str) -> RehearsalError:
     with pytest.raises(kind) as caught:
         make_plan(pocket(*overrides))
-    assert caught.value.mend
+    assert caught.value.fix
     assert caught.value.where
     return caught.value
 
@@ -95,7 +95,7 @@ def test_steps_of_reward_modelling_are_those_of_the_rankings_that_train():
 def test_minibatches_must_divide_the_batch():
     error = refused(BatchArithmeticError, "algorithm.sequences_per_minibatch=48")
     assert "128 sequences" in error.what
-    assert "32 or 64" in error.mend
+    assert "32 or 64" in error.fix
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_nearest_divisors_of_a_huge_batch_are_found_at_once():
         BatchArithmeticError, "algorithm.prompts_per_iteration=1000000000",
         "algorithm.samples_per_prompt=1000", "algorithm.sequences_per_minibatch=48",
     )  # fmt: skip
-    assert "use 40 or 50" in error.mend
+    assert "use 40 or 50" in error.fix
 
 
 def test_files_of_a_stage_must_be_given():
@@ -333,7 +333,7 @@ def test_rows_of_files_must_fit_the_model(tmp_path: Path, experiment: str, name:
         make_plan(composed(*line, SHORT[0], "data.files.max_completion_tokens=57"))
     assert f"stage {stage} reads rows of up to 257 tokens; its model has 256" in caught.value.what
     assert caught.value.where == "data.files.max_completion_tokens"
-    assert "to 256 together" in caught.value.mend
+    assert "to 256 together" in caught.value.fix
 
 
 def test_full_rows_of_pretraining_text_must_fit_the_fine_tuned_model(tmp_path: Path):
@@ -397,11 +397,11 @@ def test_what_needs_sequences_under_way_needs_staleness(key: str):
 
 def test_checkpoints_are_compared_by_a_metric_that_there_is():
     error = refused(ConfigError, "run.checkpoint.keep_best=ppo/gold")
-    assert (error.where, "ppo/gold_mean" in error.mend) == ("run.checkpoint.keep_best", True)
+    assert (error.where, "ppo/gold_mean" in error.fix) == ("run.checkpoint.keep_best", True)
     refused(ConfigError, "run.checkpoint.keep_best=ppo/policy_loss")  # of no weights in particular
     best = "run.checkpoint.keep_best=ppo/gold_mean"
     error = refused(ConfigError, best, "algorithm.evaluate_every=0")
-    assert "evaluate_every" in error.mend
+    assert "evaluate_every" in error.fix
     make_plan(pocket(best))
 
 
@@ -412,7 +412,7 @@ TURNS = ("cluster=one_gpu", "trainer.zero_stage=2", "rollout.sleep=true")
 def test_turns_on_one_gpu_need_a_gpu_and_its_engine(key: str):
     error = refused(ConfigError, f"{key}=true")
     assert error.where == key
-    assert "one_gpu" in error.mend
+    assert "one_gpu" in error.fix
     for override, words in (
         ("algorithm.staleness=1", "engines sample while the trainers work"),
         ("rollout.stream_sequences=8", "while engines sample the rest"),

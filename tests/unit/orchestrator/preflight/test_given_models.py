@@ -172,7 +172,7 @@ def test_what_cannot_be_used_is_named_with_its_folder(
     with pytest.raises(BrokenCheckpointError, match=says) as caught:
         look(folder)
     assert str(folder) in caught.value.where
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_reward_model_is_no_policy_and_the_reverse(folder: Path, tmp_path: Path) -> None:
@@ -202,14 +202,14 @@ def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(folder: Path)
     tokenizer.save_pretrained(folder)
     with pytest.raises(TokenizerMismatchError, match=r"1 from 100 \('unheard'\)") as caught:
         look(folder)
-    assert "resize_token_embeddings" in caught.value.mend
+    assert "resize_token_embeddings" in caught.value.fix
 
 
 @pytest.mark.parametrize("path", ["", "x" * 5000, "a\0b", "/dev/null", "\ud800"])
 def test_what_is_no_folder_at_all_is_refused(path: str) -> None:
     with pytest.raises(RehearsalError, match="the sft checkpoint") as caught:
         model_folder.require(path, "sft")
-    assert "model.checkpoints.sft" in caught.value.mend
+    assert "model.checkpoints.sft" in caught.value.fix
 
 
 def test_a_file_is_not_taken_for_a_folder(folder: Path) -> None:

@@ -59,7 +59,7 @@ def test_what_is_nowhere_is_refused_with_the_command_that_fetches_it(cache: Path
     assert caught.value.where == "model.checkpoints.sft"
     assert "'org/other@v2'" in caught.value.what
     assert str(cache) in caught.value.what
-    assert "hf download org/other --revision v2" in caught.value.mend
+    assert "hf download org/other --revision v2" in caught.value.fix
 
 
 def test_a_cache_without_the_weights_is_no_model(cache: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_full_disk_is_named_before_anything_is_started_on_it(
     with pytest.raises(CheckpointError, match="is full: 56 KiB are free, 16,384 are") as caught:
         temporary_folders.Scratch("ray")
     assert caught.value.where == str(small_disk)
-    assert "TMPDIR" in caught.value.mend
+    assert "TMPDIR" in caught.value.fix
 
 
 def test_a_scratch_folder_that_cannot_be_made_is_a_typed_error(

@@ -20,7 +20,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious")
     with pytest.raises(ConfigError, match=r"not empty: it holds metrics\.jsonl") as caught:
         RunFolder(tmp_path).create()
-    assert "run.overwrite=true" in caught.value.mend
+    assert "run.overwrite=true" in caught.value.fix
     assert (tmp_path / "metrics.jsonl").read_text() == "precious"
 
 

@@ -78,7 +78,7 @@ def test_auto_offers_whole_checkpoints_that_were_moved_aside_or_copied(tmp_path:
     aside = path.rename(path.with_name(path.name + ".superseded"))
     with pytest.raises(BrokenCheckpointError, match="no checkpoint has its exact name") as caught:
         find_start(_config(tmp_path / "run", "auto"))
-    assert str(aside) in caught.value.mend
+    assert str(aside) in caught.value.fix
     start = find_start(_config(tmp_path / "run", str(aside)))
     assert start.saved is not None
     assert start.saved.step == 1

@@ -222,7 +222,7 @@ def test_a_judge_that_fails_is_named(tmp_path: Path, function: str, says: str):
         evaluate(run.session)
     assert isinstance(caught.value, RewardError)
     assert caught.value.where == "evaluate.judge_function"
-    assert caught.value.mend
+    assert caught.value.fix
     assert read_comparisons(run.folder)  # the answers are kept
 
 

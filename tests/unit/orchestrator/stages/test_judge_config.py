@@ -55,7 +55,7 @@ def test_an_endpoint_that_makes_no_sense(override: str, says: str):
     with pytest.raises(ConfigError, match=says) as caught:
         make_plan(composed(*EVALUATE, *ENDPOINT, override))
     assert "sk-123" not in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize("url", ["http://[::1]:8000/v1", "http://localhost:8000/v1"])
@@ -122,7 +122,7 @@ def test_a_judge_of_other_words_is_refused_before_anything_trains(tmp_path: Path
     for given in (("judge=reward_model", judges), ("judge=reward_model", rewards), (rewards,)):
         with pytest.raises(TokenizerMismatchError, match="another tokenizer") as caught:
             check(*given)
-        assert "reward.bridge=text" in caught.value.mend
+        assert "reward.bridge=text" in caught.value.fix
         check(*given, "reward.bridge=text")
     check("judge=reward_model", f"evaluate.judge_checkpoint={tmp_path / 'same'}", rewards)
     check("judge=none", rewards)

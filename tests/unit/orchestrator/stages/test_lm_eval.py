@@ -107,7 +107,7 @@ def test_a_local_task_runs_offline_and_counts_what_the_model_finds_likely(
 
     with pytest.raises(ConfigError, match="no task 'pocket_fod'") as caught:
         harness_scores(config(tasks=["pocket_fod"], task_folder=str(tasks)), {}, tmp_path / "log")
-    assert "pocket_food" in caught.value.mend
+    assert "pocket_food" in caught.value.fix
 
 
 @pytest.mark.parametrize("writes", [True, False])
@@ -138,7 +138,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(lm_eval, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="not installed") as caught:
         check_harness_ready(config(tasks=["hellaswag"]))
-    assert "extra lm-eval" in caught.value.mend
+    assert "extra lm-eval" in caught.value.fix
     check_harness_ready(config())  # nothing is asked of it
 
 

@@ -132,7 +132,7 @@ def test_stacks_of_the_hung_and_its_peers_are_kept(tmp_path: Path) -> None:
         night.watch.check(night.names, "policy: update")
     kept = sorted(p.name for p in (tmp_path / "logs").iterdir())
     assert kept == ["stacks-policy-rank-0.txt", "stacks-policy-rank-1.txt"]
-    assert str(tmp_path / "logs" / kept[0]) in caught.value.mend
+    assert str(tmp_path / "logs" / kept[0]) in caught.value.fix
 
 
 def test_restarts_run_out() -> None:

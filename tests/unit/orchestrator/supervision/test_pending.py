@@ -68,7 +68,7 @@ def test_without_a_dead_peer_the_first_error_stands(outcome):
 def test_memory_that_ran_out_says_what_to_lower(outcome):
     with pytest.raises(RoleError, match="policy rank 0 ran out of memory") as caught:
         outcome(a=task_error(torch.OutOfMemoryError("CUDA out of memory")))
-    assert "micro_batch_tokens" in caught.value.mend
+    assert "micro_batch_tokens" in caught.value.fix
 
 
 def test_a_worker_that_ray_ended_for_its_memory_died_of_that(outcome):
@@ -90,7 +90,7 @@ def test_a_worker_whose_node_is_gone_died_with_it(outcome):
 def test_a_disk_without_room_for_objects_is_named(outcome, error: Exception):
     with pytest.raises(RoleError, match=r"temporary folder .*/rehearsal-") as caught:
         outcome(a=error)
-    assert "TMPDIR" in caught.value.mend
+    assert "TMPDIR" in caught.value.fix
 
 
 class Stream:

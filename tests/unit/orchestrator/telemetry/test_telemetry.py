@@ -91,7 +91,7 @@ def test_a_run_folder_that_vanishes_ends_the_run_with_4(folder: RunFolder, repla
     with pytest.raises(CheckpointError, match="has vanished from the run folder") as gone:
         telemetry.record("ppo", 2, {"ppo/score_mean": 0.6})
     assert gone.value.exit_code == 4
-    assert "put the folder back" in gone.value.mend
+    assert "put the folder back" in gone.value.fix
 
 
 def test_a_full_disk_is_said_and_ends_the_run_with_4(folder: RunFolder) -> None:
@@ -101,7 +101,7 @@ def test_a_full_disk_is_said_and_ends_the_run_with_4(folder: RunFolder) -> None:
     with pytest.raises(CheckpointError, match="a metric cannot be written: No space left") as full:
         telemetry.record("ppo", 0, {"ppo/score_mean": 1.0})
     assert full.value.exit_code == 4
-    assert "free space" in full.value.mend
+    assert "free space" in full.value.fix
     with pytest.raises(CheckpointError):
         telemetry.close()
     assert sink.closed

@@ -400,7 +400,7 @@ def test_sets_that_cannot_be_mixed(files: Files) -> None:
     with pytest.raises(EmptyDatasetError) as caught:
         files(good, empty)
     assert "data.sets.empty" in caught.value.where
-    assert "1 x empty prompt" in caught.value.mend
+    assert "1 x empty prompt" in caught.value.fix
 
 
 def test_a_bad_line_can_be_a_counted_drop(files: Files) -> None:

@@ -223,7 +223,7 @@ def test_empty_data_sets(open_files: Files, rows: list[dict[str, str]]) -> None:
     with pytest.raises(EmptyDatasetError) as caught:
         open_files(demonstrations=rows)
     assert "demonstrations" in caught.value.where
-    assert ("prompt over 16 tokens" in caught.value.mend) == bool(rows)
+    assert ("prompt over 16 tokens" in caught.value.fix) == bool(rows)
 
 
 def test_a_kind_that_no_set_holds(open_files: Files) -> None:
@@ -245,7 +245,7 @@ def test_a_kind_of_which_nothing_is_held_out(open_files: Files, files: dict[str,
     with pytest.raises(EmptyDatasetError, match="is held out") as caught:
         open_files(**files)
     assert caught.value.where == f"data.files.{next(iter(files))}"
-    assert "data.heldout_fraction" in caught.value.mend
+    assert "data.heldout_fraction" in caught.value.fix
 
 
 def test_evaluation_prompts_are_the_held_out_part_of_prompts(open_files: Files) -> None:

@@ -213,7 +213,7 @@ def outcome(path: Path, chosen: Set, **options: Any) -> str:
         failure = error
     if failure is not None:
         assert path.name in failure.where
-        assert failure.mend
+        assert failure.fix
         return failure.what
     return ", ".join(sorted({f"drop: {row.reason}" for row in rows if isinstance(row, Rejected)}))
 

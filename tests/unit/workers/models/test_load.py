@@ -198,4 +198,4 @@ def test_attention_that_a_family_lacks_is_named(tmp_path: Path, attention: str) 
     folder = str(build_family("bloom", tmp_path))
     with pytest.raises(ConfigError, match=rf"'bloom' models do not load with {attention}") as error:
         load_causal_lm(folder, dtype="float32", attention=attention)
-    assert "model.attention=eager" in error.value.mend
+    assert "model.attention=eager" in error.value.fix

@@ -180,7 +180,7 @@ def test_a_wait_beyond_the_deadline_is_not_waited_for(
     server.answer = lambda _: (429, {"retry-after": "86400"}, "")
     with pytest.raises(DeadlineError, match="asks to wait for '86400'") as caught:
         judge_pairs(spec, cache, PAIRS)
-    assert str(cache.path) in caught.value.mend
+    assert str(cache.path) in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_wrong_key_or_model_is_a_mistake_of_the_configuration(
     server.answer = lambda _: (status, {}, json.dumps({"error": {"message": f"bad key {KEY}"}}))
     with pytest.raises(ConfigError, match=says) as caught:
         judge_pairs(spec, cache, PAIRS)
-    assert caught.value.mend
+    assert caught.value.fix
     assert KEY not in str(caught.value)
     assert KEY not in repr(spec)
 
@@ -301,7 +301,7 @@ def test_nobody_at_the_address(spec: EndpointSpec, cache: VerdictCache, server: 
 def test_an_address_that_no_client_understands(spec: EndpointSpec, cache: VerdictCache) -> None:
     with pytest.raises(ConfigError, match="address is none") as caught:
         judge_pairs(replace(spec, url="http://example.org:abc/v1"), cache, PAIRS)
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_torn_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:

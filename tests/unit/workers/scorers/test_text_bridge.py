@@ -106,7 +106,7 @@ def test_an_answer_that_spells_a_control_token_of_the_scorer_fails_alone() -> No
 def test_a_template_that_does_not_fit_is_refused_when_the_scorer_is_loaded(template: str) -> None:
     with pytest.raises(DataError) as caught:
         TextBridge(byte_tokenizer(template, eos="<|endoftext|>"))
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_plan_refuses_a_reward_model_that_cannot_render_a_dialogue(tmp_path: Path) -> None:

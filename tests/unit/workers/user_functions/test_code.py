@@ -29,7 +29,7 @@ def refusal(path: str, folder: Path) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         load_function(path, KEY, str(folder))
     assert caught.value.where == KEY
-    assert caught.value.mend
+    assert caught.value.fix
     assert "\n" not in caught.value.what
     return caught.value
 
@@ -68,7 +68,7 @@ def test_an_import_that_raises_shows_the_words_and_the_line(
 
 
 @pytest.mark.parametrize(
-    ("path", "says", "mend"),
+    ("path", "says", "fix"),
     [
         ("no_such_one:f", "there is no module 'no_such_one'", "folder that holds no_such_one"),
         ("mine_3.deeper:f", "there is no module 'mine_3.deeper'", "folder"),
@@ -89,11 +89,11 @@ def test_an_import_that_raises_shows_the_words_and_the_line(
         ("mine_3:score:more", "does not name a function", "package.module:callable"),
     ],
 )
-def test_a_path_that_leads_nowhere(folder: Path, path: str, says: str, mend: str) -> None:
+def test_a_path_that_leads_nowhere(folder: Path, path: str, says: str, fix: str) -> None:
     (folder / "mine_3.py").write_text("number = 3\ndef score(a, b): return []\n")
     error = refusal(path, folder)
     assert says in error.what
-    assert mend in error.mend
+    assert fix in error.fix
 
 
 def test_an_unusual_module_name_is_no_reason_to_fail_otherwise() -> None:
@@ -117,7 +117,7 @@ def test_a_module_whose_name_is_taken_is_told_with_both_files(folder: Path) -> N
     for name in ("score", "loads"):
         with pytest.raises(ConfigError, match=r"json is already .*and not .*json.py") as caught:
             load_function(f"json:{name}", "reward.function", str(folder))
-        assert caught.value.mend == "give json.py a name that no other module has"
+        assert caught.value.fix == "give json.py a name that no other module has"
     assert load_function("json:loads", "reward.function", "/") is json.loads
 
 
@@ -125,7 +125,7 @@ def test_a_file_in_a_package_is_answered_with_the_name_of_the_package(folder: Pa
     for path in ("./pk/rel.py:score", "pk/rel.py:score", r"pk\rel.py:score"):
         with pytest.raises(ConfigError, match="the path of a file") as caught:
             load_function(path, "reward.function", str(folder))
-        assert caught.value.mend.startswith("write pk.rel:score, ")
+        assert caught.value.fix.startswith("write pk.rel:score, ")
     (folder / "pk").mkdir()
     (folder / "pk" / "helper.py").write_text("def score(prompts, responses): return []")
     (folder / "pk" / "rel.py").write_text("from .helper import score")

@@ -113,4 +113,4 @@ def test_a_function_that_cannot_be_called_so_is_refused(
     with pytest.raises(ConfigError, match=says) as caught:
         bind(function, REWARD, "reward.function")
     assert caught.value.where == "reward.function"
-    assert caught.value.mend
+    assert caught.value.fix

@@ -63,7 +63,7 @@ def test_the_card_names_files_by_split_and_subset(folder: Path) -> None:
     assert prompts(folder, subset="placed") == ["c"]
     with pytest.raises(DataError, match="no subset 'other'") as caught:
         prompts(folder, subset="other")
-    assert "default, parts, placed" in caught.value.mend
+    assert "default, parts, placed" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_file_of_one_dialogue(put: Put, row: object) -> None:
     assert fields(put("one.json", json.dumps([row], indent=2))) == [row]
     with pytest.raises(DataError, match="one dialogue") as caught:
         fields(put("one.json", json.dumps(row, indent=2)))
-    assert "[ before it and ] behind it" in caught.value.mend
+    assert "[ before it and ] behind it" in caught.value.fix
 
 
 def test_places_of_rows(put: Put) -> None:
@@ -178,7 +178,7 @@ def test_folders(put: Put, tmp_path: Path) -> None:
     assert [row.where for row in read_rows(folder, split="test")] == [f"{test}:1"]
     with pytest.raises(DataError, match="no split 'dev'") as caught:
         list(read_rows(folder, split="dev"))
-    assert "train, test" in caught.value.mend
+    assert "train, test" in caught.value.fix
     saved = tmp_path / "saved"
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(saved)
     assert fields(str(saved)) == ROWS
@@ -207,7 +207,7 @@ def test_a_hub_id_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="hub is out of reach") as caught:
         list(read_rows("nobody/no-such-set"))
-    assert "save_to_disk" in caught.value.mend
+    assert "save_to_disk" in caught.value.fix
 
 
 def test_long_lines_are_never_held_whole(put: Put) -> None:
@@ -263,7 +263,7 @@ def test_bad_files_are_named(
         list(read_rows(path))
     assert name.replace("\0", r"\x00") in caught.value.where
     assert len(caught.value.what) < 300
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize(

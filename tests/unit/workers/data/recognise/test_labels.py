@@ -72,7 +72,7 @@ def test_numbers_that_may_mean_two_things_are_refused(read: Read, labels: Any) -
     for option in ("fail", "drop"):
         with pytest.raises(DataError, match="is not certain") as caught:
             read(*labelled(*labels), columns=COLUMNS, on_bad_line=option)
-        assert "columns.better.first=LABEL" in caught.value.mend
+        assert "columns.better.first=LABEL" in caught.value.fix
 
 
 @pytest.mark.parametrize("label", [True, "good", "c", "dog", [["a"]], {"a": 1}])

@@ -443,7 +443,7 @@ def test_what_the_refusal_says_to_set_reads_the_row(
     with pytest.raises(DataLineError) as caught:
         kind_of_data(path)
     assert caught.value.where == f"{path}:1"
-    found = re.search(r"set columns ([^;]*)", caught.value.mend)
+    found = re.search(r"set columns ([^;]*)", caught.value.fix)
     assert found, caught.value
     assert found[1].strip() == columns, name
     mapped = parse_columns(found[1].split())
@@ -463,8 +463,8 @@ def test_a_row_of_one_scored_completion_may_be_either_and_is_refused(tmp_path: P
     row = {"prompt": "p", "response": "r", "helpfulness": 3, "verbosity": 1}
     with pytest.raises(DataLineError, match='"helpfulness" seems to say') as caught:
         kind_of_data(write(tmp_path, row))
-    assert "columns prompt=prompt completion=response score=helpfulness" in caught.value.mend
-    assert "--kind" in caught.value.mend
+    assert "columns prompt=prompt completion=response score=helpfulness" in caught.value.fix
+    assert "--kind" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_a_reply_under_another_name_is_read_by_the_columns_shown(
     path = write(tmp_path, row)
     with pytest.raises(DataLineError) as caught:
         kind_of_data(path)
-    assert f"set columns {columns};" in caught.value.mend
+    assert f"set columns {columns};" in caught.value.fix
     mapped = parse_columns(columns.split())
     assert kind_of_data(path, mapped) == "demonstrations"
     (example,) = read_examples(path, "demonstrations", columns=mapped)
@@ -561,7 +561,7 @@ def test_columns_of_several_annotators_are_shown_together(tmp_path: Path) -> Non
     row = {**ASK, **AB, "ann1_choice": "A", "ann2_choice": "B"}
     with pytest.raises(DataLineError) as caught:
         kind_of_data(write(tmp_path, row))
-    assert "better=ann1_choice,ann2_choice;" in caught.value.mend
+    assert "better=ann1_choice,ann2_choice;" in caught.value.fix
 
 
 def test_marks_are_read_where_they_count(

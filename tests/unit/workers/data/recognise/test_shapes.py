@@ -333,7 +333,7 @@ def test_bad_rows_are_named(read: Read, kind: str, row: object, message: str) ->
 def test_the_accepted_shapes_are_told(read: Read) -> None:
     with pytest.raises(DataLineError) as caught:
         read("comparisons", {"foo": 1})
-    assert "prompt + completions + ranks or scores" in caught.value.mend
+    assert "prompt + completions + ranks or scores" in caught.value.fix
 
 
 def test_reading_goes_on_after_a_bad_line(tmp_path: Path) -> None:

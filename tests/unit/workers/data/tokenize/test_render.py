@@ -239,7 +239,7 @@ def test_no_template() -> None:
     assert isinstance(one(render.prompts([PromptExample("bare", "F:1")])), PromptRow)
     with pytest.raises(DataError, match="the tokenizer has none") as caught:
         render.prompts([PromptExample(HI, "F:1")])
-    assert "data.chat_template=default" in caught.value.mend
+    assert "data.chat_template=default" in caught.value.fix
 
 
 def test_a_template_file(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_templates_that_cannot_be_trained(template: str, eos: str, message: str)
     render = renderer(byte_tokenizer(template, eos=eos))
     with pytest.raises(DataError, match=message.replace("|", r"\|")) as caught:
         render.demonstrations([Demonstration(HI, "ok", "F:1")])
-    assert "data.chat_template" in caught.value.mend
+    assert "data.chat_template" in caught.value.fix
 
 
 def test_a_template_that_rewrites_earlier_turns_cannot_train_them_all() -> None:
@@ -276,7 +276,7 @@ def test_a_template_that_rewrites_earlier_turns_cannot_train_them_all() -> None:
     example = Demonstration(LONG, "ok", "F:1")
     with pytest.raises(DataError, match="otherwise once more turns follow") as caught:
         renderer(tokenizer, train_on="all").demonstrations([example])
-    assert "data.train_on=last" in caught.value.mend
+    assert "data.train_on=last" in caught.value.fix
 
 
 def test_a_row_that_the_template_refuses_is_counted() -> None:
