@@ -1,1 +1,1 @@
-"""The workers: one plain class a role, and the scoring that they share."""
+"""The workers: one plain class per role, and the scoring code that they share."""

@@ -41,7 +41,7 @@ from workers.training.trainer import Share, Tally, Totals, Trainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SCORE_TOKENS = 8192  # tokens in one pass of `score`, padding included
+_SCORE_TOKENS = 8192  # tokens per forward pass of `score`, padding included
 
 
 class CriticWorker(Trainer):
@@ -50,9 +50,9 @@ class CriticWorker(Trainer):
     role = "critic"
 
     def train_rankings(self, step: RankingStep) -> StepStats:
-        """One optimizer step on the mean ranking loss (InstructGPT, equation 1), nats a pair.
+        """One optimizer step on the mean ranking loss (InstructGPT, equation 1), nats per pair.
 
-        `extra` holds pair_accuracy, the share of kept pairs that were ordered right.
+        `extra` holds pair_accuracy, the fraction of kept pairs that were ordered correctly.
 
         Raises:
             NonFiniteError: the loss is not finite; names the prompts.
@@ -68,7 +68,7 @@ class CriticWorker(Trainer):
         return self._step(totals, {"pair_accuracy": accuracy})
 
     def evaluate_rankings(self, step: RankingStep) -> PairCounts:
-        """Pairs ordered right and the summed loss over all ranks, and the scores of this share."""
+        """Correctly ordered pairs and summed loss over all ranks, and this rank's scores."""
         self.engine.mode(training=False)
         tally = Tally("ranking")
         found: list[FloatArray] = []
@@ -91,10 +91,10 @@ class CriticWorker(Trainer):
         return sequence_scores(engine.passes, batch.tokens, _SCORE_TOKENS, engine.device)
 
     def shift_bias(self, mean: float) -> None:
-        """Lower every score by `mean`, by folding it into the head's bias.
+        """Lower every score by `mean`: subtract it from the head's bias.
 
         Raises:
-            NonFiniteError: `mean` is NaN or infinite, and would spoil every score.
+            NonFiniteError: `mean` is NaN or infinite, which would make every score non-finite.
         """
         if not math.isfinite(mean):
             raise NonFiniteError(
@@ -127,10 +127,10 @@ class CriticWorker(Trainer):
         Args:
             work: This rank's share.
             shards: Rollouts that together hold the share.
-            old: The policy's log-probabilities, all shards; without one, those of the rollouts.
-            reference: The reference's log-probabilities, all shards.
+            old: The policy's log-probabilities, all shards; if empty, the engine's are used.
+            reference: The reference model's log-probabilities, all shards.
             values: The critic's values, all shards.
-            scores: One score a sequence; failed ones must not be in `work`.
+            scores: One score per sequence; `work` must not contain sequences whose score failed.
             shaping: KL coefficient, gamma and lambda.
         """
         ids = work.ids
@@ -150,12 +150,12 @@ class CriticWorker(Trainer):
         """Value-function steps in order, each on the mean clipped squared error of its tokens.
 
         `extra` holds value_clip_fraction and explained_variance, 1 - Var(R - V) / Var(R) with the
-        values of that step.
+        values computed in that step.
 
         Args:
             steps: This rank's share of each step.
             experience: Shards that together hold every sequence of the steps.
-            value_clip: How far a value may move from the old one, reward units.
+            value_clip: Largest change of a value from the old one, reward units.
 
         Raises:
             NonFiniteError: the loss is not finite; names the sequences.
@@ -182,7 +182,7 @@ class CriticWorker(Trainer):
         rows = self.engine.passes.lay(tokens, self.engine.device)
         scores = self.engine.passes.values(rows, last_cells(rows))
         if not rankings:
-            # One vector without a pair: a loss of 0 that is still tied to the graph.
+            # An empty micro-batch: the loss is 0, but still connected to the graph.
             return [scores], scores.sum()
         split = list(scores.split([len(r.ranks) for r in rankings]))
         ranks = [torch.tensor(r.ranks, device=scores.device) for r in rankings]

@@ -1,4 +1,4 @@
-"""A model that only scores: plain torch, no process group."""
+"""A model for inference only: plain torch, no process group."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from workers.records.specs import FrozenModelSpec
 
 
 class FrozenModel:
-    """Weights on their device, without gradients and without dropout."""
+    """A model on its device, without gradients and dropout."""
 
     def __init__(self, model: PreTrainedModel, spec: FrozenModelSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.device = torch.device(spec.device)
-        self.budget = spec.micro_batch_tokens  # tokens in one pass, padding included
+        self.budget = spec.micro_batch_tokens  # tokens per forward pass, padding included
         nn.Module.to(model.eval().requires_grad_(False), self.device)
         self.passes = ModelPasses(
             model,
@@ -31,5 +31,5 @@ class FrozenModel:
 
 
 def identity(role: str, rank: int, device: str) -> RoleInfo:
-    """Who and where this process is."""
+    """Identity and location of this process."""
     return RoleInfo(role, rank, os.getpid(), platform.node(), device)

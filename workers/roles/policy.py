@@ -1,4 +1,4 @@
-"""The policy's trainer: supervised steps, PPO steps with pretraining text, weight publication."""
+"""The policy's trainer: supervised steps, PPO steps with pretraining text, weight sync."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class PolicyWorker(Trainer):
         super().__init__(rank)
         self._shared_memory: SharedMemorySender | None = None
         self._transfer: GroupSender | None = None
-        self._shares_rows = False  # documents may share rows without seeing each other
+        self._shares_rows = False  # see `shares_rows`
 
     def shares_rows(self) -> bool:
-        """Whether documents may share a row under this model without seeing each other."""
+        """Whether this model keeps documents that share a row from attending to each other."""
         self._joined()
         return self._shares_rows
 
     def train_supervised(self, step: SupervisedStep) -> StepStats:
-        """One optimizer step on the mean loss of the target tokens, nats a token.
+        """One optimizer step on the mean loss of the target tokens, nats per token.
 
         Raises:
-            NonFiniteError: the loss is not finite; no weight was changed.
+            NonFiniteError: the loss is not finite; no weight has changed.
         """
         self.engine.mode(training=True)
         tally = Tally("next-token")
@@ -85,7 +85,7 @@ class PolicyWorker(Trainer):
     def update(
         self, steps: list[PolicyStep], experience: list[ExperienceBatch], loss: PolicyLossSpec
     ) -> list[StepStats]:
-        """PPO steps in order; a step's pretraining text adds to the same gradient.
+        """PPO steps in order; the pretraining text of a step adds to the same gradient.
 
         L = L_ppo + ptx_coefficient * L_text, each a mean over the counted tokens of the step
         (InstructGPT, equation 2). `StepStats.loss` is L_ppo; `extra` holds clip_fraction, approx_kl
@@ -95,7 +95,7 @@ class PolicyWorker(Trainer):
         Args:
             steps: This rank's share of each step.
             experience: Shards that together hold every sequence of the steps.
-            loss: Clip, temperature, and the moments that whiten advantages.
+            loss: Clip range, temperature, and the moments used to whiten advantages.
 
         Raises:
             NonFiniteError: a loss is not finite; names the sequences.
@@ -108,8 +108,8 @@ class PolicyWorker(Trainer):
 
         Args:
             version: Policy version of these weights.
-            transport: "shm" writes them into shared memory now; "gloo" and "nccl" send them with
-                `send_weights`.
+            transport: "shm" writes them into shared memory now; with "gloo" and "nccl",
+                `send_weights` sends them.
         """
         bucket_bytes = self._joined().weight_bucket_bytes
         if transport != "shm":
@@ -123,15 +123,15 @@ class PolicyWorker(Trainer):
         return self._shared_memory.publish(version, self._sent_metas(), self._sent_weights())
 
     def connect(self, address: GroupAddress) -> None:
-        """Form the transfer group as its sender (rank 0 only); leaves the one before."""
+        """Form the transfer group as its sender (rank 0 only); leaves the previous group."""
         group = self._joined()
         if self._transfer is not None:
             self._transfer.close()
-            self._transfer = None  # before the next one takes as much again
+            self._transfer = None  # free its buffers before the next sender allocates its own
         self._transfer = GroupSender(address, self.engine.device, group.collective_seconds)
 
     def send_weights(self, offer: WeightOffer) -> WeightReceipt | None:
-        """Send what was offered to the connected engines; rank 0 returns the receipt."""
+        """Send the offered weights to the connected engines; rank 0 returns the receipt."""
         if self.rank != 0:
             self._pass_weights()
             return None
@@ -158,14 +158,14 @@ class PolicyWorker(Trainer):
         return checkpoint_metas(self.engine.module, self.engine.metas)
 
     def _sent_weights(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        """Whole weights under the names that engines know: those of the model's folder."""
+        """Unsharded weights under the names in the model's folder, which engines expect."""
         from workers.model_folders.saved_form import checkpoint_form
 
         for bucket in self._weights():
             yield from checkpoint_form(self.engine.module, bucket)
 
     def _pass_weights(self) -> None:
-        """Take part in gathering weights that only rank 0 uses."""
+        """Take part in the collectives that gather the weights; only rank 0 uses them."""
         for _ in self._weights():
             pass
 
@@ -221,9 +221,10 @@ class PolicyWorker(Trainer):
         return Share(value, bounded_log_ratio(new - old).exp() * advantages, names)
 
     def _accumulate_text(self, tally: Tally, step: SupervisedStep, coefficient: float) -> None:
-        """Gradient of coefficient * mean loss of the target tokens; the tally sums plain nats.
+        """Add the gradient of coefficient * mean loss of the target tokens.
 
-        Rows have no ids: an error names them by their number within this rank's step.
+        The tally sums unscaled nats. Rows have no ids: errors name them by their number within
+        this rank's step.
         """
         first = 0
         for batch in step.micro_batches:

@@ -1,4 +1,4 @@
-"""The frozen language model that PPO is held close to; also judges plain text."""
+"""The reference model: frozen, for PPO's KL penalty and for the loss of plain text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ReferenceWorker:
         self._model: FrozenModel | None = None
 
     def load(self, spec: FrozenModelSpec) -> RoleInfo:
-        """Load a model; replaces the one before.
+        """Load a model; replaces the previous one.
 
         Raises:
             MissingCheckpointError: no such folder.

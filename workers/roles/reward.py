@@ -1,4 +1,4 @@
-"""Rewards of whole sequences, from a reward model or from a user's function."""
+"""The reward role: scores sequences with a reward model or a user's function."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from workers.user_functions.reward_function import Exchange, start_reward
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Words = Mapping[int, Asked]  # id of a prompt -> what it says
-Bridge = Callable[[RolloutBatch, Words], tuple[Ragged, list[str]]]  # token rows, reasons
+Words = Mapping[int, Asked]  # prompt id -> text of the prompt
+# Returns the token rows for the reward model, and per row the reason why it has none.
+Bridge = Callable[[RolloutBatch, Words], tuple[Ragged, list[str]]]
 
 
 class _Scorer(Protocol):
@@ -41,8 +42,8 @@ class _Scorer(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Scored:
     values: FloatArray  # (B,) reward units, NaN where failed
-    reasons: list[str]  # (B,) "" = well
-    words: list[str]  # (B,) what the reward's own error says
+    reasons: list[str]  # (B,) why it failed; "" = scored
+    words: list[str]  # (B,) error message of the user's function
 
 
 class RewardWorker:
@@ -53,14 +54,14 @@ class RewardWorker:
         self._score: _Scorer | None = None
 
     def load(self, spec: RewardSpec) -> RoleInfo:
-        """Load the reward model or the function; replaces what was there before.
+        """Load the reward model or the function; replaces the previous one.
 
         Raises:
-            TokenizerMismatchError: token ids do not mean the same to policy and reward model, and
-                the bridge passes them on as they are.
+            TokenizerMismatchError: policy and reward model have different tokenizers, but the
+                bridge passes token ids on unchanged.
             MissingCheckpointError: no such folder.
-            BrokenCheckpointError: the folder does not hold a whole scalar-head model.
-            ConfigError: the function cannot be imported, or not be called as a reward function.
+            BrokenCheckpointError: the folder does not hold a complete scalar-head model.
+            ConfigError: the function cannot be imported, or is not callable as a reward function.
             DataError: the reward model's chat template does not fit its tokenizer.
         """
         self._score = None
@@ -75,16 +76,17 @@ class RewardWorker:
     ) -> Scores:
         """Score the named sequences, in the order of `ids`.
 
-        A sequence whose reward is NaN, infinite or raised an exception carries the reason and NaN:
-        it is for the caller to drop, and is never worth 0.
+        If a reward is NaN or infinite, or its computation failed, the sequence gets NaN and the
+        reason. The caller must drop it; it never counts as 0.
 
         Args:
             ids: (B,) sequences to score.
             shards: Rollouts that together hold them.
-            asked: Their prompts in words; needed unless the reward reads token ids.
+            asked: Their prompts as text; required unless the reward model reads the policy's
+                token ids.
 
         Raises:
-            LedgerError: a sequence, or the words of its prompt, are not among what was given.
+            LedgerError: a sequence is missing from `shards`, or its prompt from `asked`.
         """
         if self._score is None:
             raise RoleError("no reward is loaded", where=f"reward rank {self.rank}")
@@ -96,10 +98,10 @@ class RewardWorker:
 
 
 class _ModelScorer:
-    """The scalar at the last token of each sequence.
+    """Scores a sequence by the reward model's scalar at its last token.
 
-    Re-encoded for the reward model a sequence can be longer than its positions, or not fit into its
-    chat template: it then has no reward, and the reason is on record.
+    A sequence gets a failure reason in place of a score if, encoded for the reward model, it
+    exceeds the model's positions or does not fit its chat template.
     """
 
     def __init__(self, spec: RewardSpec, model: FrozenModelSpec) -> None:
@@ -128,7 +130,7 @@ class _ModelScorer:
 
 
 class _FunctionScorer:
-    """A user's function of prompts and responses in words."""
+    """Scores sequences with a user's function of prompt and response texts."""
 
     def __init__(self, spec: RewardSpec) -> None:
         self._function = start_reward(spec.function, spec.function_folder)

@@ -1,8 +1,8 @@
-"""The rollout role: one generation engine, and what it may serve.
+"""The rollout role: one generation engine, and which weight version it may sample from.
 
-An engine is `empty` until it has weights, `unverified` once they have arrived, and `admitted` when
-the driver has compared it with the trainer. Only admitted weights of the version that the caller
-names are ever sampled from; `probe` alone serves unverified ones, for that comparison.
+An engine is `empty` until it has weights, `unverified` once they have arrived, and `admitted` after
+the driver has compared it with the trainer. Sampling requires admitted weights of the version that
+the caller names; only `probe` samples from unverified weights, for that comparison.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ EMPTY, UNVERIFIED, ADMITTED = "empty", "unverified", "admitted"
 
 
 def engine_environment(spec: RolloutSpec) -> dict[str, str]:
-    """Environment that an engine's process needs before vLLM is imported.
+    """Environment variables that an engine's process needs before vLLM is imported.
 
-    Set it on the process from outside where possible: OpenMP reads its part when torch loads.
+    If possible, set them before the process starts: OpenMP reads its variables when torch loads.
     """
     environment = {
         "HF_HUB_OFFLINE": "1",
@@ -54,8 +54,8 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if spec.device == "cpu":
-        # One helper of the sampler is compiled whenever logprobs are asked for, eager mode or not:
-        # 20 s before the first token. Threads that wait must leave their core to others.
+        # With logprobs, even in eager mode, vLLM compiles one helper of the sampler: 20 s before
+        # the first token. Waiting threads must leave their core to others.
         environment |= {
             "TORCHDYNAMO_DISABLE": "1",
             "OMP_NUM_THREADS": str(spec.threads),
@@ -66,9 +66,9 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
 
 
 class RolloutWorker:
-    """Generates with versioned weights. One engine a worker.
+    """Generates with versioned weights. One engine per worker.
 
-    Verbs are not concurrent, but for `pause` and `announce`, which any thread may call at any time.
+    Any thread may call `pause` and `announce` at any time; other methods must not run concurrently.
     """
 
     def __init__(self, rank: int) -> None:
@@ -80,20 +80,20 @@ class RolloutWorker:
         self._status = EMPTY
         self._failed = ""
         self._paused = threading.Event()
-        self._held: dict[int, Job] = {}  # unfinished calls, by the number the caller gave
+        self._held: dict[int, Job] = {}  # unfinished calls by `GenerationCall.number`
         self._joining: SimpleQueue[tuple[int, Job]] = SimpleQueue()
-        self._begun = -1  # the newest call that `generate_parts` was asked for
+        self._begun = -1  # number of the newest call of `generate_parts`
 
     def prepare(self, engine: str) -> None:
         """Import the engine, which takes seconds, before its model is known.
 
-        What cannot be imported is told by `start`.
+        `start` reports an engine that cannot be imported.
         """
         with suppress(ImportError):
             importlib.import_module(f"workers.generation.{engine}_engine")
 
     def start(self, spec: RolloutSpec, version: int) -> RoleInfo:
-        """Start the engine on the checkpoint of `spec`, admitted as `version`.
+        """Start the engine on the checkpoint of `spec`; its weights count as admitted `version`.
 
         Raises:
             CheckpointError: The folder is missing or broken.
@@ -110,7 +110,7 @@ class RolloutWorker:
     def generate(
         self, requests: list[GenerationRequest], sampling: Sampling, version: int
     ) -> RolloutBatch:
-        """Sample every request; rows are in the order of the requests, K in a row.
+        """Sample every request; rows are in the order of the requests, K consecutive rows each.
 
         Raises:
             StaleEngineError: The engine is not admitted for exactly `version`.
@@ -120,9 +120,9 @@ class RolloutWorker:
         return self._sample(requests, sampling)
 
     def generate_parts(self, call: GenerationCall) -> Iterator[RolloutBatch]:
-        """Sample a call; parts leave as its delivery says, whole groups of K, each in order.
+        """Sample a call; yield parts of whole groups of K in order, as `call.delivery` says.
 
-        Interrupted by `pause` it ends early, and `proceed` gives the rest.
+        If `pause` interrupts it, it ends early; `proceed` then yields the rest.
 
         Raises:
             StaleEngineError: The engine is not admitted for exactly the version of the call.
@@ -135,15 +135,15 @@ class RolloutWorker:
         yield from self.proceed(call.number, call.version)
 
     def announce(self, call: GenerationCall) -> None:
-        """Tell of a call of `generate_parts` that waits behind others, and is to come as well.
+        """Queue a call of `generate_parts` that will follow the running one.
 
-        Its sequences are sampled beside those of the call that runs, as places become free. What
-        they give leaves when its own turn has come.
+        Its sequences are sampled along with the running call as engine slots become free; its own
+        `generate_parts` yields them.
         """
         self._joining.put((call.number, self._job(call)))
 
     def proceed(self, call: int, version: int) -> Iterator[RolloutBatch]:
-        """Go on with an interrupted call, under weights that may be newer; nothing if it is done.
+        """Resume an interrupted call, possibly under newer weights; no-op if it is done.
 
         Raises:
             StaleEngineError: The engine is not admitted for exactly `version`.
@@ -164,22 +164,22 @@ class RolloutWorker:
         return Job(call.requests, call.sampling, call.delivery)
 
     def _take_in(self) -> Iterable[Job]:
-        """All unfinished calls, with those that have joined since."""
+        """Move announced calls to the unfinished ones; return all unfinished calls."""
         while not self._joining.empty():
             call, job = self._joining.get()
-            if call > self._begun:  # else its turn came before the announcement
+            if call > self._begun:  # else it started before its announcement
                 self._held[call] = job
         return self._held.values()
 
     def pause(self) -> None:
-        """Interrupt the calls of `generate_parts`, running or yet to come, between two steps.
+        """Interrupt running and future calls of `generate_parts` between two engine steps.
 
-        Lasts until the next `admit`. What was drawn stays, where the spec says `interruptible`.
+        Lasts until the next `admit`. If the spec is `interruptible`, sampled tokens are kept.
         """
         self._paused.set()
 
     def forget(self) -> None:
-        """Give up every unfinished call, with what was drawn; after `pause`."""
+        """Discard every unfinished call and its sampled tokens; call after `pause`."""
         _, _, pool = self._started()
         pool.land()
         self._joining = SimpleQueue()
@@ -188,9 +188,9 @@ class RolloutWorker:
     def probe(
         self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
     ) -> RolloutBatch:
-        """Sample one response a prompt, from weights that need not be admitted yet.
+        """Sample one response per prompt, from weights that need not be admitted yet.
 
-        Ids are 0, 1, ...; seeds depend on the position and the engine's own seed only.
+        Ids are 0, 1, ...; seeds depend only on the prompt's index and the engine's seed.
         """
         self._require(version, UNVERIFIED, ADMITTED)
         spec, _, _ = self._started()
@@ -200,26 +200,26 @@ class RolloutWorker:
         return self._sample(requests, Sampling(temperature, max_tokens))
 
     def alive(self) -> bool:
-        """Sample one token: proof that the engine itself works. False: it serves nothing now.
+        """Sample one token to prove that the engine works; False if nothing is admitted.
 
-        An engine that sleeps stays asleep: the memory is not its own then.
+        Also False for a sleeping engine, which stays asleep: other roles use its memory.
         """
         if self._status != ADMITTED:
             return False
         spec, _, pool = self._started()
         if pool.engine.asleep:
             return False
-        if pool.nudge():  # a token would have to queue behind the calls that have joined
+        if pool.nudge():  # a new request would queue behind the active calls
             return True
-        prompt = (spec.eos_token_id,)  # too short to leave anything in a cache of prefixes
+        prompt = (spec.eos_token_id,)  # too short to enter the prefix cache
         self._sample([GenerationRequest(0, prompt, (0,), (0,))], Sampling(1.0, 1))
         return True
 
     def sleep(self) -> None:
-        """Give the engine's GPU memory to other roles; it still counts as what it was.
+        """Release the engine's GPU memory to other roles; version and status stay the same.
 
-        Weights rest in host memory, so the verb that needs the engine next wakes it by itself, as
-        it fell asleep: to sample, to be probed, or to receive other weights.
+        Weights move to host memory. The next call that needs the engine (sampling, a probe or a
+        weight sync) wakes it.
         """
         _, _, pool = self._started()
         pool.engine.sleep()
@@ -230,10 +230,10 @@ class RolloutWorker:
         pool.engine.connect(address, group_rank)
 
     def receive_weights(self, offer: WeightOffer) -> WeightReceipt:
-        """Replace all weights by the offered ones, which are then unverified.
+        """Replace all weights with the offered ones, which are then unverified.
 
         Raises:
-            WeightSyncError: Incomplete, late or corrupted; the engine serves nothing any more.
+            WeightSyncError: The offer is incomplete, late or corrupted; the engine is then empty.
         """
         _, folder, _ = self._started()
         self._status = EMPTY
@@ -241,12 +241,12 @@ class RolloutWorker:
         return self._swap(offer)
 
     def load_checkpoint(self, path: str, version: int) -> WeightReceipt:
-        """Replace all weights by those of another folder of the same architecture, admitted.
+        """Load and admit the weights of another folder of the same architecture.
 
         Raises:
             MissingCheckpointError: No such folder.
-            BrokenCheckpointError: It cannot be read.
-            WeightSyncError: It holds another architecture.
+            BrokenCheckpointError: The folder cannot be read.
+            WeightSyncError: The folder holds another architecture.
         """
         from workers.weights.transfer import SharedMemorySender
 
@@ -263,13 +263,13 @@ class RolloutWorker:
         return receipt
 
     def admit(self, version: int) -> None:
-        """Allow `generate` with the weights that have arrived, after they were compared."""
+        """Allow `generate` with the received weights; call after the comparison."""
         self._require(version, UNVERIFIED, ADMITTED)
         self._status = ADMITTED
         self._paused.clear()
 
     def state(self) -> EngineState:
-        """What the engine would serve."""
+        """Version and status of the engine's weights."""
         return EngineState(self._version, self._status)
 
     def close(self) -> None:
@@ -293,7 +293,7 @@ class RolloutWorker:
         _, _, pool = self._started()
         pool.land()
         began = time.perf_counter()
-        # Until the swap has succeeded the engine may hold weights of two versions; a failed one
+        # Until the swap has succeeded, the engine may hold weights of two versions. A failed swap
         # is not retried, because vLLM can hang on a half-loaded model.
         self._failed = f"update to version {offer.version} did not finish"
         checksum = pool.engine.receive(offer)
@@ -327,8 +327,8 @@ class RolloutWorker:
 
 
 def _require_same_output(update: SafetensorsFolder, engine: SafetensorsFolder) -> None:
-    # An engine with a tied output layer would pass over one that comes along, and serve the
-    # embedding in its place.
+    # An engine with a tied output layer would ignore a separate output layer in the checkpoint and
+    # use the embedding instead.
     own = OUTPUT_LAYERS & update.shapes.keys() - engine.shapes.keys()
     if own and engine.tied:
         raise WeightSyncError(

@@ -1,4 +1,4 @@
-"""Numbers of tokens and sequences under a model: what trainers and frozen scorers share."""
+"""Losses, logprobs, values and scores under a model, for trainers and frozen models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Device = torch.device | str
 
 
 def text_nll(model: ModelPasses, batch: TokenBatch, device: Device) -> tuple[Tensor, IntArray]:
-    """Negative log-likelihood (N,) of each target token, nats, and (N,) the row that it is in."""
+    """Negative log-likelihood (N,) of each target token, nats, and its row (N,)."""
     rows = model.lay(batch.tokens, device, batch.positions)
     logprobs, _ = model.logprobs(rows, target_cells(rows, batch.targets))
     owners = np.repeat(np.arange(len(batch)), batch.tokens.lengths)
@@ -56,14 +56,14 @@ def response_logprobs(
     temperature: float,
     device: Device,
 ) -> TokenField:
-    """Log-probability of every response token of a share of work, nats.
+    """Log-probability of every response token of one rank's share of the work, nats.
 
     Args:
         model: A language model.
-        work: Which sequences, in which micro-batches.
+        work: The sequences, split into micro-batches.
         shards: Batches that together hold them.
         temperature: Divides the logits.
-        device: Where the model is.
+        device: Device of the model.
 
     Raises:
         NonFiniteError: names the sequences.
@@ -79,7 +79,7 @@ def response_logprobs(
 def response_values(
     model: ModelPasses, work: Work, shards: Sequence[RolloutBatch], device: Device
 ) -> TokenField:
-    """Value of the state before every response token of a share of work, reward units.
+    """Value of the state before every response token of one rank's share, reward units.
 
     Raises:
         NonFiniteError: names the sequences.
@@ -89,13 +89,13 @@ def response_values(
 
 @torch.no_grad()
 def sequence_scores(model: ModelPasses, rows: Ragged, budget: int, device: Device) -> FloatArray:
-    """Number at the last token of each row, (B,), reward units; NaN and infinities stay.
+    """Score of each row, (B,), reward units: the scalar at its last token, also if not finite.
 
     Args:
-        model: One with a scalar head.
+        model: A model with a scalar head.
         rows: B sequences, none of them empty.
-        budget: Tokens of one pass, padding included.
-        device: Where the model is.
+        budget: Tokens per forward pass, padding included.
+        device: Device of the model.
     """
     scores = np.full(len(rows), np.nan, dtype=np.float32)
     for chosen in token_budget_batches(rows.lengths, budget, packed=model.packed):
@@ -120,14 +120,14 @@ def _response_field(
         parts.append(read(rows, response_cells(rows, batch.prompt_lengths)).cpu().numpy())
     lengths = mine.response_lengths
     numbers = np.concatenate(parts)
-    # After the last pass: a rank that stopped half-way would leave its peers in a collective.
+    # Raise only after the last pass: a rank that stops earlier leaves its peers in a collective.
     _require_finite(what, numbers, np.repeat(mine.ids, lengths))
     offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     return TokenField(mine.ids, Ragged(numbers, offsets))
 
 
 def _consecutive(work: Work) -> list[IntArray]:
-    """Rows of each micro-batch within `work.ids`, which lists them end to end."""
+    """Row numbers of each micro-batch within `work.ids`, their concatenation."""
     sizes = [len(ids) for ids in work.micro_batches]
     return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]) if sizes else []
 
