@@ -1,1 +1,1 @@
-"""The role groups: their interfaces, the actors behind them, and weight transfer."""
+"""Role groups: their interfaces, their Ray actors, and weight sync."""

@@ -1,4 +1,4 @@
-"""The Ray actors of the roles: each adds to a worker what only Ray needs."""
+"""Ray actor classes of the roles: each adds to a worker class what only Ray needs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def _fetch(refs: Sequence[Ref]) -> list[Any]:
-    """Inside an actor: the records behind references, shared memory where they are local."""
+    """Fetch records inside an actor; those on the same node are read from shared memory."""
     try:
         with fetching():
             return ray.get(list(refs), timeout=_FETCH_SECONDS)
@@ -52,13 +52,13 @@ def _fetch(refs: Sequence[Ref]) -> list[Any]:
 _FETCH_SECONDS = 600.0
 
 
-# Verbs of these groups run beside the others, which wait for each other.
+# Verbs in these concurrency groups run at the same time as all other verbs, which run in turn.
 CONTROL, HEALTH = "control", "health"
 _BESIDE = ("interrupt", "pause", "tell", "announce", "announce_ahead")
 
 
 def _vital(worker: type[T]) -> type[T]:
-    """The verbs of a worker leave traces, and two more report them from a thread of their own."""
+    """Trace a worker's verbs, and add `pulse` and `stacks`, which a separate thread answers."""
     for name, member in inspect.getmembers(worker, inspect.isfunction):
         if not name.startswith("_") and name not in _BESIDE:
             setattr(worker, name, traced(name, member))
@@ -76,17 +76,17 @@ def _stacks(_: Any) -> str:
     return stacks()
 
 
-# Answers bring along when their call ran, which the driver's account of time takes off them.
+# Each answer carries the times when its call ran; the driver's time account removes them.
 _timed = timed_verbs(lambda verb: getattr(verb, "__ray_num_returns__", 1))
 
-# Verbs that make token data return two objects: the data, which stays where it is until a worker
-# asks for it, and something small, which is all that the driver fetches.
+# Verbs that produce token data return two objects: the data, which stays on its node until a worker
+# fetches it, and a small record, which is all that the driver fetches.
 
 
 @_vital
 @_timed
 class RolloutActor(RolloutWorker):
-    """A rollout engine, as an actor of Ray."""
+    """A rollout engine as a Ray actor."""
 
     @ray.method(num_returns="streaming")
     def generate_shards(self, call: GenerationCall) -> Iterator[RolloutBatch | RolloutSummary]:
@@ -106,12 +106,12 @@ class RolloutActor(RolloutWorker):
 
     @ray.method(concurrency_group=CONTROL, num_returns=0)
     def announce_ahead(self, call: GenerationCall) -> None:
-        # not self.announce, which would hand the account of the running call to nobody
+        # Not self.announce: its reply would carry the running call's times, and nobody reads it.
         super().announce(call)
 
     @ray.method(concurrency_group=CONTROL)
     def tell(self) -> None:
-        """Answer with what a running generation has done so far."""
+        """Do nothing; the reply carries the times of a running generation so far."""
 
     @ray.method(num_returns=2)
     def probe_shard(
@@ -119,14 +119,14 @@ class RolloutActor(RolloutWorker):
     ) -> tuple[RolloutBatch, RolloutSummary]:
         batch = self.probe(prompts, max_tokens, temperature, version)
         ids = np.arange(len(batch), dtype=np.int64) + self.rank * len(batch)
-        batch = replace(batch, ids=ids)  # unique over the engines
+        batch = replace(batch, ids=ids)  # unique across engines
         return batch, batch.summary()
 
 
 @_vital
 @_timed
 class RewardActor(RewardWorker):
-    """A scorer of sequences, as an actor of Ray."""
+    """A scorer of sequences as a Ray actor."""
 
     def score_shards(
         self, ids: np.ndarray, shards: Sequence[Ref], asked: Sequence[Asked]
@@ -137,7 +137,7 @@ class RewardActor(RewardWorker):
 @_vital
 @_timed
 class ReferenceActor(ReferenceWorker):
-    """A frozen language model, as an actor of Ray."""
+    """A frozen language model as a Ray actor."""
 
     @ray.method(num_returns=2)
     def logprobs_of(
@@ -149,7 +149,7 @@ class ReferenceActor(ReferenceWorker):
 @_vital
 @_timed
 class PolicyActor(PolicyWorker):
-    """A rank of the policy's trainer, as an actor of Ray."""
+    """A rank of the policy's trainer as a Ray actor."""
 
     @ray.method(num_returns=2)
     def logprobs_of(
@@ -166,7 +166,7 @@ class PolicyActor(PolicyWorker):
 @_vital
 @_timed
 class CriticActor(CriticWorker):
-    """A rank of the critic's trainer, as an actor of Ray."""
+    """A rank of the critic's trainer as a Ray actor."""
 
     @ray.method(num_returns=2)
     def values_of(self, work: Work, shards: Sequence[Ref]) -> tuple[TokenField, None]:

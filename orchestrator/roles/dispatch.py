@@ -1,7 +1,7 @@
-"""Which engine serves which request, and what has come back: bookkeeping alone, no actor.
+"""Assignment of generation requests to engines, and which sequences are finished (no actors).
 
-A request, the K samples of one prompt, is served by one engine, so its samples share the prompt's
-cache. Every sequence has a seed of its own: what it becomes does not depend on who serves it.
+One engine serves a request (the K samples of one prompt), so that its samples share the prompt's
+KV cache. Every sequence has its own seed, so its tokens do not depend on the engine.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ NOT_SENT = -1
 
 @dataclass(eq=False, slots=True)
 class Hand:
-    """Requests that one engine is asked for in one call."""
+    """Requests that one call sends to one engine."""
 
     rank: int
-    rows: list[int]  # which requests, in their order
-    quota: int  # so many of them are enough
-    done: int = 0  # so many have come back whole
+    rows: list[int]  # indices of the requests, in order
+    quota: int  # how many of the requests must be completed
+    done: int = 0  # how many requests have all their sequences
     call: int = NOT_SENT  # number of the call
 
     @property
     def wanted(self) -> int:
-        """How many more are enough."""
+        """How many more requests must be completed."""
         return max(0, self.quota - self.done)
 
 
 class Dispatch:
-    """The requests of one generation, dealt to engines so that their tokens balance."""
+    """The requests of one generation, assigned so that engines have similar token counts."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Dispatch:
         response_tokens: int,
         groups: int = 0,
     ) -> None:
-        """Deal: longest first, each to the engine that has the fewest tokens so far.
+        """Assign the longest requests first, each to the engine with the fewest tokens so far.
 
         Args:
-            requests: In the order in which engines shall take them up.
+            requests: In the order in which engines must start them.
             engines: Ranks that can serve.
-            response_tokens: What a response is expected to have.
-            groups: So many requests are enough; 0 = all.
+            response_tokens: Expected tokens per response.
+            groups: How many requests must be completed; 0 = all.
         """
         self._requests = list(requests)
         self._of = {i: n for n, request in enumerate(self._requests) for i in request.ids}
@@ -67,22 +67,22 @@ class Dispatch:
 
     @property
     def owed(self) -> list[Hand]:
-        """Of which something is wanted, in order."""
+        """The hands with requests still to complete, in order."""
         return [hand for hand in self._hands if hand.wanted]
 
     def requests(self, hand: Hand) -> list[GenerationRequest]:
-        """What is not there yet of a hand, in the order given."""
+        """The requests of a hand with unfinished sequences, in order."""
         return [self._requests[row] for row in hand.rows if self._left[row]]
 
     def place(self, ids: Iterable[int]) -> int:
-        """Where sequences stand in the order in which engines were first dealt their requests."""
+        """The lowest position of the sequences' requests in the order of the first assignment."""
         return min(self._place[self._of[int(i)]] for i in ids)
 
     def came_back(self, rank: int, ids: Iterable[int]) -> None:
-        """Note finished sequences.
+        """Record finished sequences.
 
         Raises:
-            LedgerError: they were not asked of this engine, or came before.
+            LedgerError: they were not requested from this engine, or had arrived before.
         """
         for i in map(int, ids):
             n = self._of.get(i)
@@ -98,10 +98,10 @@ class Dispatch:
             self._hand_of[n].done += not self._left[n]
 
     def deal_again(self, rank: int, engines: Sequence[int]) -> None:
-        """Deal what an engine that was lost still owes to others, as hands that are not sent.
+        """Assign the unfinished requests of a lost engine to other engines, as unsent hands.
 
-        Requests that follow each other stay together, so that the order of the first deal can be
-        restored, whoever serves them in the end.
+        Each engine gets consecutive requests, so that the order of the first assignment can be
+        restored whichever engine serves them.
         """
         for lost in [hand for hand in self.owed if hand.rank == rank]:
             rows = [row for row in lost.rows if self._left[row]]
@@ -117,7 +117,7 @@ class Dispatch:
 
 
 def _hands(engines: Sequence[int], shares: Sequence[list[int]], enough: int) -> list[Hand]:
-    """One hand an engine; of `enough` requests each owes a part in proportion to its share."""
+    """One hand per engine; `enough` is split into quotas in proportion to the shares."""
     total = sum(map(len, shares))
     ends: IntArray = np.cumsum([0, *map(len, shares)]) * enough // total
     return [

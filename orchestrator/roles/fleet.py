@@ -1,8 +1,8 @@
-"""The role groups of a run, made when a stage first needs them and kept until the run ends.
+"""The role groups of a run, started when a stage first needs them and kept until the run ends.
 
-Starting a role costs seconds of imports, loading another model into it costs milliseconds, so the
-stages share the processes: the critic's trainers first train the reward model, the policy's first
-pretrain and fine-tune.
+Starting a role costs seconds of imports, and loading another model into it costs milliseconds, so
+the stages share the processes: the critic's trainers first train the reward model, and the policy's
+trainers first pretrain and fine-tune.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _GROUPS = {
 
 
 def rules_of(config: Config) -> Rules:
-    """When workers, and Ray's servers on other machines, are given up."""
+    """When workers, and Ray's servers on other machines, count as lost."""
     supervision = config.run.supervision
     return Rules(
         probe_seconds=supervision.probe_seconds,
@@ -75,7 +75,7 @@ class Fleet:
         )
 
     def bring_up(self, *names: RoleName) -> None:
-        """Make the missing groups, all at the same time, and wait until their processes stand."""
+        """Start the missing groups at the same time; wait until trainers form process groups."""
         missing = [name for name in names if name not in self._groups]
         for name in missing:
             self._groups[name] = _GROUPS[name](self._launch(name))
@@ -114,27 +114,27 @@ class Fleet:
             self._losses.give_up(worker, error)
 
     def _announce(self) -> None:
-        """Keep who is where, for people and tools that look for a process of the run."""
+        """Write each worker's process and node, for people and tools that look for them."""
         if self._losses is None:
-            return  # roles without a run folder, such as benchmarks make
+            return  # roles without a run folder, such as those of benchmarks
         workers = [asdict(info) for info in self.infos()]
         write_json(RunFolder(Path(self._config.run.dir).resolve()).workers, workers)
 
     def replace_lost(self) -> list[str]:
-        """End every group that lost a worker; its next use makes it anew, in the same places.
+        """End every group that lost a worker; its next use restarts it in the same places.
 
-        Engines that a transfer of weights left half loaded count as lost.
+        Engines that an interrupted weight transfer left half loaded count as lost.
 
         Returns:
             The workers that were lost.
 
         Raises:
-            RoleDiedError: one of them has used up its restarts.
+            RoleDiedError: a worker has used up its restarts.
         """
         everyone = [worker for name in self._groups for worker in self._names(name)]
         lost = self.watch.lost(everyone)
         self._end_lost(lost)
-        # only now: engines may have waited for what a trainer that stands still was sending
+        # After the trainers: an engine may have been waiting for weights from a lost trainer.
         if RoleName.rollout in self._groups:
             engines = self._names(RoleName.rollout) if self._interrupt() else self._half_loaded()
             self._end_lost(engines)
@@ -148,10 +148,10 @@ class Fleet:
                 self._end(name, f"{gone[0]} was lost")
 
     def abandon(self) -> None:
-        """Interrupt engines that still sample for steps that will be done again.
+        """Interrupt engines that still sample for steps that will be repeated.
 
         Raises:
-            RoleDiedError: they do not let themselves be interrupted, and may not be ended either.
+            RoleDiedError: they cannot be interrupted, and have no restarts left.
         """
         error = self._interrupt()
         if error is not None:
@@ -160,7 +160,7 @@ class Fleet:
             self._end(RoleName.rollout, error.what)
 
     def _interrupt(self) -> RehearsalError | None:
-        """Have engines that sample drop it all; what kept one from doing so."""
+        """Have engines drop what they sample; returns the error that prevented it, if any."""
         rollout = self._groups.get(RoleName.rollout)
         try:
             if rollout is not None and rollout.sampling:
@@ -174,7 +174,7 @@ class Fleet:
         return [group.name(rank) for rank in group.ranks] if group is not None else []
 
     def _end(self, name: RoleName, why: str) -> None:
-        """End a group that is to be made anew."""
+        """End a group that will be restarted."""
         group = self._groups[name]
         workers = [group.name(rank) for rank in range(group.size)]
         for worker in filter(self.watch.comes_back, workers):
@@ -182,7 +182,7 @@ class Fleet:
         self._groups.pop(name).kill()
 
     def _half_loaded(self) -> list[str]:
-        """Engines that hold weights of two versions; all of them where one does not tell."""
+        """Engines that hold weights of two versions; all engines if one does not answer."""
         rollout = self.rollout
         try:
             states = rollout.states().result()
@@ -195,11 +195,11 @@ class Fleet:
         ]
 
     def look_after(self) -> None:
-        """Look for signs of life of all workers; for the driver while its own work takes long."""
+        """Probe all workers; the driver calls this during its own long work."""
         self.watch.tick()
 
     def holds(self, name: RoleName) -> bool:
-        """Whether the group is there, with what it was last given."""
+        """Whether the group exists and so still holds what was last loaded into it."""
         return name in self._groups
 
     def _group(self, name: RoleName) -> Any:
@@ -232,7 +232,7 @@ class Fleet:
         return self._group(RoleName.critic)
 
     def infos(self) -> list[RoleInfo]:
-        """Role, rank, process and node of every worker that was made."""
+        """Role, rank, process and node of every worker that was started."""
         return [
             info for name in RoleName if name in self._groups for info in self._groups[name].infos
         ]

@@ -1,4 +1,4 @@
-"""A generation in flight on several engines: what has come, and what is still owed."""
+"""One running generation on several engines: received parts and unfinished requests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from orchestrator.telemetry.role_time import Account
 from workers.errors import RoleDiedError, RoleError, RoleHungError
 from workers.records.generation import RolloutSummary
 
-Send = Callable[[Hand, int], None]  # a hand, and the version that samples it
-Lost = Callable[[str, RoleError], None]  # the engine's name, and how it was lost
+Send = Callable[[Hand, int], None]  # (hand, weight version that samples it)
+Lost = Callable[[str, RoleError], None]  # (name of the engine, error of its loss)
 
 
 class Generating(Generation):
-    """One call of `generate`: what has come, and what is still owed."""
+    """One call of `generate`: received parts and unfinished requests."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class Generating(Generation):
         """Follow calls that are started.
 
         Args:
-            dispatch: Who is asked for what.
-            arrivals: Listens to them.
-            account: Is told when they ran.
-            together: What several engines give is one part.
-            send: Asks an engine for a hand.
-            lost: Has other engines asked for what a lost one owes, here and in every other open
-                generation; None: a loss ends the generation.
+            dispatch: Which engine serves which request.
+            arrivals: Receives their records.
+            account: Records when they ran.
+            together: Deliver the results of all engines as one part.
+            send: Sends a hand to an engine.
+            lost: Sends a lost engine's unfinished requests to other engines, for this and every
+                other open generation; None: a loss ends the generation.
         """
         self._account = account
         self.arrivals = arrivals
@@ -46,20 +46,20 @@ class Generating(Generation):
         self._send = send
         self._lost = lost
         self._parts: list[Rollouts] = []
-        self._places: list[int] = []  # of each part, in the order of the first deal
+        self._places: list[int] = []  # position of each part in the order of the first assignment
 
     @property
     def hands(self) -> list[Hand]:
-        """What is still wanted, of whom."""
+        """The hands with requests still to complete."""
         return self._dispatch.owed
 
     @property
     def owed(self) -> list[int]:
-        """Ranks that have not given enough yet."""
+        """Ranks with requests still to complete."""
         return sorted({hand.rank for hand in self.hands})
 
     def parts(self) -> Iterator[Rollouts]:
-        """Each part as soon as it is there."""
+        """Each part as soon as it arrives."""
         if self._together:
             yield self.result()
             return
@@ -69,33 +69,33 @@ class Generating(Generation):
             seen += 1
 
     def result(self) -> Rollouts:
-        """All of them; in the order in which engines were first asked, whoever was faster."""
+        """All parts, in the order of the first assignment, not of arrival."""
         while self._receive():
             pass
         order = sorted(range(len(self._parts)), key=self._places.__getitem__)
         return joined([self._parts[n] for n in order])
 
     def forget(self, rank: int) -> int:
-        """Do not listen to the calls of a process that is gone.
+        """Stop listening to the calls of a process that ended.
 
         Returns:
-            How many of its replies are thrown away.
+            How many of its replies are discarded.
         """
         return self.arrivals.forget(rank)
 
     def deal_again(self, rank: int, engines: Sequence[int]) -> None:
-        """Deal what a lost engine owes to others, without asking them yet."""
+        """Assign a lost engine's unfinished requests to others, without sending them yet."""
         self._dispatch.deal_again(rank, engines)
 
     def send(self, version: int) -> None:
-        """Ask for every hand that nobody was asked for."""
+        """Send every hand that has not been sent."""
         assert self._send is not None
         for hand in self.hands:
             if hand.call == NOT_SENT:
                 self._send(hand, version)
 
     def _receive(self) -> bool:
-        """Wait for one more part; False when enough has come."""
+        """Wait for one more part; False when no request is left to complete."""
         owed = self.owed
         if not owed:
             return False

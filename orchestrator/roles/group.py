@@ -1,9 +1,9 @@
-"""What all groups of actors share. The only file that makes actors.
+"""Base classes of all actor groups; the only module that creates actors.
 
-A handle has few verbs; each starts the call on every worker of its group and returns a `Pending`,
-so that independent calls run at the same time and every wait has a deadline. Token data travels
-from worker to worker as references: the driver holds them in `Rollouts`, `Fields` and `Experience`
-and sees per-sequence scalars only.
+Each verb of a group starts a call on every worker and returns a `Pending`, so that independent
+calls run at the same time and every wait has a deadline. Token data travels from worker to worker
+as references: the driver holds them in `Rollouts`, `Fields` and `Experience` and sees per-sequence
+scalars only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workers.records.training import TokenField, Work
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the actors of one group are made."""
+    """How to start the actors of one group."""
 
     options: Callable[[int], dict[str, Any]]  # rank -> Ray options (resources, placement, env)
     workers: int
@@ -39,10 +39,11 @@ class Launch:
     position: Position
     account: Account = field(default_factory=Account)
     watch: Watch | None = None
-    announce: Callable[[], None] = lambda: None  # the processes of the group are known
-    # a worker, how it showed, and how many of its replies are thrown away
+    announce: Callable[[], None] = lambda: None  # called when the group's processes are known
+    # (worker, error of its loss, how many of its replies are discarded)
     lost: Callable[[str, RehearsalError, int], None] = lambda *_: None
-    given_up: Callable[[str, RehearsalError], None] = lambda *_: None  # the group goes on without
+    # (worker, error), when the group continues without that worker
+    given_up: Callable[[str, RehearsalError], None] = lambda *_: None
 
 
 class Group:
@@ -51,21 +52,21 @@ class Group:
     role: str
     worker: type
     line: type[PulseLine] = PulseLine
-    replicas = False  # each worker is whole by itself, and can be made anew alone
-    concurrency: Mapping[str, int] = MappingProxyType({HEALTH: 1})  # threads of groups of verbs
+    replicas = False  # workers are independent, and each can be restarted alone
+    concurrency: Mapping[str, int] = MappingProxyType({HEALTH: 1})  # threads per concurrency group
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self.actors: list[Any] = []
         self.infos: list[RoleInfo] = []
-        self.packed = False  # whether the loaded model takes sequences end to end
+        self.packed = False  # whether the loaded model takes packed sequences, without padding
         self._spawn()
 
     def _spawn(self) -> None:
         self.actors = [self._make(rank) for rank in range(self._launch.workers)]
 
     def _make(self, rank: int) -> Any:
-        """A process for one rank, in the place that the plan gives it."""
+        """Start a process for one rank in its planned placement."""
         if self._launch.watch is not None:
             self._launch.watch.rest(self.name(rank))
         remote: Any = ray.remote
@@ -78,7 +79,7 @@ class Group:
         return actor
 
     def name(self, rank: int) -> str:
-        """What a worker is called everywhere."""
+        """The name of a worker in messages, logs and records."""
         return f"{self.role} rank {rank}"
 
     @property
@@ -104,12 +105,12 @@ class Group:
         """Start `call(actor, rank)` on the chosen ranks.
 
         Args:
-            doing: What the call does.
-            call: Starts it.
-            combine: Makes the answer of the group from those of the ranks.
-            ranks: The chosen ones; None: all.
-            starting: It imports or loads.
-            again: A worker that is lost meanwhile is made anew and called again, or left out.
+            doing: What the call does, for messages.
+            call: Starts the call on one worker.
+            combine: Builds the group's answer from those of the ranks.
+            ranks: The chosen ranks; None: all.
+            starting: The call imports or loads.
+            again: If a worker is lost meanwhile, restart it and repeat its call, or leave it out.
         """
         chosen = list(self.ranks if ranks is None else ranks)
         left_out: set[int] = set()
@@ -162,12 +163,12 @@ class Group:
         return self._launch.watch
 
     def _recover(self, rank: int, error: RoleError) -> bool:
-        """Do something about a worker that was lost; whether it can be called again now."""
+        """Handle the loss of a worker; returns whether it can be called again now."""
         self._revive(rank, error)
         return True
 
     def _revive(self, rank: int, error: RehearsalError) -> None:
-        """End what is left of a worker and make it anew, with what it had been given.
+        """End what is left of a worker, restart it, and reload what it held.
 
         Raises:
             RoleDiedError: it has used up its restarts.
@@ -177,7 +178,7 @@ class Group:
             try:
                 self._reload(rank)
             except (RoleDiedError, RoleHungError) as another:
-                if another.where != self.name(rank):  # of another role that had to help
+                if another.where != self.name(rank):  # from another role that took part
                     raise
                 error = another
             else:
@@ -190,7 +191,7 @@ class Group:
         self.actors[rank] = self._make(rank)
 
     def _reload(self, rank: int) -> None:
-        """Give a new worker what its peers hold."""
+        """Load into a restarted worker what its peers hold."""
         raise NotImplementedError
 
     def _fields(self, doing: str, call: Callable[[Any, int], tuple[Ref, Ref]]) -> Pending[Fields]:
@@ -200,7 +201,7 @@ class Group:
         )
 
     def _bring(self, shards: Sequence[Ref], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
-        """Fetch records that workers have made to the driver."""
+        """Fetch records of workers to the driver."""
         names = [f"shard {n} of {len(shards)}, fetched by {self.role}" for n in range(len(shards))]
         seconds = self._launch.call_seconds
         return Pending(
@@ -248,14 +249,14 @@ class LanguageModelGroup(Group):
         )
 
     def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
-        """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
+        """Bring token fields to the driver: for the parity probe, a few tokens per sync."""
         return self._bring(fields.shards, everything)
 
 
 def keeping(
     shards: dict[int, Ref], call: Callable[[Any, int], tuple[Ref, Ref]]
 ) -> Callable[[Any, int], Ref]:
-    """Put aside the reference to the data of each rank; hand on the small one."""
+    """Store the reference to each rank's data in `shards`; return that to its small record."""
 
     def keeping(actor: Any, rank: int) -> Ref:
         shard, small = call(actor, rank)

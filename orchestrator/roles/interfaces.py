@@ -1,7 +1,7 @@
-"""What the stages ask of the role groups: verbs, and the records that the verbs pass on.
+"""Protocols through which the stages use the role groups, and the records that they exchange.
 
-The stages know these protocols and nothing of Ray. `orchestrator.roles` fulfils them with actors;
-anything else that keeps the same promises can take their place.
+The stages depend on these protocols and not on Ray. `orchestrator.roles` implements them with
+actors; any other implementation of the protocols can replace it.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
 
 T_co = TypeVar("T_co", covariant=True)
 
-WHOLE = Delivery()  # all sequences, all together
+WHOLE = Delivery()  # all sequences, in one part
 
-Ref = Any  # where a record lies; only the handles that made it can tell what it is
+Ref = Any  # reference to a record; opaque outside the groups
 
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """References to sequences, in shards as the engines made them, and their scalars."""
+    """References to sequences, in the shards that the engines returned, and their scalars."""
 
     shards: tuple[Ref, ...]  # of RolloutBatch
     summary: RolloutSummary
@@ -71,14 +71,14 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """References to one number a token, one shard a rank."""
+    """References to one number per token, one shard per rank."""
 
     shards: tuple[Ref, ...]  # of TokenField
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """References to sequences ready for PPO, one shard a critic rank, and their scalars."""
+    """References to sequences ready for PPO, one shard per critic rank, and their scalars."""
 
     shards: tuple[Ref, ...]  # of ExperienceBatch
     summaries: tuple[ExperienceSummary, ...]
@@ -88,7 +88,7 @@ class Answer(Protocol[T_co]):
     """A call that has started."""
 
     def result(self) -> T_co:
-        """Wait for it; raises the typed error of the first rank that failed, died or was late."""
+        """Wait for the result; raises the typed error of the first rank that failed or was late."""
         ...
 
 
@@ -96,7 +96,7 @@ class Generation(Answer[Rollouts], Protocol):
     """A generation that has started; its sequences may come in several parts."""
 
     def parts(self) -> Iterator[Rollouts]:
-        """Each part as soon as it is there, then no more; may be asked again.
+        """Each part as soon as it arrives, until all have; each call starts from the first part.
 
         Raises the typed error of the first engine that failed, died or was late.
         """
@@ -108,11 +108,11 @@ class Rollout(Protocol):
 
     @property
     def ranks(self) -> list[int]:
-        """Engines that calls go to; one that is being started again is not among them."""
+        """Engines that calls go to; excludes those that are being restarted."""
         ...
 
     def start(self, spec: RolloutSpec, version: int) -> Answer[list[RoleInfo]]:
-        """Build the engines on a checkpoint's weights, admitted as `version`."""
+        """Build the engines with a checkpoint's weights, admitted as `version`."""
         ...
 
     def restart(self, spec: RolloutSpec, version: int) -> Answer[list[RoleInfo]]:
@@ -130,22 +130,22 @@ class Rollout(Protocol):
         ...
 
     def sleep(self) -> Answer[None]:
-        """Give the engines' GPU memory to other roles, if the spec says so and none samples.
+        """Free the engines' GPU memory for other roles, if the spec says so and none samples.
 
-        They wake by themselves for whatever needs them next.
+        They take it back by themselves for the next call that needs it.
         """
         ...
 
     def pause(self) -> Answer[None]:
-        """Interrupt all generations, between two steps of each engine, until `resume`."""
+        """Interrupt all generations, between two engine steps, until `resume`."""
         ...
 
     def resume(self, version: int) -> None:
-        """Let interrupted generations go on under `version`, which the engines have admitted."""
+        """Resume interrupted generations under `version`, which the engines have admitted."""
         ...
 
     def hold(self, batch: RolloutBatch) -> Rollouts:
-        """Sequences of an earlier process, as if engines had just made them: one shard."""
+        """Store sequences of an earlier process as if engines had just sampled them: one shard."""
         ...
 
     def fetch(self, rollouts: Rollouts) -> Answer[RolloutBatch]:
@@ -161,33 +161,33 @@ class Rollout(Protocol):
         ...
 
     def receive_weights(self, offer: WeightOffer) -> Answer[list[WeightReceipt]]:
-        """Take an offered transfer; the engines stay unverified until admitted."""
+        """Load offered weights; the engines stay unverified until admitted."""
         ...
 
     def probe(
         self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
     ) -> Answer[Rollouts]:
-        """Sample a few tokens on every engine, one shard each; serves unverified weights."""
+        """Sample a few tokens on every engine, one shard each; works with unverified weights."""
         ...
 
     def admit(self, version: int) -> Answer[None]:
         """Let the engines serve `version`."""
         ...
 
-    # Brings one engine that was made anew to the version that its peers serve; None while nobody
-    # holds these weights any more.
+    # (rank, version): brings a restarted engine to the version that its peers serve; None while no
+    # trainer holds these weights.
     refresh: Callable[[int, int], None] | None
 
     def replace_lost(self) -> list[str]:
-        """Leave out engines that died or hang, and have them started again; names them."""
+        """Leave out engines that died or hang, and have them restarted; returns their names."""
         ...
 
     def join(self) -> None:
-        """Take back engines that stand again; all are about to be given the same weights."""
+        """Take back engines that have restarted; call before all get the same weights."""
         ...
 
     def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
-        """Like `receive_weights`, of one engine."""
+        """Like `receive_weights`, for one engine."""
         ...
 
     def probe_alone(
@@ -198,11 +198,11 @@ class Rollout(Protocol):
         temperature: float,
         version: int,
     ) -> Rollouts:
-        """Like `probe`, of one engine."""
+        """Like `probe`, for one engine."""
         ...
 
     def admit_alone(self, rank: int, version: int) -> None:
-        """Like `admit`, of one engine."""
+        """Like `admit`, for one engine."""
         ...
 
 
@@ -219,16 +219,16 @@ class Reward(Protocol):
         ...
 
     def score(self, rollouts: Rollouts, asked: Sequence[Asked] = ()) -> Answer[Scores]:
-        """One score or recorded failure a sequence, in the order of the summary.
+        """One score or recorded failure per sequence, in the order of the summary.
 
         Args:
             rollouts: The sequences.
-            asked: Their prompts in words, where the reward reads words.
+            asked: Their prompts as text, for a reward that reads text.
         """
         ...
 
     def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> Answer[Scores]:
-        """Like `score`, of sequences that the driver holds."""
+        """Like `score`, for sequences that the driver holds."""
         ...
 
 
@@ -252,27 +252,27 @@ class Reference(Protocol):
     def logprobs(
         self, works: Sequence[Work], rollouts: Rollouts, temperature: float
     ) -> Answer[Fields]:
-        """Log-probabilities of the response tokens, nats; one work a replica."""
+        """Log-probabilities of the response tokens, nats; one work per replica."""
         ...
 
     def fetch(self, fields: Fields) -> Answer[list[TokenField]]:
-        """Bring token fields to the driver: for the parity probe, a few tokens a model."""
+        """Bring token fields to the driver: for the parity probe, a few tokens per model."""
         ...
 
     def row_losses(self, batches: Sequence[TokenBatch]) -> Answer[list[FloatArray]]:
-        """Summed loss of each row's targets, (B,) nats; one batch a replica."""
+        """Summed loss of each row's targets, (B,) nats; one batch per replica."""
         ...
 
 
 class Saver(Protocol):
-    """Has state that belongs into a checkpoint of the run."""
+    """A role whose state belongs in a checkpoint of the run."""
 
     def snapshot(self, folder: str) -> Answer[None]:
         """Copy the state; it is written into `folder` while training goes on."""
         ...
 
     def written(self) -> Answer[list[FileRecord]]:
-        """The files of the last snapshot, once they are whole."""
+        """The files of the last snapshot, once they are completely written."""
         ...
 
 
@@ -298,14 +298,14 @@ class Trainer(Saver, Protocol):
         ...
 
     def rest(self) -> Answer[None]:
-        """Give GPU memory to engines that are about to sample, if the group's spec says so.
+        """Free GPU memory for engines that are about to sample, if the group's spec says so.
 
         The ranks take it back by themselves with the next update.
         """
         ...
 
     def restore(self, folder: str) -> Answer[None]:
-        """Go on from a snapshot, right after `load`."""
+        """Resume from a snapshot; call right after `load`."""
         ...
 
 
@@ -313,15 +313,15 @@ class Policy(Trainer, Protocol):
     """The policy's trainers."""
 
     def shares_rows(self) -> Answer[bool]:
-        """Whether documents may share a row under the loaded model without seeing each other."""
+        """Whether documents that share a row of the loaded model do not attend to each other."""
         ...
 
     def train_supervised(self, steps: Sequence[SupervisedStep]) -> Answer[StepStats]:
-        """One optimizer step on next-token loss; one share a rank."""
+        """One optimizer step on next-token loss; one share per rank."""
         ...
 
     def evaluate_supervised(self, steps: Sequence[SupervisedStep]) -> Answer[TextLoss]:
-        """Loss without an update; one share a rank."""
+        """Loss without an update; one share per rank."""
         ...
 
     def logprobs(
@@ -331,7 +331,7 @@ class Policy(Trainer, Protocol):
         ...
 
     def fetch(self, fields: Fields) -> Answer[list[TokenField]]:
-        """Bring token fields to the driver: for the parity probe, a few tokens a sync."""
+        """Bring token fields to the driver: for the parity probe, a few tokens per sync."""
         ...
 
     def update(
@@ -392,7 +392,7 @@ class Critic(Trainer, Protocol):
     ) -> Answer[Experience]:
         """Token rewards, advantages and returns; each rank builds and keeps its own share.
 
-        Without a shard of `old` the log-probabilities of the rollouts stand for them.
+        If `old` has no shards, the log-probabilities of the rollouts are used instead.
         """
         ...
 
@@ -407,7 +407,7 @@ class Roles(Protocol):
     """The role groups of a run."""
 
     def bring_up(self, *names: RoleName) -> None:
-        """Make the missing groups, all at the same time, and wait until they stand."""
+        """Start the missing groups at the same time; wait until trainers form process groups."""
         ...
 
     @property
@@ -436,25 +436,25 @@ class Roles(Protocol):
         ...
 
     def infos(self) -> list[RoleInfo]:
-        """Role, rank, process and node of every worker that was made."""
+        """Role, rank, process and node of every worker that was started."""
         ...
 
     def replace_lost(self) -> list[str]:
-        """End every group that lost a worker, to be made anew on its next use; names the lost.
+        """End every group that lost a worker, to restart on its next use; returns lost workers.
 
         Raises:
-            RoleDiedError: one of them has used up its restarts.
+            RoleDiedError: a worker has used up its restarts.
         """
         ...
 
     def abandon(self) -> None:
-        """Have engines drop what they sample for steps that will be done again."""
+        """Have engines drop what they sample for steps that will be repeated."""
         ...
 
     def look_after(self) -> None:
-        """Look for signs of life of all workers; for the driver while its own work takes long."""
+        """Probe all workers; the driver calls this during its own long work."""
         ...
 
     def holds(self, name: RoleName) -> bool:
-        """Whether the group is there, with what it was last given."""
+        """Whether the group exists and so still holds what was last loaded into it."""
         ...

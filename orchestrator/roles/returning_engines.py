@@ -1,10 +1,11 @@
-"""Engines that were lost and come back in the background, while their peers do their work.
+"""Restarts of lost engines in the background, while their peers serve.
 
     resting -> starting -> standing        any failure on the way: resting again, for longer
        resting -> given up (its restarts are used up)
 
-Nobody waits here: `look` takes each engine one step further, as far as that is possible now. The
-group takes an engine that stands back when it next gives all engines the same weights.
+A resting engine waits for its restart delay; a standing one has started but has no current weights.
+Nothing here blocks: `look` advances each engine as far as is possible now. The group takes a
+standing engine back when it next gives all engines the same weights.
 """
 
 from __future__ import annotations
@@ -16,39 +17,39 @@ from workers.errors import RehearsalError, RoleDiedError
 
 
 class Starting(Protocol):
-    """A process that was asked to start."""
+    """The pending start of an engine."""
 
     @property
     def ready(self) -> bool:
-        """Whether `result` has something to say at once."""
+        """Whether `result` would not block."""
         ...
 
     def result(self) -> object:
-        """What the start came to; raises why it failed."""
+        """Wait for the start; raises the error with which it failed."""
         ...
 
 
 class Starter(Protocol):
-    """What the group does for an engine that is away."""
+    """What the group does for an absent engine."""
 
     def may_begin(self, rank: int) -> bool:
-        """Whether it has rested long enough."""
+        """Whether its restart delay is over."""
         ...
 
     def begin(self, rank: int) -> Starting:
-        """Start it; RoleDiedError if its restarts are used up."""
+        """Start the engine; RoleDiedError if its restarts are used up."""
         ...
 
     def stands(self, rank: int) -> bool:
-        """Whether an engine that stands still does."""
+        """Whether a standing engine is still alive."""
         ...
 
     def failed(self, rank: int, error: RehearsalError) -> None:
-        """Its start came to nothing, or it was lost before it served."""
+        """Handle a failed start, or a loss before the engine served."""
         ...
 
     def give_up(self, rank: int, error: RoleDiedError) -> None:
-        """It does not come back; raises if the run cannot go on without it."""
+        """Handle the final loss of an engine; raises if the run cannot continue without it."""
         ...
 
 
@@ -60,7 +61,7 @@ class _Engine:
 
 
 class Absence:
-    """The engines of one group that are away."""
+    """The absent engines of one group."""
 
     def __init__(self, starter: Starter) -> None:
         self._starter = starter
@@ -72,36 +73,36 @@ class Absence:
 
     @property
     def hopeless(self) -> bool:
-        """Whether none of them comes back."""
+        """Whether all absent engines are given up."""
         return all(each.given_up for each in self._engines.values())
 
     @property
     def standing(self) -> list[int]:
-        """Those that could be given weights."""
+        """Engines that are ready to receive weights."""
         return [rank for rank, each in sorted(self._engines.items()) if each.standing]
 
     @property
     def coming(self) -> bool:
-        """Whether any of them is on its way and does not stand yet."""
+        """Whether any engine is resting or starting."""
         return any(not each.standing and not each.given_up for each in self._engines.values())
 
     def add(self, rank: int, *, given_up: bool = False) -> None:
-        """An engine was lost, or was given up before this group was made."""
+        """Add an engine that was lost, or that was given up before this group existed."""
         self._engines[rank] = _Engine(given_up=given_up)
 
     def take(self, rank: int) -> None:
-        """An engine that stands is one of the group again."""
+        """Remove a standing engine, which the group takes back."""
         assert self._engines[rank].standing
         del self._engines[rank]
 
     def lost(self, rank: int, error: RehearsalError) -> None:
-        """An engine that stood was lost before it served."""
+        """Record that a standing engine was lost before it served."""
         self._engines[rank].standing = False
         self._starter.failed(rank, error)
 
     def look(self) -> None:
-        """Take every engine as far as it gets without waiting; harmless within itself."""
-        if self._looking:  # what starts is asked for by a call that looks here, too
+        """Advance every engine as far as possible without blocking; a nested call does nothing."""
+        if self._looking:  # waiting for the start's result calls `look` again
             return
         self._looking = True
         try:

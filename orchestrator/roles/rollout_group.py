@@ -1,4 +1,4 @@
-"""The rollout engines as one group: generation in parts, weights, and lost engines."""
+"""Rollout engines as one group: generation in parts, weight loading, and lost engines."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What the engines are to serve."""
+    """Which weights the engines serve."""
 
-    path: str  # the checkpoint; "" = weights that were sent
+    path: str  # the checkpoint; "" = weights sent by a weight sync
     version: int
 
 
@@ -54,13 +54,13 @@ class RolloutGroup(Group):
         launch.account.ask.append(self._tell)
         if launch.watch is not None:
             launch.watch.meanwhile.append(self._meanwhile)
-        self._open: list[Generating] = []  # in the order in which they were asked for
+        self._open: list[Generating] = []  # in the order in which they were requested
         self._spec: RolloutSpec | None = None
         self._served = _Served("", -1)
         self._paused = False
         self._changing = False  # engines are between two versions
-        self._waits = False  # for an engine to come back
-        self._bringing = False  # one that stands is being given weights
+        self._waits = False  # the driver waits for an engine to restart
+        self._bringing = False  # a restarted engine is receiving weights
         self.refresh: Callable[[int, int], None] | None = None
 
     def _spawn(self) -> None:
@@ -74,15 +74,15 @@ class RolloutGroup(Group):
 
     @property
     def ranks(self) -> list[int]:
-        """Engines that calls go to: none that is away."""
+        """Engines that calls go to: all except absent ones."""
         return [rank for rank in range(len(self.actors)) if rank not in self._absence]
 
     def prepare(self, engine: str) -> Pending[None]:
-        """Import the engine while other roles start; nobody needs to wait for it."""
+        """Import the engine while other roles start; the result need not be awaited."""
         return self._all("prepare", lambda actor, _: actor.prepare.remote(engine), nothing)
 
     def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
-        """Build the engines on a checkpoint's weights, admitted as `version`."""
+        """Build the engines with a checkpoint's weights, admitted as `version`."""
         self._spec, self._served = spec, _Served(spec.checkpoint, version)
         return self._all(
             "start",
@@ -93,9 +93,10 @@ class RolloutGroup(Group):
         )
 
     def replace_lost(self) -> list[str]:
-        """Leave out engines that died or hang; names them.
+        """Leave out engines that died or hang; returns their names.
 
-        None where one owes sequences that began under weights that are gone.
+        Leaves out none if one has unfinished sequences and generation is not paused: these began
+        under weights that nobody holds any more.
         """
         lost = self._watch.lost([self.name(rank) for rank in self.ranks])
         gone = [rank for rank in self.ranks if self.name(rank) in lost]
@@ -110,14 +111,14 @@ class RolloutGroup(Group):
         return lost
 
     def join(self) -> None:
-        """Take back engines that stand again; all are about to be given the same weights.
+        """Take back engines that have restarted; call before all get the same weights.
 
-        Where no other engine is left, waits until one stands.
+        If no engine is left, wait until one has restarted.
         """
         if self.sampling:
-            self._tell()  # what a lost one owes can be dealt again as long as its peers hold this
+            self._tell()  # finds lost engines while their peers still hold the present weights
         self._absence.look()
-        sleeps = self._spec is not None and self._spec.sleep  # starts only while trainers rest
+        sleeps = self._spec is not None and self._spec.sleep  # can start only while trainers rest
         self._wait_until(lambda: not (sleeps and self._absence.coming))
         self._wait_until(lambda: bool(self.ranks or self._absence.standing))
         for rank in self._absence.standing:
@@ -133,11 +134,11 @@ class RolloutGroup(Group):
             self._waits = False
 
     def _recover(self, rank: int, error: RoleError) -> bool:
-        """Go on without an engine; wait for one only if there is no other.
+        """Continue without a lost engine; wait for a restart only if it was the last one.
 
         Raises:
-            RoleError: `error`, if there is no other and nobody holds the weights that it served, or
-                a typed error that says that it has used up its restarts.
+            RoleError: `error`, if it was the last one and nobody else holds the weights that it
+                served, or a typed error if it has used up its restarts.
         """
         if rank in self._absence:
             return False
@@ -161,7 +162,7 @@ class RolloutGroup(Group):
         self._absence.look()
 
     def _bring_in(self, rank: int) -> None:
-        """Give an engine that stands what its peers serve."""
+        """Load into a restarted engine the weights that its peers serve."""
         path, version = self._served.path, self._served.version
         self._bringing = True
         try:
@@ -171,7 +172,7 @@ class RolloutGroup(Group):
                 assert self.refresh is not None, "looked at before"
                 self.refresh(rank, version)
         except (RoleDiedError, RoleHungError) as error:
-            if error.where != self.name(rank):  # of another role that had to help
+            if error.where != self.name(rank):  # from another role that took part
                 raise
             self._absence.lost(rank, error)
         else:
@@ -180,9 +181,9 @@ class RolloutGroup(Group):
             self._bringing = False
 
     def _meanwhile(self, waited: Collection[str]) -> None:
-        """While the driver waits for whatever it is: engines come back, and lost ones are noticed.
+        """Advance engine restarts and detect lost engines, during any wait of the driver.
 
-        Engines that are waited for are looked after by who waits.
+        The wait itself handles the loss of an engine in `waited`.
         """
         if self._bringing:
             return
@@ -195,13 +196,13 @@ class RolloutGroup(Group):
                 self._recover(rank, RoleDiedError(life.reason, where=name))
 
     def may_begin(self, rank: int) -> bool:
-        """Whether an engine has rested long enough, and has the memory that it starts in."""
+        """Whether an engine's restart delay is over, and memory for its start is free."""
         spec = self._spec
         roomy = spec is not None and (not spec.sleep or self._waits)
         return roomy and not self._watch.life(self.name(rank)).rests
 
     def begin(self, rank: int) -> Pending[None]:
-        """Start an engine that is away.
+        """Start an absent engine.
 
         Raises:
             RoleDiedError: it has used up its restarts.
@@ -217,21 +218,21 @@ class RolloutGroup(Group):
         )
 
     def stands(self, rank: int) -> bool:
-        """Whether an engine that was started lives."""
+        """Whether a restarted engine is alive."""
         return self._watch.life(self.name(rank)).serves
 
     def failed(self, rank: int, error: RehearsalError, thrown: int = 0) -> None:
-        """An engine was lost: end what is left of it."""
+        """Record the loss of an engine, and end what is left of it."""
         self._watch.died(self.name(rank), error.what)
         self._end([rank])
         self._remember([info for info in self.infos if info.rank != rank])
         self._launch.lost(self.name(rank), error, thrown)
 
     def give_up(self, rank: int, error: RoleDiedError) -> None:
-        """Go on with the other engines for good.
+        """Continue with the other engines for good.
 
         Raises:
-            RoleDiedError: `error`, if there are none, or the configuration allows no loss.
+            RoleDiedError: `error`, if no others are left, or the configuration allows no restart.
         """
         if not self._watch.rules.max_restarts or (self._absence.hopeless and not self.ranks):
             raise error
@@ -244,7 +245,7 @@ class RolloutGroup(Group):
         return self.start(spec, version)
 
     def kill(self) -> None:
-        """End every engine; nobody owes anything any more, or has more to tell."""
+        """End every engine, and drop all open generations and restarts."""
         super().kill()
         self._open, self._absence = [], Absence(self)
 
@@ -255,13 +256,13 @@ class RolloutGroup(Group):
         version: int,
         delivery: Delivery = WHOLE,
     ) -> Generation:
-        """Sample requests; they are dealt so that tokens balance, always alike."""
+        """Sample requests, assigned deterministically so that engines have similar token counts."""
         self._paused = False
         for rank in self._absence.standing:
             if self._served.path or self.refresh:
                 self._bring_in(rank)
-        # Dealt as if all engines were there: the order of the sequences, and so every sum over
-        # them, is the same whichever are.
+        # Assigned as if all engines were present: then the order of the sequences, and so every sum
+        # over them, does not depend on which engines are absent.
         dispatch = Dispatch(requests, range(self.size), sampling.max_tokens, delivery.groups)
         for rank in set(range(self.size)) - set(self.ranks):
             dispatch.deal_again(rank, self.ranks)
@@ -279,7 +280,7 @@ class RolloutGroup(Group):
             actor = self.actors[hand.rank]
             if self._spec is not None and self._spec.join_running and self._owes(hand.rank):
                 call = ray.put(call)
-                actor.announce_ahead.remote(call)  # a refusal comes again when its turn has come
+                actor.announce_ahead.remote(call)  # the call below repeats any error of this one
             arrivals.add(actor.generate_shards.remote(call), hand.rank, self.name(hand.rank))
 
         generating = Generating(
@@ -302,11 +303,11 @@ class RolloutGroup(Group):
 
     @property
     def sampling(self) -> bool:
-        """Whether any engine owes sequences."""
+        """Whether any engine has unfinished sequences."""
         return any(self._owes(rank) for rank in self.ranks)
 
     def sleep(self) -> Pending[None]:
-        """Give the engines' GPU memory to other roles, if the spec says so and none samples."""
+        """Free the engines' GPU memory for other roles, if the spec says so and none samples."""
         sleeps = self._spec is not None and self._spec.sleep and not self.sampling
         return self._all(
             "sleep",
@@ -317,29 +318,29 @@ class RolloutGroup(Group):
         )
 
     def pause(self) -> Pending[None]:
-        """Interrupt all generations, between two steps of each engine, until `resume`."""
+        """Interrupt all generations, between two engine steps, until `resume`."""
         self._paused = True
         return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing, again=True)
 
     def abandon(self) -> None:
-        """Interrupt all generations for good; the engines stay as they are.
+        """Interrupt and drop all generations; the engines keep running.
 
         Raises:
-            RehearsalError: an engine died, or does not get to the end of a step.
+            RehearsalError: an engine died, or does not finish a step.
         """
         self.pause().result()
         self._open, self._paused = [], False
         self._all("forget", lambda actor, _: actor.forget.remote(), nothing).result()
 
     def _tell(self) -> None:
-        """Have the account know what engines did in generations that go on."""
+        """Update the time account with what engines did so far in running generations."""
         ranks = [rank for rank in self.ranks if self._owes(rank)]
         if ranks:
             tell = lambda actor, _: actor.tell.remote()  # noqa: E731
             self._all("tell", tell, nothing, ranks=ranks, again=True).result()
 
     def resume(self, version: int) -> None:
-        """Let interrupted generations go on under `version`, which the engines have admitted."""
+        """Resume interrupted generations under `version`, which the engines have admitted."""
         self._paused = False
         for generating in self._open:
             for hand in generating.hands:
@@ -349,7 +350,7 @@ class RolloutGroup(Group):
             generating.send(version)
 
     def hold(self, batch: RolloutBatch) -> Rollouts:
-        """Sequences of an earlier process, as if engines had just made them."""
+        """Store sequences of an earlier process as if engines had just sampled them."""
         return Rollouts((ray.put(batch),), batch.summary())
 
     def fetch(self, rollouts: Rollouts) -> Pending[RolloutBatch]:
@@ -368,7 +369,7 @@ class RolloutGroup(Group):
         )
 
     def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
-        """Like `receive_weights`, of one engine."""
+        """Like `receive_weights`, for one engine."""
         return self._one("receive weights", rank, lambda a: a.receive_weights.remote(offer))
 
     def probe_alone(
@@ -379,7 +380,7 @@ class RolloutGroup(Group):
         temperature: float,
         version: int,
     ) -> Rollouts:
-        """Like `probe`, of one engine."""
+        """Like `probe`, for one engine."""
         shards: dict[int, Ref] = {}
         call = keeping(
             shards, lambda a, _: a.probe_shard.remote(prompts, max_tokens, temperature, version)
@@ -388,7 +389,7 @@ class RolloutGroup(Group):
         return Rollouts(in_order(shards), summary)
 
     def admit_alone(self, rank: int, version: int) -> None:
-        """Like `admit`, of one engine."""
+        """Like `admit`, for one engine."""
         self._one("admit", rank, lambda a: a.admit.remote(version))
 
     def connect(self, address: GroupAddress) -> Pending[None]:
@@ -402,7 +403,7 @@ class RolloutGroup(Group):
         )
 
     def receive_weights(self, offer: WeightOffer) -> Pending[list[WeightReceipt]]:
-        """Take an offered transfer; the engines stay unverified until admitted."""
+        """Load offered weights; the engines stay unverified until admitted."""
         self._changing = True
         return self._all(
             "receive weights", lambda actor, _: actor.receive_weights.remote(offer), everything
@@ -411,7 +412,7 @@ class RolloutGroup(Group):
     def probe(
         self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
     ) -> Pending[Rollouts]:
-        """Sample a few tokens on every engine, one shard each; serves unverified weights."""
+        """Sample a few tokens on every engine, one shard each; works with unverified weights."""
         shards: dict[int, Ref] = {}
         return self._all(
             "parity probe",
@@ -427,7 +428,7 @@ class RolloutGroup(Group):
         )
 
     def states(self) -> Pending[list[EngineState]]:
-        """What each engine would serve."""
+        """The weight version and status of each engine."""
         return self._all("state", lambda actor, _: actor.state.remote(), everything)
 
     def admit(self, version: int) -> Pending[None]:

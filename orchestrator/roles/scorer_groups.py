@@ -1,4 +1,4 @@
-"""The groups of frozen models: reward and reference replicas."""
+"""Groups of frozen models: reward and reference replicas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.training.experience import gather_scores
 
 
 class _ReplicaGroup(Group):
-    """Workers that share nothing: one that is lost is loaded again, and its call repeated."""
+    """Independent workers: a lost one is restarted and reloaded, and its call repeated."""
 
     replicas = True
 
@@ -55,7 +55,7 @@ class RewardGroup(_ReplicaGroup):
         return self._load(spec)
 
     def score(self, rollouts: Rollouts, asked: Sequence[Asked] = ()) -> Pending[Scores]:
-        """One score or recorded failure a sequence, in the order of the summary."""
+        """One score or recorded failure per sequence, in the order of the summary."""
         ids = rollouts.summary.ids
         hands = [ids[i :: self.size] for i in range(self.size)]
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]
@@ -68,7 +68,7 @@ class RewardGroup(_ReplicaGroup):
         )
 
     def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> Pending[Scores]:
-        """Like `score`, of sequences that the driver holds."""
+        """Like `score`, for sequences that the driver holds."""
         return self.score(Rollouts((ray.put(batch),), batch.summary()), asked)
 
 
@@ -83,7 +83,7 @@ class ReferenceGroup(_ReplicaGroup, LanguageModelGroup):
         return self._load(spec)
 
     def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[FloatArray]]:
-        """Summed loss of each row's targets, (B,) nats; one batch a replica."""
+        """Summed loss of each row's targets, (B,) nats; one batch per replica."""
         return self._all(
             "row losses",
             lambda actor, rank: actor.row_losses.remote(batches[rank]),

@@ -1,4 +1,4 @@
-"""The groups of trainers: policy and critic, each one DeepSpeed process group."""
+"""Groups of trainers: policy and critic, each one DeepSpeed process group."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
 class _TrainerGroup(Group):
     """n ranks of one DeepSpeed process group."""
 
-    _rests = False  # the ranks give GPU memory to the engines
+    _rests = False  # whether the ranks free GPU memory for the engines
 
     def join(self, spec: GroupSpec) -> Pending[list[RoleInfo]]:
-        """Form the process group; once in the life of the processes."""
+        """Form the process group; call this once per process lifetime."""
         self._rests = spec.rest != "none"
         host, port = self._all(
             "address", lambda actor, _: actor.address.remote(), first, ranks=[0], starting=True
@@ -59,16 +59,16 @@ class _TrainerGroup(Group):
         return self._all("snapshot", lambda actor, _: actor.snapshot.remote(folder), nothing)
 
     def written(self) -> Pending[list[FileRecord]]:
-        """The files of the last snapshot, once they are whole."""
+        """The files of the last snapshot, once they are completely written."""
         return self._all("write snapshot", lambda actor, _: actor.written.remote(), everything)
 
     def rest(self) -> Pending[None]:
-        """Give GPU memory to engines that are about to sample, if the group's spec says so."""
+        """Free GPU memory for engines that are about to sample, if the group's spec says so."""
         ranks = None if self._rests else ()
         return self._all("rest", lambda actor, _: actor.rest.remote(), nothing, ranks=ranks)
 
     def restore(self, folder: str) -> Pending[None]:
-        """Go on from a snapshot."""
+        """Resume from a snapshot."""
         return self._all(
             "restore", lambda actor, _: actor.restore.remote(folder), nothing, starting=True
         )
@@ -80,17 +80,17 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
     role, worker = "policy", PolicyActor
 
     def shares_rows(self) -> Pending[bool]:
-        """Whether documents may share a row under the loaded model without seeing each other."""
+        """Whether documents that share a row of the loaded model do not attend to each other."""
         return self._all("ask", lambda actor, _: actor.shares_rows.remote(), first, ranks=[0])
 
     def train_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[StepStats]:
-        """One optimizer step on next-token loss; one share a rank."""
+        """One optimizer step on next-token loss; one share per rank."""
         return self._all(
             "train", lambda actor, rank: actor.train_supervised.remote(steps[rank]), first
         )
 
     def evaluate_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[TextLoss]:
-        """Loss without an update; one share a rank."""
+        """Loss without an update; one share per rank."""
         return self._all(
             "evaluate", lambda actor, rank: actor.evaluate_supervised.remote(steps[rank]), first
         )
@@ -200,5 +200,5 @@ class CriticGroup(_TrainerGroup):
 
 
 def _join_counts(parts: list[PairCounts]) -> PairCounts:
-    """The counts are those of all ranks already, the scores those of each."""
+    """Join the scores of the ranks; the counts of each rank already cover all ranks."""
     return replace(parts[0], scores=tuple(s for part in parts for s in part.scores))

@@ -1,7 +1,7 @@
 """Weight sync as one transaction: publish, receive, compare checksums, probe, admit.
 
-An engine refuses to serve from the moment a transfer starts until it is admitted, so whatever
-fails in between leaves no engine on unknown weights.
+An engine refuses to serve from the start of a transfer until it is admitted, so a failure in
+between cannot leave an engine serving unknown weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workers.records.weights import WeightReceipt
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Engine against trainer on the same tokens, nats."""
+    """Difference between engine and trainer on the same tokens, nats."""
 
     max_difference: float
     mean_difference: float
@@ -33,17 +33,17 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """One completed transaction."""
+    """One completed weight sync."""
 
     version: int
     nbytes: int
     seconds: float
     parity: Parity
-    transfer_seconds: float = 0.0  # until the engines hold the weights: neither probed nor admitted
+    transfer_seconds: float = 0.0  # until the engines hold the weights, before probe and admission
 
 
 def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
-    """Difference of the engine's and the trainer's log-probabilities of the same tokens.
+    """Difference between the engine's and the trainer's log-probabilities of the same tokens.
 
     Args:
         batch: sequences with the engine's logprobs, T per row, nats.
@@ -74,7 +74,7 @@ def _require_same(received: WeightReceipt, sent: WeightReceipt, rank: int) -> No
 
 
 class WeightSync:
-    """Moves the policy's weights into every engine and proves that they arrived."""
+    """Moves the policy's weights into every engine and verifies that they arrived."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class WeightSync:
         self._connect()
 
     def _connect(self) -> None:
-        """Form the transfer group, where there is one, of the engines that are there."""
+        """Form the transfer group of the present engines, if the transport needs one."""
         ranks = self._rollout.ranks
         if self._config.transport is Transport.shm or self._connected == ranks:
             return
@@ -121,7 +121,7 @@ class WeightSync:
                 sent, parity, arrived = self._transact(version)
                 break
             except (RoleDiedError, RoleHungError):
-                # In a group of processes those that are left wait for the one that is gone.
+                # In a gloo or nccl group the remaining processes wait for the lost one.
                 if self._config.transport is not Transport.shm or not self._rollout.replace_lost():
                     raise
         if self._config.inflight_updates:
@@ -131,11 +131,11 @@ class WeightSync:
         return SyncReport(version, sent.nbytes, time.monotonic() - start, parity, arrived - start)
 
     def policy_moves(self) -> None:
-        """The policy is about to change: what the engines serve can be sent no more."""
+        """Call before an update: the weights that the engines serve cannot be sent any more."""
         self._rollout.refresh = None
 
     def _transact(self, version: int) -> tuple[WeightReceipt, Parity, float]:
-        """What was sent, how it compares, and when all of it had arrived."""
+        """Returns what was sent, the parity, and the time when all weights had arrived."""
         sent, received = self._transfer(version)
         arrived = time.monotonic()
         for rank, receipt in zip(self._rollout.ranks, received, strict=True):
@@ -145,7 +145,7 @@ class WeightSync:
         return sent, parity, arrived
 
     def _bring_up(self, rank: int, version: int) -> None:
-        """The same transaction with one engine, which was lost while its peers serve `version`."""
+        """Sync one restarted engine to `version`, which its peers serve."""
         offer = self._policy.publish_weights(version, self._config.transport.value).result()
         sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
         _require_same(self._rollout.receive_alone(rank, offer), sent, rank)
@@ -183,16 +183,16 @@ def measure_parity(
     micro_batch_tokens: int,
     rank: int | None = None,
 ) -> Parity:
-    """Sample a few tokens on every engine and compute their log-probabilities once more.
+    """Sample a few tokens on every engine and compare their log-probabilities with the scorer's.
 
     Args:
         rollout: the engines.
         scorer: holds the weights that the engines should serve as `version`.
         config: probe tokens and temperature.
-        prompts: what every engine is asked.
-        version: what the engines hold, admitted or not.
+        prompts: prompts for every engine.
+        version: the weights that the engines hold, admitted or not.
         micro_batch_tokens: budget of the scorer.
-        rank: the one engine that is asked; None: all.
+        rank: the one engine to probe; None: all.
     """
     asked = (list(prompts), config.parity_tokens, config.temperature, version)
     probed = rollout.probe(*asked).result() if rank is None else rollout.probe_alone(rank, *asked)
@@ -211,13 +211,13 @@ def measure_parity(
 
 
 def _worst(found: Sequence[Parity]) -> Parity:
-    """The engine that differs most, in each respect; the same however many agree."""
+    """The largest value of each number over the engines, so that their count has no effect."""
     names = Parity.__dataclass_fields__
     return Parity(**{n: float(np.max([getattr(each, n) for each in found])) for n in names})
 
 
 def require_parity(parity: Parity, tolerance: float, what: str, where: str) -> None:
-    """Refuse weights that answer unlike those they should be.
+    """Reject engine weights whose log-probabilities differ from the expected ones.
 
     Raises:
         ParityError: a log-probability differs by more than `tolerance` nats.
