@@ -1,1 +1,1 @@
-"""Training: the trainer, DeepSpeed behind it, experience, and state on disk."""
+"""Training: trainers, their DeepSpeed engine, PPO experience, and training state on disk."""

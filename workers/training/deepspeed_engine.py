@@ -1,4 +1,4 @@
-"""The DeepSpeed engine behind every trainer. The only file that imports deepspeed."""
+"""The DeepSpeed engine of every trainer. The only file that imports deepspeed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from workers.training.deepspeed_state import (
 from workers.training.schedule import learning_rate
 from workers.training.state_files import Piece, StateFiles
 
-# Read by deepspeed while it is imported: no start-up chatter.
+# deepspeed reads this during its import: no start-up log messages.
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
@@ -48,20 +48,21 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
 )
 
-_BUCKET_ELEMENTS = 500_000_000  # deepspeed's own default
-# Masters and moments. Gradients are gone after a step, and working weights are sent and compared.
+_BUCKET_ELEMENTS = 500_000_000  # deepspeed's default
+# Masters and moments only: gradients are freed after a step, and the working weights are needed on
+# the GPU for the weight sync and its comparison.
 _STATE = (OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.optim_states)
 
-# ZeRO-1 in bf16 would print the memory in use six times for each model that it is given.
+# ZeRO-1 in bf16 would print the memory in use six times per model.
 bf16_optimizer.see_memory_usage = lambda *_, **__: None
 
-# deepspeed's own calls; users of this code can do nothing about them.
+# deepspeed makes these calls; users of this code cannot avoid them.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What the optimizer did."""
+    """Result of one optimizer step."""
 
     grad_norm: float  # before clipping, over all ranks
     learning_rate: float
@@ -69,7 +70,7 @@ class StepOutcome:
 
 
 def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
-    """Form the process group of a trainer's ranks; once in the life of the process.
+    """Form the process group of a trainer's ranks; call once per process.
 
     Args:
         where: This rank, and the address at which rank 0 listens.
@@ -79,7 +80,7 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
         The device that this rank computes on.
     """
     torch.set_num_threads(spec.threads)
-    # deepspeed reads these even when it is told rank and address.
+    # deepspeed reads these even when rank and address are passed to it.
     os.environ.update(
         RANK=str(where.rank),
         WORLD_SIZE=str(where.world_size),
@@ -93,7 +94,7 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
         device = torch.device("cuda", where.local_rank)
         torch.cuda.set_device(device)
     _import_muon_uncompiled()
-    # An optional operator that deepspeed would compile on the spot; nothing here calls it.
+    # An optional operator that deepspeed would compile now; this project never calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = timedelta(seconds=spec.collective_seconds)
     if not dist.is_initialized():  # a second trainer in one process shares the group
@@ -103,16 +104,16 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
             rank=where.rank,
             world_size=where.world_size,
             timeout=timeout,
-            # without it torch guesses the device of a barrier; one rank alone has no peer
+            # Without it torch guesses the device of a barrier. A single rank has no barrier.
             device_id=device if spec.device == "cuda" and where.world_size > 1 else None,
         )
-    deepspeed.init_distributed(  # takes the group that is there
+    deepspeed.init_distributed(  # uses the existing group
         dist_backend="nccl" if spec.device == "cuda" else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
         timeout=timeout,
     )
-    # ZeRO would make its own copy of the world with a deadline of half an hour.
+    # ZeRO would create its own copy of the world group with a timeout of half an hour.
     groups._WORLD_GROUP = dist.new_group(ranks=list(range(where.world_size)), timeout=timeout)
     return device
 
@@ -120,9 +121,9 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
 class TrainEngine:
     """A model, its optimizer and its schedule, partitioned over the ranks by ZeRO 1, 2 or 3.
 
-    Every method that runs the model or returns weights is a collective: all ranks call it equally
-    often. `backward` only accumulates; `step` is the one boundary of accumulation, so a step may
-    be built from any number of passes.
+    Every method that runs the model or returns weights is a collective: all ranks must call it
+    equally often. `backward` only accumulates gradients and only `step` ends the accumulation, so
+    a step may consist of any number of passes.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class TrainEngine:
         return self._engine.module
 
     def mode(self, *, training: bool) -> None:
-        """Switch dropout on or off; activation checkpointing stays as it was chosen."""
+        """Switch dropout on or off; activation checkpointing is unchanged."""
         if training == self._training:
             return
         self._training = training
@@ -173,15 +174,15 @@ class TrainEngine:
         """Accumulate the gradient of this rank's share of a loss.
 
         Args:
-            loss: Scalar, already divided by the count over all ranks; the shares of all ranks add
+            loss: Scalar, already divided by the count over all ranks; the losses of all ranks add
                 up to the loss of the step.
         """
         self._rise()
-        # deepspeed averages gradients over ranks: the sum is wanted.
+        # deepspeed averages gradients over ranks; scaling the loss turns the mean into the sum.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self) -> StepOutcome:
-        """Clip the accumulated gradient, update the weights and forget the gradient."""
+        """Clip the accumulated gradient, update the weights and clear the gradient."""
         self._rise()
         rate = learning_rate(self._optimizer_spec, self._steps)
         for parameters in self._engine.optimizer.param_groups:
@@ -193,10 +194,10 @@ class TrainEngine:
         return StepOutcome(math.nan if norm is None else float(norm), rate, applied)
 
     def full_weights(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
-        """Yield whole weights, bucket by bucket, adapters merged into them.
+        """Yield unsharded weights, bucket by bucket, with adapters merged in.
 
-        A weight without an adapter is the live one, valid until the next bucket is asked for: copy
-        or send it at once. Every rank has to run through all buckets.
+        A weight without an adapter is the live tensor, valid only until the next bucket is
+        requested: copy or send it immediately. Every rank must iterate over all buckets.
 
         Args:
             buckets: Names of the weights, each once.
@@ -210,10 +211,10 @@ class TrainEngine:
     def parts(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
         """Yield live parameters, bucket by bucket; at ZeRO 3 each bucket is gathered first.
 
-        Like `full_weights`, with the factors of adapters on their own.
+        Like `full_weights`, but yields the factors of adapters as separate parameters.
 
         Args:
-            buckets: Live names, each once.
+            buckets: Names of live parameters, each once.
         """
         parameters = dict(self._engine.module.named_parameters())
         for names in buckets:
@@ -222,11 +223,11 @@ class TrainEngine:
                 yield [(n, p.detach()) for n, p in zip(names, chosen, strict=True)]
 
     def add_to_weight(self, name: str, amount: float) -> None:
-        """Add a number to every element of a weight, master copy and working copy alike."""
+        """Add a number to every element of a weight, in both the master and the working copy."""
         parameter = dict(self._engine.module.named_parameters())[name]
         partitioned = self._stage == 3
         master = self.master(parameter)
-        # Before the working copy, which may share its memory.
+        # Computed before the working copy changes: both may share memory.
         moved = None if master is None else master + amount
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
             parameter.data.add_(amount)
@@ -235,18 +236,18 @@ class TrainEngine:
             write(parameter, moved)
 
     def master(self, parameter: nn.Parameter) -> Tensor | None:
-        """The fp32 copy of a weight, at ZeRO 3 this rank's part of it; None of a frozen weight."""
+        """The fp32 copy of a weight (at ZeRO 3, this rank's part); None for a frozen weight."""
         if not parameter.requires_grad:
             return None
-        self._rise()  # while masters rest, their weights do not know them
-        # ZeRO 3 cannot set the whole of a weight with fewer elements than ranks, only its parts.
+        self._rise()  # while masters are offloaded, deepspeed cannot find them from their weights
+        # ZeRO 3 cannot set a whole weight that has fewer elements than ranks, only its parts.
         read = safe_get_local_fp32_param if self._stage == 3 else safe_get_full_fp32_param
         master = read(parameter)
         assert master is not None, "every weight that is trained has a master copy"
         return master
 
     def training_state(self) -> tuple[dict[str, Tensor], list[Piece], dict[str, Any]]:
-        """Views of this rank's part of masters and moments, their pieces, and what goes with them.
+        """Views of this rank's masters and moments, their pieces, and facts for the state file.
 
         The views are live: copy them before the next step.
         """
@@ -259,18 +260,18 @@ class TrainEngine:
         return tensors, pieces, facts
 
     def restore_training_state(self, files: StateFiles) -> None:
-        """Go on from a saved state; only before the first step, on all ranks."""
+        """Resume from a saved state; only before the first step, on all ranks."""
         self._rise()
         self._steps, kinds, numbers = files.optimizer
         restore_training(self._engine, self._stage, files, kinds, numbers)
 
     def rest(self, *, state: bool) -> None:
-        """Give back GPU memory that only training needs, until it is needed again.
+        """Release GPU memory that only training needs; the next training call takes it back.
 
         Args:
-            state: Masters and moments move to host memory; else only what torch caches goes.
-                deepspeed moves them at ZeRO 1 and 2, but not at ZeRO 1 in bf16, and at ZeRO 3 only
-                those of its own optimizer.
+            state: True: also move masters and moments to host memory; False: only free what torch
+                caches. deepspeed moves them at ZeRO 1 and 2, but not at ZeRO 1 in bf16, and at
+                ZeRO 3 only those of its own optimizer.
         """
         if state and not self._resting:
             self._engine.offload_states(include=_STATE)
@@ -294,10 +295,10 @@ class TrainEngine:
 
 
 def _import_muon_uncompiled() -> None:
-    """Import an optimizer of deepspeed's before deepspeed does.
+    """Import deepspeed's Muon optimizer with deepspeed's `compile` decorator disabled.
 
-    Nothing here uses it, but ZeRO compares ours with it, and importing it brings in torch's
-    compiler for the sake of three decorators: seconds of start-up and forty megabytes a process.
+    This project does not use Muon, but ZeRO imports it for a type check of the optimizer, and its
+    three decorators import torch's compiler: seconds of start-up and forty megabytes per process.
     """
     decorate = compiler.compile
     compiler.compile = lambda *_, **__: lambda function: function
@@ -309,7 +310,7 @@ def _import_muon_uncompiled() -> None:
 
 def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
     elements = sum(p.numel() for p in model.parameters())
-    # Buckets no larger than the model: deepspeed allocates one anew in each backward pass.
+    # Buckets no larger than the model: deepspeed allocates one in each backward pass.
     bucket = min(_BUCKET_ELEMENTS, elements)
     zero: dict[str, Any] = {
         "stage": group.zero_stage,
@@ -321,12 +322,12 @@ def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
         zero["stage3_param_persistence_threshold"] = 10_000
         zero["stage3_prefetch_bucket_size"] = min(50_000_000, elements)
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # demanded by deepspeed; batches are planned elsewhere
+        "train_micro_batch_size_per_gpu": 1,  # required by deepspeed; the driver plans the batches
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.max_grad_norm,
         "steps_per_print": None,
         "zero_optimization": zero,
-        # torch's fused AdamW is as fast as deepspeed's, which has to be compiled at start-up.
+        # torch's fused AdamW is as fast as deepspeed's, which would be compiled at start-up.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "managed_gradient_accumulation": False,
@@ -347,7 +348,7 @@ def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms and biases) do not."""
+    """Optimizer groups: weight decay for matrices, none for vectors (norms and biases)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if weight_decay == 0.0:
         return [{"params": parameters}]
@@ -357,12 +358,12 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _meta(name: str, parameter: Any) -> TensorMeta:
-    shape = getattr(parameter, "ds_shape", parameter.shape)  # at ZeRO 3 its own is that of a part
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # at ZeRO 3 `shape` is that of a part
     return TensorMeta(name, str(parameter.dtype).removeprefix("torch."), tuple(shape))
 
 
 def _offload(group: GroupSpec) -> dict[str, Any]:
-    """Where ZeRO keeps optimizer state, and at stage 3 the weights, between uses."""
+    """Settings of deepspeed that keep optimizer state, or also weights, in host memory."""
     where = {"device": "cpu", "pin_memory": group.device == "cuda"}
     if group.offload == "optimizer":
         return {"offload_optimizer": where}
@@ -383,7 +384,7 @@ def gather_rows(row: Sequence[float]) -> Tensor:
 
 
 def gather_objects(value: object) -> list[Any]:
-    """Collect one picklable object from every rank, the same list on all ranks."""
+    """Collect one picklable object from every rank: the same list on all ranks."""
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts

@@ -1,8 +1,8 @@
-"""What a ZeRO optimizer keeps of each weight, as named pieces: master copy and moments.
+"""Access to a ZeRO optimizer's state as named pieces: master copy and moments of each weight.
 
 deepspeed's own checkpoints are pickles whose layout depends on the ZeRO stage and the number of
-ranks. Here every rank names what it holds: after loading, masters and moments have the same bits at
-any stage and on any number of ranks. Written against deepspeed 0.19.
+ranks. Here every rank names its pieces: after loading, masters and moments are bitwise equal at any
+stage and on any number of ranks. Written for deepspeed 0.19.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MASTER = "master"
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A piece, and where it lies in the flat partition that the optimizer steps on."""
+    """A piece and its location in the flat partition that the optimizer updates."""
 
     piece: Piece
     flat: Tensor
@@ -33,7 +33,7 @@ class _Held:
 
 
 def training_tensors(engine: Any, stage: int) -> tuple[dict[str, Tensor], list[Piece]]:
-    """Views of this rank's master weights and moments, as KIND/NAME, and the pieces they are."""
+    """Views of this rank's master weights and moments, as KIND/NAME, and their pieces."""
     tensors: dict[str, Tensor] = {}
     pieces: list[Piece] = []
     for held in _held(engine, stage):
@@ -45,7 +45,7 @@ def training_tensors(engine: Any, stage: int) -> tuple[dict[str, Tensor], list[P
 
 
 def optimizer_numbers(engine: Any, stage: int) -> dict[str, float]:
-    """The optimizer's state that is one number for all weights: Adam's count of steps."""
+    """Optimizer state that is one number for all weights: Adam's step count."""
     numbers: dict[str, float] = {}
     for held in _held(engine, stage):
         for kind, value in _state(engine, held.flat).items():
@@ -55,7 +55,7 @@ def optimizer_numbers(engine: Any, stage: int) -> dict[str, float]:
 
 
 def moment_kinds(engine: Any, stage: int) -> list[str]:
-    """Names of the optimizer's state that has a number a weight; none before the first step."""
+    """Names of the optimizer state with one number per element; [] before the first step."""
     for held in _held(engine, stage):
         return list(_moments(engine, held.flat))
     return []
@@ -64,17 +64,17 @@ def moment_kinds(engine: Any, stage: int) -> list[str]:
 def restore_training(
     engine: Any, stage: int, files: StateFiles, kinds: list[str], numbers: dict[str, float]
 ) -> None:
-    """Put saved pieces into an engine that has not stepped yet; working copies follow.
+    """Load saved pieces into an engine before its first step, and refresh the working copies.
 
     Args:
         engine: deepspeed's engine.
         stage: Its ZeRO stage.
-        files: Where the pieces are.
-        kinds: `moment_kinds` when they were saved.
-        numbers: `optimizer_numbers` when they were saved.
+        files: The files that hold the pieces.
+        kinds: Result of `moment_kinds` at the time of saving.
+        numbers: Result of `optimizer_numbers` at the time of saving.
 
     Raises:
-        BrokenCheckpointError: A piece is missing, of another shape, or not finite.
+        BrokenCheckpointError: A piece is missing, has another shape, or is not finite.
     """
     for held in _held(engine, stage):
         state = _state(engine, held.flat)
@@ -91,7 +91,7 @@ def restore_training(
 
 
 def _refresh_weights(engine: Any, files: StateFiles) -> None:
-    """Every rank holds whole working copies: the rounded masters."""
+    """Set the working copies, which every rank holds whole, to the rounded masters."""
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             whole = Piece(name, tuple(parameter.shape), 0, parameter.numel())
@@ -99,7 +99,7 @@ def _refresh_weights(engine: Any, files: StateFiles) -> None:
 
 
 def _refresh_partitions(optimizer: Any) -> None:
-    """Every rank holds its part of the working copies, and small weights whole."""
+    """Set this rank's part of the working copies, then gather the small weights kept whole."""
     for master, working in zip(
         optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
     ):
@@ -118,7 +118,7 @@ def _held(engine: Any, stage: int) -> Iterator[_Held]:
 
 
 def _held_of_mapping(optimizer: Any, name: str, parameter: Any) -> Iterator[_Held]:
-    """Stages 1 and 2: a flat buffer of all weights of a group is cut into equal parts."""
+    """Stages 1 and 2: the flat buffer of all weights of a parameter group, in equal parts."""
     mapping = parameter._hp_mapping
     if mapping is None:  # none of its elements are in this rank's part
         return
@@ -129,7 +129,7 @@ def _held_of_mapping(optimizer: Any, name: str, parameter: Any) -> Iterator[_Hel
 
 
 def _held_of_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[_Held]:
-    """Stage 3: each weight is cut into equal parts, the last ones padded."""
+    """Stage 3: each weight in equal parts, the last ones padded."""
     group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
     flat = optimizer.fp32_partitioned_groups_flat[group]
     if flat.numel() < offset + size:

@@ -1,7 +1,7 @@
-"""Rollouts, log-probabilities, values and scores become the experience that PPO trains on.
+"""PPO experience from rollouts, log-probabilities, values and scores.
 
-Pure functions on CPU. Whatever arrives is matched by sequence id, never by position: the parts come
-from roles that share the sequences out differently.
+Pure functions on CPU. Inputs are matched by sequence id, never by position, because each role
+splits the sequences differently over its workers.
 """
 
 # torch.from_numpy is not typed.
@@ -26,7 +26,7 @@ from workers.records.training import ExperienceBatch, ExperienceSummary, Scores,
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where each wanted id lies: row `rows[i]` of shard `shards[i]`."""
+    """Location of each requested id: row `rows[i]` of shard `shards[i]`."""
 
     shards: IntArray
     rows: IntArray
@@ -67,7 +67,7 @@ def _names(ids: Sequence[int]) -> str:
 
 
 def gather_rollouts(shards: Sequence[RolloutBatch], ids: IntArray) -> RolloutBatch:
-    """The named sequences, in the order of `ids`, out of the shards of several engines.
+    """The sequences `ids`, in that order, from the shards of several engines.
 
     Raises:
         LedgerError: an id is in no shard, or in several.
@@ -85,7 +85,7 @@ def gather_rollouts(shards: Sequence[RolloutBatch], ids: IntArray) -> RolloutBat
 
 
 def gather_fields(shards: Sequence[TokenField], ids: IntArray, what: str = "field") -> TokenField:
-    """The rows of the named sequences, in the order of `ids`, out of several shards.
+    """The rows of the sequences `ids`, in that order, from several shards.
 
     Raises:
         LedgerError: an id is in no shard, or in several.
@@ -95,7 +95,7 @@ def gather_fields(shards: Sequence[TokenField], ids: IntArray, what: str = "fiel
 
 
 def gather_experience(shards: Sequence[ExperienceBatch], ids: IntArray) -> ExperienceBatch:
-    """The named sequences, in the order of `ids`, out of the shards of several builders.
+    """The sequences `ids`, in that order, from several shards of experience.
 
     Raises:
         LedgerError: an id is in no shard, or in several.
@@ -114,7 +114,7 @@ def gather_experience(shards: Sequence[ExperienceBatch], ids: IntArray) -> Exper
 
 
 def gather_scores(shards: Sequence[Scores], ids: IntArray) -> Scores:
-    """The scores of the named sequences, in the order of `ids`, out of several shards.
+    """The scores of the sequences `ids`, in that order, from several shards.
 
     Raises:
         LedgerError: an id is in no shard, or in several.
@@ -133,7 +133,7 @@ def gather_scores(shards: Sequence[Scores], ids: IntArray) -> Scores:
 
 
 def told(scores: Scores) -> list[str]:
-    """Why sequences have no score, each with what the reward's own error said."""
+    """One line per sequence without a score: the reason and any error message of the reward."""
     words = scores.words or [""] * len(scores.failures)
     return [
         f"{reason}: {said}" if said else reason
@@ -143,7 +143,7 @@ def told(scores: Scores) -> list[str]:
 
 
 class _Padded:
-    """Ragged rows as (B, T) tensors and back; `mask` is True on the tokens that exist."""
+    """Conversion between ragged rows and (B, T) tensors; `mask` is True at real tokens."""
 
     def __init__(self, lengths: IntArray) -> None:
         widest = int(lengths.max()) if len(lengths) else 0
@@ -151,19 +151,19 @@ class _Padded:
         self.offsets: IntArray = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     def pad(self, rows: Ragged, name: str) -> torch.Tensor:
-        """(B, T) fp64: a batch is small, and sums over it then do not depend on its padding."""
+        """(B, T) fp64, so that sums do not depend on the padding; a batch is small enough."""
         assert np.array_equal(rows.offsets, self.offsets), f"{name}: rows of other lengths"
         dense = torch.zeros(self.mask.shape, dtype=torch.float64)
         dense[self.mask] = torch.from_numpy(rows.values.astype(np.float64))
         return dense
 
     def unpad(self, dense: torch.Tensor) -> Ragged:
-        """Rows end to end, float32."""
+        """Ragged float32 rows without the padding."""
         return Ragged(dense[self.mask].numpy().astype(np.float32), self.offsets)
 
 
 def _require_finite(ids: IntArray, **fields: Ragged) -> None:
-    """Refuse NaN and infinity, naming the field and the sequences."""
+    """Raise NonFiniteError for NaN or infinity, naming the field and the sequences."""
     for name, rows in fields.items():
         bad = ~np.isfinite(rows.values)
         if bad.any():
@@ -191,9 +191,9 @@ def build_experience(
     Args:
         rollouts: (B,) sequences; the other arguments must hold each of their ids, in any order.
         old: the trainer's log-probabilities before the first update, nats.
-        ref: the reference's log-probabilities of the same tokens, nats.
+        ref: the reference model's log-probabilities of the same tokens, nats.
         values: the critic's values before each token, reward units.
-        scores: one reward a sequence; failed ones must have been dropped before.
+        scores: one reward per sequence; sequences whose score failed must be dropped first.
         shaping: KL coefficient, discount and lambda.
 
     Returns:
@@ -201,7 +201,7 @@ def build_experience(
         driver. Zero sequences give an empty batch with zero moments.
 
     Raises:
-        LedgerError: a part lacks a sequence or holds it twice.
+        LedgerError: an input lacks a sequence or holds it twice.
         NonFiniteError: a number is NaN or infinite; names the field and the sequences.
     """
     ids = rollouts.ids
@@ -238,7 +238,7 @@ def build_experience(
         values=value_rows,
     )
     gap = (logprobs - sampled).abs()
-    # The tokens were sampled by the engine, so its log-probabilities come first.
+    # The engine sampled the tokens, so its log-probabilities are the first argument.
     k3 = kl_estimate(sampled, logprobs, "k3")
     summary = ExperienceSummary(
         ids=ids,
@@ -261,17 +261,17 @@ def _float32(x: torch.Tensor) -> FloatArray:
 def whitening_moments(
     summaries: Sequence[ExperienceSummary], eps: float = 1e-8
 ) -> tuple[float, float]:
-    """Mean and standard deviation that whiten the advantages of a batch spread over shards.
+    """Mean and standard deviation for whitening the advantages of a batch split into shards.
 
     `(A - mean) / std` then equals `ops.whiten` of the whole batch: `std = sqrt(var + eps)`, biased.
 
     Raises:
-        ValueError: no token counts.
+        ValueError: no shard has a counted token.
     """
     count = sum(s.advantage_count for s in summaries)
     if count == 0:
         raise ValueError("no token counts in any shard")
     mean = math.fsum(s.advantage_sum for s in summaries) / count
     square = math.fsum(s.advantage_square_sum for s in summaries) / count
-    # The difference may round below 0 when all advantages are equal.
+    # Rounding can make the difference negative when all advantages are equal.
     return mean, math.sqrt(max(square - mean * mean, 0.0) + eps)

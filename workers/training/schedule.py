@@ -10,13 +10,13 @@ from workers.records.specs import OptimizerSpec
 def learning_rate(spec: OptimizerSpec, step: int) -> float:
     """Learning rate of optimizer step `step` (from 0).
 
-    Linear warm-up, then constant, or a fall from lr to lr * min_ratio over the remaining steps, on
-    a straight line or half a cosine. Warm-up starts at lr * start_ratio and arrives at lr after
-    `warmup` steps (InstructGPT, appendix C.4, starts at .1); with a ratio of 0 it is
-    lr * (step + 1) / warmup, so that no step is lost at rate 0.
+    Linear warm-up, then constant, or linear or cosine decay from lr to lr * min_ratio over the
+    remaining steps. Warm-up starts at lr * start_ratio and reaches lr after `warmup` steps
+    (InstructGPT, appendix C.4, starts at .1); with a start_ratio of 0 it is
+    lr * (step + 1) / warmup, so that no step has rate 0.
 
     Args:
-        spec: Peak rate and shape; steps beyond `total_steps` stay at the end value.
+        spec: Peak rate and shape; steps beyond `total_steps` keep the final rate.
         step: Number of steps already taken.
     """
     peak, floor = spec.learning_rate, spec.min_learning_rate_ratio

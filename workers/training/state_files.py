@@ -1,7 +1,7 @@
-"""Training state on disk: one safetensors file a rank, each weight cut into named pieces.
+"""Training state on disk: one safetensors file per rank, each weight cut into named pieces.
 
-A piece is a run of elements of one flattened weight, so files that n ranks wrote can be read by any
-other number of ranks and at any ZeRO stage. Nothing is pickled: loading a file runs no code.
+A piece is a contiguous range of one flattened weight, so any number of ranks, at any ZeRO stage,
+can read files that n ranks wrote. Nothing is pickled: loading a file runs no code.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from workers.process.library_errors import reading
 from workers.records.processes import FileRecord
 
 _FACTS = "rehearsal"  # key of the JSON in a file's metadata
-_ADAM = (["exp_avg", "exp_avg_sq"], ["step"])  # moments of each weight; numbers for all of them
-_SAME = ("steps", "role", "model", "dtype")  # on all ranks
+_ADAM = (["exp_avg", "exp_avg_sq"], ["step"])  # moments per weight; numbers shared by all weights
+_SAME = ("steps", "role", "model", "dtype")  # facts that are equal on all ranks
 FIX = "resume from an older checkpoint of the run"
 
 
@@ -49,13 +49,13 @@ def file_name(role: str, rank: int) -> str:
 def write_state(
     path: Path, tensors: Mapping[str, Tensor], pieces: list[Piece], facts: Mapping[str, Any]
 ) -> FileRecord:
-    """Write one rank's file, flush it to disk, and tell its size and hash.
+    """Write one rank's file, flush it to disk, and return its size and hash.
 
     Args:
         path: The file.
         tensors: CPU tensors; `KIND/NAME` is a 1-d piece of weight NAME.
-        pieces: What this rank keeps of each weight.
-        facts: JSON-ready values that come back from `StateFiles.facts`.
+        pieces: The piece of each weight that this rank holds.
+        facts: JSON-serializable values that `StateFiles.facts` returns.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -69,14 +69,14 @@ def write_state(
 
 
 class StateFiles:
-    """The files that all ranks of one role wrote; any piece of any weight can be asked for.
+    """The files that all ranks of one role wrote; reads any piece of any weight.
 
     Raises:
         BrokenCheckpointError: there is no file, or one is damaged.
     """
 
     def __init__(self, folder: Path, role: str) -> None:
-        # exact names: a copy beside a file, "policy.0 (1).safetensors", is not of the checkpoint
+        # Exact names only: a copy such as "policy.0 (1).safetensors" is not part of the checkpoint.
         named = re.compile(rf"{role}\.(\d+)\.safetensors")
         paths = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)]
         if not paths:
@@ -106,12 +106,12 @@ class StateFiles:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What rank 0 noted beside its tensors."""
+        """The facts that rank 0 stored with its tensors."""
         return self._facts[0]
 
     @property
     def optimizer(self) -> tuple[int, list[str], dict[str, float]]:
-        """Optimizer steps done, the kinds of moments, and the numbers kept for all weights.
+        """Optimizer steps done, the kinds of moments, and the numbers shared by all weights.
 
         Raises:
             BrokenCheckpointError: they are not those of AdamW.
@@ -127,7 +127,7 @@ class StateFiles:
         return steps, kinds, numbers
 
     def own(self, rank: int, prefix: str) -> dict[str, Tensor]:
-        """The tensors `prefix/NAME` that this rank wrote, by NAME; none where it wrote no file."""
+        """The tensors `prefix/NAME` that this rank wrote, by NAME; {} if it wrote no file."""
         file = self._files.get(rank)
         if file is None:
             return {}
@@ -135,10 +135,10 @@ class StateFiles:
         return {key.removeprefix(f"{prefix}/"): file.get_tensor(key) for key in keys}
 
     def read(self, kind: str, piece: Piece) -> Tensor:
-        """The elements of a piece, (length,), put together from the files that hold them.
+        """The elements of a piece, (length,), assembled from the files that hold them.
 
         Raises:
-            BrokenCheckpointError: the weight is missing, of another shape, or not whole.
+            BrokenCheckpointError: the weight is missing, has another shape, or is incomplete.
         """
         found: list[tuple[int, Tensor]] = []
         for rank, facts in self._facts.items():
@@ -163,10 +163,11 @@ class StateFiles:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def floats(self, rank: int, prefix: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors `prefix/NAME` that this rank wrote, for the names and shapes of `like`.
+        """The tensors `prefix/NAME` that this rank wrote, with the names and shapes of `like`.
 
         Raises:
-            BrokenCheckpointError: one is missing, is none of them, or holds other than numbers.
+            BrokenCheckpointError: names or shapes differ from `like`, or a value is not a finite
+                floating-point number.
         """
         found = self.own(rank, prefix)
         for name in sorted({*found, *like}):
@@ -196,9 +197,9 @@ class StateFiles:
 
 
 def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """What a file says of its tensors; raises anything where that is not what `write_state` says.
+    """Facts from a file's metadata; raises any exception if `write_state` cannot have written them.
 
-    Numbers in a header are not bounded by what lies in the file.
+    The numbers are checked here because a header can claim more than the file contains.
     """
     facts = json.loads((metadata or {})[_FACTS])
     if type(facts["rank"]) is not int:

@@ -1,4 +1,4 @@
-"""What the policy's and the critic's trainer share: process group, model, steps, saving."""
+"""Base class of the policy's and the critic's trainer: process group, model, steps, saving."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ _NAMED_IN_ERRORS = 5
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The loss of one micro-batch, and the numbers it is made of."""
+    """The loss of one micro-batch, and the terms that it is computed from."""
 
     loss: Tensor  # scalar, divided by the count of the whole step over all ranks
-    terms: Tensor  # (N,) numbers whose NaN or infinity explains that of the loss
-    names: IntArray  # (N,) the sequence that each term belongs to
+    terms: Tensor  # (N,) numbers; a NaN or infinity here is the cause of a non-finite loss
+    names: IntArray  # (N,) id of the sequence (or row) that each term belongs to
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one rank has accumulated since the last optimizer step."""
+    """Losses and statistics that one rank has accumulated since the last optimizer step."""
 
     loss_name: str
     loss: float = 0.0
     bad_ids: list[int] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)  # add up over micro-batches and ranks
-    peaks: dict[str, float] = field(default_factory=dict)  # combine by maximum
+    sums: dict[str, float] = field(default_factory=dict)  # summed over micro-batches and ranks
+    peaks: dict[str, float] = field(default_factory=dict)  # maximum over micro-batches and ranks
 
     def add(self, name: str, value: float) -> None:
         """Add to a sum."""
         self.sums[name] = self.sums.get(name, 0.0) + value
 
     def peak(self, name: str, value: float) -> None:
-        """Raise a maximum."""
+        """Update a maximum."""
         self.peaks[name] = max(self.peaks.get(name, -math.inf), value)
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """A Tally over all ranks."""
+    """The tallies of all ranks combined."""
 
     loss: float
     sums: dict[str, float]
@@ -73,7 +73,7 @@ class Totals:
 
 
 class Trainer:
-    """One rank of a trainer role. Every verb but `address` is called on all ranks alike."""
+    """One rank of a trainer role. Call every public method except `address` on all ranks."""
 
     role = "trainer"
 
@@ -88,14 +88,14 @@ class Trainer:
         self._writing: Future[FileRecord] | None = None
 
     def address(self) -> tuple[str, int]:
-        """This host as its peers see it, and a port that is kept for the next group."""
+        """This host's address for its peers, and a port reserved for the next group."""
         return rendezvous.listen()
 
     def join(self, where: RankAddress, spec: GroupSpec) -> RoleInfo:
-        """Form the process group; once in the life of the process."""
-        # Deferred: the driver imports this module to name its actors, and must not pay seconds and
-        # hundreds of megabytes for an engine that only the actors run.
-        # deepspeed decides when it is imported, and on a machine with a GPU it decides for that.
+        """Form the process group; call once per process."""
+        # Deferred import: the driver imports this module to name its actors, and must not spend
+        # seconds and hundreds of megabytes on an engine that only the actors run.
+        # deepspeed picks its device during the import, and by default picks a GPU if there is one.
         os.environ["DS_ACCELERATOR"] = spec.device
         from workers.training.deepspeed_engine import join_group
 
@@ -106,15 +106,15 @@ class Trainer:
         return RoleInfo(self.role, where.rank, os.getpid(), platform.node(), str(device))
 
     def load(self, spec: TrainModelSpec) -> None:
-        """Build model, optimizer and schedule; frees the model that was there before.
+        """Build model, optimizer and schedule; frees the previous model.
 
-        What a model draws does not depend on what the process trained before: every load seeds
-        torch's generator anew, with a stream of its own for the dropout of each rank.
+        Random numbers do not depend on what the process trained before: every load reseeds torch's
+        generator, with a separate stream per rank for dropout.
 
         Raises:
             MissingCheckpointError: no such folder.
-            BrokenCheckpointError: the folder does not hold the whole model.
-            ConfigError: the model does not have the layers to adapt, freeze or drop out.
+            BrokenCheckpointError: the folder does not hold the complete model.
+            ConfigError: the model lacks the layers for the adapters, the freezing or the dropout.
         """
         from workers.models.forward import ModelPasses
         from workers.models.freezing import freeze
@@ -123,7 +123,7 @@ class Trainer:
 
         group = self._joined()
         self.unload()
-        self._writing = None  # a snapshot that nobody asked for any more
+        self._writing = None  # a snapshot that nobody will wait for
         torch.manual_seed(group.seed)
         model = self._build(spec, group)
         freeze(model, spec.freeze)
@@ -149,10 +149,10 @@ class Trainer:
             self._average.start(self._parts(trained_only=True), keep=self.rank == 0)
 
     def rest(self) -> None:
-        """Give GPU memory to engines that are about to sample, as much as the group's spec says.
+        """Release GPU memory for the rollout engines, as much as `GroupSpec.rest` says.
 
-        Every other verb may follow: what changes weights takes back what it needs, and the rest
-        works on what stays. A snapshot copies the state from where it rests.
+        Any method may follow: those that change weights reload the state first, the others do not
+        need it. A snapshot copies the state from host memory.
         """
         if self._engine is not None:
             self._engine.rest(state=self._joined().rest == "state")
@@ -164,13 +164,13 @@ class Trainer:
         self._engine = self._average = self._spec = None
 
     def save(self, path: str, tokenizer_from: str) -> None:
-        """Write a Hugging Face folder, of the averaged weights when averaging is on.
+        """Write a Hugging Face folder, with the averaged weights if averaging is on.
 
-        With adapters the weights are merged, and the adapters alone lie in its subfolder `adapter`.
+        Adapters are merged into the weights, and also saved alone in the subfolder `adapter`.
 
         Args:
-            path: Folder; rank 0 writes, all ranks return when it is whole.
-            tokenizer_from: Folder whose tokenizer is saved along.
+            path: Folder; rank 0 writes, all ranks return when it is complete.
+            tokenizer_from: Folder whose tokenizer is saved with the model.
 
         Raises:
             CheckpointError: the disk is full or read-only.
@@ -203,10 +203,10 @@ class Trainer:
             save_adapter(Path(path) / FOLDER, module, self._spec.lora, state, base)
 
     def snapshot(self, folder: str) -> None:
-        """Copy the training state to host memory; a thread writes it while training goes on.
+        """Copy the training state to host memory; a thread writes it while training continues.
 
         Args:
-            folder: Gets one file of each rank; `written` tells when they are whole.
+            folder: Gets one file per rank; `written` waits until this rank's file is complete.
         """
         assert self._writing is None, "the files of the snapshot before were not asked for"
         tensors, pieces, facts = self.engine.training_state()
@@ -216,7 +216,7 @@ class Trainer:
         copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
         facts |= {"rank": self.rank, "role": self.role}
         assert self._spec is not None
-        # what a process needs that knows nothing of the run: orchestrator.export
+        # For orchestrator.export, which reads the state without the run's configuration.
         facts |= {"model": asdict(self._spec), "dtype": self._joined().dtype}
         path = Path(folder) / file_name(self.role, self.rank)
         self._writing = self._writer.submit(write_state, path, copies, pieces, facts)
@@ -225,19 +225,20 @@ class Trainer:
         """Wait for the file of the last snapshot.
 
         Raises:
-            CheckpointError: it could not be written; the state in memory is as it was.
+            CheckpointError: it could not be written; the state in memory is unchanged.
         """
         assert self._writing is not None, "there was no snapshot"
         writing, self._writing = self._writing, None
         return writing.result()
 
     def restore(self, folder: str) -> None:
-        """Go on from a snapshot, on any number of ranks; only right after `load`.
+        """Resume from a snapshot, on any number of ranks; only directly after `load`.
 
-        On the number of ranks and the ZeRO stage that wrote it every later step has the same bits.
+        With the number of ranks and the ZeRO stage that wrote it, later steps are bitwise equal to
+        those of an uninterrupted run.
 
         Raises:
-            BrokenCheckpointError: files are missing, or are not of this model.
+            BrokenCheckpointError: files are missing, or belong to another model.
         """
         files = StateFiles(Path(folder), self.role)
         self.engine.restore_training_state(files)
@@ -272,11 +273,11 @@ class Trainer:
         return self._group
 
     def _weights(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """Whole weights in buckets of whole layers; a collective at ZeRO 3."""
+        """Unsharded weights in buckets of whole layers; a collective at ZeRO 3."""
         return self.engine.full_weights(self._buckets())
 
     def _parts(self, *, trained_only: bool = False) -> Iterator[list[tuple[str, Tensor]]]:
-        """Live parameters in the same buckets, adapters on their own; a collective at ZeRO 3."""
+        """Live parameters in the same buckets, adapters separate; a collective at ZeRO 3."""
         engine = self.engine
         return engine.parts(
             [
@@ -297,10 +298,10 @@ class Trainer:
         return [[s.meta.name for s in bucket.slots] for bucket in plan]
 
     def _accumulate(self, tally: Tally, share: Share) -> None:
-        """Backward of one micro-batch.
+        """Run the backward pass of one micro-batch.
 
-        A loss that is not finite is noted, and its backward runs all the same: peers are inside
-        their own, and ZeRO's collectives need every rank.
+        It also runs for a non-finite loss, after recording it: the other ranks are in their own
+        backward pass, and ZeRO's collectives need every rank.
         """
         loss = float(share.loss.detach())
         tally.loss += loss
@@ -313,9 +314,9 @@ class Trainer:
         """Combine the tallies of all ranks.
 
         Raises:
-            NonFiniteError: on every rank, when the loss of any rank is not finite, unless such
-                steps are to be skipped. The model is unloaded: its accumulated gradient is spoilt,
-                its weights are untouched.
+            NonFiniteError: on every rank, if the loss of any rank is not finite, unless the spec
+                says `skip_non_finite`. The weights are unchanged, but the accumulated gradient is
+                not finite, so the model is unloaded.
         """
         from workers.training.deepspeed_engine import gather_objects, gather_rows
 
@@ -338,9 +339,9 @@ class Trainer:
         """Optimizer step after all micro-batches.
 
         Raises:
-            NonFiniteError: on every rank, when the gradient is not finite though the loss is; the
-                engine has skipped the step. Where such steps are to be skipped anyway, only when
-                the loss is not finite and the gradient is, so that the engine has not skipped it.
+            NonFiniteError: on every rank, if the loss is finite but the gradient is not; the engine
+                has skipped the step. With `skip_non_finite`, only in the opposite case: the loss is
+                not finite but the gradient is, so the engine has applied the step.
         """
         outcome = self.engine.step()
         if outcome.applied and not math.isfinite(totals.loss):
@@ -380,7 +381,7 @@ def _non_finite(loss_name: str, ids: list[int], where: str) -> NonFiniteError:
 
 
 def _random_states() -> dict[str, Tensor]:
-    """The state of torch's random numbers, by kind of device."""
+    """The states of torch's random generators, by device type."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -388,7 +389,7 @@ def _random_states() -> dict[str, Tensor]:
 
 
 def _set_random_states(states: dict[str, Tensor]) -> None:
-    """Go on with saved random numbers; a rank that saved none keeps those of its seed."""
+    """Restore saved random generator states; a rank that saved none keeps its seeded state."""
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_initialized():
