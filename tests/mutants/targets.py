@@ -77,6 +77,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "orchestrator/batching/text_rows.py": ("tests/unit/orchestrator/batching/test_text_rows.py",),
     "orchestrator/session/session.py": (*_LOOP, "tests/unit/orchestrator/config/test_seeds.py"),
     "orchestrator/stages/ppo/loop.py": (*_LOOP, *_GOING_ON),
+    "orchestrator/stages/ppo/setup.py": _LOOP,
+    "orchestrator/stages/ppo/sampling.py": (*_LOOP, *_GOING_ON),
+    "orchestrator/stages/ppo/state.py": (*_LOOP, *_GOING_ON),
+    "orchestrator/stages/ppo/updates.py": _LOOP,
     "orchestrator/stages/ppo/scores.py": (
         "tests/unit/orchestrator/stages/ppo/test_ppo_scores.py",
         *_LOOP,
@@ -136,7 +140,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("workers/models/padding.py", "ids = (torch.ones(", "tokens of a dummy: any do"),
     ("workers/ops/linear_logprobs.py", "strict=False", "both are split alike"),
     ("orchestrator/stages/ppo/scores.py", "strict=False", "columns of one record"),
-    ("orchestrator/stages/ppo/loop.py", "version=1,", "the first sync gives it its number"),
+    ("orchestrator/stages/ppo/setup.py", "version=1,", "the first sync gives it its number"),
     (
         "orchestrator/batching/training_batches.py",
         "longest = used = 1",

@@ -35,7 +35,7 @@ from orchestrator.run_files.samples import read_comparisons, read_rollouts
 from orchestrator.session import sources
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.lm_eval import harness_scores
-from orchestrator.stages.ppo import loop as ppo_stage
+from orchestrator.stages.ppo import setup as ppo_stage
 from orchestrator.stages.ppo.ledger import Ledger
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.ppo.scores import Scoring
@@ -212,7 +212,7 @@ class World:
 
     def controller(self) -> Any:
         assert self.run is not None
-        return ppo_stage._controller(self.run.session)
+        return ppo_stage.controller(self.run.session)
 
     def stall_seconds(self) -> float:
         return self.fleet.watch._stall_seconds

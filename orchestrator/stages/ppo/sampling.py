@@ -1,0 +1,52 @@
+"""Which sequences an iteration samples, and which of them are dropped before training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orchestrator.batching.batch_sizes import started_prompts
+from orchestrator.roles.interfaces import Rollouts
+from orchestrator.session.corrections import REASON
+from orchestrator.stages.ppo.queue import Batch
+from orchestrator.stages.ppo.saved_rollouts import held
+from orchestrator.stages.ppo.state import PPORun
+from workers.data.records import Prompt
+from workers.records.generation import Delivery
+
+
+def generate(run: PPORun, iteration: int) -> Batch:
+    """Have the engines start on the prompts of one iteration, with the weights they hold."""
+    session, settings = run.session, run.session.config.algorithm
+    prompts = prompts_of(run, iteration)
+    requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
+    ids = np.array([i for request in requests for i in request.ids], np.int64)
+    run.ledger.generated(ids)
+    outlived, session.outlived = session.outlived, None
+    parts = outlived.parts if outlived and outlived.losses == session.losses.count else ()
+    if (finished := held(parts, ids, run.version)) is not None:
+        session.live.note(f"{len(ids)} sequences are there already")
+        return Batch(iteration, ids, finished)
+    delivery = Delivery(session.config.rollout.stream_sequences, settings.prompts_per_iteration)
+    generation = session.fleet.rollout.generate(requests, session.sampling(), run.version, delivery)
+    return Batch(iteration, ids, generation)
+
+
+def prompts_of(run: PPORun, iteration: int) -> list[Prompt]:
+    """The prompts of an iteration, those of over-provisioned generation included."""
+    count = started_prompts(run.session.config)
+    return run.session.source.prompts("ppo", iteration * count, count)
+
+
+def drop_culprits(run: PPORun, batch: Batch) -> None:
+    """Record those that made a NaN before the run went back, and are left out since."""
+    culprits = run.session.amends.excluded & set(batch.ids.tolist())
+    if culprits:
+        run.ledger.dropped(np.array(sorted(culprits)), REASON)
+
+
+def drop_surplus(run: PPORun, batch: Batch, rollouts: Rollouts) -> None:
+    """Record what over-provisioning has started and aborted; anything else must have come."""
+    if run.session.config.rollout.overprovision:
+        late = np.setdiff1d(batch.ids, rollouts.summary.ids)
+        late = np.setdiff1d(late, sorted(run.session.amends.excluded))
+        run.ledger.dropped(late, "over-provisioned: enough others had finished")

@@ -1,0 +1,115 @@
+"""Load every model of a PPO run and build its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.training import KLControl, RewardKind
+from orchestrator.planning.backbones import critic_start
+from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_spec
+from orchestrator.roles.weight_sync import WeightSync
+from orchestrator.session.session import Session
+from orchestrator.stages.ppo.ledger import Ledger
+from orchestrator.stages.ppo.queue import Ahead
+from orchestrator.stages.ppo.sampling import generate
+from orchestrator.stages.ppo.scores import Scoring
+from orchestrator.stages.ppo.state import PPORun
+from workers.ops.kl import AdaptiveKLController
+from workers.records.training import TokenBatch
+
+
+def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PPORun:
+    """Load every role's model, all at the same time."""
+    config, settings, fleet = session.config, session.config.algorithm, session.fleet
+    fleet.bring_up(*RoleName)
+    session.reached("actors")
+    each = _steps_per_iteration(session)
+    steps = settings.iterations * each
+    taught = steps - settings.critic_warmup_iterations * each
+    reward_model = _reward_checkpoint(session)
+    critic = critic_start(config, session.checkpoints)
+    if config.rollout.sleep:  # engines measure what is free on their GPUs: before others load
+        session.engines_on(sft)
+        fleet.rollout.sleep().result()
+    loading = [
+        fleet.policy.load(
+            train_spec(
+                config,
+                sft,
+                settings.policy_optimizer,
+                taught,
+                ema_decay=settings.ema_decay,
+                vocabulary=session.vocabulary,
+            )
+        ),
+        fleet.critic.load(
+            train_spec(
+                config,
+                session.need(critic.checkpoint),
+                settings.critic_optimizer,
+                steps,
+                head=critic.head,
+            )
+        ),
+        fleet.reference.load(
+            frozen_spec(config, sft, config.cluster.roles.reference, session.vocabulary)
+        ),
+        fleet.reward.load(reward_spec(config, reward_model, sft)),
+    ]
+    if not config.rollout.sleep:
+        session.engines_on(sft)
+    for pending in loading:
+        pending.result()
+    session.reached("engines_and_models")
+    probe = session.source.prompts("heldout", 0, config.rollout.parity_prompts)
+    sync = WeightSync(
+        fleet.policy,
+        fleet.rollout,
+        config.rollout,
+        [p.tokens for p in probe],
+        config.trainer.micro_batch_tokens,
+    )
+    ledger = Ledger()
+    run = PPORun(
+        session=session,
+        stage=stage,
+        ptx_coefficient=ptx_coefficient,
+        sync=sync,
+        version=0,
+        adaptive_kl=controller(session),
+        ledger=ledger,
+        scoring=Scoring.of(config, ledger, reward_model),
+        ahead=Ahead(settings.staleness, settings.iterations, lambda n: generate(run, n)),
+        text=_text(session, mixed=ptx_coefficient > 0.0),
+    )
+    return run
+
+
+def _text(session: Session, *, mixed: bool) -> Callable[[int, int], TokenBatch]:
+    """How the pretraining text of a step is read: by documents, or by full rows."""
+    shared = mixed and session.rows_are_shared()
+    if mixed and session.config.algorithm.ptx.rows_per_episode:
+        return session.text_rows(shared=shared).take
+    return partial(session.pretraining_rows, shared=shared)
+
+
+def _reward_checkpoint(session: Session) -> str:
+    if session.config.reward.kind is RewardKind.function:
+        return ""
+    return session.need("reward_model")
+
+
+def _steps_per_iteration(session: Session) -> int:
+    settings = session.config.algorithm
+    sequences = settings.prompts_per_iteration * settings.samples_per_prompt
+    return settings.epochs * (sequences // settings.sequences_per_minibatch)
+
+
+def controller(session: Session) -> AdaptiveKLController | None:
+    """Of the KL coefficient; None = it is fixed."""
+    kl = session.config.algorithm.kl
+    if kl.control is KLControl.fixed:
+        return None
+    return AdaptiveKLController(kl.coefficient, kl.target, kl.horizon)

@@ -1,0 +1,85 @@
+"""The state of one PPO run: what the driver holds, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.roles.weight_sync import WeightSync
+from orchestrator.session.session import Session
+from orchestrator.stages.ppo.ledger import Ledger, from_ranges, ranges
+from orchestrator.stages.ppo.queue import Ahead
+from orchestrator.stages.ppo.saved_rollouts import KeptRollouts
+from orchestrator.stages.ppo.scores import Scoring
+from workers.ops.kl import AdaptiveKLController
+from workers.records.training import TokenBatch
+
+
+@dataclass(slots=True)
+class PPORun:
+    """The state of one PPO run."""
+
+    session: Session
+    stage: str
+    ptx_coefficient: float
+    sync: WeightSync
+    version: int  # what the engines serve
+    adaptive_kl: AdaptiveKLController | None  # None = fixed
+    ledger: Ledger
+    scoring: Scoring
+    ahead: Ahead
+    text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
+    documents_used: int = 0  # cursor into the pretraining text; counts rows where it comes in rows
+
+    @property
+    def staleness(self) -> int:
+        """Updates that a trained sequence may be behind."""
+        return self.session.config.algorithm.staleness
+
+    @property
+    def kl_coefficient(self) -> float:
+        """Reward units per nat, this iteration."""
+        scale = self.session.amends.kl_scale
+        if self.adaptive_kl is not None:
+            return self.adaptive_kl.value * scale
+        return self.session.config.algorithm.kl.coefficient * scale
+
+    @property
+    def kept_rollouts(self) -> KeptRollouts:
+        """The batches that are sampled ahead, as files of a checkpoint."""
+        return KeptRollouts(self.ahead, self.session.fleet.rollout)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this run beside the trainers' state, as plain values."""
+        return {
+            "version": self.version,
+            "counters": self.session.counters(),
+            "kl": self.adaptive_kl.state_dict() if self.adaptive_kl is not None else None,
+            "ledger": self.ledger.state_dict(),
+            "scoring": self.scoring.state(),
+            "documents_used": self.documents_used,
+            "ahead": [
+                {"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in self.ahead
+            ],
+        }
+
+    def restore(self, folder: str, state: Mapping[str, Any]) -> None:
+        """Take over the state of a checkpoint, and the rollouts that it kept.
+
+        Args:
+            folder: The checkpoint.
+            state: What `state` gave.
+        """
+        self.version = state["version"]
+        self.session.restore_counters(state["counters"])  # starting the engines took a version
+        if self.adaptive_kl is not None:
+            self.adaptive_kl.load_state_dict(state["kl"])
+        self.ledger.load_state_dict(state["ledger"])
+        self.scoring.restore(state["scoring"])
+        self.documents_used = state["documents_used"]
+        for batch in state["ahead"]:
+            ids = np.array(from_ranges(batch["ids"]), np.int64)
+            self.ahead.adopt(self.kept_rollouts.restore(folder, batch["iteration"], ids))

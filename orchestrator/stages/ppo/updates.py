@@ -1,0 +1,102 @@
+"""Experience, and the updates of policy and critic from it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orchestrator.batching import training_batches
+from orchestrator.batching.batch_sizes import pretraining_examples
+from orchestrator.batching.training_batches import StepPlan
+from orchestrator.roles.interfaces import Answer, Experience, Rollouts, Trainer
+from orchestrator.stages.ppo.passes import Passes, shared
+from orchestrator.stages.ppo.state import PPORun
+from workers.records.arrays import IntArray
+from workers.records.specs import PolicyLossSpec, ShapingSpec
+from workers.records.training import Scores, StepStats, TokenBatch
+from workers.training.experience import whitening_moments
+
+
+def build_experience(
+    run: PPORun,
+    rollouts: Rollouts,
+    kept: IntArray,
+    scores: Scores,
+    passes: Passes,
+) -> Answer[Experience]:
+    """Start the shaping of token rewards, advantages and returns on the ranks of the critic."""
+    settings, critic = run.session.config.algorithm, run.session.fleet.critic
+    works = shared(run.session, rollouts, kept, critic)
+    shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
+    old, reference, values = passes.old_logprobs(), passes.reference_logprobs(), passes.values()
+    return critic.build_experience(works, rollouts, old, reference, values, scores, shaping)
+
+
+def _step_plan(run: PPORun, iteration: int, group: Trainer) -> StepPlan:
+    settings = run.session.config.algorithm
+    return StepPlan(
+        ranks=group.size,
+        token_budget=run.session.config.trainer.micro_batch_tokens,
+        per_step=settings.sequences_per_minibatch,
+        epochs=settings.epochs,
+        seed=(run.session.seed(run.stage, "minibatches", iteration),),
+        uneven=True,  # after a dropped sequence
+        packed=group.packed,
+    )
+
+
+def _lengths(rollouts: Rollouts, kept: IntArray) -> tuple[IntArray, IntArray]:
+    """Response and total tokens of the kept sequences."""
+    summary = rollouts.summary
+    row = {int(i): n for n, i in enumerate(summary.ids)}
+    rows = np.array([row[int(i)] for i in kept])
+    responses = summary.response_lengths[rows]
+    return responses, summary.prompt_lengths[rows] + responses
+
+
+def _pretraining_mix(run: PPORun, plan: StepPlan, kept: IntArray) -> list[TokenBatch] | None:
+    """One batch of pretraining text an optimizer step, or None without ptx."""
+    if run.ptx_coefficient == 0.0:
+        return None
+    batches: list[TokenBatch] = []
+    for _ in range(plan.epochs):
+        for step in training_batches.minibatches(
+            kept, plan.per_step, plan.seed, uneven=plan.uneven
+        ):
+            count = pretraining_examples(run.session.config, len(step))
+            batches.append(run.text(run.documents_used, count))
+            run.documents_used += count
+    return batches
+
+
+def update_policy(
+    run: PPORun, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
+) -> Answer[list[StepStats]]:
+    """Start the optimizer steps of the policy; the published weights become invalid."""
+    settings, policy = run.session.config.algorithm, run.session.fleet.policy
+    plan = _step_plan(run, iteration, policy)
+    steps = training_batches.policy_steps(
+        kept, *_lengths(rollouts, kept), plan, _pretraining_mix(run, plan, kept)
+    )
+    mean, deviation = (
+        whitening_moments(experience.summaries) if settings.whiten_advantages else (0.0, 1.0)
+    )
+    loss = PolicyLossSpec(
+        clip=settings.clip,
+        temperature=run.session.config.rollout.temperature,
+        advantage_mean=mean,
+        advantage_std=deviation,
+        ptx_coefficient=run.ptx_coefficient,
+        importance_cap=settings.importance_cap,
+    )
+    run.sync.policy_moves()
+    return policy.update(steps, experience, loss)
+
+
+def update_critic(
+    run: PPORun, iteration: int, rollouts: Rollouts, kept: IntArray, experience: Experience
+) -> Answer[list[StepStats]]:
+    """Start the optimizer steps of the critic."""
+    critic = run.session.fleet.critic
+    plan = _step_plan(run, iteration, critic)
+    steps = training_batches.critic_steps(kept, *_lengths(rollouts, kept), plan)
+    return critic.update(steps, experience, run.session.config.algorithm.value_clip)
