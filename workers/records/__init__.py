@@ -1,1 +1,1 @@
-"""The records that cross role borders: frozen, numpy only, no engine imported."""
+"""Records exchanged between roles: frozen dataclasses with numpy arrays, no engine imports."""

@@ -1,8 +1,8 @@
-"""Arrays that cross role borders: numpy only, no engine imported.
+"""Array types of the records: numpy only, no engine imports.
 
 Axis letters: B sequences, T response tokens, S prompt + response tokens. Rows of unequal length are
-stored end to end (`Ragged`), so nothing that travels holds padding and Ray moves each array without
-a copy on one node.
+stored end to end (`Ragged`), so records contain no padding, and Ray shares each array between the
+processes of one node without a copy.
 """
 
 from __future__ import annotations

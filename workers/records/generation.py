@@ -1,4 +1,4 @@
-"""Records of generation: what is asked of an engine, and what it answers."""
+"""Records of generation: requests to rollout engines and their results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Finish(enum.IntEnum):
 
     STOP = 0  # the end-of-sequence token was sampled (it is part of the response)
     LENGTH = 1  # the token limit cut it
-    ABORT = 2  # an operator or a failure cut it
+    ABORT = 2  # sampling was interrupted
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the policy is sampled. `temperature` also divides logits wherever logprobs are taken."""
+    """Sampling parameters. `temperature` also divides the logits wherever logprobs are computed."""
 
     temperature: float = 1.0
     max_tokens: int = 16
@@ -29,10 +29,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How finished sequences leave the engines; a group is the K samples of one request."""
+    """How engines deliver finished sequences; a group is the K samples of one request."""
 
-    part_sequences: int = 0  # leave as soon as so many are there, whole groups; 0 = all together
-    groups: int = 0  # so many are enough, the rest is aborted; 0 = all
+    part_sequences: int = 0  # deliver a part at this many sequences, whole groups; 0 = one part
+    groups: int = 0  # stop after this many complete groups and abort the rest; 0 = all
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,18 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerationCall:
-    """What one engine is asked to sample at once."""
+    """One sampling call to one engine."""
 
     number: int  # higher than that of every call before it
     requests: list[GenerationRequest]  # in the order in which they enter the engine
     sampling: Sampling  # for all of them
-    version: int  # that the engine must be admitted for
-    delivery: Delivery  # when sequences leave, and how many groups are enough
+    version: int  # weight version that the engine must be admitted for
+    delivery: Delivery  # size of the parts, and how many groups are enough
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """Sampled sequences of one engine, each stamped with the policy versions that made it."""
+    """Sampled sequences of one engine, each with the policy versions that sampled it."""
 
     ids: IntArray  # (B,) unique in the run
     prompt_ids: IntArray  # (B,) row of the prompt data set
@@ -115,7 +115,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSummary:
-    """Per-sequence scalars of a RolloutBatch; all that the driver sees of it."""
+    """Per-sequence scalars of a RolloutBatch; the driver gets only these."""
 
     ids: IntArray
     prompt_ids: IntArray
@@ -130,7 +130,7 @@ class RolloutSummary:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine would serve. Status: empty -> unverified -> admitted."""
+    """Weight version and status of an engine. Status: empty -> unverified -> admitted."""
 
     version: int
     status: str

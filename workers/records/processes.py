@@ -1,4 +1,4 @@
-"""Records of processes: where a rank is found, and the files that it wrote."""
+"""Records of processes: addresses and identities of workers, and the files that they wrote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RankAddress:
-    """Where one trainer rank stands in its process group."""
+    """One trainer rank's place in its process group, and the group's rendezvous."""
 
     rank: int
     world_size: int
@@ -29,7 +29,7 @@ class RoleInfo:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file of a checkpoint, as it was when it was written."""
+    """Name, size and hash of one checkpoint file when it was written."""
 
     name: str
     nbytes: int

@@ -1,4 +1,4 @@
-"""How a role is to be set up: plain records that the driver derives from the configuration."""
+"""Set-up of the roles: plain records that the driver derives from the configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rest = Literal["none", "cache", "state"]
 class RolloutSpec:
     """One generation engine."""
 
-    checkpoint: str  # Hugging Face folder: architecture and first weights
+    checkpoint: str  # Hugging Face folder: architecture and initial weights
     engine: Literal["vllm", "transformers"]
     dtype: Dtype
     device: Device
@@ -29,28 +29,28 @@ class RolloutSpec:
     seed: int
     eos_token_id: int
     threads: int = 1  # CPU engines: OpenMP threads
-    collective_seconds: float = 300.0  # deadline of each operation of a weight transfer
-    interruptible: bool = False  # sequences can be cut short and continued under other weights
-    join_running: bool = False  # calls that wait are sampled beside the one that runs
-    sleep: bool = False  # can give its GPU memory to other roles while it samples nothing
-    vocabulary: int = 0  # ids from here on are never drawn: no token of the tokenizer; 0 = no limit
+    collective_seconds: float = 300.0  # timeout per operation of a weight transfer
+    interruptible: bool = False  # sequences can be interrupted and continued under other weights
+    join_running: bool = False  # queued calls are sampled along with the running one
+    sleep: bool = False  # can release its GPU memory to other roles while it samples nothing
+    vocabulary: int = 0  # ids of this value and above are not tokens, never drawn; 0 = no limit
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """What is fixed for the life of a trainer process."""
+    """Settings that are fixed for the life of a trainer process."""
 
     zero_stage: int
     dtype: Dtype
     device: Device
     threads: int
-    collective_seconds: float  # deadline of every collective
+    collective_seconds: float  # timeout of every collective
     weight_bucket_bytes: int
     seed: int
-    skip_non_finite: bool = False  # go on after a step whose loss or gradient is not finite
-    offload: Literal["none", "optimizer", "parameters"] = "none"  # what rests in host memory
-    # What of its GPU's memory a rank gives to engines that sample: nothing, what torch caches, or
-    # the optimizer's state too, which rests in host memory until the next update.
+    skip_non_finite: bool = False  # skip steps with a non-finite loss or gradient, and continue
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # what ZeRO keeps in host memory
+    # GPU memory that a rank releases while engines sample: none, torch's cache, or also the
+    # optimizer state, which is then in host memory until the next update.
     rest: Rest = "none"
 
 
@@ -67,7 +67,7 @@ class OptimizerSpec:
     warmup_steps: int
     min_learning_rate_ratio: float
     total_steps: int
-    warmup_start_ratio: float = 0.0  # share of the peak at the first step; 0 = 1 / warmup_steps
+    warmup_start_ratio: float = 0.0  # fraction of the peak at the first step; 0 = 1 / warmup_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +76,33 @@ class LoraSpec:
 
     rank: int
     alpha: float
-    dropout: float  # of what enters an adapter; off in RL
+    dropout: float  # on an adapter's input; off in RL
     target: tuple[str, ...]  # names of linear layers, or ("all-linear",)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainModelSpec:
-    """A model to train; loading another one replaces the one before in the same process."""
+    """A model to train; loading it replaces the process's previous model."""
 
     checkpoint: str
     optimizer: OptimizerSpec
     attention: str = "sdpa"
     packed: bool = False  # sequences lie end to end in one row; needs sdpa
-    logits_bytes: int = 256 << 20  # of fp32 logits that may exist at once
+    logits_bytes: int = 256 << 20  # limit on fp32 logits in memory at once
     gradient_checkpointing: bool = False
     ema_decay: float = 0.0
     # Scalar-head models only. "keep": the checkpoint must hold the head. "random": N(0, 1/(d+1)).
     # "zero": backbone from the checkpoint, head starts at 0 (value functions).
     head: Literal["keep", "random", "zero"] = "keep"
     lora: LoraSpec | None = None
-    freeze: tuple[str, ...] = ()  # patterns of names of weights that do not train
+    freeze: tuple[str, ...] = ()  # name patterns of weights that do not train
     dropout: float | None = None  # None = as the checkpoint's configuration says
-    vocabulary: int = 0  # as in RolloutSpec: log-probabilities of what was sampled leave them out
+    vocabulary: int = 0  # as in RolloutSpec: logprobs of sampled tokens exclude these ids too
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenModelSpec:
-    """A model that only scores."""
+    """A model for inference only."""
 
     checkpoint: str
     dtype: Dtype
@@ -117,15 +117,15 @@ class FrozenModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """Where rewards come from: exactly one of `model` and `function`."""
+    """The source of rewards: exactly one of `model` and `function`."""
 
     model: FrozenModelSpec | None
     function: str  # "package.module:callable"; see `workers.user_functions.reward_function`
-    function_folder: str  # where it is looked for first
+    function_folder: str  # first folder of the search for `package.module`
     bridge: Literal["tokens", "text"]
-    policy_checkpoint: str  # whose tokenizer the rollouts use
-    function_seconds: float  # deadline of one call of the function; 0 = none
-    function_retries: int  # of the sequences that failed
+    policy_checkpoint: str  # the rollouts use its tokenizer
+    function_seconds: float  # timeout per call of the function; 0 = none
+    function_retries: int  # retries of the sequences that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +146,4 @@ class PolicyLossSpec:
     advantage_mean: float  # 0 and 1 when whitening is off
     advantage_std: float
     ptx_coefficient: float = 0.0
-    importance_cap: float | None = None  # of trainer / engine probability a token; None = off
+    importance_cap: float | None = None  # cap on trainer / engine probability per token; None = off

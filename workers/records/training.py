@@ -12,7 +12,7 @@ from workers.records.arrays import FloatArray, IntArray, Ragged
 
 @dataclass(frozen=True, slots=True)
 class TokenField:
-    """One number a response token (logprobs or values), keyed by sequence id."""
+    """One number per response token (logprobs or values), keyed by sequence id."""
 
     ids: IntArray  # (B,)
     values: Ragged  # float32, T per row
@@ -20,20 +20,20 @@ class TokenField:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One reward a sequence. A failed one is a recorded drop, never a zero."""
+    """One reward per sequence. A failed sequence is dropped and recorded, never scored as 0."""
 
     ids: IntArray  # (B,)
     values: FloatArray  # (B,) reward units; NaN where failed
-    failures: tuple[str, ...]  # (B,) empty string = ok, else the reason, by which drops are counted
-    words: tuple[str, ...] = ()  # (B,) what an error of the reward's own says; () = none says any
+    failures: tuple[str, ...]  # (B,) "" = ok, else the reason; drops are counted per reason
+    words: tuple[str, ...] = ()  # (B,) error messages of the user's function; () = none
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One rank's share of a pass: which sequences, in which micro-batches.
+    """One rank's share of a pass: its sequences, split into micro-batches.
 
     Every rank of a group gets the same number of micro-batches; an empty one is a dummy that runs
-    with zero weight, so no collective is ever short of a peer.
+    with zero weight, so that every rank takes part in every collective.
     """
 
     micro_batches: tuple[IntArray, ...]  # sequence ids
@@ -55,12 +55,12 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Supervised examples: every token, and which of them are targets."""
+    """Supervised examples: their tokens, and which of them are targets."""
 
     tokens: Ragged  # int32, S per row
     targets: Ragged  # bool, S per row; True = this token is predicted and counts
-    # int32, S per row: position within its document, where documents share rows; attention then
-    # stays inside each document. None = one document a row.
+    # int32, S per row: position within its document, if documents share rows; attention then stays
+    # inside each document. None = one document per row.
     positions: Ragged | None = None
 
     def __len__(self) -> int:
@@ -90,11 +90,11 @@ class SupervisedStep:
 class Ranking:
     """K completions of one prompt with ranks (1 = best, equal = tie), as token ids."""
 
-    prompt_id: int  # equal for all rankings of one prompt: their pairs are no independent evidence
+    prompt_id: int  # equal for all rankings of one prompt, whose pairs are not independent evidence
     sequences: Ragged  # int32, K rows: prompt then completion
     ranks: IntArray  # (K,)
     source: str = ""  # name of the data set
-    annotator: str = ""  # who ranked them, where the set says so
+    annotator: str = ""  # who ranked them, if the data set says so
 
     @property
     def pairs(self) -> int:
@@ -145,7 +145,7 @@ class ExperienceSummary:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one optimizer step of any trainer reports. Losses are per counted token or ranking."""
+    """Report of one optimizer step of any trainer. Losses are per counted token or ranking."""
 
     loss: float
     grad_norm: float
@@ -171,8 +171,8 @@ class PairCounts:
     pairs: int
     loss_sum: float  # summed over rankings
     rankings: int
-    # (K,) scores of each ranking in the order of the steps, rank after rank, reward units; from a
-    # worker those of its own share
+    # (K,) scores of each ranking, in the order of the steps, then by rank; reward units. A worker
+    # returns those of its share.
     scores: tuple[FloatArray, ...] = ()
 
 

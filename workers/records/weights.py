@@ -1,4 +1,4 @@
-"""Records of a weight transfer: what is offered, and what has arrived."""
+"""Records of a weight sync: the sender's offer, the group's address, and receipts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TensorMeta:
 
 @dataclass(frozen=True, slots=True)
 class WeightOffer:
-    """What a sender is about to transfer, and where a receiver finds it."""
+    """The weights that a sender will transfer, and where a receiver finds them."""
 
     version: int
     metas: tuple[TensorMeta, ...]
@@ -39,7 +39,7 @@ class GroupAddress:
 
 @dataclass(frozen=True, slots=True)
 class WeightReceipt:
-    """One side's account of a transfer; checksums of all sides must agree."""
+    """One side's record of a transfer; the checksums of all sides must agree."""
 
     version: int
     checksum: str
