@@ -1,4 +1,4 @@
-"""What a generation engine is, and the checks and records that all engines share."""
+"""The interface of generation engines, and the checks and records that they share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sequence to sample: prompt token ids and the seed of its own random stream."""
+    """One sequence to sample: prompt token ids and the seed of its random stream."""
 
     prompt: tuple[int, ...]
     seed: int
@@ -32,57 +32,57 @@ class Generated:
     """One sampled response, end-of-sequence token included."""
 
     tokens: Sequence[int]
-    logprobs: Sequence[float]  # nats, one a token, after temperature
+    logprobs: Sequence[float]  # nats, one per token, after temperature
     finish: Finish
 
 
 class GenerationEngine(Protocol):
-    """Samples responses with weights that can be replaced while nothing is under way."""
+    """Samples responses with weights that can be replaced while no sample is active."""
 
     @property
     def running(self) -> bool:
-        """Whether samples are under way."""
+        """Whether samples are active."""
         ...
 
     def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
-        """Take samples on, beside those that are under way; gives each a number of its own.
+        """Add samples to the active ones; returns a unique number per sample.
 
-        Temperature 0 is greedy, with logprobs at 1.
+        Temperature 0 is greedy, with logprobs at temperature 1.
         """
         ...
 
     def step(self) -> list[tuple[int, Generated]]:
-        """Draw a token of every sample that has its turn; gives those that finished by it."""
+        """Draw a token of every scheduled sample; returns the samples that finished."""
         ...
 
     def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
-        """Abort samples; gives what was drawn of each, if the engine keeps it."""
+        """Abort samples; returns the tokens drawn of each, if the engine keeps them."""
         ...
 
     @property
     def asleep(self) -> bool:
-        """Whether any of its GPU memory is given away."""
+        """Whether any of its GPU memory is released."""
         ...
 
     def sleep(self) -> None:
-        """Give the GPU memory away; only while nothing is under way.
+        """Release the GPU memory; only while no sample is active.
 
-        Weights go to host memory, cached prefixes are forgotten. Whatever needs the memory takes it
-        back: `add` all of it, `receive` that of the weights.
+        Weights move to host memory, cached prefixes are dropped. The calls that need the memory
+        take it back: `add` all of it, `receive` that of the weights.
         """
         ...
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
-        """Join a transfer group and leave the one before.
+        """Join a transfer group and leave the previous one.
 
-        A tensor-parallel engine takes ranks from `group_rank` on.
+        A tensor-parallel engine takes the ranks from `group_rank` upward.
         """
         ...
 
     def receive(self, offer: WeightOffer) -> str:
-        """Replace all weights and forget cached prefixes; gives the checksum of what arrived.
+        """Replace all weights and drop cached prefixes; returns the checksum of the received bytes.
 
-        After an error the weights may be mixed and the engine must be restarted.
+        After an error, weights of two versions may be mixed, and the engine must be restarted.
         """
         ...
 
@@ -92,12 +92,12 @@ class GenerationEngine(Protocol):
 
 
 def require_complete(offer: WeightOffer, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise WeightSyncError unless an offer brings every weight of the model, in its shape.
+    """Raise WeightSyncError unless an offer has every weight of the model, in its shape.
 
     Engines accept partial updates silently and would then mix the weights of two versions.
 
     Args:
-        offer: What would travel.
+        offer: The weights to be sent.
         shapes: Of every weight, by its name within the body of the model.
     """
     arriving = [(bare_name(m.name), m.shape) for m in offer.metas]
@@ -118,7 +118,7 @@ def require_complete(offer: WeightOffer, shapes: Mapping[str, tuple[int, ...]]) 
 def require_fitting(
     requests: Sequence[GenerationRequest], sampling: Sampling, spec: RolloutSpec, vocabulary: int
 ) -> None:
-    """Raise DataError for a prompt that the engine cannot take."""
+    """Raise DataError for requests that the engine cannot process."""
     for request in requests:
         tokens, where = request.prompt_tokens, f"prompt {request.prompt_id}"
         if not 0 < len(tokens) <= spec.max_prompt_tokens:
@@ -147,12 +147,12 @@ def pack(
     results: Sequence[Generated],
     versions: int | IntArray,
 ) -> RolloutBatch:
-    """Lay K results a request end to end.
+    """Build a batch from K results per request.
 
     Args:
         requests: In the order of the rows.
-        results: One a sample, request by request.
-        versions: Policy version of all tokens, or (B, 2) of each first and last token.
+        results: One per sample, request by request.
+        versions: Policy version of all tokens, or (B, 2) versions of the first and last tokens.
     """
     prompts = [r.prompt_tokens for r in requests for _ in r.ids]
     rows = [[*p, *g.tokens] for p, g in zip(prompts, results, strict=True)]

@@ -1,8 +1,8 @@
-"""One call of `generate` on one engine: what was drawn, what is done, what goes out when.
+"""State of one sampling call on one engine: drawn tokens, finished groups, delivered parts.
 
-A group is the K samples of one request. Groups leave whole, in parts of at least so many sequences;
-which ones share a part depends on the engine's steps. A job that is stopped between two steps
-keeps what was drawn and goes on later, under other weights too.
+A group is the K samples of one request. Groups are delivered whole, in parts of at least
+`Delivery.part_sequences` sequences; which groups share a part depends on the engine's steps. A job
+stopped between two steps keeps its tokens and can continue later, also under other weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Place = tuple[int, int]  # group and sample of a sequence in its job
 
 @dataclass(slots=True)
 class _Draft:
-    """One sequence so far."""
+    """The tokens of one sequence so far."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -39,59 +39,59 @@ class _Draft:
 
 
 class Job:
-    """One call of `generate` on one engine."""
+    """One sampling call on one engine."""
 
     def __init__(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, delivery: Delivery
     ) -> None:
-        """Take the requests; nothing is sampled yet.
+        """Store the requests; nothing is sampled yet.
 
         Args:
             requests: In the order in which they enter the engine.
             sampling: For all of them.
-            delivery: How many groups are wanted, and how they leave.
+            delivery: How many groups are wanted, and the size of the parts.
         """
         self._requests = list(requests)
         self._part = delivery.part_sequences or sum(len(r.ids) for r in requests)
-        self._wanted = delivery.groups or len(self._requests)  # groups not yet handed out
+        self._wanted = delivery.groups or len(self._requests)  # groups not yet delivered
         self._drafts = [[_Draft() for _ in r.ids] for r in requests]
         self._left = [len(r.ids) for r in requests]  # unfinished sequences of each group
-        self._ready: list[int] = []  # groups that are complete and not yet handed out
+        self._ready: list[int] = []  # complete groups that are not yet delivered
         self.sampling = sampling
-        self.flying = False  # sequences of it are in the engine
-        self.done = False  # enough has been handed out
+        self.flying = False  # its sequences are in the engine
+        self.done = False  # all wanted groups have been delivered
 
     @property
     def unfinished(self) -> list[Place]:
-        """Sequences that must be sampled on."""
+        """Sequences that need more tokens."""
         return [(g, k) for g, drafts in enumerate(self._drafts) for k, draft in enumerate(drafts)
                 if draft.finish is Finish.ABORT]  # fmt: skip
 
     @property
     def enough(self) -> bool:
-        """Whether nothing more needs to be sampled."""
+        """Whether all wanted groups are complete."""
         return len(self._ready) >= self._wanted
 
     @property
     def part_ready(self) -> bool:
-        """Whether a part may leave while the rest is sampled."""
+        """Whether a part can be delivered while the rest is sampled."""
         sequences = sum(len(self._requests[g].ids) for g in self._ready)
         return self._part <= sequences and not self.enough
 
     def sample(self, place: Place) -> Sample:
-        """What is left to draw of a sequence."""
+        """The request for the rest of a sequence."""
         group, k = place
         request, draft = self._requests[group], self._drafts[group][k]
         seed, drawn = request.seeds[k], len(draft.tokens)
         if not drawn:
             return Sample(request.prompt_tokens, seed)
-        # The stream of random numbers cannot be entered in its middle: another one goes on.
+        # A random stream cannot be resumed in its middle: the rest is drawn from a derived seed.
         state = np.random.SeedSequence([seed, drawn]).generate_state(1, np.uint32)
         prompt = (*request.prompt_tokens, *draft.tokens)
         return Sample(prompt, int(state[0] >> 1), self.sampling.max_tokens - drawn)
 
     def add(self, place: Place, drawn: Generated, version: int) -> None:
-        """Note what was drawn of a sequence since it was last added, under one version."""
+        """Append the tokens of a sequence drawn since the last call, all under one version."""
         group, k = place
         self._drafts[group][k].add(drawn, version)
         if drawn.finish is not Finish.ABORT:
@@ -100,7 +100,10 @@ class Job:
                 self._ready.append(group)
 
     def take(self) -> RolloutBatch:
-        """Hand out what is complete; of one step's surplus the first requests are taken."""
+        """Deliver the complete groups; if there are more than wanted, those of the first requests.
+
+        The surplus is discarded.
+        """
         groups = sorted(self._ready)[: self._wanted]
         self._ready = []
         self._wanted -= len(groups)

@@ -1,8 +1,8 @@
-"""All jobs that are under way in one engine.
+"""The active jobs of one engine.
 
-Whoever waits for a job steps the engine, and every job that flies gets further with it. So a job
-that joins while an earlier one is waited for fills the places that finished sequences leave, and
-may be complete before anybody asks for it.
+Waiting on any job steps the engine, which advances every active job. A job that joins during the
+wait for an earlier one therefore fills the slots that finished sequences free, and may be complete
+before its own `run`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def nobody() -> Iterable[Job]:
 
 
 def never() -> bool:
-    """Until all is done."""
+    """Never stop early."""
     return False
 
 
 class Pool:
-    """Steps an engine. Not for several threads."""
+    """Steps an engine. Not thread-safe."""
 
     def __init__(self, engine: GenerationEngine) -> None:
         self.engine = engine
-        self._flying: dict[int, tuple[Job, Place]] = {}  # by the engine's number of a sequence
-        self._version = -1  # under which those were drawn that fly
+        self._flying: dict[int, tuple[Job, Place]] = {}  # by engine's sequence number
+        self._version = -1  # weight version of the tokens being drawn
 
     def run(
         self,
@@ -41,19 +41,21 @@ class Pool:
         stop: Callable[[], bool] = never,
         joining: Callable[[], Iterable[Job]] = nobody,
     ) -> Iterator[RolloutBatch]:
-        """Sample until a job is done, or until `stop` says so between two steps.
+        """Sample until a job is done, or until `stop` returns True between two steps.
 
         Args:
-            job: Flies already, or starts now.
-            version: Of the engine's weights; stamped on every token that is drawn now.
-            stop: Asked before the first step and after every step; nothing flies afterwards.
-            joining: Asked before every step for the jobs that fly along, now or already.
+            job: Active already, or started now.
+            version: Of the engine's weights; recorded for every token that is drawn now.
+            stop: Called before the first step and after every step; True drops all active jobs from
+                the engine.
+            joining: Called before every step; returns the jobs to sample along with this one, new
+                or already active.
 
         Yields:
-            Parts of this job, whole groups each, rows in the order of the requests.
+            Parts of this job: whole groups, rows in the order of the requests.
 
         Raises:
-            RoleError: The engine does not know of sequences that it was given.
+            RoleError: The engine has lost sequences that were added to it.
         """
         if stop():
             self.land()
@@ -61,7 +63,7 @@ class Pool:
         self._version = version
         self._launch(job)
         while not job.enough:
-            if job.part_ready:  # at once, if it joined before its turn came
+            if job.part_ready:  # possible before the first step if the job joined earlier
                 yield job.take()
             for other in joining():
                 self._launch(other)
@@ -72,14 +74,14 @@ class Pool:
         yield job.take()
 
     def nudge(self) -> bool:
-        """One step for what flies; False: nothing does."""
+        """Step the engine if any job is active; False if none is."""
         flies = bool(self._flying)
         if flies:
             self._step()
         return flies
 
     def land(self) -> None:
-        """Stop everything that flies; the jobs keep what was drawn."""
+        """Drop all active sequences from the engine; their jobs keep the tokens drawn so far."""
         self._land(list(self._flying))
 
     def _launch(self, job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Generation with plain transformers: slow, simple, and the reference for the fast engine."""
+"""Generation with plain transformers: slow, simple, and the reference for the vLLM engine."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = model
         self._reader = CheckpointFormReader(model)
         self._numbers = itertools.count()
-        self._batches: list[_Decoding] = []  # each to its end before the next
+        self._batches: list[_Decoding] = []  # processed one after the other
         self._tied = bool(model.config.tie_word_embeddings)
         self._shared = SharedMemoryReceiver()
         self._group: GroupReceiver | None = None
 
     @property
     def running(self) -> bool:
-        """Whether samples are under way."""
+        """Whether samples are active."""
         return bool(self._batches)
 
     def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
-        """Queue samples as batches of their own. Temperature 0 is greedy, with logprobs at 1."""
+        """Queue samples as new batches. Temperature 0 is greedy, with logprobs at temperature 1."""
         model, size = self._require_model(), self._spec.max_concurrent_sequences
         numbers = [next(self._numbers) for _ in samples]
         for n in range(0, len(samples), size):
@@ -60,18 +60,18 @@ class TransformersEngine:
         return finished
 
     def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
-        """Forget samples; gives what was drawn of each."""
+        """Drop samples; returns the tokens drawn of each."""
         drawn = [each for batch in self._batches for each in batch.drop(set(numbers))]
         self._batches = [batch for batch in self._batches if batch.alive]
         return drawn
 
     @property
     def asleep(self) -> bool:
-        """Never: it keeps its memory."""
+        """Always False: this engine keeps its memory."""
         return False
 
     def sleep(self) -> None:
-        """Raises ConfigError: torch has no memory that can be taken away from tensors."""
+        """Raise ConfigError: torch cannot release the memory of live tensors."""
         raise ConfigError(
             "this engine cannot give its memory away",
             where="rollout.sleep",
@@ -79,14 +79,14 @@ class TransformersEngine:
         )
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
-        """Join a transfer group as one receiver; leaves the one before."""
+        """Join a transfer group as one receiver; leaves the previous group."""
         self._leave()
         self._group = GroupReceiver(
             address, group_rank, self._device, self._spec.collective_seconds
         )
 
     def receive(self, offer: WeightOffer) -> str:
-        """Copy the offered weights into the model; gives the checksum of what arrived."""
+        """Copy the offered weights into the model; returns the checksum of the received bytes."""
         if offer.transport == "shm":
             buckets, checksum = self._shared.receive(offer)
             for bucket in buckets:
@@ -112,7 +112,7 @@ class TransformersEngine:
 
     def _load(self, bucket: NamedTensors) -> None:
         self._require_model()
-        # A tied output layer may come along and is the embedding itself.
+        # Skip a tied output layer: it is the embedding, which is sent too.
         self._reader.read([(n, t) for n, t in bucket if not (self._tied and n in OUTPUT_LAYERS)])
 
     def _require_model(self) -> PreTrainedModel:
@@ -122,7 +122,7 @@ class TransformersEngine:
 
 
 class _Decoding:
-    """One batch, token by token; rows that have finished go on unseen until the last one has."""
+    """One batch, token by token; tokens of finished rows are ignored until the last row ends."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class _Decoding:
 
     @torch.inference_mode()
     def step(self, eos: int) -> list[tuple[int, Generated]]:
-        """One more token of every row; gives the rows that it finishes."""
+        """Draw one token per row; returns the rows that finished."""
         if self._cache is None:
             self._begin()
         logits = self._model(
@@ -163,7 +163,7 @@ class _Decoding:
         return self._note(token.tolist(), logprob.tolist(), eos)
 
     def drop(self, numbers: set[int]) -> list[tuple[int, Generated]]:
-        """Finish rows early; gives what they have so far."""
+        """Finish rows early; returns their tokens so far."""
         rows = [row for row in sorted(self.alive) if self._numbers[row] in numbers]
         self.alive -= set(rows)
         return [(self._numbers[row], self._result(row, Finish.ABORT)) for row in rows]
@@ -197,7 +197,7 @@ class _Decoding:
 def _left_padded(
     samples: Sequence[Sample], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, mask (True = real) and positions, each (B, S), prompts flush right."""
+    """Token ids, mask (1 = real) and positions, each (B, S), prompts aligned right."""
     width = max(len(s.prompt) for s in samples)
     tokens = torch.zeros(len(samples), width, dtype=torch.long)
     mask = torch.zeros(len(samples), width, dtype=torch.long)
@@ -211,7 +211,7 @@ def _left_padded(
 def _draw(
     logits: torch.Tensor, temperature: float, generators: Sequence[torch.Generator]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token (B,) and its logprob (B,) from logits (B, V), each row from its own stream."""
+    """One token (B,) and its logprob (B,) from logits (B, V), each row with its own generator."""
     scaled = logits.float() / (temperature or 1.0)
     logprobs = scaled.log_softmax(dim=-1)
     if temperature == 0:

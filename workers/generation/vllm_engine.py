@@ -1,7 +1,7 @@
-"""Generation with vLLM, in this process, with weights replaced while it runs.
+"""Generation with vLLM in this process, with weight updates while the engine runs.
 
 Importing this module registers the weight transfer engine below. vLLM imports it again in each
-tensor-parallel worker, because `WorkerExtension` is named as their extension class.
+tensor-parallel worker, because `WorkerExtension` is their extension class.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from workers.weights.transfer import GroupReceiver, NamedTensors, SharedMemoryRe
 
 _BACKEND = "packed_buckets"
 _FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT}
-_PREFILL_TOKENS = 4096  # CPU: prompt tokens of one step
-_WEIGHTS, _CACHE = "weights", "kv_cache"  # vLLM's names of the memory that sleeps
-_TO_HOST = 1  # vLLM's level of sleep that keeps the weights, in host memory
+_PREFILL_TOKENS = 4096  # CPU: prompt tokens per step
+_WEIGHTS, _CACHE = "weights", "kv_cache"  # vLLM's tags of the memory that sleep releases
+_TO_HOST = 1  # vLLM's sleep level that keeps the weights in host memory
 
 
 @dataclass
@@ -59,7 +59,7 @@ class JoinInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """One update is one whole transfer."""
+    """Arguments of a weight update, which is one whole transfer."""
 
     offer: WeightOffer
 
@@ -77,16 +77,16 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         self._group: GroupReceiver | None = None
 
     def init_transfer_engine(self, init_info: JoinInfo) -> None:
-        """Join the sender's group; leaves the one before."""
+        """Join the sender's group; leaves the previous one."""
         self._leave()
         rank = init_info.group_rank + self.parallel_config.rank
         self._group = GroupReceiver(init_info.address, rank, self.device, init_info.seconds)
 
     def start_weight_update(self) -> None:
-        """Nothing yet: the model is taken apart once the first bytes have been verified."""
+        """Do nothing: `receive_weights` starts the reload, over shm after checking the bytes."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Load every bucket; raises WeightSyncError when the model did not get all its weights."""
+        """Load every bucket; raise WeightSyncError unless all weights of the model arrived."""
         buckets = self._buckets(update_info.offer)
         wanted = {name for name, _ in self.model.named_parameters()}
         if self.device.type == "cpu":
@@ -95,7 +95,7 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
         load: Any = self.model.load_weights
         for bucket in buckets:
-            # With tied weights the loader skips the output layer, which shares the embedding.
+            # With tied weights the loader skips the output layer, which is the embedding.
             wanted -= load(iter(bucket))
             if update_info.offer.transport != "shm":
                 self._keep_pending(bucket[0][1].untyped_storage().data_ptr())
@@ -107,29 +107,29 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
             )
 
     def _forget_expert_kernels(self) -> None:
-        # On CPU experts multiply with packed weights, and vLLM packs them only while it makes the
-        # kernel: a reload would leave plain weights where the kernel reads packed ones.
+        # On CPU, MoE experts multiply with packed weights, and vLLM packs them only when it creates
+        # the kernel: a reload would leave plain weights where the kernel reads packed ones.
         for layer in self.model.modules():
             method: Any = getattr(layer, "quant_method", None)
             if getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
 
     def _leave_embeddings_plain(self) -> None:
-        # On CPU vLLM packs an embedding as if it were to be multiplied with, which only an output
-        # layer is: a fifth of a small model's loading, and its memory once more.
+        # On CPU, vLLM packs an embedding for matrix products, which only output layers need: a
+        # fifth of a small model's loading time, and the embedding's memory a second time.
         heads, embeddings = self._output_layers()
         for layer in embeddings if heads else []:
             layer.quant_method.process_weights_after_loading = _nothing
 
     def _output_layers(self) -> tuple[list[Any], list[Any]]:
-        """Output layers of their own, and embeddings."""
+        """The separate output layers, and the embeddings."""
         found = [m for m in self.model.modules() if isinstance(m, VocabParallelEmbedding)]
         heads = [m for m in found if isinstance(m, ParallelLMHead)]
         return heads, [m for m in found if not isinstance(m, ParallelLMHead)]
 
     def _keep_pending(self, buffer: int) -> None:
         # A layer that waits for more elements holds views of the receive buffer, which the next
-        # bucket overwrites. Vocabulary rows are padded, so embeddings wait until the very end.
+        # bucket overwrites. Embeddings wait until the end, because their vocabulary is padded.
         for layer in self.model.modules():
             for _, call in get_layerwise_info(layer).loaded_weights:
                 for name, value in call.arguments.items():
@@ -149,18 +149,18 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         self.checksum = group.checksum
 
     def finish_weight_update(self) -> None:
-        """Put the model together again."""
+        """Finish the reload."""
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu" and self._tied:
             self._repack_output_layer()
 
     def _repack_output_layer(self) -> None:
-        # On CPU the output layer multiplies with a packed copy of its weights. A reload refreshes
-        # the copies of layers that were loaded; a tied output layer is loaded as the embedding,
-        # and would go on answering with the old weights.
+        # On CPU, the output layer multiplies with a packed copy of its weights. A reload refreshes
+        # the copies of loaded layers only. A tied output layer is loaded as the embedding, so its
+        # copy would keep the old weights.
         heads, embeddings = self._output_layers()
         if not heads and len(embeddings) == 1:
-            return  # the output layer is the embedding itself, and was loaded as such
+            return  # the output layer is the embedding module, which has been loaded
         if len(heads) != 1 or len(embeddings) != 1:
             raise WeightSyncError(
                 f"tied model with {len(heads)} output layers and {len(embeddings)} embeddings",
@@ -174,7 +174,7 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         return bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False))
 
     def shutdown(self) -> None:
-        """Leave the group and let go of the shared mapping."""
+        """Leave the group and release the shared mapping."""
         self._leave()
         self._shared.close()
 
@@ -185,7 +185,7 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
 
 
 def _nothing(_: object) -> None:
-    """In place of packing."""
+    """Replacement for a method that packs weights."""
 
 
 def _lies_at(buffer: int, tensor: torch.Tensor) -> bool:
@@ -193,7 +193,7 @@ def _lies_at(buffer: int, tensor: torch.Tensor) -> bool:
 
 
 class WorkerExtension:
-    """Verbs added to vLLM's workers."""
+    """Methods added to vLLM's workers."""
 
     weight_transfer_engine: PackedTransferEngine  # pyright: ignore[reportUninitializedInstanceVariable]
     model_runner: Any  # pyright: ignore[reportUninitializedInstanceVariable]
@@ -203,10 +203,10 @@ class WorkerExtension:
         return self.weight_transfer_engine.checksum
 
     def draw_below(self, ids: int) -> int:
-        """Never draw a token from `ids` on; gives the number of layers that saw to it.
+        """Never draw a token id of `ids` or above; returns the number of layers with the hook.
 
-        Logits are changed where the model makes them: what is drawn and the log-probabilities that
-        are told then agree, whatever vLLM does with the logits later.
+        The hook masks logits where the model computes them, so that drawn tokens and reported
+        log-probabilities agree, independent of vLLM's later processing.
         """
         layers = [m for m in self.model_runner.model.modules() if isinstance(m, LogitsProcessor)]
         for layer in layers:
@@ -215,10 +215,10 @@ class WorkerExtension:
 
 
 def _bar_from(ids: int) -> Callable[[Any, Any, torch.Tensor | None], None]:
-    """A hook that gives tokens from `ids` on no probability."""
+    """Build a hook that gives token ids of `ids` and above zero probability."""
 
     def bar(_layer: Any, _arguments: Any, logits: torch.Tensor | None) -> None:
-        if logits is not None:  # tensor parallel: one worker gathers them
+        if logits is not None:  # tensor parallel: only one worker has them
             logits[..., ids:] = -torch.inf
 
     return bar
@@ -228,18 +228,18 @@ WeightTransferEngineFactory.register_engine(_BACKEND, PackedTransferEngine)
 
 
 class VllmEngine:
-    """One vLLM engine, stepped by its caller: it draws nothing by itself."""
+    """One vLLM engine; it draws tokens only when the caller steps it."""
 
     def __init__(self, spec: RolloutSpec) -> None:
         self._spec = spec
         self._broken = False
         self._numbers = itertools.count()
-        self._sleeping: frozenset[str] = frozenset()  # memory that is given away
-        # Tokens and logprobs of samples under way, as far as vLLM has told them.
+        self._sleeping: frozenset[str] = frozenset()  # released memory, by tag
+        # Tokens and logprobs of active samples that vLLM has returned so far.
         self._drawn: dict[int, tuple[list[int], list[float]]] = {}
         try:
             self._llm: LLM | None = LLM(**_engine_arguments(spec))
-        except ValueError as error:  # pydantic's errors are ValueErrors, too
+        except ValueError as error:  # includes pydantic's errors
             raise ConfigError(
                 f"vLLM refuses these settings: {error}", where=f"engine on {spec.checkpoint}"
             ) from error
@@ -248,7 +248,7 @@ class VllmEngine:
         self._draw_tokens_alone(self._llm)
 
     def _draw_tokens_alone(self, llm: LLM) -> None:
-        """Bar the rows of the embedding beyond the tokenizer, where there are any."""
+        """Exclude embedding rows beyond the tokenizer's ids, if there are any, from sampling."""
         ids = self._spec.vocabulary
         if not 0 < ids < llm.llm_engine.vllm_config.model_config.get_vocab_size():
             return
@@ -263,11 +263,11 @@ class VllmEngine:
 
     @property
     def running(self) -> bool:
-        """Whether samples are under way."""
+        """Whether samples are active."""
         return self._require_llm().llm_engine.has_unfinished_requests()
 
     def add(self, samples: Sequence[Sample], sampling: Sampling) -> list[int]:
-        """Take samples on, in vLLM's queue. Temperature 0 is greedy, with logprobs at 1."""
+        """Add samples to vLLM's queue. Temperature 0 is greedy, with logprobs at temperature 1."""
         self._wake(_WEIGHTS, _CACHE)
         engine = self._require_llm().llm_engine
         numbers = [next(self._numbers) for _ in samples]
@@ -279,7 +279,7 @@ class VllmEngine:
         return numbers
 
     def step(self) -> list[tuple[int, Generated]]:
-        """One step of vLLM; gives the samples that finished by it."""
+        """Run one step of vLLM; returns the samples that finished."""
         engine = self._require_llm().llm_engine
         with self._unbroken():
             outputs: list[Any] = engine.step()
@@ -295,7 +295,7 @@ class VllmEngine:
         return finished
 
     def drop(self, numbers: Collection[int]) -> list[tuple[int, Generated]]:
-        """Abort samples; gives what vLLM has told of each, all of it where `interruptible`."""
+        """Abort samples; returns their tokens so far if `interruptible`, else no tokens."""
         engine = self._require_llm().llm_engine
         with self._unbroken():
             engine.abort_request([str(number) for number in numbers])
@@ -303,17 +303,17 @@ class VllmEngine:
 
     @property
     def asleep(self) -> bool:
-        """Whether any of its GPU memory is given away."""
+        """Whether any of its GPU memory is released."""
         return bool(self._sleeping)
 
     def sleep(self) -> None:
-        """Give weights and KV cache away. The weights go to host memory, prefixes are forgotten.
+        """Release weights and KV cache: weights move to host memory, cached prefixes are dropped.
 
-        vLLM could drop the weights (level 2) where others are to come; but whoever wakes the engine
-        before that, for an evaluation or a probe, would sample from what lies there by then.
+        vLLM could discard the weights (level 2) if new ones will follow. But an evaluation or a
+        probe that wakes the engine first would then sample from uninitialized weights.
 
         Raises:
-            RoleError: vLLM failed; the engine serves no more.
+            RoleError: vLLM failed; the engine is unusable.
         """
         assert not self._drawn, "vLLM would abort what is under way"
         llm = self._require_llm()
@@ -322,7 +322,7 @@ class VllmEngine:
         try:
             with self._unbroken():
                 llm.sleep(level=_TO_HOST)
-        # vLLM asserts that the GPU has more free memory than before, whoever uses it.
+        # vLLM asserts that the GPU has more free memory than before, counting all processes.
         except (AssertionError, RuntimeError) as error:
             raise RoleError(
                 f"the engine cannot give its GPU memory away: {error}",
@@ -332,7 +332,7 @@ class VllmEngine:
         self._sleeping = frozenset((_WEIGHTS, _CACHE))
 
     def _wake(self, *wanted: str) -> None:
-        """Take memory back, in the places where it was."""
+        """Take released memory back, at the same addresses."""
         tags = [tag for tag in wanted if tag in self._sleeping]
         if not tags:
             return
@@ -340,7 +340,7 @@ class VllmEngine:
         try:
             with self._unbroken():
                 llm.wake_up(tags)
-        except RuntimeError as error:  # an error of CUDA; torch's own of memory is one, too
+        except RuntimeError as error:  # CUDA errors; includes torch's out-of-memory error
             raise RoleError(
                 f"the engine cannot take its GPU memory back: {error}",
                 fix="lower rollout.gpu_memory_fraction or trainer.micro_batch_tokens, or set "
@@ -350,13 +350,13 @@ class VllmEngine:
 
     @contextmanager
     def _unbroken(self) -> Iterator[None]:
-        """What fails in here leaves requests inside: the engine then serves no more."""
+        """Mark the engine as unusable if the body raises: requests may be left inside vLLM."""
         self._broken = True
         yield
         self._broken = False
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
-        """Join a transfer group, one rank a tensor-parallel worker from `group_rank` on."""
+        """Join a transfer group, one rank per tensor-parallel worker from `group_rank` upward."""
         info = {
             "address": address,
             "group_rank": group_rank,
@@ -365,8 +365,8 @@ class VllmEngine:
         self._require_llm().init_weight_transfer_engine({"init_info": info})
 
     def receive(self, offer: WeightOffer) -> str:
-        """Replace all weights and forget cached prefixes; gives the checksum of what arrived."""
-        self._wake(_WEIGHTS)  # vLLM copies new weights to where the old ones lie
+        """Replace all weights and drop cached prefixes; returns the received bytes' checksum."""
+        self._wake(_WEIGHTS)  # vLLM copies new weights into the memory of the old ones
         llm = self._require_llm()
         self._broken = True
         try:
@@ -375,7 +375,7 @@ class VllmEngine:
             llm.finish_weight_update(str(offer.version))
         except WeightSyncError:
             raise
-        except RuntimeError as error:  # tensor-parallel workers hand on the text of an error only
+        except RuntimeError as error:  # tensor-parallel workers pass on only an error's text
             raise WeightSyncError(
                 f"vLLM could not load the update: {error}",
                 where=f"version {offer.version}",
@@ -404,7 +404,7 @@ class VllmEngine:
         return self._llm
 
     def _require_head_size(self, llm: LLM) -> None:
-        # vLLM looks only when the first token is computed, and then leaves the request inside.
+        # vLLM checks only at the first token, and then keeps the failed request.
         size = llm.llm_engine.vllm_config.model_config.get_head_size()
         supported = CPUAttentionBackend.get_supported_head_sizes()
         if size not in supported:
@@ -421,14 +421,14 @@ class VllmEngine:
             temperature=sampling.temperature,
             max_tokens=sample.max_tokens or sampling.max_tokens,
             seed=sample.seed,
-            # Only the token that the trainer knows as the end ends a response, whatever else the
-            # checkpoint's generation settings name.
+            # Only the trainer's end-of-sequence token ends a response, even if the checkpoint's
+            # generation settings name others.
             ignore_eos=True,
             stop_token_ids=[self._spec.eos_token_id],
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            # Telling every token costs time, and is of use only where a request can be cut short.
+            # Returning every token costs time; only interruptible requests need it.
             output_kind=(
                 RequestOutputKind.DELTA if interruptible else RequestOutputKind.FINAL_ONLY
             ),
@@ -447,7 +447,7 @@ def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": spec.checkpoint,
         "dtype": spec.dtype,
-        # Not "auto", which prefers a second copy of the weights in the format of Mistral's library.
+        # Not "auto", which prefers a second copy of the weights in Mistral's format, if present.
         "load_format": "hf",
         "config_format": "hf",
         "skip_tokenizer_init": True,
@@ -456,13 +456,13 @@ def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
         "max_model_len": length,
         "max_num_seqs": spec.max_concurrent_sequences,
         "tensor_parallel_size": spec.tensor_parallel_size,
-        # Named, because inside a Ray placement group vLLM would place workers of its own.
+        # Explicit, because inside a Ray placement group vLLM would start its own Ray workers.
         "distributed_executor_backend": "uni" if spec.tensor_parallel_size == 1 else "mp",
         "enable_prefix_caching": spec.prefix_caching,
         "enforce_eager": spec.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
-        # A step that was scheduled ahead would still run after an abort, under other weights.
+        # A step scheduled ahead would still run after an abort, under other weights.
         "async_scheduling": False if spec.interruptible else None,
         "use_tqdm_on_load": False,
         "weight_transfer_config": {"backend": _BACKEND},
@@ -475,7 +475,7 @@ def _engine_arguments(spec: RolloutSpec) -> dict[str, Any]:
         }
     return arguments | {
         "kv_cache_memory_bytes": spec.kv_cache_bytes,
-        # CPU random generators cannot skip ahead, which per-request seeds need across chunks.
+        # Per-request seeds across chunks need generators that skip ahead; CPU ones cannot.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(
             length, min(_PREFILL_TOKENS, length * spec.max_concurrent_sequences)
