@@ -1,8 +1,8 @@
-"""Evaluation: every model answers the same held-out prompts; who is preferred, and at what tax.
+"""Evaluation of all models on the same held-out prompts: preferences and the alignment tax.
 
-`orchestrator.stages.judging` finds who is preferred. Perplexity of pretraining-style text, cloze
-accuracy and the tasks of the evaluation harness show what alignment cost (InstructGPT, section
-4.2).
+`orchestrator.stages.judging` measures which model is preferred. Perplexity of pretraining-style
+text, cloze accuracy and the tasks of the evaluation harness measure the alignment tax (InstructGPT,
+section 4.2).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def evaluate(session: Session) -> None:
         session.live.advance(number + 1)
     answers = {name: answers[name] for name in names}
     session.findings.models = {name: a.row for name, a in answers.items()}
-    # Kept before anybody judges: an endpoint may fail, and a rerun then asks for the rest.
+    # Written before judging, as an endpoint can fail; a rerun requests only missing verdicts.
     _keep_comparisons(session, prompts, answers)
     session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
     _run_harness(session, names)
@@ -63,14 +63,14 @@ def evaluate(session: Session) -> None:
 
 
 def _by_architecture(session: Session, names: list[str]) -> list[str]:
-    """The models, those of one architecture in a row: each change restarts the engines."""
+    """The models grouped by architecture, because each change of it restarts the engines."""
     shapes = {name: read_shape(Path(session.need(name))).key for name in names}
     order = list(shapes.values())
     return sorted(names, key=lambda name: order.index(shapes[name]))
 
 
 def _run_harness(session: Session, names: Sequence[str]) -> None:
-    """Tasks of the evaluation harness, where some are configured."""
+    """Run the configured tasks of the evaluation harness, if any."""
     tasks = session.config.evaluate.lm_eval.tasks
     if not tasks:
         return
@@ -100,13 +100,14 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
 
 
 def _check_engines(session: Session, name: str, version: int) -> None:
-    """The engines serve the model that is asked for: what they answer is what the folder says.
+    """Check that the engines compute the model in its folder.
 
-    After the answers: a probe leaves prefixes in the engines' cache. The bytes of a loaded folder
-    carry a checksum; what an engine made of them shows in its log-probabilities alone.
+    Call after sampling, because the probe leaves prefixes in the engines' cache. A checksum covers
+    the bytes of a loaded folder; only log-probabilities show whether an engine computes the same
+    model from them.
 
     Raises:
-        ParityError: the reference, which has read the folder by other code, disagrees.
+        ParityError: the reference, which loads the folder by other code, disagrees.
     """
     config = session.config
     prompts = session.source.prompts("heldout", 0, config.rollout.parity_prompts)
@@ -139,10 +140,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _web_perplexity(session: Session) -> float | None:
-    """exp(mean nats a token) of held-out pretraining text.
+    """exp(mean nats per token) of held-out pretraining text.
 
-    None where no text is given, or where the mean is beyond any number: JSON holds no infinity, and
-    the other figures of such a model are worth keeping.
+    None if there is no such text, or if the result overflows or is NaN: JSON has no infinity, and
+    the model's other figures are worth keeping.
     """
     data = session.config.data
     if data.source is DataSourceKind.files and SetKind.pretraining not in kinds(data):
@@ -157,7 +158,7 @@ def _web_perplexity(session: Session) -> float | None:
 
 
 def _cloze_accuracy(session: Session) -> float | None:
-    """Share of cloze tasks whose right candidate is the most likely one; None without tasks."""
+    """Share of cloze tasks whose correct candidate is the most likely one; None without tasks."""
     tasks = session.source.cloze("heldout", 0, session.config.evaluate.cloze_tasks)
     if not tasks:
         return None

@@ -1,4 +1,4 @@
-"""Who is preferred to whom: the judges of the evaluation."""
+"""Judges of the evaluation: which model is preferred to which."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from workers.user_functions.judge_function import Pair, call_judge, started_judg
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
 
-# Each pair (model, over) whose win rate is reported, where both were evaluated.
+# Each pair (model, over) whose win rate is reported if both were evaluated.
 PAIRS = (
     ("sft", "base"),
     ("ppo", "sft"),
@@ -46,25 +46,25 @@ PAIRS = (
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one model said to the held-out prompts, and what the judge of the run thought of it."""
+    """One model's responses to the held-out prompts, and their scores."""
 
     texts: list[str]
     golds: list[Gold] | None
-    scores: list[float] | None  # None: only a pairwise judge can tell
+    scores: list[float] | None  # None: only a pairwise judge can compare
     row: EvaluationRow
 
 
 def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What the judge needs is there: found out now, not after hours of training.
+    """Check before any training that the judge has what it needs.
 
     Args:
         config: The run.
-        tokenizer: That of the models that are judged.
+        tokenizer: Tokenizer of the judged models.
 
     Raises:
         ConfigError: the key is not in the environment.
         CheckpointError: the judging reward model is missing or broken.
-        TokenizerMismatchError: it would be handed the token ids of another tokenizer.
+        TokenizerMismatchError: it would get the token ids of another tokenizer.
     """
     settings = config.evaluate
     if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
@@ -77,7 +77,7 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def _given_model(config: Config) -> str:
-    """The folder of the reward model that judges; "" if none does, or a stage makes it."""
+    """The folder of the given reward model that judges; "" if none, or if a stage trains it."""
     judge, judging = config.evaluate.judge, config.evaluate.judge_checkpoint
     by_reward = judge is JudgeKind.auto and config.data.source is DataSourceKind.files
     if judge is not JudgeKind.reward_model:
@@ -99,7 +99,7 @@ def _check_tokenizer(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _key(config: Config) -> str:
-    """The endpoint's key from the environment; "" where none is needed.
+    """The endpoint's key from the environment; "" if none is needed.
 
     Raises:
         ConfigError: the variable is not set.
@@ -122,7 +122,7 @@ def scores(
     batch: RolloutBatch,
     golds: list[Gold] | None,
 ) -> list[float] | None:
-    """Scores of one model's answers; None where a pairwise judge decides, or nobody.
+    """Scores of one model's answers; None if a pairwise judge decides, or there is no judge.
 
     Raises:
         RewardError: a response could not be scored, so models cannot be compared fairly.
@@ -159,11 +159,11 @@ def scores(
 def preferences(
     session: Session, prompts: Sequence[Prompt], answers: Mapping[str, Answers]
 ) -> tuple[list[Preference], Judging | None]:
-    """Win rates of every pair of models that are there, and who judged them.
+    """Win rates of every pair of evaluated models, and which judge compared them.
 
     Raises:
         JudgeError: the pairwise judge failed, or gave too few verdicts.
-        ConfigError: the endpoint refuses the key, or knows no such model.
+        ConfigError: the endpoint rejects the key, or does not know the model.
         DeadlineError: the endpoint took too long.
     """
     pairs = [(model, over) for model, over in PAIRS if model in answers and over in answers]
@@ -227,7 +227,7 @@ def _by_endpoint(
     answers: Mapping[str, Answers],
     pairs: Sequence[tuple[str, str]],
 ) -> _Rates:
-    # imported late: no other judge needs an HTTP client
+    # Imported here because no other judge needs an HTTP client.
     from workers.scorers.judge_cache import VerdictCache
     from workers.scorers.judge_endpoint import AnswerPair, judge_pairs
 

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on the evaluated models, in a process with a deadline."""
+"""Tasks of lm-evaluation-harness on the evaluated models, in a child process with a deadline."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TaskScores = dict[str, dict[str, TaskScore]]  # task -> metric -> score
 
 
 def check_harness_ready(config: Config) -> None:
-    """The package is installed and the folder holds tasks: found out before anything is trained.
+    """Check before any training that the package is installed and the task folder has tasks.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: it is not installed, or there are no tasks.
     """
     settings = config.evaluate.lm_eval
     if not settings.tasks:
@@ -46,16 +46,16 @@ def check_harness_ready(config: Config) -> None:
 
 
 def harness_scores(config: Config, models: dict[str, str], log: Path) -> dict[str, TaskScores]:
-    """Run the configured tasks on every model, offline; data paths count from the task folder.
+    """Run the configured tasks on every model, offline; data paths are relative to the task folder.
 
     Args:
         config: names the tasks.
         models: name -> Hugging Face folder.
-        log: file that takes what the harness prints.
+        log: file for the harness's output.
 
     Raises:
-        ConfigError: a task that the harness does not know.
-        DataError: a metric that is no number.
+        ConfigError: the harness does not know a task.
+        DataError: a metric is not a number.
         DeadlineError: it took longer than evaluate.lm_eval.deadline_seconds.
         RoleError: the harness failed; names its log.
     """
@@ -97,7 +97,7 @@ def _run(arguments: list[str], folder: str, settings: LmEvalConfig, log: Path) -
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # what it starts can be ended with it
+            start_new_session=True,  # so that its child processes can be ended with it
         )
         try:
             code = process.wait(settings.deadline_seconds)

@@ -1,6 +1,6 @@
-"""Pretraining on web text: the base model of a run.
+"""Pretraining of the base model on web text.
 
-In the pocket world it starts from scratch; on files from `model.checkpoints.initial`.
+It starts from scratch in the pocket world, and from `model.checkpoints.initial` on files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from workers.pocket.model import create_model
 
 
 def pretrain(session: Session) -> None:
-    """Make the base model."""
+    """Train the base model."""
     if session.config.data.source is DataSourceKind.pocket:
         initial = _from_scratch(session, "pretrain", "base", session.config.model.pocket)
     else:
@@ -29,7 +29,7 @@ def pretrain(session: Session) -> None:
 
 
 def pretrain_large(session: Session) -> None:
-    """Make the bigger base model that the aligned one is compared with."""
+    """Train the larger base model to which the aligned models are compared."""
     initial = _from_scratch(session, "pretrain_large", "large", session.config.model.large)
     _pretrain(session, "pretrain_large", "large", initial)
 
@@ -54,7 +54,7 @@ def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
 
 
 def _from_scratch(session: Session, stage: str, name: str, model: PocketModelConfig) -> str:
-    """The model that a stage starts from; one that was made before the run was killed stays."""
+    """The initial model of a stage; one from before an interruption is reused."""
     product = f"{name}_initial"
     if product in session.checkpoints:
         return session.need(product)

@@ -1,4 +1,4 @@
-"""Reward modelling: sample K completions a prompt, have them ranked, learn the ranking."""
+"""Reward modelling: sample K completions per prompt, have them ranked, learn the ranking."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from workers.records.training import Ranking, TokenBatch
 
 
 def reward_model(session: Session) -> None:
-    """Train the reward model from the SFT model and set its zero to the demonstrations' mean."""
+    """Train the reward model from the SFT model; demonstrations then score 0 on average."""
     settings = session.config.reward_model
     sft = session.need("sft")
     planned = reward_model_steps(session.config)
-    session.live.stage("reward_model", planned or 0)  # a file tells once it is read
+    session.live.stage("reward_model", planned or 0)  # None: unknown until the file is read
     saved = session.saves.within("reward_model")
     given = _rankings(session, labeled=saved is not None)
     verdicts = [*session.source.ties(), *(ranking for split in given for ranking in split)]
     agreement = annotator_agreement(verdicts)
     train, heldout = _with_pairs(given)
-    # read before training, so that a missing held-out part costs none
+    # Read before training, so that a missing held-out part fails early.
     zero = session.source.demonstrations("heldout", 0, settings.bias_demonstrations)
     total = ranking_steps(session.config, len(train))
     steps_per_epoch = total // settings.epochs
     session.live.expect(total)
-    # the plan knew neither the rankings of a file nor which are ties alone
+    # The plan knew neither a file's rankings nor which of them contain only ties.
     if total != planned:
         for note in warmup_note(settings.optimizer, total, "reward_model.optimizer"):
             session.live.note(note)
@@ -65,7 +65,7 @@ def reward_model(session: Session) -> None:
 
 
 def _rankings(session: Session, *, labeled: bool) -> tuple[list[Ranking], list[Ranking]]:
-    """Training and held-out rankings: from the data source, or sampled and labeled once a run."""
+    """Training and held-out rankings from the data source, or sampled and labeled once per run."""
     train = session.source.rankings("train")
     heldout = session.source.rankings("heldout")
     if train is None or heldout is None:
@@ -79,7 +79,7 @@ def _rankings(session: Session, *, labeled: bool) -> tuple[list[Ranking], list[R
 def _with_pairs(
     given: tuple[list[Ranking], list[Ranking]],
 ) -> tuple[list[Ranking], list[Ranking]]:
-    """Training and held-out rankings without those of ties alone."""
+    """Training and held-out rankings without those that contain only ties."""
     train, heldout = given
     kept = [r for r in train if r.pairs], [r for r in heldout if r.pairs]
     for name, rankings in zip(("training", "held-out"), kept, strict=True):
@@ -93,7 +93,7 @@ def _with_pairs(
 
 
 def _label_and_keep(session: Session) -> list[Ranking]:
-    """Sample and label, and save the run at once: labels are what costs most to make again."""
+    """Sample and label, then save the run at once, because labels are the most costly to redo."""
     settings = session.config.reward_model
     count = settings.prompts + settings.heldout_prompts
     rankings = _sample_and_label(session, session.source.prompts("reward_model", 0, count))
@@ -103,7 +103,7 @@ def _label_and_keep(session: Session) -> list[Ranking]:
 
 
 def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranking]:
-    """K completions a prompt, most from the SFT model and some from the base model, ranked."""
+    """K ranked completions per prompt, most from the SFT model and some from the base model."""
     settings = session.config.reward_model
     rng = random.Random(session.seed("reward_model", "k"))
     ks = [rng.randint(settings.min_completions, settings.max_completions) for _ in prompts]
@@ -152,7 +152,7 @@ def _sample_from(
 def _chosen(
     session: Session, rankings: Sequence[Ranking], step: int, steps_per_epoch: int
 ) -> list[Ranking]:
-    """The rankings of one optimizer step: a new order each epoch, every ranking once."""
+    """The rankings of one optimizer step; each epoch has a new order of all rankings."""
     epoch, at = divmod(step, steps_per_epoch)
     rng = np.random.default_rng(session.seed("reward_model", "order", epoch))
     order = rng.permutation(len(rankings))
@@ -190,7 +190,7 @@ def _all_pairs(ranking: Ranking) -> int:
 def _evaluate(
     session: Session, heldout: list[Ranking], agreement: Agreement | None, step: int
 ) -> float:
-    """Record what the model is worth; the standard deviation of all scores, reward units."""
+    """Record the held-out figures; returns the standard deviation of all scores, reward units."""
     critic = session.fleet.critic
     budget = session.config.trainer.micro_batch_tokens
     shares = training_batches.ranking_step(heldout, critic.size, budget, packed=critic.packed)
@@ -212,7 +212,7 @@ def _write_rankings(
     texts: Sequence[Sequence[str]],
     ranks: Sequence[Sequence[int]],
 ) -> None:
-    """Keep what was ranked, in the format that the data source `files` reads."""
+    """Write the rankings in the format that the data source `files` reads."""
     lines = [
         json.dumps({"prompt": p.text, "completions": list(c), "ranks": [int(x) for x in r]})
         for p, c, r in zip(prompts, texts, ranks, strict=True)

@@ -1,4 +1,4 @@
-"""What a reward model is worth on held-out rankings: figures, metrics, a line for people."""
+"""Held-out quality of a reward model: figures, metrics, and a note in the live view."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def record_heldout(
     """Derive the figures of one evaluation and record them.
 
     Args:
-        session: takes them into its findings, metrics and live view.
+        session: receives them in its findings, metrics and live view.
         rankings: held out, in the order of `counts.scores`.
-        counts: what the trainers found.
-        agreement: of the annotators, where several ranked the same.
+        counts: the trainers' result.
+        agreement: of the annotators, if several ranked the same completions.
         step: optimizer steps taken.
     """
     pairs = ordered_pairs(rankings, counts.scores)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations; only response tokens count."""
+"""Supervised fine-tuning on demonstrations; the loss covers response tokens only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sft(session: Session) -> None:
 
 
 def _steps(session: Session) -> int:
-    """Optimizer steps: as configured, or as many as the passes over the file take."""
+    """Optimizer steps: as configured, or as many as the configured epochs over the file take."""
     settings = session.config.sft
     if settings.epochs == 0:
         return settings.steps
@@ -62,19 +62,19 @@ def _steps(session: Session) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Mix:
-    """How the rows of a step are laid."""
+    """How the rows of a step are built."""
 
-    together: int  # tokens of rows that several demonstrations or documents share; 0 = a row each
-    text: TextRows | None  # pretraining text in full rows; None = by documents
+    together: int  # tokens per packed row; 0 = one demonstration or document per row
+    text: TextRows | None  # pretraining text in full rows; None = as documents
 
 
 def _batch(session: Session, step: int, mix: _Mix) -> TokenBatch:
-    """The rows of one optimizer step: demonstrations, and pretraining text where it is mixed in.
+    """The rows of one optimizer step: demonstrations, and pretraining text if it is mixed in.
 
     Args:
         session: of the run.
         step: counted from 0.
-        mix: how rows are laid.
+        mix: how rows are built.
     """
     demonstrations, documents = sft_rows(session.config)
     batch = session.source.demonstrations("train", step * demonstrations, demonstrations)

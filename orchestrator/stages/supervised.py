@@ -1,4 +1,4 @@
-"""The loop that pretraining and supervised fine-tuning share."""
+"""Training loop of pretraining and supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def train(session: Session, loop: Loop) -> None:
         batch = loop.batch(step)
         shares = training_batches.supervised_step(batch, policy.size, budget, packed=policy.packed)
         waiting.append((step, batch.target_count, policy.train_supervised(shares)))
-        session.saves.settle()  # of the step before: written while the driver made this batch
+        session.saves.settle()  # a checkpoint of the previous step, written during this batch
         if len(waiting) == _IN_FLIGHT:
             settle()
         if session.saves.due(loop.stage, step + 1):
@@ -61,7 +61,7 @@ def train(session: Session, loop: Loop) -> None:
 
 
 def mean_loss(session: Session, batch: TokenBatch) -> float:
-    """Mean next-token loss of the current weights on `batch`, nats a counted token."""
+    """Mean next-token loss of the current weights on `batch`, nats per target token."""
     policy = session.fleet.policy
     budget = session.config.trainer.micro_batch_tokens
     shares = training_batches.supervised_step(batch, policy.size, budget, packed=policy.packed)

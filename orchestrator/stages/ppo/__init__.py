@@ -1,1 +1,1 @@
-"""PPO and PPO-ptx: the loop, its passes, its queue and its account."""
+"""PPO and PPO-ptx: the loop, scoring passes, generation queue and sequence ledger."""

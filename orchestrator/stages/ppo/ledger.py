@@ -1,6 +1,7 @@
-"""The account of every sequence: generated = trained + dropped + open, or the run stops.
+"""Ledger of every sequence: generated = trained + dropped + open, or the run stops.
 
-Open are the sequences of batches that were asked for ahead of their turn; none is left at the end.
+Open sequences belong to batches that were requested ahead of their iteration; none is open at the
+end.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from workers.records.arrays import IntArray
 
 @dataclass(frozen=True, slots=True)
 class LedgerSummary:
-    """Sequences by fate.
+    """Counts of sequences by outcome.
 
     Over all steps `generated == trained + sum(dropped.values()) + open`; a single step may also
-    settle what earlier ones left open.
+    settle sequences that earlier steps left open.
     """
 
     generated: int
     trained: int
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
-    open: int = 0  # asked for ahead of their turn, when the account was made
+    open: int = 0  # requested ahead of their iteration, at the time of the summary
 
     @property
     def dropped_total(self) -> int:
@@ -35,10 +36,10 @@ class LedgerSummary:
 
 
 class Ledger:
-    """Follows each sequence id from generation to exactly one end.
+    """Follows each sequence id from generation to exactly one outcome.
 
     A step calls `generated`, then `trained` and `dropped`, then `check`. Training on a sequence for
-    several epochs is one `trained`. A sequence counts as generated from the moment it is asked for.
+    several epochs counts as `trained` once. A sequence counts as generated once it is requested.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class Ledger:
             self._step.generated += 1
 
     def trained(self, ids: IntArray | Iterable[int]) -> None:
-        """Settle sequences that optimizer steps have used.
+        """Settle sequences that were trained on.
 
         Raises:
             LedgerError: an id is unknown, or was settled before.
@@ -71,7 +72,7 @@ class Ledger:
             self._step.trained += 1
 
     def dropped(self, ids: IntArray | Iterable[int], reason: str) -> None:
-        """Settle sequences that will not be trained on, and why.
+        """Settle sequences that will not be trained on, with the reason.
 
         Raises:
             LedgerError: an id is unknown, or was settled before.
@@ -94,7 +95,7 @@ class Ledger:
 
         Args:
             step: For the error.
-            ahead: Sequences whose turn is yet to come: these, and no others, stay open.
+            ahead: Sequences of later iterations: exactly these must be open.
 
         Raises:
             LedgerError: some other sequence was neither trained nor dropped, or one of these is
@@ -122,9 +123,9 @@ class Ledger:
         return self._total.summary(len(self._open))
 
     def state_dict(self) -> dict[str, object]:
-        """What a resumed run needs, as plain JSON types; ids are kept as [first, last] ranges.
+        """State for a resumed run, as plain JSON types; ids are stored as [first, last] ranges.
 
-        Only between steps, after `check`.
+        Call only between steps, after `check`.
         """
         total = self._total
         return {
@@ -136,7 +137,7 @@ class Ledger:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from a saved account."""
+        """Continue from a saved state."""
         dropped = cast("dict[str, int]", state["dropped"])
         self._seen = _Ids(cast("list[list[int]]", state["ranges"]))
         self._open = set(from_ranges(cast("list[list[int]]", state.get("open", []))))
@@ -150,7 +151,7 @@ _FIX = "this is a defect of the loop, not of the configuration: please report it
 
 
 class _Ids:
-    """A set of ids that takes room by its gaps, not by its size: ids are given in sequence."""
+    """A set of ids stored as ranges; it stays small because ids are assigned consecutively."""
 
     def __init__(self, ranges: Sequence[Sequence[int]] = ()) -> None:
         self._first = [int(first) for first, _ in ranges]
@@ -161,8 +162,8 @@ class _Ids:
         return at >= 0 and i <= self._last[at]
 
     def add(self, i: int) -> None:
-        """Add an id that is not among them, and join it with its neighbours."""
-        at = bisect_right(self._first, i)  # the range behind it
+        """Add an id that is not in the set, and merge it with adjacent ranges."""
+        at = bisect_right(self._first, i)  # index of the next range
         after = at < len(self._first) and self._first[at] == i + 1
         if at and self._last[at - 1] == i - 1:
             self._last[at - 1] = self._last[at] if after else i
@@ -175,7 +176,7 @@ class _Ids:
             self._last.insert(at, i)
 
     def ranges(self) -> list[list[int]]:
-        """First and last id of each run of ids, in order."""
+        """First and last id of each range, in order."""
         return [list(each) for each in zip(self._first, self._last, strict=True)]
 
 

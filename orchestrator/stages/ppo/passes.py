@@ -1,6 +1,6 @@
-"""The passes over fresh sequences: reward, old and reference log-probabilities, values.
+"""Passes over new sequences: reward, old and reference log-probabilities, values.
 
-A part of a batch is worked on as soon as it is there, while the engines sample the rest.
+Passes over one part of a batch start as soon as it arrives, while the engines sample the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workers.training.experience import gather_scores
 def shared(
     session: Session, rollouts: Rollouts, ids: IntArray, group: Trainer | Reference
 ) -> list[Work]:
-    """Some of the sequences, shared among the ranks of a group so that their tokens balance."""
+    """The sequences `ids`, split so that the ranks of a group have similar token counts."""
     summary = rollouts.summary
     lengths = dict(
         zip(
@@ -49,12 +49,12 @@ class Passes:
         begin: Callable[[str], Callable[[], None]],
         asked: Sequence[Asked] = (),
     ) -> None:
-        """Nothing is started yet.
+        """Prepare the passes; nothing starts yet.
 
         Args:
             session: The run.
-            begin: Starts the clock of a phase; what it returns stops it.
-            asked: The prompts of the batch in words, where the reward reads words.
+            begin: Starts the clock of a phase; the returned function stops it.
+            asked: The prompts of the batch as text, for a reward that reads text.
         """
         self._session = session
         self._begin = begin
@@ -65,7 +65,7 @@ class Passes:
         self._fields: dict[str, list[Answer[Fields]]] = {}
 
     def start(self, part: Rollouts) -> None:
-        """Start every pass over sequences that have just come."""
+        """Start every pass over a part that has just arrived."""
         session, fleet, ids = self._session, self._session.fleet, part.summary.ids
         if not len(ids):
             return
@@ -87,11 +87,11 @@ class Passes:
 
     @property
     def parts(self) -> Sequence[Rollouts]:
-        """What passes were started for, as it came."""
+        """The parts for which passes were started, in order of arrival."""
         return tuple(self._parts)
 
     def rollouts(self) -> Rollouts:
-        """All sequences that passes were started for; in one order, whichever engine was faster."""
+        """All sequences of these parts, in an order that does not depend on arrival."""
         return joined(sorted(self._parts, key=lambda part: int(part.summary.ids.min())))
 
     def scores(self) -> Scores:
@@ -101,7 +101,7 @@ class Passes:
         return gather_scores(found, self.rollouts().summary.ids)
 
     def old_logprobs(self) -> Fields:
-        """Under the policy as it is, nats; no shard where those of the rollouts stand for them."""
+        """Under the current policy, nats; no shards if those of the rollouts are used instead."""
         return self._all("logprobs") if "logprobs" in self._fields else Fields(())
 
     def reference_logprobs(self) -> Fields:
@@ -109,11 +109,11 @@ class Passes:
         return self._all("reference")
 
     def values(self) -> Fields:
-        """Of the state before each response token."""
+        """Value of the state before each response token."""
         return self._all("values")
 
     def finish(self) -> None:
-        """Wait for every pass whose result nobody needs."""
+        """Wait for the passes whose results are not needed."""
         for phase in self._fields:
             self._all(phase)
 

@@ -1,8 +1,8 @@
-"""Generation that runs ahead of training: batch i + 1 is sampled while batch i is trained on.
+"""Queue of batches that are generated ahead of training.
 
-How far is counted in iterations, and which weights sample a batch depends on the configuration
-alone, never on who was faster: with a staleness of s, batch i is asked for at the start of
-iteration i - s (the first ones at the very start), from the weights that the engines hold then.
+Which weights sample a batch depends only on the configuration, never on timing: with a staleness of
+s iterations, batch i is requested at the start of iteration i - s (the first ones at the start of
+the stage), from the weights that the engines hold then.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from workers.records.generation import RolloutSummary
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The sequences of one iteration, on their way or there."""
+    """The sequences of one iteration, finished or not."""
 
     iteration: int
-    ids: IntArray  # of all sequences that were asked for
+    ids: IntArray  # of all sequences that were requested
     generation: Generation
 
 
 class Ahead:
-    """Batches that were asked for and not yet taken, in the order of their iterations."""
+    """Batches that were requested and not yet taken, in the order of their iterations."""
 
     def __init__(self, staleness: int, iterations: int, launch: Callable[[int], Batch]) -> None:
         """Prepare the queue; nothing starts yet.
@@ -45,19 +45,19 @@ class Ahead:
         self._waiting: deque[Batch] = deque()
 
     def fill(self, iteration: int) -> None:
-        """Start every batch that may run by now, up to that of `iteration + staleness`."""
+        """Start every batch up to that of `iteration + staleness` that has not been started."""
         first = self._waiting[-1].iteration + 1 if self._waiting else iteration
         for n in range(first, min(iteration + self._staleness + 1, self._iterations)):
             self._waiting.append(self._launch(n))
 
     def take(self, iteration: int) -> Batch:
-        """Hand out the batch of this iteration, which need not be finished."""
+        """Remove and return the batch of this iteration, which need not be finished."""
         batch = self._waiting.popleft()
         assert batch.iteration == iteration, f"batch {batch.iteration} before {iteration}"
         return batch
 
     def adopt(self, batch: Batch) -> None:
-        """Take over a batch that an earlier process has generated."""
+        """Append a batch that an earlier process generated."""
         assert not self._waiting or self._waiting[-1].iteration + 1 == batch.iteration
         self._waiting.append(batch)
 
@@ -66,21 +66,21 @@ class Ahead:
 
     @property
     def ids(self) -> IntArray:
-        """All sequences that are asked for and not taken."""
+        """All sequences of waiting batches."""
         return np.concatenate([*(batch.ids for batch in self._waiting), np.zeros(0, np.int64)])
 
 
 def require_fresh(summary: RolloutSummary, version: int, staleness: int, where: str) -> None:
-    """Refuse sequences that began under weights too far behind the trainer's.
+    """Reject sequences that began under weights too far behind the trainer's.
 
     Args:
         summary: Of the sequences that are about to be trained on.
-        version: Of the weights that the trainer holds, one more for every update.
-        staleness: Updates that a sequence's first token may be behind.
+        version: Of the trainer's weights; each update increases it by 1.
+        staleness: How many updates a sequence's first token may be behind.
         where: The place, for the error.
 
     Raises:
-        StalenessError: names the oldest.
+        StalenessError: a sequence is further behind; names the oldest.
     """
     if not len(summary):
         return

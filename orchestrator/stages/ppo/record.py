@@ -1,4 +1,4 @@
-"""What a PPO iteration leaves behind: metrics, sampled texts, scores of held-out prompts."""
+"""Records of a PPO iteration: metrics, sampled texts, scores of held-out prompts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from workers.training.experience import told
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """Everything that one finished iteration knows."""
+    """Everything that is known about one finished iteration."""
 
     stage: str
     index: int
-    version: int  # the newest that generated
-    lag: int  # updates that the oldest sequence began behind the policy
+    version: int  # newest weights that sampled
+    lag: int  # how many updates behind the policy the oldest sequence began
     rollouts: Rollouts
     scores: Scores
     experience: Experience
-    policy: list[StepStats]  # none while only the critic learns
+    policy: list[StepStats]  # empty during critic warmup
     critic: list[StepStats]
     kl_coefficient: float
     sync: SyncReport | None  # None: the policy did not change
-    counts: LedgerSummary  # of this iteration alone
-    skips: bool  # steps that are not finite are skipped, and counted
-    seconds: float  # from the first request to the admitted weights
+    counts: LedgerSummary  # of this iteration only
+    skips: bool  # whether steps that are not finite are skipped and counted
+    seconds: float  # from the start of the iteration to the admission of its weights
 
 
 def mean_kl(experience: Experience) -> float:
-    """Mean over sequences of KL(policy || SFT), k1 estimate, nats a sequence."""
+    """Mean over sequences of KL(policy || SFT), k1 estimate, nats per sequence."""
     return float(np.concatenate([s.kl for s in experience.summaries]).mean(dtype=np.float64))
 
 
@@ -49,7 +49,7 @@ def record_start(session: Session, stage: str, sync: SyncReport, version: int) -
 
 
 def record_iteration(session: Session, done: Iteration, version: int) -> None:
-    """Record a finished iteration as step index + 1; `version` is what the engines now serve."""
+    """Record a finished iteration as step index + 1; the engines now serve `version`."""
     settings = session.config.algorithm
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
@@ -57,7 +57,7 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     values["ppo/engines"] = float(len(session.fleet.rollout.ranks))
     if done.sync is not None:
         values |= _parity(done.sync)
-    if settings.old_logprobs is OldLogprobs.rollout:  # then nothing was compared
+    if settings.old_logprobs is OldLogprobs.rollout:  # engine and trainer were not compared
         values = {k: v for k, v in values.items() if not k.startswith("ppo/mismatch_")}
     with session.telemetry.span(done.stage, step, "record"):
         if due:
@@ -75,7 +75,7 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
 def record_lost(
     session: Session, stage: str, step: int, rollouts: Rollouts, counts: LedgerSummary
 ) -> None:
-    """Record an iteration that had no reward, and so neither scores nor losses."""
+    """Record an iteration without any reward, which has neither scores nor losses."""
     summary = rollouts.summary
     lengths = {
         "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
@@ -111,7 +111,7 @@ def _sequences(done: Iteration) -> dict[str, float]:
 
 
 def _losses(done: Iteration) -> dict[str, float]:
-    """Means over the optimizer steps that were taken; the largest ratio is a maximum."""
+    """Means over the applied optimizer steps; `ratio_max` is their maximum."""
     critic = _taken(done.critic)
     values = {
         "ppo/value_loss": _mean([s.loss for s in critic]),
@@ -127,7 +127,7 @@ def _losses(done: Iteration) -> dict[str, float]:
 
 
 def _taken(steps: list[StepStats]) -> list[StepStats]:
-    """Without those that were skipped, unless all were."""
+    """The applied steps; all steps if none was applied."""
     return [s for s in steps if s.applied] or steps
 
 
@@ -177,7 +177,7 @@ def _speed(done: Iteration) -> dict[str, float]:
 
 
 def _heldout(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
-    """Scores of held-out prompts: of the gold labeler where there is one, else of the reward."""
+    """Scores of responses to held-out prompts, by the gold labeler if any, else by the reward."""
     if not session.config.algorithm.evaluate_every:
         return {}
     if session.source.gold([], []) is None:
@@ -193,11 +193,11 @@ def _heldout(session: Session, stage: str, step: int, version: int) -> dict[str,
 
 
 def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
-    """What the reward says of answers to held-out prompts, without any penalty."""
+    """Rewards of responses to held-out prompts, without any penalty."""
     prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
     rollout = session.fleet.rollout
     _, batch = session.sample_texts(rollout, version, prompts, stage, "heldout", step)
-    rollout.sleep().result()  # where models take turns with the engines' memory
+    rollout.sleep().result()  # frees memory for models that take turns with the engines
     scores = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
     ok = np.array([not failure for failure in scores.failures])
     values = {
@@ -212,7 +212,7 @@ def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> d
 
 
 def _keep_samples(session: Session, done: Iteration, most: int | None) -> None:
-    """Keep the texts of so many training rollouts; None = all."""
+    """Write the texts of up to `most` training rollouts; None = all."""
     if most == 0:
         return
     batch = session.fleet.rollout.fetch(done.rollouts).result()

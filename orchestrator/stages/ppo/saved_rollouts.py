@@ -1,10 +1,10 @@
-"""Sequences that a run goes on with, whoever made them.
+"""Finished sequences that survive an interruption: in a checkpoint, or in the object store.
 
-Those that were generated ahead of their turn go into a checkpoint and back: the weights that made
-them are gone by then, so they cannot be sampled again. They are kept with their log-probabilities
-and versions; each part of a batch, as it came from the engines, is a safetensors file of its own.
+A checkpoint stores the batches that were generated ahead of training, because the weights that
+sampled them are gone after a resume. Each part that the engines returned is one safetensors file,
+with log-probabilities and versions.
 
-Those that were finished when a trainer was lost are still where they were.
+Sequences that were finished when a trainer was lost are still in the object store.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _FIX = "resume from an older checkpoint of the run"
 
 
 def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation | None:
-    """Finished parts as a generation, if they are just what is to be sampled now.
+    """Finished parts as a generation, if they are exactly the sequences that are needed now.
 
     Args:
-        parts: Of one iteration, as they came.
-        ids: Of the sequences that are to be sampled.
+        parts: Of one iteration, in order of arrival.
+        ids: Of the sequences that are needed.
         version: Of the weights that would sample them.
     """
     if not parts:
@@ -48,7 +48,7 @@ def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation |
 
 
 class KeptRollouts:
-    """What a checkpoint keeps of a queue; saved beside the trainers' state, like a trainer."""
+    """Saves the waiting batches of a queue into a checkpoint, with the interface of a trainer."""
 
     def __init__(self, ahead: Ahead, rollout: Rollout) -> None:
         self._ahead = ahead
@@ -73,7 +73,7 @@ class KeptRollouts:
         return _There(self._records)
 
     def restore(self, folder: str, iteration: int, ids: IntArray) -> Batch:
-        """A batch as it was saved.
+        """Load a saved batch.
 
         Raises:
             BrokenCheckpointError: a file is damaged.
@@ -96,7 +96,7 @@ class KeptRollouts:
 
 
 class _There:
-    """An answer that is there."""
+    """An answer whose value is known."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -106,7 +106,7 @@ class _There:
 
 
 class _Held(Generation):
-    """A generation that is finished."""
+    """A finished generation."""
 
     def __init__(self, parts: Sequence[Rollouts]) -> None:
         self._parts = parts
@@ -142,7 +142,7 @@ def _read(path: Path) -> RolloutBatch:
 
 
 def _batch(arrays: dict[str, np.ndarray]) -> RolloutBatch:
-    """Sequences of what `_write` wrote; raises anything where arrays do not fit each other."""
+    """Sequences from the arrays of `_write`; raises any exception if they are inconsistent."""
     columns: dict[str, Any] = {
         name: Ragged(array, arrays[name + _OFFSETS]) if name + _OFFSETS in arrays else array
         for name, array in arrays.items()

@@ -1,4 +1,4 @@
-"""From raw scores to those that PPO trains on: cut responses lose, failed ones are dropped."""
+"""Raw scores to PPO scores: deduct a penalty for cut responses, drop failed ones."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from workers.records.generation import Finish
 from workers.records.training import Scores
 from workers.training.experience import told
 
-_LOST_IN_A_ROW = 3  # iterations without a single reward that end the run
+_LOST_IN_A_ROW = 3  # consecutive iterations without any reward that end the run
 
 
 def deviation_of(scores: Scores) -> float | None:
-    """Standard deviation of the scores that there are; None where no two differ."""
+    """Standard deviation of the scores that did not fail; None if no two differ."""
     ok = np.array([not failure for failure in scores.failures], bool)
     deviation = float(np.std(scores.values[ok], dtype=np.float64)) if ok.any() else 0.0
     return deviation or None
 
 
 def deduct_cut(scores: Scores, finish: IntArray, penalty: float) -> Scores:
-    """Scores less `penalty` where the response did not end by itself.
+    """Deduct `penalty` from the scores of responses that did not end with the end token.
 
-    A deduction and no fixed score: whatever the reward says of a response, it says less of the same
-    response if that was cut.
+    It is a deduction and not a fixed score, so that any response scores less if it was cut than if
+    it was not.
 
     Args:
         scores: (B,) of the reward.
@@ -52,47 +52,47 @@ def deduct_cut(scores: Scores, finish: IntArray, penalty: float) -> Scores:
 
 @dataclass(slots=True)
 class Scoring:
-    """What one PPO stage knows of its reward; saved with the run."""
+    """A PPO stage's state about its reward; saved with the run."""
 
     config: Config
     ledger: Ledger
-    # of the reward model's scores of answers of the SFT model, reward units; None = not known yet
+    # Of the reward model's scores of the SFT model's responses, reward units; None = not known yet.
     deviation: float | None = None
-    lost: int = 0  # iterations in a row without a single reward
-    shown: set[str] = field(default_factory=set)  # reasons of failures that people were told
+    lost: int = 0  # consecutive iterations without any reward
+    shown: set[str] = field(default_factory=set)  # failure reasons that were already shown
 
     @classmethod
     def of(cls, config: Config, ledger: Ledger, reward_model: str) -> Scoring:
-        """At the start of a stage; `reward_model` is "" where a function rewards."""
+        """State at the start of a stage; `reward_model` is "" if the reward is a function."""
         known = model_folder.facts(Path(reward_model)) if reward_model else {}
         found = known.get(model_folder.SCORE_DEVIATION)
         usable = isinstance(found, float) and 0.0 < found < float("inf")
         return cls(config, ledger, found if usable else None)
 
     def penalty(self) -> float:
-        """What a cut response loses, reward units."""
+        """Penalty of a cut response, reward units."""
         if self.config.reward.kind is RewardKind.function:
             return self.config.reward.function_missing_eos_penalty
         return (self.config.algorithm.missing_eos_penalty or 0.0) * (self.deviation or 0.0)
 
     def shape(self, scores: Scores, finish: IntArray) -> Scores:
-        """Deduct what cut responses lose.
+        """Deduct the penalty for cut responses.
 
-        A reward model whose folder does not say how far its scores spread is measured once, on the
-        first responses: those of the model that PPO starts from.
+        If the reward model's folder does not record the standard deviation of its scores, it is
+        measured once, on the first responses, which the initial policy sampled.
         """
         if self.deviation is None:
             self.deviation = deviation_of(scores)
         return deduct_cut(scores, finish, self.penalty())
 
     def keep(self, session: Session, scores: Scores) -> IntArray:
-        """Record failed rewards as drops, and return the ids that are left, sorted.
+        """Record failed rewards as drops, and return the remaining ids, sorted.
 
-        Sorted, because engines answer in shards, and minibatches must not depend on who served
-        what.
+        Sorted, because engines return shards, and minibatches must not depend on which engine
+        served which sequence.
 
         Raises:
-            RewardError: this is one iteration too many in a row without a single reward.
+            RewardError: too many consecutive iterations had no reward at all.
         """
         reasons: dict[str, list[int]] = defaultdict(list)
         for i, failure in zip(scores.ids.tolist(), scores.failures, strict=True):
@@ -115,7 +115,7 @@ class Scoring:
         return kept
 
     def _tell(self, session: Session, scores: Scores) -> None:
-        """Show each reason once, with the words of the first response that it met."""
+        """Show each failure reason once, with the message of the first response that had it."""
         failures = [failure for failure in scores.failures if failure]
         for failure, said in zip(failures, told(scores), strict=True):
             if failure not in self.shown:
@@ -124,9 +124,9 @@ class Scoring:
                 session.live.note(f"{count} of {len(scores.ids)} responses dropped: {said}")
 
     def state(self) -> dict[str, Any]:
-        """As plain values."""
+        """State as plain values."""
         return {"deviation": self.deviation, "lost": self.lost}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Restore a saved `state`."""
         self.deviation, self.lost = state["deviation"], state["lost"]
