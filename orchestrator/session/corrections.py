@@ -1,7 +1,8 @@
-"""What a run does differently after numbers went wrong, so that going back leads elsewhere.
+"""Corrections after a NaN or an excess of KL, so that a replay does not fail in the same way.
 
-A replay is exact: from the same checkpoint the same NaN comes again. So a run that goes back leaves
-out the sequences it came from, or raises the KL coefficient, and keeps that in its checkpoints.
+A replay from the same checkpoint is exact and would produce the same NaN. So a run that goes back
+to a checkpoint excludes the sequences that caused the NaN, or raises the KL coefficient, and stores
+that in its later checkpoints.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _KL_FACTOR = 2.0
 
 @dataclass(slots=True)
 class Amends:
-    """Grows only, also when the run goes back."""
+    """The corrections of a run; going back to a checkpoint keeps them."""
 
     excluded: set[int] = field(default_factory=set)  # sequences that are not trained on
-    kl_scale: float = 1.0  # of the KL coefficient
-    places: set[tuple[str, int]] = field(default_factory=set)  # stages and steps gone back from
-    made: int = 0
+    kl_scale: float = 1.0  # factor on the KL coefficient
+    places: set[tuple[str, int]] = field(default_factory=set)  # (stage, step) of corrected errors
+    made: int = 0  # number of corrections in this process
 
     def for_numbers(self, error: NonFiniteError, stage: str, step: int) -> bool:
-        """Leave out the culprits; False: a replay would end the same."""
+        """Exclude the sequences named by `error`; False if a replay would fail in the same way."""
         new = {*error.ids} - self.excluded
         if not new and (stage, step) in self.places:
             return False
@@ -45,22 +46,22 @@ class Amends:
         return True
 
     def for_kl(self) -> None:
-        """Hold the policy closer from here on."""
+        """Raise the KL coefficient from here on."""
         self.kl_scale *= _KL_FACTOR
         self.made += 1
 
     def state(self) -> dict[str, Any]:
-        """As plain values."""
+        """State as plain values."""
         return {"excluded": sorted(self.excluded), "kl_scale": self.kl_scale}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what an earlier process had amended."""
+        """Add the corrections of a saved `state`."""
         self.excluded |= set(state["excluded"])
         self.kl_scale = max(self.kl_scale, state["kl_scale"])
 
 
 def without(rollouts: Rollouts, excluded: set[int]) -> Rollouts:
-    """The same shards, with a summary that names none of the excluded sequences."""
+    """The same shards, with a summary without the excluded sequences."""
     if not excluded:
         return rollouts
     keep = ~np.isin(rollouts.summary.ids, sorted(excluded))
@@ -72,7 +73,7 @@ def without(rollouts: Rollouts, excluded: set[int]) -> Rollouts:
 def keep_culprits(
     session: Session, what: str, ids: tuple[int, ...], parts: Sequence[Rollouts]
 ) -> None:
-    """Add to samples/non_finite.jsonl where a NaN came from, with texts where they are known."""
+    """Append the source of a NaN to samples/non_finite.jsonl, with texts if they are known."""
     line: dict[str, Any] = {
         "stage": session.position.stage,
         "step": session.position.step,

@@ -1,4 +1,4 @@
-"""The driver's state of a run: written into a checkpoint, and restored from it."""
+"""The driver's state of a run, as stored in a checkpoint and restored from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything a later process needs beside the trainers' state; all records are on disk."""
+    """Everything a resume needs beside the trainers' state; flushes all records to disk."""
     home = session.folder.path
     return {
         "stage": stage,
@@ -37,14 +37,14 @@ def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> 
 
 
 def apply(session: Session, progress: Mapping[str, Any]) -> None:
-    """Put a captured state into a session that has not done anything yet."""
+    """Restore a captured state into a new session."""
     _apply_results(session, progress)
     session.started -= progress["seconds"]
     session.telemetry.restore(progress["telemetry"])
 
 
 def go_back(session: Session, progress: Mapping[str, Any]) -> None:
-    """Put a captured state into the session that captured it; the time since then is spent."""
+    """Restore a captured state into the session that captured it; time spent since still counts."""
     session.telemetry.forget_open_steps()
     session.folder.reopen(progress["appended"])
     _apply_results(session, progress)
@@ -59,7 +59,7 @@ def _apply_results(session: Session, progress: Mapping[str, Any]) -> None:
 
 
 def products(session: Session, stage: str) -> list[Path]:
-    """The files outside a checkpoint that it relies on: manifests of what finished stages made."""
+    """The files outside a checkpoint that it needs: manifests of finished stages' models."""
     files = [path / model_folder.MANIFEST for path in _made(session).values()]
     if stage == "reward_model" and session.folder.rankings.exists():
         files.append(session.folder.rankings)
@@ -67,14 +67,14 @@ def products(session: Session, stage: str) -> list[Path]:
 
 
 def _made(session: Session) -> dict[str, Path]:
-    """The checkpoints that this run made itself; given ones lie elsewhere."""
+    """The models that this run trained; given ones are in other folders."""
     home = session.folder.checkpoints
     paths = {name: Path(path) for name, path in session.checkpoints.items()}
     return {name: path for name, path in paths.items() if path.parent == home}
 
 
 def _settle_samples(session: Session) -> dict[str, int]:
-    """Have the samples on disk; the size in bytes of each file that only grows."""
+    """Flush the samples to disk; returns the size in bytes of each append-only file."""
     folder = session.folder
     sizes: dict[str, int] = {}
     with writing(folder.samples, "the samples"):
@@ -82,5 +82,5 @@ def _settle_samples(session: Session) -> dict[str, int]:
         if file.exists():
             model_folder.flush(file)
         sizes[str(file.relative_to(folder.path))] = file.stat().st_size if file.exists() else 0
-        model_folder.flush(folder.samples)  # and the names of those that are new
+        model_folder.flush(folder.samples)  # the directory, for the names of new files
     return sizes

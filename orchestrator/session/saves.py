@@ -1,4 +1,4 @@
-"""When a run saves itself, and what of a stage was saved before it was interrupted."""
+"""Schedule and publication of a run's checkpoints, and the state of an interrupted stage."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from workers.records.processes import FileRecord
 
 @dataclass(frozen=True, slots=True)
 class SavedStage:
-    """A stage in its middle, as a checkpoint holds it."""
+    """An interrupted stage, as stored in a checkpoint."""
 
     step: int  # steps done
-    own: dict[str, Any]  # what the stage itself noted
+    own: dict[str, Any]  # the stage's own state
     folder: str  # for `Trainer.restore`
 
 
@@ -37,15 +37,15 @@ class _Saving:
 
 
 class Teller(Protocol):
-    """Tells the person something."""
+    """Shows a text to the user."""
 
     def __call__(self, text: str) -> None:
-        """Tell it."""
+        """Show `text`."""
         ...
 
 
 class Saves:
-    """The checkpoints of one run: made at step boundaries, published while training goes on."""
+    """The checkpoints of one run: taken at step boundaries, written while training continues."""
 
     def __init__(
         self,
@@ -57,15 +57,15 @@ class Saves:
         scores: Scores | None = None,
         needs: Needs | None = None,
     ) -> None:
-        """Prepare the saving.
+        """Prepare to save.
 
         Args:
             run: The run folder.
-            config: How often, and how many stay.
-            stop: Who is asked whether the run shall end.
+            config: How often to save, and how many checkpoints to keep.
+            stop: Whether a signal has requested the end of the run.
             facts: Resolved configuration and package versions, for the manifest.
-            resumed: The checkpoint that the run goes on from.
-            scores: What checkpoints are compared by.
+            resumed: The checkpoint that the run resumes from.
+            scores: The values by which checkpoints are compared.
             needs: The models that the run still reads.
         """
         self._runs = SavedRuns(run, needs)
@@ -80,11 +80,11 @@ class Saves:
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal asked for the end."""
+        """Whether a signal has requested the end of the run."""
         return self._stop.requested
 
     def best_of(self, stage: str) -> str:
-        """The best checkpoint of a PPO stage in words; "" where none is kept for that."""
+        """A sentence on the best checkpoint of a PPO stage; "" if no metric is configured."""
         scores = self.scores
         if not scores.metric or not stage.startswith("ppo"):
             return ""
@@ -93,13 +93,13 @@ class Saves:
         if best is None:
             return f"{scores.metric} was not measured of any checkpoint of {stage}: none is kept"
         told = f"best {scores.metric} of {stage}'s checkpoints: {scores.values[stage][best]:.4g}"
-        # the last one holds no trainers' state: its weights are the model that was published
+        # The last checkpoint has no trainer state: its weights are the published model.
         last = not any(saved[best].glob("policy.*"))
         where = f"published as {stage}" if last else f"kept as {saved[best].name}"
         return f"{told} after step {best}, {where}"
 
     def _prune(self) -> None:
-        """Delete what need not stay."""
+        """Delete the checkpoints that need not be kept."""
         compares = bool(self.scores.metric)
         kept = self._comparable() if compares else ()
         self._runs.prune(self._config.keep_last, self._config.keep_every, kept)
@@ -108,7 +108,7 @@ class Saves:
                 self.scores.forget(stage, saved)
 
     def _comparable(self) -> set[Path]:
-        """The best checkpoint of each stage, and those that may turn out to be."""
+        """The best checkpoint of each stage, and those that may still become the best."""
         kept: set[Path] = set()
         for stage, saved in self._runs.steps().items():
             still = self.scores.open(stage, saved) if stage not in self.finished else set()
@@ -117,21 +117,21 @@ class Saves:
         return kept
 
     def within(self, stage: str) -> SavedStage | None:
-        """Where the run was interrupted in this stage; None: the stage begins at its start."""
+        """The saved state of this stage, if the run was interrupted in it; None: start it."""
         saved = self._resumed
         if saved is None or saved.stage != stage or stage in self.finished:
             return None
         return SavedStage(saved.step, saved.progress["own"], str(saved.path))
 
     def due(self, stage: str, step: int) -> bool:
-        """Whether a checkpoint is to be made after this many steps."""
+        """Whether a checkpoint is due after `step` steps."""
         every = self._config.steps(stage)
         return self._stop.requested or bool(every and step % every == 0)
 
     def start(
         self, progress: dict[str, Any], savers: Sequence[Saver], products: list[Path]
     ) -> None:
-        """Have the savers copy their state; they write it while training goes on."""
+        """Have the savers copy their state; they write it while training continues."""
         self.settle()
         folder = self._runs.begin(progress["stage"], progress["step"])
         self._saving = _Saving(folder, progress, savers, products)
@@ -139,13 +139,13 @@ class Saves:
         for pending in copying:
             pending.result()
         if not savers:
-            self.settle()  # nobody writes: there is nothing to wait for
+            self.settle()  # nothing is written in the background
 
     def settle(self) -> None:
         """Wait for the checkpoint that is being written, if there is one, and publish it.
 
         Raises:
-            CheckpointError: it could not be written; the one before is untouched.
+            CheckpointError: it could not be written; the previous one is untouched.
         """
         saving, self._saving = self._saving, None
         if saving is None:
@@ -162,14 +162,14 @@ class Saves:
         self._prune()
 
     def done(self) -> None:
-        """The last stage is over and saved: from here on a signal need not hurry anything."""
+        """Call when the last stage is saved: later stop signals have no effect."""
         self._stop.close()
 
     def go_back(self, finished: Sequence[str]) -> SavedRun | None:
-        """Make the newest whole checkpoint what the run goes on from; what was being saved is lost.
+        """Go back to the newest intact checkpoint and return it; discards one being written.
 
         Args:
-            finished: the stages that are finished if there is no checkpoint; None is returned then.
+            finished: the finished stages if there is no checkpoint; None is returned then.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
@@ -183,10 +183,10 @@ class Saves:
         return saved
 
     def stop_if_asked(self) -> None:
-        """End the run here if a signal asked for it.
+        """End the run here if a signal has requested it.
 
         Raises:
-            StoppedError: it did.
+            StoppedError: a signal has requested it.
         """
         if self._stop.requested:
             self._stop.close()

@@ -1,4 +1,4 @@
-"""What the stages of one run share."""
+"""The session: what all stages of one run share."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from workers.records.training import TokenBatch
 
 @dataclass(frozen=True, slots=True)
 class Outlived:
-    """Finished sequences that have outlived the workers that were to learn from them."""
+    """Finished sequences of an iteration that lost a worker before it trained on them."""
 
     parts: Sequence[Rollouts]
-    losses: int  # so far; with another worker they may be lost, too
+    losses: int  # count so far; another loss may have taken the sequences, too
 
 
 @dataclass(slots=True)
@@ -59,12 +59,12 @@ class Session:
     live: LiveView
     fleet: Roles
     position: Position
-    started: float  # time.monotonic() at the start of the program, less what earlier ones took
+    started: float  # time.monotonic() at the start of the process, minus earlier processes' seconds
     checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
     saves: Saves
     losses: Losses
     amends: Amends = field(default_factory=Amends)
-    parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all of them are there
+    parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all have arrived
     outlived: Outlived | None = None
     findings: Findings = field(default_factory=Findings)
     _next_id: int = 0
@@ -72,7 +72,7 @@ class Session:
     _engine_shape: str = ""  # architecture that the engines hold; "" = not started
 
     def need(self, name: str) -> str:
-        """The checkpoint `name`, checked.
+        """Path of the checkpoint `name`, after a check.
 
         Raises:
             CheckpointError: it is missing or broken.
@@ -81,18 +81,18 @@ class Session:
         return str(model_folder.require(path, name, self.fleet.look_after))
 
     def publish(self, name: str, save: model_folder.Save, stage: str, **more: float) -> Path:
-        """Save a stage's product into the run folder and hand it to the later stages.
+        """Save a stage's model into the run folder and register it for the later stages.
 
-        The tokenizer of the data goes into the folder, chat template included, so that later
-        stages, vLLM and users make the same tokens of a text or a dialogue as training did.
+        The data's tokenizer, chat template included, goes into the folder, so that later stages,
+        vLLM and users tokenize a text or a dialogue as training did.
 
         Args:
-            name: of the product.
+            name: of the model.
             save: writes it.
-            stage: that made it.
+            stage: that trained it.
             more: further facts for its manifest.
         """
-        # Deferred: transformers takes seconds.
+        # Imported here because transformers takes seconds to import.
         from workers.models.published_files import complete
 
         def whole(path: str) -> None:
@@ -116,19 +116,19 @@ class Session:
         *savers: Saver,
         always: bool = False,
     ) -> None:
-        """Between two steps of a stage: save the run if that is due, or if it is asked to stop.
+        """Call between two steps of a stage: saves the run if that is due or a stop was requested.
 
         Args:
             stage: the stage.
             step: steps done; all their metrics are recorded, and no call to `savers` is open.
-            total: steps of the whole stage; its end is saved by `finish`, with what it made.
-            own: what the stage needs beside the savers' state, JSON-ready.
-            savers: whose state is saved.
-            always: save it whatever the configuration says of this stage.
+            total: steps of the whole stage; `finish` saves its end, with its model.
+            own: the stage's own state beside that of the savers, JSON-ready.
+            savers: roles whose state is saved.
+            always: save even if the configuration's interval is not reached.
 
         Raises:
             CheckpointError: the disk is full or read-only.
-            StoppedError: a signal asked for it, and everything is saved.
+            StoppedError: a signal requested the stop, and everything is saved.
         """
         self.saves.settle()
         best = self.saves.scores.measured(stage, step, self.telemetry.values(stage, step))
@@ -139,7 +139,7 @@ class Session:
         self.stop_if_asked()
 
     def finish(self, stage: str, *, last: bool) -> None:
-        """Save that a stage is done; later processes use what it made."""
+        """Save that a stage is finished; later processes use its model."""
         self.saves.settle()
         self.saves.finished.append(stage)
         state = driver_state.capture(self, stage, self.position.step + 1, {})
@@ -153,17 +153,17 @@ class Session:
             self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """End the run here if a signal asked for it; what is being saved is finished first."""
+        """End the run here if a signal requested it, after finishing a checkpoint being written."""
         if self.saves.stopping:
             self.saves.settle()
         self.saves.stop_if_asked()
 
     def counters(self) -> dict[str, int]:
-        """What makes ids and versions unique in a run."""
+        """The counters that keep ids and versions unique in a run."""
         return {"next_id": self._next_id, "next_version": self._next_version}
 
     def restore_counters(self, counters: Mapping[str, int]) -> None:
-        """Go on counting."""
+        """Continue from saved counters."""
         self._next_id, self._next_version = counters["next_id"], counters["next_version"]
 
     def seed(self, *path: str | int) -> int:
@@ -178,7 +178,7 @@ class Session:
     def engines_on(self, path: str) -> tuple[Rollout, int]:
         """The rollout engines serving the checkpoint at `path`, and its version.
 
-        Engines that hold a model of another architecture, by config.json, start afresh.
+        Engines that hold a model of another architecture, by config.json, are restarted.
 
         Args:
             path: Hugging Face folder.
@@ -196,7 +196,7 @@ class Session:
         return rollout, version
 
     def trainers_rest(self) -> None:
-        """The trainers that are there give GPU memory to the engines, where that is configured."""
+        """Have running trainers free GPU memory for the engines, if configured."""
         fleet = self.fleet
         resting = [fleet.policy.rest()] if fleet.holds(RoleName.policy) else []
         resting += [fleet.critic.rest()] if fleet.holds(RoleName.critic) else []
@@ -204,7 +204,7 @@ class Session:
             pending.result()
 
     def forget_engines(self) -> None:
-        """The engines are new and empty."""
+        """Call when the engines are gone: the next `engines_on` starts new ones."""
         self._engine_shape = ""
 
     def _rollout_spec(self, path: str) -> RolloutSpec:
@@ -214,14 +214,15 @@ class Session:
 
     @property
     def vocabulary(self) -> int:
-        """Ids from here on mean nothing: embeddings are often longer than their tokenizer."""
+        """Number of token ids; embeddings often have more rows, which have no meaning."""
         return token_ids(self.source.tokenizer)
 
     def rows_are_shared(self) -> bool:
-        """Whether documents may share rows under the policy that is loaded; else a note says so.
+        """Whether documents can share rows under the loaded policy; adds a note if they cannot.
 
-        Asked once a stage: a family that lets documents see each other gets a row a document, dealt
-        into micro-batches as such, so that none exceeds its token budget.
+        Call once per stage. In a model family where documents that share a row attend to each
+        other, each document gets its own row before micro-batches are planned, so that none exceeds
+        its token budget.
         """
         shared = self.fleet.policy.shares_rows().result()
         if not shared:
@@ -229,27 +230,27 @@ class Session:
         return shared
 
     def pretraining_rows(self, start: int, count: int, *, shared: bool) -> TokenBatch:
-        """Training documents `start` to `start + count`, sharing rows where `shared` says so."""
+        """Training documents `start` to `start + count`; they share rows if `shared`."""
         documents = self.source.pretraining("train", start, count)
         if not shared:
             return documents
         return training_batches.pack_documents(documents, self.config.pretrain.row_tokens)
 
     def text_rows(self, *, shared: bool) -> TextRows:
-        """The training text in full rows; documents see each other unless they may share rows."""
+        """Training text in full rows; unless `shared`, documents in a row attend to each other."""
         documents = partial(self.source.pretraining, "train")
         return TextRows(documents, self.config.pretrain.row_tokens, shared)
 
     def requests(
         self, prompts: Sequence[Prompt], samples: int | Sequence[int], *path: str | int
     ) -> list[GenerationRequest]:
-        """Generation requests with fresh sequence ids and a seed for each sample.
+        """Generation requests with new sequence ids and one seed per sample.
 
-        A small data set can bring a prompt twice: its samples count on, so no seed repeats.
+        If a small data set repeats a prompt, its samples are counted on, so that no seed repeats.
 
         Args:
-            prompts: what to sample.
-            samples: K for all prompts, or one K a prompt.
+            prompts: the prompts to sample from.
+            samples: K for all prompts, or one K per prompt.
             path: names the seeds, e.g. ("ppo", iteration).
         """
         counts = [samples] * len(prompts) if isinstance(samples, int) else list(samples)
@@ -266,23 +267,23 @@ class Session:
 
     @property
     def words_are_read(self) -> bool:
-        """Whether the reward (or a reward model that judges) reads words instead of token ids."""
+        """Whether the reward (or a judging reward model) reads text instead of token ids."""
         reward = self.config.reward
         return reward.kind is RewardKind.function or reward.bridge is TextBridge.text
 
     def asked(self, prompts: Sequence[Prompt]) -> list[Asked]:
-        """Prompts in words, as far as the reward reads them."""
+        """Prompts as text, if the reward reads text; else none."""
         return [prompt.asked for prompt in prompts] if self.words_are_read else []
 
     def sampling(self) -> Sampling:
-        """How the policy is sampled, everywhere in the run."""
+        """Sampling settings of the policy, the same everywhere in the run."""
         rollout = self.config.rollout
         return Sampling(rollout.temperature, rollout.max_response_tokens)
 
     def sample_texts(
         self, rollout: Rollout, version: int, prompts: Sequence[Prompt], *path: str | int
     ) -> tuple[list[str], RolloutBatch]:
-        """One sampled text a prompt, in the order of the prompts, and the sequences themselves."""
+        """One sampled text per prompt, in the order of the prompts, and their sequences."""
         requests = self.requests(prompts, 1, *path)
         rollouts = rollout.generate(requests, self.sampling(), version).result()
         batch = rollout.fetch(rollouts).result()
@@ -291,12 +292,12 @@ class Session:
         return [self.source.detokenize(batch.response(i)) for i in range(len(batch))], batch
 
     def note_first_step(self) -> None:
-        """Remember when the first optimizer step of the run was done, in whatever stage."""
+        """Record when the first optimizer step of the run was done, in any stage."""
         if self.findings.first_step_seconds is None:
             self.findings.first_step_seconds = time.monotonic() - self.started
 
     def reached(self, part: str) -> None:
-        """Note that a part of the way to the end of the first PPO iteration is behind the run."""
+        """Record the seconds of one part of the run's start, until the first PPO iteration ends."""
         found = self.findings
         if "first_iteration" not in found.start:
             found.start[part] = time.monotonic() - self.started - sum(found.start.values())

@@ -1,4 +1,4 @@
-"""The data of a run, read from the world or the files that its configuration names."""
+"""The data source of a run: the pocket world or the configured files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.pocket.source import PocketSource
 
 
 def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
-    """The data of the run."""
+    """Build the data source of the run."""
     if config.data.source is DataSourceKind.pocket:
         pocket = config.data.pocket
         return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
@@ -62,21 +62,21 @@ def _feeding(config: Config) -> Feeding:
 
 
 def _language_models(checkpoints: dict[str, str]) -> dict[str, str]:
-    # A reward model may have a tokenizer of its own (reward.bridge=text).
+    # A reward model may have another tokenizer (reward.bridge=text).
     return {name: path for name, path in checkpoints.items() if name != "reward_model"}
 
 
 def _tokenizer_folder(models: dict[str, str]) -> str:
-    """The given language model whose tokenizer reads the files.
+    """Folder of the given language model whose tokenizer tokenizes the files.
 
     Raises:
-        TokenizerMismatchError: an id or the end token means another thing to another one of them.
+        TokenizerMismatchError: an id or the end token differs in another given model's tokenizer.
     """
     first, *others = models
     reader = load_tokenizer(models[first])
     words = {number: word for word, number in reader.get_vocab().items()}
     for name in others:
-        tokenizer = load_tokenizer(models[name])  # may have words that the reader never writes
+        tokenizer = load_tokenizer(models[name])  # may have additional tokens
         same = all(words.get(n, word) == word for word, n in tokenizer.get_vocab().items())
         if not same or tokenizer.eos_token_id != reader.eos_token_id:
             raise TokenizerMismatchError(
@@ -88,7 +88,7 @@ def _tokenizer_folder(models: dict[str, str]) -> str:
 
 
 def left_out(source: DataSource) -> list[str]:
-    """What a file source read, kept and did not take as it stands: a sentence a set and reason."""
+    """What a file source read, kept, cut and dropped: one sentence per data set and reason."""
     notes: list[str] = []
     if isinstance(source, FileSource):
         notes += source.notes
@@ -115,7 +115,7 @@ def left_out(source: DataSource) -> list[str]:
 
 
 def accounts(source: DataSource) -> tuple[SetAccount, ...]:
-    """What became of the rows of each data set; () in the pocket world."""
+    """Counts of the rows of each data set; () in the pocket world."""
     return tuple(source.accounts) if isinstance(source, FileSource) else ()
 
 
