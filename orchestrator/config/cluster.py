@@ -27,15 +27,15 @@ class Accelerator(Enum):
 
 
 class Placement(Enum):
-    """How bundles of a role group are spread over nodes."""
+    """How the workers of a role group are spread over the nodes."""
 
-    packed = "packed"  # as few nodes as possible
-    apart = "apart"  # every role group on nodes of its own where there are enough
+    packed = "packed"  # on as few nodes as possible
+    apart = "apart"  # each role group on separate nodes if there are enough
 
 
 @dataclass(slots=True, kw_only=True)
 class RoleResources:
-    """How many workers a role has, and what each takes from Ray."""
+    """Number of workers of a role, and the resources that each one reserves from Ray."""
 
     workers: int = positive(1, 10_000)
     cpus: float = at_least(0, 0.25)  # per worker
@@ -43,7 +43,7 @@ class RoleResources:
     threads: int = positive(1, 1024)  # OpenMP threads per worker
 
     def check(self, key: str) -> None:
-        """Whether GPUs are shared or whole."""
+        """Check that `gpus` is a whole number when it is above 1."""
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ConfigError(
                 f"gpus={self.gpus:g}", where=f"{key}.gpus", fix="use whole GPUs above 1"
@@ -67,15 +67,15 @@ class RolesConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ClusterConfig:
-    """The Ray cluster, the shape of its nodes, and where roles go."""
+    """The Ray cluster, the resources of its nodes, and the placement of the roles."""
 
-    # "local" starts one on this machine; "auto" or HOST:PORT joins one
+    # "local" starts a cluster on this machine; "auto" or HOST:PORT joins a running one
     address: str = needed("local")
     accelerator: Accelerator = Accelerator.cpu
     nodes: int = positive(1, 10_000)
     cpus_per_node: float = positive(2.0)
     gpus_per_node: int = at_least(0, 0, 1024)
-    gpu_memory_gib: float = positive(80.0)  # of one GPU; the plan refuses models that cannot fit
-    object_store_mib: int = positive(512)  # local only
+    gpu_memory_gib: float = positive(80.0)  # per GPU; the plan rejects models that do not fit
+    object_store_mib: int = positive(512)  # only with address=local
     placement: Placement = Placement.packed
     roles: RolesConfig = field(default_factory=RolesConfig)

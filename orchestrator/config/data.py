@@ -27,56 +27,57 @@ class TrainOn(Enum):
 
 
 class AddBosToken(Enum):
-    """Whether bare text begins with the beginning-of-sequence token; goes into the tokenizer."""
+    """Whether plain text starts with the BOS token; stored in the tokenizer's configuration."""
 
-    auto = "auto"  # as the given tokenizer does by itself
+    auto = "auto"  # the given tokenizer's own behaviour
     always = "always"
     never = "never"
 
 
 class OnBadLine(Enum):
-    """What a line that does not parse does to a run."""
+    """What happens when a line of a data file does not parse."""
 
-    fail = "fail"
-    drop = "drop"  # counted
+    fail = "fail"  # the run stops
+    drop = "drop"  # the line is dropped and counted
 
 
 class PersonalData(Enum):
     """What happens to training rows with e-mail addresses, phone or card numbers and the like."""
 
     keep = "keep"
-    drop = "drop"  # counted by kind
+    drop = "drop"  # rows are dropped, and counted per kind of personal data
 
 
 class RowOrder(Enum):
-    """The order in which demonstrations are trained on; rows of other kinds are always shuffled."""
+    """Order of the demonstrations in training; rows of other kinds are always shuffled."""
 
-    shuffled = "shuffled"  # each set permuted anew in each of its passes
-    # `length_group_batches` batches at a time, sorted by length and cut anew; then these shuffled
+    shuffled = "shuffled"  # each data set is shuffled again for each pass over it
+    # the rows of `length_group_batches` batches are sorted by length and split into new batches,
+    # whose order is then shuffled
     length_grouped = "length_grouped"
 
 
 @dataclass(slots=True, kw_only=True)
 class FilesConfig:
-    """One data set of weight 1 a key, and the token limits of all sets."""
+    """One data set of weight 1 per key, and the token limits of all data sets."""
 
     demonstrations: str = path("")
-    rankings: str = path("")  # comparisons
+    rankings: str = path("")  # a data set of kind comparisons
     prompts: str = path("")
     evaluation_prompts: str = path("")
     pretraining: str = path("")
     max_prompt_tokens: int = positive(1024)  # longer prompts are dropped and counted
-    max_completion_tokens: int = positive(1024)  # longer completions are cut and counted
+    max_completion_tokens: int = positive(1024)  # longer completions are truncated and counted
 
 
 @dataclass(slots=True, kw_only=True)
 class PocketWorldConfig:
-    """The miniature world: its seed and the labeler's noise."""
+    """The synthetic pocket world: its seed and the labeler's noise."""
 
     seed: int = any_seed(0)
-    # standard deviation added to the hidden score, per completion
+    # standard deviation of the noise added to the hidden score of each completion
     label_noise: float = at_least(0, 0.5)
-    # completions whose noisy scores differ by less are ranked equal
+    # completions whose noisy scores differ by less than this are ranked equal
     tie_width: float = at_least(0, 0.25)
 
 
@@ -97,31 +98,32 @@ class DataConfig:
     pocket: PocketWorldConfig = field(default_factory=PocketWorldConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     # name -> DataSetConfig. Declared as Any because Hydra cannot add to a dictionary of dataclasses
-    # from the command line; __post_init__ leaves DataSetConfig in it.
+    # from the command line; __post_init__ converts each entry to DataSetConfig.
     sets: dict[str, Any] = field(default_factory=dict)
-    # auto = the tokenizer's | default = the built-in one | a Jinja file
+    # auto = the tokenizer's template | default = the built-in template | path of a Jinja file
     chat_template: str = path("auto", needed=True)
-    date: str = ""  # what chat templates are told; "" = the day of the run's start, kept with it
-    add_bos_token: AddBosToken = AddBosToken.auto  # before bare text; auto = as the tokenizer does
-    train_on: TrainOn = TrainOn.last
-    on_bad_line: OnBadLine = OnBadLine.fail
-    heldout_fraction: float = between(0, 0.1, 1)  # of users, or of prompts where no user is named
-    # which part of that size; the folds of a cross-validation are disjoint
+    date: str = ""  # date given to chat templates; "" = the day the run started, saved with the run
+    add_bos_token: AddBosToken = AddBosToken.auto  # BOS before plain text; auto = the tokenizer's
+    train_on: TrainOn = TrainOn.last  # assistant turns of a dialogue that are targets: last | all
+    on_bad_line: OnBadLine = OnBadLine.fail  # a line that does not parse: fail | drop
+    heldout_fraction: float = between(0, 0.1, 1)  # of users, or of prompts without a user
+    # index of the held-out part, 0 <= fold < 1 / heldout_fraction; the parts are disjoint, for
+    # cross-validation
     heldout_fold: int = at_least(0, 0)
-    # prompts that share so long a beginning are one; 0 = off
+    # prompts whose first characters (this many) are equal count as duplicates; 0 = off
     dedup_prefix_characters: int = at_least(0, 0)
-    max_rows_per_user: int = at_least(0, 0)  # of one kind; 0 = no limit (InstructGPT: 200)
-    pii: PersonalData = PersonalData.keep  # training rows only
-    order: RowOrder = RowOrder.shuffled
+    max_rows_per_user: int = at_least(0, 0)  # per kind of row; 0 = no limit (InstructGPT: 200)
+    pii: PersonalData = PersonalData.keep  # training rows with personal data: keep | drop
+    order: RowOrder = RowOrder.shuffled  # of demonstrations: shuffled | length_grouped
     length_group_batches: int = positive(50)  # batches sorted together when length_grouped
-    # of tokenised rows that are kept for later commands; 0 = none are. Changes no result
+    # size of the cache of tokenised rows for later commands; 0 = off. Does not change results
     cache_mib: int = at_least(0, 2048)
-    # processes that render and tokenise; 1 = the run's own. Changes no result
+    # processes that render and tokenise; 1 = the main process only. Does not change results
     workers: int = positive(1, 1024)
 
     def __post_init__(self) -> None:
         given = cast("object", self.sets)
-        if not isinstance(given, dict):  # an interpolation may give anything
+        if not isinstance(given, dict):  # an interpolation can resolve to any type
             raise ConfigError(
                 f"data.sets={given!r} is no section of data sets",
                 where="data.sets",
@@ -130,7 +132,7 @@ class DataConfig:
         self.sets = {str(name): data_set(str(name), each) for name, each in self.sets.items()}
 
     def check(self, key: str) -> None:
-        """Whether the date is one, and the fold exists."""
+        """Check that the date is valid and that the fold exists."""
         _check_date(self.date)
         folds = int(1.0 / self.heldout_fraction + 1e-9)
         if not 0 <= self.heldout_fold < folds:

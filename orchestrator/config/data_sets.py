@@ -1,7 +1,7 @@
-"""`data.sets.NAME` of the configuration: checked here, because Hydra cannot.
+"""Schema of `data.sets.NAME`, checked here because Hydra cannot.
 
-Hydra refuses to add an entry to a dictionary of dataclasses from the command line, so the schema
-declares one of anything, and this file is its schema.
+Hydra refuses to add an entry to a dictionary of dataclasses from the command line, so `data.sets`
+is declared as a dictionary of Any and this module checks its entries.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class DataSetConfig:
-    """One data set. Sets of one kind are mixed in proportion to their weights."""
+    """One data set. Data sets of the same kind are mixed in proportion to their weights."""
 
     kind: SetKind  # demonstrations | comparisons | prompts | evaluation_prompts | pretraining
-    # file or folder, or the id of a Hugging Face data set
+    # a file, a folder, or the id of a Hugging Face data set
     path: str = field(metadata=PATH)
     format: str = "auto"  # auto | jsonl | json | parquet | csv | text | datasets
-    # canonical column -> column of the set, where the name is none of the usual ones
+    # canonical column name -> column name in this data set, where it is not recognised by itself
     columns: dict[str, Any] = field(default_factory=dict)
     split: str = "train"  # of a Hugging Face data set
     subset: str = ""  # of a Hugging Face data set
-    weight: float = positive(1.0)  # share among the sets of its kind; only ratios matter
+    weight: float = positive(1.0)  # share among the data sets of the same kind; only ratios matter
 
 
 KEYS = tuple(each.name for each in fields(DataSetConfig))
 
 
 def data_set(name: str, given: object) -> DataSetConfig:
-    """One entry of data.sets as a typed record.
+    """Convert one entry of data.sets to a DataSetConfig.
 
     Raises:
-        UnknownKeyError: a key that DataSetConfig lacks.
-        ConfigError: kind or path are missing, or a value is of the wrong type or out of range.
+        UnknownKeyError: a key that DataSetConfig does not have.
+        ConfigError: kind or path is missing, or a value has the wrong type or is out of range.
     """
     if isinstance(given, DataSetConfig):
         return given
@@ -74,7 +74,7 @@ def data_set(name: str, given: object) -> DataSetConfig:
 
 
 def unknown_set_key(name: str, key: str) -> UnknownKeyError:
-    """The error for a key that no data set has."""
+    """The error for a key that DataSetConfig does not have."""
     near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5) or KEYS
     return UnknownKeyError(
         f"unknown key data.sets.{name}.{key}",
@@ -84,10 +84,10 @@ def unknown_set_key(name: str, key: str) -> UnknownKeyError:
 
 
 def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
-    """The sets of `data.files`, each of weight 1, and those of `data.sets`.
+    """The data sets of `data.files`, each of weight 1, and those of `data.sets`.
 
     Raises:
-        ConfigError: a set has the name of a file that is given too.
+        ConfigError: an entry of `data.sets` has the name of a key of `data.files`.
     """
     found = {
         name: DataSet(name, kind, getattr(data.files, name))
@@ -109,7 +109,7 @@ def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
 
 
 def kinds(data: DataConfig) -> set[SetKind]:
-    """The kinds that the given sets hold."""
+    """The kinds of the configured data sets."""
     return {each.kind for each in all_sets(data)}
 
 

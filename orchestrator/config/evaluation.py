@@ -9,32 +9,32 @@ from orchestrator.config.ranges import at_least, fraction, path, positive, secon
 
 
 class JudgeKind(Enum):
-    """Who decides which of two answers is preferred in the evaluation."""
+    """The judge that decides which of two responses is preferred in the evaluation."""
 
-    auto = "auto"  # the gold labeler where there is one, else the reward of the run
-    none = "none"  # nobody: no win rates
-    reward_model = "reward_model"  # judge_checkpoint, or the reward model of the run
+    auto = "auto"  # the gold labeler if there is one, else the reward of the run
+    none = "none"  # no judge and no win rates
+    reward_model = "reward_model"  # judge_checkpoint if set, else the reward model of the run
     function = "function"  # judge_function
     endpoint = "endpoint"  # a chat model behind a URL
 
 
 @dataclass(slots=True, kw_only=True)
 class EndpointConfig:
-    """A chat model behind an OpenAI-compatible URL that judges pairs of answers."""
+    """A chat model behind an OpenAI-compatible URL that judges pairs of responses."""
 
-    url: str = secret("")  # up to "/v1"; "/chat/completions" is added
-    model: str = ""
-    # environment variable that holds the key; "" = the endpoint asks for none
+    url: str = secret("")  # up to "/v1"; "/chat/completions" is appended
+    model: str = ""  # model name sent with each request
+    # environment variable that holds the API key; "" = the endpoint needs no key
     key_variable: str = "OPENAI_API_KEY"
     instruction: str = words("")  # the question, with {prompt}, {first} and {second}
-    request: str = words('{"temperature": 0, "max_tokens": 512}')  # JSON, sent with every question
-    cache: str = path("outputs/judge_cache")  # folder of verdicts; what it holds is not asked again
-    concurrency: int = positive(8, 10_000)  # questions at a time
-    request_seconds: float = seconds(60.0)  # deadline of one answer
-    retries: int = at_least(0, 5)  # after overload, server errors and broken connections
-    backoff_seconds: float = seconds(1.0)  # before the first retry; doubles, at most a minute
-    deadline_seconds: float = seconds(3600.0)  # for all questions of an evaluation
-    # pairs without a verdict that are left out; more end the run
+    request: str = words('{"temperature": 0, "max_tokens": 512}')  # JSON merged into every request
+    cache: str = path("outputs/judge_cache")  # folder of verdicts; cached pairs are not sent again
+    concurrency: int = positive(8, 10_000)  # requests at the same time
+    request_seconds: float = seconds(60.0)  # timeout per request
+    retries: int = at_least(0, 5)  # per request: after overload, server errors, lost connections
+    backoff_seconds: float = seconds(1.0)  # wait before the first retry; doubles, at most 60 s
+    deadline_seconds: float = seconds(3600.0)  # for all requests of one evaluation
+    # largest fraction of pairs that may be left without a verdict; more end the run
     failed_fraction: float = fraction(0.05)
 
 
@@ -42,12 +42,12 @@ class EndpointConfig:
 class LmEvalConfig:
     """Tasks of lm-evaluation-harness (extra `lm-eval`), run on each evaluated model, offline."""
 
-    tasks: list[str] = field(default_factory=list)  # none = off
-    task_folder: str = path("")  # YAML of your own tasks; "" = those of the package
-    limit: int = at_least(0, 0)  # examples a task; 0 = all
-    fewshot: int = at_least(-1, -1)  # examples in the prompt; -1 = as the task says
+    tasks: list[str] = field(default_factory=list)  # task names; [] = off
+    task_folder: str = path("")  # folder of custom task YAML files; "" = the package's tasks only
+    limit: int = at_least(0, 0)  # examples per task; 0 = all
+    fewshot: int = at_least(-1, -1)  # examples in the prompt; -1 = the task's default
     batch_size: int = positive(8)  # sequences
-    device: str = ""  # torch device; "" = that of the cluster
+    device: str = ""  # torch device; "" = the cluster's accelerator
     deadline_seconds: float = seconds(7200.0)  # for all models together
 
 

@@ -10,7 +10,7 @@ from workers.errors import ConfigError
 
 
 class Attention(Enum):
-    """What computes attention in trainers and frozen models: transformers' implementations."""
+    """Attention implementation (of transformers) in trainers and frozen models."""
 
     sdpa = "sdpa"  # PyTorch's own kernels
     eager = "eager"  # plain matrix products; every family has it
@@ -32,7 +32,7 @@ class PocketModelConfig:
     tie_word_embeddings: bool = True
 
     def check(self, key: str) -> None:
-        """Whether heads divide the width."""
+        """Check that heads divide hidden_size, and kv_heads divide heads."""
         if self.hidden_size % self.heads or self.heads % self.kv_heads:
             raise ConfigError(
                 f"hidden_size={self.hidden_size}, heads={self.heads}, kv_heads={self.kv_heads}",
@@ -43,30 +43,30 @@ class PocketModelConfig:
 
 @dataclass(slots=True, kw_only=True)
 class CheckpointPaths:
-    """Given Hugging Face checkpoint folders; an empty one must be made by a stage of this run."""
+    """Hugging Face model folders; "" = a stage of this run trains the model."""
 
-    # where pretraining on files starts: fresh weights, or a model to go on with
+    # start of pretraining on files: freshly initialised weights, or a model to train further
     initial: str = path("")
     base: str = path("")
     sft: str = path("")
     reward_model: str = path("")
     ppo: str = path("")
     ppo_ptx: str = path("")
-    large: str = path("")  # the bigger base model that pocket_scale compares with
-    critic: str = path("")  # what the value function starts from, if not the reward model
+    large: str = path("")  # the larger base model that pocket_scale compares with
+    critic: str = path("")  # initial weights of the critic; "" = algorithm.critic_init
 
 
 @dataclass(slots=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters in SFT, reward model, policy and critic; never in pretraining."""
 
-    rank: int = at_least(0, 0)  # 0 = off: every weight trains
+    rank: int = at_least(0, 0)  # 0 = off: all weights are trained
     alpha: float = positive(16.0)  # the update is alpha / rank * B A
-    dropout: float = fraction(0.0)  # of what enters an adapter; SFT and reward model only
+    dropout: float = fraction(0.0)  # on adapter inputs; SFT and reward model only
     target: list[str] = field(default_factory=lambda: ["all-linear"])  # or names: [q_proj,v_proj]
 
     def check(self, key: str) -> None:
-        """Whether any layer gets an adapter."""
+        """Check that at least one layer gets an adapter."""
         if not self.target:
             raise ConfigError(
                 "no layer gets an adapter", where=f"{key}.target", fix="use [all-linear]"
@@ -75,7 +75,7 @@ class LoraConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """The policy's model: given checkpoints, or a pocket model made from scratch."""
+    """The models: given checkpoints, or pocket models trained from scratch."""
 
     checkpoints: CheckpointPaths = field(default_factory=CheckpointPaths)
     pocket: PocketModelConfig = field(default_factory=PocketModelConfig)
@@ -83,11 +83,11 @@ class ModelConfig:
     attention: Attention = Attention.sdpa
     gradient_checkpointing: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
-    # Weights that do not train after pretraining: patterns of their names, or `embeddings`.
+    # Weights that stay fixed after pretraining: patterns of their names, or `embeddings`.
     freeze: list[str] = field(default_factory=list)
 
     def check(self, key: str) -> None:
-        """Whether adapters leave anything to freeze."""
+        """Check that `freeze` is not combined with LoRA, which freezes all base weights."""
         if self.lora.rank and self.freeze:
             raise ConfigError(
                 f"freeze={self.freeze} beside adapters, which freeze every weight already",

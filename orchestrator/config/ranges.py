@@ -1,9 +1,9 @@
-"""Which values a key may have, declared with its field and checked over a whole configuration.
+"""Ranges of configuration values: declared with each field, checked over the whole configuration.
 
-A field of the schema says its range where it is declared (`clip: float = positive(0.2)`), and
-`check_tree` walks sections, lists, dictionaries and optional values, so that no key is forgotten
-and every message names the whole dotted key. What nothing was declared for is still bounded: a
-number is finite, a text has no control characters, a list names nothing twice.
+A field of the schema declares its range (`clip: float = positive(0.2)`), and `check_tree` walks
+sections, lists, dictionaries and optional values, so that no key is missed and every message names
+the full dotted key. Fields without a declared range have defaults: a number must be finite, a text
+must have no control characters, a list must have no duplicates.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, Protocol, runtime_checkable
 
 from workers.errors import ConfigError
 
-MOST_SECONDS = 1e9  # some 30 years: timers of the standard library overflow above 9e9
+MOST_SECONDS = 1e9  # about 30 years: timers of the standard library overflow above 9e9
 _MOST_COUNT = 10**9
 _MOST_FLOAT = 1e15
-_LEAST_FLOAT = 1e-30  # of a number that is not 0: what divides by it stays finite
+_LEAST_FLOAT = 1e-30  # smallest nonzero magnitude: dividing by it stays finite
 _MOST_SEED = 2**63 - 1
-_MOST_NAME_BYTES = 255  # of one part of a path, on the usual file systems
+_MOST_NAME_BYTES = 255  # per component of a path, on the usual file systems
 _MOST_PATH_BYTES = 4095
 _SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The numbers that a key may have, ends included unless they are open."""
+    """The numbers that a key may have; the ends are included unless they are open."""
 
     low: float
     high: float
@@ -37,7 +37,7 @@ class Range:
     open_high: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether `value` lies in it; NaN lies in none."""
+        """Whether `value` is in the range; NaN is in no range."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         tiny = isinstance(value, float) and 0 < abs(value) < _LEAST_FLOAT
@@ -54,10 +54,10 @@ class Text:
     """The texts that a key may have."""
 
     needed: bool = False  # "" is refused
-    is_path: bool = False  # parts and whole are short enough for a file system
-    is_name: bool = False  # one part of a path, which leads nowhere else
-    lines: bool = False  # line breaks and tabs may stand in it
-    secret: bool = False  # a message does not repeat it
+    is_path: bool = False  # path and components must be short enough for a file system
+    is_name: bool = False  # one path component, not "." or ".."
+    lines: bool = False  # line breaks and tabs are allowed
+    secret: bool = False  # messages do not show it
 
 
 _ANY_FLOAT = Range(-_MOST_FLOAT, _MOST_FLOAT)
@@ -68,14 +68,14 @@ PATH = {"limits": Text(needed=True, is_path=True)}  # metadata of a field withou
 
 @runtime_checkable
 class Checked(Protocol):
-    """A section whose values also have to fit each other."""
+    """A section that also checks its values against each other."""
 
     def check(self, key: str) -> None:
-        """Raise ConfigError where they do not; `key` is the section's own, "" for the root."""
+        """Raise ConfigError if values conflict; `key` is the section's key, "" for the root."""
 
 
 def positive(default: float | None, most: float | None = None) -> Any:
-    """A number above 0; of whole ones at least 1."""
+    """A number above 0; an integer of at least 1."""
     whole = isinstance(default, int)
     high = most if most is not None else _MOST_COUNT if whole else _MOST_FLOAT
     return _field(default, Range(1, high) if whole else Range(0, high, open_low=True))
@@ -93,23 +93,23 @@ def fraction(default: float | None) -> Any:
 
 
 def below_one(default: float) -> Any:
-    """A number from 0 to 1, and not 1."""
+    """A number from 0 to 1, excluding 1."""
     return _field(default, Range(0, 1, open_high=True))
 
 
 def between(low: float, default: float, high: float) -> Any:
-    """A number between two others, which it may equal only where it is whole."""
+    """A number between two bounds, which are included for integers and excluded for floats."""
     is_open = isinstance(default, float)
     return _field(default, Range(low, high, open_low=is_open, open_high=is_open))
 
 
 def seconds(default: float, *, or_none: bool = False) -> Any:
-    """A time in seconds above 0; with `or_none` also 0, which then has its own meaning."""
+    """A time in seconds above 0; with `or_none` also 0, which then has a special meaning."""
     return _field(default, Range(0, MOST_SECONDS, open_low=not or_none))
 
 
 def any_seed(default: int) -> Any:
-    """What random numbers start from."""
+    """A seed of random numbers."""
     return _field(default, Range(0, _MOST_SEED))
 
 
@@ -119,7 +119,7 @@ def path(default: str, *, needed: bool = False) -> Any:
 
 
 def name(default: str) -> Any:
-    """A name that folders are called by."""
+    """A name that can be used for a folder."""
     return _field(default, Text(needed=True, is_name=True))
 
 
@@ -129,7 +129,7 @@ def words(default: str) -> Any:
 
 
 def secret(default: str) -> Any:
-    """A text that may hold a secret by mistake, so that no message repeats it."""
+    """A text that may contain a secret by mistake, so messages do not show it."""
     return _field(default, Text(secret=True))
 
 
@@ -143,12 +143,12 @@ def _field(default: object, limits: Range | Text) -> Any:
 
 
 def limits_of(each: dataclasses.Field[Any]) -> Range | Text | None:
-    """What was declared for a field, or None."""
+    """The limits declared for a field, or None."""
     return each.metadata.get("limits")
 
 
 def paths_of(section: object) -> Iterator[tuple[str, str]]:
-    """Every key below a section that is declared to name a file or folder, with its value."""
+    """Every key below a section that is declared as a path, with its value."""
     for each, its_key in _sections(section, ""):
         for declared in dataclasses.fields(each):
             limits = limits_of(declared)
@@ -157,14 +157,14 @@ def paths_of(section: object) -> Iterator[tuple[str, str]]:
 
 
 def check_tree(section: object, key: str = "") -> None:
-    """Check every value below a section, then how the values of each section fit each other.
+    """Check every value below a section, then run each section's own `check`.
 
     Args:
         section: A dataclass, such as the whole Config.
         key: Its dotted key; "" for the root.
 
     Raises:
-        ConfigError: Names the whole key, the value, and what is allowed.
+        ConfigError: Names the full key, the value, and what is allowed.
     """
     sections = list(_sections(section, key))
     for each, its_key in sections:
@@ -183,7 +183,7 @@ def _sections(section: Any, key: str) -> Iterator[tuple[Any, str]]:
         value, its_key = getattr(section, declared.name), _join(key, declared.name)
         if declared.default_factory is not dataclasses.MISSING:
             wanted = type(declared.default_factory())
-            if not isinstance(value, wanted):  # `${model}` puts one section in another's place
+            if not isinstance(value, wanted):  # an interpolation (`${model}`) gave another section
                 raise ConfigError(
                     f"{its_key} holds what belongs to another key ({type(value).__name__})",
                     where=its_key,
@@ -235,7 +235,7 @@ def _check_text(value: str, key: str, limits: Text) -> None:
 
 
 def _trouble(value: str, limits: Text) -> tuple[str, str] | None:
-    """What is wrong with a text and how to write it; None when nothing is."""
+    """What is wrong with a text and how to fix it; None when it is valid."""
     allowed = "\n\t" if limits.lines else ""
     bad = next((c for c in value if ord(c) < 32 or ord(c) == 127 if c not in allowed), None)
     if bad is not None:

@@ -1,8 +1,8 @@
-"""The typed configuration of a run, put together from the groups beside it.
+"""The typed configuration of a whole run, composed of the sections of this package.
 
 Units are in the names or the comments: prompts, sequences, tokens, seconds. Ranges are declared
-with the fields (orchestrator.config.ranges) and checked when a Config is made, and so is what a
-section's `check` compares; checks across groups live in `orchestrator.planning.plan`.
+with the fields (orchestrator.config.ranges); creating a Config checks them and calls each
+section's `check`. Checks across sections are in `orchestrator.planning.plan`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class Config:
 
     experiment: str = name("custom")
     seed: int = any_seed(0)
-    # auto: run.dir; latest: of this experiment; a run folder or a checkpoint
+    # auto = the run in run.dir | latest = the newest run of this experiment | a run folder or
+    # checkpoint; "" = do not resume
     resume: str = path("")
-    # run folder whose config.yaml is run again, in a new folder
+    # run folder whose config.yaml is run again in a new folder; "" = off
     rerun: str = path("")
     stages: list[StageName] = field(default_factory=list)
     run: RunConfig = field(default_factory=RunConfig)

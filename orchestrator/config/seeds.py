@@ -1,4 +1,4 @@
-"""One seed tree: every random choice of a run is named by a path below the run's seed."""
+"""Seed derivation: each random choice has its own seed, from the run's seed and a path."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def derive(seed: int, *path: str | int) -> int:
 
     Args:
         seed: the run's seed.
-        path: what the numbers are for, e.g. ("ppo", iteration, prompt, sample).
+        path: purpose of the random numbers, e.g. ("ppo", iteration, prompt, sample).
 
     Returns:
-        An integer in [0, 2**31): torch, numpy and vLLM all take it.
+        An integer in [0, 2**31), which torch, numpy and vLLM all accept.
     """
     text = "/".join([str(seed), *map(str, path)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1
