@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from orchestrator import end_at_once
+from orchestrator.process.interrupt import end_at_once
 from workers.errors import RehearsalError, UnsupportedPlatformError
 
 if TYPE_CHECKING:
