@@ -36,9 +36,9 @@ def test_a_killed_owner_is_swept_and_a_living_one_is_not(home: Path):
     living = temporary_folders.Scratch("living")
     killed = subprocess.run(
         [sys.executable, "-c",
-         "import os, sys, pathlib; from orchestrator import scratch;"
-         "scratch.home = lambda: pathlib.Path(sys.argv[1]);"
-         "print(scratch.Scratch('killed').path, flush=True); os.kill(os.getpid(), 9)",
+         "import os, sys, pathlib; from orchestrator.process import temporary_folders as folders;"
+         "folders.home = lambda: pathlib.Path(sys.argv[1]);"
+         "print(folders.Scratch('killed').path, flush=True); os.kill(os.getpid(), 9)",
          str(home)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
