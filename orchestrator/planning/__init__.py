@@ -1,1 +1,1 @@
-"""The plan of a run: what can be known, and refused, before a process starts."""
+"""The plan of a run: all that can be derived and checked before a process starts."""

@@ -1,7 +1,7 @@
-"""What a model's passes take beside its weights: an estimate from its shape, never below.
+"""Activation memory of a model's passes, estimated from its shape as an upper bound.
 
 Measured on a CPU with Llama models of 3 to 65 million weights, in micro-batches of 16 to 4,096
-tokens: the peak of a trainer's process is .6 to 1 times what this makes of it.
+tokens: the peak memory of a trainer's process is .6 to 1 times the estimate.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from orchestrator.config.model import Attention
 from orchestrator.config.schema import Config
 from orchestrator.planning.model_sizes import FLOAT, ModelSize, number_bytes
 
-# Numbers that a layer keeps of a token for its gradient, in widths: norms and their inputs, query,
+# Numbers that a layer keeps per token for its gradient, in widths: norms and their inputs, query,
 # key, value, rotated copies, output, residuals; and in inner widths: gate, up and their products.
 _WIDTHS, _INNER = 20, 5
 _SCORES = 3  # copies of a (heads, tokens, tokens) array of plain attention
-_MASK = 14  # bytes for a pair of tokens that lie end to end in one row, on a CPU
-# fp32 numbers a weight on a CPU beside weights, gradients and moments: deepspeed's own copy of the
-# weights, and in a step the flattened gradient and the update.
+_MASK = 14  # bytes per pair of tokens of a packed row, on a CPU
+# fp32 numbers per weight on a CPU in addition to weights, gradients and moments: deepspeed's own
+# copy of the weights, and in a step the flattened gradient and the update.
 _STEP_COPIES = 3
 
 
 def activation_bytes(config: Config, size: ModelSize, tokens: int, *, trains: bool) -> int:
-    """Memory of one micro-batch within the layers; without a gradient one layer at a time.
+    """Bytes of one micro-batch within the layers; without a gradient, of one layer at a time.
 
     Args:
         config: The run.
-        size: Of the model.
-        tokens: Of a micro-batch.
+        size: Size of the model.
+        tokens: Tokens per micro-batch.
         trains: Whether activations are kept for a gradient.
     """
     rollout, model = config.rollout, config.model
@@ -48,7 +48,7 @@ def activation_bytes(config: Config, size: ModelSize, tokens: int, *, trains: bo
 
 
 def step_bytes(config: Config, parameters: int) -> int:
-    """What an optimizer step takes beside the state that stays, on a CPU."""
+    """Temporary bytes of an optimizer step on a CPU, in addition to the permanent state."""
     if config.cluster.accelerator is not Accelerator.cpu or config.model.lora.rank:
         return 0
     return _STEP_COPIES * FLOAT * parameters

@@ -1,6 +1,6 @@
-"""Which models carry the scalar heads: where the critic starts, and whether backbones fit.
+"""Choice of the critic's initial model, and checks of all models that get a scalar head.
 
-A reward model and a critic may be of another family or size than the policy. The critic reads the
+A reward model and a critic may differ from the policy in family and size. The critic reads the
 policy's token ids, so it can only start from a model that shares the policy's tokenizer.
 """
 
@@ -24,25 +24,25 @@ from workers.model_folders.shape import read_config, read_shape, require_scalar_
 
 @dataclass(frozen=True, slots=True)
 class CriticStart:
-    """What the value function starts from."""
+    """The initial model of the critic."""
 
     checkpoint: Literal["critic", "reward_model", "sft"]
     head: Literal["keep", "zero"]
-    note: str = ""  # for people, where it is not the reward model as usual
+    note: str = ""  # shown in the plan if the critic does not start from the reward model as usual
 
 
 def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
     """Where the critic starts: `critic` if given, else the reward model, else the SFT model.
 
-    The reward model is left aside where `algorithm.critic_init` says so, and where it has another
-    tokenizer than the policy (reward.bridge=text): token ids would mean other words to it.
+    The reward model is not used if `algorithm.critic_init` excludes it, or if its tokenizer differs
+    from the policy's (reward.bridge=text): the policy's token ids would mean other words to it.
 
     Args:
         config: The run.
-        folders: Known checkpoints by name; "" or absent = not there yet.
+        folders: Known checkpoints by name; "" or absent = does not exist yet.
 
     Raises:
-        BrokenCheckpointError: a folder holds no tokenizer that can be read.
+        BrokenCheckpointError: a folder has no readable tokenizer.
     """
     if folders.get("critic"):
         head = "keep" if has_head(Path(folders["critic"])) else "zero"
@@ -71,7 +71,7 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
 
 
 def has_head(folder: Path) -> bool:
-    """Whether config.json says that the folder holds a model with a scalar head."""
+    """Whether the model of the folder has a scalar head, according to config.json."""
     names = read_config(folder).get("architectures")
     return isinstance(names, list) and any(
         str(name).endswith(("ForTokenClassification", "ForSequenceClassification"))
@@ -80,21 +80,22 @@ def has_head(folder: Path) -> bool:
 
 
 def plan_critic(config: Config) -> CriticStart | None:
-    """Where the critic of the run's PPO stages will start; None without one."""
+    """Where the critic of the run's PPO stages will start; None without PPO stages."""
     if not any(stage in PPO_STAGES for stage in config.stages):
         return None
     given = config.model.checkpoints
     names = ("critic", "reward_model", "sft", "base", "initial")
     folders = {name: getattr(given, name) for name in names}
     if StageName.reward_model in config.stages:
-        folders["reward_model"] = ""  # made from the SFT model, whose tokenizer it keeps
+        folders["reward_model"] = ""  # trained from the SFT model, whose tokenizer it keeps
     known = {n: f for n, f in folders.items() if f and (Path(f) / "config.json").is_file()}
     return critic_start(config, known)
 
 
 def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | None]:
-    """The largest model that each role holds; None without one that can be read yet."""
-    made = StageName.reward_model in config.stages  # from the SFT model, by the critic's trainers
+    """The largest model that each role loads; None if there is none or it cannot be read yet."""
+    # The critic's trainers train the reward model, starting from the SFT model.
+    made = StageName.reward_model in config.stages
     given = config.model.checkpoints
     reward = policy if made else checkpoint_size(Path(given.reward_model or "/"))
     if config.reward.kind is RewardKind.function:
@@ -111,23 +112,23 @@ def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | 
 
 
 def check_backbones(config: Config, policy: ModelSize | None) -> None:
-    """The given models that carry a scalar head can, and take every sequence of the policy.
+    """Check that the given models support a scalar head and every sequence of the policy.
 
     Args:
         config: The run.
-        policy: Its size, if it is known already.
+        policy: Size of the policy, if it is known already.
 
     Raises:
-        ConfigError: a family without a token-classification class.
-        BatchArithmeticError: fewer positions than a sequence may have tokens.
-        TokenizerMismatchError: fewer words than the policy has.
+        ConfigError: the model family has no token-classification class.
+        BatchArithmeticError: the model has fewer positions than a sequence may have tokens.
+        TokenizerMismatchError: the model's vocabulary is smaller than the policy's.
     """
     rollout = config.rollout
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     for name, reads_ids in _carriers(config):
         folder = Path(getattr(config.model.checkpoints, name, "") or "/")
         if not (folder / "config.json").is_file():
-            continue  # made by a stage of this run, or said to be missing by whoever loads it
+            continue  # a stage of this run trains it, or loading it reports that it is missing
         where = f"model.checkpoints.{name}"
         require_scalar_class(read_shape(folder).family, where)
         size = checkpoint_size(folder)
@@ -163,7 +164,7 @@ def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
 
 
 def _origin(config: Config) -> str:
-    """The given checkpoint whose architecture the SFT model has; "" where it is made afresh."""
+    """The given checkpoint whose architecture the SFT model has; "" if trained from scratch."""
     stages = config.stages
     if StageName.sft not in stages:
         return "sft"

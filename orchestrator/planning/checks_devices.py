@@ -1,4 +1,4 @@
-"""Checks of devices and engines: what the hardware and the settings allow together."""
+"""Checks of devices and engines: whether the settings suit the hardware and each other."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from orchestrator.results.summary import MODEL_ORDER
 from workers.errors import ConfigError, ResourceError
 from workers.model_folders.shape import read_shape
 
-_SAME_TOLERANCE = 1e-3  # nats; above it log-probabilities of engine and trainer are not the same
-_BF16_TOLERANCE = 1e-2  # nats; below it bf16 kernels of two libraries never agree
+_SAME_TOLERANCE = 1e-3  # nats; largest tolerance that proves equal engine and trainer logprobs
+_BF16_TOLERANCE = 1e-2  # nats; bf16 kernels of two libraries never agree more closely
 
 
 def check_ahead(config: Config) -> None:
-    """What happens to sequences that are under way during training needs some that are.
+    """Check that settings for generation during training are only used with staleness.
 
     Raises:
-        ConfigError: what is of use ahead of training only, without staleness.
+        ConfigError: rollout.inflight_updates or rollout.join_running with staleness 0.
     """
     if config.algorithm.staleness:
         return
@@ -37,10 +37,10 @@ def check_ahead(config: Config) -> None:
 
 
 def check_sharing(config: Config) -> None:
-    """Engines and trainers can take turns with the memory of their GPUs, where they shall.
+    """Check that engines and trainers can alternate in using GPU memory, if that is set.
 
     Raises:
-        ConfigError: there is no GPU, no turn, or no way to give memory away.
+        ConfigError: there is no GPU, they work at the same time, or memory cannot be released.
     """
     rests = config.trainer.rest_on_host
     if config.rollout.sleep or rests:
@@ -102,16 +102,16 @@ def _check_rest(config: Config) -> None:
         )
 
 
-# What the attention of vLLM 0.32 computes on a CPU; the engine itself would say so, but only after
-# a model has been pretrained.
+# Head sizes that the attention of vLLM 0.32 supports on a CPU. The engine itself would report an
+# unsupported size only after pretraining.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_head_sizes(config: Config) -> None:
-    """The engines can serve the models that this run is given or makes.
+    """Check that the engines can serve the models that this run is given or trains.
 
     Raises:
-        ConfigError: vLLM on a CPU has no attention of that head size.
+        ConfigError: vLLM on a CPU does not support the head size.
         BrokenCheckpointError: a given folder has a config.json that does not parse.
     """
     if (
@@ -139,10 +139,10 @@ def _check_head_size(size: int, where: str) -> None:
 
 
 def check_devices(config: Config, layout: Layout) -> None:
-    """Accelerator, GPUs per role, precision and transport go together.
+    """Check that accelerator, GPUs per role, precision and transport are compatible.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: they are not.
         ResourceError: a role has GPUs on a CPU cluster, or none on a GPU cluster.
     """
     cuda = config.cluster.accelerator is Accelerator.cuda

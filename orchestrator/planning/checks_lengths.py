@@ -1,4 +1,4 @@
-"""Checks of lengths: prompts and responses must fit into the models' positions."""
+"""Checks of lengths: whether prompts and responses fit into the models' positions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from workers.errors import BatchArithmeticError, ResourceError
 
 
 def check_lengths(config: Config, size: ModelSize | None) -> None:
-    """Prompts, responses and probes fit into the model's positions and the engine's cache.
+    """Check that prompts, responses and probes fit the model's positions and the engine's cache.
 
     Raises:
         BatchArithmeticError: more tokens than positions, a probe longer than a response, or
-            prompts longer than the engines take.
+            prompts longer than the engines accept.
         ResourceError: the KV cache of an engine cannot hold one sequence.
     """
     rollout = config.rollout

@@ -15,10 +15,11 @@ from workers.user_functions.code import split_path
 
 
 def check_reward(config: Config) -> None:
-    """The reward function is named, and gets text.
+    """Check the settings of a reward function.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: no function is named, it would get tokens instead of text, or its timeouts
+            exceed run.call_seconds.
     """
     if config.reward.kind is not RewardKind.function:
         return
@@ -43,13 +44,13 @@ def check_reward(config: Config) -> None:
 
 
 def check_judge(config: Config) -> None:
-    """What the judge of the evaluation is told can be understood.
+    """Check the settings of the evaluation's judge.
 
-    The address is checked in every run: it may hold a secret, and each writes its config.yaml.
+    The address is checked in every run: it may contain a secret, and every run writes config.yaml.
 
     Raises:
         ConfigError: no function is named, or the endpoint's address, model, instruction or request
-            make no sense.
+            is missing or invalid.
     """
     settings = config.evaluate
     if settings.endpoint.url:
@@ -88,7 +89,7 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
 
 def _check_address(address: str) -> None:
     if not _is_plain(address):
-        # the address itself may hold a password: it is not repeated, nor the error that names it
+        # the address may contain a password, so neither it nor an error with it is shown
         raise ConfigError(
             "the judge's address is no plain http or https address",
             where="evaluate.endpoint.url",
@@ -98,13 +99,13 @@ def _check_address(address: str) -> None:
 
 
 def _is_plain(address: str) -> bool:
-    """Scheme, host, port and path alone."""
+    """Whether the address consists of scheme, host, port and path only."""
     if any(c in "?#" or c.isspace() or not c.isprintable() for c in address):
         return False
     try:
         url = urlsplit(address)
         port = url.port
-    except ValueError:  # a bracket is left open, or the port is no number up to 65535
+    except ValueError:  # unclosed bracket, or the port is no number up to 65535
         return False
     host = url.hostname and "@" not in url.netloc
     return url.scheme in ("http", "https") and bool(host) and port != 0

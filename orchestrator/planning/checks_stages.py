@@ -1,4 +1,4 @@
-"""Checks of the stages: each once, and each with its checkpoints and data."""
+"""Checks of the stages: no duplicates, and every stage has its checkpoints and data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.errors import ConfigError
 _SETS = {
     StageName.pretrain: (SetKind.pretraining,),
     StageName.sft: (SetKind.demonstrations,),
-    # demonstrations set the zero of the reward
+    # demonstrations set the reward model's bias
     StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
     StageName.ppo: (SetKind.prompts,),
     StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
@@ -24,10 +24,10 @@ _SETS = {
 
 
 def check_stages(config: Config) -> None:
-    """Every stage once, and each finds its checkpoints and files.
+    """Check that each stage appears once and has its checkpoints and data sets.
 
     Raises:
-        ConfigError: no stage, a stage twice, a missing checkpoint, or a missing file.
+        ConfigError: no stage, a duplicate stage, a missing checkpoint, or a missing data set.
     """
     if not config.stages:
         raise ConfigError(
@@ -109,7 +109,8 @@ def _check_files(config: Config, stage: StageName) -> None:
         )
     given = kinds(config.data)
     needed = _needed(config, stage)
-    if stage is StageName.evaluate and SetKind.prompts not in given:  # else a part is held out
+    # Without evaluation prompts, evaluate uses the held-out part of the prompts.
+    if stage is StageName.evaluate and SetKind.prompts not in given:
         needed = (SetKind.evaluation_prompts,)
     for kind in needed:
         if kind not in given:
@@ -125,7 +126,7 @@ def _check_files(config: Config, stage: StageName) -> None:
 
 
 def _needed(config: Config, stage: StageName) -> tuple[SetKind, ...]:
-    """Kinds of sets without which a stage cannot run; those of evaluate stand for each other."""
+    """Kinds of data sets that a stage requires; not for evaluate, which accepts alternatives."""
     needed = _SETS.get(stage, ())
     if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
         needed = (*needed, SetKind.pretraining)
@@ -133,7 +134,7 @@ def _needed(config: Config, stage: StageName) -> tuple[SetKind, ...]:
 
 
 def unused_sets(config: Config) -> list[str]:
-    """A sentence on each data set that is given, but that no stage of the run uses."""
+    """One sentence per data set that is given but used by no stage of the run."""
     given = kinds(config.data)
     used: set[SetKind] = set()
     for stage in config.stages:

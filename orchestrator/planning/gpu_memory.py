@@ -1,7 +1,7 @@
-"""Whether the roles' models fit into the GPUs that they are given, by the plan's estimates.
+"""Check of GPU memory: whether the roles' models fit into their GPUs, by the plan's estimates.
 
-Estimates leave activations out, so what does not fit by them does not fit at all and is refused;
-what fits narrowly is noted.
+The estimates omit activations, so a model that exceeds them cannot fit and is refused; one that
+fits narrowly gets a note.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from orchestrator.planning.model_sizes import RoleMemory, gpu_bytes
 from orchestrator.planning.placement import Layout
 from workers.errors import ResourceError
 
-_NARROW = 0.9  # of a GPU; the rest is little for activations and what libraries keep
+_NARROW = 0.9  # of a GPU's memory; above it, little is left for activations and library buffers
 _GIB = 1 << 30
 _TRAINERS = (RoleName.policy, RoleName.critic)
 
 
 def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory]) -> list[str]:
-    """Refuse workers that need more than their GPU; what is narrow is returned as notes.
+    """Refuse workers that need more than their GPU's memory; return notes on narrow fits.
 
-    A worker with whole GPUs computes on one of them, but for an engine, whose share is checked with
-    its KV cache. Workers with parts of a GPU are added up.
+    A worker with whole GPUs computes on one of them. Engines are excepted: their share is checked
+    with the KV cache. The needs of workers with fractions of a GPU are added up.
 
     Raises:
-        ResourceError: names the role, what it needs and what there is.
+        ResourceError: names the role, the memory it needs and the memory available.
     """
     if config.cluster.accelerator is not Accelerator.cuda:
         return []
@@ -51,10 +51,10 @@ def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory
 def _needs(
     config: Config, memory: Sequence[RoleMemory]
 ) -> Iterator[tuple[RoleName | str, int, int]]:
-    """Roles with GPUs of their own and the need of one worker; then what the others share.
+    """Yield (role, need, least) per worker with whole GPUs, then once for all that share GPUs.
 
-    Each with the estimate and with what of it is certain: weights that are frozen have neither
-    gradient nor optimizer state, and how many they are only their names tell.
+    `need` is the estimate in bytes and `least` a lower bound: frozen weights have neither gradient
+    nor optimizer state, and the number of frozen weights depends on their names.
     """
     sharing: list[RoleMemory] = []
     for each in memory:
@@ -69,9 +69,9 @@ def _needs(
 
 
 def _shared(config: Config, sharing: Sequence[RoleMemory]) -> tuple[int, int]:
-    """What roles on the same GPUs need together, estimated and in any case.
+    """Bytes that roles on the same GPUs need together: (estimate, lower bound).
 
-    With `rollout.sleep` engines and trainers take turns, and the larger turn counts.
+    With `rollout.sleep`, engines and trainers alternate, and the larger need of the two counts.
     """
     share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
     engines = share * sum(r.workers for r in sharing if r.role is RoleName.rollout)
@@ -81,7 +81,7 @@ def _shared(config: Config, sharing: Sequence[RoleMemory]) -> tuple[int, int]:
     if not config.rollout.sleep:
         return engines + training, engines + training_least
     sampling = engines + sum(r.workers * r.resting for r in others)
-    # Of frozen weights there is no state to move away.
+    # Frozen weights have no optimizer state that could be moved to the host.
     sampling_least = engines + sum(r.workers * min(r.resting, r.least_device) for r in others)
     return max(training, sampling), max(training_least, sampling_least)
 
@@ -111,7 +111,7 @@ def _fix(who: RoleName | str) -> str:
 
 
 def _loading_notes(config: Config, layout: Layout, memory: Sequence[RoleMemory]) -> Iterator[str]:
-    """Trainers read whole weights into host memory, one copy a rank."""
+    """Notes on nodes where loading exceeds a GPU's size: each trainer rank reads all weights."""
     for each in memory:
         if each.role not in _TRAINERS:
             continue

@@ -1,4 +1,4 @@
-"""Whether the roles of a run on CPUs fit into the memory of the machine that they share."""
+"""Check of host memory: whether the roles of a local CPU run fit into the machine's memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _GIB = 1 << 30
 
 
 def check_host_memory(config: Config) -> tuple[str, ...]:
-    """Refuse roles whose weights alone exceed the machine; say so where the estimate does.
+    """Refuse roles whose weights alone exceed the memory; return a note if the estimate does.
 
     Raises:
-        ResourceError: what the weights, gradients and moments need, and what there is.
+        ResourceError: weights, gradients and moments need more memory than the machine has.
     """
     cluster = config.cluster
     if (

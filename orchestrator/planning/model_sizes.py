@@ -1,4 +1,4 @@
-"""How large the models are, and what memory each role will need: figures from headers alone."""
+"""Model sizes, and the memory that each role will need, derived from file headers alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.model_folders.shape import read_shape
 from workers.pocket.words import VOCABULARY
 
 FLOAT = 4  # bytes of an fp32 number
-# Python, torch and the role's libraries before any model: measured resident sizes on CPU.
+# Resident size of a process before it loads a model (Python, torch, libraries), measured on CPU.
 _PROCESS_BYTES = {
     RoleName.rollout: 800 << 20,
     RoleName.reward: 400 << 20,
@@ -24,22 +24,23 @@ _PROCESS_BYTES = {
     RoleName.policy: 500 << 20,
     RoleName.critic: 500 << 20,
 }
-_WHOLE = (StageName.pretrain, StageName.pretrain_large)  # stages that train frozen weights too
-# Copies of a (tokens, vocabulary) fp32 array alive at once: logits, their log-softmax, a gradient.
+_WHOLE = (StageName.pretrain, StageName.pretrain_large)  # stages that ignore model.freeze
+# Copies of a (tokens, vocabulary) fp32 array alive at once: logits, log-softmax, gradient.
 _LOGIT_COPIES = {RoleName.policy: 3, RoleName.reference: 2}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """A causal language model: numbers of parameters, words and positions, and its KV cache."""
+    """Sizes of a causal language model: parameters, vocabulary, positions, KV cache and layers."""
 
     parameters: int
     vocabulary: int
     positions: int | None  # None = no limit (ALiBi)
     kv_numbers_per_token: int  # keys and values of one token over all layers
     width: int  # of the hidden states that the output layer reads
-    plain_logits: bool = True  # they are the output layer's answer: read a chunk at a time
-    # Of the layers; where they are not known, activations are not counted.
+    # The logits are the unchanged output of the output layer, so they can be computed in chunks.
+    plain_logits: bool = True
+    # Shape of the layers; 0 = unknown, then activations are not counted.
     layers: int = field(default=0, compare=False)
     heads: int = field(default=0, compare=False)
     inner: int = field(default=0, compare=False)  # width of the feed-forward layers
@@ -47,46 +48,46 @@ class ModelSize:
 
 @dataclass(frozen=True, slots=True)
 class RoleMemory:
-    """An estimate for one worker, in bytes."""
+    """Memory estimate for one worker, in bytes."""
 
     role: RoleName
     workers: int
     parameters: int
     model: int  # weights, and in a trainer gradients and optimizer state, on the device
-    least: int  # of `model`, the part that is there whichever weights `model.freeze` names
+    least: int  # lower bound of `model`, whichever weights `model.freeze` names
     working: int  # logits of one micro-batch, or the KV cache of an engine
-    host: int  # the process before any model, and what of a model on a GPU rests in host memory
-    loading: int  # weights that pass through the device before they are divided over ranks
-    on_gpu: bool  # then host memory is another memory than that of model and logits
+    host: int  # the process before loading, and the part of a GPU model kept in host memory
+    loading: int  # weights that pass through the device before they are sharded over ranks
+    on_gpu: bool  # model and logits are in GPU memory, not in host memory
     activations: int = 0  # of one micro-batch, within the layers
-    step: int = 0  # copies that an optimizer step makes, and frees
-    yielded: int = 0  # of `model`, what leaves the GPU while engines sample
+    step: int = 0  # temporary copies of an optimizer step
+    yielded: int = 0  # part of `model` that leaves the GPU during generation
 
     @property
     def device(self) -> int:
-        """The most that a GPU holds, while it loads or while it works."""
+        """Peak bytes on a GPU, during loading or during work."""
         return max(self.model + self.working, self.loading)
 
     @property
     def least_device(self) -> int:
-        """What a GPU holds in any case, whichever weights are frozen."""
+        """Lower bound of `device`, whichever weights are frozen."""
         return max(self.least + self.working, self.loading)
 
     @property
     def resting(self) -> int:
-        """What stays on a GPU while engines sample: a trainer's caches are empty then."""
+        """Bytes that stay on a GPU during generation, when a trainer's caches are empty."""
         trains = self.role in (RoleName.policy, RoleName.critic)
         return self.model - self.yielded if trains else self.device
 
     @property
     def total(self) -> int:
-        """What one worker takes at work, of its GPU if it has one."""
+        """Bytes that one worker uses at work: of GPU memory if it has a GPU, else of the host's."""
         passing = self.activations + self.step
         return self.model + self.working + passing + (0 if self.on_gpu else self.host)
 
 
 def pocket_size(model: PocketModelConfig) -> ModelSize:
-    """The size of a Llama-architecture model made from scratch, counted from its shape."""
+    """The size of a Llama-architecture pocket model, computed from its shape."""
     width, head = model.hidden_size, model.hidden_size // model.heads
     attention = 2 * width * width + 2 * width * model.kv_heads * head
     layer = attention + 3 * width * model.intermediate_size + 2 * width
@@ -107,7 +108,7 @@ def checkpoint_size(folder: Path) -> ModelSize | None:
     """The size of the model in a Hugging Face folder, from config.json and safetensors headers.
 
     Returns:
-        None where there is no such folder.
+        None if the folder has no config.json.
 
     Raises:
         BrokenCheckpointError: weights are missing or broken, or config.json lacks the shape.
@@ -134,7 +135,7 @@ def checkpoint_size(folder: Path) -> ModelSize | None:
 def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
     """Estimate the memory of one worker of `role` that holds a model of `size`."""
     workers = config.cluster.roles.of(role).workers
-    resting, yielded, least = 0, 0, None  # least: None = as `model`
+    resting, yielded, least = 0, 0, None  # least: None = equal to `model`
     if role in (RoleName.policy, RoleName.critic):
         averaged = role is RoleName.policy
         model, resting = _trained_bytes(config, size.parameters, workers, averaged=averaged)
@@ -156,7 +157,8 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
         tokens, loading = config.reward.micro_batch_tokens, 0
     working = _logit_bytes(config, role, size, tokens)
     on_gpu = config.cluster.accelerator is Accelerator.cuda
-    from orchestrator.planning.activations import activation_bytes, step_bytes  # which reads sizes
+    # Imported here because activations imports this module.
+    from orchestrator.planning.activations import activation_bytes, step_bytes
 
     trains = role in (RoleName.policy, RoleName.critic)
     engine = role is RoleName.rollout
@@ -180,9 +182,9 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
 
 
 def _logit_bytes(config: Config, role: RoleName, size: ModelSize, tokens: int) -> int:
-    """What reading the log-probabilities of a micro-batch takes beside the model.
+    """Bytes for the logprobs of a micro-batch, in addition to the model.
 
-    Of plain logits no more exist at once than `trainer.logits_mib` says; the gradient of the output
+    Plain logits are computed in chunks of at most `trainer.logits_mib`; the gradient of the output
     layer is then summed in fp32 (`workers.ops.linear_logprobs`).
     """
     word, copies = size.vocabulary * FLOAT, _LOGIT_COPIES.get(role, 0)
@@ -194,21 +196,21 @@ def _logit_bytes(config: Config, role: RoleName, size: ModelSize, tokens: int) -
 
 
 def number_bytes(precision: Precision) -> int:
-    """Bytes of one number."""
+    """Bytes per number."""
     return 2 if precision is Precision.bf16 else FLOAT
 
 
 def _trained_bytes(
     config: Config, parameters: int, ranks: int, *, averaged: bool, trains: bool = True
 ) -> tuple[int, int]:
-    """Weights, gradients and AdamW state of one rank: (on its device, beside a GPU on the host).
+    """Bytes of weights, gradients and AdamW state of one rank: (on its device, on the host).
 
-    AdamW keeps two fp32 moments, and a fp32 copy of bf16 weights. ZeRO-1 divides this over ranks,
-    ZeRO-2 also gradients (fp32), ZeRO-3 also weights (ZeRO, arXiv 1910.02054, section 3). Adapters
-    leave nothing but the weights to count: of a d x d matrix, those of rank r train 2 r / d. What
-    `model.freeze` saves depends on names and is not taken off; `trains=False` takes off all that it
-    could. Offloaded state takes the gradients
-    with it; the moving average always rests on the host.
+    AdamW keeps two fp32 moments, and a fp32 copy of bf16 weights. ZeRO-1 shards this over ranks,
+    ZeRO-2 also gradients (fp32), ZeRO-3 also weights (ZeRO, arXiv 1910.02054, section 3). With
+    adapters only the weights count: rank r trains 2 r / d of a d x d matrix. The savings of
+    `model.freeze` depend on names and are not subtracted; `trains=False` subtracts the most that
+    they could be. Offloading the optimizer state offloads the gradients too; the moving average is
+    always on the host. On a CPU all is on the device.
     """
     offload, stage = config.trainer.offload, config.trainer.zero_stage
     weights = number_bytes(config.trainer.precision) / (ranks if stage >= 3 else 1)
@@ -228,10 +230,10 @@ def _trained_bytes(
 
 
 def sequences_in_cache(config: Config, size: ModelSize) -> int:
-    """How many sequences of full length the KV cache of one engine holds at once.
+    """The number of full-length sequences that fit into the KV cache of one engine.
 
-    A GPU engine's cache is what `rollout.gpu_memory_fraction` leaves beside the weights; tensor
-    parallel shards divide both.
+    A GPU engine's cache is the part of `rollout.gpu_memory_fraction` not used by the weights;
+    tensor parallelism shards both.
     """
     rollout = config.rollout
     number = number_bytes(rollout.precision)
@@ -244,5 +246,5 @@ def sequences_in_cache(config: Config, size: ModelSize) -> int:
 
 
 def gpu_bytes(config: Config) -> int:
-    """Memory of one GPU."""
+    """Bytes of memory of one GPU."""
     return int(config.cluster.gpu_memory_gib * (1 << 30))

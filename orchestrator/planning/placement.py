@@ -1,4 +1,4 @@
-"""Which rank of which role runs on which node: pure arithmetic, decided before anything starts."""
+"""Placement of the ranks of all roles on nodes, computed before anything starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What the run takes from one node: CPU cores, GPUs, and the workers that share them."""
+    """The run's share of one node: CPU cores, GPUs, and the workers that use them."""
 
     cpus: float
     gpus: float
@@ -36,7 +36,7 @@ class Layout:
     nodes: tuple[NodeShare, ...]
 
     def node_of(self, role: RoleName, rank: int) -> int:
-        """The index of the node that a worker runs on; KeyError for one that was not placed."""
+        """The index of the node of a worker; KeyError if the worker was not placed."""
         for index, node in enumerate(self.nodes):
             if Place(role, rank) in node.places:
                 return index
@@ -79,7 +79,7 @@ class _Node:
         self.places.append(place)
 
     def strangers(self, role: RoleName) -> int:
-        """How many other role groups are here."""
+        """Number of other role groups on this node."""
         return len({place.role for place in self.places} - {role})
 
     def share(self) -> NodeShare:
@@ -87,16 +87,16 @@ class _Node:
 
 
 def place_roles(cluster: ClusterConfig, roles: Iterable[RoleName]) -> Layout:
-    """Give every worker of `roles` a node.
+    """Assign a node to every worker of `roles`.
 
-    Packed placement fills nodes one after another. Placement apart prefers, for each worker, a node
-    that no other role group uses, so groups have nodes of their own where there are enough, and the
-    fewest neighbours where there are not. Groups that need most are placed first: large holes are
-    rare once small groups have been scattered. On a local cluster CPU figures are shares, not
-    cores, so they never refuse a run; GPUs always count.
+    Packed placement fills one node after the other. Placement `apart` prefers, for each worker, the
+    node with the fewest other role groups, so groups get separate nodes if there are enough. Groups
+    with the largest needs are placed first, because large gaps are rare once small groups have been
+    spread. On a local cluster, CPU figures are shares, not cores, so they never refuse a run; GPUs
+    always count.
 
     Raises:
-        ResourceError: a worker fits on no node, with the figures that are missing.
+        ResourceError: a worker fits on no node; shows the needs and the cluster's resources.
     """
     needs = {role: cluster.roles.of(role) for role in RoleName if role in set(roles)}
     local = cluster.address == "local"

@@ -1,4 +1,4 @@
-"""The plan of a run: everything that can be known, and refused, before a process starts."""
+"""The plan of a run: its derivation from the configuration, its checks and its text form."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ from orchestrator.planning.stage_graph import inputs, product, stage_roles
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage: what it reads, makes and runs on, and its sizes in words."""
+    """One stage: its inputs, product, roles, and sizes in words."""
 
     name: StageName
-    needs: tuple[str, ...]  # names of checkpoints
-    makes: str  # the name of its checkpoint, or ""
+    needs: tuple[str, ...]  # names of the checkpoints that it starts from
+    makes: str  # the name of the checkpoint that it produces, or ""
     roles: tuple[RoleName, ...]
-    optimizer_steps: int | None  # None: only the data can tell
+    optimizer_steps: int | None  # None: depends on the data
     facts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A checked run. `layout` is what the cluster reserves."""
+    """A checked run. `layout` has the resources to reserve in the cluster."""
 
     experiment: str
     seed: int
@@ -71,12 +71,12 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Derive the plan and check the configuration across its groups.
+    """Derive the plan and check the configuration across its sections.
 
     Raises:
-        BatchArithmeticError: batch sizes, token limits or models that do not fit together.
-        ResourceError: roles that do not fit on the cluster described.
-        ConfigError: stages whose inputs nobody gives or makes, and other contradictions.
+        BatchArithmeticError: batch sizes, token limits or models do not fit together.
+        ResourceError: the roles do not fit on the configured cluster.
+        ConfigError: a stage's input is neither given nor produced, and other contradictions.
     """
     check_stages(config)
     check_ahead(config)
@@ -114,7 +114,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _memory(config: Config, layout: Layout, size: ModelSize | None) -> tuple[RoleMemory, ...]:
-    """One worker of each role that holds a model whose size is known."""
+    """The memory of one worker of each role, if the size of its model is known."""
     if size is None:
         return ()
     sizes = role_sizes(config, size)
@@ -128,7 +128,7 @@ def _memory(config: Config, layout: Layout, size: ModelSize | None) -> tuple[Rol
 def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:
     known = {each.role for each in memory}
     if known and config.reward.kind is RewardKind.function:
-        known.add(RoleName.reward)  # which then holds no model
+        known.add(RoleName.reward)  # holds no model in this case
     names = [role.value for role in layout.roles if role not in known]
     if not known or not names:
         return []
@@ -138,7 +138,7 @@ def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> 
 
 
 def policy_size(config: Config) -> ModelSize | None:
-    """The size of the model that the run tunes; None when its folder cannot be read yet."""
+    """The size of the policy's model; None when its folder cannot be read yet."""
     pocket = config.data.source is DataSourceKind.pocket
     if StageName.pretrain in config.stages and pocket:
         return pocket_size(config.model.pocket)
@@ -196,7 +196,7 @@ def _reward_model_facts(config: Config) -> list[str]:
         f"{settings.prompts_per_step} prompts a step, every pair of a prompt in one step, "
         f"{settings.epochs} pass(es)"
     ]
-    if config.data.source is DataSourceKind.pocket:  # the rankings of a set say themselves
+    if config.data.source is DataSourceKind.pocket:  # given rankings have their own K
         facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
     return facts
 
@@ -274,7 +274,7 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
 
 
 def _turns(config: Config, layout: Layout) -> list[str]:
-    """What roles that share GPUs give each other."""
+    """Notes on the memory that roles on shared GPUs release for each other."""
     if not config.rollout.sleep:
         return []
     if config.cluster.roles.rollout.gpus >= 1:
@@ -286,7 +286,7 @@ def _turns(config: Config, layout: Layout) -> list[str]:
 
 
 def render_plan(plan: Plan) -> str:
-    """The plan as plain text for people."""
+    """The plan as plain text."""
     lines = [f"Plan of {plan.experiment}, seed {plan.seed}, results in {plan.folder}", "stages"]
     for stage in plan.stages:
         lines += _stage_lines(stage)
@@ -335,7 +335,7 @@ def _memory_line(memory: RoleMemory, policy: ModelSize) -> str:
 
 
 def _size(number: int) -> str:
-    """Bytes in a unit that leaves one to three digits before the point."""
+    """Bytes with a unit, in three significant digits."""
     if number <= 0:
         return "0"
     power = min(3, int(math.log(number, 1024)))

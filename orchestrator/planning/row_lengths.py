@@ -1,4 +1,4 @@
-"""Whether the rows that each stage reads fit into the positions of the model that reads them."""
+"""Check of row lengths: whether each stage's rows fit into the positions of its model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PRETRAINING = (StageName.pretrain, StageName.pretrain_large)
 
 
 def check_rows(config: Config) -> None:
-    """No stage reads longer rows than its model has positions.
+    """Check that no stage reads rows with more tokens than its model has positions.
 
-    Prompts and what is sampled from them are `planning.checks_lengths.check_lengths`' business.
+    `planning.checks_lengths.check_lengths` checks prompts and responses.
 
     Raises:
-        BatchArithmeticError: a row could not be read; names its key and the stage.
+        BatchArithmeticError: rows may be too long; names the key and the stage.
         BrokenCheckpointError: a given folder has a config.json that does not parse.
     """
     for stage in config.stages:
@@ -42,7 +42,7 @@ def check_rows(config: Config) -> None:
 
 
 def _rows(config: Config, stage: StageName) -> Iterator[tuple[str, int, str]]:
-    """Key, most tokens, and how to fix them, of each kind of row that a stage reads."""
+    """Per kind of row that a stage reads: key, maximum tokens, and how to lower them."""
     files = config.data.files
     if config.data.source is DataSourceKind.files and _reads_whole_rows(config, stage):
         yield (
@@ -60,14 +60,14 @@ def _rows(config: Config, stage: StageName) -> Iterator[tuple[str, int, str]]:
 
 
 def _reads_whole_rows(config: Config, stage: StageName) -> bool:
-    """Whether a stage reads more of the files than prompts."""
-    if stage is StageName.evaluate:  # the perplexity of text, where there is any
+    """Whether a stage reads full rows of the files, not only prompts."""
+    if stage is StageName.evaluate:  # the perplexity of pretraining text, if there is any
         return SetKind.pretraining in kinds(config.data)
     return stage is not StageName.ppo
 
 
 def _readers(config: Config, stage: StageName) -> tuple[str, ...]:
-    """Names of checkpoints whose shape the reading models have."""
+    """Names of the checkpoints whose models read the stage's rows."""
     if stage is not StageName.evaluate:
         return (product(stage),)
     made = {product(each) for each in config.stages}
@@ -75,7 +75,7 @@ def _readers(config: Config, stage: StageName) -> tuple[str, ...]:
 
 
 def _positions(config: Config, name: str) -> int | None:
-    """Positions of a checkpoint; None = no limit, or not to be read from here."""
+    """Positions of a checkpoint's model; None = no limit, or not readable here."""
     maker = next((stage for stage in config.stages if product(stage) == name), None)
     if maker is None:
         folder = Path(getattr(config.model.checkpoints, name) or "/")

@@ -1,4 +1,4 @@
-"""What each stage makes, what it starts from, and which roles it calls."""
+"""The product, the inputs and the roles of each stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PRODUCTS = {
 
 
 def product(stage: StageName) -> str:
-    """The name of the checkpoint that a stage makes, or ""."""
+    """The name of the checkpoint that a stage produces, or ""."""
     return _PRODUCTS.get(stage, "")
 
 
@@ -43,12 +43,12 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
 
 
 def models_read(config: Config, stage: str, finished: Collection[str]) -> set[str]:
-    """The names of the models that a run still reads.
+    """The names of the models that a run still needs.
 
     Args:
         config: The run.
-        stage: That it is in.
-        finished: The stages that are over.
+        stage: The current stage.
+        finished: The finished stages.
     """
     left = [each for each in StageName if each in config.stages or each.value == stage]
     left = [each for each in left if each.value not in finished]

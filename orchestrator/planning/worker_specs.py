@@ -1,4 +1,4 @@
-"""From the configuration to the plain records that set up the workers."""
+"""Conversion of the configuration to the specifications that set up the workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # brings an HTTP client
 
 
 def dtype(precision: Precision) -> Dtype:
-    """Torch's name of a precision."""
+    """The torch name of a precision."""
     return "bfloat16" if precision is Precision.bf16 else "float32"
 
 
@@ -44,7 +44,7 @@ def device(config: Config) -> Device:
 def rollout_spec(
     config: Config, checkpoint: str, eos_token_id: int, vocabulary: int = 0
 ) -> RolloutSpec:
-    """One generation engine that starts on `checkpoint`."""
+    """Specification of one generation engine that loads `checkpoint`."""
     rollout = config.rollout
     return RolloutSpec(
         checkpoint=checkpoint,
@@ -76,7 +76,7 @@ def rollout_environment(config: Config) -> dict[str, str]:
 
 
 def group_spec(config: Config, role: RoleResources) -> GroupSpec:
-    """What a trainer process keeps for its life."""
+    """Settings of a trainer process that apply to all models it trains."""
     return GroupSpec(
         zero_stage=config.trainer.zero_stage,
         dtype=dtype(config.trainer.precision),
@@ -98,7 +98,7 @@ def _rest(config: Config) -> Rest:
 
 
 def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpec:
-    """AdamW over `total_steps` optimizer steps; a warm-up that does not end in them is cut."""
+    """AdamW over `total_steps` optimizer steps; a warm-up longer than these is shortened."""
     return OptimizerSpec(
         learning_rate=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
@@ -114,7 +114,7 @@ def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpe
 
 
 def packed(config: Config, checkpoint: str) -> bool:
-    """Whether the sequences of a model lie end to end before it."""
+    """Whether the sequences of a model are packed."""
     may = may_pack(Path(checkpoint), config.model.attention.value)
     return config.trainer.packing is Packing.auto and may
 
@@ -131,7 +131,7 @@ def train_spec(
     whole: bool = False,
     vocabulary: int = 0,
 ) -> TrainModelSpec:
-    """A model to train from `checkpoint`; `whole` leaves out adapters and frozen weights."""
+    """A model to train from `checkpoint`; `whole` trains all weights, without adapters."""
     assert head in ("keep", "random", "zero")
     return TrainModelSpec(
         checkpoint=checkpoint,
@@ -150,7 +150,7 @@ def train_spec(
 
 
 def lora_spec(lora: LoraConfig) -> LoraSpec | None:
-    """Adapters, or None where every weight trains."""
+    """Adapters, or None where all weights are trained."""
     if lora.rank == 0:
         return None
     return LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.target))
@@ -159,7 +159,7 @@ def lora_spec(lora: LoraConfig) -> LoraSpec | None:
 def frozen_spec(
     config: Config, checkpoint: str, role: RoleResources, vocabulary: int = 0
 ) -> FrozenModelSpec:
-    """A model that only scores."""
+    """A frozen model, which only scores."""
     return FrozenModelSpec(
         checkpoint=checkpoint,
         dtype=dtype(config.trainer.precision),
@@ -174,7 +174,7 @@ def frozen_spec(
 
 
 def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
-    """A reward model that judges in the evaluation, whatever rewards PPO."""
+    """A reward model as judge of the evaluation, independent of PPO's reward."""
     return _scorer(config, RewardKind.model, judge_checkpoint, policy_checkpoint)
 
 
@@ -184,7 +184,7 @@ def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) 
 
 
 def _scorer(config: Config, kind: RewardKind, checkpoint: str, policy: str) -> RewardSpec:
-    """The one place where the keys of `reward` become a specification."""
+    """Convert the keys of `reward` to a specification; the only place that does."""
     reward, role = config.reward, config.cluster.roles.reward
     is_model = kind is RewardKind.model
     return RewardSpec(
@@ -199,7 +199,7 @@ def _scorer(config: Config, kind: RewardKind, checkpoint: str, policy: str) -> R
 
 
 def endpoint_spec(config: Config, key: str) -> EndpointSpec:
-    """The judging chat model; `key` is the secret itself and goes nowhere else."""
+    """The chat model as judge; `key` is the secret itself and is passed to nothing else."""
     from workers.scorers.judge_endpoint import EndpointSpec
 
     settings = config.evaluate.endpoint
