@@ -1,6 +1,6 @@
 """PPO against the reward model with a per-token KL penalty, and PPO-ptx (InstructGPT, section 3.5).
 
-One iteration (`_iterate`), from left to right; what stands in one column runs at the same time:
+One iteration (`_iterate`), from left to right; the calls in one column run at the same time:
 
     engines    | reward, reference | critic     | policy update | policy -> engines
     sample     | old logprobs      | experience | critic update | weight sync, parity probe
@@ -73,7 +73,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
     phases = Phases(session.telemetry, run.stage, iteration + 1)
     with phases.span("generate"):
         run.ahead.fill(iteration)
-        session.saves.settle()  # the trainers have nothing else to do
+        session.saves.settle()  # here, because the trainers are idle
         asked = session.asked(prompts_of(run, iteration)) if session.words_are_read else ()
         passes = Passes(session, phases.begin, asked)
         batch = run.ahead.take(iteration)
@@ -115,7 +115,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
     _enter(session.findings, counts)
 
     trained_version = run.version
-    synced = None  # while only the critic learns, the engines hold what the policy is
+    synced = None  # during critic warmup the engines already hold the policy's weights
     if not warming:
         with phases.span("weight_sync"):
             synced = _sync(run)
@@ -145,7 +145,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
 
 
 def _pass_over(run: PPORun, iteration: int, rollouts: Rollouts, passes: Passes) -> None:
-    """End an iteration of which no response has a reward: nothing is learnt from it."""
+    """End an iteration in which no response has a reward, without an update."""
     session = run.session
     passes.finish()
     session.trainers_rest()
@@ -156,7 +156,7 @@ def _pass_over(run: PPORun, iteration: int, rollouts: Rollouts, passes: Passes) 
 
 
 def _require_near(session: Session, experience: Experience) -> None:
-    """Raise KLLimitError if the policy has moved further from its reference than is allowed."""
+    """Raise KLLimitError if the policy's KL to its reference exceeds the limit."""
     limit, kl = session.config.algorithm.kl.limit, mean_kl(experience)
     if limit and kl > limit:
         raise KLLimitError(
@@ -176,7 +176,7 @@ def _keep_skipped(session: Session, rollouts: Rollouts, steps: list[StepStats]) 
 
 
 def _begin(run: PPORun) -> int:
-    """Sync the first weights, or those that the run was interrupted with; returns the iteration."""
+    """Sync the initial weights or those of the checkpoint; returns the first iteration."""
     session = run.session
     saved = session.saves.within(run.stage)
     if saved is None:
@@ -192,12 +192,12 @@ def _begin(run: PPORun) -> int:
         pending.result()
     run.restore(saved.folder, saved.own)
     session.trainers_rest()
-    run.sync.run(run.version)  # not among the findings: the undisturbed run has no such sync
+    run.sync.run(run.version)  # kept out of the findings: an uninterrupted run has no such sync
     return saved.step
 
 
 def _sync(run: PPORun) -> SyncReport:
-    """Give the engines the policy's current weights under a new version."""
+    """Sync the policy's current weights to the engines under a new version."""
     run.version = run.session.next_version()
     report = run.sync.run(run.version)
     findings = run.session.findings

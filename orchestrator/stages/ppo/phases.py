@@ -1,4 +1,4 @@
-"""The phases of an iteration as spans of the trace."""
+"""Phases of a PPO iteration as spans of the trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Spans from the start of a call until its result is there; concurrent ones overlap."""
+    """Spans from the start of a call to its result; concurrent ones overlap."""
 
     telemetry: Telemetry
     stage: str
@@ -26,11 +26,11 @@ class Phases:
         return TimedAnswer(answer, self.begin(phase))
 
     def begin(self, phase: str) -> Callable[[], None]:
-        """Start the span of a phase; calling what this returns ends it."""
+        """Start the span of a phase; the returned function ends it."""
         return self.telemetry.begin(self.stage, self.step, phase)
 
     def span(self, phase: str) -> AbstractContextManager[None]:
-        """A phase that the driver itself spends waiting."""
+        """Span of a phase during which the driver waits."""
         return self.telemetry.span(self.stage, self.step, phase)
 
 

@@ -15,7 +15,7 @@ from workers.records.generation import Delivery
 
 
 def generate(run: PPORun, iteration: int) -> Batch:
-    """Have the engines start on the prompts of one iteration, with the weights they hold."""
+    """Start sampling the prompts of one iteration with the engines' current weights."""
     session, settings = run.session, run.session.config.algorithm
     prompts = prompts_of(run, iteration)
     requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
@@ -32,20 +32,20 @@ def generate(run: PPORun, iteration: int) -> Batch:
 
 
 def prompts_of(run: PPORun, iteration: int) -> list[Prompt]:
-    """The prompts of an iteration, those of over-provisioned generation included."""
+    """The prompts of an iteration, including those for over-provisioning."""
     count = started_prompts(run.session.config)
     return run.session.source.prompts("ppo", iteration * count, count)
 
 
 def drop_culprits(run: PPORun, batch: Batch) -> None:
-    """Record those that made a NaN before the run went back, and are left out since."""
+    """Record as dropped the sequences that are excluded since they caused a NaN."""
     culprits = run.session.amends.excluded & set(batch.ids.tolist())
     if culprits:
         run.ledger.dropped(np.array(sorted(culprits)), REASON)
 
 
 def drop_surplus(run: PPORun, batch: Batch, rollouts: Rollouts) -> None:
-    """Record what over-provisioning has started and aborted; anything else must have come."""
+    """Record as dropped the sequences that over-provisioning aborted; all others must arrive."""
     if run.session.config.rollout.overprovision:
         late = np.setdiff1d(batch.ids, rollouts.summary.ids)
         late = np.setdiff1d(late, sorted(run.session.amends.excluded))

@@ -21,7 +21,7 @@ from workers.records.training import TokenBatch
 
 
 def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PPORun:
-    """Load every role's model, all at the same time."""
+    """Load the models of all roles at the same time, and start the engines."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
     fleet.bring_up(*RoleName)
     session.reached("actors")
@@ -30,7 +30,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     taught = steps - settings.critic_warmup_iterations * each
     reward_model = _reward_checkpoint(session)
     critic = critic_start(config, session.checkpoints)
-    if config.rollout.sleep:  # engines measure what is free on their GPUs: before others load
+    if config.rollout.sleep:  # before other models load: engines measure their GPUs' free memory
         session.engines_on(sft)
         fleet.rollout.sleep().result()
     loading = [
@@ -88,7 +88,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
 
 
 def _text(session: Session, *, mixed: bool) -> Callable[[int, int], TokenBatch]:
-    """How the pretraining text of a step is read: by documents, or by full rows."""
+    """Reader of the pretraining text of a step: documents or full rows."""
     shared = mixed and session.rows_are_shared()
     if mixed and session.config.algorithm.ptx.rows_per_episode:
         return session.text_rows(shared=shared).take
@@ -108,7 +108,7 @@ def _steps_per_iteration(session: Session) -> int:
 
 
 def controller(session: Session) -> AdaptiveKLController | None:
-    """Of the KL coefficient; None = it is fixed."""
+    """Controller of the KL coefficient; None = it is fixed."""
     kl = session.config.algorithm.kl
     if kl.control is KLControl.fixed:
         return None

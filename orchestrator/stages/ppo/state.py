@@ -1,4 +1,4 @@
-"""The state of one PPO run: what the driver holds, and what a checkpoint keeps of it."""
+"""State of one PPO run: what the driver holds, and what a checkpoint stores of it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class PPORun:
     stage: str
     ptx_coefficient: float
     sync: WeightSync
-    version: int  # what the engines serve
+    version: int  # of the weights that the engines serve
     adaptive_kl: AdaptiveKLController | None  # None = fixed
     ledger: Ledger
     scoring: Scoring
     ahead: Ahead
     text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
-    documents_used: int = 0  # cursor into the pretraining text; counts rows where it comes in rows
+    documents_used: int = 0  # cursor into the pretraining text, in documents or full rows
 
     @property
     def staleness(self) -> int:
-        """Updates that a trained sequence may be behind."""
+        """How many updates old the weights that sampled a trained sequence may be."""
         return self.session.config.algorithm.staleness
 
     @property
@@ -53,7 +53,7 @@ class PPORun:
         return KeptRollouts(self.ahead, self.session.fleet.rollout)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this run beside the trainers' state, as plain values."""
+        """What a checkpoint stores of this run beside the trainers' state, as plain values."""
         return {
             "version": self.version,
             "counters": self.session.counters(),
@@ -67,14 +67,14 @@ class PPORun:
         }
 
     def restore(self, folder: str, state: Mapping[str, Any]) -> None:
-        """Take over the state of a checkpoint, and the rollouts that it kept.
+        """Restore the state of a checkpoint, and the rollouts stored in it.
 
         Args:
             folder: The checkpoint.
             state: What `state` gave.
         """
         self.version = state["version"]
-        self.session.restore_counters(state["counters"])  # starting the engines took a version
+        self.session.restore_counters(state["counters"])  # starting the engines used up a version
         if self.adaptive_kl is not None:
             self.adaptive_kl.load_state_dict(state["kl"])
         self.ledger.load_state_dict(state["ledger"])

@@ -1,4 +1,4 @@
-"""Experience, and the updates of policy and critic from it."""
+"""Experience building, and the updates of policy and critic from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_experience(
     scores: Scores,
     passes: Passes,
 ) -> Answer[Experience]:
-    """Start the shaping of token rewards, advantages and returns on the ranks of the critic."""
+    """Start building token rewards, advantages and returns on the critic's ranks."""
     settings, critic = run.session.config.algorithm, run.session.fleet.critic
     works = shared(run.session, rollouts, kept, critic)
     shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
@@ -54,7 +54,7 @@ def _lengths(rollouts: Rollouts, kept: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def _pretraining_mix(run: PPORun, plan: StepPlan, kept: IntArray) -> list[TokenBatch] | None:
-    """One batch of pretraining text an optimizer step, or None without ptx."""
+    """One batch of pretraining text per optimizer step, or None without ptx."""
     if run.ptx_coefficient == 0.0:
         return None
     batches: list[TokenBatch] = []
