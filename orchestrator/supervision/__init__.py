@@ -1,1 +1,1 @@
-"""Whether workers and Ray's servers are alive, and waiting for them with deadlines."""
+"""Liveness of workers and Ray's servers, and waits with deadlines."""

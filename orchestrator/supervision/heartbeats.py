@@ -1,10 +1,10 @@
-"""Signs of life of all workers, looked for while the driver waits for anything.
+"""Heartbeats of all workers, probed during every wait of the driver.
 
-Each process answers from a thread of its own with a `Pulse`. Who does not answer is stopped or
-gone; who answers, but whose work has not got any further for long, hangs. A long generation or a
-long training step does neither: it answers, and its passes are counted.
+Each process answers probes with a `Pulse` from a separate thread. A worker that does not answer is
+stopped or dead. One that answers but makes no progress for stall_seconds is hung. During a long
+generation or training step a worker answers, and its passes count as progress.
 
-There is no thread here: `Pending.result`, where the driver spends its time, calls `tick`.
+No thread runs here: `Pending.result`, where the driver spends its time, calls `tick`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STACK_SECONDS = 3.0
 
 
 def kernel_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """How many processes of this machine the kernel has killed for want of memory; 0: unknown."""
+    """How many processes the kernel's OOM killer has ended on this machine; 0 if unknown."""
     try:
         lines = counters.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -33,22 +33,22 @@ def kernel_kills(counters: Path = Path("/proc/vmstat")) -> int:
 
 
 class Line(Protocol):
-    """The way to one process that does not queue behind its work."""
+    """Probe channel to one process; it does not queue behind the process's work."""
 
     def ask(self) -> None:
-        """Ask for its pulse; an answer to an earlier question is not waited for any more."""
+        """Send a probe; the answer to an earlier one is ignored from now on."""
         ...
 
     def answer(self) -> Pulse | None:
-        """The answer, or None: not yet.
+        """The answer, or None if it has not arrived.
 
         Raises:
-            RehearsalError: there will be none.
+            RehearsalError: it will not arrive.
         """
         ...
 
     def stacks(self, seconds: float) -> str:
-        """Where its threads are; "" when it does not say within the time."""
+        """Stacks of its threads; "" if it does not answer within the time."""
         ...
 
 
@@ -56,15 +56,15 @@ class Line(Protocol):
 class _Watched:
     life: Life
     line: Line
-    stood: bool = False  # has answered a first call: before, the process is still starting
-    starts: int = 0  # open calls that import or load, and may hold every thread up
-    due: float = 0.0
-    asked: float | None = None
+    stood: bool = False  # has completed an import or a load; until then it is starting
+    starts: int = 0  # open calls that import or load, and may block every thread
+    due: float = 0.0  # time of the next probe
+    asked: float | None = None  # time of the open probe
     pulse: Pulse | None = None
 
 
 class Watch:
-    """Follows the lives of the workers of one run."""
+    """Probes the workers of one run and tracks their lifecycles."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class Watch:
         logs: Path | None = None,
         guard: Guard | None = None,
     ) -> None:
-        """Watch nobody yet.
+        """Prepare without any worker.
 
         Args:
-            rules: When a worker is condemned, and how often it comes back.
-            stall_seconds: How long a verb may go without a beat.
-            clock: Seconds that only grow.
-            logs: Folder for the stacks of processes that hang; None: they are not kept.
-            guard: Looks after Ray's own servers meanwhile.
+            rules: When a worker counts as dead, and how often it is restarted.
+            stall_seconds: How long a verb may make no progress.
+            clock: Monotonic seconds.
+            logs: Folder for the stacks of hung processes; None: they are not written.
+            guard: Watches Ray's own servers.
         """
         self._guard = guard
         self.rules = rules
@@ -91,28 +91,28 @@ class Watch:
         self._logs = logs
         self._watched: dict[str, _Watched] = {}
         self._kills = kernel_kills()
-        #: Called at every look with the names that are waited for; may not wait itself.
+        #: Called at every `tick` with the names that are waited for; must not block.
         self.meanwhile: list[Callable[[Collection[str]], None]] = []
 
     def add(self, name: str, line: Line) -> Life:
-        """Watch a new process; a name that was watched before goes on with its life."""
+        """Watch a new process; a name that was watched before keeps its `Life`."""
         known = self._watched.get(name)
         life = known.life if known else Life(name, self.rules, self._clock)
         self._watched[name] = _Watched(life, line)
         return life
 
     def life(self, name: str) -> Life:
-        """The life of a worker."""
+        """The lifecycle of a worker."""
         return self._watched[name].life
 
     def comes_back(self, name: str) -> bool:
-        """Whether a worker that was never lost, or not too often, goes by this name."""
+        """Whether a worker of this name may be started, because it is not retired."""
         return name not in self._watched or self.life(name).status is not Status.retired
 
     def rest(self, name: str) -> None:
-        """Wait before a worker that is lost again and again gets another process.
+        """Wait until the restart delay of a worker is over.
 
-        A machine that is short of something would use up all its restarts within a second.
+        Without the delay, a machine short of some resource would use up all restarts in a second.
         """
         each = self._watched.get(name)
         while each is not None and each.life.rests:
@@ -120,12 +120,12 @@ class Watch:
             time.sleep(self.poll_seconds)
 
     def starting(self, names: Iterable[str]) -> None:
-        """These have been asked to import or load something; they are left alone meanwhile."""
+        """Stop probing workers while they import or load something."""
         for name in names:
             self._watched[name].starts += 1
 
     def started(self, names: Iterable[str], *, well: bool) -> None:
-        """That is over; if it went well the processes stand."""
+        """Probe them again after an import or a load; `well`: it succeeded, so they are healthy."""
         for name in names:
             each = self._watched[name]
             each.starts = max(0, each.starts - 1)
@@ -136,10 +136,10 @@ class Watch:
                 each.life.current(each.life.incarnation)
 
     def died(self, name: str, why: str) -> str:
-        """The process of a worker is known to have ended; why, with what the kernel knows of it.
+        """Record that a worker's process ended; returns why, with any kill by the OOM killer.
 
         Raises:
-            ClusterLostError: because one of Ray's servers did.
+            ClusterLostError: one of Ray's servers ended, and the worker with it.
         """
         if self._guard is not None:
             self._guard.look()
@@ -152,17 +152,17 @@ class Watch:
         return why
 
     def failed(self, name: str) -> None:
-        """A call to a worker raised: look after it at once."""
+        """Record that a call to a worker raised, and probe it at the next tick."""
         each = self._watched.get(name)
         if each is not None:
             each.life.request_failed(each.life.incarnation)
             each.due = self._clock()
 
     def tick(self, waited: Collection[str] = ()) -> None:
-        """Ask whose turn it is, and take what has been answered.
+        """Send due probes, and take the answers that have arrived.
 
         Args:
-            waited: Who is waited for; whoever waits looks after them itself.
+            waited: Workers that the caller waits for, and whose losses it handles itself.
 
         Raises:
             ClusterLostError: Ray's servers are lost, and all workers with them.
@@ -207,7 +207,7 @@ class Watch:
             life.died(life.incarnation, f"it hangs: {pulse}")
 
     def check(self, names: Iterable[str], doing: str) -> None:
-        """Raise RoleHungError if one of these was condemned while something waits for it."""
+        """Raise RoleHungError if one of these workers, which the caller waits for, is dead."""
         chosen = [name for name in names if name in self._watched]
         for name in chosen:
             life = self._watched[name].life
@@ -215,7 +215,7 @@ class Watch:
                 raise self.hung(name, doing, chosen)
 
     def hung(self, name: str, doing: str, peers: Iterable[str]) -> RoleHungError:
-        """What is known of a worker that was condemned, with the stacks of it and its peers."""
+        """Build the error for a worker declared dead; writes the stacks of it and its peers."""
         each = self._watched[name]
         kept = [path for peer in peers if (path := self._keep_stacks(peer))]
         last = f"; last seen: {each.pulse}" if each.pulse else ""
@@ -229,7 +229,7 @@ class Watch:
     def _keep_stacks(self, name: str) -> str:
         each = self._watched[name]
         if self._logs is None or each.life.probe_failures:
-            return ""  # the thread that would tell gives no sign of life
+            return ""  # the thread that would answer does not answer probes
         text = each.line.stacks(_STACK_SECONDS)
         if not text:
             return ""
@@ -239,7 +239,7 @@ class Watch:
         return str(path)
 
     def lost(self, names: Iterable[str]) -> list[str]:
-        """Those whose processes are dead or do not answer now; waits until each has answered."""
+        """The workers whose processes are dead or do not answer a new probe; waits for answers."""
         chosen = [self._watched[name] for name in names]
         for each in chosen:
             each.due, each.asked, each.starts = self._clock(), None, 0
@@ -254,7 +254,7 @@ class Watch:
         return [each.life.name for each in chosen if not each.life.probed or not each.stood]
 
     def require_restart(self, name: str, why: str) -> None:
-        """Begin another incarnation of a worker.
+        """Begin the next incarnation of a worker.
 
         Raises:
             RoleDiedError: it has used up its restarts.

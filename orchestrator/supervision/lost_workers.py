@@ -1,4 +1,4 @@
-"""What is remembered of workers that were lost."""
+"""Record of lost workers (losses.jsonl)."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from workers.process.disk import writing
 
 
 class Losses:
-    """Counts losses over all processes of a run; each is a line of losses.jsonl."""
+    """Counts losses over all processes of a run; each loss is one line of losses.jsonl."""
 
     def __init__(
         self, folder: RunFolder, position: Position, note: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Go on counting where earlier processes of the run left off.
+        """Continue the counts of earlier processes of the run.
 
         Args:
             folder: Of the run.
             position: Where the run is.
-            note: Tells people.
+            note: Shows a note to the user.
         """
         self._folder = folder
         self._position = position
         self._note = note
         before = _lines(folder)
         self.count = sum("lost" in line for line in before)
-        # replies of lost workers that came and were not taken
+        # replies of lost workers that had arrived and were discarded
         thrown = [line.get("discarded_replies", 0) for line in before]
         self.discarded = sum(n for n in thrown if isinstance(n, int))
         self.given_up = [str(line["given_up"]) for line in before if "given_up" in line]
 
     def add(self, workers: Sequence[str], error: RehearsalError, discarded: int = 0) -> None:
-        """These were lost, which showed as `error`, and so many of their replies with them."""
+        """Record the loss of workers, its error, and how many of their replies are discarded."""
         self.count += 1
         self.discarded += discarded
         self._write({"lost": list(workers), "discarded_replies": discarded}, error)
         self._note(f"{', '.join(workers)} lost in {self._position}: {error.what}")
 
     def give_up(self, worker: str, error: RehearsalError) -> None:
-        """This one does not come back; the run goes on without it."""
+        """Record that the run continues without a worker for good."""
         self.given_up.append(worker)
         self._write({"given_up": worker}, error)
         self._note(f"the run goes on without {worker}: {error.what}")
@@ -58,7 +58,7 @@ class Losses:
 
 
 def _lines(folder: RunFolder) -> list[dict[str, Any]]:
-    """What is there; a torn line, as a run that is killed can leave, is ended and passed over."""
+    """The recorded lines; a partial last line of a killed run is terminated and skipped."""
     found: list[dict[str, Any]] = []
     if not folder.losses.exists():
         return found

@@ -1,7 +1,7 @@
-"""Waiting for actors: every wait has a deadline, and the first failure ends it.
+"""Waits for actors: each has a deadline and ends at the first failure.
 
-`ray.get` on a list blocks on the first element while another rank is already dead, and waits for
-ever by default. Nothing in the orchestrator calls it directly.
+`ray.get` on a list blocks on the first element even if another rank is already dead, and has no
+timeout by default. So the orchestrator waits for actors' answers only through this module.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from workers.errors import DeadlineError, RehearsalError, RoleDiedError, RoleErr
 from workers.process.heartbeat import Pulse
 
 T = TypeVar("T")
-_GLANCE_SECONDS = 1.0  # a small record that is there, perhaps on another node
-# Number of the call, how it was lost -> its new reference, or None: go on without it.
+_GLANCE_SECONDS = 1.0  # to fetch a small record that is ready, perhaps on another node
+# (number of the call, its loss) -> its new reference, or None: continue without it.
 Again = Callable[[int, RoleError], Any]
 _PEER_SECONDS = 2.0  # Ray reports a death within half a second
-# What Ray raises where the process of a worker is gone, by whomever it was ended.
+# What Ray raises if the process of a worker has ended, for any reason.
 _GONE = (RayActorError, OutOfMemoryError, NodeDiedError)
 
 
 @dataclass(slots=True)
 class Position:
-    """Where the run is; every error of a wait names it."""
+    """Stage and step of the run; every error of a wait names it."""
 
     stage: str = "start"
     step: int = 0
@@ -49,7 +49,7 @@ class Position:
 
 
 class Pending(Generic[T]):
-    """Calls in flight on the ranks of one role, and how their results combine."""
+    """Running calls on the ranks of one role, and how their results combine."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class Pending(Generic[T]):
         """Follow calls that were started.
 
         Args:
-            refs: Ray's references, one a rank.
-            names: Whose answers they are; known to `watch` if that is given.
-            doing: What they do.
-            seconds: Deadline, from now on.
+            refs: Ray's references, one per rank.
+            names: Names of the called workers; known to `watch` if that is given.
+            doing: What the calls do, for messages.
+            seconds: Timeout, from now on.
             position: Where the run is.
-            combine: What `result` makes of the answers.
-            watch: Looks after all workers of the run while this waits.
-            starting: The calls import or load, and may hold every thread of a process up.
-            again: Makes the worker of one call anew and starts the call again, or says that the
-                others' answers will do; None: a worker that is lost ends the wait.
+            combine: Builds the value of `result` from the answers.
+            watch: Probes all workers of the run during the wait.
+            starting: The calls import or load, and may block every thread of a process.
+            again: Replaces a lost worker and repeats its call, or returns None to continue with the
+                others' answers; None: a lost worker ends the wait.
         """
         self._again = again
-        self._without: set[int] = set()  # calls whose answers are not waited for any more
+        self._without: set[int] = set()  # calls that were left out
         self._watch = watch
         self._starting = watch if starting else None
         if self._starting is not None:
@@ -92,7 +92,7 @@ class Pending(Generic[T]):
         self._combine = combine
 
     def result(self) -> T:
-        """Wait for every rank; raise as soon as one fails, hangs, or the deadline passes."""
+        """Wait for every rank; raise as soon as a rank fails or hangs, or the deadline passes."""
         well = False
         try:
             value = self._collect()
@@ -106,7 +106,7 @@ class Pending(Generic[T]):
 
     @property
     def ready(self) -> bool:
-        """Whether `result` would not wait."""
+        """Whether `result` would not block."""
         done, _ = ray.wait(self._refs, num_returns=len(self._refs), timeout=0)
         return len(done) == len(self._refs) or time.monotonic() > self._deadline
 
@@ -144,7 +144,7 @@ class Pending(Generic[T]):
             raise
 
     def _next(self, left: list[Any], index: Mapping[Any, int]) -> Any | None:
-        """A call that has ended; None: look again. The workers are looked after meanwhile."""
+        """A finished call, or None to call again; probes the workers meanwhile."""
         remaining = max(0.0, self._deadline - time.monotonic())
         names = [self._names[index[ref]] for ref in left]
         if self._watch is not None:
@@ -159,10 +159,10 @@ class Pending(Generic[T]):
         raise _late(self._seconds, self._doing, ", ".join(names))
 
     def _name_the_dead(self, others: list[tuple[Any, str]]) -> None:
-        """Raise RoleDiedError if a peer of a rank that failed has died.
+        """Raise RoleDiedError if a peer of a failed rank has died.
 
-        Who waits in a collective for a dead peer fails too, and often before Ray has noticed the
-        death: its own error would name the wrong rank.
+        A rank that waits in a collective for a dead peer fails too, and often before Ray has
+        noticed the death, so its error would name the wrong rank.
         """
         until = time.monotonic() + _PEER_SECONDS
         for ref, name in others:
@@ -173,17 +173,17 @@ class Pending(Generic[T]):
                 except RoleDiedError:
                     raise
                 except RehearsalError:
-                    continue  # another victim
+                    continue  # this peer failed too, without dying
 
     def _fetch(self, ref: Any, name: str) -> Any:
         return fetch(ref, name, self._doing, self._deadline - time.monotonic(), self._watch)
 
 
 class Arrivals:
-    """Records of streaming calls, each as soon as it is there.
+    """Records of streaming calls, each as soon as it arrives.
 
-    A call yields a large record, which stays where it is and of which the reference is handed on,
-    and then a small one, which is fetched here: once that is there, so is the other.
+    A call yields pairs: a large record, which stays on its node and is passed on as a reference,
+    then a small one, which is fetched here. When the small record is ready, so is the large one.
     """
 
     def __init__(
@@ -193,17 +193,17 @@ class Arrivals:
         self._seconds = seconds
         self._watch = watch
         self._ranks: dict[Any, tuple[int, str]] = {}  # open stream -> rank and its name
-        self._large: dict[Any, Any] = {}  # open stream -> the half that has come
+        self._large: dict[Any, Any] = {}  # open stream -> large record that waits for its small one
 
     def add(self, stream: Any, rank: int, name: str) -> None:
         """Listen to one more call."""
         self._ranks[stream] = (rank, name)
 
     def forget(self, rank: int) -> int:
-        """Do not listen to the calls of a process that is gone; what still comes is not taken.
+        """Stop listening to the calls of a process that ended; later records are ignored.
 
         Returns:
-            How many replies had come and are thrown away.
+            How many replies had arrived and are discarded.
         """
         thrown = 0
         for stream in [each for each, (of, _) in self._ranks.items() if of == rank]:
@@ -212,10 +212,10 @@ class Arrivals:
         return thrown
 
     def next(self) -> tuple[int, Any, Any] | None:
-        """Rank, small record and reference of what comes next; None when all calls have ended.
+        """Rank, small record and large reference of the next pair; None when all calls have ended.
 
         Raises:
-            DeadlineError: nothing came, and no call ended, for the deadline of a call.
+            DeadlineError: nothing arrived, and no call ended, within the timeout of a call.
             RehearsalError: the typed error of the first call that failed.
         """
         while self._ranks:
@@ -225,7 +225,7 @@ class Arrivals:
                 item = next(stream)
             except StopIteration:
                 del self._ranks[stream]
-                if stream in self._large:  # alone it is what the call, or its process, died of
+                if stream in self._large:  # without a small record it is the call's error
                     last = self._large.pop(stream)
                     fetch(last, name, self._doing, self._seconds, self._watch)
                 continue
@@ -237,7 +237,7 @@ class Arrivals:
         return None
 
     def _wait(self) -> Any:
-        """A stream that has something; the workers are looked after meanwhile."""
+        """A stream with a record ready; probes the workers meanwhile."""
         until = time.monotonic() + self._seconds
         while (remaining := until - time.monotonic()) > 0:
             names = list(dict.fromkeys(name for _, name in self._ranks.values()))
@@ -254,14 +254,14 @@ class Arrivals:
 
 
 def _replies(stream: Any, *, half: bool) -> int:
-    """How many whole replies of a stream are there and were not taken; `half`: of one, half was."""
+    """How many complete replies of a stream were not taken; `half`: of one, half was taken."""
     records: list[Any] = [None] if half else []
     while ray.wait([stream], timeout=0, fetch_local=False)[0]:
         try:
             records.append(next(stream))
         except StopIteration:
             break
-    # The small half comes last. What a call, or its process, died of stands in a record's place.
+    # The small half comes last. An error of the call or its process takes the place of a record.
     return sum(glance(small) is not None for small in records[1::2])
 
 
@@ -275,7 +275,7 @@ def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
 
 
 def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None = None) -> Any:
-    """The record behind a reference; raises the typed error of the call that should make it."""
+    """Fetch the record of a reference; raises the typed error of the call that produces it."""
     try:
         return ray.get(ref, timeout=max(1.0, seconds))
     except RayTaskError as error:
@@ -304,7 +304,7 @@ def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None =
 
 
 def _why_gone(error: RayError) -> str:
-    """The first line of what Ray says; all of its threshold and of every process fills pages."""
+    """The first line of Ray's message; the rest, on thresholds and processes, fills pages."""
     said = str(error).partition("\n")[0]
     if not isinstance(error, OutOfMemoryError):
         return said
@@ -347,7 +347,7 @@ def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
 
 
 def glance(ref: Any) -> Any:
-    """What a call has answered, or None while it runs; whoever waits for it gets its errors."""
+    """The answer of a call, or None while it runs or if it failed; never raises its errors."""
     done, _ = ray.wait([ref], timeout=0)
     try:
         return ray.get(ref, timeout=_GLANCE_SECONDS) if done else None
@@ -356,7 +356,7 @@ def glance(ref: Any) -> Any:
 
 
 class PulseLine:
-    """Asks one actor for signs of life, beside its queue of calls."""
+    """Probes one actor, independently of its queue of calls."""
 
     def __init__(self, actor: Any, name: str) -> None:
         self._actor = actor
@@ -364,11 +364,11 @@ class PulseLine:
         self._asked: Any = None
 
     def ask(self) -> None:
-        """Ask anew."""
+        """Send a probe."""
         self._asked = self._actor.pulse.remote()
 
     def answer(self) -> Pulse | None:
-        """The answer, or None: not yet.
+        """The answer, or None if it has not arrived.
 
         Raises:
             RoleDiedError: the process ended.
@@ -388,15 +388,15 @@ class PulseLine:
             ) from error
 
     def stacks(self, seconds: float) -> str:
-        """Where its threads are; "" when it does not say within the time."""
+        """Stacks of its threads; "" if it does not answer within the time."""
         try:
             return ray.get(self._actor.stacks.remote(), timeout=seconds)
-        except RayError:  # gone or stopped: there is nothing to be had
+        except RayError:  # the process ended or is stopped
             return ""
 
 
 class EngineLine(PulseLine):
-    """Has an idle engine sample a token too: a process may answer while its engine is broken."""
+    """Also has an idle engine sample a token, because a process can answer with a broken engine."""
 
     def __init__(self, actor: Any, name: str) -> None:
         super().__init__(actor, name)
@@ -405,13 +405,13 @@ class EngineLine(PulseLine):
         self._beats = 0
 
     def ask(self) -> None:
-        """Ask anew; a token that is still on its way is waited for."""
+        """Send a probe, and request a token if the engine is idle and no token is pending."""
         super().ask()
         if self._idle and self._token is None:
             self._token = self._actor.alive.remote()
 
     def answer(self) -> Pulse | None:
-        """The answer, or None: not yet, or the token is not there though nothing else runs."""
+        """The answer; None if it, or the token of an otherwise idle engine, has not arrived."""
         pulse = super().answer()
         if pulse is None:
             return None

@@ -1,8 +1,8 @@
-"""Ray's own servers: which of them a run cannot do without, and whether they are well.
+"""Health of Ray's own servers that a run depends on.
 
-On this machine their processes say so at once. Of a cluster that was joined they are asked through
-the network: whatever runs a gRPC server answers the first bytes of a connection, and a process that
-is stopped or gone does not.
+On this machine the state of their processes shows it at once. The servers of a joined cluster are
+probed through the network: a gRPC server answers the first bytes of a connection, and a process
+that is stopped or has ended does not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import ray
 
 from orchestrator.supervision.worker_life import Clock, Rules
 
-# As they show in a command line, before and after a process has given itself a title. Ray's other
-# processes (its monitor, the log monitor and the dashboard's server) serve people alone.
+# Marks in a command line, before and after a process has set its title. A run does not need Ray's
+# other processes (its monitor, the log monitor and the dashboard's server).
 _MARKS = {
     "gcs_server": ("gcs_server",),
     "raylet": ("raylet",),
@@ -32,9 +32,9 @@ _MARKS = {
     "runtime_env_agent": ("ray::RuntimeEnvAgent", "runtime_env/agent/main.py"),
 }
 _GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-# Without it workers are made no more; nothing waits for the other agent while it is stopped.
+# Without runtime_env_agent no worker can start; nothing waits for a stopped dashboard_agent.
 _ASKED = ("gcs_server", "raylet", "runtime_env_agent")
-# The preface of HTTP/2 and an empty frame of settings: the other side answers with its own.
+# The HTTP/2 preface and an empty SETTINGS frame, to which the other side answers with its own.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
 
@@ -42,11 +42,11 @@ class Servers(Protocol):
     """The servers of one cluster."""
 
     def look(self) -> str:
-        """What keeps the cluster from working, as a phrase; "" where it is well."""
+        """What keeps the cluster from working, as a phrase; "" if it is healthy."""
         ...
 
     def ended(self) -> str:
-        """The same, of servers whose end shows at once; from any thread, and as often as wanted."""
+        """The same, only for servers whose end shows at once; cheap, and safe in any thread."""
         ...
 
 
@@ -54,7 +54,7 @@ class Servers(Protocol):
 class _Server:
     name: str
     process: psutil.Process
-    stopped: int = 0  # looks in a row that found it stopped
+    stopped: int = 0  # consecutive looks that found it stopped
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.process.pid})"
@@ -62,13 +62,13 @@ class _Server:
 
 @dataclass(slots=True)
 class LocalServers:
-    """Servers that this process started, through what the kernel knows of them.
+    """Servers that this process started, observed through their process states.
 
     Args:
-        patience: So many looks in a row must find a server stopped. Looks are counted, not seconds:
-            who stops a whole job (Ctrl-Z) stops the looks, too.
-        started: The processes that there are; asked until all servers are known.
-        asked: The same servers, asked as distant ones: a process may run, and hang.
+        patience: How many consecutive looks must find a server stopped. Looks are counted instead
+            of seconds, because stopping a whole job (Ctrl-Z) stops the looks, too.
+        started: Lists the processes; called until all servers are found.
+        asked: The same servers, probed through the network, because a running process may hang.
     """
 
     patience: int
@@ -77,7 +77,7 @@ class LocalServers:
     _found: list[_Server] = field(default_factory=list)
 
     def look(self) -> str:
-        """What ended or is stopped, and how; "" where all are well."""
+        """Which servers ended or are stopped, and how; "" if all are healthy."""
         self._find()
         stopped = [each for each in self._found if each.name in _ASKED and _stopped(each)]
         for each in self._found:
@@ -87,7 +87,7 @@ class LocalServers:
         return found if found or stopped or self.asked is None else self.asked.look()
 
     def ended(self) -> str:
-        """What ended, and by which signal."""
+        """Which servers ended, and by which signal."""
         gone = [each for each in self._found if _status(each.process) in _GONE]
         return "; ".join(f"{each} ended{_how(each.process.pid)}" for each in gone)
 
@@ -96,7 +96,7 @@ class LocalServers:
         return not (self.ended() or any(map(_stopped, self._found)))
 
     def _find(self) -> None:
-        """Note what has been started since the last look."""
+        """Find servers that were started since the last look."""
         known = {each.name for each in self._found}
         if known == _MARKS.keys():
             return
@@ -118,7 +118,7 @@ def server_name(words: Sequence[str]) -> str:
 
 def _status(process: psutil.Process) -> str:
     try:
-        # the pid may be another process's by now
+        # The pid may have been reused by another process.
         return process.status() if process.is_running() else psutil.STATUS_DEAD
     except psutil.Error:
         return psutil.STATUS_DEAD
@@ -129,7 +129,7 @@ def _stopped(server: _Server) -> bool:
 
 
 def _how(pid: int) -> str:
-    """By which signal a child of ours ended, as long as nobody has waited for it."""
+    """The signal that ended a child of this process; known until the child is waited for."""
     with suppress(OSError, ValueError, IndexError):
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         number = int(status[-1]) & 0x7F
@@ -139,15 +139,15 @@ def _how(pid: int) -> str:
 
 @dataclass(slots=True)
 class DistantServers:
-    """The servers of a cluster that was joined, asked from here.
+    """The servers of a joined cluster, probed through the network.
 
     Args:
         addresses: Name and HOST:PORT of each.
-        patience: Seconds without an answer after which one is lost. Ray itself can put a lost head
-            in its place again, on clusters that are made for that.
-        ask: Whether somebody answers at an address.
-        often: Seconds from one question to the next; looks in between see nothing new.
-        clock: Seconds that only grow.
+        patience: Seconds without an answer after which a server counts as lost. On clusters set up
+            for it, Ray itself can replace a lost head.
+        ask: Whether a server answers at an address.
+        often: Seconds from one probe to the next; looks in between do not probe.
+        clock: Monotonic seconds.
     """
 
     addresses: dict[str, str]
@@ -155,11 +155,11 @@ class DistantServers:
     ask: Callable[[str], bool]
     often: float = 0.0
     clock: Clock = time.monotonic
-    _silent: dict[str, float] = field(default_factory=dict)  # since when
+    _silent: dict[str, float] = field(default_factory=dict)  # name -> time of first missed answer
     _due: float = -math.inf
 
     def look(self) -> str:
-        """Which have not answered for too long; "" where all are well."""
+        """Which servers have not answered for too long; "" if all are healthy."""
         found: list[str] = []
         if self.clock() < self._due:
             return ""
@@ -173,12 +173,12 @@ class DistantServers:
         return "; ".join(found)
 
     def ended(self) -> str:
-        """Nothing shows at once from afar."""
+        """Always "", because the end of a remote process does not show at once."""
         return ""
 
 
 def distant_servers(rules: Rules) -> DistantServers:
-    """The two servers that this driver needs: the head's, and the raylet beside it."""
+    """Probes of the two servers that this driver needs: the head's GCS and the local raylet."""
     context = ray.get_runtime_context()
     own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     raylet = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
@@ -189,7 +189,7 @@ def distant_servers(rules: Rules) -> DistantServers:
 
 
 def answers(address: str, seconds: float) -> bool:
-    """Whether a gRPC server at HOST:PORT runs; one that turns this client away does."""
+    """Whether a gRPC server runs at HOST:PORT; a connection reset also shows that it does."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as line:
@@ -198,6 +198,6 @@ def answers(address: str, seconds: float) -> bool:
             line.recv(1)
     except ConnectionResetError:
         return True
-    except OSError:  # refused, no route, or late: the kernel connects for a stopped process
+    except OSError:  # refused, no route, or timeout (the kernel accepts for a stopped process)
         return False
     return True

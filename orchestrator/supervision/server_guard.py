@@ -1,7 +1,7 @@
-"""Looks after Ray's own servers from a thread of its own, and ends a run that needs lost ones.
+"""Guard thread that watches Ray's own servers and ends a run whose servers are lost.
 
-The driver hears of it at its next wait, by an error. Where it waits inside Ray's native code, it
-would hear nothing for a minute, and then Ray ends the process: the guard ends the run before.
+The driver's next wait raises an error. While the driver waits inside Ray's native code, it would
+see nothing for a minute until Ray ends the process, so the guard ends the run before that.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from orchestrator.process.forced_exit import LastResort
 from orchestrator.supervision.ray_servers import Servers
 from workers.errors import ClusterLostError, RehearsalError, RoleError
 
-_NOTICE_SECONDS = 4.0  # that the driver has, once a server is lost, to get out of what it does
+_NOTICE_SECONDS = 4.0  # time for the driver to react to a lost server
 
 
 class Guard:
-    """Whether Ray's servers are well, while a run needs them."""
+    """Watches whether Ray's servers are healthy while a run needs them."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class Guard:
         resort: LastResort | None = None,
         notice_seconds: float = _NOTICE_SECONDS,
     ) -> None:
-        """Look after nobody yet.
+        """Prepare; `start` begins to watch.
 
         Args:
-            servers: Whom to look after.
+            servers: The servers to watch.
             seconds: Between two looks.
-            resort: Ends the run if the driver does not; None: nobody does.
-            notice_seconds: How long the driver may take.
+            resort: Ends the run if the driver does not; None: nothing does.
+            notice_seconds: Time for the driver to react.
         """
         self._servers = servers
         self._seconds = seconds
@@ -45,11 +45,11 @@ class Guard:
         self.fix: Callable[[], str] = lambda: "start the same command again"
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread that watches."""
         self._thread.start()
 
     def stand_down(self) -> None:
-        """The run needs Ray no more; what its servers do from here on is no fault."""
+        """Stop watching: the run no longer needs Ray, and its servers may end."""
         self._over.set()
 
     @property
@@ -58,25 +58,25 @@ class Guard:
         return bool(self._why)
 
     def check(self) -> None:
-        """Do nothing while all are well.
+        """Raise if a server is lost.
 
         Raises:
-            ClusterLostError: it names the server, and how to go on.
+            ClusterLostError: names the server, and how to resume.
         """
         if self._why:
             raise self._error()
 
     def look(self) -> None:
-        """The same, where one may have ended just now: a worker did, for which that is a reason."""
+        """Like `check`, after a new look; for a lost worker, whose server may just have ended."""
         self._why = self._why or self._servers.ended()
         self.check()
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """What Ray or a role raises in the block because a server is lost is told as that.
+        """Replace errors of Ray or a role in the block by the loss of a server, if one is lost.
 
         Raises:
-            ClusterLostError: it names the server.
+            ClusterLostError: names the server.
         """
         try:
             yield

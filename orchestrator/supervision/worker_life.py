@@ -1,10 +1,10 @@
-"""What the driver knows about the life of one worker, as a state machine without clocks or Ray.
+"""Lifecycle of one worker as a state machine, without Ray and with an injected clock.
 
     healthy <-> suspect -> dead -> restarting -> stale -> healthy
        any -> dead (its process ended), any -> retired (given up, or no longer needed)
 
-`healthy` and `suspect` workers serve; a worker that came back is `stale` until it holds what its
-peers hold (weights synced and compared, model and state loaded).
+`healthy` and `suspect` workers serve; a restarted worker is `stale` until it holds what its peers
+hold (weights synced and compared, model and state loaded).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Clock = Callable[[], float]
 
 
 class Status(Enum):
-    """Where in its life a worker is."""
+    """State of a worker."""
 
     healthy = "healthy"
-    suspect = "suspect"  # missed a probe, and serves until it has missed as many as condemn
-    dead = "dead"  # its process ended, or was condemned and is to be ended
+    suspect = "suspect"  # missed a probe; serves until it has missed `probes_to_condemn`
+    dead = "dead"  # its process ended, or failed its probes and will be ended
     restarting = "restarting"
-    stale = "stale"  # stands again, and holds nothing current
+    stale = "stale"  # restarted, without current weights or state
     retired = "retired"
 
 
@@ -35,27 +35,27 @@ _PROBED = (*_SERVING, Status.stale)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When a worker is given up, and how often it comes back."""
+    """When a worker counts as dead, and how often it is restarted."""
 
-    probe_seconds: float  # between two probes that are answered
-    probes_to_condemn: int
+    probe_seconds: float  # from an answered probe to the next
+    probes_to_condemn: int  # consecutive failed probes after which a worker counts as dead
     max_restarts: int  # within the window
     window_seconds: float
 
     def rest_seconds(self, restarts: int) -> float:
-        """How long to wait after a loss, when there were so many restarts within the window.
+        """Restart delay after a loss, given the number of restarts within the window.
 
-        None before the first; what ends again and again is started less and less often.
+        It is 0 for the first restart and doubles from the second one on, up to a limit.
         """
         return min(_FIRST_REST * 2.0 ** (restarts - 1), _LONGEST_REST) if restarts else 0.0
 
     @property
     def answer_seconds(self) -> float:
-        """How long a probe may take to be answered.
+        """Timeout of a probe.
 
-        A late one is repeated at once, so that a worker that stops right after an answer is
-        condemned `probes_to_condemn` intervals later: one until it is asked, then n answers of
-        (n - 1) / n of an interval each.
+        A late probe is repeated at once, so that a worker that stops right after an answer counts
+        as dead `probes_to_condemn` intervals later: one interval until the next probe, then n
+        timeouts of (n - 1) / n of an interval each.
         """
         n = self.probes_to_condemn
         return self.probe_seconds * (n - 1) / n if n > 1 else self.probe_seconds
@@ -64,31 +64,31 @@ class Rules:
 class Life:
     """One worker through all its processes; each process is an incarnation.
 
-    Events that name an incarnation other than the present one tell of a process that is gone: they
-    are counted in `strays` and change nothing.
+    Events that name another incarnation than the present one come from a process that has ended;
+    they change nothing. `strays` counts such probe answers and failures.
     """
 
     def __init__(self, name: str, rules: Rules, clock: Clock) -> None:
         self.name = name
         self.status = Status.healthy
         self.incarnation = 0
-        self.reason = ""  # why it was condemned, retired or died
-        self.probe_failures = 0  # in a row
-        self.request_failures = 0  # calls that raised; says nothing about the process
+        self.reason = ""  # why it died or was retired
+        self.probe_failures = 0  # consecutive
+        self.request_failures = 0  # calls that raised; no sign that the process is unhealthy
         self.strays = 0
         self._rules = rules
         self._clock = clock
-        self._restarts: deque[float] = deque()  # when, within the window
+        self._restarts: deque[float] = deque()  # times of restarts within the window
         self._ended = clock()  # when the last process was lost
 
     @property
     def serves(self) -> bool:
-        """Whether requests may go to it."""
+        """Whether the worker may get requests."""
         return self.status in _SERVING
 
     @property
     def probed(self) -> bool:
-        """Whether it is asked for signs of life."""
+        """Whether the worker is probed."""
         return self.status in _PROBED
 
     @property
@@ -101,20 +101,20 @@ class Life:
 
     @property
     def rests(self) -> bool:
-        """Whether it was lost so often, and so lately, that it is not to be started yet."""
+        """Whether the restart delay after its last loss is still running."""
         before = self.restarts - (self.status is Status.restarting)
         rest = self._rules.rest_seconds(before)
         return before < self._rules.max_restarts and self._clock() < self._ended + rest
 
     def probe_ok(self, incarnation: int) -> None:
-        """It answered a probe."""
+        """Record an answered probe."""
         if self._present(incarnation):
             self.probe_failures = 0
             if self.status is Status.suspect:
                 self.status = Status.healthy
 
     def probe_failed(self, incarnation: int, why: str) -> None:
-        """It answered a probe wrongly, or not in time."""
+        """Record a probe without a timely answer."""
         if not self._present(incarnation):
             return
         self.probe_failures += 1
@@ -124,17 +124,17 @@ class Life:
             self.status = Status.suspect
 
     def request_failed(self, incarnation: int) -> None:
-        """A call to it raised."""
+        """Record that a call to the worker raised."""
         if self._present(incarnation):
             self.request_failures += 1
 
     def died(self, incarnation: int, why: str) -> None:
-        """Its process ended, or hangs and is as good as ended."""
+        """Record that its process ended, or hangs and will be ended."""
         if incarnation == self.incarnation and self.status not in (Status.dead, Status.retired):
             self._die(why)
 
     def restart(self) -> bool:
-        """Begin another incarnation; False, and retired, when the window's restarts are used up."""
+        """Begin the next incarnation; if the window's restarts are used up, retire: False."""
         assert self.status is Status.dead, f"{self.name} is {self.status.value}, not dead"
         if self.restarts >= self._rules.max_restarts:
             self.retire(f"{self.reason}; restarted {self.restarts} times before")
@@ -146,17 +146,17 @@ class Life:
         return True
 
     def restarted(self, incarnation: int) -> None:
-        """The new process stands."""
+        """Record that the new process has started."""
         if incarnation == self.incarnation and self.status is Status.restarting:
             self.status = Status.stale
 
     def current(self, incarnation: int) -> None:
-        """It holds what its peers hold, and that was checked."""
+        """Record that it was verified to hold what its peers hold."""
         if incarnation == self.incarnation and self.status is Status.stale:
             self.status = Status.healthy
 
     def retire(self, why: str = "") -> None:
-        """It is not needed, or not to be had, any more."""
+        """Stop using the worker: it is not needed any more, or cannot be restarted."""
         if self.status is not Status.retired:
             self.status, self.reason = Status.retired, why
 
