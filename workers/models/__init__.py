@@ -1,1 +1,1 @@
-"""Models in memory: loading, forward passes, rows, LoRA."""
+"""Models in memory: loading, forward passes, row layout, LoRA, published folders."""

@@ -1,4 +1,4 @@
-"""Dropout rates in the configuration of an architecture, under whatever name it has for them."""
+"""Dropout rates in a model's configuration, under the names of each architecture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from workers.errors import ConfigError
 
-# What the families of transformers call dropout on the residual stream; then on attention weights,
-# which is all that Llama and its kin have.
+# Names of the dropout on the residual stream in transformers' families; then of that on attention
+# weights, the only one of Llama-like families.
 _RESIDUAL = ("resid_pdrop", "resid_dropout", "hidden_dropout", "hidden_dropout_prob", "dropout")
 _ATTENTION = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 _OTHER = ("embd_pdrop", "embedding_dropout", "activation_dropout")
@@ -18,11 +18,11 @@ def set_dropout(config: Any, rate: float | None) -> dict[str, float]:
 
     Args:
         config: a transformers configuration, changed in place.
-        rate: share of activations to drop on the residual stream, or on attention weights where
-            the architecture knows no other; 0 turns every dropout off; None changes nothing.
+        rate: fraction of activations to drop on the residual stream, or on attention weights if
+            the architecture has no other; 0 turns every dropout off; None changes nothing.
 
     Returns:
-        What was changed, as it was before.
+        The previous values of the changed settings.
 
     Raises:
         ConfigError: the architecture has no dropout.

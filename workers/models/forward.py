@@ -1,7 +1,7 @@
-"""Running a model on sequences and reading its numbers where they count.
+"""Forward passes that compute logprobs, entropies and values only at the positions needed.
 
-A language model is read through its output layer, which then sees the positions that count alone,
-so many at a time that their logits stay within a limit, and answers with log-probabilities in place
+For a language model, the output layer's forward is replaced: it processes only the needed
+positions, in chunks whose logits stay within a memory limit, and returns log-probabilities in place
 of logits.
 """
 
@@ -23,14 +23,14 @@ from workers.records.arrays import Ragged
 _FLOAT = 4  # bytes of an fp32 logit
 _log = logging.getLogger(__name__)
 
-# chunked: log-probabilities in the output layer. selected: logits there, of the positions that
-# count, which the model then treats in its own way (caps, scales). whole: logits of everything.
+# chunked: the output layer returns log-probabilities. selected: it returns logits of the needed
+# positions, which the model then changes further (caps, scales). whole: logits of all positions.
 Route = Literal["chunked", "selected", "whole"]
 
 
 @dataclass(slots=True)
 class _Wanted:
-    """What the output layer shall answer in this pass."""
+    """The numbers that the output layer must return in this pass."""
 
     route: Route
     cells: Tensor  # (N,)
@@ -38,16 +38,16 @@ class _Wanted:
     temperature: float
     with_entropy: bool
     ids: int | None  # only tokens below this are candidates; None = all
-    entropies: Tensor | None = None  # (N,) its answer beside the log-probabilities
+    entropies: Tensor | None = None  # (N,) result, in addition to the log-probabilities
 
 
 class ModelPasses:
-    """A model, how sequences are laid for it, and how its output is read.
+    """A model with its input layout and the way its outputs are computed.
 
     Attributes:
-        through: what is called in place of the model, such as the engine that wraps it.
-        packed: sequences lie end to end; the model must have been loaded for it.
-        route: how log-probabilities are read; of a model with a scalar head, "whole".
+        through: module that is called in place of the model, such as the engine that wraps it.
+        packed: sequences are packed end to end; the model must be loaded with `packed`.
+        route: how log-probabilities are computed; "whole" for a model with a scalar head.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ModelPasses:
     def lay(
         self, rows: Ragged, device: torch.device | str, positions: Ragged | None = None
     ) -> TokenRows:
-        """Sequences as this model is to be given them; `positions` where documents share rows."""
+        """Sequences in this model's input layout; pass `positions` if documents share rows."""
         return (pack_rows if self.packed else pad_rows)(rows, device, positions)
 
     def logprobs(
@@ -95,12 +95,13 @@ class ModelPasses:
         """Log-probability of the token after each cell and, if wanted, entropy: (N,), nats, fp32.
 
         Args:
-            rows: what `lay` gave.
-            cells: (N,) where the model predicts the tokens that count.
+            rows: result of `lay`.
+            cells: (N,) cells where the model predicts the counted tokens.
             temperature: divides the logits.
-            with_entropy: also the entropy of each prediction; carries no gradient.
-            sampled: of tokens that an engine drew: among those that it could draw. Other text is
-                read over the whole embedding, which teaches that its surplus rows never come.
+            with_entropy: also return the entropy of each prediction, without a gradient.
+            sampled: True for tokens that an engine sampled: normalize only over the ids that it
+                could draw. Other text is normalized over the whole embedding, so that training
+                lowers the probability of the rows that are no tokens.
         """
         ids = self._vocabulary if sampled else None
         wanted = _Wanted(self.route, cells, rows.labels(cells), temperature, with_entropy, ids)
@@ -115,12 +116,12 @@ class ModelPasses:
         return logprobs, entropy(logits.detach(), temperature) if with_entropy else None
 
     def values(self, rows: TokenRows, cells: Tensor) -> Tensor:
-        """What a scalar head says in each cell: (N,), fp32."""
+        """Output of the scalar head in each cell: (N,), fp32."""
         return self.numbers(rows, cells)[:, 0]
 
     def numbers(self, rows: TokenRows, cells: Tensor) -> Tensor:
-        """The whole output of the model in each cell: (N, V) or (N, 1), fp32."""
-        # Selected first: what stands in other cells is never touched.
+        """The full output of the model in each cell: (N, V) or (N, 1), fp32."""
+        # Select before the cast: other cells are not copied.
         return self._logits(rows).flatten(0, 1).index_select(0, cells).float()
 
     def _logits(self, rows: TokenRows) -> Tensor:
@@ -133,7 +134,7 @@ class ModelPasses:
         ).logits
 
     def _asked(self, rows: TokenRows, wanted: _Wanted) -> Tensor:
-        """(N, 1) or (N, V): what the output layer answers, after what the model makes of it."""
+        """The model's output from the output layer's `_answer`: (N, 1) or (N, V)."""
         self._wanted = wanted
         try:
             return self._logits(rows)[0].float()
@@ -141,14 +142,14 @@ class ModelPasses:
             self._wanted = None
 
     def _answer(self, hidden: Tensor) -> Tensor:
-        """The output layer's forward: (R, C, D) to (1, N, 1) or (1, N, V), or as ever."""
+        """The output layer's new forward: (R, C, D) to (1, N, 1) or (1, N, V), or the plain one."""
         wanted = self._wanted
         if wanted is None:
             return self._plain(hidden)
         chosen = hidden.flatten(0, -2).index_select(0, wanted.cells)
         if wanted.route == "selected":
             return self._plain(chosen)[None]
-        weight: Tensor = self._head.weight  # at ZeRO 3 it is whole in here only
+        weight: Tensor = self._head.weight  # at ZeRO 3 it is gathered only inside this call
         bias: Tensor | None = self._head.bias
         logprobs, wanted.entropies = linear_logprobs(
             chosen,
@@ -163,11 +164,11 @@ class ModelPasses:
 
     @torch.no_grad()
     def _choose(self, model: PreTrainedModel) -> Route:
-        """The leanest route that gives what the model's own forward gives, by trial."""
+        """The route with the least memory whose results equal those of the plain forward."""
         rows = pad_rows(_PROBE, next(model.parameters()).device)
         cells = torch.tensor([0, 1, 2, 4, 5], device=rows.input_ids.device)
         own = token_logprobs(self.numbers(rows, cells), rows.labels(cells), 1.0)
-        # bf16 has 8 bits, and a product of other shape rounds otherwise.
+        # bf16 has 8 bits, and matrix products of another shape round differently.
         close = 1e-4 if own.dtype == next(model.parameters()).dtype else 0.1
         routes: tuple[Route, ...] = ("chunked", "selected")
         for self.route in routes:
@@ -179,9 +180,9 @@ class ModelPasses:
         return "whole"
 
     def _hands_on(self, rows: TokenRows) -> bool:
-        """Whether the model's output is what its output layer says, bit for bit.
+        """Whether the model returns its output layer's result unchanged, bit for bit.
 
-        One with an adapter does more than its weight says.
+        False unless the layer is a plain nn.Linear: with an adapter, its weight is not all of it.
         """
         if self._head.__class__ is not nn.Linear:
             return False

@@ -1,4 +1,4 @@
-"""Weights that shall not be trained, chosen by pattern."""
+"""Freezing of weights chosen by name pattern."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from transformers import PreTrainedModel
 
 from workers.errors import ConfigError
 
-EMBEDDINGS = "embeddings"  # stands for the input embeddings, whatever the architecture calls them
+EMBEDDINGS = "embeddings"  # pattern for the input embeddings of any architecture
 
 
 def freeze(model: PreTrainedModel, patterns: Sequence[str]) -> None:
-    """Stop the training of every weight whose name matches a pattern.
+    """Freeze every weight whose name matches a pattern.
 
-    Names are those of `named_parameters()`, and tied weights have several: one that matches under
-    any of them is frozen under all, so embeddings tied to the output layer freeze it as well.
+    Names are those of `named_parameters()`. A tied weight has several names, and is frozen if one
+    of them matches: freezing embeddings also freezes an output layer tied to them.
 
     Args:
-        model: whose weights.
+        model: the model to change.
         patterns: shell patterns, such as `model.layers.0.*`, or the word `embeddings`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Loading of causal language models and of scalar-head models from Hugging Face folders."""
+"""Loading of causal language models and scalar-head models from Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -41,21 +41,22 @@ def load_causal_lm(
         path: Hugging Face folder.
         dtype: Number format of the weights.
         attention: transformers' `attn_implementation`.
-        packed: Also take sequences that lie end to end (`attention` is then sdpa).
+        packed: Support sequences packed end to end (`attention` must be sdpa).
         dropout: Rate in training; None = as the folder's configuration says.
 
     Raises:
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape.
-        ConfigError: the architecture has no dropout to set, no such attention, or lets packed
-            sequences see each other.
+        ConfigError: the architecture has no dropout to set or does not support this attention, or
+            packed sequences would attend to each other.
     """
     config = model_config(path)
     require_causal(config, path)
     before = set_dropout(config, dropout)
     kernel = PACKED if packed else attention
     model, absent = load_weights(AutoModelForCausalLM, path, config, dtype, kernel)
-    # Layers have read their rate, and a saved folder shall not carry it into the next stage.
+    # Layers have read their rate already; restored so that a saved folder does not carry this rate
+    # into the next stage.
     if before:
         _own_configs(model)
         model.config.update(before)
@@ -77,25 +78,24 @@ def load_scalar(
 ) -> PreTrainedModel:
     """Load a backbone with a head that maps every position to one number, in evaluation mode.
 
-    The head (weight (1, d) and bias (1,)) is that of the family's ordinary token-classification
-    class, whatever it is called there, so the saved folder loads with plain transformers. The bias
-    carries the reward model's offset.
+    The head (weight (1, d) and bias (1,)) is that of the family's token-classification class, so
+    the saved folder loads with plain transformers. The bias holds the reward model's offset.
 
     Args:
         path: Hugging Face folder of a scalar-head model or of a causal language model.
         dtype: Number format of the weights.
         attention: transformers' `attn_implementation`.
-        packed: Also take sequences that lie end to end (`attention` is then sdpa).
+        packed: Support sequences packed end to end (`attention` must be sdpa).
         head: "keep" loads it, "random" draws its weight from N(0, 1/(d+1)) (Stiennon et al. 2020,
             appendix B.1) with a bias of zero, "zero" starts value functions at zero.
-        seed: Fixes the random head.
+        seed: Seed of the random head.
 
     Raises:
         MissingCheckpointError: no such folder.
         BrokenCheckpointError: weights are missing, truncated or of another shape; with
-            `head="keep"` also when the folder holds no head.
-        ConfigError: the family has no class with such a head, no such attention, or lets packed
-            sequences see each other.
+            `head="keep"` also if the folder has no head.
+        ConfigError: the family has no class with such a head or does not support this attention,
+            or packed sequences would attend to each other.
     """
     kernel = PACKED if packed else attention
     model, new = _scalar(path, dtype, kernel, head)
@@ -107,7 +107,7 @@ def load_scalar(
 
 
 def check_causal_lm(path: str, attention: str) -> None:
-    """Raise what `load_causal_lm` would raise of names and shapes, without reading a weight."""
+    """Raise `load_causal_lm`'s errors about names and shapes, without reading a weight."""
     config = model_config(path)
     require_causal(config, path)
     _, absent = load_weights(AutoModelForCausalLM, path, config, "float32", attention, hollow=True)
@@ -116,14 +116,14 @@ def check_causal_lm(path: str, attention: str) -> None:
 
 
 def check_scalar(path: str, attention: str, head: Head) -> None:
-    """Raise what `load_scalar` would raise of names and shapes, without reading a weight."""
+    """Raise `load_scalar`'s errors about names and shapes, without reading a weight."""
     _scalar(path, "float32", attention, head, hollow=True)
 
 
 def _scalar(
     path: str, dtype: Dtype, attention: str, head: Head, *, hollow: bool = False
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and the names within its head that the folder does not hold."""
+    """The model, and the names of head weights missing in the folder."""
     config = model_config(path)
     require_scalar_class(config.model_type, path)
     config.num_labels = 1
@@ -153,16 +153,16 @@ def scalar_head(model: nn.Module) -> tuple[str, nn.Linear]:
 
 @torch.no_grad()
 def keeps_documents_apart(model: nn.Module, *, packed: bool = False) -> bool:
-    """Whether documents that share a row, each with positions from 0, do not see each other.
+    """Whether documents that share a row, each with positions from 0, do not attend to each other.
 
-    Families without position ids of this kind (Bloom, Falcon, OPT) let them, without a word, and
-    flash attention does when there is more than one row. Found by trial on a few tokens: a document
-    beside another one against the same document alone, measured by what the other one changes when
-    the two are a single text.
+    They silently do in families without such position ids (Bloom, Falcon, OPT), and in flash
+    attention with more than one row. Tested on a few tokens: adding another document to the row
+    must change a document's last hidden state by less than 0.1 of the change when both are one
+    text.
 
     Args:
         model: With or without a head; its hidden states are compared.
-        packed: It was loaded for rows that lie end to end, and is asked about those.
+        packed: Test packed rows; the model must be loaded with `packed`.
     """
     device = next(model.parameters()).device
     backbone: nn.Module = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
@@ -190,7 +190,7 @@ def keeps_documents_apart(model: nn.Module, *, packed: bool = False) -> bool:
 
 
 def _own_configs(model: nn.Module) -> None:
-    """Let layers that look their dropout up in every pass (Falcon's) keep the rate of now."""
+    """Give layers a copy of the configuration: some (Falcon's) read dropout in each pass."""
     kept = copy.deepcopy(model.config)
     for module in model.modules():
         if not isinstance(module, PreTrainedModel) and hasattr(module, "config"):
@@ -198,11 +198,11 @@ def _own_configs(model: nn.Module) -> None:
 
 
 def keep_checkpointing(model: nn.Module) -> None:
-    """Let layers that recompute their activations go on doing so in evaluation mode.
+    """Keep gradient checkpointing active in evaluation mode.
 
-    They look at their own training flag, the dropout layers inside them at theirs. A layer that
-    applies dropout by its own flag (OPT's, Falcon's) stays as it is: dropout that is off matters
-    more than memory.
+    A layer checkpoints only if its `training` flag is set; the dropout layers inside it have
+    separate flags. A layer that applies dropout by its own flag (OPT, Falcon) is not changed:
+    dropout must stay off, even if that costs memory.
     """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
@@ -210,7 +210,7 @@ def keep_checkpointing(model: nn.Module) -> None:
 
 
 def _drops_by_own_flag(layer: nn.Module) -> bool:
-    """Whether a layer has a dropout rate of its own, or looks one up in its configuration."""
+    """Whether a layer applies a dropout rate from its attributes or its configuration."""
     config = getattr(layer, "config", None)
     rates = [getattr(layer, "dropout", None)]
     rates += [getattr(config, name, None) for name in ("hidden_dropout", "attention_dropout")]

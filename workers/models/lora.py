@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): adding them, and the weights that they amount to.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): adding, merging and saving them.
 
-Adapters are put into the model itself, without peft's wrapper: every other weight keeps its name,
-and only what is inside an adapted layer moves (`q_proj.weight` to `q_proj.base_layer.weight`).
+Adapters are added inside the model, without peft's wrapper: only weights inside an adapted layer
+change their names (`q_proj.weight` to `q_proj.base_layer.weight`).
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from transformers import PreTrainedModel
 from workers.errors import ConfigError
 from workers.records.specs import LoraSpec
 
-FOLDER = "adapter"  # beside the merged weights, in peft's format
+FOLDER = "adapter"  # subfolder next to the merged weights, in peft's format
 _BASE = ".base_layer"
 _NAME = "default"  # peft's name of the one adapter
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A weight as checkpoints and engines name it, and the live parameters that it is made of."""
+    """A weight, by its name in checkpoints and engines, and the live parameters it comes from."""
 
     name: str
-    parts: tuple[str, ...]  # live names: the weight, then A and B where it has an adapter
+    parts: tuple[str, ...]  # live names: the weight, then A and B if it has an adapter
     scale: float = 0.0  # alpha / r
-    transposed: bool = False  # the layer stores (in, out), as GPT-2's do
+    transposed: bool = False  # the layer stores (in, out), as GPT-2 does
 
     def merge(self, parts: Sequence[Tensor]) -> Tensor:
-        """W + scale * B A, in a new tensor; W itself where there is no adapter."""
+        """W + scale * B A in a new tensor, or W itself if there is no adapter."""
         weight, *factors = parts
         if not factors:
             return weight
@@ -64,12 +64,13 @@ def sources(model: nn.Module) -> tuple[Source, ...]:
 
 
 def add_adapters(model: PreTrainedModel, spec: LoraSpec) -> None:
-    """Freeze a model and add trainable adapters; a scalar head goes on training whole.
+    """Freeze a model and add trainable adapters; a scalar head stays fully trainable.
 
-    B starts at zero, so nothing changes before the first step; A is drawn from torch's generator.
+    B starts at zero, so outputs are unchanged before the first step; A is drawn from torch's
+    generator.
 
     Raises:
-        ConfigError: a target names no layer, no linear layer, or one whose weight is shared.
+        ConfigError: a target matches no layer, a layer that is not linear, or a shared weight.
     """
     from peft import inject_adapter_in_model  # seconds to import, and few runs use it
     from peft.tuners.lora import Linear
@@ -91,14 +92,14 @@ def add_adapters(model: PreTrainedModel, spec: LoraSpec) -> None:
 def save_adapter(
     folder: Path, model: PreTrainedModel, spec: LoraSpec, state: Mapping[str, Tensor], base: str
 ) -> None:
-    """Write adapters, and the scalar head if there is one, as peft loads them.
+    """Write adapters, and the scalar head if there is one, in peft's format.
 
     Args:
         folder: where to write.
         model: the adapted model; only its structure is read.
-        spec: what the adapters were made with.
+        spec: the spec that `add_adapters` got.
         state: live weights by live name.
-        base: the folder that the frozen weights came from, noted in the adapter's configuration.
+        base: the folder of the frozen weights, recorded in the adapter's configuration.
     """
     heads = head_names(model)
     kept = {
@@ -108,7 +109,7 @@ def save_adapter(
     }
     config = _peft_config(model, spec)
     config.modules_to_save = list(heads) or None
-    # The name alone: where the folder lies is of no use on another machine.
+    # Only the name: the folder's path is of no use on another machine.
     config.base_model_name_or_path, config.inference_mode = Path(base).name, True
     # A list: peft writes sets in an order that differs from run to run.
     config.target_modules = [n for n, module in model.named_modules() if hasattr(module, "lora_A")]
@@ -118,7 +119,7 @@ def save_adapter(
 
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Children beside the backbone that hold weights; () for a language model."""
+    """Child modules outside the backbone that hold weights; () for a language model."""
     if model.get_output_embeddings() is not None:
         return ()
     return tuple(
@@ -143,7 +144,7 @@ def _peft_config(model: PreTrainedModel, spec: LoraSpec) -> Any:
 
 
 def _stores_transposed(model: nn.Module) -> bool:
-    """Whether the linear layers are GPT-2's, which store (in, out)."""
+    """Whether linear layers store (in, out), as in GPT-2."""
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.modules())

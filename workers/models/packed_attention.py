@@ -1,9 +1,9 @@
-"""Attention for sequences that lie end to end in one row: each sees itself alone, without padding.
+"""Attention for packed rows: sequences end to end, each attending only to itself, no padding.
 
 The usual way, one block-diagonal mask over the row, costs the square of the row's length. Here
-sequences of like length are cut out of the row and attended to together, so the cost is that of the
-sequences. transformers hands a four-dimensional `attention_mask` on to every layer unseen, and that
-is how their lengths get there, through recomputation in a backward pass too.
+sequences of similar length are cut out of the row and processed as a batch, so the cost is that of
+the sequences. The `attention_mask` carries the sequence lengths: transformers passes a
+four-dimensional one to every layer unchanged, also when a backward pass recomputes activations.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "packed_sdpa"  # transformers' `attn_implementation`
 _MARK = torch.int32  # no mask of transformers has this dtype
-_SLACK = 0.8  # sequences attended to together are at least this share of their longest
+_SLACK = 0.8  # minimum length in a group, as a fraction of its longest sequence
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Sequences of like length."""
+    """Sequences of similar length."""
 
-    cells: Tensor  # (b * L,) columns of the row; of padding, some column of the same sequence
+    cells: Tensor  # (b * L,) columns of the row; for padding, the first column of the sequence
     size: tuple[int, int]  # b, L
-    inside: Tensor | None  # (b * L',) which of the b * L are no padding; None = all
+    inside: Tensor | None  # indices of the b * L that are not padding; None = all
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     groups: tuple[_Group, ...]
-    places: Tensor  # (T,) where the answer of each column stands when groups are end to end
+    places: Tensor  # (T,) index of each column's result in the concatenated groups
 
 
 def sequence_lengths(lengths: Sequence[int]) -> Tensor:
-    """What to pass as `attention_mask` of a row (1, T) that holds sequences of these lengths."""
+    """The `attention_mask` of a row (1, T) that holds sequences of these lengths."""
     return torch.tensor(lengths, dtype=_MARK).view(1, 1, 1, -1)
 
 
@@ -52,15 +52,15 @@ def packed_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence of a packed row; torch's own for any other mask.
+    """Causal attention inside each sequence of a packed row; torch's sdpa for any other mask.
 
     Args:
         module: the attention layer.
         query: (1, H, T, D).
         key: (1, H', T, D); H' divides H.
         value: (1, H', T, D).
-        attention_mask: what `sequence_lengths` gave.
-        options: transformers' own, `sliding_window` among them.
+        attention_mask: result of `sequence_lengths`.
+        options: options of transformers, such as `sliding_window`.
 
     Returns:
         (1, T, H, D), and no attention weights.
@@ -72,7 +72,7 @@ def packed_attention(
     for group in plan.groups:
         q, k, v = (_cut(x, group) for x in (query, key, value))
         mask = _window(group.size[1], options.get("sliding_window"), query.device)
-        # Padding stands behind its sequence, where causal attention does not look.
+        # Padding follows its sequence, so causal attention does not see it.
         answer, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
         flat = answer.flatten(0, 1)
         answers.append(flat if group.inside is None else flat.index_select(0, group.inside))
@@ -86,7 +86,7 @@ def _cut(x: Tensor, group: _Group) -> Tensor:
 
 
 def _window(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """(L, L) mask of the last `window` tokens, where that is less than everything."""
+    """(L, L) mask of the last `window` tokens; None if the window covers all."""
     if window is None or length <= window:
         return None
     at = torch.arange(length, device=device)
@@ -94,7 +94,7 @@ def _window(length: int, window: int | None, device: torch.device) -> Tensor | N
     return (distance >= 0) & (distance < window)
 
 
-@lru_cache(maxsize=4)  # all layers of a pass, and its backward, ask for the same one
+@lru_cache(maxsize=4)  # shared by all layers of a pass and its backward
 def _plan(lengths: tuple[int, ...], device: torch.device) -> _Plan:
     sizes = torch.tensor(lengths)
     starts = sizes.cumsum(0) - sizes

@@ -1,9 +1,9 @@
-"""From rows stored end to end to what a model is given, padded or packed, and back.
+"""Model inputs from ragged rows, padded or packed, and the cells to read outputs from.
 
-A model sees a grid of R rows and C columns. Padded, every sequence has a row of its own; packed,
-all of them lie end to end in one row. Cells of the grid are counted row by row, and what the model
-says in a cell is about the token in the next one. So numbers of tokens are read at a list of cells,
-flat, (N,), in the order in which `Ragged` stores them, whichever way the sequences were laid.
+A model's input is a grid of R rows and C columns. Padded: one sequence per row; packed: all
+sequences end to end in one row. Cells of the grid are numbered row by row, and the model's output
+in a cell predicts the token in the next cell. Per-token outputs are read at a flat list of cells,
+(N,), in the order in which `Ragged` stores the tokens, in both layouts.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 from workers.models.packed_attention import sequence_lengths
 from workers.records.arrays import IntArray, Ragged
 
-_DUMMY_TOKENS = 2  # the shortest row that makes a prediction
+_DUMMY_TOKENS = 2  # the shortest row with a prediction
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Sequences as a model is given them. A batch without sequences holds one dummy row."""
+    """Sequences in a model's input layout. A batch without sequences has one dummy row."""
 
     input_ids: Tensor  # (R, C) int64
-    # (R, C) int64, 1 = a token; packed: see `packed_attention`; None = position ids tell
+    # (R, C) int64, 1 = a token; packed: see `packed_attention`; None = derived from position ids
     attention_mask: Tensor | None
     position_ids: Tensor  # (R, C) int64
     starts: IntArray  # (B,) cell of the first token of each sequence; none for a dummy
-    lengths: IntArray  # (B,) tokens of each
+    lengths: IntArray  # (B,) tokens of each sequence
 
     def labels(self, cells: Tensor) -> Tensor:
-        """(N,) the tokens that the predictions in these cells are about."""
+        """(N,) the tokens that these cells predict."""
         return self.input_ids.flatten()[cells + 1]
 
 
@@ -41,16 +41,16 @@ def pad_rows(
 ) -> TokenRows:
     """Pad rows of token ids on the right.
 
-    Where documents share rows, transformers finds their borders in the position ids, and only
-    without an attention mask: one of ones would let documents see each other.
+    If documents share rows, transformers derives their borders from the position ids, but only
+    without an attention mask: a mask of ones would let documents attend to each other.
 
-    Zero rows give one dummy row of two tokens: a rank that is short of work runs it for the sake of
-    its peers' collectives.
+    Zero rows give one dummy row of two tokens: a rank without work runs it to take part in the
+    collectives.
 
     Args:
         rows: B rows of token ids.
-        device: Where the tensors shall live.
-        positions: Position of each token within its document, where documents share rows.
+        device: Device of the tensors.
+        positions: Position of each token within its document, if documents share rows.
     """
     if len(rows) == 0:
         return _dummy(device)
@@ -68,12 +68,12 @@ def pad_rows(
 def pack_rows(
     rows: Ragged, device: torch.device | str = "cpu", positions: Ragged | None = None
 ) -> TokenRows:
-    """Lay rows of token ids end to end in one row; for models loaded as packed alone.
+    """Lay rows of token ids end to end in one row; only for models loaded with `packed`.
 
     Args:
-        rows: B rows of token ids; none gives a dummy.
-        device: Where the tensors shall live.
-        positions: Position of each token within its document, where documents share rows.
+        rows: B rows of token ids; zero rows give a dummy.
+        device: Device of the tensors.
+        positions: Position of each token within its document, if documents share rows.
     """
     if len(rows.values) < _DUMMY_TOKENS:
         return pad_rows(rows, device)
@@ -92,7 +92,7 @@ def pack_rows(
 
 
 def response_cells(rows: TokenRows, prompt_lengths: IntArray) -> Tensor:
-    """Cells of the predictions about response tokens, (N,).
+    """Cells that predict response tokens, (N,).
 
     Args:
         rows: B sequences of prompt then response.
@@ -104,13 +104,13 @@ def response_cells(rows: TokenRows, prompt_lengths: IntArray) -> Tensor:
 
 
 def target_cells(rows: TokenRows, targets: Ragged) -> Tensor:
-    """Cells of the predictions about target tokens, (N,).
+    """Cells that predict target tokens, (N,).
 
     The first token of a sequence has no predecessor and never counts.
 
     Args:
         rows: B sequences.
-        targets: B rows of bool, one a token; no rows for a dummy batch.
+        targets: B rows of bool, one per token; no rows for a dummy batch.
     """
     before = np.repeat(rows.starts - targets.offsets[:-1], targets.lengths) - 1
     chosen = counted_targets(targets)
@@ -118,20 +118,20 @@ def target_cells(rows: TokenRows, targets: Ragged) -> Tensor:
 
 
 def counted_targets(targets: Ragged) -> IntArray:
-    """(N,) which of the tokens, stored end to end, are targets and not the first of their row."""
+    """(N,) indices of tokens (stored end to end) that are targets, not the first of their row."""
     counted = targets.values.astype(np.bool_)
     counted[targets.offsets[:-1][targets.lengths > 0]] = False
     return np.flatnonzero(counted)
 
 
 def last_cells(rows: TokenRows) -> Tensor:
-    """Cell of the last token of each sequence, (B,); of an empty one, the cell before it."""
+    """Cell of the last token of each sequence, (B,); the cell before it if it is empty."""
     last = np.maximum(rows.starts + rows.lengths - 1, 0)
     return torch.from_numpy(last).to(rows.input_ids.device)
 
 
 def _cells(before: IntArray, rows: TokenRows) -> Tensor:
-    """`before`, each raised by its place in the list."""
+    """`before` plus 0, 1, 2, ..., as a tensor."""
     return torch.from_numpy(before + np.arange(len(before))).to(rows.input_ids.device)
 
 

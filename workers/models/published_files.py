@@ -1,7 +1,7 @@
-"""What lies beside the weights of a published model: tokenizer, end token, generation settings.
+"""Files next to a published model's weights: tokenizer, end token, generation settings.
 
-Whoever loads the folder gets the tokens, the end and the sampling of training, and nothing that
-only this machine knows.
+A user of the folder gets the tokens, end token and sampling settings of training, and no paths or
+other facts of the machine that trained the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # seconds to import, and only a type here
 GENERATION = "generation_config.json"
 _TOKENIZER = "tokenizer_config.json"
 _UNSAVEABLE = "loads and cannot be saved again, so no trained model could be"
-# What libraries note about the machine that a folder was loaded on.
+# Settings in which libraries record facts of the machine that loaded the folder.
 _LOCAL = frozenset(
     {"is_local", "local_files_only", "name_or_path", "_name_or_path", "cache_dir", "_commit_hash"}
 )
@@ -35,16 +35,16 @@ _LOCAL_ENDINGS = ("_file", "_path", "_dir")
 
 
 def complete(folder: Path, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
-    """Write what users need beside the weights that a trainer has saved.
+    """Write the files that users need next to the weights that a trainer has saved.
 
     Args:
         folder: Hugging Face folder.
-        tokenizer: That of the training data. A folder of another one (a reward model of another
-            family) keeps its own.
-        sampling: How the policy is sampled in training; goes into a model that generates text.
+        tokenizer: Tokenizer of the training data. If the folder has a different one (a reward model
+            of another family), it keeps it.
+        sampling: Sampling settings of the policy in training; written for models that generate.
 
     Raises:
-        BrokenCheckpointError: The tokenizer does not come back as it was saved.
+        BrokenCheckpointError: The saved tokenizer does not load as the same tokenizer.
     """
     own = _own_tokenizer(folder) or tokenizer
     if tokenizer_fingerprint(own) == tokenizer_fingerprint(tokenizer):
@@ -58,12 +58,12 @@ def complete(folder: Path, tokenizer: PreTrainedTokenizerBase, sampling: Samplin
 
 
 def require_saveable(folder: Path) -> None:
-    """Save what a trained model will copy from a given folder, into a place that is thrown away.
+    """Save a folder's configuration and tokenizer to a temporary folder, as a test.
 
-    What can be loaded and not be saved would otherwise be found out when the training is done.
+    Some can be loaded but not saved, which a run would otherwise find out only after training.
 
     Raises:
-        BrokenCheckpointError: Its config.json or its tokenizer cannot be saved again.
+        BrokenCheckpointError: The config.json or the tokenizer cannot be saved again.
     """
     with temporary_folder("rehearsal-") as place:
         with reading(folder, f"config.json {_UNSAVEABLE}", "correct what it names in config.json"):
@@ -78,10 +78,10 @@ def require_saveable(folder: Path) -> None:
 
 
 def require_tokenizer_saveable(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save the tokenizer of the training data, as it will be published, on trial.
+    """Save the tokenizer of the training data to a temporary folder, as a test.
 
     Raises:
-        BrokenCheckpointError: It cannot be saved, or does not come back as it was.
+        BrokenCheckpointError: It cannot be saved, or does not load as the same tokenizer.
     """
     where = Path(str(tokenizer.name_or_path))
     with (
@@ -94,14 +94,14 @@ def require_tokenizer_saveable(tokenizer: PreTrainedTokenizerBase) -> None:
 def generation_settings(
     config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, sampling: Sampling
 ) -> dict[str, Any]:
-    """generation_config.json of a trained model: sampled as in training, ended by its end token.
+    """generation_config.json of a trained model: sampling and end token as in training.
 
-    Made afresh: what the base's file says (top_k, penalties, other end tokens) was not in force
-    when the model was trained.
+    The base model's file is ignored: its settings (top_k, penalties, other end tokens) did not
+    apply in training.
 
     Args:
-        config: config.json.
-        tokenizer: Names the end token.
+        config: Content of config.json.
+        tokenizer: Defines the end token.
         sampling: Temperature and longest response, in tokens.
     """
     pads = (tokenizer.pad_token_id, config.get("pad_token_id"), tokenizer.eos_token_id)
@@ -114,22 +114,22 @@ def generation_settings(
         "transformers_version": transformers_version,
     }
     if sampling.temperature > 0:
-        # named, because transformers would keep the 50 likeliest tokens alone
+        # Explicit, because transformers would otherwise sample from the top 50 tokens only.
         settings |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     rows, ids = config.get("vocab_size"), token_ids(tokenizer)
-    if isinstance(rows, int) and ids < rows:  # never drawn in training either
+    if isinstance(rows, int) and ids < rows:  # training never draws them either
         settings["suppress_tokens"] = list(range(ids, rows))
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a tokenizer so that it loads as the one that it is, on any machine.
+    """Save a tokenizer so that it loads as the same tokenizer on any machine.
 
-    Some classes of transformers lay out what stands before a text by rules of their own when they
-    load; where one does, the folder names the plain class, which reads tokenizer.json as it is.
+    Some tokenizer classes of transformers change the tokens before a text when they load. For
+    those, the folder names the plain class, which uses tokenizer.json unchanged.
 
     Raises:
-        BrokenCheckpointError: It does not come back with the same ids for the same text.
+        BrokenCheckpointError: The loaded tokenizer gives other ids for the same text.
     """
     tokenizer.save_pretrained(folder)
     path = folder / _TOKENIZER
@@ -172,12 +172,12 @@ def _comes_back(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
 
 
 def _write_config(path: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    # The padding token stays as it is: embeddings read it, and do not train the row that it names.
+    # pad_token_id is unchanged: embeddings read it and do not train its row.
     config = {name: value for name, value in config.items() if not _is_local(name, value)}
     ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     known = {name: value for name, value in ids.items() if isinstance(value, int)}
     text = config.get("text_config")
-    if isinstance(text, dict):  # of a model that also sees or hears
+    if isinstance(text, dict):  # a model with image or audio input
         text.update({name: value for name, value in known.items() if name in text})
     _write_json(path, config | known)
 

@@ -1,4 +1,4 @@
-"""Which sequences share a row or a pass: plain arithmetic on lengths."""
+"""Assignment of sequences to rows and forward passes by their lengths."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from workers.records.arrays import IntArray
 def first_fit(sizes: Sequence[int] | IntArray, room: int) -> list[IntArray]:
     """Put items into bins, longest first, each into the first bin that has room for it.
 
-    Never more than 11/9 of the fewest possible bins, plus one (Johnson 1973).
+    Uses at most 11/9 of the fewest possible bins, plus one (Johnson 1973).
 
     Args:
-        sizes: (B,) of each item, such as tokens.
-        room: of a bin; an item that is larger gets a bin of its own.
+        sizes: (B,) size of each item, such as tokens.
+        room: capacity of a bin; a larger item gets a separate bin.
 
     Returns:
-        Items of each bin, in the order in which they were put there; every item exactly once.
+        Items of each bin, in the order of insertion; every item exactly once.
     """
     bins: list[list[int]] = []
     left: list[int] = []
@@ -35,15 +35,15 @@ def first_fit(sizes: Sequence[int] | IntArray, room: int) -> list[IntArray]:
 
 
 def token_budget_batches(lengths: IntArray, budget: int, *, packed: bool = False) -> list[IntArray]:
-    """Deal rows into batches whose size stays within a token budget.
+    """Split rows into batches within a token budget.
 
-    Padded rows are sorted by length, and a batch costs rows * longest; packed ones cost their sum.
-    A single row that is longer than the budget is a batch of its own.
+    Padded rows are sorted by length, and a batch costs rows * longest row; packed rows cost their
+    sum. A row longer than the budget is a batch by itself.
 
     Args:
         lengths: (B,) tokens of each row.
-        budget: Most tokens of a batch, padding included.
-        packed: The rows of a batch will lie end to end.
+        budget: Maximum tokens per batch, padding included.
+        packed: Whether the rows of a batch will be packed end to end.
 
     Returns:
         Row indices of each batch; every row appears exactly once.

@@ -1,4 +1,4 @@
-"""Models of any family made from scratch, with a tokenizer learned from the user's own text."""
+"""New models of any family with random weights, and tokenizers learned from the user's text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALLEST_VOCABULARY = 260  # every byte, the three special tokens, and one pair
 
 @dataclass(frozen=True, slots=True)
 class ScratchShape:
-    """The size of a model; what it is called in config.json depends on its family."""
+    """The size of a model; the names in config.json depend on the family."""
 
     family: str  # transformers' model_type: llama, qwen3, gpt_neox, gpt2, mistral, ...
     hidden_size: int
@@ -36,14 +36,14 @@ class ScratchShape:
 
 
 def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE: every text has an encoding, whatever its language.
+    """Learn a byte-level BPE, which can encode text of any language.
 
-    It begins every text with its beginning token, in training as for whoever loads the model.
+    It puts the beginning token before every text, in training and for users of the model.
 
     Args:
-        texts: Text to learn from; read once, a batch at a time.
-        vocabulary: Number of tokens, bytes and special tokens included; fewer when the text holds
-            no more pairs.
+        texts: Text to learn from; read once, in batches.
+        vocabulary: Number of tokens, bytes and special tokens included; the result has fewer if the
+            text has too few distinct pairs.
 
     Raises:
         ConfigError: If the vocabulary cannot hold every byte.
@@ -70,7 +70,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        padding_side="left",  # what is generated follows the prompt
+        padding_side="left",  # generated tokens directly follow the prompt
     )
     begin_with(learned, "always")
     learned.chat_template = default_template(learned)
@@ -78,7 +78,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def strings_of(fields: Mapping[str, object]) -> Iterator[str]:
-    """Every text of a row, however deep it lies."""
+    """Every text of a row, at any nesting depth."""
     for value in fields.values():
         yield from _strings(value)
 
@@ -88,7 +88,7 @@ def create_scratch_model(
 ) -> int:
     """Write a randomly initialised causal language model as an ordinary Hugging Face folder.
 
-    The same seed writes the same float32 weights; the caller's random state is left as it was.
+    The same seed writes the same float32 weights; the caller's random state is unchanged.
 
     Returns:
         Number of parameters.
@@ -122,7 +122,7 @@ def create_scratch_model(
 
 @torch.no_grad()
 def _is_causal(model: torch.nn.Module) -> bool:
-    """Whether the logits of a token stay when the token after it changes."""
+    """Whether the logits of a token stay the same when the next token changes."""
     training = model.training
     ids = torch.tensor([[3, 4], [3, 5]])
     first = model.eval()(input_ids=ids).logits[:, 0]
@@ -147,7 +147,7 @@ def _config(shape: ScratchShape, tokenizer: PreTrainedTokenizerFast) -> object:
         "intermediate_size": shape.intermediate_size,
         "max_position_embeddings": shape.positions,
         "tie_word_embeddings": shape.tie_word_embeddings,
-        # The usual 0.02 suits widths in the thousands; a narrow model would start almost linear.
+        # The usual 0.02 suits widths in the thousands; it would make a narrow model almost linear.
         "initializer_range": max(0.02, shape.hidden_size**-0.5 / 2),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -1,7 +1,7 @@
-"""Loading of weights by transformers' own classes, and what is refused of a folder that loads.
+"""Loading of weights with transformers, and checks that it does not make.
 
-transformers draws weights that a folder lacks at random, and leaves out those that the model does
-not know. Both are refused here, by name.
+transformers initializes missing weights randomly and ignores unknown ones. Here both are errors
+that name the weights.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from workers.model_folders.weight_files import OUTPUT_LAYERS, is_constant
 from workers.process.library_errors import reading
 from workers.records.specs import Dtype
 
-# What transformers says of an attention that a family, a device or an installation lacks.
+# Messages of transformers about an attention that a family, device or installation lacks.
 _NO_ATTENTION = re.compile("attention implementation|attn_implementation|Flash ?Attention")
-# Children with a scalar or classifying head, of transformers' classes and of common reward models.
+# Names of scalar and classification heads in transformers' classes and common reward models.
 _HEADS = re.compile(r"^(score|classifier|v_head|value_head|reward_head|qa_outputs)\.")
 _AGAIN = "copy or make the checkpoint again; missing weights are never drawn at random"
 
-# The library warns about every head it adds and draws a bar for every load; what matters of both
-# is checked below and raised.
+# The library warns about every head it adds and shows a progress bar per load; the checks below
+# raise what matters.
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
@@ -42,7 +42,7 @@ def model_config(path: str) -> Any:
 
     Raises:
         MissingCheckpointError: There is no such folder.
-        BrokenCheckpointError: Its config.json describes no model.
+        BrokenCheckpointError: Its config.json does not describe a model.
     """
     if not (Path(path) / "config.json").is_file():
         raise MissingCheckpointError(
@@ -56,20 +56,21 @@ def model_config(path: str) -> Any:
 def load_weights(
     kind: Any, path: str, config: Any, dtype: Dtype, attention: str, *, hollow: bool = False
 ) -> tuple[Any, set[str]]:
-    """A model in evaluation mode, and the names of weights that the folder does not hold.
+    """Load a model in evaluation mode; also returns the names of weights missing in the folder.
 
     Args:
         kind: One of transformers' Auto classes.
         path: Hugging Face folder.
-        config: Of the model to build.
+        config: Configuration of the model to build.
         dtype: Number format of the weights.
         attention: transformers' `attn_implementation`.
-        hollow: Compare names and shapes alone: no weight is read, and the model has none.
+        hollow: Only compare names and shapes: no weight is read, and the model holds no data.
 
     Raises:
-        BrokenCheckpointError: The weights do not load, have other shapes, or are of another model.
-        ConfigError: The family, or the machine, has no such attention.
-        ResourceError: They do not fit into memory.
+        BrokenCheckpointError: The weights do not load, have other shapes, or belong to another
+            model.
+        ConfigError: The family or the machine does not support this attention.
+        ResourceError: The weights do not fit into memory.
     """
     with reading(path, "the weights do not load", "copy or make the checkpoint again"):
         try:
@@ -82,10 +83,10 @@ def load_weights(
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                # A base's own settings are for users of the base. Nothing here reads them, and
-                # transformers would refuse to save some that it has loaded.
+                # Replaces the base model's settings: training does not use them, and transformers
+                # refuses to save some settings that it loads.
                 generation_config=GenerationConfig(),
-                ignore_mismatched_sizes=True,  # refused below, by name
+                ignore_mismatched_sizes=True,  # `_refuse_shapes` raises, with the names
                 device_map={"": "meta"} if hollow else None,
             )
         except (ValueError, ImportError) as error:
@@ -103,7 +104,7 @@ def load_weights(
 
 
 def incomplete(path: str, absent: set[str]) -> BrokenCheckpointError:
-    """The error of a folder that lacks weights."""
+    """The error for a folder that lacks weights."""
     return BrokenCheckpointError(
         f"{len(absent)} weights are missing from the checkpoint: {_some(absent)}",
         where=path,
@@ -112,10 +113,10 @@ def incomplete(path: str, absent: set[str]) -> BrokenCheckpointError:
 
 
 def require_causal(config: Any, path: str) -> None:
-    """Refuse families that do not write text from left to right.
+    """Require a family that generates text from left to right.
 
     Raises:
-        BrokenCheckpointError: Names the family.
+        BrokenCheckpointError: It does not; names the family.
     """
     family = config.model_type
     reads_both_ways = (
@@ -144,7 +145,7 @@ def _refuse_shapes(path: str, wrong: Iterable[tuple[str, Any, Any]]) -> None:
 
 
 def _refuse_foreign(path: str, kind: Any, unexpected: Iterable[str]) -> None:
-    """Weights of the folder that the model would leave out; a head that is replaced may stay."""
+    """Raise for weights that the model would ignore; an output layer may be replaced by a head."""
     language = kind is AutoModelForCausalLM
     foreign = {name for name in unexpected if not is_constant(name)}
     heads = {name for name in foreign if _HEADS.search(name)}
