@@ -1,1 +1,1 @@
-"""Checkpoints: folders of models, and the saved states that a run goes on from."""
+"""Checkpoints: model folders, and the saved states from which a run resumes."""

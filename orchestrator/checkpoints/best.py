@@ -1,8 +1,8 @@
-"""Which checkpoint of PPO is the best, by a metric of the run.
+"""Selection of the best PPO checkpoint by a metric of the run.
 
-A checkpoint holds the weights after step k. Gold scores of step k are taken with these weights.
-What is known of sampled sequences, such as their score or KL, is of the weights that sampled them:
-those after step k show in step k + 1, and with generation ahead of training as many steps later.
+A checkpoint has the weights after step k. Gold scores of step k are measured with these weights.
+Metrics of sampled sequences, such as score or KL, belong to the weights that sampled them: the
+weights after step k appear in the metrics of step k + 1 + staleness.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.config.schema import Config
 from workers.errors import ConfigError
 
 _GOLD = ("ppo/gold_mean", "ppo/gold_rude_rate", "ppo/gold_truthful_rate")
-_HELDOUT = ("ppo/heldout_score_mean",)  # where there is no gold labeler
+_HELDOUT = ("ppo/heldout_score_mean",)  # used if there is no gold labeler
 _SAMPLED = (
     "ppo/score_mean",
     "ppo/shaped_return",
@@ -31,15 +31,15 @@ _SAMPLED = (
 
 @dataclass(slots=True)
 class Scores:
-    """What weights were worth, by the step after which they were there."""
+    """Metric values of weights, by the step that produced the weights."""
 
-    metric: str = ""  # "" = nothing is compared
-    lowest: bool = False  # is the best
-    delay: int = 0  # steps until weights show in the metric
+    metric: str = ""  # "" = checkpoints are not compared
+    lowest: bool = False  # the lowest value is the best
+    delay: int = 0  # steps until the weights appear in the metric
     values: dict[str, dict[int, float]] = field(default_factory=dict)  # stage -> step -> value
 
     def measured(self, stage: str, step: int, metrics: Mapping[str, float]) -> bool:
-        """Take the metrics of a step; whether its own weights are the best of the stage so far."""
+        """Record the metrics of a step; True if its weights are the best of the stage so far."""
         value = metrics.get(self.metric)
         if value is None or not math.isfinite(value):
             return False
@@ -49,35 +49,35 @@ class Scores:
         return best and not self.delay
 
     def best(self, stage: str, steps: Collection[int]) -> int | None:
-        """The best of these steps, the first of equals; None if none was measured."""
+        """The best of these steps, the first one among equals; None if none was measured."""
         known = self.values.get(stage, {})
         measured = sorted(step for step in steps if step in known)
         return max(measured, key=lambda step: self._worth(known[step]), default=None)
 
     def open(self, stage: str, steps: Collection[int]) -> set[int]:
-        """Those of these steps whose weights have yet to show in the metric."""
+        """Those of these steps whose weights have not been measured yet."""
         if not self.delay:
             return set()
         latest = max(self.values.get(stage, {}), default=0)
         return {step for step in steps if step > latest}
 
     def forget(self, stage: str, steps: Collection[int]) -> None:
-        """Only these are left of the steps up to the last of them."""
+        """Delete the values of all other steps up to the last of these."""
         known, last = self.values.get(stage, {}), max(steps, default=-1)
         for step in [each for each in known if each <= last and each not in steps]:
             del known[step]
 
     def state(self) -> dict[str, Any]:
-        """As plain values."""
+        """The state as plain values, for a checkpoint."""
         values = {stage: dict(known) for stage, known in self.values.items()}
         return {"metric": self.metric, "values": values}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Back to what a checkpoint holds, unless that was another metric's."""
+        """Restore the state of a checkpoint, or start empty if its metric is another one."""
         self.values = {}
         if state.get("metric") == self.metric:
             self.values = {
-                stage: {int(step): value for step, value in known.items()}  # JSON made strings
+                stage: {int(step): value for step, value in known.items()}  # JSON keys are strings
                 for stage, known in state["values"].items()
             }
 
@@ -86,17 +86,17 @@ class Scores:
 
 
 def scores_of(config: Config) -> Scores:
-    """What the checkpoints of a run are compared by."""
+    """Empty Scores for the metric that compares the checkpoints of a run."""
     metric = config.run.checkpoint.keep_best
     delay = 0 if metric in (*_GOLD, *_HELDOUT) else 1 + config.algorithm.staleness
     return Scores(metric, config.run.checkpoint.best_is is Best.lowest, delay)
 
 
 def check_keep_best(config: Config) -> None:
-    """The metric that checkpoints are compared by says something of weights, and is measured.
+    """Check that run.checkpoint.keep_best names a metric that can compare checkpoints.
 
     Raises:
-        ConfigError: there is no such metric of PPO, or this run does not measure it.
+        ConfigError: PPO has no such metric, or this run does not measure it.
     """
     name, where = config.run.checkpoint.keep_best, "run.checkpoint.keep_best"
     if not name:

@@ -1,4 +1,4 @@
-"""What may differ between the configuration of a checkpoint and that of the run that goes on."""
+"""Comparison of a checkpoint's configuration with that of the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from orchestrator.checkpoints.saved_runs import SavedRun
 
 DATE = "data.date"
-# May change between an interrupted run and its continuation: they decide where and how long, not
-# what is computed.
+# May change between an interrupted run and its resumption: they affect where the run writes and how
+# long it takes, not what it computes.
 _FREE = ("run", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
-# May change too, but sums are taken in another order then.
+# May change too, but then the order of floating-point sums changes.
 _LAYOUT = ("cluster", "trainer.zero_stage", "trainer.weight_bucket_mib")
 _PRETRAIN = (StageName.pretrain, StageName.pretrain_large)
-# Who reads a key, by its longest prefix here; all stages read what is not named. A key may change
-# until the first of its readers has begun.
+# The stages that read a key, by its longest prefix listed here; all stages read a key that is not
+# listed or has None. A key may change until the first stage that reads it has begun.
 READERS: dict[str, tuple[StageName, ...] | None] = {
     "pretrain.steps": _PRETRAIN,
     "pretrain.documents_per_step": _PRETRAIN,
@@ -34,7 +34,7 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "model.large": (StageName.pretrain_large,),
     "model.checkpoints.reward_model": (*PPO_STAGES, StageName.evaluate),
     "sft": (StageName.sft,),
-    "sft.demonstrations_per_step": None,  # files are read in an order of such batches
+    "sft.demonstrations_per_step": None,  # determines the order in which files are read
     "sft.pretraining_fraction": None,
     "reward_model": (StageName.reward_model,),
     "reward": (*PPO_STAGES, StageName.evaluate),
@@ -44,7 +44,7 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "evaluate": (StageName.evaluate,),
     "evaluate.web_documents": (StageName.pretrain, StageName.evaluate),
 }
-_PASSES = ("sft.epochs", "reward_model.epochs")  # whose steps the data tell
+_PASSES = ("sft.epochs", "reward_model.epochs")  # the number of steps depends on the data
 _LENGTHS = ("pretrain.steps", "sft.steps", "algorithm.iterations", *_PASSES)
 
 
@@ -52,18 +52,19 @@ _LENGTHS = ("pretrain.steps", "sft.steps", "algorithm.iterations", *_PASSES)
 class Changes:
     """The keys that differ, each as "KEY BEFORE -> AFTER"."""
 
-    exact: list[str] = field(default_factory=list)  # as in a run that had them from its beginning
-    layout: list[str] = field(default_factory=list)  # bits may differ from here on
+    # same results as a run that had the new value from its beginning
+    exact: list[str] = field(default_factory=list)
+    layout: list[str] = field(default_factory=list)  # results may differ in the last bits
     refused: list[str] = field(default_factory=list)
-    too_late: list[str] = field(default_factory=list)  # fit an earlier checkpoint of the stage
+    too_late: list[str] = field(default_factory=list)  # possible from an earlier checkpoint only
 
 
 def compare_config(saved: SavedRun, config: Config) -> Changes:
-    """Compare the configuration of a checkpoint with that of the run that goes on from it."""
-    # a key that is newer than the checkpoint had its default
+    """Compare the configuration of a checkpoint with that of the run that resumes from it."""
+    # a key introduced after the checkpoint was saved had its default value
     before, after = flat(_plain(Config)) | flat(saved.config), flat(plain_config(config))
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-    if not after.get(DATE):  # the run goes on with its own
+    if not after.get(DATE):  # the resumed run keeps its saved date
         changed = [key for key in changed if key != DATE]
     if _appended(before.get("stages"), after.get("stages")):
         changed.remove("stages")
@@ -78,10 +79,10 @@ def compare_config(saved: SavedRun, config: Config) -> Changes:
 
 
 def require_fitting(saved: SavedRun, changes: Changes) -> None:
-    """Refuse to go on from a checkpoint under another configuration.
+    """Refuse to resume from a checkpoint with an incompatible configuration.
 
     Raises:
-        ConfigError: names all the keys that differ and matter.
+        ConfigError: names all keys whose change is not allowed.
     """
     if refused := [*changes.refused, *changes.too_late]:
         raise ConfigError(
@@ -125,9 +126,9 @@ def _readers(key: str) -> tuple[StageName, ...] | None:
 
 
 def _not_longer(change: _Change, begun: list[str], saved: SavedRun, config: Config) -> str:
-    """Why the stages that have begun are not what they would be at the new length; "" if they are.
+    """Why the steps so far differ from those of a run with the new length; "" if they are the same.
 
-    The learning rates of the steps that were taken are what may depend on it.
+    Their learning rates may depend on the length.
     """
     if earlier := [stage for stage in begun if stage != saved.stage]:
         return f"{earlier[0]} is finished, and a later stage has begun"
@@ -150,14 +151,14 @@ def _not_longer(change: _Change, begun: list[str], saved: SavedRun, config: Conf
 
 
 def _ahead(change: _Change, saved: SavedRun, config: Config) -> bool:
-    """Whether a longer run would have sampled more by then: it does so as far ahead as it may."""
+    """Whether a longer run would have sampled more sequences ahead before the checkpoint."""
     assert isinstance(change.before, int)
     ahead = config.algorithm.staleness if change.key == "algorithm.iterations" else 0
     return saved.step + ahead > change.before
 
 
 def _appended(before: object, after: object) -> list[object]:
-    """The stages that follow those of the checkpoint; [] where these are not kept as they were."""
+    """The stages appended to those of the checkpoint; [] if the checkpoint's stages changed."""
     if not (isinstance(before, list) and isinstance(after, list)):
         return []
     return after[len(before) :] if before and after[: len(before)] == before else []
@@ -179,7 +180,7 @@ def _below(key: str, groups: tuple[str, ...]) -> bool:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted keys."""
+    """A nested mapping as values by dotted key."""
     flattened: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

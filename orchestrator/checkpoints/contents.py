@@ -1,6 +1,6 @@
-"""What a checkpoint of a run is made of, checked before anything relies on it.
+"""Contents of a run's checkpoint: names, manifest and files, and their checks before use.
 
-Names, the manifest, and every file that it lists: whole, in its place, and of that checkpoint.
+Every file that the manifest lists must be complete, in its place, and part of that checkpoint.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 SCHEMA_VERSION = 2
 PARTIAL, BROKEN, SUPERSEDED = ".partial", ".broken", ".superseded"
-# Only these names are checkpoints; copies that people make beside them ("...-backup") are theirs.
+# Only folders with these names are checkpoints; other names ("...-backup") are copies by the user.
 NAME = re.compile(r"(?P<number>\d{6,})-(?P<stage>[a-z0-9_]+)-(?P<step>\d+)")
 NUMBERED = re.compile(rf"{NAME.pattern}(\{PARTIAL}|(\{BROKEN}|\{SUPERSEDED})(-\d+)?)?")
-# What trainers and the queue of sequences read: such files count only if the manifest lists them.
+# Files that trainers and the sequence queue read; the manifest must list each of them.
 _READ = re.compile(r"[a-z_]+\.\d+\.safetensors|ahead-\d+-\d+\.safetensors")
 FIX = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file, as it was saved."""
+    """Size and hash of one file when it was saved."""
 
     bytes: int
     sha256: str
@@ -44,32 +44,32 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What manifest.json holds."""
+    """The content of manifest.json."""
 
     config: dict[str, Any]
     versions: dict[str, str]
-    files: dict[str, Entry]  # in the folder
+    files: dict[str, Entry]  # in the checkpoint folder
     elsewhere: dict[str, Entry]  # in the run folder
-    number: int | None = None  # of the checkpoint; versions before this one did not write it
-    inputs: dict[str, Files] = field(default_factory=dict)  # by key, what the run was given
+    number: int | None = None  # of the checkpoint; earlier versions did not write it
+    inputs: dict[str, Files] = field(default_factory=dict)  # input files of the run, by config key
 
 
 def number_of(path: Path) -> int:
-    """Its number; 0 for what is no checkpoint, not even one that was moved aside."""
+    """The number of a checkpoint, also of one that was moved aside; 0 for any other path."""
     name = NUMBERED.fullmatch(path.name)
     return int(name["number"]) if name else 0
 
 
 def entry_of(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """The manifest's entry for a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def check(path: Path, entry: Entry) -> None:
-    """Refuse a file that is not as it was saved.
+    """Refuse a file that has changed since it was saved.
 
     Raises:
-        BrokenCheckpointError: it is missing, no ordinary file, or other bytes.
+        BrokenCheckpointError: it is missing, not a regular file, or has other bytes.
     """
     require_file(path, FIX)
     size = path.stat().st_size
@@ -82,16 +82,16 @@ def check(path: Path, entry: Entry) -> None:
 
 
 def check_all(folder: Path, files: Mapping[str, Entry]) -> None:
-    """Check files, side by side.
+    """Check files in parallel.
 
     Raises:
-        BrokenCheckpointError: of the first one in order that is not as it was saved.
+        BrokenCheckpointError: names the first file, in order, that has changed.
     """
     side_by_side(lambda each: check(folder / each[0], each[1]), files.items())
 
 
 def check_files(path: Path, files: Mapping[str, Entry]) -> None:
-    """Refuse a folder whose files are not as they were saved, or with others that would be read.
+    """Refuse a folder with changed files, or with unlisted files that would be read.
 
     Raises:
         BrokenCheckpointError: names the file.
@@ -110,10 +110,10 @@ def check_files(path: Path, files: Mapping[str, Entry]) -> None:
 
 
 def check_places(path: Path, places: Iterable[str]) -> None:
-    """Refuse paths that leave the folder that they are told of.
+    """Refuse relative paths that lead out of their folder.
 
     Raises:
-        BrokenCheckpointError: says which.
+        BrokenCheckpointError: names the path.
     """
     for place in places:
         if Path(place).is_absolute() or ".." in Path(place).parts or "\0" in place or not place:
@@ -121,10 +121,10 @@ def check_places(path: Path, places: Iterable[str]) -> None:
 
 
 def check_name(path: Path, place: Place | Progress, number: int | None) -> None:
-    """Refuse a folder under the exact name of another checkpoint; copies may have any other name.
+    """Refuse a folder that has the exact name of another checkpoint; other names are allowed.
 
     Raises:
-        BrokenCheckpointError: says its name.
+        BrokenCheckpointError: names the right name.
     """
     name = NAME.fullmatch(path.name)
     if name is None:
@@ -143,7 +143,7 @@ def manifest_of(path: Path) -> Manifest:
     """Read a manifest.json.
 
     Raises:
-        BrokenCheckpointError: it was altered, another version wrote it, or a key is missing.
+        BrokenCheckpointError: it was altered, has another schema version, or lacks a key.
     """
     plain = unseal(path, FIX)
     if plain.get("schema") != SCHEMA_VERSION:
@@ -158,11 +158,11 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def renumber(path: Path, number: int) -> None:
-    """Write another number into a manifest.json; for a checkpoint that is given a new name."""
+    """Write another number into a manifest.json, for a checkpoint that gets a new name."""
     plain = unseal(path, FIX) | {"number": number}
     write_json(path, plain, sealed=True)
 
 
 def broken(path: Path, why: str) -> BrokenCheckpointError:
-    """The error of a checkpoint that cannot be used."""
+    """The error for a checkpoint that cannot be used."""
     return BrokenCheckpointError(why, where=str(path), fix=FIX)

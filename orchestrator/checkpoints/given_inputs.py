@@ -1,7 +1,7 @@
-"""What a run is given from outside its folder, recognised again when the run goes on.
+"""Detection of changed input files when a run resumes.
 
-Data, models, templates and the files of user functions are named by keys of the configuration.
-These may stay the same while what lies there changes: a checkpoint keeps what each file was.
+Keys of the configuration name data, models, templates and the files of user functions. The files
+may change while the paths stay the same, so a checkpoint records size, time and hash of each file.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from workers.errors import ConfigError
 from workers.process.regular_files import sha256_of
 
 _OUTPUTS = ("run.dir", "resume", "rerun", "evaluate.endpoint.cache")
-_HASHED_BYTES = 64 << 20  # larger files are hashed on request alone
-_Seen = tuple[int, int, str]  # bytes, time of change in microseconds, sha256 or ""
-Files = dict[str, _Seen]  # by name
+_HASHED_BYTES = 64 << 20  # larger files are hashed only on request
+_Seen = tuple[int, int, str]  # bytes, modification time in microseconds, sha256 or ""
+Files = dict[str, _Seen]  # by file name
 
 
 def take(config: Config) -> dict[str, Files]:
-    """What lies at each key that names an input; what is not there is left out.
+    """Record the files at each key that names an input; paths that do not exist are left out.
 
-    Larger files than `_HASHED_BYTES` are known by size and time, unless run.verify_inputs=hash.
+    Files larger than `_HASHED_BYTES` get no hash unless run.verify_inputs=hash.
     """
     if config.run.verify_inputs is InputCheck.skip:
         return {}
@@ -36,19 +36,19 @@ def take(config: Config) -> dict[str, Files]:
 
 
 def compare(before: Mapping[str, Files], now: Mapping[str, Files], config: Config) -> list[str]:
-    """Compare what a checkpoint was made from with what is there now.
+    """Compare the input files of a checkpoint with the present ones.
 
     Args:
-        before: What the checkpoint holds.
-        now: What `take` found.
-        config: Of the run that goes on.
+        before: The files recorded in the checkpoint.
+        now: The result of `take`.
+        config: The configuration of the resumed run.
 
     Returns:
-        Sentences on files that were written again and may be the same, and on what could not be
-        or was not compared.
+        One sentence per file with a new modification time but the same size, and on inputs that
+        were not compared.
 
     Raises:
-        ConfigError: a file has another size or content, is missing or new; names all of them.
+        ConfigError: files have another size or content, are missing or new; names all of them.
     """
     if config.run.verify_inputs is InputCheck.skip:
         given = sorted({*before, *(key for key, _ in _given(config))})
@@ -101,7 +101,7 @@ def _given(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module, without importing anything of it."""
+    """The file of a module, found without importing anything."""
     places: list[str] | None = [str(Path.cwd()), *sys.path]
     spec = None
     name = ""
@@ -129,6 +129,6 @@ def _file(path: Path, *, whole: bool) -> _Seen:
         if not whole and seen.st_size > _HASHED_BYTES:
             return (seen.st_size, seen.st_mtime_ns // 1000, "")
         digest = sha256_of(path)
-    except OSError:  # whoever reads it tells
+    except OSError:  # reported later by the code that reads the file
         return (0, 0, "")
     return (seen.st_size, seen.st_mtime_ns // 1000, digest)

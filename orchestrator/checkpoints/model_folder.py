@@ -1,7 +1,7 @@
-"""Checkpoint folders: written whole or not at all, and checked before anything loads them.
+"""Model folders: written atomically, and checked before anything loads them.
 
-A stage saves into `NAME.partial`; `publish` hashes every file into rehearsal.json, flushes all of
-it to disk and renames. A folder without the `.partial` ending is therefore complete.
+A stage saves into `NAME.partial`; `publish` writes the hashes of all files to rehearsal.json,
+flushes everything to disk and renames the folder. A folder without `.partial` is thus complete.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from workers.process.disk import open_to_readers, side_by_side, writing
 from workers.process.library_errors import reading
 from workers.process.regular_files import sha256_of
 
-CARD = "README.md"  # may be written again later, so no manifest lists it
+CARD = "README.md"  # may be rewritten later, so its hash is not checked
 MANIFEST = "rehearsal.json"
 ADAPTER = "adapter_config.json"  # of peft
-SCHEMA_VERSION = 2  # since 2 the manifest carries a checksum of its own bytes
-SCORE_DEVIATION = "score_deviation"  # fact of a reward model: of its scores, reward units
+SCHEMA_VERSION = 2  # since 2 the manifest has a checksum of its own content
+SCORE_DEVIATION = "score_deviation"  # reward model fact: standard deviation of its scores
 
 _FIX = "copy or make the checkpoint again; this one is not whole"
 
-Save = Callable[[str], object]  # writes a Hugging Face folder at the path it is given
-Meanwhile = Callable[[], object]  # called now and then while weights are read or flushed
+Save = Callable[[str], object]  # writes a Hugging Face folder to the given path
+Meanwhile = Callable[[], object]  # called repeatedly while weights are read or flushed
 
 
 def publish(
     final: Path, save: Save, facts: dict[str, Any], meanwhile: Meanwhile | None = None
 ) -> Path:
-    """Let `save` write a Hugging Face folder and make it visible under `final` in one rename.
+    """Let `save` write a Hugging Face folder, then rename it to `final`.
 
     Args:
-        final: where the folder shall appear; one that is there already is replaced.
-        save: writes the folder at the path it is given.
-        facts: JSON-ready description (stage, seed, ...) kept in the manifest.
+        final: path of the finished folder; an existing folder is replaced.
+        save: writes the folder to the given path.
+        facts: JSON-ready description (stage, seed, ...) stored in the manifest.
         meanwhile: see `Meanwhile`.
 
     Raises:
-        BrokenCheckpointError: what was saved is not a loadable folder.
-        CheckpointError: the disk is full or read-only; a folder that was there stays.
+        BrokenCheckpointError: the saved folder cannot be loaded.
+        CheckpointError: the disk is full or read-only; an existing folder stays.
     """
     with writing(final, "the model"):
         _publish(final, save, facts, meanwhile)
@@ -79,9 +79,9 @@ def _publish(final: Path, save: Save, facts: dict[str, Any], meanwhile: Meanwhil
 
 
 def require(path: str, what: str, meanwhile: Meanwhile | None = None) -> Path:
-    """Check that `path` is a Hugging Face folder whose files can be read, and return it.
+    """Check that `path` is a readable Hugging Face folder, and return it.
 
-    A folder with a manifest of ours is checked against it, hash by hash.
+    If the folder has a rehearsal.json, the sizes and hashes in it are checked.
 
     Args:
         path: The folder.
@@ -90,7 +90,7 @@ def require(path: str, what: str, meanwhile: Meanwhile | None = None) -> Path:
 
     Raises:
         MissingCheckpointError: there is no such folder.
-        BrokenCheckpointError: files are missing, truncated, altered or of another kind.
+        BrokenCheckpointError: files are missing, truncated, altered or not regular files.
     """
     folder, key = Path(path), f"model.checkpoints.{what}"
     with reading(folder, f"the {what} checkpoint cannot be looked at", f"check {key}"):
@@ -114,7 +114,7 @@ def require(path: str, what: str, meanwhile: Meanwhile | None = None) -> Path:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What the manifest of a folder says of it beside its files; {} for a folder without one.
+    """The facts in a folder's manifest; {} for a folder without a manifest.
 
     Raises:
         BrokenCheckpointError: the manifest does not parse.
@@ -131,7 +131,7 @@ def _check_folder(folder: Path) -> None:
     with reading(folder, "the folder cannot be read", "check its permissions"):
         adapter = not (folder / "config.json").exists() and (folder / ADAPTER).exists()
     if adapter:
-        weight_files(folder)  # which says that it is an adapter
+        weight_files(folder)  # raises the error for an adapter
     read_json(folder / "config.json")
     read_headers(folder)
     require_plain_files(folder)
@@ -145,7 +145,7 @@ def _check_manifest(folder: Path, meanwhile: Meanwhile | None) -> None:
     files = _manifest(folder).get("files")
     if not isinstance(files, dict) or not files:
         raise _broken(folder, f"{MANIFEST} does not parse: it lists no files")
-    # the card is for people, who may write into it
+    # users may edit the model card
     listed = [(name, entry) for name, entry in files.items() if name != CARD]
     side_by_side(lambda each: _check_entry(folder, *each), listed, meanwhile)
 
@@ -167,7 +167,7 @@ def _broken(path: Path, why: str) -> BrokenCheckpointError:
 
 
 def flush(path: Path) -> None:
-    """Have the kernel write a file, or the names in a folder, to disk."""
+    """Flush a file, or the entries of a folder, to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -176,7 +176,7 @@ def flush(path: Path) -> None:
 
 
 def _replace(partial: Path, final: Path) -> None:
-    """Rename over `final`; an old folder is moved aside first and removed last."""
+    """Rename to `final`; an existing folder is moved aside first and removed last."""
     old = final.with_name(final.name + ".replaced")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

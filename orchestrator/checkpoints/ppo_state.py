@@ -1,4 +1,4 @@
-"""What PPO notes in a checkpoint beside the trainers' state: the form that it must have."""
+"""Schema of the PPO state in a checkpoint, in addition to the trainers' state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Ranges = list[tuple[int, int]]  # ids, both ends inclusive
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What makes ids and versions unique in a run."""
+    """The next sequence id and weight version, which are unique in a run."""
 
     next_id: int
     next_version: int
@@ -45,7 +45,7 @@ class _Scoring:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A batch that was sampled ahead of its turn."""
+    """A batch that was sampled ahead of its iteration."""
 
     iteration: int
     ids: Ranges
@@ -63,14 +63,14 @@ class _Noted:
 
 
 def check_noted(own: object, control: object) -> None:
-    """Refuse what PPO cannot go on from.
+    """Refuse a saved state from which PPO cannot resume.
 
     Args:
-        own: What it noted.
+        own: The PPO state of the checkpoint.
         control: `algorithm.kl.control` of the run.
 
     Raises:
-        TypeError, ValueError: says the field.
+        TypeError, ValueError: names the field.
     """
     noted = from_plain(_Noted, own)
     if (noted.kl is None) != (control == KLControl.fixed.value):
@@ -80,7 +80,7 @@ def check_noted(own: object, control: object) -> None:
         )
     account = noted.ledger
     settled = account.trained + sum(account.dropped.values())
-    # before ranges become sets: two numbers can name more ids than there is memory
+    # checked before ranges are expanded to sets: a wrong range could exceed the memory
     for name, ranges, count in (
         ("seen", account.ranges, account.generated),
         ("open", account.open, account.generated - settled),

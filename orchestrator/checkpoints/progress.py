@@ -1,4 +1,4 @@
-"""The form in which a checkpoint holds the driver's state."""
+"""Schema of the driver's state in a checkpoint (progress.json)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What checkpoints were worth; see `best.Scores.state`."""
+    """Metric values of checkpoints; see `best.Scores.state`."""
 
     metric: str = ""
     values: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What is asked of a checkpoint that nobody is going to go on from."""
+    """The fields that are needed of a checkpoint when no run resumes from it."""
 
     stage: str
     step: int
@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What `capture` writes: the form that a file is checked against before a run relies on it."""
+    """The fields that `capture` writes; a file is checked against them before a run resumes."""
 
     stage: str
     step: int

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: one folder a saved step, published whole or not at all, checked on reading.
+"""Checkpoints of a run: one folder per saved step, published atomically, checked when read.
 
-`state/000007-ppo-12/` holds a file of each trainer rank, progress.json with everything the driver
-knows, and manifest.json with size and hash of both. It is written under `.partial`, flushed and
-renamed, so a name without an ending is a whole checkpoint; hashes find what broke since.
+`state/000007-ppo-12/` contains one file per trainer rank, progress.json with the driver's state,
+and manifest.json with size and hash of all these. The folder is written as `.partial`, flushed and
+renamed, so a name without a suffix is a complete checkpoint; hashes detect later damage.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ from workers.records.processes import FileRecord
 
 @dataclass(frozen=True, slots=True)
 class SavedRun:
-    """A checkpoint that was read and found whole."""
+    """A checkpoint that was read and is complete."""
 
     path: Path
-    number: int  # counts the checkpoints of a run; of a copy: that of what was copied
+    number: int  # counts the checkpoints of a run; a copy has the number of its original
     stage: str
-    step: int  # of the stage; what was done, not what comes next
+    step: int  # last finished step of the stage
     progress: dict[str, Any]
-    config: dict[str, Any]  # the resolved configuration that it was saved under
+    config: dict[str, Any]  # the resolved configuration when it was saved
     versions: dict[str, str]  # of the packages
-    # what the run was given, as it was then
+    # the input files of the run when it was saved
     inputs: Mapping[str, Files] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # what is missing, though nothing relies on it
+    notes: tuple[str, ...] = ()  # on missing files that no remaining stage needs
 
     @property
     def folder(self) -> RunFolder:
@@ -82,12 +82,12 @@ class SavedRuns:
     """The checkpoints in one run folder."""
 
     def __init__(self, run: RunFolder, needs: Needs | None = None) -> None:
-        """Look at nothing yet.
+        """Store the arguments; nothing is read yet.
 
         Args:
             run: The run folder.
-            needs: The names of the models that a run still reads, by its stage and the finished
-                ones; others may be missing. None: all have to be there.
+            needs: Function of the current stage and the finished stages that returns the names of
+                the models still needed; others may be missing. None: all are needed.
         """
         self._run = run
         self._needs = needs
@@ -103,14 +103,14 @@ class SavedRuns:
         return list(self.path.iterdir()) if self.path.is_dir() else []
 
     def begin(self, stage: str, step: int) -> Path:
-        """A new empty folder for trainers to write into.
+        """Create an empty folder for trainers to write into.
 
         Raises:
-            CheckpointError: it cannot be made.
+            CheckpointError: it cannot be created.
         """
         partial = self.path / f"{self._next():06d}-{stage}-{step}{PARTIAL}"
         with writing(partial, "the checkpoint"):
-            partial.mkdir()  # not its parents: a run folder that has vanished is not made anew
+            partial.mkdir()  # without parents: a deleted run folder must not be created again
         return partial
 
     def _next(self) -> int:
@@ -124,17 +124,17 @@ class SavedRuns:
         facts: Mapping[str, Any],
         products: Iterable[Path],
     ) -> Path:
-        """Make a folder from `begin` a checkpoint.
+        """Turn a folder from `begin` into a checkpoint.
 
         Args:
-            partial: the folder; all files in `records` are in it and on disk.
-            records: what the trainers wrote.
-            progress: what the driver knows, JSON-ready.
+            partial: the folder; all files in `records` are in it and flushed to disk.
+            records: the files that the trainers wrote.
+            progress: the driver's state, JSON-ready.
             facts: configuration and versions, JSON-ready.
             products: files elsewhere in the run folder that the checkpoint relies on.
 
         Raises:
-            CheckpointError: the disk is full or read-only; checkpoints before this one are intact.
+            CheckpointError: the disk is full or read-only; earlier checkpoints are intact.
         """
         with writing(partial, "the checkpoint"):
             write_json(partial / PROGRESS, dict(progress))
@@ -148,11 +148,11 @@ class SavedRuns:
             final = partial.with_suffix("")
             partial.rename(final)
             for folder in (self.path, self._run.path, self._run.path.parent):
-                model_folder.flush(folder)  # the names in it: after a power cut, too, it is found
+                model_folder.flush(folder)  # its entries, so that a power cut does not lose them
         return final
 
     def discard(self, partial: Path) -> None:
-        """Give up a folder from `begin`; frees its space."""
+        """Delete an unfinished folder from `begin`."""
         shutil.rmtree(partial, ignore_errors=True)
 
     def steps(self) -> dict[str, dict[int, Path]]:
@@ -165,10 +165,10 @@ class SavedRuns:
         return found
 
     def prune(self, keep_last: int, keep_every: int, kept: Collection[Path] = ()) -> None:
-        """Delete all but the newest `keep_last`, those whose step `keep_every` divides, and `kept`.
+        """Delete all but the newest `keep_last`, multiples of `keep_every` steps, and `kept`.
 
-        Call it right after `publish`: what was just written is among the newest. Copies that
-        people made under the exact name of another checkpoint are theirs, and stay.
+        Call it right after `publish`, so that the new checkpoint is among the newest. A user's copy
+        that has the exact name of another checkpoint is not deleted.
         """
         for path in self.whole()[:-keep_last]:
             step = int(path.name.rpartition("-")[2])
@@ -181,7 +181,7 @@ class SavedRuns:
 
         Args:
             path: Its folder.
-            alone: Check what is in that folder; nobody is going to go on from it.
+            alone: Check only the files in that folder, because no run will resume from it.
 
         Raises:
             BrokenCheckpointError: something is missing, truncated or altered.
@@ -191,7 +191,7 @@ class SavedRuns:
         progress = read_json(path / PROGRESS)
         with reading(path, f"{PROGRESS} is not what a run writes", FIX):
             place = from_plain(Place if alone else Progress, progress)
-            if isinstance(place, Progress) and place.own:  # only PPO notes something of its own
+            if isinstance(place, Progress) and place.own:  # only PPO has a state of this kind
                 check_noted(place.own, flat(manifest.config).get("algorithm.kl.control", "fixed"))
         check_places(path, place.checkpoints.values())
         check_name(path, place, manifest.number)
@@ -214,10 +214,10 @@ class SavedRuns:
         )
 
     def _check_models(self, path: Path, manifest: Manifest, place: Progress) -> dict[str, str]:
-        """Check what a checkpoint relies on elsewhere in the run folder.
+        """Check the files elsewhere in the run folder that a checkpoint relies on.
 
         Returns:
-            The models that cannot be used, though no stage that is left reads them: a note on each.
+            One note per unusable model that no remaining stage needs.
         """
         check_places(path, (*manifest.elsewhere, *place.appended))
         listed: dict[str, dict[str, Entry]] = {}  # by folder
@@ -241,7 +241,7 @@ class SavedRuns:
         return lost
 
     def _check_appended(self, path: Path, sizes: Mapping[str, int]) -> list[str]:
-        """Notes on samples that are lost; other records have to be there."""
+        """Return notes on lost samples; raise if other records are missing or too short."""
         notes: list[str] = []
         for name, size in sizes.items():
             file = self._run.path / name
@@ -256,7 +256,7 @@ class SavedRuns:
         return notes
 
     def newest(self) -> tuple[SavedRun | None, list[str]]:
-        """The newest whole checkpoint, and why newer ones were not taken."""
+        """The newest complete checkpoint, and the reasons why newer ones were skipped."""
         skipped: list[str] = []
         for path in reversed(self.whole()):
             try:
@@ -266,7 +266,7 @@ class SavedRuns:
         return None, skipped
 
     def under_other_names(self) -> list[Path]:
-        """Whole checkpoints that were moved aside, or copied or renamed by somebody."""
+        """Complete checkpoints that were moved aside, or that a user copied or renamed."""
         found: list[Path] = []
         for path in sorted(self._entries()):
             if not NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
@@ -275,15 +275,15 @@ class SavedRuns:
         return found
 
     def continue_from(self, saved: SavedRun) -> SavedRun:
-        """Take what is newer than `saved`, or unfinished, out of the way; delete nothing whole.
+        """Rename newer and unfinished checkpoints; no complete checkpoint is deleted.
 
         Returns:
-            The checkpoint under the exact name that makes it one: a copy stays where it is, and
-            what was moved aside is moved back.
+            `saved` under a checkpoint's exact name: a checkpoint that was moved aside is renamed, a
+            user's copy is copied and stays.
         """
         partial = [p for p in self._entries() if number_of(p) and p.name.endswith(PARTIAL)]
         for path in partial:
-            if not lexists(path / MANIFEST):  # which is written last
+            if not lexists(path / MANIFEST):  # incomplete: the manifest is written last
                 shutil.rmtree(path, ignore_errors=True)
         newer = [p for p in self.whole() if number_of(p) > saved.number]
         with writing(self.path, "the folder of checkpoints"):
@@ -312,7 +312,7 @@ class SavedRuns:
 
 
 def _has_own_name(path: Path) -> bool:
-    """Whether a run saved this checkpoint under this name; not where it no longer tells."""
+    """Whether a run saved this checkpoint under this name; False if it cannot be read."""
     try:
         with reading(path, f"{PROGRESS} is not what a run writes", FIX):
             place = from_plain(Place, read_json(path / PROGRESS))
@@ -323,6 +323,6 @@ def _has_own_name(path: Path) -> bool:
 
 
 def _free(path: Path) -> Path:
-    """`path`, or its first free variant: what lies there may be somebody's copy."""
+    """`path`, or its first free variant: an existing folder may be a user's copy."""
     variants = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
     return next(p for p in itertools.chain((path,), variants) if not p.exists())

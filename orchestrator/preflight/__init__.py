@@ -1,1 +1,1 @@
-"""What a run is given and goes on from, looked at before anything starts."""
+"""Checks of a run's inputs before anything starts."""

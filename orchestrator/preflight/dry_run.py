@@ -1,8 +1,7 @@
-"""What a run is given, looked at before anything starts: by `run.plan_only=true` and by every run.
+"""Check of all inputs before anything starts, in every run and with `run.plan_only=true`.
 
-A part that users hand in (a checkpoint, a file, a function, an endpoint) is looked at here, at
-least as far as the run would refuse it later. Sizes and contradictions of the configuration alone
-are the plan's business (`orchestrator.planning.plan`).
+Every input of the user (checkpoint, file, function, endpoint) that the run would refuse later is
+refused here. `orchestrator.planning.plan` checks the configuration itself.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ from orchestrator.config.schema import Config
 from orchestrator.config.training import RewardKind, TextBridge
 from orchestrator.stages.lm_eval import check_harness_ready
 
-if TYPE_CHECKING:  # seconds to import, and only a type here
+if TYPE_CHECKING:  # takes seconds to import, and is only a type here
     from workers.data.source import DataSource
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was found, for the run to go on with."""
+    """The checked inputs of a run."""
 
-    checkpoints: dict[str, str]  # name -> folder, of those that are given
+    checkpoints: dict[str, str]  # name -> folder of each given checkpoint
     source: DataSource
-    notes: tuple[str, ...]  # sentences for people
+    notes: tuple[str, ...]  # sentences for the user
 
 
-_BRIDGED_PROMPTS = 256  # looked at before a run
+_BRIDGED_PROMPTS = 256  # number of prompts checked with the text bridge
 
 Check = Callable[[Config, "DataSource"], Iterable[str]]
 
 
 def look(config: Config) -> Inputs:
-    """Import the functions and read every checkpoint and file, and make every check of `CHECKS`.
+    """Import the functions, read every checkpoint and file, and run every check of `CHECKS`.
 
     Raises:
-        RehearsalError: one of them cannot be used: checkpoints come first, then data, then the
-            order of `CHECKS`.
+        RehearsalError: an input cannot be used. The order is functions, checkpoints, data, then
+            that of `CHECKS`.
     """
     from orchestrator.preflight.user_functions import check_functions
     from orchestrator.session.sources import left_out, make_source
 
-    check_functions(config)  # takes a second, files may take an hour
+    check_functions(config)  # first: it takes a second, files may take an hour
     checkpoints = _given_checkpoints(config)
     _check_models(config, checkpoints)
     source = make_source(config, checkpoints)
@@ -94,7 +93,7 @@ def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
 
 
 def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
-    """What trained models copy from given checkpoints can be saved, and so can the tokenizer."""
+    """Check that the tokenizer, and files copied from given checkpoints, can be saved."""
     from workers.models.published_files import require_saveable, require_tokenizer_saveable
 
     given = [getattr(config.model.checkpoints, f.name) for f in fields(config.model.checkpoints)]
@@ -106,7 +105,7 @@ def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
 
 
 def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
-    """Reward models that will read text can render a dialogue, and the prompts of the run."""
+    """Check that reward models that read text can render a dialogue and the run's prompts."""
     scores = {StageName.ppo, StageName.ppo_ptx, StageName.evaluate} & set(config.stages)
     if not scores or config.reward.bridge is not TextBridge.text:
         return ()
@@ -133,8 +132,8 @@ def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
     return check_host_memory(config)
 
 
-# Each is called with the configuration and the data, raises a RehearsalError where what is given
-# cannot be used, and returns sentences for people (usually none).
+# Each check gets the configuration and the data, raises a RehearsalError if an input cannot be
+# used, and returns sentences for the user (usually none).
 CHECKS: dict[str, Check] = {
     "judge": _check_judge,
     "lm-eval": _check_harness,

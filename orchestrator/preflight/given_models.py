@@ -1,7 +1,7 @@
-"""The models that a run is given: whether each is what its name promises, found without a weight.
+"""Checks of the given models, without loading weights.
 
-Names and shapes of all weights are compared with those of transformers' own class, on a model
-without memory; tokenizers are loaded, and may write no id that their model does not know.
+Names and shapes of all weights are compared with those of the transformers class, instantiated
+without memory (meta device). Tokenizers are loaded; their ids must all be in the model's embedding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.model_folders.weight_files import SafetensorsFolder
 from workers.models.load import check_causal_lm, check_scalar
 from workers.process.library_errors import reading
 
-_SCORING = ("reward_model", "judge")  # the others write text; a critic may be either
+_SCORING = ("reward_model", "judge")  # others are language models; a critic may be either
 _TRIAL = 'The 3 owls said: "Ça va?"\n'
 
 
@@ -32,10 +32,10 @@ def check_models(config: Config, folders: Mapping[str, str]) -> None:
         folders: Folder by key of the configuration, e.g. `model.checkpoints.sft`.
 
     Raises:
-        BrokenCheckpointError: Weights are missing, foreign, of another shape, or of a reward model
-            where a language model is wanted and the reverse; a tokenizer cannot be read.
-        ConfigError: transformers has no such attention or head for the family.
-        TokenizerMismatchError: A tokenizer writes ids beyond its model's embedding.
+        BrokenCheckpointError: Weights are missing, unexpected or of another shape; a reward model
+            is given instead of a language model or the reverse; a tokenizer cannot be read.
+        ConfigError: transformers has no such attention or head for the model family.
+        TokenizerMismatchError: A tokenizer has ids beyond its model's embedding.
         DataError: A tokenizer has no end token.
     """
     for key, folder in folders.items():
@@ -48,7 +48,7 @@ def check_models(config: Config, folders: Mapping[str, str]) -> None:
 
 
 def _check(config: Config, name: str, folder: str) -> None:
-    # A machine that only plans needs no kernels of a GPU.
+    # A machine that only plans may lack the GPU kernels.
     chosen = config.model.attention
     attention = chosen.value if chosen in (Attention.sdpa, Attention.eager) else "eager"
     _check_layers(Path(folder))
@@ -60,9 +60,9 @@ def _check(config: Config, name: str, folder: str) -> None:
 
 
 def _check_layers(folder: Path) -> None:
-    """Before a model of that depth is built: every layer has a weight, so there are as many."""
+    """Refuse more layers than tensors (every layer has one) before building such a deep model."""
     layers = read_shape(folder).layers
-    tensors = len(SafetensorsFolder(str(folder)).metas)  # which refuses numbers that are no floats
+    tensors = len(SafetensorsFolder(str(folder)).metas)  # also refuses tensors that are no floats
     if layers > tensors:
         raise broken(
             folder,

@@ -1,8 +1,8 @@
-"""Names of models on the Hugging Face hub where folders are asked for.
+"""Resolution of Hugging Face hub names given instead of model folders.
 
-`model.checkpoints.sft=org/name`, or `org/name@REVISION`, is looked up in the cache of this machine,
-and downloaded where the cache lacks it and the machine is online. What lies on the disk under that
-name wins, and what looks like a path is never asked for anywhere.
+`model.checkpoints.sft=org/name`, or `org/name@REVISION`, is looked up in the local cache, and
+downloaded if it is not there and the machine is online. An existing local path of that name takes
+precedence, and text that looks like a path is never looked up.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from workers.process.library_errors import words
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
-# What a run reads of a model: no pickles, and no second copy of the weights.
+# The files that a run needs: no pickles, and no second copy of the weights.
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "README.md"]
 _UNWANTED = ["*/*", "consolidated*"]
 
 
 def name_of(text: str) -> tuple[str, str] | None:
-    """The name and the revision ("" = the newest) that a text gives; None if it is a path."""
+    """The model name and revision ("" = the newest) of a text; None if it is a path."""
     found = _NAME.fullmatch(text)
     if found is None or len(text) > 200 or ".." in text or "--" in text:
         return None
     first = text.partition("/")[0]
-    if Path(text).exists() or Path(first).exists():  # a folder here, or a slip in its name
+    if Path(text).exists() or Path(first).exists():  # a local path, perhaps misspelt
         return None
     return found[1], found[2] or ""
 
 
 def resolve(config: Config) -> dict[str, str]:
-    """Replace names of models by the folders that hold them.
+    """Replace hub names in the configuration by the paths of local folders.
 
     Args:
-        config: The run; its checkpoints are changed.
+        config: The run; its checkpoint paths are changed in place.
 
     Returns:
-        By key of the configuration: `org/name@COMMIT`, which names the same files for ever.
+        By configuration key: `org/name@COMMIT`, which always names the same files.
 
     Raises:
-        MissingCheckpointError: Neither the cache nor the hub has such a model.
+        MissingCheckpointError: Neither the cache nor the hub has the model.
     """
     found: dict[str, str] = {}
     for owner, attribute, key in _places(config):
@@ -63,7 +63,7 @@ def _places(config: Config) -> Iterator[tuple[object, str, str]]:
 
 
 def _folder(name: str, revision: str, key: str) -> Path:
-    """The snapshot of a model in the cache, after a download if need be."""
+    """The snapshot folder of a model in the cache, downloaded if necessary."""
     # Deferred: half a second to import, and only these names need it.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError

@@ -1,7 +1,7 @@
-"""Functions of the user's own, tried before anything starts.
+"""Check of user functions: each is imported before anything starts.
 
-Each is imported in a process of its own: an import may hang, end its process or take the GPU, and
-the driver must live through all of that.
+Each is imported in a separate process, because an import may hang, end its process or occupy the
+GPU, none of which may affect the driver.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from workers.user_functions.code import words_of_output
 
 
 def check_functions(config: Config) -> None:
-    """Import every function that the stages of a run will call, and look at its parameters.
+    """Import every function that the run's stages will call, and check its parameters.
 
     Raises:
-        ConfigError: One cannot be imported, or takes other arguments than it will be given; says
+        ConfigError: A function cannot be imported, or its parameters do not match the call; shows
             what its module raised, and where.
     """
     for kind, path, where in _named(config):
@@ -66,7 +66,7 @@ def _try(kind: str, path: str, where: str, seconds: float) -> None:
 
 
 def _run(command: list[str], log: Path, seconds: float) -> int | None:
-    """The exit code of a command, or None if it was ended for taking too long."""
+    """Run a command and return its exit code, or None if it timed out and was killed."""
     with log.open("wb") as out:
         child = subprocess.Popen(
             command,
