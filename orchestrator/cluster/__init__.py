@@ -1,1 +1,1 @@
-"""Ray: the cluster that a run starts or joins, and the processes on it."""
+"""Ray cluster that a run starts or joins, and its worker processes."""

@@ -1,8 +1,8 @@
-"""Ray's servers on this machine, started for one run: reached by it alone, and gone with it.
+"""Private Ray servers on this machine, which only one run can reach and which end with it.
 
-Signals that ask a run to stop often go to every process of a job at once (a terminal that closes,
-systemd, scancel, `kill -- -PGID`). Ray's servers and workers would end before the run has saved
-itself, so they are started with these signals blocked: only the driver acts on them.
+Signals that request a run to stop often go to every process of a job at once (a closed terminal,
+systemd, scancel, `kill -- -PGID`). Ray's servers and workers would end before the run is saved, so
+they are started with these signals blocked: only the driver acts on them.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from orchestrator.supervision.server_guard import Guard
 from workers.errors import DeadlineError
 
 QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-# Ray's own switch for desktops without clusters: its servers listen on loopback alone;
-# by default other machines can reach them.
+# Ray's switch for operating systems without cluster support: its servers then listen on loopback
+# only; by default other machines can reach them.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# In what Ray raises when a server of its is slow, ended or is stopped while it starts. While it
-# waits for the file no other thread runs: the guard sees nothing.
+# Parts of Ray's error messages when one of its servers is slow, ends or is stopped during the
+# start. While Ray waits for the file, no other thread runs, so the guard cannot see this.
 _SLOW_STARTS = (
     "node timed out during startup",
     "Timed out waiting for file",
     "Failed to start GCS",
 )
-_LEAVE_SECONDS = 5.0  # what takes longer than this to end is killed
+_LEAVE_SECONDS = 5.0  # processes that take longer to end are killed
 _LOOK_SECONDS = 0.5
-_STOPPED_LOOKS = 8  # in a row, until a stopped server counts as lost
-# How Ray begins to tell of lost servers; what follows are guesses (out of memory) and its own logs.
+_STOPPED_LOOKS = 8  # consecutive looks after which a stopped server counts as lost
+# First words of Ray's messages on lost servers; guesses (out of memory) and its own logs follow.
 _GUESSES = ("Raylet is terminated", "The node with node id")
 
 
@@ -57,7 +57,7 @@ class PrivateRay:
         self._before = {child.pid for child in psutil.Process().children()}
         self._servers = LocalServers(_STOPPED_LOOKS, self._processes)
         self.guard = Guard(self._servers, _LOOK_SECONDS, resort)
-        self.error_logs: Path | None = None  # gets the roles' logs where nobody closes this
+        self.error_logs: Path | None = None  # gets the roles' logs on `destroy` without `close`
         if resort is not None:
             resort.steps.append(self.destroy)
         with _shielded():
@@ -65,30 +65,30 @@ class PrivateRay:
 
     @property
     def folder(self) -> Path:
-        """Where Ray keeps its sockets and logs."""
+        """Folder of Ray's sockets and logs."""
         return self._scratch.path
 
     @property
     def temporary(self) -> Path:
-        """Where roles put their temporary files; made when it is asked for."""
+        """Folder of the roles' temporary files; created on access."""
         path = self._scratch.path / "tmp"
         path.mkdir(exist_ok=True)
         return path
 
     @property
     def log_folder(self) -> Path:
-        """Where its processes write."""
+        """Folder of the processes' logs."""
         return self._scratch.path / "session_latest" / "logs"
 
     def ask(self, asked: Servers) -> None:
-        """Have the guard ask the servers too, now that their addresses are known."""
+        """Have the guard probe `asked`, the same servers through the network, too."""
         self._servers.asked = asked
 
     def close(self, keep_logs: Path | None = None) -> None:
         """End every process within a bounded time, and delete the folder.
 
         Args:
-            keep_logs: A folder that gets the logs of the roles' processes before.
+            keep_logs: A folder that first gets the logs of the roles' processes.
         """
         self.guard.stand_down()
         if not self._servers.well():
@@ -100,7 +100,7 @@ class PrivateRay:
         self._scratch.close()
 
     def destroy(self) -> None:
-        """Kill every process, and delete the folder; Ray is not asked."""
+        """Kill every process, and delete the folder, without disconnecting from Ray."""
         self._end_all()
         if self.error_logs is not None:
             _copy_role_logs(self.log_folder, self.error_logs)
@@ -112,7 +112,7 @@ class PrivateRay:
         psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
 
     def _processes(self) -> list[psutil.Process]:
-        """Ray's servers, which are new children of this process, and all that they started."""
+        """Ray's servers, which are new children of this process, and all their descendants."""
         found: list[psutil.Process] = []
         for root in psutil.Process().children():
             if root.pid not in self._before and _is_ray(root):
@@ -120,7 +120,7 @@ class PrivateRay:
         return found
 
     def _all_processes(self) -> list[psutil.Process]:
-        """Those, and what they left behind when they ended; workers write into the folder, too."""
+        """`_processes`, and orphans of ended servers, found because they write into the folder."""
         found = {process.pid: process for process in self._processes()}
         found |= {process.pid: process for process in _writers(self._scratch.path)}
         found.pop(os.getpid(), None)
@@ -130,15 +130,16 @@ class PrivateRay:
 def start_private_ray(
     cpus: int, object_store_mib: int, seconds: float, resort: LastResort | None = None
 ) -> PrivateRay:
-    """Start Ray's servers on this machine, again if they were slow or one of them was lost.
+    """Start Ray's servers on this machine; retry while Ray reports one of `_SLOW_STARTS`.
 
-    Ray gives its own servers half a minute and no more, which a busy machine can take.
+    Ray's fixed limit of half a minute for their start can be too short on a busy machine.
 
     Args:
-        cpus: What Ray may place on this machine.
+        cpus: CPUs that Ray may assign on this machine.
         object_store_mib: Shared memory for objects, in MiB.
-        seconds: No new try is made after this time.
-        resort: Ends the process where a server is lost and nobody notices; None: nothing does.
+        seconds: No retry starts after this time.
+        resort: Ends the process if a server is lost and the driver does not react; None: nothing
+            does.
 
     Raises:
         DeadlineError: they did not start in time.
@@ -149,7 +150,7 @@ def start_private_ray(
     while True:
         private = PrivateRay(resort)
         try:
-            # a signal of meanwhile is to find our handler back in its place
+            # Signals stay blocked until own_signals has put our handler back.
             with _shielded(), own_signals(), _on_loopback():
                 _leave_guesses_out()
                 ray.init(
@@ -180,7 +181,7 @@ def start_private_ray(
 
 
 def _bring_token() -> None:
-    """Give a local cluster a token of its own: Ray would write one into the home directory."""
+    """Set a token for the local cluster; otherwise Ray would write one into the home directory."""
     given = any(name in os.environ for name in _TOKENS)
     if not given and not (Path(os.path.expanduser("~")) / ".ray" / "auth_token").exists():  # noqa: PTH111
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -188,10 +189,10 @@ def _bring_token() -> None:
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep our SIGTERM handler in its place.
+    """Keep our SIGTERM handler.
 
-    ray.init installs one that exits without unwinding the stack, which is left out, and its native
-    code one that aborts the process, which is replaced by ours afterwards.
+    ray.init installs one that exits without unwinding the stack, which this prevents. Its native
+    code installs one that aborts the process, which this replaces by ours afterwards.
     """
     install, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
     utils.set_sigterm_handler = lambda _: None
@@ -204,7 +205,7 @@ def own_signals() -> Iterator[None]:
 
 @contextmanager
 def _shielded() -> Iterator[None]:
-    """Processes and threads that are started in the block never see signals that ask to stop."""
+    """Block stop signals in the processes and threads that are started within the context."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -214,7 +215,7 @@ def _shielded() -> Iterator[None]:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Start Ray's servers where no other machine can reach them."""
+    """Have Ray's servers listen on loopback, where no other machine can reach them."""
     assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), "another release of Ray"
     before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment at import
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -228,9 +229,9 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _leave_guesses_out() -> None:
-    """Have Ray not print why its servers might have ended: the guard knows which one did, and how.
+    """Suppress Ray's guesses at why a server ended; the guard knows which one ended, and how.
 
-    Of a raylet that was killed Ray would say, in 40 lines, that memory might have run out.
+    For a killed raylet Ray would print, in 40 lines, that memory might have run out.
     """
     show = worker.print_to_stdstream
 
@@ -243,11 +244,11 @@ def _leave_guesses_out() -> None:
 
 
 def _shut_down(processes: list[psutil.Process]) -> None:
-    """Disconnect from Ray and kill its servers; with servers that hang, too, within the limit.
+    """Disconnect from Ray and kill its servers, within a bounded time even if servers hang.
 
-    Ray asks its servers one by one to end, which they cannot hear, and waits for each. There is
-    nothing for them to save, so they are killed. Without them a call of Ray's that waits for an
-    answer gets an error instead.
+    Ray would send SIGTERM, which is blocked in its servers, to one after the other and wait for
+    each. They have nothing to save, so they are killed. A Ray call that still waits for their
+    answer then gets an error.
     """
     node = worker._global_node
     if node is not None:
@@ -260,7 +261,7 @@ def leave(hurry: Callable[[], object] = lambda: None) -> None:
     """Disconnect from Ray within a bounded time.
 
     Args:
-        hurry: What is tried when it takes long.
+        hurry: Called if it takes long.
     """
     leaving = threading.Thread(target=ray.shutdown, name=LEAVING, daemon=True)
     leaving.start()
@@ -268,7 +269,7 @@ def leave(hurry: Callable[[], object] = lambda: None) -> None:
     if leaving.is_alive():
         hurry()
         leaving.join(_LEAVE_SECONDS)
-    if leaving.is_alive():  # it would wait again at the end of the interpreter
+    if leaving.is_alive():  # Ray's exit handler would wait again
         atexit.unregister(worker.shutdown)
 
 
@@ -279,7 +280,7 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def _writers(folder: Path) -> list[psutil.Process]:
-    """Processes of this user that write into the folder; who reads there is somebody else."""
+    """This user's processes that write into the folder; other processes may read there."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -306,7 +307,7 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _copy_role_logs(source: Path, target: Path) -> None:
-    """Keep what the roles wrote, where that can be kept: an error is on its way out already."""
+    """Copy the roles' logs; ignores copy errors, because the run already ends with an error."""
     files = [path for path in source.glob("worker-*") if path.stat().st_size]
     with suppress(OSError):
         if files:

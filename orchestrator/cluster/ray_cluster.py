@@ -1,9 +1,8 @@
-"""Ray: start or join a cluster, reserve the plan's layout, and leave nothing behind.
+"""Ray cluster of a run: start or join it, reserve the plan's layout, and release everything.
 
-One placement group holds the whole run: bundle i is what the plan takes from node i, and bundles
-go to different nodes. All of it is reserved at once or not at all, so two runs on one cluster
-cannot each hold half of what they need, and the placement that the plan printed is the one that
-happens.
+One placement group holds the whole run: bundle i is the plan's share of node i, and each bundle
+gets a different node. The group is reserved as a whole or not at all, so two runs on one cluster
+cannot each hold half of what they need, and the actual placement is the one that the plan printed.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from orchestrator.supervision.server_guard import Guard
 from orchestrator.supervision.worker_life import Rules
 from workers.errors import DeadlineError, ResourceError
 
-# Read by Ray's own processes when they start. Prestarted workers would import Python once per core
+# Read by Ray's own processes when they start. Prestarted workers would start Python once per core
 # for tasks that never come, since every process of a run is an actor.
 _RAY_SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # The history of calls, which nobody reads, grows gcs_server by 45 KB in a PPO iteration.
+    # The unused history of calls grows gcs_server by 45 KB per PPO iteration.
     "RAY_task_events_report_interval_ms": "0",
 }
 _KNOCK_SECONDS = 10.0
@@ -75,7 +74,7 @@ class Cluster:
     def bundle(
         self, role: RoleName | str, rank: int, env: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """The options of `actor.options(**...)` that put one worker where the plan says.
+        """Keyword arguments for `actor.options` that place one worker according to the plan.
 
         Args:
             role: The role group, or its name.
@@ -83,7 +82,7 @@ class Cluster:
             env: Environment variables of the worker's process on top of `role_environment`.
 
         Raises:
-            KeyError: the plan placed no such worker.
+            KeyError: the plan places no such worker.
         """
         name = RoleName(role)
         need = self._config.roles.of(name)
@@ -100,19 +99,19 @@ class Cluster:
         }
 
     def _places(self) -> dict[str, str]:
-        """Temporary files of roles, such as vLLM's sockets, go when a local cluster does."""
+        """Have roles put temporary files (vLLM's sockets) where a local cluster deletes them."""
         return {"TMPDIR": str(self._local.temporary)} if self._local else {}
 
     @property
     def log_folder(self) -> Path | None:
-        """Where the processes of a local cluster write; None for a cluster that was joined."""
+        """Folder of the processes' logs of a local cluster; None for a joined cluster."""
         return self._local.log_folder if self._local else None
 
     def close(self, keep_logs: Path | None = None) -> None:
         """Release everything; safe to call twice.
 
-        Actors die with the reservation. A local cluster is shut down whole: afterwards none of its
-        processes is alive, and its scratch folder is gone.
+        Actors end with the reservation. A local cluster is shut down completely: afterwards none of
+        its processes is alive, and its scratch folder is deleted.
 
         Args:
             keep_logs: A folder that gets the logs of the roles' processes before they are deleted.
@@ -140,9 +139,9 @@ class Cluster:
 def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
     """Environment variables of a role's process.
 
-    Without OMP_NUM_THREADS each process takes every core. A thread that waits for its siblings must
-    sleep: spinning, it keeps the core from the sibling that it waits for as soon as another process
-    wants a core too, which costs 6 to 10 times the throughput.
+    Without OMP_NUM_THREADS each process uses every core. Threads must wait passively: once another
+    process needs a core too, a spinning thread occupies the core of the sibling that it waits for,
+    which lowers the throughput by a factor of 6 to 10.
     """
     alone = {"REHEARSAL_HOST": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     return {
@@ -167,18 +166,17 @@ def start_cluster(
     """Start a local cluster or join a running one, and reserve the layout on it.
 
     Args:
-        config: Where the cluster is and what its nodes look like.
+        config: Address of the cluster and properties of its nodes.
         layout: What to reserve (`Plan.layout`).
         seconds: Deadline for starting a local cluster, and again for the reservation.
         error_logs: Gets the logs of the roles' processes when the `with` block ends in an error
-            (local clusters; a cluster that was joined keeps its own logs).
-        rules: When a server that does not answer is given up; None: after half a minute.
-        resort: Ends the process if a server of Ray's is lost and the main thread does not notice.
+            (local clusters; a joined cluster keeps its own logs).
+        rules: When a server that does not answer counts as lost; None: after half a minute.
+        resort: Ends the process if a Ray server is lost and the main thread does not react.
 
     Raises:
         ResourceError: there is no cluster at the address, or its nodes are too small.
-        DeadlineError: Ray did not start, or the cluster is large enough, but its resources did not
-            become free in time.
+        DeadlineError: Ray did not start, or the cluster's resources did not become free in time.
         ClusterLostError: one of Ray's servers ended or stopped meanwhile.
     """
     for name, value in _RAY_SWITCHES.items():
@@ -206,7 +204,7 @@ def start_cluster(
 
 
 def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:
-    """Give back what was reserved and disconnect; a head that is lost is asked for nothing."""
+    """Release the reservation and disconnect; a lost head gets no request."""
     if guard is not None:
         guard.stand_down()
     if group is not None and not (guard is not None and guard.lost):
@@ -215,12 +213,12 @@ def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:
 
 
 def find_cluster(processes: Iterable[psutil.Process] | None = None) -> str:
-    """The address of the one Ray cluster on this machine that is meant to be joined.
+    """The address of the one Ray cluster on this machine that is not private to a run.
 
-    Ray itself would also find the private cluster of another run, join it, and take its resources.
+    Ray's own search would also find the private cluster of another run and take its resources.
 
     Args:
-        processes: Where to look; None for all of this machine.
+        processes: Processes to search; None: all of this machine.
 
     Raises:
         ConnectionError: there is none, or more than one.
@@ -265,12 +263,12 @@ def _join(config: ClusterConfig, rules: Rules, resort: LastResort | None) -> Gua
 
 
 def _knock(address: str) -> None:
-    """Connect to HOST:PORT and hang up: ray.init itself retries a dead address for minutes."""
+    """Check that HOST:PORT accepts a connection; ray.init retries a dead address for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "://" not in address:
         try:
             socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
-        except OSError as error:  # refused, late, no such name, no route: nobody is there
+        except OSError as error:  # refused, timeout, unknown host or no route
             raise ConnectionError(str(error)) from error
 
 
@@ -279,7 +277,7 @@ def _whole(cpus: float) -> int:
 
 
 def _check_nodes(config: ClusterConfig, layout: Layout) -> None:
-    """Every bundle must fit on a node of its own, largest on largest."""
+    """Check that every bundle fits on a separate node, the largest on the largest."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     have = sorted(((n.get("GPU", 0.0), n.get("CPU", 0.0)) for n in nodes), reverse=True)
     want = sorted(((share.gpus, share.cpus) for share in layout.nodes), reverse=True)
@@ -325,6 +323,6 @@ def _reserve(layout: Layout, seconds: float, guard: Guard) -> PlacementGroup:
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    """Ray refuses bundles that ask for nothing, and zero entries in others."""
+    """Resources of a bundle; Ray rejects empty bundles and zero amounts."""
     wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
     return wanted or {"CPU": 0.001}

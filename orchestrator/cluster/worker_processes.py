@@ -1,4 +1,4 @@
-"""What is asked of the system about processes: to end a worker's, and the age of this one."""
+"""Operating-system access to processes: end a worker's process, and the age of this one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from workers.records.processes import RoleInfo
 
 
 def end_here(infos: Iterable[RoleInfo], title: str) -> None:
-    """Kill workers' processes, as far as they are on this machine.
+    """Kill those of the workers' processes that run on this machine.
 
-    Ray asks a process to end before it makes it: the place of one that is stopped or hangs is free
-    ten seconds later only.
+    Ray first requests a process to end and kills it later, so the resources of a stopped or hung
+    process would become free only ten seconds later.
 
     Args:
-        infos: Who is where; processes that are gone already are passed over.
-        title: What Ray calls the processes of these workers; whatever else has a pid now is spared.
+        infos: Processes and nodes of the workers; processes that have ended are skipped.
+        title: Ray's title for the processes of these workers; a process of another title, which
+            reuses the pid, is not killed.
     """
     for info in infos:
         if info.node != platform.node():
@@ -35,7 +36,7 @@ def end_here(infos: Iterable[RoleInfo], title: str) -> None:
 
 
 def process_seconds() -> float:
-    """Since this process began; the machine's clock may have been set meanwhile."""
+    """Age of this process in seconds; changes of the system clock have no effect."""
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after the machine; field 22 of proc(5)
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds after boot; field 22 of proc(5)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began
