@@ -1,4 +1,4 @@
-"""A whole run: bring the pieces together, walk through the stages, write down what came out."""
+"""A whole run: set up the session, run the stages, write the results."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
 def run_recipe(
     config: Config, plan: Plan, folder: Path, start: Start, stop: StopRequest
 ) -> Summary:
-    """Run the stages of `config` and return what summary.json holds.
+    """Run the stages of `config` and return the contents of summary.json.
 
-    Stages that were finished before `start.saved` was made are not run again.
+    Stages that are finished in `start.saved` are skipped.
 
-    Summary, report and every finished checkpoint are on disk when a later stage fails. They are
-    written before Ray is ended, which may hang.
+    If a stage fails, summary, report and every finished checkpoint are on disk. They are written
+    before Ray is shut down, which may hang.
     """
     started = start.began
     if started is None:
@@ -131,7 +131,7 @@ def run_recipe(
                     _run_stage(session, StageName(name), last=name == names[-1])
         except BaseException as error:
             cluster.guard.stand_down()
-            # who ends a run by a signal may not have the time for plots
+            # After a signal there may be no time for the report's plots.
             _keep(session, kept[:1] if isinstance(error, KeyboardInterrupt) else kept)
             raise
         cluster.guard.stand_down()
@@ -144,15 +144,15 @@ def run_recipe(
 
 
 def _keeping(session: Session) -> list[Callable[[], object]]:
-    """What writes down what a run has found that does not come to its end."""
+    """The functions that write the results so far of a run that ends early."""
     folder = session.folder
     return [lambda: write_summary(folder, summarise(session)), lambda: write_report(folder)]
 
 
 def _keep(session: Session, steps: Sequence[Callable[[], object]]) -> None:
-    """Write what there is; what ended the run is not hidden by a second error."""
+    """Run `steps`; their errors become notes, so that they do not hide what ended the run."""
     for step in steps:
-        caught = Caught(Exception)  # those of plotting libraries, too
+        caught = Caught(Exception)  # includes errors of plotting libraries
         with caught:
             step()
         if caught.error is not None:
@@ -160,7 +160,7 @@ def _keep(session: Session, steps: Sequence[Callable[[], object]]) -> None:
 
 
 def going_on(folder: RunFolder) -> str:
-    """What to do where a run cannot go on by itself."""
+    """How the user can resume a run that cannot continue by itself."""
     saved = SavedRuns(folder).whole()
     if not saved:
         return "it has no checkpoint yet: start the same command again"
@@ -176,7 +176,7 @@ def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:
 
 
 def summarise(session: Session) -> Summary:
-    """What the run has found so far."""
+    """Summary of the results so far."""
     findings, telemetry = session.findings, session.telemetry
     seconds = findings.sync_seconds
     return Summary(

@@ -1,8 +1,8 @@
 """The command: `python -m orchestrator.run +experiment=NAME [group=option] [key=value]`.
 
-Composes the configuration, prints the plan, and hands both to the recipe. Every expected failure
-ends in one short message on stderr and an exit code of its own, anything else in one line and code
-70; the traceback goes to error.log in the run folder.
+Composes the configuration, prints the plan, and passes both to the recipe. Every expected failure
+ends in one short message on stderr and a specific exit code, any other in one line and code 70; the
+traceback goes to error.log in the run folder.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ ConfigStore.instance().store("schema", Config)
 
 def main() -> int:
     """Run the command line in `sys.argv`; return the exit code (of a sweep: the highest)."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand composition errors to us instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise composition errors instead of printing them
     codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> None:
         if any(code == StoppedError.exit_code or code > 128 for code in codes):
-            return  # the whole sweep was asked to stop
-        # the second job of a sweep does not begin with the process
+            return  # a signal stops the whole sweep
+        # Later jobs of a sweep do not begin at the start of the process.
         codes.append(execute(composed, began=time.monotonic() if codes else None))
 
     def compose_and_run() -> None:
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def may_add(argument: str) -> str:
-    """Let `data.sets.NAME.key=value` add what is not there yet, without Hydra's plus."""
+    """Let `data.sets.NAME.key=value` and `rerun=FOLDER` add new keys without Hydra's plus."""
     bare = argument.lstrip("+")
     return f"++{bare}" if bare.startswith(("data.sets.", "rerun=")) else argument
 
@@ -82,11 +82,11 @@ def _command() -> Command:
 
 
 def execute(composed: DictConfig, began: float | None = None) -> int:
-    """One run; returns its exit code.
+    """Execute one run; returns its exit code.
 
     Args:
-        composed: What the command line composes.
-        began: time.monotonic() where the run's time begins; None: at the start of the process.
+        composed: The configuration composed from the command line.
+        began: time.monotonic() at the run's start; None: the start of the process.
     """
     start: Start | None = None
     with stop_on_signals() as stop:
@@ -107,7 +107,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
                 _look(config)
                 tell("".join(f"resume: {sentence}\n" for sentence in told))
                 return 0
-            with folder.locked():  # whoever works in it keeps what is there
+            with folder.locked():  # no other process may change the folder meanwhile
                 found = find_start(config, folder)
                 start = replace(_open(found, config), began=began)
                 opened = start.folder
@@ -123,10 +123,10 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             return _report(error, start.folder if start else None)
         except KeyboardInterrupt:
             stop.resort.stand_aside()
-            caught = stop.caught or signal.SIGINT  # Python's own handler, around that of the run
+            caught = stop.caught or signal.SIGINT  # None: Python's own handler raised this
             say(f"stopped by {caught.name}; everything the run started is shut down\n")
             return 128 + caught
-        except Exception as error:  # noqa: BLE001  the last handler: nothing is above it
+        except Exception as error:  # noqa: BLE001  the outermost handler
             stop.resort.stand_aside()
             return unexpected(error, start.folder.error_log if start else None)
     return 0
@@ -134,7 +134,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
 
 def _look(config: Config) -> None:
     from orchestrator.preflight.dry_run import (
-        look,  # imported late: a mistyped key needs no tokenizers
+        look,  # imported here, so that a mistyped key is reported without loading tokenizers
     )
 
     inputs = look(config)
@@ -143,7 +143,7 @@ def _look(config: Config) -> None:
 
 
 def _open(start: Start, config: Config) -> Start:
-    """Make the run folder, or set it back to what it was when the checkpoint was saved."""
+    """Create the run folder, or reset it to its state when the checkpoint was saved."""
     if start.saved is None:
         aside: Path | None = None
         if start.clear and not config.run.overwrite:
@@ -158,11 +158,11 @@ def _open(start: Start, config: Config) -> Start:
 
 
 def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
-    # Ray ends a process (code 1, not a word) if it finds its raylet dead: that with this pid, or,
-    # where none is given, the parent, which counts as dead if it is process 1, as in containers.
-    # It reads this when it is imported; Ray's own processes are given another one.
+    # Ray ends a process (code 1, no message) if it finds its raylet dead: the process with this
+    # pid, or without this variable the parent, which counts as dead if it is process 1, as in
+    # containers. Ray reads the variable at import; its own processes get another value.
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
-    # imported late: a plan or a mistyped key needs neither Ray nor the engines
+    # Imported here, because a plan or a mistyped key needs neither Ray nor the engines.
     from orchestrator.recipe import run_recipe
 
     stop.grace_seconds = config.run.grace_seconds
@@ -170,13 +170,13 @@ def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The typed configuration.
+    """Convert to the typed configuration.
 
-    In a sweep each job gets the folder that Hydra numbered for it.
+    In a sweep, `run.dir` becomes the numbered folder that Hydra assigns to the job.
 
     Raises:
-        UnknownKeyError: a key that the schema lacks; Hydra lets `+key=value` add any.
-        ConfigError: a value of the wrong type or out of range.
+        UnknownKeyError: a key is not in the schema; Hydra lets `+key=value` add any.
+        ConfigError: a value has the wrong type or is out of range.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
         composed.run.dir = HydraConfig.get().runtime.output_dir
@@ -190,12 +190,12 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def _report(error: RehearsalError, folder: RunFolder | None) -> int:
-    """Print what, where and how to fix; keep the traceback in the run folder."""
+    """Print what failed, where, and the fix; write the traceback to the run folder."""
     say(f"error: {error}\n")
     if folder is not None:
         try:
             write_text(folder.error_log, "".join(traceback.format_exception(error)))
-        except CheckpointError as full:  # may be what ended the run
+        except CheckpointError as full:  # a full disk may also have ended the run
             say(f"  no traceback is kept: {full.what}\n")
         else:
             say(f"  traceback: {folder.error_log}\n")
