@@ -1,6 +1,6 @@
-"""How full weights are packed into buckets of whole layers, and their checksum.
+"""Packing of full weights into buckets of whole layers, and their checksum.
 
-Sender and receiver derive the same buckets from a `WeightOffer`, so nothing but bytes travels. The
+Sender and receiver derive the same buckets from a `WeightOffer`, so only the bytes are sent. The
 checksum depends on names, dtypes, shapes, bytes and their order, not on the transport.
 """
 
@@ -23,14 +23,14 @@ NamedTensors = list[NamedTensor]
 
 BUCKET_BYTES = 64 << 20
 _ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element size
-_COLUMNS = 1024  # int64 words in one row of the checksum's matrix
-_BLOCK_ROWS = 256  # 2 MiB: still in the cache when it is summed, and few calls
+_COLUMNS = 1024  # int64 words per row of the checksum's matrix
+_BLOCK_ROWS = 256  # 2 MiB: small enough to be summed in the cache, large enough for few calls
 _COPY_BYTES = 8 * _COLUMNS * _BLOCK_ROWS
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one tensor lies in its bucket."""
+    """The position of one tensor in its bucket."""
 
     meta: TensorMeta
     offset: int  # bytes from the start of the bucket
@@ -56,7 +56,7 @@ def layer_of(name: str) -> str:
 
 
 def describe(tensors: Iterable[NamedTensor], dtype: torch.dtype | None = None) -> list[TensorMeta]:
-    """Metas of named tensors, as they will travel; `dtype` overrides their own."""
+    """Metas of named tensors as they will be sent; `dtype` overrides their dtypes."""
     return [TensorMeta(n, dtype_name(dtype or t.dtype), tuple(t.shape)) for n, t in tensors]
 
 
@@ -68,9 +68,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 def plan_buckets(metas: Sequence[TensorMeta], bucket_bytes: int = BUCKET_BYTES) -> list[Bucket]:
     """Pack tensors, in order, into buckets of at most `bucket_bytes`, never splitting a layer.
 
-    A layer is whole so that a receiver may reuse its buffer for the next bucket: engines that fuse
-    weights (query, key and value in one matrix) hold on to the parts until the layer is complete.
-    A layer larger than `bucket_bytes` is a bucket of its own.
+    Layers stay whole so that a receiver can reuse its buffer for the next bucket: engines that fuse
+    weights (query, key and value in one matrix) keep the parts until the layer is complete. A layer
+    larger than `bucket_bytes` is a bucket by itself.
     """
     buckets: list[Bucket] = []
     slots: list[Slot] = []
@@ -124,10 +124,10 @@ def bucket_views(buffer: torch.Tensor, bucket: Bucket) -> NamedTensors:
 
 
 class BucketSums:
-    """Row and column sums of one bucket, taken while it is filled.
+    """Row and column sums of one bucket, computed while it is filled.
 
-    On a CPU a block that has just been copied is still in the cache: summing it costs no second way
-    to memory. numpy's column sums of integers are four times as fast as torch's.
+    On a CPU, a block that has just been copied is still in the cache, so summing it needs no second
+    memory access. numpy's column sums of integers are four times as fast as torch's.
     """
 
     def __init__(self, packed: torch.Tensor) -> None:
@@ -140,7 +140,7 @@ class BucketSums:
         self._done = 0  # rows
 
     def reach(self, nbytes: int) -> None:
-        """Sum what is new below `nbytes` from the start of the bucket, as far as rows are whole."""
+        """Sum the new complete rows within the first `nbytes` of the bucket."""
         end = min(nbytes // (8 * _COLUMNS), len(self._rows))
         if not self._on_cpu:
             return
@@ -163,9 +163,9 @@ class BucketSums:
 class Checksum:
     """Fast, order-sensitive digest of packed weights.
 
-    Bytes are read as a matrix of 64-bit words, whose row sums and column sums (modulo 2^64) are
-    folded by CRC-32 and Adler-32. One changed word changes its row and its column, two swapped
-    words change at least one of them. Works at memory speed on whichever device the bytes are.
+    Bytes are read as a matrix of 64-bit words, whose row sums and column sums (modulo 2^64) go into
+    CRC-32 and Adler-32. One changed word changes a row sum and a column sum; two swapped words
+    change at least one of them. Runs at memory speed on the device that holds the bytes.
     """
 
     def __init__(self, metas: Sequence[TensorMeta]) -> None:
@@ -173,13 +173,13 @@ class Checksum:
         self._adler = 0
 
     def update(self, packed: torch.Tensor) -> None:
-        """Fold in one bucket: uint8, a multiple of 8 bytes."""
+        """Add one bucket: uint8, a multiple of 8 bytes."""
         sums = BucketSums(packed)
         sums.reach(packed.numel())
         self.fold(sums)
 
     def fold(self, sums: BucketSums) -> None:
-        """Fold in a bucket whose bytes have all been reached."""
+        """Add a bucket whose sums are complete."""
         for part in sums.parts():
             data = part.tobytes()
             self._crc = zlib.crc32(data, self._crc)
@@ -205,16 +205,16 @@ def make_offer(
     location: str = "",
     checksum: str = "",
 ) -> WeightOffer:
-    """Announce a transfer; for gloo and nccl this is all that a receiver needs beforehand."""
+    """Build the offer of a transfer; receivers over gloo and nccl need nothing else in advance."""
     nbytes = sum(b.nbytes for b in plan_buckets(metas, bucket_bytes))
     return WeightOffer(version, tuple(metas), nbytes, transport, location, checksum, bucket_bytes)
 
 
 def fill_bucket(packed: torch.Tensor, bucket: Bucket, stream: Iterator[NamedTensor]) -> BucketSums:
-    """Copy the next tensors of the stream into a bucket, casting to the dtype that travels.
+    """Copy the next tensors of the stream into a bucket, cast to the offered dtypes.
 
     Returns:
-        The sums of what was copied, for `Checksum.fold`.
+        The sums of the copied bytes, for `Checksum.fold`.
     """
     sums = BucketSums(packed)
     for slot, (name, view) in zip(bucket.slots, bucket_views(packed, bucket), strict=True):
@@ -240,14 +240,14 @@ def fill_bucket(packed: torch.Tensor, bucket: Bucket, stream: Iterator[NamedTens
 
 
 def flatten(buckets: Iterable[NamedTensors]) -> Iterator[NamedTensor]:
-    """One tensor after the other, however the sender grouped them."""
+    """The tensors of all groups, one after the other."""
     for bucket in buckets:
         yield from bucket
 
 
 def require_exhausted(stream: Iterator[NamedTensor]) -> None:
-    """Run a sender's stream to its end; raise WeightSyncError if it held more than was offered."""
-    # Also runs the sender's iterator to its end: ZeRO-3 gathers are collectives of all its ranks.
+    """Run a sender's stream to its end; raise WeightSyncError if it has more than was offered."""
+    # The stream must end even if nothing is left: ZeRO-3 gathers are collectives of all ranks.
     left = [name for name, _ in stream]
     if left:
         raise WeightSyncError(f"weights left over after the transfer: {', '.join(left[:3])}")

@@ -1,11 +1,11 @@
 """Versioned, checksummed transfer of full weights from one sender to many receivers.
 
-Weights travel in buckets of whole layers (`workers.weights.packing`), by one of two transports:
+Weights are sent in buckets of whole layers (`workers.weights.packing`), by one of two transports:
 
 * shared memory (one node): an anonymous mapping that receivers open through /proc; the kernel frees
-  it with the last process that holds it, so a killed run leaves nothing behind;
-* a private process group (gloo between CPUs, NCCL between GPUs), apart from every other group of
-  the process, with a deadline on each operation.
+  it when the last process that holds it ends, so a killed run leaves nothing behind;
+* a private process group (gloo between CPUs, NCCL between GPUs), separate from every other group of
+  the process, with a timeout on each operation.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ _RESTART = "restart the engine, then transfer the whole model again"
 
 
 class SharedMemorySender:
-    """Publishes weights in an anonymous shared mapping that is reused from one sync to the next.
+    """Publishes weights in an anonymous shared mapping that every weight sync reuses.
 
-    Receivers must have answered before the next `publish`: it overwrites the same bytes.
+    All receivers must have finished before the next `publish`, which overwrites the bytes.
     """
 
     def __init__(self, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -71,15 +71,15 @@ class SharedMemorySender:
 
         Args:
             version: Policy version of these weights.
-            metas: What travels, in order; tensors are cast to these dtypes.
-            buckets: The tensors in the same order, grouped at will; each group is used up before
-                the next is asked for.
+            metas: The weights to send, in order; tensors are cast to these dtypes.
+            buckets: The tensors in the same order, in groups of any size; each group is consumed
+                before the next is requested.
 
         Returns:
-            The offer that receivers need, checksum included.
+            The offer for the receivers, with the checksum.
 
         Raises:
-            WeightSyncError: The tensors are not those of `metas`.
+            WeightSyncError: The tensors do not match `metas`.
         """
         plan = plan_buckets(metas, self._bucket_bytes)
         buffer = self._reserve(sum(b.nbytes for b in plan))
@@ -103,7 +103,7 @@ class SharedMemorySender:
         return self._buffer
 
     def close(self) -> None:
-        """Give the memory back once the last receiver has let go of it."""
+        """Release the mapping; the memory is freed when the last receiver releases it too."""
         self._buffer = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -111,22 +111,22 @@ class SharedMemorySender:
 
 
 class SharedMemoryReceiver:
-    """Maps a sender's buffer, read-only, and keeps the mapping while the sender does."""
+    """Maps a sender's buffer read-only, and keeps the mapping until the buffer changes."""
 
     def __init__(self) -> None:
         self._key: tuple[str, int, int] | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def receive(self, offer: WeightOffer) -> tuple[list[NamedTensors], str]:
-        """Verify all bytes, then hand out views of them.
+        """Verify all bytes, then return views of them.
 
         Returns:
             Buckets of (name, tensor) views, valid until the sender publishes again, and the
-            checksum of what was received.
+            checksum of the received bytes.
 
         Raises:
             WeightSyncError: The sender is gone or its buffer is too small.
-            ChecksumError: The bytes are not those that were published.
+            ChecksumError: The bytes differ from those that were published.
         """
         self._map(offer)
         plan = plan_buckets(offer.metas, offer.bucket_bytes)
@@ -158,12 +158,12 @@ class SharedMemoryReceiver:
             ) from error
 
     def close(self) -> None:
-        """Let go of the mapping."""
+        """Release the mapping."""
         self._key, self._buffer = None, torch.empty(0, dtype=torch.uint8)
 
 
 def _read_only(mapping: mmap.mmap) -> torch.Tensor:
-    with warnings.catch_warnings():  # torch has no read-only tensors; nobody writes to this one
+    with warnings.catch_warnings():  # torch has no read-only tensors; this one is never written
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.frombuffer(mapping, dtype=torch.uint8)
 
@@ -179,7 +179,7 @@ def verify_checksum(offer: WeightOffer, received: str, sent: str) -> None:
 
 
 class _Group:
-    """A private process group with a deadline on each operation."""
+    """A private process group with a timeout on each operation."""
 
     def __init__(
         self, address: GroupAddress, rank: int, device: torch.device, seconds: float
@@ -196,13 +196,13 @@ class _Group:
             self._group: Any = _backend(address, store, rank, self._timeout)
 
     def buffer(self, nbytes: int) -> torch.Tensor:
-        """The first bytes of a buffer that grows to the largest bucket and stays."""
+        """The first bytes of a reusable buffer, which grows to the size of the largest bucket."""
         if self._buffer.numel() < nbytes:
             self._buffer = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         return self._buffer[:nbytes]
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """Send from rank 0 to all others, or raise WeightSyncError after the deadline."""
+        """Send from rank 0 to all others; raise WeightSyncError after the timeout."""
         if self._group is None:
             raise WeightSyncError("this group was left", where=self.where, fix="connect again")
         options = dist.BroadcastOptions()
@@ -218,20 +218,20 @@ class _Group:
         return tensor.tolist()
 
     def close(self) -> None:
-        """Leave, whatever the others do; nothing may be under way."""
+        """Leave the group without waiting for the others; no operation may be running."""
         group, self._group, self._store = self._group, None, None
         self._buffer = torch.empty(0, dtype=torch.uint8, device=self.device)
         if group is not None:
             with self._failures():
-                # NCCL keeps what it holds of the GPU without it; for gloo it is nothing: sockets
-                # and threads go with the last reference.
+                # Without it NCCL keeps its GPU memory. For gloo it does nothing: sockets and
+                # threads end with the last reference.
                 group.abort()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # the one type that torch raises for lost and late peers
+        except RuntimeError as error:  # torch raises it for lost and late peers
             raise WeightSyncError(
                 f"a peer is gone or did not answer within {self._timeout.total_seconds():g} s "
                 f"({str(error).splitlines()[0]})",
@@ -255,28 +255,28 @@ def _header(offer: WeightOffer) -> list[int]:
 
 
 class GroupSender:
-    """Rank 0 of a transfer group. Construction waits for every receiver to join.
+    """Rank 0 of a transfer group. The constructor waits for every receiver to join.
 
-    Buckets are gathered on `device` for NCCL, in host memory for gloo.
+    Buckets are filled on `device` for NCCL, in host memory for gloo.
     """
 
     def __init__(self, address: GroupAddress, device: torch.device, seconds: float) -> None:
         self._group = _Group(address, 0, device, seconds)
 
     def close(self) -> None:
-        """Leave the group, which is of no use to its receivers then."""
+        """Leave the group; its receivers cannot use it after that."""
         self._group.close()
 
     def send(self, offer: WeightOffer, buckets: Iterable[NamedTensors]) -> WeightReceipt:
         """Broadcast the offered weights, then their checksum.
 
         Args:
-            offer: From `make_offer`; every receiver must hold the same.
-            buckets: The tensors in the order of the offer, grouped at will; each group is used up
-                before the next is asked for.
+            offer: From `make_offer`; every receiver must have the same one.
+            buckets: The tensors in the order of the offer, in groups of any size; each group is
+                consumed before the next is requested.
 
         Raises:
-            WeightSyncError: A receiver is lost or late, or the tensors are not those offered.
+            WeightSyncError: A receiver is lost or late, or the tensors do not match the offer.
         """
         began = time.perf_counter()
         self._group.share(_header(offer))
@@ -293,7 +293,7 @@ class GroupSender:
 
 
 class GroupReceiver:
-    """Any rank but 0 of a transfer group. Construction waits for the sender."""
+    """Any rank but 0 of a transfer group. The constructor waits for the sender."""
 
     def __init__(
         self, address: GroupAddress, rank: int, device: torch.device, seconds: float
@@ -308,12 +308,12 @@ class GroupReceiver:
     def receive(self, offer: WeightOffer) -> Iterator[NamedTensors]:
         """Yield buckets of (name, tensor) views; each is overwritten by the next.
 
-        The checksum is compared after the last bucket and left in `checksum`, so a receiver that
-        has loaded the buckets as they came must not serve them before this iterator ends.
+        The checksum is compared after the last bucket and stored in `checksum`. A receiver may load
+        each bucket at once, but must not use the weights before this iterator ends.
 
         Raises:
             WeightSyncError: The sender is lost or late, or sends something else.
-            ChecksumError: The bytes are not those that were sent.
+            ChecksumError: The bytes differ from those that were sent.
         """
         header = _header(offer)
         sent = self._group.share([0] * len(header))
