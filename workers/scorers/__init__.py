@@ -1,1 +1,1 @@
-"""Judges and scorers that are no model of the run, and the text that they are given."""
+"""Judges and scorers outside the run's models, and the conversion of sequences to their format."""

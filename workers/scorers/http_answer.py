@@ -1,4 +1,4 @@
-"""Answers of HTTP servers, read no further than a limit: a server may send without end."""
+"""HTTP requests whose answers are read up to a size limit: a server may send without end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 
-MOST_BYTES = 4 << 20  # of an answer, decompressed
+MOST_BYTES = 4 << 20  # limit of an answer, decompressed
 
 
 class TooLongError(httpx.HTTPError):
-    """The server sends more than `MOST_BYTES`."""
+    """A server sent more than `MOST_BYTES`."""
 
     def __init__(self) -> None:
         super().__init__(f"the answer is longer than {MOST_BYTES >> 20} MiB")
@@ -21,18 +21,18 @@ class TooLongError(httpx.HTTPError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said."""
+    """A server's answer."""
 
     status: int
-    retry_after: str  # the header; "" = none
-    date: str  # the header: what the server's clock said; "" = none
+    retry_after: str  # header; "" = none
+    date: str  # header: the time of the server's clock; "" = none
     body: bytes
 
     def json(self) -> Any:
-        """The body.
+        """The body parsed as JSON.
 
         Raises:
-            ValueError: It is no JSON, or nests deeper than Python reads.
+            ValueError: It is not JSON, or nests too deeply for Python's parser.
         """
         try:
             return json.loads(self.body)
@@ -44,15 +44,15 @@ def ask(client: httpx.Client, method: str, path: str, body: Any = None) -> Answe
     """Send a request and read its answer.
 
     Raises:
-        TooLongError: It is longer than `MOST_BYTES`.
-        httpx.HTTPError: There is none.
+        TooLongError: The answer is longer than `MOST_BYTES`.
+        httpx.HTTPError: There is no answer.
     """
     with client.stream(method, path, json=body) as response:
         return _answer(response, _joined(response.iter_bytes()))
 
 
 async def post(client: httpx.AsyncClient, url: str, body: Any) -> Answer:
-    """Post JSON and read the answer. Raises as `ask`."""
+    """Post JSON and read the answer. Raises the errors of `ask`."""
     async with client.stream("POST", url, json=body) as response:
         return _answer(response, await _gathered(response.aiter_bytes()))
 

@@ -1,4 +1,4 @@
-"""Verdicts of a judge on disk: a question that was answered once is never asked again."""
+"""Cache of a judge's verdicts on disk, so that no question is sent twice."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _VERDICTS = ("A", "B", "C")
 
 
 def question_key(*parts: str) -> str:
-    """Hash of everything that an answer depends on: address, model, instruction, request, texts."""
+    """Hash of everything that a verdict depends on: address, model, instruction, request, texts."""
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class VerdictCache:
-    """One JSON line a verdict, added at once and read back at the start.
+    """One JSON line per verdict, appended immediately and read at the start.
 
-    A process that is killed leaves at most one torn line, which is passed over, as is a line
-    without a verdict that is A, B or C; several runs may
-    add to one file. Keys are hashes: neither texts nor credentials are written.
+    A killed process leaves at most one incomplete line. Such lines, and lines without a verdict of
+    A, B or C, are ignored. Several runs may append to one file. Keys are hashes: neither texts nor
+    credentials are written.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read what earlier runs have learnt.
+        """Read the verdicts of earlier runs.
 
         Raises:
-            ConfigError: the folder cannot be made or written.
+            ConfigError: the folder cannot be created or written.
         """
         self.path = folder / "verdicts.jsonl"
         try:
@@ -45,14 +45,14 @@ class VerdictCache:
         found = self._stream.read()
         self._verdicts = dict(v for line in found.split(b"\n") if (v := _verdict(line)))
         if found and not found.endswith(b"\n"):
-            self._stream.write(b"\n")  # what follows a torn line starts on its own
+            self._stream.write(b"\n")  # the next verdict starts on a new line
 
     def get(self, key: str) -> str | None:
-        """The verdict on a question, if it is known."""
+        """The verdict on a question, or None if it is unknown."""
         return self._verdicts.get(key)
 
     def put(self, key: str, verdict: str) -> None:
-        """Keep a verdict; one write, so that lines of several runs do not mix.
+        """Store a verdict with a single write, so that lines of several runs do not mix.
 
         Raises:
             CheckpointError: the disk is full or read-only.

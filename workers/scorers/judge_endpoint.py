@@ -1,8 +1,8 @@
-"""Pairwise verdicts of a chat model behind an OpenAI-compatible URL.
+"""Pairwise verdicts of a chat model at an OpenAI-compatible URL.
 
-Each pair is asked in both orders, because judges favour a position; a preference counts only when
+Each pair is judged in both orders, because judges favour a position; a preference counts only if
 both orders agree on it (L. Zheng et al., "Judging LLM-as-a-judge with MT-Bench and Chatbot Arena",
-2023, section 3.4). What is not understood is a failure, never a tie.
+2023, section 3.4). An answer without a clear verdict is a failure, never a tie.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from workers.errors import ConfigError, DeadlineError, JudgeError
 from workers.scorers.http_answer import Answer, TooLongError, post
 from workers.scorers.judge_cache import VerdictCache, question_key
 
-_FORMAT = "1"  # of verdicts: a new one makes old ones in caches unknown
+_FORMAT = "1"  # version of the verdicts; changing it invalidates cached ones
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _PLACE = re.compile(r"\{(prompt|first|second)\}")
 _RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
 _MOST_BACKOFF = 60.0  # seconds
-_STREAK = 20  # failures in a row after which the endpoint is taken for broken
+_STREAK = 20  # failures in a row after which the endpoint counts as broken
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """Where and how to ask."""
+    """Address, model and limits of a judge."""
 
     url: str  # without "/chat/completions"
     model: str
     instruction: str  # with {prompt}, {first} and {second}
     request: str  # JSON object merged into every request
     key: str = field(repr=False)  # "" = none; never written or shown
-    key_variable: str  # where it came from, for messages
+    key_variable: str  # environment variable that held the key, for messages
     concurrency: int
     request_seconds: float
     retries: int
@@ -59,30 +59,30 @@ class AnswerPair:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Outcomes, and what became of the questions."""
+    """Outcomes of pairs, and counts of the questions."""
 
     outcomes: tuple[float | None, ...]  # 1 = a is better, 0 = b, .5 = tie, None = failed
-    asked: int  # questions that were answered now
-    cached: int  # questions whose answer was known
+    asked: int  # questions that the endpoint answered now
+    cached: int  # questions answered from the cache
     failed: int  # pairs without an outcome
     order_dependent: int  # ties because the verdict changed with the order
 
 
 class _FailedError(Exception):
-    """One question got no verdict; the text says why."""
+    """One question got no verdict; the message is the reason."""
 
 
 def judge_pairs(spec: EndpointSpec, cache: VerdictCache, pairs: Sequence[AnswerPair]) -> Judged:
-    """Ask for every pair in both orders what is not known yet.
+    """Get the verdict on every pair in both orders, from the cache or the endpoint.
 
-    Equal answers are a tie without asking. Every verdict is kept at once, so after an error a rerun
-    asks for the missing ones only.
+    Equal answers are a tie without a question. Every verdict is cached immediately, so a rerun
+    after an error sends only the missing questions.
 
     Raises:
-        ConfigError: the endpoint refuses the key, or knows no such model or address.
-        JudgeError: more than `failed_fraction` of the pairs got no verdict, or 20 questions in a
-            row.
-        DeadlineError: `deadline_seconds` were not enough for all questions.
+        ConfigError: the endpoint refuses the key, or does not know the model or the address.
+        JudgeError: more than `failed_fraction` of the pairs, or 20 questions in a row, got no
+            verdict.
+        DeadlineError: not all questions were answered within `deadline_seconds`.
     """
     questions: dict[str, str] = {}
     keys: list[tuple[str, str] | None] = []
@@ -107,7 +107,7 @@ def judge_pairs(spec: EndpointSpec, cache: VerdictCache, pairs: Sequence[AnswerP
 
 
 def _question(spec: EndpointSpec, prompt: str, first: str, second: str) -> tuple[str, str]:
-    """Key and text. One pass over the instruction: texts may hold braces of their own."""
+    """Key and text of a question. Filled in a single pass: texts may contain braces too."""
     texts = {"prompt": prompt, "first": first, "second": second}
     asked = (spec.url.rstrip("/"), spec.model, spec.instruction, spec.request)
     key = question_key(_FORMAT, *asked, prompt, first, second)
@@ -133,16 +133,16 @@ class _Interview:
         self._reasons: Counter[str] = Counter()
         self._failed: set[int] = set()  # numbers of pairs; both questions of one may fail
         self._streak = 0
-        self._resume_at = 0.0  # nobody asks before
+        self._resume_at = 0.0  # no question is sent before this time
         self._ends_at = time.monotonic() + spec.deadline_seconds
 
     async def run(self, questions: dict[str, str]) -> None:
-        """Ask until all are answered or failed."""
+        """Send questions until all are answered or failed."""
         spec = self._spec
         head = {"Authorization": f"Bearer {spec.key}"} if spec.key else {}
         limits = httpx.Limits(max_connections=spec.concurrency)
         waiting = iter(questions.items())
-        # Deadlines are ours: those of httpx start anew with every byte that arrives.
+        # asyncio's timeouts in place of httpx's, which restart with every byte received.
         async with httpx.AsyncClient(headers=head, limits=limits, timeout=None) as http:
             workers = [
                 asyncio.create_task(self._work(http, waiting)) for _ in range(spec.concurrency)
@@ -212,19 +212,19 @@ class _Interview:
         return {**json.loads(self._spec.request), "model": self._spec.model, "messages": [message]}
 
     def _backoff(self, key: str, attempt: int) -> float:
-        """Seconds: doubling, spread by the question so that retries do not come all at once."""
+        """Seconds to wait: doubling, and different per question so that retries do not coincide."""
         spread = 0.5 + int(key[:4], 16) / 0x20000
         return spread * min(_MOST_BACKOFF, self._spec.backoff_seconds * 2 ** (attempt - 1))
 
     def _hold_back(self, answer: Answer) -> None:
-        """Let nobody ask before the time that the endpoint named."""
+        """Delay all questions until the time that the endpoint's answer names."""
         resume_at = time.monotonic() + _seconds(answer.retry_after, answer.date)
         if resume_at > self._ends_at:
             raise self._late(f"the endpoint asks to wait for {answer.retry_after!r:.40}")
         self._resume_at = max(self._resume_at, resume_at)
 
     def _refuse(self, answer: Answer) -> None:
-        """Raise unless the answer is well: for good where no question can ever succeed."""
+        """Raise unless the status is 200: ConfigError if no question can ever succeed."""
         status = answer.status
         if status in (401, 403):
             variable = self._spec.key_variable
@@ -245,7 +245,7 @@ class _Interview:
             raise _FailedError(f"HTTP {status}{self._told(answer)}")
 
     def _told(self, answer: Answer) -> str:
-        """What the endpoint says is wrong, without the key in case it is repeated."""
+        """The endpoint's error message, with the key masked if the message repeats it."""
         try:
             text = str(answer.json()["error"]["message"])
         except (ValueError, KeyError, TypeError):
@@ -280,7 +280,7 @@ class _Interview:
 
 
 def _content(answer: Answer) -> str | None:
-    """The text of a chat completion; None if the answer is none."""
+    """The text of a chat completion; None if the answer is not one."""
     try:
         content = answer.json()["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
@@ -298,7 +298,7 @@ def _verdict(content: str) -> str:
 def _seconds(retry_after: str, date: str) -> float:
     """Seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or a date; 0 if none.
 
-    A date counts from the one that the server itself gives: the clock here may be another.
+    A date is compared with the server's own date header: the local clock may differ.
     """
     try:
         return max(0.0, float(retry_after))

@@ -1,8 +1,8 @@
-"""lm-evaluation-harness in a process of its own. The only file that imports lm_eval.
+"""lm-evaluation-harness in a separate process. The only file that imports lm_eval.
 
-`python -m workers.scorers.lm_eval REQUEST RESULT`: reads a JSON request, writes a JSON result. A
-process of its own, because the harness keeps models, seeds and logging to itself and may be killed
-when late.
+`python -m workers.scorers.lm_eval REQUEST RESULT`: reads a JSON request, writes a JSON result. The
+process is separate because the harness keeps models in memory, sets seeds and changes logging, and
+so that it can be killed after a timeout.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Scores = dict[str, dict[str, tuple[float, float | None]]]  # task -> metric -> v
 
 @dataclass(frozen=True, slots=True)
 class HarnessRequest:
-    """Which tasks to run on which models."""
+    """The tasks to run and the models to run them on."""
 
     models: dict[str, str]  # name -> Hugging Face folder
     tasks: tuple[str, ...]
-    task_folder: str  # YAML of the user's tasks; "" = those of the package
-    limit: int  # examples a task; 0 = all
+    task_folder: str  # YAML of the user's tasks; "" = the package's tasks
+    limit: int  # examples per task; 0 = all
     fewshot: int  # examples in the prompt; -1 = as the task says
     batch_size: int
     device: str
@@ -40,15 +40,15 @@ class HarnessRequest:
 
 
 def write_request(path: Path, request: HarnessRequest) -> None:
-    """Write what `main` reads."""
+    """Write the request file that `main` reads."""
     path.write_text(json.dumps(asdict(request)), encoding="utf-8")
 
 
 def read_result(path: Path) -> dict[str, Scores]:
-    """Scores of each model.
+    """Scores of each model from the result file.
 
     Raises:
-        RehearsalError: what `main` could not do.
+        RehearsalError: the error that `main` recorded.
     """
     result = json.loads(path.read_text(encoding="utf-8"))
     if "error" in result:
@@ -64,10 +64,10 @@ def read_result(path: Path) -> dict[str, Scores]:
 
 
 def read_metrics(tasks: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) -> Scores:
-    """The numbers of one model in the harness's table of results.
+    """The scores of one model from the harness's table of results.
 
-    Keys there are "metric,filter" with "metric_stderr,filter" beside; a filter that does nothing
-    is called none and left out here. Of a group its own line is kept, not those of its tasks.
+    Keys of the table are "metric,filter" and "metric_stderr,filter"; the filter "none", which does
+    nothing, is omitted here. For a group, its own line is kept, not those of its tasks.
 
     Raises:
         DataError: a metric is NaN or infinite.
@@ -96,10 +96,10 @@ def run_tasks(request: HarnessRequest) -> dict[str, Scores]:
     """Run all tasks on all models.
 
     Raises:
-        ConfigError: a task that the harness does not know.
-        DataError: a metric that is no number.
+        ConfigError: the harness does not know a task.
+        DataError: a metric is NaN or infinite.
     """
-    # by name: an optional package that type checkers of other environments do not find
+    # Imported by name, because type checkers do not find this optional package everywhere.
     evaluator: Any = importlib.import_module("lm_eval.evaluator")
     tasks: Any = importlib.import_module("lm_eval.tasks")
     manager = tasks.TaskManager(
@@ -130,9 +130,9 @@ def run_tasks(request: HarnessRequest) -> dict[str, Scores]:
 
 
 def model_arguments(folder: str, dtype: str) -> dict[str, object]:
-    """How the harness loads a model: its texts begin as the model's own tokenizer begins them.
+    """Arguments for loading a model so that texts begin as its tokenizer begins them.
 
-    Unless it is told, the harness leaves out what a tokenizer writes before a text.
+    By default the harness omits the tokens that a tokenizer puts before a text.
     """
     begins = bool(beginning(load_tokenizer(folder)))
     return {"pretrained": folder, "dtype": dtype, "add_bos_token": begins}
@@ -153,7 +153,7 @@ def _known(tasks: Sequence[str], names: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Run the request; an expected failure is written down, any other ends the process."""
+    """Run the request; expected errors go into the result file, others end the process."""
     request, result = (Path(name) for name in sys.argv[1:])
     fields = json.loads(request.read_text(encoding="utf-8"))
     try:

@@ -1,9 +1,8 @@
-"""Sequences of the policy as a reward model with a tokenizer of its own saw its training data.
+"""Conversion of the policy's sequences for a reward model with another tokenizer.
 
-A dialogue goes through the scorer's chat template, bare text stands as it is: both by the renderer
-that made the training rows (`workers.data.tokenize.render`), so that a scorer is asked in the
-format that it has learnt. A scorer without a chat template reads dialogues in the built-in one for
-base models.
+Dialogues go through the scorer's chat template, plain text is unchanged. Both use the renderer of
+the training rows (`workers.data.tokenize.render`), so that a scorer gets the format of its training
+data. A scorer without a chat template gets dialogues in the built-in template for base models.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
 
     from workers.data.rows.asked import Asked
 
-_ANY_LENGTH = 1 << 40  # tokens: it is for the model's positions to say what is too long
+_ANY_LENGTH = 1 << 40  # tokens: no limit here; the caller checks the model's positions
 _PROBE = (Message("user", "a"),)
 
 
 class TextBridge:
-    """Makes the token rows of one scorer.
+    """Builds the token rows for one scorer.
 
     Args:
-        tokenizer: The scorer's.
+        tokenizer: The scorer's tokenizer.
 
     Raises:
-        DataError: If its chat template cannot render an answer that ends with its end token.
+        DataError: The chat template cannot render an answer that ends with the end token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,7 +48,7 @@ class TextBridge:
             max_completion_tokens=_ANY_LENGTH,
         )
         (probe,) = self._renderer.comparisons([Comparison(_PROBE, ("a",), (1,), "")])
-        # for any other reason it is the words of the probe that this tokenizer cannot write
+        # Any other reason is about the probe's text, which this tokenizer cannot encode.
         if isinstance(probe, Rejected) and probe.reason.startswith("chat template"):
             raise DataError(
                 f"the reward model's chat template does not render a question and its answer: "
@@ -59,10 +58,10 @@ class TextBridge:
             )
 
     def __call__(self, exchanges: Sequence[Exchange]) -> tuple[Ragged, list[str]]:
-        """Token rows and reasons, one each.
+        """Token rows and failure reasons, one of each per exchange.
 
-        A row is the prompt, the response, and the end token if the response ended by itself. Where
-        there is a reason there is no row worth scoring, and it is empty.
+        A row is the prompt, the response, and the end token if the response ended by itself. If the
+        reason is not empty, the exchange cannot be scored, and its row is empty.
         """
         contexts = [each.asked.context for each in exchanges]
         answered = self._renderer.comparisons(
@@ -71,7 +70,7 @@ class TextBridge:
                 for context, each in zip(contexts, exchanges, strict=True)
             ]
         )
-        # for answers that hold no text: their end token alone follows the prompt
+        # For responses without text: only the end token follows the prompt.
         asked = self._renderer.prompts([PromptExample(context, "") for context in contexts])
         rows: list[list[int]] = []
         reasons: list[str] = []
@@ -96,15 +95,15 @@ class TextBridge:
 
 
 def require_prompts(bridge: TextBridge, asked: Sequence[Asked], where: str) -> list[str]:
-    """Try the first prompts of a run on a scorer; a sentence on those that it cannot read.
+    """Test the first prompts of a run on a scorer; returns a warning if some cannot be scored.
 
     Args:
-        bridge: The scorer's.
+        bridge: The scorer's bridge.
         asked: The prompts.
         where: The scorer's folder, for errors.
 
     Raises:
-        DataError: It can read none of them.
+        DataError: None of them can be scored.
     """
     _, reasons = bridge([Exchange(each, "a", finished=True) for each in asked])
     refused = [reason for reason in reasons if reason]
