@@ -1,1 +1,1 @@
-"""One row of a data set: the example that it says, before any tokenizer."""
+"""Rows of a data set as examples, before tokenization."""

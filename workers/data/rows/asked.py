@@ -1,6 +1,6 @@
-"""What a prompt says, for all who read words instead of the policy's tokens.
+"""Prompts as text, for readers that do not use the policy's tokens.
 
-Those are reward functions, reward models with a tokenizer of their own, and judges.
+These are reward functions, reward models with a separate tokenizer, and judges.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from workers.data.rows.examples import Context, Dialogue, Message
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One prompt in words."""
+    """One prompt as text."""
 
     prompt_id: int  # as in the rollouts
-    context: Context  # the bare text, or the dialogue before any template has seen it
+    context: Context  # the bare text, or the dialogue before the chat template
     rendered: str  # as the policy's tokenizer saw it, control tokens included
 
 
 def plain_text(context: Context) -> str:
     """A prompt as people would read it, without control tokens.
 
-    Bare text as it stands, a dialogue of one user turn as that turn, and any other dialogue with
-    the names of the speakers on lines of their own.
+    Bare text stays unchanged, a dialogue of one user turn becomes that turn, and any other dialogue
+    has the name of the speaker on a separate line before each turn.
     """
     if isinstance(context, str):
         return context
@@ -34,19 +34,19 @@ def plain_text(context: Context) -> str:
 
 
 def as_messages(context: Context) -> list[dict[str, str]]:
-    """A prompt as role and content of each turn, new at each call; bare text is a user's turn."""
+    """A prompt as a new list of role and content per turn; bare text is one user turn."""
     if isinstance(context, str):
         return [{"role": "user", "content": context}]
     return [{"role": turn.role, "content": turn.content} for turn in context]
 
 
 def pack_dialogue(context: Context) -> bytes:
-    """A dialogue as bytes; none for bare text."""
+    """A dialogue as bytes; b"" for bare text."""
     if isinstance(context, str):
         return b""
     return json.dumps([[turn.role, turn.content] for turn in context]).encode()
 
 
 def unpack_dialogue(packed: bytes) -> Dialogue:
-    """What `pack_dialogue` packed; () for bare text."""
+    """The dialogue that `pack_dialogue` packed; () for bare text."""
     return tuple(Message(role, content) for role, content in json.loads(packed or b"[]"))

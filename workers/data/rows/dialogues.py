@@ -1,4 +1,4 @@
-"""Dialogues as data sets write them."""
+"""Parse dialogues in the formats of the usual data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.data.rows.examples import Dialogue, Message, Speaker
 from workers.data.rows.meaning import turn_holds_media, turn_is_trained
 from workers.data.rows.unusable import MORE_THAN_TEXT, TOOL_CALLS, Unusable
 
-# Names of speakers in OpenAI's and ShareGPT's formats and their descendants.
+# Speakers in OpenAI's and ShareGPT's formats and formats derived from them.
 _SPEAKERS: dict[str, Speaker] = {
     "system": "system",
     "developer": "system",
@@ -23,7 +23,7 @@ _SPEAKERS: dict[str, Speaker] = {
     "model": "assistant",
     "chatgpt": "assistant",
 }
-# Speakers of what a program was asked and said, in the same formats.
+# Speakers of tool calls and their results, in the same formats.
 _TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 _CALLS = ("tool_calls", "function_call")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
@@ -47,17 +47,17 @@ def begins_late(value: object) -> bool:
 def parse_dialogue(line: Line, name: str) -> Dialogue:
     """A field as turns: a list of messages, one message, or one text that names each speaker.
 
-    Null turns are left out. A turn of "input" and "output" is one of the user and its answer.
+    Null turns are left out. An item with "input" and "output" is a user turn and the reply to it.
 
     Raises:
-        DataLineError: If it is none of them.
-        Unusable: If somebody else speaks, or a turn is more than text.
+        DataLineError: If the field has none of these forms.
+        Unusable: If there is another speaker, or a turn is more than text.
     """
     return turns_of(line, line.field(name), name)
 
 
 def turns_of(line: Line, value: object, name: str) -> Dialogue:
-    """As `parse_dialogue`, of a value that stands at `name`."""
+    """As `parse_dialogue`, for the value of the field `name`."""
     value = line.parsed(value)
     if isinstance(value, str) and is_dialogue(value):
         return _split_text(line.checked_text(value, name))
@@ -77,10 +77,11 @@ def turns_of(line: Line, value: object, name: str) -> Dialogue:
 
 
 def split_reply(dialogue: Dialogue) -> tuple[Dialogue, str]:
-    """All before the last turn, which must be the assistant's, and that turn.
+    """The turns before the last turn, and that turn, which must be the assistant's.
 
     Raises:
-        Unusable: If there is no such turn, no user before it, or an empty turn.
+        Unusable: If the last turn is not the assistant's, no user turn precedes it, or a turn is
+            empty.
     """
     if dialogue[-1].role != "assistant":
         raise Unusable("last turn is not the assistant's")
@@ -88,26 +89,26 @@ def split_reply(dialogue: Dialogue) -> tuple[Dialogue, str]:
 
 
 def until_user(dialogue: Dialogue) -> Dialogue:
-    """The turns up to the last one of the user.
+    """The turns up to and including the last user turn.
 
     Raises:
-        Unusable: If there is none, or an empty turn before it.
+        Unusable: If there is no user turn, or one of the turns is empty.
     """
     last = max((i for i, turn in enumerate(dialogue) if turn.role == "user"), default=-1)
     return checked_context(dialogue[: last + 1])
 
 
 def replies_of(dialogue: Dialogue) -> list[Message]:
-    """The turns of the assistant that follow one of the user."""
+    """The assistant turns after the first user turn."""
     first = next((i for i, turn in enumerate(dialogue) if turn.role == "user"), len(dialogue))
     return [turn for turn in dialogue[first:] if turn.role == "assistant"]
 
 
 def checked_context(dialogue: Dialogue) -> Dialogue:
-    """The turns before a reply.
+    """The dialogue, checked as the turns before a reply.
 
     Raises:
-        Unusable: If no turn is the user's, or one is empty.
+        Unusable: If there is no user turn, or a turn is empty.
     """
     if not any(turn.role == "user" for turn in dialogue):
         raise Unusable("no user turn before the reply")
@@ -117,7 +118,7 @@ def checked_context(dialogue: Dialogue) -> Dialogue:
 
 
 def checked_reply(text: str) -> str:
-    """A completion.
+    """The text, checked as a completion.
 
     Raises:
         Unusable: If it is empty.
@@ -161,7 +162,7 @@ def _message(line: Line, item: Mapping[str, object], name: str) -> Message:
 
 
 def _key(line: Line, item: Mapping[str, object], keys: tuple[str, str], name: str) -> str:
-    """The one of two keys that a turn has."""
+    """The key that a turn has, out of two that mean the same."""
     present = [key for key in keys if item.get(key) is not None]
     if not present:
         found = ", ".join(f'"{shown(each)}"' for each in item) or "nothing"

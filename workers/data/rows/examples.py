@@ -1,4 +1,4 @@
-"""What a line of a data set says, before any tokenizer has seen it."""
+"""Records of examples: demonstrations, comparisons, prompts and documents."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Message:
 
     role: Speaker
     content: str
-    trained: bool = True  # of an assistant's turn: False = its row says that it must not be
+    trained: bool = True  # assistant turns: False = the row marks it as not to be trained
 
 
 Dialogue = tuple[Message, ...]
-# A bare text goes to the tokenizer as it is; a dialogue is rendered by a chat template first.
+# Bare text is tokenized unchanged; a dialogue is rendered by a chat template first.
 Context = str | Dialogue
 
 
@@ -26,21 +26,21 @@ Context = str | Dialogue
 class Demonstration:
     """A response to imitate.
 
-    A chat of several turns is one demonstration: `context` holds all that came before the last
+    A chat of several turns is one demonstration: `context` holds all turns before the last
     assistant turn, earlier assistant turns included.
     """
 
     context: Context
     response: str
     where: str  # FILE:LINE, for messages
-    user: str = ""  # who wrote it; rows of one user stay in one split. "" = nobody said
+    user: str = ""  # who wrote it; rows of one user stay in one split. "" = not named
     source: str = ""  # name of the data set
-    trained: bool = True  # False: the row says that the response must not be trained
+    trained: bool = True  # False: the row marks the response as not to be trained
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """K completions of one context and how somebody ranked them."""
+    """K completions of one context and their ranks."""
 
     context: Context
     completions: tuple[str, ...]  # K >= 2
@@ -63,7 +63,7 @@ class PromptExample:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A piece of pretraining text."""
+    """A document of pretraining text."""
 
     text: str
     where: str
@@ -78,6 +78,6 @@ Example = Demonstration | Comparison | PromptExample | Document
 class Rejected:
     """A row that is well formed but cannot be used; counted by reason, never silent."""
 
-    reason: str  # a fixed phrase, so that rows can be counted by it
+    reason: str  # a fixed phrase, because rows are counted by it
     where: str
     source: str = ""

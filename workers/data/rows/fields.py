@@ -1,4 +1,4 @@
-"""The names under which data sets keep the parts of a row."""
+"""The known names of the fields of a row."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ INPUTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 USERS = ("user", "user_id")
 ANNOTATORS = ("annotator", "annotator_id", "worker", "worker_id")
-# What may follow each kind of prompt; the first name is the one that messages speak of.
+# Fields that may hold the reply to each kind of prompt; messages use the first name.
 REPLIES_TO = {
     "prompt": ("completion", "response", "answer", "output"),
     "question": ("answer", "response", "completion", "output"),
     "instruction": ("output", "response", "answer", "completion"),
 }
 REPLIES = REPLIES_TO["prompt"]
-# All that a reply may answer.
+# Every field that a reply may answer.
 ASKING = (*REPLIES_TO, *DIALOGUES, *INPUTS, *SYSTEMS, "history")
 
 
@@ -28,10 +28,10 @@ def first_of(line: Line, names: tuple[str, ...]) -> str:
 
 
 def only_of(line: Line, names: tuple[str, ...]) -> str:
-    """The one of these names that the row has; "" = none. Empty ones do not count beside others.
+    """The one of these names that the row has; "" = none. Empty fields yield to others.
 
     Raises:
-        DataLineError: If it has several that differ.
+        DataLineError: If it has several whose values differ.
     """
     present = [name for name in names if line.fields.get(name) is not None]
     found = [name for name in present if line.fields[name] not in ("", [])] or present[:1]
@@ -50,6 +50,6 @@ def ambiguous(line: Line, names: list[str]) -> NoReturn:
 
 
 def user_of(line: Line) -> str:
-    """Who wrote the row; "" = nobody is named."""
+    """The user who wrote the row; "" = not named."""
     name = first_of(line, USERS)
     return line.name(name) if name else ""

@@ -1,4 +1,4 @@
-"""Earlier turns of a dialogue, which some data sets keep in a field of their own."""
+"""Earlier turns of a dialogue, which some data sets keep in a separate field."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from workers.data.rows.examples import Dialogue, Message
 
 
 def earlier_turns(line: Line) -> Dialogue:
-    """The turns of "history": pairs of what was asked and answered, or messages.
+    """The turns of "history": pairs of question and answer, or messages.
 
     Raises:
         DataLineError: If it is neither.
-        Unusable: As for any dialogue.
+        Unusable: As `parse_dialogue`.
     """
     if "history" not in line.fields:
         return ()

@@ -1,7 +1,7 @@
-"""Marks that change what a row or a turn means: those that say it is bad, or not to be trained.
+"""Marks of rows and turns that are bad or must not be trained.
 
-They are looked for in every column, also where `columns` maps others: a row that is marked as bad
-must not be trained as good because nobody asked for the mark.
+Marks are looked for in every column, even where `columns` maps other columns only: a row that is
+marked as bad must not be trained because nobody mapped the column of the mark.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from workers.data.formats.jsonl import Line
 from workers.data.rows.unusable import TOOL_CALLS, Unusable
 
 MEDIA = "holds images, audio or video"
-# Columns that are true of good replies; of a demonstration they must not be false.
+# Columns that are true for good replies; in a demonstration they must not be false.
 _GOOD = ("label", "is_safe", "safe", "is_correct", "accepted", "is_accepted", "review_result")
 _TRAINED = ("train", "trainable", "loss", "train_on_turn")
 _MASKED = ("masked", "mask")
@@ -24,15 +24,15 @@ _TRUE = (True, 1, "true", "yes", "1")
 
 
 def check_row(row: Line, kind: str, mapped: set[str]) -> None:
-    """Refuse a row whose marks say that it is of no use for a kind.
+    """Refuse a row whose marks say that it must not be used for a kind.
 
     Args:
-        row: As it was read, all columns under their own names.
-        kind: What it is read as.
-        mapped: Columns that `columns` gives a meaning of their own; they are no marks.
+        row: The row as it was read, with unmapped column names.
+        kind: The kind that the row is read as.
+        mapped: Columns to which `columns` gives another meaning; they are not marks.
 
     Raises:
-        Unusable: If one does; names the column.
+        Unusable: If a mark says so; names the column.
     """
     marks = {
         name: row.fields[name]
@@ -63,16 +63,16 @@ def marks_read(row: Line, kind: str) -> set[str]:
 
 def _flags(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Columns that must not be true, and those that must not be false."""
-    if kind == "prompts":  # what is not to be trained may well be asked
+    if kind == "prompts":  # a row that must not be trained may still be sampled from
         return _GONE, ()
     return (*_GONE, *_MASKED), (*_TRAINED, *(_GOOD if kind == "demonstrations" else ()))
 
 
 def turn_is_trained(line: Line, turn: Mapping[str, object], name: str) -> bool:
-    """Whether a turn may be trained, by its own marks.
+    """Whether a turn may be trained, by the marks of the turn.
 
     Raises:
-        DataLineError: If its weight is another than 0 and 1.
+        DataLineError: If its weight is neither 0 nor 1.
     """
     weight = turn.get("weight")
     if weight is not None and flag(weight) is None:
@@ -89,12 +89,12 @@ def turn_is_trained(line: Line, turn: Mapping[str, object], name: str) -> bool:
 
 
 def turn_holds_media(turn: Mapping[str, object]) -> bool:
-    """Whether a turn comes with more than text."""
+    """Whether a turn has images, audio or video."""
     return any(_holds(turn.get(name)) for name in _MEDIA)
 
 
 def flag(value: object) -> bool | None:
-    """A mark as a truth value; None where it is none."""
+    """A mark as a boolean; None where it is not one."""
     if isinstance(value, str):
         value = value.strip().lower()
     if not isinstance(value, bool | int | float | str):
@@ -116,7 +116,7 @@ def _holds(value: object) -> bool:
 
 
 def _lists(value: object) -> bool:
-    """Whether a list or object of tools is given, and not empty; also as JSON text."""
+    """Whether a value is a non-empty list or object of tools, also as JSON text."""
     if isinstance(value, str):
         return value.strip()[:1] in ("[", "{") and value.strip() not in ("[]", "{}", "[{}]")
     return isinstance(value, list | dict) and bool(value) and value != [None]

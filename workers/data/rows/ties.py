@@ -1,4 +1,4 @@
-"""Rankings of completions that turn out to be the same."""
+"""Ties between completions that are equal as tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 def tied_ranks(completions: Sequence[Sequence[int]], ranks: Sequence[int]) -> tuple[int, ...]:
     """Ranks in which equal completions tie.
 
-    Equal completions of different ranks span a range of ranks, and all within the range tie with
-    them: what was better than the one and worse than the other is neither. Ranges that overlap are
-    one.
+    Equal completions with different ranks span a range of ranks, and all completions within the
+    range tie with them: one that is better than the first copy and worse than the second is neither
+    better nor worse. Overlapping ranges are merged.
 
     Args:
         completions: K token sequences.

@@ -1,4 +1,4 @@
-"""Why rows are of no use, in fixed words."""
+"""The error for well-formed rows that cannot be used, and its fixed reasons."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ MORE_THAN_TEXT = "a turn holds more than text"
 UNTRAINED = "marked as not to be trained"
 
 
-class Unusable(Exception):  # noqa: N818 - no error: a row to be counted
-    """A row that is well formed but of no use; the argument is a fixed reason."""
+class Unusable(Exception):  # noqa: N818 - not an error: the row is counted
+    """A row is well formed but cannot be used; the argument is a fixed reason."""
