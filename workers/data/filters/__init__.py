@@ -1,1 +1,1 @@
-"""Which rows a data set gives up, and which are held out."""
+"""Filters and splits: which rows are dropped, and which are held out."""

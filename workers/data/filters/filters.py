@@ -1,6 +1,6 @@
-"""Which rows a data set gives up, as masks over columns of hashes: True = the row stays.
+"""Filters of rows, as masks over columns of hashes: True = the row stays.
 
-Every function keeps the first rows in order, so appending to a set never drops a row of before.
+Every filter keeps the first rows in order, so appending to a set never drops an earlier row.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from workers.data.rows.examples import Context
 
 
 def prompt_key(context: Context) -> str:
-    """What makes two prompts the same: the words, not how a template dresses them.
+    """The identity of a prompt: its words, independent of any chat template.
 
-    A dialogue of one user turn equals the bare text of that turn.
+    A dialogue of one turn equals the bare text of that turn.
     """
     if isinstance(context, str):
         return context.strip()
@@ -24,10 +24,10 @@ def prompt_key(context: Context) -> str:
 
 
 def prompts_within(context: Context) -> list[str]:
-    """Keys of all that is asked in the course of a prompt, up to each turn of the user.
+    """Keys of the beginnings of a prompt, one up to each user turn.
 
-    System turns are left out, as they dress a question and do not change it. The last key is that
-    of the whole prompt; bare text has this one alone.
+    System turns are left out, because they do not change what is asked. The last key is that of
+    the whole prompt; bare text has this one alone.
     """
     if isinstance(context, str):
         return [prompt_key(context)]
@@ -37,7 +37,7 @@ def prompts_within(context: Context) -> list[str]:
 
 
 def conversation_text(context: Context) -> str:
-    """The words of a context without its system turns, which whole data sets share."""
+    """The text of a context without its system turns, which whole data sets share."""
     if isinstance(context, str):
         return context
     return "\n\n".join(turn.content for turn in context if turn.role != "system")
@@ -49,20 +49,20 @@ def first_of_each(hashes: HashArray) -> BoolArray:
 
 
 def first_of_each_beginning(beginnings: HashArray, keys: HashArray) -> BoolArray:
-    """(N,) True = no earlier row of another key has this beginning; rows of beginning 0 all stay.
+    """(N,) True = the first row with this beginning has the same key; rows of beginning 0 all stay.
 
     With hashes of the first n characters (0 for shorter texts) and of whole prompts, this is the
     paper's "deduplicate prompts by checking for prompts that share a long common prefix"
-    (InstructGPT, section 3.2); other rows of the first prompt itself are no duplicates of it.
+    (InstructGPT, section 3.2); other rows of the first prompt itself do not count as duplicates.
     """
     _, first, number = np.unique(beginnings, return_index=True, return_inverse=True)
     return (beginnings == 0) | (keys == keys[first[number]])
 
 
 def at_most_per_user(users: HashArray, most: int) -> BoolArray:
-    """(N,) True = among the first `most` rows of its user; rows of user 0 (nobody named) all stay.
+    """(N,) True = among the first `most` rows of its user; rows of user 0 (not named) all stay.
 
-    InstructGPT, section 3.2: at most 200 prompts a user id.
+    InstructGPT, section 3.2: at most 200 prompts per user id.
     """
     order = np.argsort(users, kind="stable")
     ordered = users[order]

@@ -1,9 +1,9 @@
-"""Personal data that a machine can recognise: addresses, numbers of phones, cards, accounts.
+"""Recognise personal data: e-mail and IP addresses, phone, card and account numbers.
 
-A filter for training text, not a guarantee: names and street addresses have no fixed form. Numbers
-of cards and accounts must be written as people write them (in one piece, or in the usual groups)
-and pass the checks of the `validators` library: check digits, issuers and their lengths. Numbers of
-a calculation are none of these, whatever their digits.
+A filter for training text, not a guarantee: names and street addresses have no fixed form. Card
+and account numbers must be written as people write them (in one piece, or in the usual groups)
+and pass the checks of the `validators` library: check digits, issuers and their lengths. A number
+within a calculation never counts as a card, social security or phone number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PII_KINDS = (
     "phone number",
 )
 
-# Every pattern starts where a run of its characters starts, so that long runs cost linear time.
+# Every pattern matches only at the start of a run of its characters, so long runs take linear time.
 _EMAIL = re.compile(
     r"(?<![\w.%+-])[A-Za-z0-9_%+-][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )
@@ -44,7 +44,7 @@ _ISSUERS = (
     *(validators.visa, validators.mastercard, validators.amex, validators.discover),
     *(validators.diners, validators.jcb, validators.unionpay, validators.mir),
 )
-# "5-4=", "<<5*4", "$5-4": what stands beside a number of a calculation
+# what is next to a number within a calculation, as in "5-4=", "<<5*4", "$5-4"
 _OPERATOR_BEFORE = re.compile(r"(?:(?<!\w)[\d.,]*\d[ ]?[*+/=\u00d7\u00f7^][ ]?|<<|>>|[$€£])[($]*$")
 _OPERATOR_AFTER = re.compile(
     r"\)*[ ]?(?:[*+\u00d7\u00f7^][ ]?[($]?\d|>>|<<|%(?!\w)|=[ ]?(?:<<|[$€£?-]|\d))"
@@ -83,7 +83,7 @@ def _checks(text: str) -> Iterator[bool]:
 
 
 def _numbers(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """Matches that are no part of a calculation."""
+    """Matches that are not part of a calculation."""
     for match in pattern.finditer(text):
         before = _OPERATOR_BEFORE.search(text, max(0, match.start() - _LOOK_BACK), match.start())
         if before is None and _OPERATOR_AFTER.match(text, match.end()) is None:
@@ -96,7 +96,7 @@ def _card(number: str) -> bool:
 
 
 def _iban(number: str) -> bool:
-    """Whether the groups, or the first of them, are one: words in capitals may stand behind."""
+    """Whether the groups, or the first few, are an IBAN: words in capitals may follow it."""
     groups = number.split(" ")
     ends = range(1, len(groups) + 1)
     return any(validators.iban("".join(groups[:end])) is True for end in ends)
@@ -111,7 +111,7 @@ def _ipv4(text: str) -> bool:
 
 def _ipv6(candidate: str) -> bool:
     groups = [group for group in candidate.split(":") if group]
-    # "a[::2]" and "12:30" are code and time; an address has more to it
+    # too short for an address, as "::2" of code and "12:30"
     if len(groups) < 2 or len("".join(groups)) < 4 or not any(c.isdigit() for c in candidate):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Which rows of a data set are held out."""
+"""Split rows into training and held-out rows by stable hashes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def stable_hash(text: str) -> int:
-    """64 bits of a text, equal in every process and on every machine; never 0."""
+    """A 64-bit hash of a text, equal in every process and on every machine; never 0."""
     digest = blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") or 1
 
@@ -24,17 +24,17 @@ def split_rows(
 ) -> tuple[IntArray, IntArray]:
     """Split rows into training and held-out ones by the stable hashes of their keys.
 
-    The hash alone decides, so a key that stands in several sets is held out in all of them or in
-    none, and neither the order nor the growth of a set moves a row. Of two or more distinct keys
-    at least one falls on each side, whatever their hashes.
+    The hash alone decides, so a key that occurs in several sets is held out in all of them or in
+    none, and neither the order nor the growth of a set moves a row. If two or more distinct keys
+    are not in `held`, each side gets at least one of them, whatever their hashes.
 
     Args:
-        keys: (N,) hash of each row's user or, where nobody is named, of its prompt; equal keys
-            stay together.
+        keys: (N,) hash of each row's user or, if no user is named, of its prompt; equal keys stay
+            together.
         fraction: Share of the keys that is held out.
-        held: (N,) True = this row, and every other one of its key, is held out in any case.
-        fold: Which slice of the range of hashes is held out: 0 = the highest, 1 = the one below it,
-            as many as there is room for. Folds have no key in common.
+        held: (N,) True = this row and all rows with its key are held out in any case.
+        fold: Which slice of the range of hashes is held out: 0 = the highest, 1 = the next below,
+            up to 1 / `fraction` slices. Folds have no key in common.
 
     Returns:
         Row numbers of the training rows and of the held-out rows, in order.
