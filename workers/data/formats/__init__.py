@@ -1,1 +1,1 @@
-"""Files of data as JSON-like rows, whatever their format."""
+"""Readers of data files of any supported format as JSON-like rows."""

@@ -1,7 +1,7 @@
-"""Folders of data files: which files hold a split, with nothing outside the folder ever looked at.
+"""Find the files of a split in a folder, without access to anything outside the folder.
 
-A folder may come from anybody. Its README may name files of the folder alone, no link of it may
-lead out, and no code of it runs.
+A folder may be from an untrusted source. Its README may name only files of the folder, no link may
+lead out of it, and none of its code runs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from workers.data.formats.names import family_by_suffix
 from workers.errors import DataError
 from workers.process.regular_files import open_regular
 
-_CARDS = ("README.md", ".huggingface.yaml")  # the later one wins
+_CARDS = ("README.md", ".huggingface.yaml")  # the later one takes precedence
 _CARD_BYTES = 2**20
 _MOST_ENTRIES = 100_000
 _FIX_CARD = "correct the `configs` of the card, or name the data file itself"
 
 
 def check_folder(folder: str) -> None:
-    """Refuse a folder that leads elsewhere.
+    """Refuse a folder whose links lead out of it.
 
     Raises:
-        DataError: A link of the folder leads out of it, or it has too many entries to be looked at.
+        DataError: A link of the folder leads out of it or nowhere, or it has too many entries.
     """
     roots = _roots(Path(folder))
     entries = 0
@@ -50,8 +50,8 @@ def check_folder(folder: str) -> None:
 def split_files(folder: str, split: str, subset: str) -> list[str]:
     """The files that hold a split of a folder of data files.
 
-    Files are told apart as on the hub: by the `configs` of a README.md, else by "train", "test" and
-    the like in their names or folders. Nothing is downloaded.
+    Files are assigned to splits as on the hub: by the `configs` of a README.md, else by "train",
+    "test" and similar words in their names or folders. Nothing is downloaded.
 
     Raises:
         DataError: If there are no data files, or none for this split or subset; if the README names
@@ -70,7 +70,7 @@ def split_files(folder: str, split: str, subset: str) -> list[str]:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where links may lead: the folder, and what its downloads share on the hub's client's disk."""
+    """Where links may lead: the folder and, in the cache of the hub client, its blobs."""
     real = folder.resolve()
     shared = real.parent.parent / "blobs"
     return [real, shared] if real.parent.name == "snapshots" else [real]
@@ -94,13 +94,13 @@ def _check_inside(path: Path, roots: list[Path]) -> None:
 
 
 def _default_files(folder: str) -> dict[str, list[str]]:
-    """By the names of files and folders."""
+    """The files of each split, by the names of files and folders."""
     from datasets.data_files import get_data_patterns
 
     escaped = glob.escape(folder)
     try:
         patterns = get_data_patterns(escaped)
-    except (FileNotFoundError, ValueError) as error:  # none; or a split of a forbidden name
+    except (FileNotFoundError, ValueError) as error:  # no files, or a forbidden name of a split
         raise _none(folder) from error
     parts = {str(split): _found(folder, patterns[split]) for split in patterns}
     family = _family(folder, [file for files in parts.values() for file in files])
@@ -112,7 +112,7 @@ def _default_files(folder: str) -> dict[str, list[str]]:
 
 
 def _family(folder: str, files: list[str]) -> str:
-    """The one format of the data files; texts beside others are notes and licences."""
+    """The one format of the data files; text files next to others are notes and licences."""
     found = {family_by_suffix(file) for file in files} - {""}
     data = sorted(found - {"text"} or found)
     if not data:
@@ -127,7 +127,7 @@ def _family(folder: str, files: list[str]) -> str:
 
 
 def _card_files(folder: str, subset: str) -> dict[str, list[str]]:
-    """By the `configs` of the card; none where it has none, or names no files."""
+    """The files of each split, by the `configs` of the card; {} if there are none."""
     from datasets.data_files import sanitize_patterns
 
     configs = _configs(folder)
@@ -205,7 +205,7 @@ def _chosen_config(
 
 
 def _inner(pattern: object, folder: str) -> str:
-    """A path or pattern of the card, which must stay within the folder."""
+    """A path or pattern of the card, checked not to lead out of the folder."""
     if not isinstance(pattern, str) or "\0" in pattern:
         raise _bad_card(f"{pattern!r} in the card is no path", folder)
     path = PurePosixPath(pattern)

@@ -1,6 +1,6 @@
-"""Data-set folders, and data sets of the Hugging Face hub, through the `datasets` library.
+"""Read saved data-set folders and data sets on the Hugging Face hub by the `datasets` library.
 
-Loading scripts never run: the library refuses them, and nothing here asks it to trust any code.
+Loading scripts never run: the library refuses them, and nothing here sets `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from workers.errors import DataError, RehearsalError
 from workers.process.caught_errors import Caught
 from workers.process.regular_files import read_bounded
 
-_SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
-_STATE_BYTES = 2**20  # of the files that list its parts
+_SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk
+_STATE_BYTES = 2**20  # limit for the files that list the parts
 _BATCH_ROWS = 256  # in memory at a time
 
 
@@ -32,7 +32,7 @@ def scan_saved(path: str, split: str, meter: Meter | None = None) -> Iterator[Li
     """Yield the rows of a folder that `save_to_disk` wrote.
 
     Raises:
-        DataError: If it cannot be read, or has several splits and not this one.
+        DataError: If it cannot be read, or has several splits but not this one.
     """
     import datasets
 
@@ -44,17 +44,17 @@ def scan_saved(path: str, split: str, meter: Meter | None = None) -> Iterator[Li
         found = _chosen({str(name): part for name, part in found.items()}, path, split)
     if meter is not None:
         meter.total, meter.unit = len(found), "rows"
-    # as tables: rows would have their pictures and sounds read, from wherever they point to
+    # as Arrow tables: reading rows would load the images and audio files that they point to
     tables: Any = found.with_format("arrow").iter(_BATCH_ROWS)
     rows = (row for table in tables for row in table.to_pylist())
     yield from _rows(rows, path, path, split, meter)
 
 
 def _check_saved(folder: Path) -> None:
-    """Refuse names of files that lead out of the folder, which a saved set consists of.
+    """Refuse a saved data set that lists a file outside its folder.
 
     Raises:
-        DataError: There is one.
+        DataError: There is such a file.
     """
     for place in [folder, *(each for each in folder.iterdir() if each.is_dir())]:
         for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
@@ -83,7 +83,7 @@ def scan_hub(name: str, split: str, subset: str, meter: Meter | None = None) -> 
         found = datasets.load_dataset(name, name=subset or None, split=split, streaming=True)
     if meter is not None:
         meter.unit = "rows"
-        # pictures and sounds are not read: they may point anywhere
+        # images and audio are not decoded: their paths may point anywhere
         found = found.decode(False) if found.features else found
     yield from _rows(found, name, f"{name} ({split})", split, meter)
 
@@ -115,7 +115,7 @@ def _chosen(parts: Mapping[str, Any], path: str, split: str) -> Any:
 @contextmanager
 def _refusals(path: str, split: str) -> Iterator[None]:
     """Turn what `datasets` raises on data that it cannot read into a `DataError`."""
-    caught = Caught(Exception)  # its readers and parsers raise whatever they meet
+    caught = Caught(Exception)  # its readers and parsers raise errors of any type
     with caught:
         yield
     error = caught.error

@@ -1,4 +1,4 @@
-"""JSON files, read object by object: a list of objects, or an object that holds one list."""
+"""Read JSON files object by object: a list of objects, or an object that holds one list."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def scan_json(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
-    """Yield the objects of the list; only one of them is in memory at a time.
+    """Yield the objects of the list, one in memory at a time.
 
     Raises:
         DataError: If the file is not JSON of one of the two shapes.
-        DataLineError: If one value is over the limit.
+        DataLineError: If one value is over `MAX_LINE_BYTES`.
     """
     with open_bytes(path, meter) as (stream, raw):
         text = _Text(stream, raw, path, meter)
@@ -41,7 +41,7 @@ def scan_json(path: str, meter: Meter | None = None) -> Iterator[Line | DataLine
 
 
 def is_turn(value: object) -> bool:
-    """Whether a value is a turn of a dialogue, which is no row."""
+    """Whether a value is a turn of a dialogue, and so not a row."""
     return isinstance(value, dict) and (
         {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
     )
@@ -97,7 +97,7 @@ def _not_an_object(value: object, where: str) -> DataLineError:
 
 
 class _Text:
-    """The text of a file from a cursor on, decoded as far as is needed."""
+    """The text of a file after a cursor, read and decoded as far as needed."""
 
     def __init__(self, stream: BinaryIO, raw: BinaryIO, path: str, meter: Meter | None) -> None:
         self.path = path
@@ -110,7 +110,7 @@ class _Text:
         self._ended = False
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end of the file."""
+        """The next character that is not white space; "" at the end of the file."""
         space = 0
         while True:
             match = _SPACE.match(self._text, self._at)
@@ -125,7 +125,7 @@ class _Text:
                 return ""
 
     def take(self, character: str) -> None:
-        """Step over a character that must come next."""
+        """Skip the next character, which must be `character`."""
         found = self.peek()
         if found != character:
             raise self.error(f"not valid JSON: {character!r} expected, {found!r} found")
@@ -134,14 +134,14 @@ class _Text:
     def value(self) -> str:
         """The source text of the next value.
 
-        Values are parsed from the text that is at hand; as long as that fails, the text at hand is
-        doubled, so a value costs at most twice its length.
+        A value is parsed from the text in memory. While that fails, more text is read, up to twice
+        as much each time, so that parsing a long value takes linear time in all.
         """
         self.peek()
         while True:
             try:
                 _, end = self._scan.raw_decode(self._text, self._at)
-                # a number at the end of the text at hand may go on
+                # a number at the end of the text in memory may continue
                 if end < len(self._text) or self._ended:
                     source = self._text[self._at : end]
                     self._at = end
@@ -157,7 +157,7 @@ class _Text:
             self._more(min(max(_CHUNK, at_hand), MAX_LINE_BYTES + 1 - at_hand))
 
     def error(self, what: str, fix: str = _FIX) -> DataError:
-        """The error at the cursor."""
+        """An error that names the place of the cursor."""
         return DataError(what, where=f"{self.path} before byte {self._bytes}", fix=fix)
 
     def _more(self, size: int) -> bool:

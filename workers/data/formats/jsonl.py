@@ -1,4 +1,4 @@
-"""JSONL files: one JSON object a line, every complaint with FILE:LINE."""
+"""Read JSONL files, one JSON object per line; every error names FILE:LINE."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from workers.errors import DataLineError
 
 _FIX = "correct or delete this line"
 _IDS = "write names of users, annotators and rows as text or as whole numbers"
-_WHOLE = re.compile(r"-?[0-9]+\.0")  # how tables write a whole number of a column with gaps
-_EXACT = 2.0**53  # whole numbers beyond have no decimal number of their own
+_WHOLE = re.compile(r"-?[0-9]+\.0")  # a whole number in a CSV column that also has empty cells
+_EXACT = 2.0**53  # larger whole numbers are not exact as floats
 _PLACE_CHARACTERS = 200  # of a place within a row; the middle of a longer one is left out
-_NULL_LEVELS = 16  # how deep nulls are looked for; no shape reaches deeper
+_NULL_LEVELS = 16  # depth to which nulls are removed; no accepted shape is deeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,16 @@ class Line:
     fields: Mapping[str, object]
     where: str  # FILE:LINE, or FILE row N
     typed: bool = True  # False: every value is text, as in CSV; numbers and lists are parsed
-    # field -> the column that it was mapped from, for messages
+    # field -> the column that is mapped to it, for messages
     columns: Mapping[str, str] = attribute(default_factory=dict, compare=False)
-    nulls: tuple[str, ...] = attribute(default=(), compare=False)  # absent fields that were null
-    used: set[str] = attribute(default_factory=set, compare=False)  # fields that somebody has read
+    nulls: tuple[str, ...] = attribute(default=(), compare=False)  # removed null fields
+    used: set[str] = attribute(default_factory=set, compare=False)  # fields read so far
 
     def without_nulls(self) -> Line:
-        """The row without its null fields, those of objects in it included.
+        """The row without its null fields, including those of nested objects.
 
-        Null entries of lists stay, so that lists beside each other keep their order; an object of
-        nothing but nulls, as tables fill gaps with, is null itself.
+        Null entries of lists stay, so that parallel lists stay aligned. An object whose fields are
+        all null, as tables write for a missing value, counts as null.
         """
         fields = {
             key: value
@@ -57,7 +57,7 @@ class Line:
         return self.checked_text(self.field(name), name)
 
     def texts(self, name: str) -> list[str]:
-        """A field that lists strings; null entries are left out."""
+        """A field that is a list of strings; null entries are left out."""
         return [
             self.checked_text(item, f"{name}[{i}]")
             for i, item in enumerate(self.list(name))
@@ -73,10 +73,10 @@ class Line:
         return None if value is None else self._checked_score(value, name)
 
     def name(self, name: str) -> str:
-        """An optional field that names somebody or something; "" where it is missing or null.
+        """An optional field that names a person or thing; "" where it is missing or null.
 
-        Whole numbers are names by their digits. Tables turn them into 7.0 where a row of the column
-        holds none, which is 7 again here; beyond 2^53 such numbers are no longer the ones meant.
+        The name of a whole number is its digits. Tables write 7 as 7.0 if the column has an empty
+        cell; this is read as 7. Beyond 2^53 such numbers are inexact and refused.
         """
         value = self.fields.get(name)
         if value is None:
@@ -85,7 +85,7 @@ class Line:
         return self.checked_name(value, name)
 
     def checked_name(self, value: object, name: str) -> str:
-        """The value, which must name somebody or something."""
+        """The value as a name: a string, or the digits of a whole number."""
         if not self.typed and isinstance(value, str) and _WHOLE.fullmatch(value):
             return value.partition(".")[0]
         if isinstance(value, float) and value.is_integer():
@@ -97,7 +97,7 @@ class Line:
         return self.checked_text(value, name)
 
     def field(self, name: str) -> object:
-        """Any field."""
+        """A field of any type, which must not be missing or null."""
         self.used.add(name)
         if self.fields.get(name) is None:
             column = self.columns.get(name, name)
@@ -106,7 +106,7 @@ class Line:
         return self.fields[name]
 
     def list(self, name: str) -> list[object]:
-        """A field that is a list of anything."""
+        """A field that is a list with entries of any type."""
         value = self.parsed(self.field(name))
         if not isinstance(value, list):
             self.fail(f'"{name}" must be a list, not {kind_of(value)}')
@@ -121,7 +121,7 @@ class Line:
         return value
 
     def parsed(self, value: object) -> object:
-        """The value; a list or an object that a table holds as JSON text is parsed."""
+        """The value; in an untyped row, JSON text of a list or an object is parsed."""
         if not self.typed and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
             return without_nulls(parse_json(value, self.where))
         return value
@@ -138,7 +138,7 @@ class Line:
 
     def _checked_rank(self, value: object, name: str) -> int:
         value = self._number(value)
-        if isinstance(value, float) and value.is_integer():  # tables store whole numbers so
+        if isinstance(value, float) and value.is_integer():  # tables may store integers as floats
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail(f'"{name}" must be a whole number, not {kind_of(value)}')
@@ -188,7 +188,7 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
 
 
 def scan_jsonl(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
-    """As `read_jsonl`, with the error of a bad line in its place and unraised."""
+    """As `read_jsonl`, but a bad line is yielded as its error instead of raised."""
     for number, raw in bounded_lines(path, meter):
         if isinstance(raw, DataLineError):
             yield raw
@@ -203,8 +203,8 @@ def parse_json(text: str, where: str) -> object:
     """Parse one JSON value strictly.
 
     Raises:
-        DataLineError: If it is not JSON, holds NaN or Infinity (names the field that does), or an
-            object with a name that comes twice or cannot be encoded.
+        DataLineError: If it is not JSON, holds NaN or Infinity (the error names the field), or has
+            an object in which a name occurs twice or cannot be encoded.
     """
     odd: list[str] = []
     wrong_keys: list[str] = []
@@ -255,7 +255,7 @@ def _encodes(text: str) -> bool:
 
 
 def without_nulls(value: object, levels: int = _NULL_LEVELS) -> object:
-    """A value without null fields; None where it is null or an object of nulls alone."""
+    """A value without null fields; None where it is null or an object of nulls only."""
     if isinstance(value, dict) and levels:
         kept = {
             key: found
@@ -269,12 +269,12 @@ def without_nulls(value: object, levels: int = _NULL_LEVELS) -> object:
 
 
 def shown(name: str) -> str:
-    """A name for messages: half surrogates escaped, the middle of a long one left out."""
+    """A name for messages: lone surrogates escaped, the middle of a long name left out."""
     return _shortened(name.encode("utf-8", "backslashreplace").decode())
 
 
 def kind_of(value: object) -> str:
-    """What a parsed value is, in words."""
+    """The type of a parsed value, as a phrase for messages."""
     if value is None:
         return "null"
     if isinstance(value, float) and not math.isfinite(value):
@@ -306,9 +306,10 @@ def _parse(raw: bytes, where: str) -> Line:
 
 
 def _place_of_constant(value: object) -> str:
-    """Dotted path of the first NaN or infinite number, its middle left out where it is long.
+    """Dotted path of the first NaN or infinite number; the middle of a long path is left out.
 
-    By a stack of its own: the parser goes deeper than Python functions may call each other.
+    Iterative with an explicit stack: parsed values may be nested deeper than Python's recursion
+    limit.
     """
     ahead: list[tuple[str, object]] = [("", value)]
     while ahead:

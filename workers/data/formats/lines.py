@@ -1,4 +1,4 @@
-"""Lines of a plain or gzipped file, a bounded piece at a time."""
+"""Read lines of plain or gzipped files, with a limit on the length of a line."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from workers.errors import DataError, DataLineError
 from workers.process.regular_files import open_regular
 
 MAX_LINE_BYTES = 8 * 2**20  # a longer line is refused without being read into memory
-_LONGEST_LINE_BYTES = 2**28  # nothing behind a longer one is looked for
+_LONGEST_LINE_BYTES = 2**28  # reading stops at a longer line
 _GZIP = b"\x1f\x8b"
-_METER_LINES = 256  # lines between two looks at the file position
+_METER_LINES = 256  # lines between two updates of the progress
 
 
 @dataclass(slots=True)
 class Meter:
-    """How far reading has come, for a progress bar; in bytes on disk, or in rows."""
+    """Progress of reading, for a progress bar; in bytes on disk, or in rows."""
 
     total: int = 0  # 0 = unknown
     done: int = 0
@@ -34,7 +34,7 @@ def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO
     """Open a file and, where its content is gzip, decompress it.
 
     Yields:
-        The stream to read, and the file on disk beneath it, whose position tells the progress.
+        The stream to read, and the underlying file on disk, whose position gives the progress.
 
     Raises:
         DataError: If the file cannot be opened or read, or its compression is broken.
@@ -53,7 +53,7 @@ def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO
             if meter is not None:
                 meter.total = os.fstat(raw.fileno()).st_size
             if raw.peek(2)[:2] == _GZIP:
-                # GzipFile reads through a buffer of its own, so a line costs no Python per byte
+                # the buffer finds line ends in C; GzipFile alone would be slow per line
                 yield io.BufferedReader(gzip.GzipFile(fileobj=raw), 2**20), raw  # pyright: ignore[reportArgumentType]
             else:
                 yield raw, raw
@@ -68,7 +68,7 @@ def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO
 def bounded_lines(
     path: str, meter: Meter | None = None, limit: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[int, bytes | DataLineError]]:
-    """Yield each line with its number from 1; for a line over `limit` bytes an error, unraised.
+    """Yield each line with its number from 1; a line over `limit` bytes is yielded as an error.
 
     Raises:
         DataError: As `open_bytes`.
@@ -104,7 +104,7 @@ def _skip_line(stream: BinaryIO, where: str, limit: int) -> None:
 
 
 def only_space(where: str) -> DataError:
-    """The error for a file that does not go on."""
+    """The error for a file with too much white space in one place."""
     return DataError(
         f"over {MAX_LINE_BYTES / 2**20:g} MiB of white space in a row",
         where=where,
@@ -122,7 +122,7 @@ def too_long(where: str, limit: int = MAX_LINE_BYTES) -> DataLineError:
 
 
 def holds_nul(where: str) -> DataLineError:
-    """The error for a line of text that is none."""
+    """The error for a line that holds a NUL character, and so is not text."""
     return DataLineError(
         "holds a NUL character, which text does not",
         where=where,

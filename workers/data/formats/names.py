@@ -1,4 +1,4 @@
-"""Formats of data files, by their names."""
+"""Formats of data files, by the suffixes of their names."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FAMILIES = {"jsonl": "JSON", "parquet": "Parquet", "csv": "CSV", "tsv": "CSV", 
 
 
 def format_by_suffix(path: str) -> str:
-    """The format that the name of a file tells; "" where it tells none, as ".json" does not."""
+    """The format by the suffix of a file; "" if the suffix does not decide, as for ".json"."""
     return _SUFFIXES.get(_suffix(path), "")
 
 
 def family_by_suffix(path: str) -> str:
-    """JSON, Parquet, CSV or text; "" for a file of no data."""
+    """JSON, Parquet, CSV or text; "" for a file that is not a data file."""
     return "JSON" if _suffix(path) == ".json" else _FAMILIES.get(format_by_suffix(path), "")
 
 

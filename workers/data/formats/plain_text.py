@@ -1,4 +1,4 @@
-"""Plain text files as documents of a few kB."""
+"""Read plain text files as documents of a few kB."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from workers.data.formats.jsonl import Line
 from workers.data.formats.lines import Meter, bounded_lines, holds_nul
 from workers.errors import DataLineError
 
-PIECE_CHARACTERS = 4096  # a document ends at the first blank line after so many characters
-_LONGEST = 2 * PIECE_CHARACTERS  # and at a line end, or inside a line, after so many
+PIECE_CHARACTERS = 4096  # a document ends at the first blank line after this many characters
+_LONGEST = 2 * PIECE_CHARACTERS  # or at a line end, or within a line, after this many
 
 
 def scan_text(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
-    """Yield the text in pieces as {"text"}; put end to end they are the file again.
+    """Yield the text in pieces as {"text"}; their concatenation is the file.
 
-    A bad line is left out of its piece, and its error stands before the piece. White space alone
-    is no piece: it stays at the end of the piece before it.
+    A bad line is left out of its piece, and its error is yielded before the piece. White space
+    alone is not a piece: it stays at the end of the preceding piece.
 
     Raises:
         DataError: If the file cannot be opened, or its compression is broken.

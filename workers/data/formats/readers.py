@@ -1,4 +1,4 @@
-"""Rows of a data set in any usual format."""
+"""Read the rows of a data set in any supported format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SCANS: dict[str, _Scan] = {
     "tsv": partial(scan_csv, delimiter="\t"),
     "text": scan_text,
 }
-# OWNER/NAME, or the NAME alone of a data set that the hub's own staff keeps
+# OWNER/NAME, or NAME alone for data sets without an owner on the hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PARQUET = b"PAR1"
 
@@ -46,14 +46,14 @@ def read_rows(
         path: A file (JSONL, JSON, Parquet, CSV, TSV, plain text; all but Parquet also gzipped), a
             folder of such files, a folder that `save_to_disk` of the `datasets` library wrote, or
             the id of a data set on the Hugging Face hub.
-        format: One of `FORMATS`; "auto" goes by the suffix, and where that says nothing by the
-            content. "datasets" takes `path` for a folder or an id.
-        split: Of a folder or data set with several splits, which one.
-        subset: Of a folder or data set with several configurations, which one.
+        format: One of `FORMATS`; "auto" decides by the suffix, or else by the content. "datasets"
+            means that `path` is a folder or an id.
+        split: The split to read, if the folder or data set has several.
+        subset: The configuration to read, if the folder or data set has several.
 
     Raises:
         ConfigError: If there is no such format.
-        DataError: If the source cannot be opened, is of no known format or is damaged.
+        DataError: If the source cannot be opened, has no known format or is damaged.
         DataLineError: On the first line or row that does not parse.
         EmptyDatasetError: If there is no row at all.
     """
@@ -71,7 +71,7 @@ def scan_rows(
     subset: str = "",
     meter: Meter | None = None,
 ) -> Iterator[Row]:
-    """As `read_rows`, with the error of a bad line in its place and unraised."""
+    """As `read_rows`, but a bad line is yielded as its error instead of raised."""
     if format not in FORMATS:
         raise ConfigError(
             f"no data format {format!r}", where="format", fix=f"one of: {', '.join(FORMATS)}"
@@ -102,11 +102,11 @@ def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None
 
 
 def _check_name(path: str) -> None:
-    """Refuse a path that no system call would take, or that may not even be looked at."""
+    """Refuse a path that is invalid or not accessible."""
     try:
         Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):
-        return  # told in the words of the format, or the id of a data set
+        return  # reported by the reader of the format, or it is the id of a data set
     except (OSError, ValueError) as error:  # too long, forbidden, a NUL character
         raise DataError(
             f"cannot open the data file: {getattr(error, 'strerror', None) or error}",
@@ -127,7 +127,7 @@ def _may_be_hub_id(path: str) -> bool:
 
 
 def _by_content(path: str) -> str:
-    """The format that the first bytes tell; ".json" says too little, as it is used for JSONL."""
+    """The format by the first bytes; needed for ".json", which is also used for JSONL."""
     with open_bytes(path) as (stream, _):
         start = stream.read(4096).removeprefix(b"\xef\xbb\xbf")
     if start.startswith(_PARQUET):
@@ -147,7 +147,10 @@ def _by_content(path: str) -> str:
 
 
 def _has_row_a_line(path: str) -> bool:
-    """Whether the first line is a whole object and either not alone or no holder of a list."""
+    """Whether a file is JSONL: its first line is one object, and more lines follow or it is a row.
+
+    A single object that holds one list of objects is not a row but a JSON data file.
+    """
     found: list[Row] = []
     for row in scan_jsonl(path):
         found.append(row)
@@ -157,7 +160,7 @@ def _has_row_a_line(path: str) -> bool:
     if isinstance(first, DataLineError):
         return False
     lists = [value for value in first.fields.values() if isinstance(value, list)]
-    # the list of a dialogue holds turns: such an object is a row itself
+    # an object whose list holds turns is a dialogue, which is a row
     holds_rows = (
         len(lists) == 1
         and isinstance(next(iter(lists[0]), None), dict)

@@ -1,4 +1,4 @@
-"""Tables: CSV and Parquet."""
+"""Read tables: CSV, TSV and Parquet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
     from pyarrow import RecordBatch
 
 _BATCH_ROWS = 256  # Parquet rows in memory at a time
-_ROW_LINES = 1000  # physical lines of a CSV row; more are the work of a stray quotation mark
+_ROW_LINES = 1000  # most physical lines of a CSV row; more are due to a stray quotation mark
 _FIX = "correct or delete this row"
 
 
@@ -33,9 +33,9 @@ def scan_csv(
     """Yield the rows under a header line; every value is text, and an empty cell is null.
 
     Raises:
-        DataError: If the file cannot be opened, its compression is broken, the header line is no
-            list of distinct names, or a quotation mark is amiss: no row behind it is then sure to
-            begin where it seems to, so the rows cannot be told from one another.
+        DataError: If the file cannot be opened, its compression is broken, the header line is not a
+            list of distinct names, or a quotation mark is misplaced: the boundaries of all later
+            rows are then uncertain.
     """
     source = _CsvLines(path, meter)
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -69,7 +69,7 @@ def scan_parquet(path: str, meter: Meter | None = None) -> Iterator[Line | DataL
     """Yield the rows, batch by batch.
 
     Raises:
-        DataError: If the file cannot be opened, or is no readable Parquet.
+        DataError: If the file cannot be opened, or is not readable Parquet.
     """
     number = 0
     with open_bytes(path) as (_, raw):
@@ -110,7 +110,7 @@ def _batches(raw: BinaryIO, path: str, meter: Meter | None) -> Iterator[RecordBa
 @contextmanager
 def _refusals(where: str) -> Iterator[None]:
     """Turn what Arrow raises on a file that it cannot read into a `DataError`."""
-    caught = Caught(Exception)  # damaged bytes reach every part of it
+    caught = Caught(Exception)  # damaged bytes can cause any error in Arrow
     with caught:
         yield
     if isinstance(caught.error, RehearsalError):
@@ -124,10 +124,10 @@ def _refusals(where: str) -> Iterator[None]:
 
 
 class _CsvLines:
-    """Decoded lines for the CSV reader; lines that it must not see become errors."""
+    """Decoded lines for the CSV reader; lines that it cannot read are collected as errors."""
 
     def __init__(self, path: str, meter: Meter | None) -> None:
-        self.number = 0  # of the line handed out last
+        self.number = 0  # of the line returned last
         self.errors: list[DataLineError] = []
         self._path = path
         self._lines = bounded_lines(path, meter)
@@ -139,7 +139,7 @@ class _CsvLines:
         for number, raw in self._lines:
             self.number = number
             if not isinstance(raw, DataLineError):
-                # bad bytes become lone surrogates, by which their cell is found
+                # bad bytes become lone surrogates, so that the error can name their cell
                 text = raw.decode("utf-8", errors="surrogateescape")
                 if "\0" in text:
                     self.errors.append(holds_nul(f"{self._path}:{number}"))
@@ -195,7 +195,7 @@ def _parquet_row(batch: RecordBatch, i: int, where: str) -> Line | DataLineError
         except UnicodeDecodeError:
             return DataLineError(f'"{name}" holds invalid UTF-8', where=where, fix=_FIX)
         except (pa.ArrowException, OverflowError, ValueError, LookupError, TypeError) as error:
-            # such as a time of no calendar or zone
+            # such as an invalid time or time zone
             what = f'"{name}" of type {column.type} cannot be read: {error}'
             return DataLineError(what, where=where, fix=_FIX)
     return Line(fields, where)
