@@ -1,1 +1,1 @@
-"""From examples to token rows: tokenizers, chat templates, rendering."""
+"""Turn examples into token rows: tokenizers, chat templates, rendering."""

@@ -1,8 +1,8 @@
-"""What a tokenizer writes before a text, and how to say so in the tokenizer itself.
+"""Find and set the tokens that a tokenizer adds before a text.
 
-Whoever loads a model prompts it with what its tokenizer makes of a text. Training therefore begins
-bare text with exactly the tokens that the tokenizer writes by itself, and a choice that departs
-from them is written into the tokenizer, which is published with the model.
+A user of a published model prompts it with the tokens that its tokenizer produces. Training
+therefore begins bare text with exactly the tokens that the tokenizer adds by default. A choice that
+differs from them is written into the tokenizer, which is published with the model.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _PROBES = ("a", "0", ".", "the")  # some tokenizers drop characters; none drops 
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids that a tokenizer writes before a text by itself; () where there are none.
+    """The ids that a tokenizer adds before a text by default; () where there are none.
 
     Raises:
-        DataError: If it answers no probe with the text's own tokens between its additions.
+        DataError: If for every probe text the tokens of the text itself change when special tokens
+            are added around them.
     """
     return _around(tokenizer)[0]
 
 
 def begin_with(tokenizer: PreTrainedTokenizerBase, choice: Beginning) -> None:
-    """Have a tokenizer write the chosen beginning of a text, and nothing after a text.
+    """Set a tokenizer to add the chosen tokens before a text, and none after a text.
 
-    An end token after a prompt would tell the model that there is nothing to answer, so it goes
-    whatever the choice is.
+    An end token after a prompt would tell the model that there is nothing to answer, so every
+    choice removes it.
 
     Args:
-        tokenizer: Is changed.
-        choice: "auto" = as it does by itself, "always" = its beginning-of-sequence token,
-            "never" = nothing.
+        tokenizer: Changed in place.
+        choice: "auto" = its default, "always" = its beginning-of-sequence token, "never" = nothing.
 
     Raises:
         ConfigError: If there is no such token, or the tokenizer cannot be changed.
@@ -67,7 +67,7 @@ def begin_with(tokenizer: PreTrainedTokenizerBase, choice: Beginning) -> None:
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids before and after a text."""
+    """The ids that a tokenizer adds before and after a text."""
     for text in _PROBES:
         bare, whole = _ids(tokenizer, text, special=False), _ids(tokenizer, text, special=True)
         for start in range(len(whole) - len(bare) + 1 if bare else 0):
@@ -89,7 +89,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> lis
 
 def _write(tokenizer: PreTrainedTokenizerBase, wanted: tuple[int, ...]) -> None:
     core: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if core is None:  # a tokenizer in Python, which looks at these in every call
+    if core is None:  # a tokenizer in Python, which reads these attributes in every call
         changed: Any = tokenizer
         changed.add_bos_token, changed.add_eos_token = bool(wanted), False
         return

@@ -1,4 +1,4 @@
-"""What is to be read, and how: plain records, so that they can go to data-loading processes."""
+"""Settings of data sets, rendering and feeding, as records sent to data-loading processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SetKind(Enum):
 class DataSet:
     """One data set."""
 
-    name: str  # unique in a run; drops and accuracies are reported by it
+    name: str  # unique in a run; drops and accuracies are reported per name
     kind: SetKind
     path: str  # file or folder, or the id of a Hugging Face data set
     format: str = "auto"
@@ -35,11 +35,11 @@ class DataSet:
 
     @property
     def key(self) -> str:
-        """The configuration key behind it, for messages."""
+        """The configuration key of the set, for messages."""
         return f"data.files.{self.name}" if self.name in SHORTHANDS else f"data.sets.{self.name}"
 
 
-# `data.files.KEY=FILE` is a set of that name and of weight 1.
+# `data.files.KEY=FILE` is a set with name KEY and weight 1.
 SHORTHANDS = {
     "demonstrations": SetKind.demonstrations,
     "rankings": SetKind.comparisons,
@@ -54,31 +54,31 @@ class Rendering:
     """How examples become token rows."""
 
     checkpoint: str  # Hugging Face folder whose tokenizer is used
-    max_prompt_tokens: int  # rows with a longer prompt are left out
-    max_completion_tokens: int  # longer completions are cut and get no end token
+    max_prompt_tokens: int  # rows with a longer prompt are dropped
+    max_completion_tokens: int  # longer completions are truncated and get no end token
     chat_template: str = "auto"  # auto | default | path of a Jinja file
-    add_bos_token: Beginning = "auto"  # auto = as the tokenizer does | always | never
+    add_bos_token: Beginning = "auto"  # auto = the tokenizer's default | always | never
     train_on: Literal["last", "all"] = "last"
-    date: str = ""  # what templates are told, in ISO format; "" = now
-    prefix_characters: int = 0  # of the beginning that deduplication compares
+    date: str = ""  # the date given to templates, in ISO format; "" = now
+    prefix_characters: int = 0  # length of the beginning that deduplication compares; 0 = off
     find_pii: bool = False
-    embeddings: int = 0  # token ids that the models know; 0 = not asked
+    embeddings: int = 0  # number of token ids that the models have embeddings for; 0 = not checked
 
 
 @dataclass(frozen=True, slots=True)
 class Feeding:
-    """What happens between examples and batches."""
+    """Settings of filters, splits, order and data-loading processes."""
 
     seed: int = 0  # fixes every order
     on_bad_line: Literal["fail", "drop"] = "fail"
     heldout_fraction: float = 0.1
-    heldout_fold: int = 0  # which slice of that size
+    heldout_fold: int = 0  # which slice of that size is held out, see `split_rows`
     max_rows_per_user: int = 0  # 0 = no limit
     drop_pii: bool = False  # training rows only
     length_grouped: bool = False
     length_group_batches: int = 50
-    # rows that a stage reads together, by kind; what length grouping sorts
+    # rows per batch of a stage, by kind; used by length grouping
     batch_rows: Mapping[SetKind, int] = field(default_factory=dict)
-    workers: int = 1  # processes that render and tokenise; 1 = this one
-    cache_mib: int = 0  # of tokenised rows that are kept for later runs; 0 = none
+    workers: int = 1  # processes that render and tokenise; 1 = in this process
+    cache_mib: int = 0  # size limit of the cache of tokenised rows; 0 = no cache
     call_seconds: float = 1800.0  # deadline for one chunk of rows in such a process

@@ -1,4 +1,4 @@
-"""Chunks of examples as columns of numbers: what data-loading processes make."""
+"""The encoder of data-loading processes: chunks of examples as columns of numbers."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ class Chunk:
     """Rows of one data set, in order. R rows; a ranking has K sequences, any other row one."""
 
     keys: HashArray  # (R,) of the prompt (pretraining: the text)
-    users: HashArray  # (R,) 0 = nobody named
+    users: HashArray  # (R,) 0 = not named
     prefixes: HashArray  # (R,) of the first characters of the prompt; 0 = shorter
-    pii: PiiArray  # (R,) index into PII_KINDS; -1 = none found, or not looked for
+    pii: PiiArray  # (R,) index into PII_KINDS; -1 = none found, or not checked
     within: Ragged  # uint64, hashes of `prompts_within`; pretraining: none
-    tokens: Ragged  # int32, one row a sequence
+    tokens: Ragged  # int32, one row per sequence
     targets: Ragged  # bool, demonstrations: as tokens
-    ranks: Ragged  # int16, comparisons: K a row
+    ranks: Ragged  # int16, comparisons: K per row
     texts: Ragged  # uint8, prompts: UTF-8 as the tokenizer saw it; comparisons: the annotator
     dialogues: Ragged  # uint8, prompts: `pack_dialogue` of each; any other kind: no rows
-    dropped: Counter[str] = field(default_factory=Counter)  # by reason
-    cut: int = 0  # completions
+    dropped: Counter[str] = field(default_factory=Counter)  # rows by reason
+    cut: int = 0  # completions truncated at the token limit
 
 
 @dataclass(slots=True)
 class _Columns:
-    """A chunk while it grows."""
+    """The columns of a chunk under construction."""
 
     keys: list[int] = field(default_factory=list)
     users: list[int] = field(default_factory=list)
@@ -105,12 +105,12 @@ class Encoder:
 
     @property
     def date(self) -> str:
-        """What the template is told of the date, where it asks; else ""."""
+        """The date given to the template, where the template uses it; else ""."""
         source = str(self.tokenizer.chat_template or "")
         return self._rendering.date if "strftime_now" in source else ""
 
     def encode(self, kind: SetKind, examples: Sequence[Example | Rejected]) -> Chunk:
-        """The usable ones of `examples` as columns, the others counted by reason."""
+        """The usable examples as columns; the others are counted by reason."""
         columns = _Columns()
         usable: list[Example] = []
         for example in examples:
@@ -184,9 +184,9 @@ class Encoder:
         user: str,
         texts: Sequence[str] = (),
         *,
-        asks: bool = True,  # pretraining text does not
+        asks: bool = True,  # False for pretraining text, which has no prompt
     ) -> None:
-        """The columns that filters and splits look at."""
+        """Append to the columns that filters and splits use."""
         columns.keys.append(stable_hash(prompt_key(context)))
         columns.users.append(stable_hash(f"user:{user}") if user else 0)
         size = self._rendering.prefix_characters

@@ -1,4 +1,4 @@
-"""Whether two checkpoints mean the same by the same token ids."""
+"""Fingerprints of tokenizers, to check that two checkpoints share their token ids."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:  # seconds to import, and only a type here
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash what token ids mean: the vocabulary (added tokens included) and the special ids.
+    """Hash the meaning of token ids: the vocabulary (added tokens included) and the special ids.
 
-    Two tokenizers of equal fingerprint can exchange token ids. How they split text is left out:
-    it changes which ids a text becomes, never what an id stands for.
+    Two tokenizers with equal fingerprints can exchange token ids. How they split text is not part
+    of the hash: it changes which ids a text becomes, never what an id means.
 
     Returns:
         64 hexadecimal digits, equal on every machine.

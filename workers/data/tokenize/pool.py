@@ -1,4 +1,4 @@
-"""Rendering and tokenising in several processes, with the results in order."""
+"""Render and tokenise in several processes, with the results in order."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from workers.data.tokenize.data_sets import Rendering, SetKind
 from workers.data.tokenize.encode import Chunk, Encoder
 from workers.errors import DeadlineError, RoleDiedError
 
-CHUNK = 256  # examples a task
-_AHEAD = 2  # tasks a process that are read before their results are needed
+CHUNK = 256  # examples per task
+_AHEAD = 2  # tasks per process that are submitted ahead of their results
 
 Examples = Iterable[Example | Rejected]
 
 
 class Encode(Protocol):
-    """Examples of one kind as chunks, in the order of the examples."""
+    """Encodes examples of one kind as chunks, in the order of the examples."""
 
     def __call__(self, kind: SetKind, examples: Examples) -> Iterator[Chunk]:
-        """Chunks of at most `CHUNK` examples."""
+        """Yield chunks of at most `CHUNK` examples."""
         ...
 
 
@@ -35,14 +35,14 @@ class Encode(Protocol):
 def open_encoder(
     rendering: Rendering, workers: int, call_seconds: float, own: Encoder
 ) -> Iterator[Encode]:
-    """An encoder over `workers` processes, or in this one.
+    """An encoder over `workers` processes, or in this process.
 
-    The chunks are the same for any number: the examples are cut in this process, and the results
-    are handed on in the order of the tasks, of which a bounded number wait.
+    The chunks are the same for any number of processes: this process cuts the examples into tasks
+    and yields the results in the order of the tasks. A bounded number of tasks wait at a time.
 
     Args:
-        rendering: Sets up the encoder of each process.
-        workers: 1 = this process.
+        rendering: Settings of the encoder in each process.
+        workers: 1 = encode in this process.
         call_seconds: Deadline for one chunk.
         own: The encoder of this process.
 
@@ -62,7 +62,7 @@ def open_encoder(
     except DeadlineError:
         for child in multiprocessing.active_children():
             if child.pid not in before:
-                child.kill()  # a process that hangs would keep shutdown waiting
+                child.kill()  # shutdown would wait forever for a hung process
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -116,7 +116,7 @@ def _died() -> RoleDiedError:
     )
 
 
-_encoder: Encoder | None = None  # the one state of a data-loading process
+_encoder: Encoder | None = None  # the only state of a data-loading process
 
 
 def _set_up(rendering: Rendering) -> None:

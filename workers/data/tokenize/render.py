@@ -1,4 +1,4 @@
-"""Examples as token rows: bare text as it stands, dialogues through a chat template."""
+"""Turn examples into token rows: bare text unchanged, dialogues by a chat template."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
 
 TrainOn = Literal["last", "all"]
-_BATCH = 1024  # texts handed to the tokenizer at once
+_BATCH = 1024  # texts per call of the tokenizer
 _Some = TypeVar("_Some", bound=Example)
 _Plan = TypeVar("_Plan")
 _Row = TypeVar("_Row")
@@ -39,26 +39,26 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A reply and all that comes before it, as text."""
+    """A reply and all text before it."""
 
     prompt: str
     reply: str  # without its end token
-    bare: bool  # not rendered by a template: the beginning token is missing
-    trained: bool = True  # False: the row says that this reply must not be trained
-    tail: str = ""  # the end of the prompt, behind which the reply is tokenized
+    bare: bool  # not rendered by a template: the beginning tokens are missing
+    trained: bool = True  # False: the row marks this reply as not to be trained
+    tail: str = ""  # the end of the prompt, together with which the reply is tokenized
 
 
 class Renderer:
-    """Turns examples into token rows; each verb answers one result an example, in order.
+    """Turns examples into token rows; each public method returns one result per example, in order.
 
-    Bare text: what the tokenizer begins a text with by itself, then the prompt; the completion
-    and the end token. Dialogues: the chat template up to the assistant's turn, whose
-    tokens are exactly those that the engine gets when it samples; then the reply and its end
-    token, whatever the template writes after it left out. The reply is tokenized in its place
-    behind the prompt, or alone where a token would straddle the two.
+    Bare text: the tokens that the tokenizer adds before a text by default, the prompt, the
+    completion and the end token. Dialogues: the dialogue as rendered by the chat template up to the
+    assistant's turn, with exactly the tokens that the engine gets when it samples; then the reply
+    and its end token. Text that the template writes after the end token is left out. The reply is
+    tokenized together with the end of the prompt, or alone if a token would span both.
 
     Content in which the tokenizer would find a control token is rejected, in bare text as well
-    (but for one beginning token at its start).
+    (except for one beginning token at its start).
 
     Args:
         tokenizer: Must have an end-of-sequence token.
@@ -66,13 +66,13 @@ class Renderer:
             models, else the path of a Jinja file. Only dialogues need one.
         train_on: "last" = the last assistant turn is the target; "all" = every assistant turn.
         max_prompt_tokens: Rows with a longer prompt are rejected.
-        max_completion_tokens: Longer completions are cut and get no end token. A dialogue all of
-            whose turns are trained is cut at both limits together.
-        date: What templates are told of the date, in ISO format; "" = now.
+        max_completion_tokens: Longer completions are truncated and get no end token. With
+            `train_on` "all", a dialogue is truncated at the sum of both limits.
+        date: The date given to templates, in ISO format; "" = now.
 
     Raises:
-        DataError: If the template cannot be read; from the verbs if there is none for a dialogue,
-            or if it does not fit the tokenizer.
+        DataError: If the template cannot be read. The methods raise it if a dialogue has no
+            template, or if the template does not fit the tokenizer.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class Renderer:
         return _finished(examples, planned, row)
 
     def comparisons(self, examples: Sequence[Comparison]) -> list[RankedRow | Rejected]:
-        """A prompt and its K completions, each with its end token unless it was cut.
+        """A prompt and its K completions, each with its end token unless truncated.
 
-        Completions whose tokens are equal tie, whatever their ranks were.
+        Completions whose tokens are equal tie, even if their ranks differ.
         """
 
         def plan(example: Comparison) -> list[_Turn]:
@@ -161,7 +161,7 @@ class Renderer:
         return _finished(examples, planned, row)
 
     def documents(self, examples: Sequence[Document]) -> list[list[DocumentRow] | Rejected]:
-        """Windows of at most both limits together; the last one ends with the end token."""
+        """Windows of at most the sum of both limits; the last one ends with the end token."""
         planned = _tried(examples, lambda example: self._plain(example.text))
         ids = self._encode(text for text in planned if isinstance(text, str))
         window = self._max_prompt + self._max_completion
@@ -170,7 +170,7 @@ class Renderer:
             if not ids[text]:  # some tokenizers drop characters
                 raise Unusable("empty text")
             tokens = np.array([*self._begun(text, ids), self._eos], np.int64)
-            # a window of one token would hold no target: its first token has no predecessor
+            # a last window of one token is dropped: its first token is never a target
             return [
                 DocumentRow(
                     tokens[i : i + window], text, example.where, example.user, example.source
@@ -217,7 +217,7 @@ class Renderer:
     def _joined(
         self, turns: list[_Turn], ids: dict[str, list[int]]
     ) -> tuple[list[int], list[bool], bool]:
-        """Tokens, targets, and whether they were cut."""
+        """Tokens, targets, and whether they were truncated."""
         row: list[int] = []
         targets: list[bool] = []
         for turn in turns:
@@ -246,7 +246,7 @@ class Renderer:
         return tokens
 
     def _begun(self, text: str, ids: dict[str, list[int]]) -> list[int]:
-        """Bare text behind what the tokenizer begins it with; it may start with that already."""
+        """Bare text after the beginning tokens, which are added unless it starts with them."""
         tokens = ids[text]
         if tokens[: len(self._beginning)] == self._beginning:
             return tokens
@@ -272,7 +272,7 @@ class Renderer:
         return reply[: self._max_completion], True
 
     def _encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Ids of each distinct text, no token added."""
+        """Ids of each distinct text, without added special tokens."""
         distinct = list(dict.fromkeys(texts))
         ids: dict[str, list[int]] = {}
         for first in range(0, len(distinct), _BATCH):

@@ -1,8 +1,8 @@
-"""Chat templates as foreign code: sandboxed, bounded in what they may compute, at a fixed date.
+"""A sandbox for chat templates, which are untrusted code: bounded computation, a fixed date.
 
-They see what `apply_chat_template` of transformers gives them. What differs from run to run, or
-lets a few characters ask for gigabytes, is refused: random choices, and large numbers in powers,
-repetitions, formats and calls.
+Templates get the same variables as in `apply_chat_template` of transformers. The sandbox refuses
+random choices, which differ from run to run, and large numbers in powers, repetitions, formats and
+calls, by which a few characters could allocate gigabytes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 
 from workers.process.caught_errors import Caught
 
-_MOST = 1_000_000  # of a number in a call, and of characters or bits that an operator makes
-_WIDE = re.compile(r"[*]|\d{5}")  # widths of a format
+_MOST = 1_000_000  # limit for numbers in calls, and for characters or bits of an operator's result
+_WIDE = re.compile(r"[*]|\d{5}")  # refused widths in a format
 _RANDOM = {"globals": ("lipsum",), "filters": ("random",)}
-_WORDS = 120  # characters of a message that are shown
+_WORDS = 120  # characters of an error message that are shown
 _MOST_SOURCE = 2**20
-_LONGEST = 2**26  # of a text or list, at any time
-_SPARE = 2**22  # characters that a template may add to a dialogue
+_LONGEST = 2**26  # limit for the length of a text or list, at any time
+_SPARE = 2**22  # characters that a template may add to a dialogue, see `Template.render`
 
 
 class BrokenTemplateError(Exception):
-    """The template is no valid Jinja, or fails on a dialogue; the argument says how."""
+    """The template is not valid Jinja, or fails on a dialogue; the argument says how."""
 
 
 class RefusalError(Exception):
-    """The template refuses a dialogue by `raise_exception`; the argument holds its words."""
+    """The template refuses a dialogue by `raise_exception`; the argument is its message."""
 
 
 class Template:
@@ -38,7 +38,7 @@ class Template:
     Args:
         source: Jinja.
         special: Names and texts of the tokenizer's special tokens.
-        now: What `strftime_now` tells.
+        now: The time that `strftime_now` formats.
 
     Raises:
         BrokenTemplateError: It does not compile.
@@ -49,7 +49,7 @@ class Template:
             raise BrokenTemplateError(f"longer than {_MOST_SOURCE:,} characters")
         self._given: dict[str, object] = dict(special)
         self._given["strftime_now"] = now.strftime
-        caught = Caught(Exception)  # the compiler runs what is constant in the template
+        caught = Caught(Exception)  # the compiler evaluates constant expressions of the template
         with caught:
             self._template = _environment().from_string(source)
         if caught.error is not None:
@@ -59,8 +59,8 @@ class Template:
         """The text of a dialogue.
 
         Args:
-            messages: As templates take them.
-            to_reply: Whether the assistant is to speak next (`add_generation_prompt`).
+            messages: Role and content of each turn.
+            to_reply: Whether the assistant speaks next (`add_generation_prompt`).
 
         Raises:
             RefusalError: The template refuses the dialogue.
@@ -78,7 +78,7 @@ class Template:
                 add_generation_prompt=to_reply,
                 **self._given,
             )
-        if type(caught.error) is TemplateError:  # its subclasses are faults
+        if type(caught.error) is TemplateError:  # raise_exception; its subclasses are failures
             raise RefusalError(_words(caught.error)) from caught.error
         if caught.error is not None:
             raise BrokenTemplateError(_words(caught.error)) from caught.error
@@ -97,7 +97,7 @@ def _words(error: BaseException) -> str:
 
 
 def _environment() -> Any:
-    """The environment that transformers gives to templates, with bounds."""
+    """The Jinja environment of transformers, with limits."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     made: Any = _compile_jinja_template("").environment.overlay()
@@ -136,7 +136,7 @@ def _generator() -> Any:
 
 
 def _joined(parts: Iterable[str]) -> str:
-    """The parts in a row, as Jinja joins what a template writes and what `~` joins."""
+    """Join the output of a template or the operands of `~`, with a limit on the length."""
     kept: list[str] = []
     size = 0
     for part in parts:
@@ -148,7 +148,7 @@ def _joined(parts: Iterable[str]) -> str:
 
 
 def _bounded_filter(filter_: Callable[..., object]) -> Callable[..., object]:
-    @functools.wraps(filter_)  # its attributes tell Jinja what to pass
+    @functools.wraps(filter_)  # attributes of the filter tell Jinja which arguments to pass
     def bounded(*arguments: object, **named: object) -> object:
         _check_numbers((*arguments, *named.values()))
         name = getattr(filter_, "__name__", "")
@@ -165,7 +165,7 @@ def _call(
     call: Callable[..., object], context: object, called: object, /, *given: object, **named: object
 ) -> object:
     _check_numbers((*given, *named.values()))
-    method = getattr(called, "__wrapped__", called)  # the sandbox wraps those of formats
+    method = getattr(called, "__wrapped__", called)  # the sandbox wraps `format` and `format_map`
     name, of = getattr(method, "__name__", ""), getattr(method, "__self__", "")
     if name in ("format", "format_map"):
         _check_format(of, (*given, *named.values()))
@@ -208,7 +208,7 @@ def _check_sum(left: object, right: object) -> None:
 
 
 def _check_spread(values: Sequence[object]) -> None:
-    """Of texts that come once for each piece of another."""
+    """Bound the result of replace and join, which may repeat one text per piece of another."""
     sizes = sorted(map(_size, values))
     if sizes[-1] * max([1, *sizes[:-1]]) > 4 * _LONGEST:
         raise _too_large()

@@ -1,4 +1,4 @@
-"""Chat templates: dialogues as text, and where in it a reply begins and ends."""
+"""Render dialogues by chat templates, and find where a reply begins and ends in the text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from workers.process.regular_files import read_bounded
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
 
-# For base models, whose vocabulary has no control tokens but the end of a sequence: speakers stand
-# on lines of their own, and the end token ends each reply. What the tokenizer begins a text with
-# comes first (`default_template`), so a dialogue written out as text has the same tokens.
+# For base models, whose only control token is the end of a sequence: the name of a speaker is on a
+# separate line, and the end token ends each reply. `default_template` puts the beginning tokens of
+# the tokenizer first, so a dialogue that is written out as text has the same tokens.
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'] | capitalize + ':\n' + message['content'] }}"
@@ -31,7 +31,7 @@ DEFAULT_TEMPLATE = (
 _DEFAULT_MARKS = re.compile(r"^(System|User|Assistant):$", re.MULTILINE)
 
 
-_MARK = "qzxreplyqzx"  # a reply of no data set
+_MARK = "qzxreplyqzx"  # a placeholder reply that occurs in no data set
 _MOST_TURNS = 1000
 _MOST_BYTES = 2**20  # of a Jinja file
 _PLAIN_DIALOGUES = (
@@ -43,9 +43,10 @@ _PLAIN_DIALOGUES = (
 
 
 class ControlTokens:
-    """The tokens of a tokenizer that structure a sequence, and so must not come out of content.
+    """The tokens of a tokenizer that structure a sequence, and so must not occur in content.
 
-    The unknown-word token is none of them unless it has another office too: it structures nothing.
+    The unknown-word token structures nothing and does not count, unless it is also the beginning,
+    end or padding token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -54,7 +55,7 @@ class ControlTokens:
         offices = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
         if tokenizer.unk_token not in offices:
             tokens.discard(str(tokenizer.unk_token))
-        tokens.discard("")  # an empty name is no token, and would be found in every text
+        tokens.discard("")  # an empty name would match in every text
         longest_first = sorted(tokens, key=lambda token: (-len(token), token))
         self._tokens = longest_first
         self.pattern = re.compile("|".join(re.escape(token) for token in longest_first))
@@ -63,21 +64,21 @@ class ControlTokens:
         self._ids = frozenset(ids)
 
     def in_text(self, text: str) -> bool:
-        """Whether a text spells one."""
+        """Whether a text contains the text of a control token."""
         return self.pattern.search(text) is not None
 
     def tail(self, text: str) -> str:
-        """The text from its last control token on; all of it where there is none.
+        """The text from its last control token on; all of it if there is none.
 
-        Tokenizers split a text at control tokens before all else, so how a tail is tokenized does
-        not depend on what stands before it.
+        Tokenizers first split a text at control tokens, so the tokens of a tail do not depend on
+        the text before it.
         """
         return text[max(0, *(text.rfind(token) for token in self._tokens)) :]
 
     def agree(self, text: str, ids: Sequence[int]) -> bool:
-        """Whether the ids of a text hold exactly the control tokens that it spells.
+        """Whether the ids hold as many control tokens as the text contains.
 
-        A tokenizer that changes case or spaces first could read one where none is spelled.
+        A tokenizer that normalizes case or spaces could produce a control token from other text.
         """
         if self._ids.isdisjoint(ids):
             return not self.in_text(text)
@@ -88,10 +89,10 @@ class ChatTemplate:
     """Renders dialogues as the text that the engine and the trainer both tokenize.
 
     Args:
-        tokenizer: Its own template is used unless another is named.
+        tokenizer: Encodes the text; its template is used if `name` is "auto".
         name: "auto" = the tokenizer's, "default" = `DEFAULT_TEMPLATE`, else a Jinja file.
         control: The tokenizer's control tokens.
-        date: What the template is told of the date, in ISO format; "" = now.
+        date: The date given to the template, in ISO format; "" = now.
 
     Raises:
         DataError: If the Jinja file cannot be read.
@@ -102,7 +103,7 @@ class ChatTemplate:
     ) -> None:
         self._now = datetime.fromisoformat(date) if date else datetime.now()
         self._template: Template | None = None
-        self._last: tuple[Dialogue, str] = ((), "")  # `_ending` of the context asked for last
+        self._last: tuple[Dialogue, str] = ((), "")  # the last context and its `_ending`
         self._tokenizer = tokenizer
         self._control = control
         self._marks = _DEFAULT_MARKS if name == "default" else None
@@ -113,19 +114,19 @@ class ChatTemplate:
         """The dialogue up to where the assistant begins to speak.
 
         Raises:
-            DataError: If there is no template, or it is no valid Jinja.
-            Unusable: If a turn spells a control token, or the template refuses the dialogue.
+            DataError: If there is no template, or it is not valid Jinja.
+            Unusable: If a turn contains a control token, or the template refuses the dialogue.
         """
         self._check(context)
         return self._render(context, to_reply=True)
 
     def reply(self, context: Dialogue, prompt: str, reply: str) -> str:
-        """What the assistant says after `prompt`, up to its end token, which is left out.
+        """The rendered reply after `prompt`, up to its end token, which is left out.
 
         Raises:
-            DataError: If the template does not continue its own prompt, or does not end the turn
-                with the tokenizer's end-of-sequence token.
-            Unusable: If the reply spells a control token, or the template refuses or alters it.
+            DataError: If the template does not continue the prompt that it rendered, or does not
+                end the turn with the tokenizer's end-of-sequence token.
+            Unusable: If the reply contains a control token, or the template refuses or alters it.
         """
         turn = Message("assistant", reply)
         self._check((turn,))
@@ -147,9 +148,10 @@ class ChatTemplate:
         return body + ending[: end.start()]
 
     def _ending(self, context: Dialogue, prompt: str) -> str:
-        """What the template writes behind a reply to `context`, found behind a reply of its own.
+        """The text that the template writes after a reply to `context`.
 
-        The words of a reply may stand anywhere, in the template's own text as well.
+        It is found by rendering a placeholder reply, because the words of a real reply may also
+        occur in the text of the template.
         """
         if self._last[0] == context:
             return self._last[1]
@@ -169,10 +171,10 @@ class ChatTemplate:
         return self._last[1]
 
     def turns(self, dialogue: Dialogue) -> list[tuple[str, str]]:
-        """Prompt and reply of every assistant turn that follows a turn of the user.
+        """Prompt and reply of every assistant turn after the first user turn.
 
         Raises:
-            DataError: As `reply`; or if a turn is rendered otherwise once more turns follow it.
+            DataError: As `reply`; or if a turn is rendered differently when more turns follow it.
             Unusable: As `prompt` and `reply`.
         """
         self._check(dialogue)
@@ -243,10 +245,10 @@ class ChatTemplate:
             raise self._error(f"no chat template: {error}") from error
 
     def _check_plain_dialogues(self, template: Template) -> None:
-        """Tell a template that is broken from one that some dialogue does not suit.
+        """Distinguish a broken template from one that fails on an unusual dialogue.
 
         Raises:
-            DataError: It fails on a plain dialogue, too.
+            DataError: The template fails on a plain dialogue, too.
         """
         for roles in _PLAIN_DIALOGUES:
             messages = [{"role": role, "content": "words"} for role in roles]
@@ -267,7 +269,7 @@ class ChatTemplate:
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`DEFAULT_TEMPLATE` behind what the tokenizer begins every text with."""
+    """The beginning tokens of the tokenizer, then `DEFAULT_TEMPLATE`."""
     words = tokenizer.convert_ids_to_tokens(list(beginning(tokenizer)))
     return "".join(f"{{{{ {json.dumps(word)} }}}}" for word in words) + DEFAULT_TEMPLATE
 
@@ -277,7 +279,7 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None
 
     Args:
         name: "auto", "default", or the path of a Jinja file.
-        tokenizer: That which encodes what the template renders.
+        tokenizer: The tokenizer that encodes the rendered text.
 
     Raises:
         DataError: If the file cannot be read.

@@ -1,6 +1,6 @@
-"""Work on many items by code that may never end, on a thread that is watched.
+"""Run code that may never end on many items, on a thread with limits on time and memory.
 
-Signals would need the main thread, and a process for each data set would need seconds to start.
+Signals would need the main thread, and a process per data set would take seconds to start.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import psutil
 
 from workers.process.caught_errors import Caught
 
-SECONDS = 2.0  # of processor time on one item; waiting and being suspended do not count
-BYTES = 2 << 30  # that the process may grow by during one item
+SECONDS = 2.0  # most CPU time per item; waiting and suspension do not count
+BYTES = 2 << 30  # most growth of the process's memory during one item
 _LOOK_SECONDS = 0.05
 
 Item = TypeVar("Item")
@@ -39,7 +39,7 @@ class _Stop(BaseException):
 class _Work(Generic[Item, Result]):
     def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
         self.results: list[Result] = []
-        self.began = 0.0  # processor seconds of the thread when it took up the present item
+        self.began = 0.0  # CPU seconds of the thread at the start of the current item
         self.clock = -1
         self.done = threading.Event()
         self.caught = Caught(BaseException)
@@ -58,7 +58,7 @@ class _Work(Generic[Item, Result]):
 
 
 def _used(work: _Work[Any, Any]) -> float:
-    """Processor seconds on the present item; 0 before the thread begins and after its end."""
+    """CPU seconds spent on the current item; 0 before the thread starts and after it ends."""
     if work.clock == -1:
         return 0.0
     try:
@@ -73,11 +73,13 @@ def watched(
     seconds: float = SECONDS,
     most_bytes: int = BYTES,
 ) -> list[Result]:
-    """`function` of each item, in order.
+    """Call `function` on each item and return the results in order.
+
+    Errors of `function` are raised here, too.
 
     Raises:
-        ItemTooCostlyError: An item took over `seconds` of processor time, or the process grew by
-            over `most_bytes` meanwhile. Whatever `function` raises is raised here, too.
+        ItemTooCostlyError: An item took over `seconds` of CPU time, or the process grew by over
+            `most_bytes` during it.
     """
     work = _Work(function, items)
     thread = threading.Thread(target=work, name="watched", daemon=True)
@@ -101,7 +103,7 @@ def watched(
 
 def _end(thread: threading.Thread, done: threading.Event) -> None:
     assert thread.ident is not None, "it was started"
-    for _ in range(20):  # it may be caught on its way, and a long call ends first
+    for _ in range(20):  # the code may catch it, and it takes effect only after a long C call
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident), ctypes.py_object(_Stop)
         )

@@ -1,4 +1,4 @@
-"""Examples as token rows."""
+"""Records of token rows, one class per kind of example."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One sequence to imitate."""
+    """The token sequence of one demonstration."""
 
     tokens: IntArray  # (S,)
     targets: BoolArray  # (S,) True = trained: response tokens and their end tokens
     prompt: str  # the text before the first target, as the tokenizer saw it
     where: str  # FILE:LINE
-    cut: bool = False  # the token limit cut it, so it lacks its last end token
+    cut: bool = False  # True = truncated at the token limit, without the last end token
     user: str = ""
     source: str = ""
 
@@ -30,11 +30,11 @@ class RankedRow:
     """K completions of one prompt."""
 
     tokens: IntArray  # the prompt, (P,)
-    completions: tuple[IntArray, ...]  # K rows, each with its end token unless it was cut
+    completions: tuple[IntArray, ...]  # K rows, each with its end token unless truncated
     ranks: tuple[int, ...]  # 1 = best, equal = tie
     prompt: str
     where: str
-    cut: int = 0  # how many completions the token limit cut
+    cut: int = 0  # number of completions truncated at the token limit
     user: str = ""
     source: str = ""
     annotator: str = ""
@@ -53,10 +53,10 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class DocumentRow:
-    """A window of pretraining text; every token is a target but the first."""
+    """A window of pretraining text; every token but the first is a target."""
 
     tokens: IntArray  # (S,), S >= 2
-    text: str  # the whole document, equal for all of its windows
+    text: str  # the whole document, the same for all of its windows
     where: str
     user: str = ""
     source: str = ""

@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoint folders."""
+"""Load the tokenizers of checkpoint folders."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
             "no checkpoint folder", where=str(path), fix="give a Hugging Face folder on this disk"
         )
     _refuse_far_ids(path)
-    with reading(path, "no readable tokenizer", _FIX):  # config.json is read along
+    with reading(path, "no readable tokenizer", _FIX):  # transformers reads config.json, too
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        tokenizer("a")  # some settings are first looked at in a call
+        tokenizer("a")  # some settings are first checked in a call
     if tokenizer.eos_token_id is None:
         raise DataError(
             "the tokenizer has no end-of-sequence token",
@@ -48,7 +48,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _refuse_far_ids(folder: Path) -> None:
-    """Before the library makes room for every id up to the largest."""
+    """Refuse a very large id, because the library would allocate space for every id up to it."""
     if not (folder / _FILE).exists():
         return
     with reading(folder, f"{_FILE} is no tokenizer", _FIX):
@@ -64,18 +64,18 @@ def _refuse_far_ids(folder: Path) -> None:
 def load_speaker(
     checkpoint: str | Path, template: str = "auto", add_bos_token: Beginning = "auto"
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint as a run trains with it, and publishes it.
+    """The tokenizer of a checkpoint, configured as the run trains with it and publishes it.
 
     Args:
         checkpoint: Hugging Face folder.
         template: "auto" = the tokenizer's own chat template, "default" = the built-in one, else the
             path of a Jinja file.
-        add_bos_token: What it writes before a text.
+        add_bos_token: What the tokenizer adds before a text.
 
     Raises:
         MissingCheckpointError, BrokenCheckpointError, DataError: As `load_tokenizer`.
         DataError: If the template cannot be read.
-        ConfigError: If the tokenizer cannot be told what to write before a text.
+        ConfigError: If the tokenizer cannot be set to add this before a text.
     """
     tokenizer = load_tokenizer(checkpoint)
     begin_with(tokenizer, add_bos_token)
