@@ -1,1 +1,1 @@
-"""What the rows of a data set mean, recognised by the names of their fields."""
+"""Recognise the meaning of the rows of a data set by the names of their fields."""

@@ -1,4 +1,4 @@
-"""Which columns of a data set hold what."""
+"""Map the columns of a data set to canonical fields."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from workers.data.formats.jsonl import Line, kind_of
 from workers.data.recognise.labels import check_better
 from workers.errors import ConfigError, DataError
 
-# A path, a list of paths (of "better": one an annotator), or, of "better" alone, a mapping of its
-# own: see `workers.data.recognise.labels`.
+# A path, a list of paths (of "better": one per annotator) or, for "better" alone, a mapping with
+# the keys of `workers.data.recognise.labels`.
 Columns = Mapping[str, str | Sequence[str] | Mapping[str, object]]
 
-# Fields that say who or what a row is; the others say what it holds.
+# Fields that identify a row or a person; the others hold content.
 ABOUT = ("id", "user", "annotator")
 FIELDS = (
     *("prompt", "question", "instruction", "input", "system", "messages", "turns", "instances"),
@@ -21,15 +21,15 @@ FIELDS = (
     *("scores", "better", "rank", "score", "text", *ABOUT),
 )
 _LISTS = ("completions", "ranks", "scores", "better")
-_EACH = "*"  # of a path: every entry of a list
+_EACH = "*"  # in a path: every entry of a list
 
 
 def check_columns(columns: Mapping[str, object], where: str = "columns") -> None:
-    """Check the keys of a mapping, and that names or lists of names stand where they belong.
+    """Check that the keys are canonical fields, and the values names or lists of names.
 
     Raises:
-        ConfigError: If a key is no canonical field, a column is no text, or a list of columns
-            stands for one value.
+        ConfigError: If a key is not a canonical field, a column is not text, or a field of one
+            value has a list of columns.
     """
     if "better" in columns and (columns.keys() & {"ranks", "scores"}):
         raise ConfigError(
@@ -65,14 +65,14 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
 
 
 class ColumnMap:
-    """Puts the fields of rows under their canonical names.
+    """Renames the fields of rows to their canonical names.
 
     `columns` maps a canonical field to the path of a column, or to a list of paths whose values
-    make a list. A path is the name of a column, or names and list places joined by dots:
-    "turns.0", "6b_finetuning.solution"; `*` stands for each entry of a list: "answers.*.text".
-    Where the mapping names anything that a row holds, only mapped columns are seen, so that no
-    other column is taken for a part of the row; where it names nothing but ids, users and
-    annotators, the other columns stay. A column that a row lacks is null in it.
+    form a list. A path is the name of a column, or names and list indices joined by dots:
+    "turns.0", "6b_finetuning.solution"; `*` means each entry of a list: "answers.*.text".
+    If the mapping names a field of content, only mapped columns are read, so that no other column
+    is mistaken for a part of the row; if it names only ids, users and annotators, the other columns
+    stay. A column that a row lacks is null in it.
     """
 
     def __init__(self, columns: Columns) -> None:
@@ -80,11 +80,11 @@ class ColumnMap:
         self._single = {f for f, source in columns.items() if not isinstance(source, list | tuple)}
         self._keeps_others = all(field in ABOUT for field in columns)
         self._unseen = {path for paths in self._paths.values() for path in paths}
-        #: Field -> the column that it comes from, for messages.
+        #: Field -> the columns that are mapped to it, for messages.
         self.names = {field: ", ".join(paths) for field, paths in self._paths.items()}
 
     def map(self, line: Line) -> Line:
-        """One row; its null fields are left out."""
+        """One row under canonical names, without its null fields."""
         if not self._paths:
             return line.without_nulls()
         mapped: dict[str, object] = dict(line.fields) if self._keeps_others else {}
@@ -94,11 +94,11 @@ class ColumnMap:
         return Line(mapped, line.where, line.typed, self.names).without_nulls()
 
     def missing(self) -> list[str]:
-        """The paths that no row has had so far."""
+        """The paths that were in no row so far."""
         return sorted(self._unseen)
 
     def columns_of(self, used: set[str]) -> set[str]:
-        """The first parts of the paths, and the names themselves, behind canonical fields."""
+        """The columns of canonical fields: whole paths and the first parts of the paths."""
         own = used if self._keeps_others or not self._paths else used & self._paths.keys()
         found = {path for field in own for path in self._paths.get(field, [field])}
         return found | {path.split(".")[0] for path in found}
@@ -114,10 +114,10 @@ class ColumnMap:
 
 
 def check_found(mapping: ColumnMap, where: str) -> None:
-    """Refuse a mapping of which a column was in no row of a data set.
+    """Refuse a mapping with a column that was in no row of the data set.
 
     Raises:
-        DataError: If there is one; names the paths.
+        DataError: If there is such a column; names the paths.
     """
     if missing := mapping.missing():
         named = ", ".join(f'"{path}"' for path in missing)
@@ -135,10 +135,10 @@ def _paths(source: str | Sequence[str] | Mapping[str, object]) -> list[str]:
 
 
 def _walk(line: Line, path: str, value: object, parts: Sequence[str]) -> tuple[bool, object]:
-    """Whether there is such a place, and what is there; a null on the way is there and null.
+    """Whether a path exists in a value, and its value; a null on the path counts as existing.
 
     Raises:
-        DataLineError: If an object or a list should be on the way, and something else is.
+        DataLineError: If a value on the path is neither an object nor a list.
     """
     for i, part in enumerate(parts):
         value = line.parsed(value)

@@ -1,4 +1,4 @@
-"""What a data set can be read as, judged by the richest fields of its first rows."""
+"""Find the kind of a data set by the fields of its first rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.data.rows.unusable import Unusable
 from workers.errors import DataLineError
 
 _RICHEST_FIRST: tuple[Kind, ...] = ("comparisons", "demonstrations", "prompts", "pretraining")
-_ROWS = 256  # that are looked at; more where all of them are bad
+_ROWS = 256  # rows that are checked; more while all of them are bad
 _SAY_KIND = "or say what the rows are to be read as (inspect --kind)"
 
 
@@ -29,16 +29,15 @@ def kind_of_data(
     split: str = "train",
     subset: str = "",
 ) -> Kind:
-    """What a data set can be read as: the richest kind that one of its first rows holds.
+    """The kind of a data set: the richest kind of any of its first rows.
 
-    With "drop" rows that cannot be read are passed over, unless they seem to hold more than those
-    that can.
+    With "drop", rows that cannot be read are skipped, unless they seem to be of a richer kind than
+    those that can.
 
     Raises:
-        ConfigError: If `columns` names a field that there is not.
+        ConfigError: If `columns` names an unknown field.
         DataError: As `read_rows`.
-        DataLineError: The complaint about the first row that cannot be read; names its line and
-            field.
+        DataLineError: The error of the first row that cannot be read; names its line and field.
     """
     check_columns(columns or {})
     mapping = ColumnMap(columns or {})
@@ -65,7 +64,7 @@ def kind_of_data(
 
 
 def _judge_row(row: Row, mapping: ColumnMap) -> tuple[Kind | None, DataLineError | None]:
-    """The kind that a row is a sign of, None = of none, and why it cannot be read as that."""
+    """The kind that a row indicates (None = unknown), and the error if it cannot be read so."""
     if isinstance(row, DataLineError):
         return None, row
     kind: Kind | None = None
@@ -79,7 +78,7 @@ def _judge_row(row: Row, mapping: ColumnMap) -> tuple[Kind | None, DataLineError
 
 
 def _hidden_kind(line: Line) -> Kind | None:
-    """What a row that is refused seems to hold under other names; None = nothing known."""
+    """The kind that a refused row seems to hold under unknown names; None = unknown."""
     with suppress(DataLineError):
         scored = first_of(line, REPLIES) and signs.scored_by(line)
         if scored or signs.names_a_column(line) or signs.looks_ranked(signs.flattened(line)):
@@ -90,10 +89,10 @@ def _hidden_kind(line: Line) -> Kind | None:
 
 
 def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
-    """The kind that the fields of a row are a sign of.
+    """The kind that the fields of a row indicate.
 
     Raises:
-        DataLineError: If they are a sign of one under names that are not known, or of none.
+        DataLineError: If they indicate no kind, or one under unknown names.
     """
     names = line.fields.keys()
     if mistaken := signs.names_a_column(line):
@@ -131,7 +130,7 @@ def _signified(line: Line) -> Kind:  # noqa: RET503 - `fail` does not return
 
 
 def _check_all_is_read(line: Line) -> None:
-    """Refuse to take a row for a prompt or a text if it seems to hold replies."""
+    """Refuse a row with a prompt or a text that also seems to hold replies."""
     if reply := signs.looks_answered(line):
         line.fail(
             f'"{reply}" looks like a reply',
@@ -153,7 +152,7 @@ def _check_unscored(line: Line, asks: str, replies: str) -> None:
 
 
 def _checked(line: Line, kind: Kind) -> Kind:
-    """The kind, once its shape has been tried; a dialogue without a reply is a prompt."""
+    """The kind, after the row was read as that; a dialogue without a reply is a prompt."""
     try:
         known = {*line.fields, *line.nulls}
         if kind != "comparisons" or not {"better", "rank", "score"} & known:

@@ -1,8 +1,8 @@
-"""Labels that say which of the completions of a row is better.
+"""Interpret labels that say which completion of a row is better.
 
-`columns.better` names the column of the labels. Words say it by themselves. Numbers do so only
-together: all labels of a data set are looked at before the first one is used, and numbers that can
-be read in more than one way are refused. A mapping with the keys of `KEYS` says it for any label.
+`columns.better` names the column of the labels. The meaning of a word is fixed. The meaning of a
+number depends on all labels of the data set, which are therefore read before the first one is used;
+ambiguous numbers are refused. A mapping with the keys of `KEYS` gives any label a meaning.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIE = -1  # no completion is better
 NO_LABEL = -2
 _UNREAD = -3
 _ORDINALS = ("the first", "the second", "the third", "the fourth")
-_MOST_LABELS = 10_000  # distinct ones that are counted
+_MOST_LABELS = 10_000  # most distinct labels that are counted
 
 _TIES = {
     *("tie", "ties", "tied", "equal", "same", "draw", "both", "neither", "bothbad", "bothgood"),
@@ -71,7 +71,7 @@ class Verdicts:
 
     Args:
         source: `columns.better`: the name of a column, or a checked mapping.
-        completions: The columns of the completions, which labels may name; may be empty.
+        completions: The columns of the completions, as labels may name them; may be empty.
         where: The data set, for messages.
     """
 
@@ -84,7 +84,7 @@ class Verdicts:
         self._numbers: dict[float, int] = {}
         self._labels: Counter[tuple[str, int]] = Counter()  # (label, completions) -> how many
         self._most = 2  # completions of a row
-        self._base: int | None = None  # of numbers that count completions
+        self._base: int | None = None  # the number of the first completion, if numbers count them
         self._signed = False
         self._said: dict[str, int] = {}
         for key, verdict in zip(KEYS[1:], (0, 1, TIE, NO_LABEL), strict=True):
@@ -93,7 +93,7 @@ class Verdicts:
         self._names = _names(completions)
 
     def note(self, label: object, count: int) -> None:
-        """Look at a label of a row of `count` completions; unreadable ones are passed over."""
+        """Count a label of a row of `count` completions, in the first pass."""
         for each in label if isinstance(label, list) else [label]:
             text = _normal(each)
             if len(self._labels) < _MOST_LABELS or (text or "", count) in self._labels:
@@ -103,13 +103,13 @@ class Verdicts:
                 self._most = max(self._most, count)
 
     def settle(self) -> str:
-        """Decide what numbers mean, now that all labels were seen.
+        """Decide what numbers mean, after the first pass over all labels.
 
         Returns:
-            How they are read, and how many are for which completion; "" where there are none.
+            How labels are interpreted, and how many name which completion; "" where there are none.
 
         Raises:
-            DataError: If they can be read in more than one way.
+            DataError: If numbers are ambiguous.
         """
         how = self._settle_numbers()
         if not self._labels:
@@ -133,7 +133,7 @@ class Verdicts:
             return _UNREAD
 
     def _settle_numbers(self) -> str:
-        """Decide what numbers mean; says it, "" where there are none."""
+        """Decide what numbers mean; returns it as text, "" where there are none."""
         if not self._numbers:
             return ""
         low, high = min(self._numbers), max(self._numbers)
@@ -154,10 +154,10 @@ class Verdicts:
         )
 
     def read(self, line: Line, label: object, count: int) -> int:
-        """The number of the best completion from 0, `TIE`, or `NO_LABEL`.
+        """The index of the best completion from 0, `TIE`, or `NO_LABEL`.
 
         Raises:
-            DataLineError: If the label means nothing.
+            DataLineError: If the label is not understood.
         """
         text = _normal(label)
         if text is None:
@@ -168,7 +168,7 @@ class Verdicts:
             found = self._said[text]
         elif (number := self._number(text)) is not None:
             found = self._by_number(number)
-            if found < TIE:  # a number that was not there when all were looked at
+            if found < TIE:  # a number that did not occur in the first pass
                 self._unknown(line, text)
         else:
             found = self._by_word(line, text)
@@ -177,7 +177,7 @@ class Verdicts:
         return found
 
     def _number(self, text: str) -> float | None:
-        """The number that a label is or ends in, where nobody said what it means."""
+        """The number that a label is or ends in, unless the label has an explicit meaning."""
         if self._explicit or text in self._said or text in self._names:
             return None
         if _NUMBER.fullmatch(text):
@@ -225,9 +225,9 @@ class Verdicts:
 
 
 def _names(completions: Sequence[str]) -> dict[str, int]:
-    """What labels may call completions: their paths, and the ends of those that no two share.
+    """The names by which labels may refer to completions: their paths, and unique path suffixes.
 
-    A number is no name: of "answers.0" and "answers.1" the label 1 may be the first or the second.
+    A number is not a name: with "answers.0" and "answers.1", the label 1 may mean either one.
     """
     paths = [path.lower().split(".") for path in completions]
     ends = [{".".join(parts[n:]) for n in range(len(parts))} for parts in paths]
@@ -241,7 +241,7 @@ def _names(completions: Sequence[str]) -> dict[str, int]:
 
 
 def ranks_of(verdict: int, count: int) -> list[int]:
-    """The best first, all others tied behind it; a tie ties all."""
+    """Ranks: 1 for the best completion and 2 for all others; for a tie 1 for all."""
     return [1 if verdict in (TIE, i) else 2 for i in range(count)]
 
 
@@ -250,7 +250,7 @@ def _as_list(value: object) -> list[object]:
 
 
 def _normal(label: object) -> str | None:
-    """A label as text, case and outer spaces left out; None where it is none."""
+    """A label as lower-case text without outer spaces; None where it is not a label."""
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, str):

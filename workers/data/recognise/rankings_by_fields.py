@@ -1,4 +1,4 @@
-"""What rankings of completions say, recognised by the names of their fields."""
+"""Recognise rankings of completions by the names of their fields."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class _Verdict:
 
 
 def comparisons(line: Line, source: str) -> Iterator[Comparison]:
-    """The comparisons of a row: one an annotator.
+    """The comparisons of a row: one per annotator.
 
-    A ranking of ties alone teaches nothing, but is one of the verdicts by which the agreement of
-    annotators is measured: it is yielded where an annotator is named.
+    A ranking in which every completion ties is not trained, but it counts in the agreement of
+    annotators: it is yielded if an annotator is named.
 
     Raises:
         DataLineError: If the row has none of the accepted shapes.
-        Unusable: If it has, but cannot be used.
+        Unusable: If the shape is accepted but the row cannot be used.
     """
     if "completions" in line.fields:
         context, completions = _completions(line)
@@ -80,12 +80,12 @@ def comparisons(line: Line, source: str) -> Iterator[Comparison]:
 
 
 def is_tied(ranks: Sequence[int]) -> bool:
-    """Whether a ranking holds ties alone."""
+    """Whether every completion of a ranking ties."""
     return len(set(ranks)) == 1
 
 
 def _completions(line: Line) -> tuple[Context, list[str | None]]:
-    """The context, and the completions; null ones stay in their places."""
+    """The context, and the completions; null completions keep their places."""
     values = line.list("completions")
     if sum(value is not None for value in values) < 2:
         line.fail('"completions" needs at least two entries')
@@ -133,7 +133,7 @@ def _completion(line: Line, value: object, i: int) -> str | None:
 
 
 def _verdicts(line: Line, completions: list[str | None]) -> list[_Verdict]:
-    """One a ranking: "ranks" and "scores" hold one, or a list of them."""
+    """One verdict per ranking: "ranks" and "scores" hold one ranking, or a list of them."""
     name = first_of(line, ("ranks", "scores"))
     if not name:
         line.fail(
@@ -159,7 +159,7 @@ def _such_as(line: Line) -> str:
 
 
 def _ranks(line: Line, name: str, values: object, count: int) -> tuple[int | None, ...]:
-    """One rank a completion, the best 1; None where there is none."""
+    """One rank per completion, 1 = best; None where there is none."""
     if not isinstance(values, list):
         line.fail(f'"{name}" must be a list, as the others are')
     if len(values) != count:
@@ -173,7 +173,7 @@ def _ranks(line: Line, name: str, values: object, count: int) -> tuple[int | Non
 
 
 def _without_gaps(ranks: Sequence[int]) -> tuple[int, ...]:
-    """Ranks from 1 on: only their order counts, and any whole number may be given."""
+    """Ranks renumbered from 1 without gaps; only their order counts."""
     place = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
     return tuple(place[rank] for rank in ranks)
 
@@ -186,7 +186,7 @@ def _annotator(line: Line) -> str:
 
 
 def _annotators(line: Line, count: int) -> list[str]:
-    """Who made each of several rankings; numbers where nobody is named."""
+    """The annotator of each of several rankings; numbered where none is named."""
     name = first_of(line, ANNOTATORS)
     if not name:
         return [f"annotator {i}" for i in range(1, count + 1)]
@@ -218,7 +218,7 @@ def _pair(line: Line) -> tuple[Context, list[str | None]]:
 
 
 def _goes_on(value: object) -> bool:
-    """Whether a text goes on with what another field asks, rather than repeat it."""
+    """Whether a text continues the prompt of another field instead of repeating it."""
     return isinstance(value, str) and not value.startswith("\n\nHuman:")
 
 
@@ -231,7 +231,7 @@ def _asked(line: Line) -> Context:
 def _pair_of_dialogues(line: Line, asks: str) -> tuple[Context, list[str | None]]:
     dialogues: list[Dialogue] = [parse_dialogue(line, name) for name in ("chosen", "rejected")]
     if asks and all(dialogue[0].role == "assistant" for dialogue in dialogues):
-        # replies alone, as messages; what was asked stands in a field of its own
+        # replies alone, as messages; the prompt is in a separate field
         asked = _asked(line)
         before = (Message("user", asked),) if isinstance(asked, str) else asked
         dialogues = [(*before, *dialogue) for dialogue in dialogues]
@@ -246,7 +246,7 @@ def _pair_of_dialogues(line: Line, asks: str) -> tuple[Context, list[str | None]
 
 
 def _check_repeated(line: Line, dialogues: list[Dialogue]) -> None:
-    """Refuse dialogues that do not ask what another field of the row says was asked."""
+    """Refuse dialogues that do not contain the prompt of another field of the row."""
     name = asking(line)
     text = line.fields.get(name) if name else None
     begins = isinstance(text, str) and text.lstrip().startswith(("Human:", "Assistant:"))

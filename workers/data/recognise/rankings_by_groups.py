@@ -1,7 +1,7 @@
-"""Rows that hold one completion each, put together into rankings by what they answer.
+"""Group rows of one completion each into rankings by their prompt.
 
-Two passes: the first counts the rows of each prompt, so that the second holds no row longer than
-until the last one of its prompt has come. Rows that follow each other take no memory.
+Two passes: the first counts the rows of each prompt, so that the second holds rows only until the
+last one of their prompt. If the rows of each prompt are adjacent, only those of one are in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def holds_one_of_many(line: Line) -> bool:
 
 
 class Groups:
-    """Rows of one data set by prompt and, where they name one, by annotator."""
+    """Rows of one data set, grouped by prompt and, where one is named, by annotator."""
 
     def __init__(self) -> None:
         self._ahead: Counter[bytes] = Counter()
@@ -41,11 +41,11 @@ class Groups:
         self._ahead[_key(line)] += 1
 
     def add(self, line: Line) -> Line | None:
-        """A row of the second pass; gives the ranking once the last row of its prompt has come.
+        """Add a row of the second pass; returns the ranking at the last row of its prompt.
 
         Raises:
             DataLineError: If the row has no completion, or neither score nor rank.
-            Unusable: If both are null, or no other row has the same prompt.
+            Unusable: If its only score or rank is null, or no other row has the same prompt.
         """
         _check(line)
         key = _key(line)
@@ -60,7 +60,7 @@ class Groups:
         return _together(rows)
 
     def left(self) -> bool:
-        """Whether rows still wait for others of their prompt."""
+        """Whether there are rows whose ranking is not complete."""
         return bool(self._open)
 
 

@@ -1,4 +1,4 @@
-"""Rankings that are not written as lists of ranks: by labels, or one completion a row."""
+"""Rankings that are not written as lists of ranks: by labels, or one completion per row."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from workers.errors import DataError, DataLineError
 
 
 class Rankings:
-    """Makes lists of ranks out of labels, and rankings out of rows of one completion each.
+    """Builds lists of ranks from labels, and rankings from rows of one completion each.
 
-    Both need a look at the whole data set before the first row is used.
+    Both need a first pass over the whole data set before the first row is used.
 
     Args:
-        columns: What the user maps.
-        usable: A row under canonical names, for the first look.
+        columns: The columns that the user maps.
+        usable: Maps a row to canonical names and checks its marks, in the first pass.
         where: The data set, for messages.
     """
 
@@ -39,13 +39,13 @@ class Rankings:
         self._labelled = False
 
     def survey(self, rows: Iterable[Line | DataLineError]) -> str:
-        """Look at all rows, unless the first one says that nothing depends on the others.
+        """Make the first pass over all rows, or stop after the first row if none is needed.
 
         Returns:
-            What numbers mean as labels; "" where there are none.
+            How labels are interpreted, for the user; "" where there are none.
 
         Raises:
-            DataError: If they can mean several things; as the source of the rows.
+            DataError: If numbers as labels are ambiguous; as the source of the rows.
         """
         first = True
         for row in rows:
@@ -70,10 +70,10 @@ class Rankings:
         return self._verdicts.settle()
 
     def check_done(self) -> None:
-        """Refuse a data set of which the second look did not find what the first one had found.
+        """Check that the second pass found all rows that the first pass counted.
 
         Raises:
-            DataError: If it changed between the two.
+            DataError: If the data set changed between the two.
         """
         if self._groups and self._groups.left():
             raise DataError(
@@ -83,10 +83,10 @@ class Rankings:
             )
 
     def whole(self, line: Line) -> Line | None:
-        """A row with its ranks as lists; None where rows of the same prompt are still to come.
+        """A row with its ranks as lists; None while further rows of its prompt follow.
 
         Raises:
-            DataLineError: If a label means nothing, or the row is no part of a ranking.
+            DataLineError: If a label is not understood, or the row cannot be part of a ranking.
             Unusable: If it is the only completion of its prompt.
         """
         if self._groups:

@@ -1,4 +1,4 @@
-"""From a file of any usual shape to examples."""
+"""Read the examples of a data set of any accepted shape."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ SHAPES: dict[Kind, Callable[[Line, str], Iterator[Example]]] = {
     "prompts": shapes.prompts,
     "pretraining": shapes.documents,
 }
-_ABOUT = {"id", *USERS, *ANNOTATORS}  # columns that are read where there is a use for them
-_MOST_NAMES = 1000  # of unread columns that are remembered
+_ABOUT = {"id", *USERS, *ANNOTATORS}  # columns that are never reported as unread
+_MOST_NAMES = 1000  # most names of unread columns that are counted
 
 
 @dataclass(slots=True)
 class Noted:
-    """What reading found out about a data set besides its examples."""
+    """Facts about a data set that reading collects besides its examples."""
 
-    rows: int = 0  # that gave examples
-    unread: Counter[str] = field(default_factory=Counter)  # column -> rows in which nobody read it
-    labels: str = ""  # how labels were read, and what speaks against them; "" = nothing to say
+    rows: int = 0  # rows or rankings that gave examples
+    unread: Counter[str] = field(default_factory=Counter)  # column -> rows in which it was not read
+    labels: str = ""  # how labels were interpreted, and scores that contradict them; "" = none
 
     def unread_columns(self) -> list[str]:
-        """Columns of which no part was read, those of most rows first."""
+        """Columns that were not read in some rows, by descending number of such rows."""
         return [name for name, _ in self.unread.most_common()]
 
 
-MOST_COMPLETIONS = 256  # of one ranking, which a reward model reads as one element
+MOST_COMPLETIONS = 256  # per ranking, which is one element of a reward-model batch
 
 
 def read_examples(
@@ -65,20 +65,20 @@ def read_examples(
     """Yield the examples of a data set in order; a row that cannot be used is a `Rejected`.
 
     Args:
-        path: File, folder or Hugging Face id, as `read_rows` takes it.
-        kind: What the rows are to be read as.
-        format: As `read_rows` takes it.
-        columns: Canonical field to column, where the names of a data set are its own.
-        split: Of a data set with several, which one.
-        subset: Of a Hugging Face data set with several configurations, which one.
-        name: Name of the data set that examples carry as `source`.
-        on_bad_line: "fail" raises on a line that cannot be read; "drop" makes it a `Rejected` of
-            the reason "bad line".
-        meter: Told how far reading has come.
-        noted: Told what else was found out.
+        path: File, folder or Hugging Face id, as in `read_rows`.
+        kind: The kind of examples to read the rows as.
+        format: As in `read_rows`.
+        columns: Canonical field to column, for a data set with other names.
+        split: The split to read, if the data set has several.
+        subset: The configuration to read, if a Hugging Face data set has several.
+        name: Name of the data set, the `source` of the examples.
+        on_bad_line: "fail" raises on a line that cannot be read; "drop" yields a `Rejected` with
+            the reason "bad line" instead.
+        meter: Receives the progress of reading.
+        noted: Receives the other facts about the data set.
 
     Raises:
-        ConfigError: If `columns` names a field that there is not.
+        ConfigError: If `columns` names an unknown field.
         DataError: As `read_rows`; if a mapped column is in no row; if the labels of
             `columns.better` can be read in more than one way.
         DataLineError: On a bad line, or a row whose shape is not recognised.
@@ -93,7 +93,7 @@ def read_examples(
         try:
             if isinstance(row, DataLineError):
                 raise row
-            # as a list: of a row of which a part is bad, no part is used
+            # as a list: if one example of a row is bad, none of the row is used
             yield from list(reader.examples(row, noted))
         except Unusable as unusable:
             yield Rejected(str(unusable), row.where, name)
@@ -106,7 +106,7 @@ def read_examples(
 
 
 class _Reader:
-    """From rows of one data set to examples."""
+    """Turns the rows of one data set into examples."""
 
     def __init__(self, kind: Kind, columns: Columns, path: str, name: str) -> None:
         self._kind: Kind = kind
@@ -119,19 +119,19 @@ class _Reader:
         self._seen: set[bytes] = set()
         self._held: Counter[str] = Counter()  # columns of rows whose ranking is not complete
         self._pairs = 0
-        self._contradicted: Counter[tuple[str, str]] = Counter()  # by which columns of scores
+        self._contradicted: Counter[tuple[str, str]] = Counter()  # (score columns) -> pairs
 
     def survey(self, rows: Iterator[Row], noted: Noted) -> None:
-        """Find out what a ranking needs to know of all rows."""
+        """Scan all rows once for what later ranking of a single row depends on."""
         self._rankings = Rankings(self._columns, self._usable, self._path)
         noted.labels = self._rankings.survey(rows)
 
     def examples(self, row: Line, noted: Noted) -> Iterator[Example]:
-        """The examples of a row; none where further rows of its prompt follow.
+        """The examples of a row; none while further rows of the same ranking follow.
 
         Raises:
             DataLineError: If the row cannot be read.
-            Unusable: If it is of no use.
+            Unusable: If it cannot be used.
         """
         line = self._usable(row)
         whole = self._rankings.whole(line) if self._rankings else line
@@ -155,17 +155,17 @@ class _Reader:
         yield from examples
 
     def check_done(self) -> None:
-        """Refuse what is known to be wrong only now that all rows have been read.
+        """Check what is known only after all rows have been read.
 
         Raises:
-            DataError: If a mapped column was in no row, or the data set changed meanwhile.
+            DataError: If a mapped column was in no row, or the data set changed during reading.
         """
         check_found(self._mapping, self._path)
         if self._rankings:
             self._rankings.check_done()
 
     def say_contradictions(self, noted: Noted) -> None:
-        """Say where the scores of a pair are against its order, which is taken as it is written."""
+        """Note where scores contradict the order of pairs; the order is used as written."""
         for (one, other), rows in self._contradicted.items():
             noted.labels += "; " if noted.labels else ""
             noted.labels += (
@@ -192,10 +192,10 @@ def _too_many(example: Example) -> bool:
 
 
 def _is_repeated(line: Line, examples: Sequence[Example], seen: set[bytes]) -> bool:
-    """Whether the same row came before, by its id.
+    """Whether a row with the same id came earlier.
 
-    Rankings often carry the id of their prompt: they are the same only if the same annotator ranked
-    the same completions. An id is remembered by a digest, in about 75 bytes of memory.
+    The id of a ranking is often that of its prompt: rankings count as the same only if the same
+    annotator ranked the same completions. Each id is stored as a digest, about 75 bytes of memory.
     """
     if line.fields.get("id") is None:
         return False

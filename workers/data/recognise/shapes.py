@@ -1,6 +1,6 @@
-"""What the rows of the usual data sets say, recognised by the names of their fields.
+"""Recognise demonstrations, prompts and documents by the names of the fields of a row.
 
-"prompt", "completion" and "text" are bare text and used as it stands. Every other shape says who
+"prompt", "completion" and "text" are bare text and stay unchanged. Every other shape implies who
 speaks, and becomes a dialogue: a list of messages, but also a question and its answer, or an
 instruction with its input and output. Rankings are in `workers.data.recognise.rankings_by_fields`.
 """
@@ -55,11 +55,11 @@ OTHER_PROMPT = "its prompt differs from its dialogue"
 
 
 def demonstrations(line: Line, source: str) -> Iterator[Demonstration]:
-    """The demonstrations of a row: one, or one an instance.
+    """The demonstrations of a row: one, or one per instance.
 
     Raises:
         DataLineError: If the row has none of the accepted shapes.
-        Unusable: If it has, but cannot be used.
+        Unusable: If the shape is accepted but the row cannot be used.
     """
     user = user_of(line)
     for context, reply in _replies(line):
@@ -67,11 +67,11 @@ def demonstrations(line: Line, source: str) -> Iterator[Demonstration]:
 
 
 def prompts(line: Line, source: str) -> Iterator[PromptExample]:
-    """The prompts of a row: one, or one an instance.
+    """The prompts of a row: one, or one per instance.
 
     Raises:
         DataLineError: If the row has none of the accepted shapes.
-        Unusable: If it has, but cannot be used.
+        Unusable: If the shape is accepted but the row cannot be used.
     """
     user = user_of(line)
     if first_of(line, DIALOGUES):
@@ -105,11 +105,11 @@ def documents(line: Line, source: str) -> Iterator[Document]:
 
 
 def whole_dialogue(line: Line) -> Dialogue:
-    """The dialogue of a row, which must agree with what else the row says that was asked.
+    """The dialogue of a row, which must contain the prompt of the row, if it has one.
 
     Raises:
         DataLineError: If two dialogues differ, or one does not parse.
-        Unusable: If its prompt is not in it.
+        Unusable: If the dialogue does not contain the prompt.
     """
     own = parse_dialogue(line, only_of(line, DIALOGUES))
     first = next((i for i, turn in enumerate(own) if turn.role != "system"), len(own))
@@ -119,13 +119,13 @@ def whole_dialogue(line: Line) -> Dialogue:
 
 
 def check_prompt(line: Line, dialogue: Dialogue) -> None:
-    """Refuse a row whose prompt is none of what its dialogue asks.
+    """Refuse a row whose prompt is not in its dialogue.
 
-    The prompt may be the first or any later turn of the user, or all turns up to a reply.
+    The prompt may be any user turn, or all turns up to a reply.
 
     Raises:
         DataLineError: If the prompt is neither text nor a list of messages.
-        Unusable: If the dialogue does not ask it.
+        Unusable: If the dialogue does not contain it.
     """
     name = asking(line)
     if not name or "instances" in line.fields:
@@ -142,7 +142,7 @@ def check_prompt(line: Line, dialogue: Dialogue) -> None:
     users = [turn.content.strip() for turn in said if turn.role == "user"]
     if text in users or with_input in users or not text:
         return
-    # all turns written one after another, with whatever stands between them
+    # a prompt that holds all user turns in order, with any text between them
     place = 0
     for turn in users:
         place = text.find(turn, place)
@@ -152,11 +152,11 @@ def check_prompt(line: Line, dialogue: Dialogue) -> None:
 
 
 def context_of(line: Line, kind: str) -> Context:
-    """What comes before the reply, by the fields that ask.
+    """The context before the reply, from the prompt fields.
 
     Raises:
-        DataLineError: If no field asks, or several do.
-        Unusable: If nothing is asked.
+        DataLineError: If there is no prompt field, or several.
+        Unusable: If the prompt is empty.
     """
     name = asking(line)
     if not name:
@@ -182,10 +182,10 @@ def context_of(line: Line, kind: str) -> Context:
 
 
 def asking(line: Line) -> str:
-    """The field that asks; "" = none.
+    """The name of the prompt field; "" = none.
 
     Raises:
-        DataLineError: If several do.
+        DataLineError: If there are several.
     """
     found = [name for name in REPLIES_TO if name in line.fields]
     if len(found) > 1:
@@ -197,8 +197,8 @@ def only_turn(line: Line, value: object, name: str) -> Message:
     """A reply that is written as a list of one turn of the assistant, or as that turn.
 
     Raises:
-        DataLineError: If it is no dialogue.
-        Unusable: If it has other turns.
+        DataLineError: If it is not a dialogue.
+        Unusable: If it is not exactly one assistant turn.
     """
     turns = turns_of(line, value, name)
     if len(turns) != 1 or turns[0].role != "assistant":
@@ -207,7 +207,7 @@ def only_turn(line: Line, value: object, name: str) -> Message:
 
 
 def with_system(line: Line, dialogue: Dialogue) -> Dialogue:
-    """A dialogue behind the system turn of its row, unless it has one itself."""
+    """A dialogue with the system turn of its row put first, unless it already has one."""
     name = only_of(line, SYSTEMS)
     text = line.text(name) if name else ""
     if not text.strip() or any(turn.role == "system" for turn in dialogue):
@@ -216,7 +216,7 @@ def with_system(line: Line, dialogue: Dialogue) -> Dialogue:
 
 
 def unknown(line: Line, kind: str) -> NoReturn:
-    """Refuse a row without any shape of a kind."""
+    """Refuse a row that has none of the accepted shapes of a kind."""
     columns = columns_to_set(line)
     advice = f"set columns {columns}" if columns else "name the columns by data.columns"
     line.fail(
@@ -245,7 +245,7 @@ def _replies(line: Line) -> Iterator[tuple[Context, Message]]:
 
 
 def _end_of_dialogue(line: Line) -> tuple[Dialogue, Message]:
-    """All before the reply, and the reply: the last turn, or a field of its own."""
+    """The turns before the reply, and the reply: the last turn, or a separate field."""
     dialogue = whole_dialogue(line)
     replies = [name for name in REPLIES if name in line.fields]
     if dialogue[-1].role == "user" and len(replies) == 1:
@@ -262,7 +262,7 @@ def _asked(line: Line, text: str) -> Dialogue:
 
 
 def _instructed(line: Line, holder: Line) -> Dialogue:
-    """The instruction of the row with the input of the row or of one of its instances."""
+    """The instruction of the row with the input of the row or of one instance."""
     return _asked(line, _with_input(line.text("instruction"), holder))
 
 

@@ -1,6 +1,6 @@
-"""Signs that a row holds more than the fields whose names are known.
+"""Signs that a row holds replies or verdicts under unknown field names.
 
-Names are compared in lower case. Nothing here is read by a guess: a sign makes an error that shows
+Names are compared in lower case. No row is read by a guess: a sign causes an error that shows
 the `columns` to set (`workers.data.recognise.suggestions`).
 """
 
@@ -50,7 +50,7 @@ _ONE = re.compile(r"(?:[a-z]+[ _-])?(?:[a-h]|\d)|first|second|left|right|tie", r
 
 
 def looks_ranked(line: Line) -> str:
-    """Why a row seems to compare replies under names that are not known; "" = it does not."""
+    """Why a row seems to compare replies under unknown names; "" = it does not."""
     answers = compared(line)
     if not answers:
         return ""
@@ -59,7 +59,7 @@ def looks_ranked(line: Line) -> str:
 
 
 def looks_answered(line: Line) -> str:
-    """The column that seems to hold a reply under a name that is not known; "" = none."""
+    """The column that seems to hold a reply, also under unknown names; "" = none."""
     names = {
         path.rpartition(".")[2].lower(): path for path, value in texts_of(line) if _is_reply(value)
     }
@@ -67,7 +67,7 @@ def looks_answered(line: Line) -> str:
 
 
 def names_a_column(line: Line) -> str:
-    """The field for a reply that holds the name of another column instead; "" = none does."""
+    """The reply field that holds the name of another column instead of a reply; "" = none."""
     if not _siblings(line):
         return ""
     fields = (name for name in ("chosen", "rejected") if name in line.fields)
@@ -75,7 +75,7 @@ def names_a_column(line: Line) -> str:
 
 
 def scored_by(line: Line) -> str:
-    """The first column of a number that seems to say how good a reply is; "" = none."""
+    """The first numeric column that seems to rate a reply; "" = none."""
     return next(
         (
             name
@@ -87,7 +87,7 @@ def scored_by(line: Line) -> str:
 
 
 def contradicted_by(line: Line) -> tuple[str, str] | None:
-    """The columns of scores by which the rejected reply is better than the chosen one."""
+    """The two score columns by which the rejected reply is better than the chosen one."""
     for name, value in line.fields.items():
         words = words_of(name)
         if "chosen" not in words or not SCORES.fullmatch(name.lower()) or is_rank_name(name):
@@ -101,7 +101,7 @@ def contradicted_by(line: Line) -> tuple[str, str] | None:
 
 
 def flattened(line: Line) -> Line:
-    """A row with what stands in its objects under paths of its own."""
+    """A row with the fields of its objects added under dotted paths."""
     fields = dict(line.fields)
     for name, value in line.fields.items():
         if isinstance(value, Mapping) and not is_turn(value):
@@ -110,7 +110,7 @@ def flattened(line: Line) -> Line:
 
 
 def texts_of(line: Line) -> Iterator[tuple[str, object]]:
-    """Text and lists by their paths, one level deep."""
+    """Texts and lists with their paths, including those in objects, one level deep."""
     for name, value in line.fields.items():
         if isinstance(value, str | list):
             yield name, value
@@ -128,7 +128,7 @@ def compared(line: Line) -> dict[str, str]:
 
 
 def _opposites(line: Line) -> dict[str, str]:
-    """Two replies, or lists of them, of which one is named as the better and one as the worse."""
+    """Two replies, or lists of them, whose names say which one is better."""
     paths: dict[str, str] = {}
     for name, value in line.fields.items():
         if _NOT_ANSWERS.fullmatch(name.lower()):
@@ -145,7 +145,7 @@ def _opposites(line: Line) -> dict[str, str]:
 
 
 def _siblings(line: Line, *, known: bool = True) -> dict[str, str]:
-    """Replies whose names differ by a letter or a number alone."""
+    """Replies whose names differ only in a last letter or number."""
     replies = [name for name, value in line.fields.items() if _is_reply(value)]
     lower = {name.lower(): name for name in replies}
     stems: dict[str, dict[str, str]] = {}
@@ -158,7 +158,7 @@ def _siblings(line: Line, *, known: bool = True) -> dict[str, str]:
             continue
         for first, second in _PAIRS:
             if first in tags and second in tags:
-                if first == "j":  # of questions and answers with votes: j has more of them
+                if first == "j":  # in data sets of answers with votes, j has more votes than k
                     return {"chosen": tags[first], "rejected": tags[second]}
                 alike = [tags[tag] for tag in sorted(tags) if tag.isdigit() == first.isdigit()]
                 return {"completions": ",".join(alike)}
@@ -197,7 +197,7 @@ def _has_label(line: Line) -> bool:
 
 
 def is_rank_name(name: str) -> bool:
-    """Whether a column of this name counts places, the best of which is 1."""
+    """Whether a column of this name holds ranks, 1 = best."""
     words = words_of(name)
     return bool(words & {"rank", "ranks", "ranking"}) and not words & {"score", "scores"}
 
@@ -210,7 +210,7 @@ def is_label_name(name: str) -> bool:
 
 
 def _is_label(line: Line, value: object) -> bool:
-    """Whether a value names a column rather than being text of its own."""
+    """Whether a value is the name of a column or of a choice, not a reply."""
     return isinstance(value, str) and (
         bool(_ONE.fullmatch(value.strip()))
         or value.strip().lower() in {name.lower() for name in line.fields}
@@ -224,14 +224,14 @@ def words_of(name: str) -> set[str]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number, if only as text."""
+    """Whether a value is a number, or the text of one."""
     if isinstance(value, str):
         return bool(_NUMBER.fullmatch(value.strip()))
     return isinstance(value, int | float)
 
 
 def _holds_texts(value: object) -> TypeGuard[Mapping[str, object]]:
-    """Whether an object holds replies by the names of who wrote them."""
+    """Whether an object maps two or more names, such as models, to replies."""
     if not isinstance(value, Mapping) or len(value) < 2 or is_turn(value):
         return False
     return all(isinstance(each, str) for each in value.values())

@@ -1,4 +1,4 @@
-"""The `columns` to set for rows whose fields have names of their own, shown in refusals."""
+"""Suggest the `columns` to set for rows with unknown field names, for error messages."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from workers.data.rows.fields import (
     first_of,
 )
 
-# What asks under other names, the likeliest first.
+# Other names of fields that may hold the prompt, the likeliest first.
 _ASKED = (
     *("query", "problem", "post", "body", "history", "context", "input", "document", "article"),
     *("title", "user_prompt", "user_input", "human", "q", "user", "source", "src"),
 )
-# Of names of labels: the completion that they name is the worse one.
+# Words in the name of a label column: the label names the worse completion.
 _AGAINST = WORST | {"not", "less", "least"}
 
 
@@ -55,7 +55,7 @@ def columns_to_set(line: Line) -> str:
 
 
 def columns_of_reply(line: Line) -> str:
-    """As `columns_to_set`, for a row of one reply under a name that is not known."""
+    """As `columns_to_set`, for a row with one reply under an unknown name."""
     reply = looks_answered(line)
     asks = _asking(line, [reply])
     if not (reply and asks):
@@ -68,7 +68,7 @@ def columns_of_reply(line: Line) -> str:
 
 
 def _besides(line: Line, parts: list[str]) -> list[str]:
-    """Columns that are known by their names, which a mapping of others would hide."""
+    """Columns with known names, which must be mapped too once any other column is."""
     used = {part.partition("=")[2] for part in parts}
     groups = {"input": INPUTS, "system": SYSTEMS, "user": USERS, "annotator": ANNOTATORS}
     found = {field: first_of(line, names) for field, names in groups.items()}
@@ -96,7 +96,7 @@ def _asking(line: Line, taken: list[str]) -> str:
 
 
 def _order(line: Line, completions: str) -> list[str]:
-    """How the row seems to say which completion is better."""
+    """The mapping of the columns that seem to say which completion is better."""
     if "human_ref_A" in completions.split(",") and "labels" in line.fields:
         return ["better.column=labels", "better.first=1", "better.second=0"]
     paths = completions.split(",")
@@ -119,7 +119,7 @@ def _order(line: Line, completions: str) -> list[str]:
     plain = [name for name in labels if not words_of(name) & _AGAINST]
     label = next(iter([*plain, *labels]), "COLUMN")
     alike = [name for name in plain if _letters(name) == _letters(label)]
-    if len(alike) > 1:  # one an annotator
+    if len(alike) > 1:  # one per annotator
         return [f"better={','.join(alike)}"]
     return _meant(label, line.fields.get(label), paths)
 
@@ -129,7 +129,7 @@ def _letters(name: str) -> str:
 
 
 def _meant(label: str, value: object, paths: list[str]) -> list[str]:
-    """How to read a column of labels, as far as its name says it."""
+    """How to interpret a column of labels, as far as its name implies it."""
     against = bool(words_of(label) & _AGAINST)
     ends = [path.rpartition(".")[2] for path in paths]
     tags = [end[-1:].lower() for end in ends]
@@ -168,7 +168,7 @@ def _numbers_of(line: Line, completions: str) -> str:
 
 
 def _is_whole(line: Line, path: str) -> bool:
-    """Whether a column holds a whole dialogue, what was asked included."""
+    """Whether a column holds a whole dialogue, prompt included."""
     value = line.fields.get(path)
     return (isinstance(value, list) and len(value) > 1 and is_turn(value[0])) or (
         isinstance(value, str) and value.startswith("\n\nHuman:")
