@@ -13,7 +13,7 @@ TokenRows = Sequence[Sequence[int] | IntArray]
 
 
 def document_batch(rows: TokenRows) -> TokenBatch:
-    """Rows whose every token is a target (the first of a row is never counted)."""
+    """Rows in which every token is a target (losses never count the first token of a row)."""
     return TokenBatch(
         Ragged.from_rows(rows, np.int32),
         Ragged.from_rows([np.ones(len(row), bool) for row in rows], bool),
@@ -30,7 +30,7 @@ def demonstration_batch(prompts: TokenRows, responses: TokenRows) -> TokenBatch:
 
 
 def stack_batches(first: TokenBatch, second: TokenBatch) -> TokenBatch:
-    """The rows of both, in order; those of either may hold several documents."""
+    """The rows of both, in order; rows of either may hold several documents."""
     positions = None
     if first.positions is not None or second.positions is not None:
         positions = Ragged.concat([_positions(first), _positions(second)])

@@ -1,4 +1,4 @@
-"""Data sets in files as a data source."""
+"""The data source that reads data sets from files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:  # seconds to import, and only a type here
 class FileSource:
     """Demonstrations, comparisons, prompts and pretraining text of any number of data sets.
 
-    Every set is read, tokenised and checked at once, so a bad line ends the run before any
-    training; tokens beyond a few MB lie in a file that is mapped, not in memory. Sets of one kind
-    are mixed in proportion to their weights. `evaluation_prompts`, when given, replace the
-    held-out part of `prompts`; they and all rows of their users are held out elsewhere too.
+    Every set is read, tokenised and checked on construction, so a bad line ends the run before any
+    training. Large columns are in a memory-mapped file (`RowStore`). Sets of one kind are mixed in
+    proportion to their weights. `evaluation_prompts`, when given, replace the held-out part of
+    `prompts`; they and all rows of their users are held out of every other kind, too.
 
     Args:
         sets: What to read; names are unique.
@@ -42,13 +42,13 @@ class FileSource:
         feeding: Filters, split, order and number of data-loading processes.
 
     Attributes:
-        tokenizer: Of every token id handed out; it carries the chat template that was used.
-        date: What the template was told of the date, where it asks; else "".
-        accounts: What became of the rows of each set.
+        tokenizer: Encodes and decodes every token id of this source; has the chat template used.
+        date: The date given to the template, where the template uses it; else "".
+        accounts: Row counts of each set: kept, held out and dropped by reason.
 
     Raises:
-        DataError: A file cannot be read, or a line of it, and `on_bad_line` is "fail"; or a token
-            is none that the models know.
+        DataError: A file cannot be read; a line cannot be read and `on_bad_line` is "fail"; or a
+            token id is outside the models' embeddings.
         EmptyDatasetError: A set has no usable row.
         ConfigError: A weight is out of range.
     """
@@ -63,7 +63,7 @@ class FileSource:
         self._sets = {kind: [s for s in sets if s.kind is kind] for kind in SetKind}
         for own in self._sets.values():
             if own:
-                quotas([each.weight for each in own])  # a wrong weight is found before any reading
+                quotas([each.weight for each in own])  # raises on a bad weight before any reading
         self._accounts = {
             kind: [SetAccount(s.name, s.kind.value, s.path, s.weight) for s in own]
             for kind, own in self._sets.items()
@@ -80,12 +80,12 @@ class FileSource:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know of the cache of rows."""
+        """Messages for the user about the cache of rows."""
         return self._cache.notes
 
     @property
     def accounts(self) -> list[SetAccount]:
-        """What became of the rows of each set, in the order of kinds."""
+        """Row counts of each set, in the order of `SetKind`."""
         return [account for kind in SetKind for account in self._accounts[kind]]
 
     def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
@@ -101,7 +101,7 @@ class FileSource:
         return TokenBatch(table.rows.tokens.select(chosen), table.rows.targets.select(chosen))
 
     def demonstration_count(self) -> int:
-        """Demonstrations to train on."""
+        """Number of training demonstrations."""
         return len(self._tables[SetKind.demonstrations].numbers("train"))
 
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
@@ -113,14 +113,14 @@ class FileSource:
         return [self._prompt(table, i, given + i) for i in table.take(split, start, count)]
 
     def rankings(self, split: Split) -> list[Ranking] | None:
-        """One pass over the rankings of a split; None when no set holds any."""
+        """One epoch of the rankings of a split; None when there is no set of comparisons."""
         table = self._tables[SetKind.comparisons]
         if not table.sets:
             return None
         return [_ranking(table, i) for i in table.mixed(split)]
 
     def ties(self) -> list[Ranking]:
-        """The rankings of ties alone whose annotator is named."""
+        """Rankings in which every completion ties and the annotator is named."""
         table = self._tables[SetKind.comparisons]
         return [_ranking(table, i) for i in table.tied]
 
@@ -141,7 +141,7 @@ class FileSource:
         )
 
     def gold(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Gold] | None:  # noqa: ARG002
-        """None: nobody knows the truth."""
+        """None: files hold no gold verdicts."""
         return None
 
     def cloze(self, split: Split, start: int, count: int) -> list[ClozeTokens] | None:  # noqa: ARG002
@@ -164,7 +164,7 @@ class FileSource:
     def _chunks(
         self, kind: SetKind, encode: Encode, each: DataSet, account: SetAccount
     ) -> Iterator[Chunk]:
-        """The rows of a set: those that were kept, or else made and kept now."""
+        """The rows of a set: from the cache, or else read, encoded and cached now."""
         key = self._cache.key(each, self._feeding.on_bad_line)
         kept = self._cache.find(key)
         if kept is not None:
@@ -213,7 +213,7 @@ class FileSource:
 
     def _finish(self) -> None:
         held = Held.together([table.held_out() for table in self._tables.values()])
-        # the given evaluation prompts, or else the held-out part of the prompts
+        # the evaluation prompts, or else the held-out part of the prompts
         evaluated = (SetKind.evaluation_prompts, SetKind.prompts)
         asked = np.concatenate([self._tables[kind].asked() for kind in evaluated])
         for table in self._tables.values():

@@ -1,4 +1,4 @@
-"""What a data source hands out besides token batches."""
+"""What a data source returns besides token batches: prompts, cloze tasks and gold verdicts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Prompt:
     id: int  # row of the prompt data set
     tokens: tuple[int, ...]  # beginning-of-sequence token first, where the tokenizer has one
     text: str  # as the tokenizer saw it
-    key: int  # names the prompt across all splits of its source
-    # the dialogue before a template rendered it, or bare text without control tokens; "" = `text`
+    key: int  # identifies the prompt across all splits of its source
+    # the dialogue before the chat template, or bare text without control tokens; "" = `text`
     words: Context = ""
 
     @property
@@ -26,13 +26,13 @@ class Prompt:
 
     @property
     def asked(self) -> Asked:
-        """The prompt in words."""
+        """The prompt as text, for reward functions, reward models and judges."""
         return Asked(self.id, self.context, self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class ClozeTokens:
-    """A prefix, the token sequences that could follow it, and which of them is right."""
+    """A prefix, the candidate continuations, and which of them is right."""
 
     prefix: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
@@ -41,7 +41,7 @@ class ClozeTokens:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The noise-free verdict on one reply; for evaluation only, no trainer sees it."""
+    """The noise-free verdict on one completion; for evaluation only, no trainer sees it."""
 
     score: float
     correct: bool  # the first sentence gives exactly the right answer

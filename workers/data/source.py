@@ -1,4 +1,4 @@
-"""What the stages of the recipe ask of their data, wherever it comes from."""
+"""The interface of a data source, which every stage reads its data from."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PromptSplit = Literal["reward_model", "ppo", "heldout"]
 class DataSource(Protocol):
     """Examples by cursor: rows [start, start + count) of an endless stream, the same every time.
 
-    A stage's whole data state is therefore one integer. On training splits `start` may pass the
-    size of a finite data set: epoch after epoch follows, each in an order of its own. On
-    "heldout", which no stage trains on, a finite source returns each row at most once, and so at
-    most as many rows as it has, because a repeated row would fake evidence.
+    A stage's whole data state is therefore one integer. On training splits `start` may exceed the
+    size of a finite data set: further epochs follow, each in a different order. On "heldout",
+    which no stage trains on, a finite source returns each row at most once, and so at most as many
+    rows as it has, because repeated rows would make an evaluation look better founded than it is.
     """
 
     @property
@@ -38,7 +38,7 @@ class DataSource(Protocol):
         ...
 
     def demonstration_count(self) -> int | None:
-        """Rows of one pass over the training demonstrations; None where they have no end."""
+        """Rows of one epoch of the training demonstrations; None for an endless source."""
         ...
 
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
@@ -46,11 +46,11 @@ class DataSource(Protocol):
         ...
 
     def rankings(self, split: Split) -> list[Ranking] | None:
-        """All given rankings; None = sample completions and `label` them."""
+        """All rankings of a split; None = sample completions and `label` them."""
         ...
 
     def ties(self) -> list[Ranking]:
-        """Given rankings of ties alone: nothing to train, but verdicts of their annotators."""
+        """Rankings in which every completion ties: not trained, but verdicts of annotators."""
         ...
 
     def label(
@@ -64,11 +64,11 @@ class DataSource(Protocol):
         ...
 
     def gold(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Gold] | None:
-        """Noise-free verdict on one completion a prompt; None where nobody knows it."""
+        """Noise-free verdict on one completion per prompt; None where the source has none."""
         ...
 
     def cloze(self, split: Split, start: int, count: int) -> list[ClozeTokens] | None:
-        """Completion tasks in pretraining style; None where the source has none."""
+        """Cloze tasks in pretraining style; None where the source has none."""
         ...
 
     def detokenize(self, ids: Iterable[int]) -> str:

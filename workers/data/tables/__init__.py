@@ -1,1 +1,1 @@
-"""Token rows in order: tables, mixtures, their cursors, and the cache on disk."""
+"""Token rows in reading order: tables, mixtures, samplers, and the cache on disk."""

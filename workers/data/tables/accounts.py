@@ -1,4 +1,4 @@
-"""What became of the rows of a data set: read = kept in training + held out + dropped (reason)."""
+"""Row counts of a data set: read = train + held out + dropped by reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST_REASONS = 50
 
 @dataclass(slots=True)
 class SetAccount:
-    """Counts of one data set. A pretraining document of several windows is as many rows."""
+    """Counts of one data set. Each window of a pretraining document counts as one row."""
 
     name: str
     kind: str
@@ -24,16 +24,16 @@ class SetAccount:
     tokens: int = 0  # of the rows that were kept
     train_pairs: int = 0  # comparisons: pairs of different rank
     heldout_pairs: int = 0
-    unread: list[str] = field(default_factory=list)  # columns that say nothing to the run
-    labels: str = ""  # how the numbers of `columns.better` were read
+    unread: list[str] = field(default_factory=list)  # columns that the run did not read
+    labels: str = ""  # how the labels of `columns.better` were interpreted
     tied_pairs: int = 0  # comparisons: pairs of equal rank among the rows that were kept
 
     def drop(self, reason: str, count: int) -> None:
-        """Count rows that were left out; of reasons in other people's words the first are kept."""
+        """Count dropped rows; reasons beyond the first `_MOST_REASONS` are counted together."""
         reason = bounded_reason(reason, self.dropped)
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
 def bounded_reason(reason: str, known: Collection[str]) -> str:
-    """The reason, or one for all others where there are very many of them."""
+    """The reason, or "other reasons" once `known` holds the maximum number of reasons."""
     return reason if reason in known or len(known) < _MOST_REASONS else "other reasons"

@@ -1,10 +1,10 @@
-"""Tokenised rows of data files, kept from one command to the next.
+"""The cache of tokenised rows on disk, shared by all commands of a user.
 
-An entry is named by all that its rows depend on: the content of the data, the tokenizer, every
-setting of the rendering, this package's own code and the libraries it calls. It is one file of
-plain arrays with a checksum, written aside and moved into place, so several processes may use one
-cache, and anything in it may be deleted at any time. Nothing in it is trusted that is damaged, a
-link, or another user's.
+The name of an entry is a digest of all that its rows depend on: the content of the data, the
+tokenizer, every setting of the rendering, the code of this package and the libraries it calls. An
+entry is one file of plain arrays with a checksum. It is written under a temporary name and then
+renamed, so several processes may use one cache, and any file in it may be deleted at any time. An
+entry that is damaged, a link, or another user's is not used.
 """
 
 from __future__ import annotations
@@ -49,33 +49,33 @@ def cache_folder() -> Path:
 
 
 class RowCache:
-    """Entries of one folder, together at most `most_bytes`; those used longest ago go first.
+    """Entries of one folder, at most `most_bytes` in all; the least recently used are evicted.
 
     Args:
-        most_bytes: 0 = nothing is kept or looked for.
-        encoder: Makes the rows.
-        rendering: What `encoder` was made from.
+        most_bytes: 0 = the cache is off.
+        encoder: Creates the rows.
+        rendering: The settings of `encoder`.
 
     Attributes:
-        notes: Why nothing is kept, or an entry was not used.
+        notes: Why rows are not cached, or why an entry was not used.
     """
 
     def __init__(self, most_bytes: int, encoder: Encoder, rendering: Rendering) -> None:
         self.notes: list[str] = []
-        self._stamps: dict[str, str] = {}  # of the data files when their content was looked at
+        self._stamps: dict[str, str] = {}  # key -> `_stamp` of the data when it was hashed
         self._most_bytes = most_bytes
         self._folder = self._private(cache_folder()) if most_bytes else None
         self._made_by = _digest_of(_maker(encoder, rendering)) if self._folder else ""
 
     def key(self, each: DataSet, on_bad_line: str) -> str:
-        """Names the rows of a data set; "" where they are not kept."""
+        """The cache key of the rows of a data set; "" where they are not cached."""
         if self._folder is None:
             return ""
         try:
             if Path(each.path).is_dir():
                 check_folder(each.path)
             content = _content(Path(each.path))
-        except (OSError, ValueError):  # told when it is read
+        except (OSError, ValueError):  # reported when the data is read
             return ""
         if not content:
             return ""
@@ -85,7 +85,7 @@ class RowCache:
         return key
 
     def find(self, key: str) -> Entry | None:
-        """The entry of this name, if it is whole."""
+        """The entry of this key; None if there is none or it is damaged."""
         if not key or self._folder is None:
             return None
         path = self._folder / f"{key}{_SUFFIX}"
@@ -96,13 +96,13 @@ class RowCache:
         except (OSError, ValueError, EOFError) as error:
             self.notes.append(f"kept rows are damaged, so the data is read again: {path}: {error}")
             return None
-        with contextlib.suppress(OSError):  # deleted or read-only: only the order of use is lost
+        with contextlib.suppress(OSError):  # deleted or read-only: only the time of use is lost
             os.utime(path)
         return entry
 
     @contextlib.contextmanager
     def store(self, key: str, path: str) -> Iterator[Writer]:
-        """Collect the chunks of an entry; it is there once the block ends without an error."""
+        """Collect the chunks of an entry, which exists once the block ends without an error."""
         if not key or self._folder is None:
             yield Writer(None, 0)
             return
@@ -153,7 +153,7 @@ class RowCache:
                 elif path.suffix == _UNFINISHED and _is_abandoned(seen.st_mtime):
                     path.unlink(missing_ok=True)
             except FileNotFoundError:
-                continue  # another process was faster
+                continue  # another process has deleted it
         used = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if used <= self._most_bytes:
@@ -163,18 +163,18 @@ class RowCache:
 
 
 def _is_abandoned(modified: float) -> bool:
-    # a clock that is wrong by a day costs the entry that is being written, and a note
+    # if the clock is wrong by a day, an entry that is being written is lost, with a note
     return time.time() - modified > _ABANDONED_SECONDS  # noqa: TID251 - as files have it
 
 
 class Entry:
-    """A whole entry: its checksum is right.
+    """A cache entry whose checksum is correct.
 
     Attributes:
-        facts: What was noted beside the rows.
+        facts: The facts that were stored with the rows.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no entry.
         OSError, ValueError, EOFError: It is damaged, a link, or another user's.
     """
 
@@ -195,14 +195,14 @@ class Entry:
         self.facts: Facts = _read_facts(self._file)
 
     def chunks(self) -> Iterator[Chunk]:
-        """The rows, as they were stored."""
+        """The chunks, as they were stored."""
         with self._file as file:
             while file.tell() < self._size:
                 yield _read_chunk(file)
 
 
 class Writer:
-    """Takes the chunks of an entry."""
+    """Writes the chunks of an entry."""
 
     def __init__(self, file: BinaryIO | None, most_bytes: int) -> None:
         self.whole = False
@@ -210,7 +210,7 @@ class Writer:
         self._file, self._most_bytes = file, most_bytes
 
     def add(self, chunk: Chunk) -> None:
-        """Append a chunk; past the size of the whole cache nothing more is kept."""
+        """Append a chunk; an entry larger than the whole cache is given up."""
         if self._file is None or self.problem:
             return
         try:
@@ -223,7 +223,7 @@ class Writer:
             self.problem = f"they are over {self._most_bytes / 2**20:g} MiB (data.cache_mib)"
 
     def finish(self, facts: Facts) -> None:
-        """Close the entry."""
+        """Write the facts and the checksum."""
         if self._file is None or self.problem:
             return
         told = json.dumps(facts).encode()
@@ -284,7 +284,7 @@ def _read_chunk(file: BinaryIO) -> Chunk:
 
 
 def _maker(encoder: Encoder, rendering: Rendering) -> list[str]:
-    """All that rows depend on besides the data."""
+    """Everything besides the data that rows depend on."""
     code = [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
     libraries = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     asked = asdict(replace(rendering, checkpoint="", chat_template="", date="", embeddings=0))
@@ -300,7 +300,7 @@ def _maker(encoder: Encoder, rendering: Rendering) -> list[str]:
 
 
 def _tokenizer_files(folder: Path) -> str:
-    """Digest of all files beside the weights: which of them a tokenizer reads is its own affair."""
+    """Digest of all files except the weights, as a tokenizer may read any of them."""
     parts: list[str] = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in _WEIGHTS:
@@ -322,7 +322,7 @@ def _content(path: Path) -> str:
 
 
 def _stamp(path: Path) -> str:
-    """Changes with the files, for one that changes while it is read."""
+    """Size, time and inode of each file, to detect data that changes while it is read."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     seen = [each.stat() for each in files]
     return str([(each.st_size, each.st_mtime_ns, each.st_ino) for each in seen])

@@ -1,4 +1,4 @@
-"""Several data sets as one endless stream, as a function of an integer cursor."""
+"""Mixtures: several data sets as one endless stream, as a function of an integer cursor."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ BLOCK = 1000  # positions; within each block every set has exactly its quota
 
 
 def quotas(weights: Sequence[float], block: int = BLOCK) -> IntArray:
-    """Positions of each set in a block, by the method of the largest remainder.
+    """Positions of each set in a block, by the largest-remainder method.
 
     Args:
-        weights: One positive weight a set; only their ratios matter.
-        block: Positions to give away.
+        weights: One positive weight per set; only their ratios matter.
+        block: Positions to distribute.
 
     Returns:
-        (sets,) whole numbers that add up to `block`, each within one of its exact share; of equal
-        remainders the earlier set's is served first.
+        (sets,) whole numbers that add up to `block`, each within one of its exact share; between
+        equal remainders the earlier set has priority.
 
     Raises:
         ConfigError: A weight is not positive, or so small that its set would never be read.
@@ -34,7 +34,7 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> IntArray:
                 fix="set data.sets.NAME.weight above 0, or leave the set out",
             )
     shares = np.asarray(weights, np.float64) * (block / sum(weights))
-    # a share that is whole but for rounding stays whole
+    # a share that is a whole number up to rounding errors counts as whole
     whole = np.floor(shares + 1e-9).astype(np.int64)
     order = np.argsort(-(shares - whole).round(9), kind="stable")
     whole[order[: block - int(whole.sum())]] += 1
@@ -49,7 +49,7 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> IntArray:
 
 
 class Mixture:
-    """Position p of the stream -> which set, and which position of that set's own stream.
+    """Maps position p of the stream to a set and a position in the stream of that set.
 
     Positions are cut into blocks of `BLOCK`. In each block every set has its quota, in an order
     that is a permutation f(seed, block); so proportions are exact after every block, and the
@@ -76,7 +76,7 @@ class Mixture:
         return sets, places
 
     def _order(self, block: int) -> tuple[IntArray, IntArray]:
-        """Set of each position of a block, and how often it came before within the block."""
+        """Set of each position of a block, and how often the set occurred earlier in the block."""
         if self._cached[0] != block:
             rng = np.random.Generator(np.random.PCG64([*self.seed, block]))
             labels = rng.permutation(np.repeat(np.arange(len(self.quotas)), self.quotas))
@@ -90,8 +90,8 @@ class Mixture:
 def interleave(sizes: Sequence[int], weights: Sequence[float]) -> tuple[IntArray, IntArray]:
     """Every row of several finite sets once, spread by weight until a set is used up.
 
-    Row k of a set of weight w stands at time (k + 1/2) / w; of equal times the earlier set's is
-    first. One set keeps its order.
+    Row k of a set of weight w has time (k + 1/2) / w, and rows are sorted by time; at equal times
+    the earlier set comes first. A single set keeps its order.
 
     Returns:
         Sets and row numbers within them, both (sum of sizes,).

@@ -1,4 +1,4 @@
-"""The order in which data is read, as a function of an integer cursor."""
+"""Samplers: the order in which rows are read, as a function of an integer cursor."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Stream(Protocol):
 
 
 class PermutationSampler:
-    """Epoch after epoch, each a permutation of all n rows.
+    """Endless epochs, each a permutation of all n rows.
 
-    Position p lies in epoch p // n, whose order depends on (seed, epoch) alone, so the cursor is
+    Position p is in epoch p // n, whose order depends on (seed, epoch) alone, so the cursor is
     the whole state and reading can resume anywhere.
     """
 
@@ -47,13 +47,13 @@ class PermutationSampler:
 
 
 class MixedSampler:
-    """Several sets in fixed proportions, each permuted anew in each of its own epochs.
+    """Several sets in fixed proportions, each with a new permutation in each of its epochs.
 
     Args:
         rows: Row numbers of each set; none may be empty.
-        weights: One a set.
-        seeds: One a set, so that the order within a set does not depend on the others.
-        seed: Of the mixture.
+        weights: One per set.
+        seeds: One per set, so that the order within a set does not depend on the other sets.
+        seed: Seed of the mixture.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class MixedSampler:
 
 
 class LengthGroupedSampler:
-    """Another stream whose batches hold rows of about equal length.
+    """The rows of another stream, reordered so that each batch holds rows of similar length.
 
-    The stream is cut into windows of `window` batches, and where it has epochs also at their ends,
-    so every row still comes exactly once an epoch. A window's rows are sorted by length, cut into
-    batches, and the batches shuffled. Batches lie at multiples of their size; one that an epoch
-    ends in consists of two groups.
+    The stream is cut into windows of `window` batches. If it has epochs, it is also cut at their
+    ends, so every row still occurs exactly once per epoch. The rows of a window are sorted by
+    length, cut into batches, and the batches are shuffled. Batches start at multiples of their
+    size; a batch that spans the end of an epoch consists of two groups.
 
     Args:
-        stream: What to group.
+        stream: The stream to reorder.
         lengths: Tokens of every row, by row number.
         batch: Rows that are read together.
-        window: Batches sorted together: more group better and shuffle less.
-        epoch: Positions of an epoch of the stream; 0 = it has none (a mixture).
-        seed: Of the shuffled batches.
+        window: Batches sorted together: a larger window groups better and shuffles less.
+        epoch: Positions per epoch of the stream; 0 = it has none (a mixture).
+        seed: Seed of the shuffled batches.
     """
 
     def __init__(

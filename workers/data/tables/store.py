@@ -1,4 +1,4 @@
-"""Rows of numbers that may outgrow memory: one flat array, held there or mapped from a file."""
+"""Rows of numbers that may outgrow memory: one flat array, in memory or memory-mapped."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from workers.errors import DataError
 from workers.process.disk import temporary_base
 from workers.records.arrays import Ragged
 
-SPILL_BYTES = 64 << 20  # values of a store beyond this go to disk
+SPILL_BYTES = 64 << 20  # beyond this, the values of a store go to disk
 
 
 class RowStore:
-    """Rows of one number format, appended one by one or many at once, then read as `Ragged`.
+    """Rows of one dtype, appended one by one or many at once, then read as `Ragged`.
 
-    Values stay in memory up to `spill_bytes` and go to a file of the temporary folder beyond. The
-    file has no name, so nothing is left behind however the process ends; its pages are shared with
-    the system's cache and given back under pressure. In memory remain 8 bytes a row.
+    Values stay in memory up to `spill_bytes`; beyond that they go to a file in the temporary
+    folder. The file has no name, so no file remains however the process ends. Its pages are in the
+    page cache, which the kernel can reclaim. 8 bytes per row remain in memory.
     """
 
     def __init__(self, dtype: npt.DTypeLike, spill_bytes: int = SPILL_BYTES) -> None:
@@ -60,7 +60,7 @@ class RowStore:
             values = np.concatenate([*self._parts, np.zeros(0, self._dtype)])
         else:
             self._flush(self._file)
-            # a plain array over the map: slices travel as what they are, not as maps
+            # a plain array over the map, so that slices are pickled as arrays, not as memmaps
             values = np.asarray(np.memmap(self._file, self._dtype, "r", shape=(int(offsets[-1]),)))
             self._file.close()
         self._parts = []

@@ -1,4 +1,4 @@
-"""All rows of one kind, from one or several sets: gathered, filtered, split, read by cursor."""
+"""The table of all rows of one kind: gathered from its sets, filtered, split, read by cursor."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ class Gatherer:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What no stage may train on."""
+    """Prompts and users that no stage may train on."""
 
     keys: HashArray  # of prompts
     users: HashArray  # never 0
 
     @classmethod
     def together(cls, parts: Sequence[Held]) -> Held:
-        """All of several."""
+        """The union of several."""
         empty = np.zeros(0, np.uint64)
         return cls(
             np.concatenate([empty, *(part.keys for part in parts)]),
@@ -107,7 +107,7 @@ class Rows:
     dialogues: Ragged
 
     def tied(self) -> BoolArray:
-        """(R,) rankings of ties alone; no row of another kind is one."""
+        """(R,) True = a ranking in which every completion ties; other kinds have none."""
         if not len(self.ranks):
             return np.zeros(len(self.keys), bool)
         first = self.ranks.offsets[:-1]
@@ -123,7 +123,7 @@ class Rows:
 
 
 class Sieve:
-    """Which rows are left, with every drop counted by set and reason."""
+    """The rows that remain after filtering; every drop is counted by set and reason."""
 
     def __init__(self, rows: Rows, accounts: Sequence[SetAccount]) -> None:
         self._rows = rows
@@ -131,7 +131,7 @@ class Sieve:
         self.left: BoolArray = np.ones(len(rows.keys), bool)
 
     def drop(self, where: BoolArray, reason: str) -> None:
-        """Give up the rows of `where` that are left."""
+        """Drop the remaining rows of `where`."""
         gone = where & self.left
         counts = np.bincount(self._rows.sets[gone], minlength=len(self._accounts))
         for account, count in zip(self._accounts, counts.tolist(), strict=True):
@@ -140,16 +140,16 @@ class Sieve:
         self.left &= ~gone
 
     def keep_first(self, hashes: HashArray, reason: str) -> None:
-        """Of the rows that are left, keep the first of each hash."""
+        """Of the remaining rows, keep the first of each hash."""
         self._keep(first_of_each(hashes[self.left]), reason)
 
     def keep_first_beginnings(self, reason: str) -> None:
-        """Of the rows that are left and begin alike, keep those of the first one's prompt."""
+        """Of the remaining rows with equal beginnings, keep those with the first row's prompt."""
         prefixes, keys = self._rows.prefixes[self.left], self._rows.keys[self.left]
         self._keep(first_of_each_beginning(prefixes, keys), reason)
 
     def keep_of_user(self, most: int) -> None:
-        """Of the rows that are left, keep the first `most` of each user."""
+        """Of the remaining rows, keep the first `most` of each user."""
         stays = at_most_per_user(self._rows.users[self.left], most)
         self._keep(stays, f"more than {most} rows of one user")
 
@@ -163,12 +163,12 @@ class Table:
     """Rows of one kind with their training and held-out parts.
 
     Args:
-        kind: What the rows are.
+        kind: The kind of the rows.
         sets: The sets that were gathered, in order of their numbers.
-        accounts: One a set; drops are counted in them.
-        rows: What was gathered.
+        accounts: One per set; drops are counted in them.
+        rows: The gathered rows.
         feeding: Filters, split and order.
-        held: Evaluation prompts and their users: held out in any case, and of `prompts` dropped.
+        held: Evaluation prompts and their users; always held out, and dropped from `prompts`.
     """
 
     def __init__(
@@ -188,32 +188,32 @@ class Table:
         self._sieve = Sieve(rows, accounts)
         self._stream: Stream | None = None
         self._firsts: IntArray | None = None
-        # evaluation prompts take the place of the held-out part of prompts
         self._tied = np.flatnonzero(rows.tied())
+        # evaluation prompts replace the held-out part of prompts
         self._held_elsewhere = kind is SetKind.prompts and len(held.keys) > 0
         self._train, self._heldout = self._split(held)
 
     @property
     def tied(self) -> IntArray:
-        """Numbers of the rankings of ties alone: verdicts of annotators, but nothing to train."""
+        """Row numbers of rankings in which every completion ties: verdicts, but not trained."""
         return self._tied
 
     def held_out(self) -> Held:
-        """Prompts and users of the held-out rows; of pretraining text the users alone."""
+        """Prompts and users of the held-out rows; users alone for pretraining text."""
         rows = self._heldout
         keys, users = self.rows.keys[rows], self.rows.users[rows]
-        # a text that happens to be a prompt is none
+        # a pretraining text that equals a prompt does not hold that prompt out
         asked = keys[:0] if self.kind is SetKind.pretraining else keys
         return Held(asked, users[users != 0])
 
     def drop_from_training(self, held: Held) -> None:
-        """Take out of training what any table of the run holds out.
+        """Drop training rows whose prompt or user any table of the run holds out.
 
-        A user's rows stay together and equal prompts stay together; where both cannot hold, the
-        training row goes.
+        Rows of one user stay on one side of the split, and so do rows of one prompt; where the two
+        rules conflict, the training row is dropped.
         """
         rows = self._train
-        if self.kind is not SetKind.pretraining:  # its keys are of texts, not of prompts
+        if self.kind is not SetKind.pretraining:  # there the keys are those of texts, not prompts
             leaks = np.isin(self.rows.keys[rows], held.keys)
             self._drop_training(rows[leaks], "its prompt is held out with another row")
         rows = self._train
@@ -221,12 +221,12 @@ class Table:
         self._drop_training(rows[leaks], "its user is held out with another row")
 
     def asked(self) -> HashArray:
-        """The prompts of the held-out rows, system turns left out."""
+        """Hashes of the prompts of the held-out rows, without system turns."""
         within = self.rows.within
         return np.asarray(within.values[within.offsets[1:][self._heldout] - 1], np.uint64)
 
     def drop_continued(self, asked: HashArray) -> None:
-        """Take dialogues out of training in whose course one of these prompts is asked."""
+        """Drop training dialogues that begin with one of these prompts."""
         within = self.rows.within
         found = np.cumsum([0, *np.isin(within.values, asked)])[within.offsets]
         continues = found[1:] > found[:-1]
@@ -234,18 +234,18 @@ class Table:
         self._drop_training(gone, "a dialogue that begins with an evaluation prompt")
 
     def drop_pii(self) -> None:
-        """Take rows with personal data out of training."""
+        """Drop training rows that hold personal data."""
         found = self.rows.pii[self._train]
         for kind, name in enumerate(PII_KINDS):
             self._drop_training(self._train[found == kind], f"personal data: {name}")
             found = self.rows.pii[self._train]
 
     def close(self) -> None:
-        """Count what is kept.
+        """Count the rows that are kept.
 
         Raises:
-            EmptyDatasetError: A set has no row left for its purpose, or the kind has none that is
-                held out.
+            EmptyDatasetError: A set has no row left for its purpose, or the kind has no held-out
+                row.
         """
         lengths = self.rows.lengths()
         for number, (each, account) in enumerate(zip(self.sets, self.accounts, strict=True)):
@@ -259,7 +259,7 @@ class Table:
             raise self._nothing_held_out()
 
     def count_pairs(self) -> None:
-        """Count the pairs of comparisons that are kept, and those that tie."""
+        """Count the pairs in the kept comparisons, and those that tie."""
         for rows, heldout in ((self._train, False), (self._heldout, True)):
             for row in rows.tolist():
                 ranks = self.rows.ranks.row(row)
@@ -274,14 +274,14 @@ class Table:
                     account.train_pairs += every - tied
 
     def first_of_prompt(self, row: int) -> int:
-        """The first row of the same prompt: names the prompt."""
+        """The first row of the same prompt, which serves as the prompt's id."""
         if self._firsts is None:
             _, first, number = np.unique(self.rows.keys, return_index=True, return_inverse=True)
             self._firsts = first[number]
         return int(self._firsts[row])
 
     def numbers(self, split: str) -> IntArray:
-        """All row numbers of a split, the sets spread by weight; each row once.
+        """All row numbers of a split, each once, with the sets interleaved by weight.
 
         Raises:
             EmptyDatasetError: The split holds no row.
@@ -295,7 +295,7 @@ class Table:
         return np.concatenate(by_set)[starts[sets] + places]
 
     def take(self, split: str, start: int, count: int) -> IntArray:
-        """Row numbers at the cursor: endless in training, each at most once in "heldout".
+        """Row numbers at the cursor: endless in training, each row at most once in "heldout".
 
         Raises:
             EmptyDatasetError: The split holds no row.
@@ -308,10 +308,11 @@ class Table:
         return self._stream.take(start, count)
 
     def mixed(self, split: str) -> IntArray:
-        """One pass over a split: held-out rows once each; training rows in the sets' proportions.
+        """One epoch of a split: held-out rows once each; training rows mixed by weight.
 
-        One set is read in order, each row once. Several are mixed: as many rows as all of them
-        hold, so a set whose weight exceeds its share of rows repeats and another is read in part.
+        One set is read in order, each row once. Of several sets as many rows are drawn as they
+        hold in all, so a set whose weight exceeds its share of rows repeats and others are read in
+        part.
         """
         rows = self.numbers(split)
         if split == "heldout" or len(self.sets) == 1:
@@ -388,7 +389,7 @@ class Table:
         )
 
     def _mixture(self, rows: IntArray) -> MixedSampler:
-        """The training rows of all sets, mixed by weight; a set's order depends on its name."""
+        """The training rows of all sets, mixed by weight; the seed of a set uses its name."""
         seed = self._feeding.seed
         return MixedSampler(
             [self._of_set(rows, number) for number in range(len(self.sets))],
