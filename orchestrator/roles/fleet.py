@@ -75,7 +75,7 @@ class Fleet:
         )
 
     def bring_up(self, *names: RoleName) -> None:
-        """Start the missing groups at the same time; wait until trainers form process groups."""
+        """Start the missing groups together; wait until trainers have formed process groups."""
         missing = [name for name in names if name not in self._groups]
         for name in missing:
             self._groups[name] = _GROUPS[name](self._launch(name))

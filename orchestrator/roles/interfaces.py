@@ -268,7 +268,7 @@ class Saver(Protocol):
     """A role whose state belongs in a checkpoint of the run."""
 
     def snapshot(self, folder: str) -> Answer[None]:
-        """Copy the state; it is written into `folder` while training goes on."""
+        """Copy the state; it is written into `folder` while training continues."""
         ...
 
     def written(self) -> Answer[list[FileRecord]]:
@@ -313,7 +313,7 @@ class Policy(Trainer, Protocol):
     """The policy's trainers."""
 
     def shares_rows(self) -> Answer[bool]:
-        """Whether documents that share a row of the loaded model do not attend to each other."""
+        """Whether the loaded model lets documents share a row without attending to each other."""
         ...
 
     def train_supervised(self, steps: Sequence[SupervisedStep]) -> Answer[StepStats]:
@@ -407,7 +407,7 @@ class Roles(Protocol):
     """The role groups of a run."""
 
     def bring_up(self, *names: RoleName) -> None:
-        """Start the missing groups at the same time; wait until trainers form process groups."""
+        """Start the missing groups together; wait until trainers have formed process groups."""
         ...
 
     @property

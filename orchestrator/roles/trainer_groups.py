@@ -55,7 +55,7 @@ class _TrainerGroup(Group):
         return self._all("save", lambda actor, _: actor.save.remote(path, tokenizer_from), nothing)
 
     def snapshot(self, folder: str) -> Pending[None]:
-        """Copy the training state; each rank writes its part while training goes on."""
+        """Copy the training state; each rank writes its part while training continues."""
         return self._all("snapshot", lambda actor, _: actor.snapshot.remote(folder), nothing)
 
     def written(self) -> Pending[list[FileRecord]]:
@@ -80,7 +80,7 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
     role, worker = "policy", PolicyActor
 
     def shares_rows(self) -> Pending[bool]:
-        """Whether documents that share a row of the loaded model do not attend to each other."""
+        """Whether the loaded model lets documents share a row without attending to each other."""
         return self._all("ask", lambda actor, _: actor.shares_rows.remote(), first, ranks=[0])
 
     def train_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[StepStats]:

@@ -246,7 +246,7 @@ class Session:
     ) -> list[GenerationRequest]:
         """Generation requests with new sequence ids and one seed per sample.
 
-        If a small data set repeats a prompt, its samples are counted on, so that no seed repeats.
+        If a small data set repeats a prompt, its sample numbers continue, so that no seed repeats.
 
         Args:
             prompts: the prompts to sample from.
