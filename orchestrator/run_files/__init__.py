@@ -1,1 +1,1 @@
-"""The files of a run folder: how they are written, read and checked."""
+"""Writing, reading and checking the files of a run folder."""

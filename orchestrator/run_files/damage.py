@@ -1,4 +1,4 @@
-"""What of a run folder cannot be read: noted with file and line, while the rest is used."""
+"""Reading of damaged files: unreadable parts are noted with file and line, the rest is used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from workers.errors import DataError
 
 T = TypeVar("T")
-_SHOWN = 5  # damaged parts of one file that are told one by one
+_SHOWN = 5  # damaged parts per file that get a note each
 _LONGEST = 160  # characters of a complaint
 _LARGEST = 2**53  # integers that JSON readers agree on
-# What wrong JSON raises where it is read or made into records; all come from the file's content.
+# Errors that wrong file content can raise when JSON is parsed or converted to records.
 _CONTENT = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
             RecursionError)  # fmt: skip
 
@@ -32,14 +32,14 @@ class Damage:
         self._of_file: Counter[Path] = Counter()
 
     def note(self, file: Path, complaint: str, line: int = 0) -> None:
-        """Remember that a file, or a line of it, or a part of it, is not used."""
+        """Note that a file, or a line or part of it, is not used."""
         self._of_file[file] += 1
         if self._of_file[file] <= _SHOWN:
             place = f"{file}:{line}" if line else str(file)
             self._notes.append(f"{place}: {complaint}")
 
     def part(self, file: Path, what: str, make: Callable[[], T], otherwise: T) -> T:
-        """What `make` makes of a part of a file, or `otherwise` and a note."""
+        """The result of `make` for a part of a file; if it fails, `otherwise` and a note."""
         try:
             return make()
         except _CONTENT as error:
@@ -47,11 +47,11 @@ class Damage:
             return otherwise
 
     def text(self, file: Path, most: int = 1 << 30) -> str | None:
-        """A UTF-8 file, or None and a note; bytes that are no UTF-8 become escapes and a note.
+        """The text of a UTF-8 file, or None and a note; invalid bytes become escapes and a note.
 
         Args:
             file: Its path.
-            most: Bytes of it that are read; more are noted.
+            most: Maximum number of bytes to read; a longer file gets a note.
         """
         raw = self._bytes(file, most)
         if raw is None:
@@ -64,9 +64,9 @@ class Damage:
             return raw.decode("utf-8", errors="backslashreplace")
 
     def lines(self, file: Path, make: Callable[[Any], T]) -> Iterator[T]:
-        """What `make` makes of the JSON value of each whole line; others are noted.
+        """The result of `make` for the JSON value of each complete line; other lines are noted.
 
-        A last line without its newline is what a killed run leaves: it is no record yet.
+        A killed run can leave a last line without newline, which is not a record.
         """
         raw = self._bytes(file)
         if raw is None:
@@ -81,7 +81,7 @@ class Damage:
                 self.note(file, complaint(error), number)
 
     def notes(self) -> list[str]:
-        """A sentence each; of a file with many only the first, and how many more there are."""
+        """One sentence per damaged part; per file only the first few, and the number of others."""
         more = [
             f"{file}: {count - _SHOWN:,} more like these"
             for file, count in self._of_file.items()
@@ -93,7 +93,7 @@ class Damage:
         try:
             if not file.exists():
                 self.note(file, "a link to nothing" if lexists(file) else "there is no such file")
-            elif not file.is_file():  # a pipe would wait for ever
+            elif not file.is_file():  # reading a pipe would block forever
                 self.note(file, "it is no file")
             else:
                 with file.open("rb") as opened:
@@ -120,11 +120,11 @@ def complaint(error: BaseException) -> str:
 
 
 def whole(kind: type[T], plain: dict[str, Any]) -> T:
-    """The dataclass `kind` of all its fields, and verified; defaults do not stand in for any.
+    """Create and verify a dataclass `kind`; every field must be given, also those with defaults.
 
     Raises:
         KeyError: a field is missing.
-        TypeError, ValueError: one is unknown, or not what its annotation says.
+        TypeError, ValueError: a field is unknown, or does not match its annotation.
     """
     for name in _hints(kind):
         _ = plain[name]
@@ -132,7 +132,7 @@ def whole(kind: type[T], plain: dict[str, Any]) -> T:
 
 
 def verified(record: T, *, finite: bool = True) -> T:
-    """The same record, once every field is what its annotation says.
+    """Return the record after checking that every field matches its annotation.
 
     Args:
         record: A dataclass, whose fields are dataclasses, list, tuple, dict, Literal, `| None`,
@@ -141,7 +141,7 @@ def verified(record: T, *, finite: bool = True) -> T:
 
     Raises:
         TypeError: a field is of another type.
-        ValueError: a number is not finite, or too large to be one of ours.
+        ValueError: a number is not finite, or too large.
     """
     for name, kind in _hints(type(record)).items():
         _verify(kind, getattr(record, name), name, finite)
@@ -189,7 +189,7 @@ def _verify_entries(
 
 
 def require_list(value: Any) -> list[Any]:
-    """The same value, or TypeError: an object is no list, not even an empty one."""
+    """Return the value, or raise TypeError if it is no list (an empty object is no list)."""
     _require(isinstance(value, list), "it", value, "a list")
     return value
 
@@ -204,7 +204,7 @@ def require_number(value: Any, name: str, *, finite: bool = True) -> None:
 
 
 def require_count(value: Any, name: str) -> None:
-    """Raise TypeError or ValueError unless `value` is an integer that JSON can hold."""
+    """Raise TypeError or ValueError unless `value` is an integer that JSON can represent."""
     _require(type(value) is int, name, value, "a whole number")
     if abs(value) > _LARGEST:
         raise ValueError(f"{name} is too large")

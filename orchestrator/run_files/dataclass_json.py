@@ -1,4 +1,4 @@
-"""Records to plain JSON values and back, driven by their type annotations."""
+"""Conversion of JSON values to dataclasses, driven by their type annotations."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 def from_plain(kind: type[T], value: Any) -> T:
-    """The inverse of `dataclasses.asdict` after a way through JSON, checked by the annotations.
+    """The inverse of `dataclasses.asdict` followed by JSON; checks types by the annotations.
 
     Args:
         kind: a dataclass whose fields are dataclasses, list, tuple, dict (of str or int), Literal,
             `| None` and JSON's own types.
-        value: what JSON gave. Fields that it lacks have their default, as in records that an
-            earlier version wrote; fields that the record lacks are left out.
+        value: the parsed JSON value. Missing fields get their default, as for records of an
+            earlier version; fields that the dataclass does not have are ignored.
 
     Raises:
-        TypeError: it is no object, or a field is not what its annotation says.
+        TypeError: it is no object, or a field does not match its annotation.
         ValueError: a field without a default is missing, or a number is not finite or too large.
     """
     return verified(_made(kind, value, kind.__name__))

@@ -1,4 +1,4 @@
-"""One folder holds everything a run leaves behind; files that matter appear whole or not at all."""
+"""The run folder: its paths, creation and locking, and atomic writing of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.errors import ConfigError, NonFiniteError
 from workers.process.disk import writing
 
 _LOCK = ".lock"
-# Hydra and the lock make these in the folder before the run looks into it.
+# Hydra and the lock create these before the run checks whether the folder is empty.
 _OWN_ENTRIES = frozenset({".hydra", "run.log", _LOCK})
 
 
@@ -34,7 +34,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: every metric of every step."""
+        """Every metric of every step, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -54,12 +54,12 @@ class RunFolder:
 
     @property
     def workers(self) -> Path:
-        """Role, rank, process and node of every worker that stands now."""
+        """Role, rank, process and node of every worker that is running now."""
         return self.path / "workers.json"
 
     @property
     def losses(self) -> Path:
-        """One JSON object a line: each time that workers were lost, or left out for good."""
+        """Each loss or permanent removal of workers, one JSON object per line."""
         return self.path / "losses.jsonl"
 
     @property
@@ -69,12 +69,12 @@ class RunFolder:
 
     @property
     def rollouts(self) -> Path:
-        """One JSON object a line: sampled responses of PPO."""
+        """Sampled responses of PPO, one JSON object per line."""
         return self.samples / "rollouts.jsonl"
 
     @property
     def non_finite(self) -> Path:
-        """One JSON object a line: each update that was left out for a number that is not finite."""
+        """Each update skipped because of a non-finite number, one JSON object per line."""
         return self.samples / "non_finite.jsonl"
 
     @property
@@ -84,7 +84,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder with one Hugging Face checkpoint folder a model."""
+        """Folder with one Hugging Face folder per model."""
         return self.path / "checkpoints"
 
     @property
@@ -94,12 +94,12 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """Folder of the checkpoints that a killed run goes on from."""
+        """Folder of the checkpoints from which a killed run resumes."""
         return self.path / "state"
 
     @property
     def rankings(self) -> Path:
-        """What the reward model learns from, as tokens, once it is sampled and labeled."""
+        """The sampled and labeled training rankings of the reward model, as tokens."""
         return self.state / "rankings.safetensors"
 
     @property
@@ -108,19 +108,19 @@ class RunFolder:
         return (self.samples, self.plots, self.checkpoints, self.trace, self.state)
 
     def create(self, *, overwrite: bool = False) -> RunFolder:
-        """Make the folder and its subfolders.
+        """Create the folder and its subfolders.
 
-        With `overwrite`, what an earlier run recorded is removed, so that two runs never mix in one
-        file. Its checkpoints stay (this run may start from them) and are replaced one by one.
+        With `overwrite`, the records of an earlier run are removed, so that no file mixes two runs.
+        Its models stay (this run may start from them) and are replaced one by one.
 
         Raises:
-            ConfigError: the path is a file or cannot be made, or the folder is not empty and
+            ConfigError: the path is a file or cannot be created, or the folder is not empty and
                 `overwrite` is off.
             CheckpointError: the disk is full or read-only.
         """
         self._make()
         entries = [e for e in sorted(self.path.iterdir()) if not _is_own(e)]
-        if self._was_given_up():  # nothing but what a refused attempt leaves
+        if self._was_given_up():  # ignore the empty files of an attempt that was refused
             entries = [e for e in entries if _holds_something(e)]
         found = [e.name for e in entries]
         if found and not overwrite:
@@ -136,13 +136,13 @@ class RunFolder:
         return self
 
     def set_aside(self, kept: Collection[Path] = ()) -> Path | None:
-        """Move all that an earlier attempt left into a new folder, RUN/earlier-N.
+        """Move all files of an earlier attempt into a new folder, RUN/earlier-N.
 
         Args:
-            kept: Models that this run starts from; where they are in `checkpoints`, it stays.
+            kept: Models that this run starts from; if one is in `checkpoints`, that folder stays.
 
         Returns:
-            That folder; None where the attempt recorded nothing and made nothing.
+            That folder; None if the attempt wrote nothing.
 
         Raises:
             CheckpointError: the disk is full or read-only.
@@ -160,11 +160,11 @@ class RunFolder:
         return aside
 
     def reopen(self, appended: Mapping[str, int]) -> RunFolder:
-        """Go on in the folder of a run that ended early, as it was when a checkpoint was saved.
+        """Restore the folder of an interrupted run to its state at a checkpoint.
 
         Args:
-            appended: bytes that each file which only grows had then, by its path in the folder;
-                what was written later is cut off, and will be written again.
+            appended: size in bytes at the checkpoint of each append-only file, by its path in the
+                folder; later lines are removed, because the resumed run writes them again.
 
         Raises:
             CheckpointError: the disk is full or read-only.
@@ -182,13 +182,13 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against other processes, until this one ends in whatever way.
+        """Lock the folder against other processes until the context or this process ends.
 
-        The folder is made if it is not there. To be taken before anything in it is changed; the
-        file stays where it is for ever, since a lock on a file that was deleted holds off nobody.
+        Creates the folder if it does not exist. Take the lock before changing anything in the
+        folder. The lock file is never deleted: a lock on a deleted file would exclude nobody.
 
         Raises:
-            ConfigError: another process works in it, or it cannot be made.
+            ConfigError: another process has locked it, or it cannot be created.
             CheckpointError: the disk is full or read-only.
         """
         self._make()
@@ -206,7 +206,7 @@ class RunFolder:
             yield
 
     def _was_given_up(self) -> bool:
-        """Whether a run was begun here; a config.yaml of somebody's own is no sign of that."""
+        """Whether a run was started here; a user's own config.yaml does not count."""
         return (self.path / _LOCK).is_file() and all(map(Path.is_dir, self.directories))
 
     def _make(self) -> None:
@@ -234,7 +234,7 @@ class RunFolder:
 
 
 def _cut_lines(path: Path, size: int) -> None:
-    """Cut a file of lines to at most `size` bytes; of a shorter one its last, torn line."""
+    """Truncate a file of lines to `size` bytes; from a shorter one remove an incomplete line."""
     with path.open("r+b") as file:
         if file.seek(0, os.SEEK_END) >= size:
             file.truncate(size)
@@ -248,7 +248,7 @@ def _is_own(entry: Path) -> bool:
 
 
 def _holds_something(entry: Path) -> bool:
-    """Whether it is more than what every run makes before its first stage."""
+    """Whether an entry has content that no run writes before its first stage."""
     if entry.is_dir():
         return any(_holds_something(each) for each in entry.iterdir())
     return (
@@ -257,10 +257,10 @@ def _holds_something(entry: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that a reader, or a crash, sees the old file or the whole new one.
+    """Write a UTF-8 file atomically: after a crash it is the old file or the complete new one.
 
     Raises:
-        CheckpointError: the disk is full or read-only; the old file is as it was.
+        CheckpointError: the disk is full or read-only; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -275,7 +275,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[object], what: str) -> None:
-    """Add rows to a file of JSON lines.
+    """Append rows to a file of JSON lines.
 
     Raises:
         CheckpointError: the disk is full or read-only.
@@ -285,10 +285,10 @@ def append_lines(path: Path, rows: Iterable[object], what: str) -> None:
 
 
 def write_json(path: Path, value: object, *, sealed: bool = False) -> None:
-    """Write a JSON file atomically; a sealed one, an object, carries a checksum of its bytes.
+    """Write a JSON file atomically; `sealed` adds a checksum to the object `value`.
 
     Raises:
-        NonFiniteError: a float is NaN or infinite, which JSON cannot hold.
+        NonFiniteError: a float is NaN or infinite, which JSON cannot represent.
         TypeError: a value is no JSON type.
     """
     try:

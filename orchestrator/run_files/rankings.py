@@ -1,4 +1,4 @@
-"""Labeled rankings on disk, as the tokens that were sampled: texts would tokenize otherwise."""
+"""Labeled rankings on disk, as sampled tokens: text could be tokenized differently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.records.training import Ranking
 
 
 def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
-    """Write rankings so that the file is whole or absent.
+    """Write rankings atomically.
 
     Raises:
         CheckpointError: the disk is full or read-only.
@@ -43,7 +43,7 @@ def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
 
 
 def load_rankings(path: Path) -> list[Ranking]:
-    """Rankings that `save_rankings` wrote, in their order.
+    """Read the rankings that `save_rankings` wrote, in the same order.
 
     Raises:
         BrokenCheckpointError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Sampled texts kept for people: rollouts while PPO learns, and models side by side at the end."""
+"""Sampled texts for users: PPO rollouts, and responses of all models to the same prompts."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class Comparison:
 
     prompt: str
     responses: dict[str, str]  # model -> text
-    gold: dict[str, float] = field(default_factory=dict)  # model -> noise-free score, if there is
+    gold: dict[str, float] = field(default_factory=dict)  # model -> noise-free score, if any
 
 
 def append_rollouts(folder: RunFolder, samples: Sequence[RolloutSample]) -> None:
-    """Add samples to samples/rollouts.jsonl."""
+    """Append samples to samples/rollouts.jsonl."""
     append_lines(folder.rollouts, map(asdict, samples), "a sample")
 
 
 def read_rollouts(folder: RunFolder, damage: Damage | None = None) -> list[RolloutSample]:
-    """All samples of samples/rollouts.jsonl; none if PPO did not run.
+    """All samples of samples/rollouts.jsonl; empty if PPO did not run.
 
     Args:
         folder: The run folder.
-        damage: Takes what cannot be used.
+        damage: Collects notes on lines that cannot be used.
 
     Raises:
-        DataError: a line cannot be used, and there is no `damage` to take it.
+        DataError: a line cannot be used, and `damage` is None.
     """
     path = folder.rollouts
     found = damage or Damage()
@@ -62,7 +62,7 @@ def read_rollouts(folder: RunFolder, damage: Damage | None = None) -> list[Rollo
 
 
 def _rollout(fields: Any) -> RolloutSample:
-    # a reward that failed has no score
+    # the score is NaN if the reward failed
     return verified(RolloutSample(**fields), finite=False)
 
 
@@ -79,14 +79,14 @@ def _compared(item: dict[str, Any]) -> Comparison:
 
 
 def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Comparison]:
-    """The comparisons of samples/comparison.json; none if the run did not evaluate.
+    """The comparisons of samples/comparison.json; empty if the run did not evaluate.
 
     Args:
         folder: The run folder.
-        damage: Takes what cannot be used.
+        damage: Collects notes on entries that cannot be used.
 
     Raises:
-        DataError: one cannot be used, and there is no `damage` to take it.
+        DataError: an entry cannot be used, and `damage` is None.
     """
     path = folder.samples / "comparison.json"
     if not lexists(path):

@@ -1,4 +1,4 @@
-"""JSON files that carry a checksum of their own bytes, so that any altered bit is noticed."""
+"""JSON files with a checksum of their own bytes, so that any changed bit is detected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from workers.model_folders.files import require_file
 from workers.process.library_errors import reading
 
-CHECKSUM = "checksum"  # key of the SHA-256 over the file's bytes, in which the checksum is zeros
+CHECKSUM = "checksum"  # key of the SHA-256 of the file's bytes with zeros in place of the checksum
 _ZEROS = "0" * 64
 
 
@@ -25,7 +25,7 @@ def dump(value: object) -> str:
 
 
 def seal(value: object) -> str:
-    """The text of a JSON file that holds `value` and a checksum.
+    """The text of a JSON file with `value` and a checksum.
 
     Raises:
         ValueError: a float is NaN or infinite.
@@ -37,15 +37,15 @@ def seal(value: object) -> str:
 
 
 def unseal(path: Path, fix: str, *, since: int = 0) -> dict[str, Any]:
-    """What a file written with `seal` holds, without its checksum.
+    """Read and check a file written with `seal`; returns its value without the checksum.
 
     Args:
         path: The file.
-        fix: What the user can do where it is damaged.
-        since: Files of an earlier schema than this carry no checksum.
+        fix: What the user can do if it is damaged.
+        since: First schema version with a checksum.
 
     Raises:
-        BrokenCheckpointError: it is no ordinary file, no JSON object, has no checksum, or was
+        BrokenCheckpointError: it is no regular file, no JSON object, has no checksum, or was
             altered.
     """
     require_file(path, fix)

@@ -1,4 +1,4 @@
-"""Arrays that were read from a file, checked before anything is computed with them."""
+"""Checks of arrays read from a file, before they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workers.records.arrays import Ragged
 
 
 def check_values(name: str, values: np.ndarray, *, real: bool = False, dimensions: int = 1) -> None:
-    """Raise ValueError unless an array holds integers, or finite floats where they are `real`."""
+    """Raise ValueError unless an array has integers or, with `real`, finite floats."""
     if values.ndim != dimensions or values.dtype.kind != ("f" if real else "i"):
         raise ValueError(f"{name} are no {'numbers' if real else 'integers'} in {dimensions} axes")
     if not np.isfinite(values).all():
@@ -16,7 +16,7 @@ def check_values(name: str, values: np.ndarray, *, real: bool = False, dimension
 
 
 def check_rows(name: str, rows: Ragged, *, real: bool = False) -> None:
-    """Raise ValueError unless rows end within their values, which are as in `check_values`."""
+    """Raise ValueError unless the offsets are consistent and `check_values` accepts the values."""
     if not isinstance(rows, Ragged):
         raise ValueError(f"{name} lack the ends of their rows")
     check_values(name, rows.values, real=real)

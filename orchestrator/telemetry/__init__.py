@@ -1,1 +1,1 @@
-"""Metrics, time and live view of a run while it works."""
+"""Metrics, timing and live view of a running run."""

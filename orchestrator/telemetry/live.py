@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live view on a terminal, timestamped lines elsewhere."""
+"""Progress display of a run: a live view on a terminal, timestamped lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.process.command_exit import visible
 
 Clock = Callable[[], float]
 
-# How headline values are shown; others appear under their own name.
+# Labels and units of headline values; other values are shown under their own name.
 _LABELS: dict[str, tuple[str, str]] = {
     "score_mean": ("reward", ""),
     "gold_mean": ("gold score", ""),
@@ -47,9 +47,9 @@ _LABELS: dict[str, tuple[str, str]] = {
     "learning_rate": ("learning rate", ""),
     "grad_norm": ("gradient norm", ""),
 }
-_HISTORY = 4096  # values kept a headline; older ones thin out of the sparkline
-_NOTES = 4  # notes kept in sight
-_LINE_SECONDS = 5.0  # plain lines: at most one in this time, or one in 10 % of a stage
+_HISTORY = 4096  # values kept per headline; the sparkline shows only these
+_NOTES = 4  # notes shown at a time
+_LINE_SECONDS = 5.0  # plain lines: at most one per 5 s, or one per 10 % of a stage
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -62,17 +62,17 @@ class StageState:
     step: int = 0
     started: float | None = None
     ended: float | None = None
-    first: tuple[int, float] | None = None  # steps done, and when, at the first report
+    first: tuple[int, float] | None = None  # steps done and time of the first report
     values: dict[str, deque[float]] = field(default_factory=dict)
 
     def elapsed(self, now: float) -> float:
-        """Seconds since the start, or the whole duration once it has ended."""
+        """Seconds since the start, or the total duration of an ended stage."""
         if self.started is None:
             return 0.0
         return (self.ended if self.ended is not None else now) - self.started
 
     def rate(self, now: float) -> float | None:
-        """Mean steps a second since the first one, which waits for processes to start.
+        """Mean steps per second, without the first step, which includes the start of processes.
 
         None until a second step is done.
         """
@@ -82,7 +82,7 @@ class StageState:
         return (self.step - self.first[0]) / max(end - self.first[1], 1e-9)
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds to go at that speed; None while it is unknown."""
+        """Estimated seconds until the end of the stage; None while the speed is unknown."""
         rate = self.rate(now)
         return None if rate is None else max(0, self.total - self.step) / rate
 
@@ -107,10 +107,10 @@ class RunState:
 
 
 class LiveView:
-    """Shows the progress of a run. Safe to call from several threads; leaves the terminal tidy.
+    """Shows the progress of a run. Thread-safe; restores the terminal at the end.
 
     On a terminal it redraws in place. In a pipe or a file, or with `enabled` off, it writes plain
-    lines: a stage's start and end, and between them a line when 5 s or 10 % of the stage passed.
+    lines: at the start and end of a stage, and in between every 5 s or 10 % of the stage.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class LiveView:
         stream: TextIO | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Prepare the view; nothing is drawn before the context is entered.
+        """Prepare the view; drawing begins when the context is entered.
 
         Args:
             title: Name of the run.
-            stages: Names of the stages to come, in order.
+            stages: Names of the stages, in order.
             enabled: Whether to redraw in place where possible.
             stream: Where to write; standard output by default.
             clock: Seconds, monotonic.
@@ -136,7 +136,7 @@ class LiveView:
         self._state = RunState(title, clock(), [StageState(name) for name in stages])
         console = Console(file=stream or sys.stdout, highlight=False)
         in_place = enabled and console.is_terminal and not console.is_dumb_terminal
-        # The screen draws the state a few times a second; lines are written as things happen.
+        # The screen draws the state several times per second; lines are written on each event.
         self._screen = _Screen(console, self._state, self._lock, clock) if in_place else None
         self._lines = None if in_place else _Lines(stream or sys.stdout, clock)
 
@@ -154,7 +154,7 @@ class LiveView:
         self.close()
 
     def stage(self, name: str, total_steps: int) -> None:
-        """Begin a stage of `total_steps` steps; 0: its data will tell, by `expect`."""
+        """Begin a stage of `total_steps` steps; 0 = unknown until `expect` is called."""
         with self._lock:
             known = [s for s in self._state.stages if s.name == name and s.ended is None]
             stage = known[0] if known else StageState(name)
@@ -166,7 +166,7 @@ class LiveView:
                 self._lines.started(stage)
 
     def expect(self, total_steps: int) -> None:
-        """Correct the number of steps of the current stage, once its data has told."""
+        """Set the number of steps of the current stage, once it is known from the data."""
         with self._lock:
             stage = self._current()
             changed, stage.total = stage.total != total_steps, total_steps
@@ -195,7 +195,7 @@ class LiveView:
                 self._lines.finished(stage)
 
     def note(self, text: str) -> None:
-        """Tell the person something that happened."""
+        """Show the user a note."""
         text = visible(text)
         with self._lock:
             self._state.notes.append(text)
@@ -203,7 +203,7 @@ class LiveView:
                 self._lines.noted(text)
 
     def close(self) -> None:
-        """Stop drawing and give the terminal back; calling it again does nothing."""
+        """Stop drawing and release the terminal; further calls do nothing."""
         if self._screen:
             self._screen.close()
 
@@ -256,7 +256,7 @@ class _Lines:
 
 
 class _Screen:
-    """The live view, redrawn in place a few times a second by a thread of rich's."""
+    """The live view, redrawn in place 4 times per second by a thread of rich."""
 
     def __init__(
         self, console: Console, state: RunState, lock: threading.RLock, clock: Clock
@@ -352,7 +352,7 @@ def _value_table(stage: StageState, *, ascii_only: bool) -> Table:
 
 
 def sparkline(values: Sequence[float], width: int = 32, *, ascii_only: bool = False) -> str:
-    """Draw values as a row of bars; a longer history is averaged into `width` of them.
+    """Draw values as a row of bars; a longer history is averaged into `width` bars.
 
     Non-finite values leave a gap. In ASCII the heights are `_.-=#`.
     """
@@ -383,7 +383,7 @@ def duration(seconds: float) -> str:
 
 
 def speed(stage: StageState, now: float) -> str:
-    """Mean speed of a stage, as steps a second or seconds a step."""
+    """Mean speed of a stage, in steps per second or seconds per step."""
     rate = stage.rate(now)
     if rate is None:
         return ""

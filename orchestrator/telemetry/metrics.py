@@ -1,4 +1,4 @@
-"""Every metric a run can record, with its unit, and the records in metrics.jsonl."""
+"""Registry of all metrics with their units, and the records in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PPO_PHASES = (
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a metric's numbers mean. A timing differs between two runs of the same seed."""
+    """Unit and meaning of a metric. A timing differs between two runs of the same seed."""
 
     unit: str
     description: str
@@ -50,7 +50,7 @@ def _seconds(description: str) -> Metric:
 
 
 def _role_time(role: str) -> dict[str, Metric]:
-    """Where a role's time went since the step before, mean over its workers."""
+    """Metrics of a role's time since the previous step, mean over its workers."""
     return {
         f"busy_seconds/{role}": _seconds(f"{role} at work, transfers left out"),
         f"transfer_seconds/{role}": _seconds(f"{role} fetching records, moving weights"),
@@ -153,7 +153,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-#: Metrics of which there is one for every part of the data that a run happens to have.
+#: Metrics that exist once per part of the run's data; the name of the part is appended.
 METRIC_FAMILIES: dict[str, Metric] = {
     "reward_model/heldout_pair_accuracy/source/": Metric(
         "fraction", "pairs of one data set ordered as the labeler did, held out"
@@ -165,12 +165,12 @@ METRIC_FAMILIES: dict[str, Metric] = {
 
 
 class UnknownMetricError(AssertionError):
-    """Code records a metric that the registry does not know."""
+    """The code recorded a metric that is not in the registry."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricRecord:
-    """One number of one step, in the unit its name stands for."""
+    """One value of one metric and step."""
 
     stage: str
     step: int
@@ -181,10 +181,10 @@ class MetricRecord:
 
     @classmethod
     def make(cls, stage: str, step: int, name: str, value: float) -> MetricRecord:
-        """A record with unit and kind from the registry.
+        """Create a record with unit and kind from the registry.
 
         Raises:
-            UnknownMetricError: the registry does not know `name`.
+            UnknownMetricError: `name` is not in the registry.
         """
         metric = METRICS.get(name) or next(
             (m for prefix, m in METRIC_FAMILIES.items() if name.startswith(prefix)), None
@@ -194,7 +194,7 @@ class MetricRecord:
         return cls(stage, step, name, float(value), metric.unit, metric.timing)
 
     def to_line(self) -> str:
-        """One line of metrics.jsonl. JSON holds no NaN or infinity: null, and its name beside."""
+        """One line of metrics.jsonl. NaN or infinity: value null, and its name in `nonfinite`."""
         fields: dict[str, object] = {
             "stage": self.stage,
             "step": self.step,
@@ -248,10 +248,10 @@ _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 def read_metrics(path: Path) -> list[MetricRecord]:
     """All records of a metrics.jsonl, in order.
 
-    A last line without its newline is what a killed run leaves; it is not a record.
+    A killed run can leave a last line without newline, which is not a record.
 
     Raises:
-        DataLineError: a line that is no metric record.
+        DataLineError: a line is no metric record.
     """
     records: list[MetricRecord] = []
     with path.open(encoding="utf-8", newline="\n") as file:
@@ -270,12 +270,12 @@ def read_metrics(path: Path) -> list[MetricRecord]:
 
 
 def read_whole_metrics(path: Path, damage: Damage) -> list[MetricRecord]:
-    """The records of a metrics.jsonl that can be read; the rest is noted."""
+    """The readable records of a metrics.jsonl; other lines are noted in `damage`."""
     return list(damage.lines(path, MetricRecord.from_fields))
 
 
 def comparable(records: Iterable[MetricRecord]) -> list[MetricRecord]:
-    """The records that two runs of the same seed and configuration must share: no timings."""
+    """The records that are equal in two runs of the same seed and configuration: no timings."""
     return [record for record in records if not record.timing]
 
 

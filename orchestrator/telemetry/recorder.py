@@ -1,4 +1,4 @@
-"""Records metrics and time. metrics.jsonl is the truth, written at once; sinks get copies."""
+"""Recorder of metrics and time. metrics.jsonl is written immediately; sinks get copies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _STAGES = frozenset(stage.value for stage in StageName)
 class Telemetry:
     """Metrics, time spans and sinks of one run.
 
-    Spans may overlap and may run in several threads; `record` belongs to the driver's thread.
+    Spans may overlap and may run in several threads; only the driver's thread may call `record`.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Telemetry:
             folder: A created run folder.
             logger: Which sinks to start.
             config: The resolved configuration as plain values, shown by sinks.
-            warn: Takes the one warning a dropped sink or trace gives; the log by default.
+            warn: Called once per dropped sink or trace; logs by default.
             sinks: Replaces the configured sinks.
-            run_id: Name of the run in services that keep one, when it goes on; else a new one.
+            run_id: Id of a resumed run in external services; "" = a new one.
         """
         self.run_id = run_id or uuid.uuid4().hex[:12]
         warn = warn or logging.getLogger(__name__).warning
@@ -94,10 +94,10 @@ class Telemetry:
         self.account = Account()
         self._lock = threading.Lock()
         self._stage_seconds: dict[str, float] = defaultdict(float)
-        self._running: dict[str, float] = {}  # stage -> when it began
+        self._running: dict[str, float] = {}  # stage -> start time
         self._totals: dict[tuple[str, str], float] = defaultdict(float)
         self._of_step: dict[tuple[str, int], dict[str, float]] = {}
-        self._last: tuple[str, int, dict[str, float]] = ("", 0, {})  # what was recorded last
+        self._last: tuple[str, int, dict[str, float]] = ("", 0, {})  # last recorded step
         self._sinks = [BackgroundSink(sink, logger.sink_seconds, warn) for sink in sinks]
 
     def __enter__(self) -> Self:
@@ -112,11 +112,11 @@ class Telemetry:
         self.close()
 
     def record(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Write the metrics of one step: to disk before returning, to the sinks in their time.
+        """Write the metrics of one step: to the file before returning, to the sinks in background.
 
         Raises:
-            UnknownMetricError: a name that METRICS does not have; nothing is written then.
-            CheckpointError: the disk is full or read-only, or the run folder has vanished.
+            UnknownMetricError: a name is not in METRICS; nothing is written then.
+            CheckpointError: the disk is full or read-only, or the run folder was deleted.
         """
         _check_stage(stage)
         records = [MetricRecord.make(stage, step, name, value) for name, value in values.items()]
@@ -132,7 +132,7 @@ class Telemetry:
             sink.write(records)
 
     def _require_there(self) -> None:
-        """Whoever deletes a file that is open gets no error from writing to it, nor do we."""
+        """Raise if metrics.jsonl was deleted or replaced: writing to it would give no error."""
         held = os.fstat(self._metrics.fileno())
         try:
             if os.path.samestat(held, self._file.stat()):
@@ -147,13 +147,13 @@ class Telemetry:
         )
 
     def values(self, stage: str, step: int) -> dict[str, float]:
-        """What was recorded of a step; nothing any more once another step is."""
+        """The recorded values of a step if it is the last recorded one, else {}."""
         return dict(self._last[2]) if self._last[:2] == (stage, step) else {}
 
     def begin(self, stage: str, step: int, phase: str) -> Callable[[], None]:
-        """Start to time one phase of one step; calling what this returns ends it.
+        """Start timing one phase of one step; call the returned function to end it.
 
-        A phase entered twice in a step adds up; one that never ends is not recorded.
+        Repeated phases of a step are added up; a phase that never ends is not recorded.
         """
         _check_stage(stage)
         begin = time.monotonic()
@@ -194,11 +194,11 @@ class Telemetry:
                 self._trace.phase(stage, None, stage, begin, seconds)
 
     def record_phases(self, stage: str, step: int) -> dict[str, float]:
-        """Record where the time of a finished PPO step went; returns the seconds of its phases.
+        """Record the time metrics of a finished PPO step; returns the seconds of its phases.
 
-        `ppo/seconds/PHASE` of a call to one role is what that role took for it, since the driver
-        waits for several at once; of other phases it is a span of the driver. Busy, transfer and
-        waiting seconds and the idle share are each role's, since the end of the step before.
+        For a phase that is a call to one role, `ppo/seconds/PHASE` is the time that the role took,
+        since the driver waits for several roles at once; for other phases it is the driver's span.
+        Busy, transfer and waiting seconds and the idle share are per role, since the previous step.
         """
         with self._lock:
             phases = self._of_step.pop((stage, step), {})
@@ -233,13 +233,13 @@ class Telemetry:
         return dict(sums)
 
     def sync(self) -> dict[str, int]:
-        """Have metrics.jsonl on disk; its size in bytes by its name."""
+        """Flush metrics.jsonl to disk; returns its size in bytes by its name."""
         with writing(self._file, "a metric"):
             os.fsync(self._metrics.fileno())
         return {Path(self._metrics.name).name: os.fstat(self._metrics.fileno()).st_size}
 
     def state(self) -> dict[str, object]:
-        """Seconds so far, as plain values; those of stages in progress too."""
+        """Seconds so far, including stages in progress, as plain values for a checkpoint."""
         now = time.monotonic()
         with self._lock:
             seconds = dict(self._stage_seconds)
@@ -249,7 +249,7 @@ class Telemetry:
         return {"stages": seconds, "phases": phases, "run_id": self.run_id}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Add the seconds of the processes that worked on this run before."""
+        """Add the seconds of earlier processes of this run."""
         with self._lock:
             for stage, seconds in state["stages"].items():
                 self._stage_seconds[stage] += seconds
@@ -257,7 +257,7 @@ class Telemetry:
                 self._totals[stage, phase] += seconds
 
     def forget_open_steps(self) -> None:
-        """Forget the spans of steps that were not recorded: they will be done again."""
+        """Delete the spans of steps that were not recorded, because they will be repeated."""
         with self._lock:
             self._of_step.clear()
 

@@ -1,7 +1,7 @@
-"""The account of time: what every role did in each step, and for how long it waited.
+"""Time accounting: how long each role worked and waited in each step.
 
-Spans come back with the answers of calls (`workers.process.call_timing`). Here they are brought
-onto the driver's clock and added up over windows of time. Nothing is asked of a role for it.
+Replies to calls contain spans (`workers.process.call_timing`). This module converts them to the
+driver's clock and sums them over windows of time. It makes no calls to roles.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from workers.process.call_timing import CallSpan, Reply, clock_name
 
-_KEPT_PINGS = 64  # clocks drift by tens of microseconds a second: old comparisons are forgotten
+_KEPT_PINGS = 64  # clocks drift by tens of microseconds per second, so old pings are dropped
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A call as both sides saw it, each by its own clock, in seconds."""
+    """Times of a call on the clocks of both sides, in seconds."""
 
     sent: float  # driver
     begin: float  # role
@@ -31,7 +31,7 @@ class Ping:
 
     @property
     def delay(self) -> float:
-        """Time on the way and in queues."""
+        """Time in transit and in queues."""
         return (self.received - self.sent) - (self.end - self.begin)
 
     @property
@@ -44,13 +44,13 @@ class Ping:
 
 
 def clock_offset(pings: Iterable[Ping]) -> float:
-    """Offset by the ping that was least delayed, seconds; NTP's clock filter."""
+    """Offset of the ping with the least delay, in seconds; NTP's clock filter."""
     return min(pings, key=lambda ping: ping.delay).offset
 
 
 @dataclass(frozen=True, slots=True)
 class RoleSpan:
-    """One call of one worker, in seconds of the driver's clock."""
+    """One call to one worker, in seconds of the driver's clock."""
 
     role: str
     rank: int
@@ -62,7 +62,7 @@ class RoleSpan:
 
 @dataclass(frozen=True, slots=True)
 class RoleTime:
-    """Where a role's time went in one window, seconds, mean over its workers."""
+    """A role's time in one window by kind, in seconds, mean over its workers."""
 
     busy: float  # in calls, transfers left out
     transfer: float  # fetching records of other roles, moving weights
@@ -76,7 +76,7 @@ class RoleTime:
 
 
 def covered(intervals: Sequence[Interval], window: Interval) -> float:
-    """Seconds of `window` that lie in at least one interval."""
+    """Seconds of `window` covered by at least one interval."""
     total, reached = 0.0, window[0]
     for begin, end in sorted(intervals):
         begin, end = max(begin, reached), min(end, window[1])
@@ -89,8 +89,8 @@ def covered(intervals: Sequence[Interval], window: Interval) -> float:
 def spent(spans: Sequence[RoleSpan], window: Interval, absent: Sequence[Interval] = ()) -> RoleTime:
     """One worker's time in a window; calls that overlap count once.
 
-    A call that reaches beyond the window brings the same share of its transfer. While the worker
-    had no process, it neither worked nor waited.
+    A call partly outside the window counts the same share of its transfer time. Time without a
+    worker process is neither work nor waiting.
     """
     whole = window[1] - window[0] - covered(absent, window)
     inside = min(covered([(s.begin, s.end) for s in spans], window), whole)
@@ -117,17 +117,17 @@ class _Worker:
     spans: list[RoleSpan]
     pings: deque[Ping]
     open: dict[int, _Open]
-    absences: list[Interval]  # without a process; the last one may go on
+    absences: list[Interval]  # times without a process; the last one may be unfinished
 
     def busy_since(self) -> float | None:
-        """Since when the worker has been at the first of its open calls, as far as is known."""
+        """Latest known start of work on the first open call: its sending or the last span's end."""
         if not self.open:
             return None
         return max([min(call.sent for call in self.open.values()), *(s.end for s in self.spans)])
 
 
 class Account:
-    """Collects the calls of all workers; windows of time follow one another."""
+    """Collects the calls of all workers over consecutive windows of time."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.now = now
@@ -138,18 +138,18 @@ class Account:
             lambda: _Worker([], deque(maxlen=_KEPT_PINGS), {}, [])
         )
         self._begin: float | None = None
-        #: Asked at the end of a window; brings in what workers did in calls that go on.
+        #: Called at the end of a window, to fetch the spans of calls that are still running.
         self.ask: list[Callable[[], None]] = []
         self._untold: list[RoleSpan] = []
 
     def sent(self, role: str, rank: int, at: float, peek: Peek) -> int:
-        """Note a call; returns its number.
+        """Record a call; returns its number.
 
         Args:
-            role: Of the worker.
-            rank: Of the worker.
-            at: When it was sent, by `now`.
-            peek: Gives the reply if there is one by now, and does not wait.
+            role: Role of the worker.
+            rank: Rank of the worker.
+            at: Time of sending, by `now`.
+            peek: Returns the reply if it has arrived, else None, without waiting.
         """
         with self._lock:
             self._calls += 1
@@ -157,7 +157,7 @@ class Account:
             return self._calls
 
     def answered(self, role: str, rank: int, call: int, spans: Sequence[CallSpan]) -> None:
-        """Note the answer of a call, whose own span is the last; a second time does nothing."""
+        """Record the reply to a call, whose own span is the last; repeated calls do nothing."""
         with self._lock:
             worker = self._workers[role, rank]
             if (found := worker.open.pop(call, None)) is not None:
@@ -166,7 +166,7 @@ class Account:
                 self.told(role, rank, spans)
 
     def told(self, role: str, rank: int, spans: Sequence[CallSpan]) -> None:
-        """Take in spans that came with a part of an answer."""
+        """Record spans of a partial reply."""
         with self._lock:
             worker = self._workers[role, rank]
             for span in spans:
@@ -179,7 +179,7 @@ class Account:
                 self._untold.append(own)
 
     def left(self, role: str, rank: int) -> None:
-        """The process of a worker was lost or ended: so have its open calls."""
+        """Record that the process of a worker was lost or ended, and its open calls with it."""
         with self._lock:
             self._settle()
             worker, now = self._workers[role, rank], self.now()
@@ -192,7 +192,7 @@ class Account:
                 worker.absences.append((now, math.inf))
 
     def came(self, role: str, rank: int) -> None:
-        """A worker has a process, or another one."""
+        """Record that a worker has a new process."""
         with self._lock:
             worker = self._workers[role, rank]
             if _is_absent(worker):
@@ -205,9 +205,9 @@ class Account:
                 self._begin = self.now()
 
     def at_work(self, role: str, verb: str) -> float | None:
-        """Seconds of the open window that a role took for a verb, of its slowest worker.
+        """Seconds of the open window that the slowest worker of a role spent on a verb.
 
-        None where no window is open, or no worker has answered such a call in it.
+        None if no window is open, or no worker has replied to such a call in it.
         """
         with self._lock:
             self._settle()
@@ -222,10 +222,10 @@ class Account:
         return max(found, default=None)
 
     def close(self) -> dict[str, RoleTime]:
-        """End the window and begin the next; gives every role's time in it.
+        """End the window and begin the next; returns every role's time in it.
 
-        A call that has not answered yet counts as busy from when it was sent, or from the end of
-        the call before it. A worker that had no process in all of the window is left out.
+        A call without a reply counts as busy since it was sent, or since the end of the previous
+        call. A worker without a process during the whole window is left out.
         """
         if self._begin is not None:
             for bring in self.ask:
@@ -244,22 +244,22 @@ class Account:
                 if covered(worker.absences, window) < window[1] - window[0]:
                     times[role].append(spent(spans, window, worker.absences))
                 worker.absences = worker.absences[-1:] if _is_absent(worker) else []
-                worker.spans = worker.spans[-1:]  # an open call may have begun where it ended
+                worker.spans = worker.spans[-1:]  # needed for the start of an open call
         return {role: _mean(each) for role, each in times.items()}
 
     def end(self) -> None:
-        """Leave the window; the next step begins another."""
+        """End the window without a result; the next step opens another."""
         with self._lock:
             self._begin = None
 
     def untold(self) -> list[RoleSpan]:
-        """The spans since the last time that this was asked, for the trace."""
+        """The spans since the previous call of this method, for the trace."""
         with self._lock:
             spans, self._untold = self._untold, []
         return spans
 
     def _settle(self) -> None:
-        """Take in the replies that are there though nobody has asked for them yet."""
+        """Record the replies that have arrived but have not been fetched yet."""
         for (role, rank), worker in self._workers.items():
             for call, found in list(worker.open.items()):
                 if (reply := found.peek()) is not None:

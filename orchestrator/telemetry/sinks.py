@@ -1,7 +1,7 @@
-"""Places beside metrics.jsonl that metrics go to, each behind a thread of its own.
+"""Additional destinations of metrics (W&B, TensorBoard), each with a separate thread.
 
-A sink is somebody else's code, often with a network behind it. Whatever it does (blocks, raises,
-falls behind), training goes on at its own speed: the sink is dropped with one warning.
+A sink is third-party code that often uses a network. If it blocks, raises or is too slow, it is
+dropped with one warning, and training continues without delay.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _QUEUE_LENGTH = 1024
 
 
 class Sink(Protocol):
-    """Where records of one step go. All three are called from one thread, in this order."""
+    """A destination of records. One thread calls open once, write per step, and close once."""
 
     name: str
 
@@ -37,7 +37,7 @@ class Sink(Protocol):
         ...
 
     def write(self, records: Sequence[MetricRecord]) -> None:
-        """Take the records of one stage and step."""
+        """Write the records of one stage and step."""
         ...
 
     def close(self) -> None:
@@ -61,18 +61,18 @@ class BackgroundSink:
         self._queue: queue.Queue[Sequence[MetricRecord] | None] = queue.Queue(_QUEUE_LENGTH)
         self._lock = threading.Lock()
         self._dropped = False
-        # When the call now in progress must be over; None between calls.
+        # Deadline of the running call; None between calls.
         self._deadline: float | None = time.monotonic() + max(seconds, open_seconds)
         self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
         self._thread.start()
 
     @property
     def dropped(self) -> bool:
-        """Whether the sink was given up."""
+        """Whether the sink was dropped."""
         return self._dropped
 
     def write(self, records: Sequence[MetricRecord]) -> None:
-        """Hand records over without waiting."""
+        """Queue records without waiting."""
         if self._late():
             self._drop("it does not answer in time")
         if self._dropped:
@@ -83,7 +83,7 @@ class BackgroundSink:
             self._drop("it cannot keep up")
 
     def close(self) -> None:
-        """Let the sink finish for as long as its deadline allows, then leave it behind."""
+        """Let the sink finish within its deadline, then drop it."""
         if self._dropped:
             return
         opening = self._deadline or 0.0
@@ -110,7 +110,7 @@ class BackgroundSink:
             )
 
     def _run(self) -> None:
-        quarantine = Caught(Exception)  # it may raise anything, which must not reach the run
+        quarantine = Caught(Exception)  # a sink may raise anything, which must not end the run
         with quarantine:
             self._feed()
         self._deadline = None
@@ -155,8 +155,8 @@ class WandbSink:
     def open(self) -> None:
         """Start the run in the run folder."""
         wandb = importlib.import_module("wandb")
-        # Silent before anything else: without a key, `online` would ask for one on the terminal
-        # and wait. Like this it raises, and the sink is dropped.
+        # Must be first: without an API key, `online` would prompt on the terminal and wait. In
+        # silent mode it raises instead, and the sink is dropped.
         wandb.setup(settings=wandb.Settings(silent=True))
         self._run = wandb.init(
             project=self._logger.wandb_project,
@@ -166,8 +166,8 @@ class WandbSink:
             dir=str(self._folder),
             mode=self._logger.wandb_mode,
             config=self._config,
-            # Its console capture would tear the live view apart. It must give up by itself before
-            # it is dropped, or it would wait again when the program exits.
+            # wandb's console capture would break the live view. init must time out before the sink
+            # is dropped, or it would wait again when the program exits.
             settings=wandb.Settings(
                 silent=True, console="off", x_disable_stats=True, init_timeout=OPEN_SECONDS * 2 / 3
             ),
@@ -202,7 +202,7 @@ class TensorBoardSink:
         self._writer = tensorboard.SummaryWriter(str(self._folder / "tensorboard"))
 
     def write(self, records: Sequence[MetricRecord]) -> None:
-        """Add one scalar a record."""
+        """Add one scalar per record."""
         for record in records:
             self._writer.add_scalar(display_name(record), record.value, record.step)
         self._writer.flush()
@@ -215,7 +215,7 @@ class TensorBoardSink:
 def configured_sinks(
     folder: Path, logger: LoggerConfig, config: dict[str, object], run_id: str
 ) -> list[Sink]:
-    """The sinks that the configuration asks for, not yet open.
+    """The configured sinks, not opened yet.
 
     Raises:
         ConfigError: a sink's package is not installed.

@@ -1,7 +1,7 @@
-"""Spans as trace/spans.json, which Perfetto and chrome://tracing open without a network.
+"""Trace of spans in trace/spans.json, which Perfetto and chrome://tracing open offline.
 
-One process is the driver, with a track for each of its phases; the other is the roles, with a track
-for each worker. Times are microseconds since the file was opened, by the driver's clock.
+The trace has two processes: the driver, with one track per phase, and the roles, with one track per
+worker. Times are microseconds on the driver's clock since the trace began.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from orchestrator.telemetry.sinks import Warn
 
 _DRIVER, _ROLES = 0, 1
 _MOST_BYTES = 32 << 20  # of one file: about 10,000 PPO iterations
-_MOST_FILES = 4  # the newest ones stay
+_MOST_FILES = 4  # the newest files are kept
 
 
 class Trace:
-    """The trace files of one process that works on a run.
+    """The trace files of one process of a run.
 
-    A long run goes on in another file, and of all files the newest few stay. The format allows a
-    missing closing bracket, so a killed run leaves readable files. Nothing is read from them: where
-    one cannot be written, the run says so once and goes on without it.
+    A long run continues in another file, and only the newest files are kept. The format allows a
+    missing closing bracket, so the files of a killed run are readable. The run does not need them:
+    if one cannot be written, the run warns once and continues without a trace.
     """
 
     def __init__(self, folder: RunFolder, warn: Warn) -> None:
-        """Open a file beside those of the processes that worked on the run before.
+        """Open a new file; files of earlier processes of the run stay.
 
         Args:
             folder: A created run folder.
-            warn: Takes the one warning of a trace that cannot be written.
+            warn: Called once if the trace cannot be written.
         """
         self._folder = folder.trace
         self._warn = warn
@@ -43,7 +43,7 @@ class Trace:
         self._open()
 
     def _open(self) -> None:
-        """Begin the next file."""
+        """Open the next file."""
         number = max(map(_number, self._folder.glob("spans*.json")), default=-1) + 1
         self._path = self._folder / (f"spans-{number}.json" if number else "spans.json")
         self._file: TextIO | None = None
@@ -62,7 +62,7 @@ class Trace:
             self._name("process_name", process, 0, title)
 
     def phase(self, stage: str, step: int | None, phase: str, begin: float, seconds: float) -> None:
-        """Add a span of the driver; phases overlap, and a track can only show nested spans."""
+        """Add a span of the driver, on one track per phase: spans of a track must not overlap."""
         facts = {"stage": stage, "step": step}
         self._span(_DRIVER, phase, phase, stage, (begin, begin + seconds), facts)
         self._write("", flush=True)
@@ -71,7 +71,7 @@ class Trace:
             self._open()
 
     def call(self, span: RoleSpan) -> None:
-        """Add a call of a worker, which has one track."""
+        """Add a call on the track of its worker."""
         facts = {"transfer_ms": round(span.transfer * 1e3, 3)}
         track = f"{span.role} {span.rank}"
         self._span(_ROLES, track, span.verb, span.role, (span.begin, span.end), facts)
@@ -96,7 +96,7 @@ class Trace:
     def _give_up(self, error: OSError) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # tries to write what is left once more
+            with suppress(OSError):  # close tries to write the buffer again
                 file.close()
         self._warn(
             f"the trace ends here, the run goes on without it: {self._path} cannot be written: "
@@ -144,6 +144,6 @@ class Trace:
 
 
 def _number(path: Path) -> int:
-    """Which file of the run it is: spans.json is 0, spans-3.json is 3; -1 for another's file."""
+    """The number of a trace file: spans.json is 0, spans-3.json is 3; -1 for any other file."""
     number = path.stem.removeprefix("spans").removeprefix("-") or "0"
     return int(number) if number.isdecimal() else -1
