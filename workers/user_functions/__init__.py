@@ -1,1 +1,1 @@
-"""Functions of the user's own (rewards, judges), called in a process of their own."""
+"""User-supplied reward and judge functions, called in separate processes."""

@@ -1,7 +1,7 @@
-"""One call of a user's function: whatever it raises is caught, whatever it returns is checked.
+"""One call of a user's function, with all exceptions caught and all return values checked.
 
-This is a border with foreign code. What the function raises is a failure of the sequences that it
-was called on, with the reason; nothing that it raises, returns or changes ends the process.
+An exception of the function becomes the failure reason of the sequences in the call; nothing that
+the function raises, returns or changes ends the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workers.user_functions.signature import Arguments, Bound
 
 _log = logging.getLogger(__name__)
 
-_LARGEST = float(np.finfo(np.float32).max)  # beyond it a number turns infinite on its way
+_LARGEST = float(np.finfo(np.float32).max)  # larger numbers become infinite in float32
 _UNORDERED = (set(), {}, {}.values(), {}.items(), b"", bytearray(), memoryview(b""))
 _NO_SEQUENCES = (str, bytes, bytearray, memoryview, *(type(iter(each)) for each in _UNORDERED))
 
@@ -35,24 +35,24 @@ _NO_SEQUENCES = (str, bytes, bytearray, memoryview, *(type(iter(each)) for each 
 class Reply:
     """The number for one sequence, or why there is none."""
 
-    value: float  # NaN where failed
-    reason: str = ""  # of a bounded set, so that failures can be counted by it; "" = well
-    words: str = ""  # what the function's own error says
-    lost: bool = False  # the process of the function is gone, or was ended
+    value: float  # NaN if failed
+    reason: str = ""  # one of few texts, so that failures can be counted by it; "" = ok
+    words: str = ""  # message of the function's error
+    lost: bool = False  # the function's process ended or was killed
 
 
-Outcome = list[Reply] | Reply  # a reply a sequence; or one for all, where the call failed
+Outcome = list[Reply] | Reply  # one reply per sequence, or a single one if the whole call failed
 
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """A function, and which numbers it may return.
+    """A function and the range of the numbers that it may return.
 
     Attributes:
-        name: What the function is called in reasons, e.g. "reward function".
+        name: Name of the function in failure reasons, e.g. "reward function".
         function: Gets the lists of one call, which it may change.
         lowest: The smallest number that it may return.
-        highest: The largest one.
+        highest: The largest number that it may return.
     """
 
     name: str
@@ -66,18 +66,18 @@ class Answering:
         Args:
             arguments: Lists of `count` items each.
             count: How many numbers it must return.
-            seconds: Not kept to: a deadline needs a process that can be ended.
+            seconds: Ignored: a timeout needs a process that can be killed.
         """
         del seconds
         replies: list[Reply] = []
-        caught = Caught(BaseException)  # SystemExit of foreign code is not meant for this process
+        caught = Caught(BaseException)  # a SystemExit of user code must not end this process
         folder = _working_folder()
         with caught:
-            # What it returns is looked at here, because its own classes may raise then, too.
+            # Checked inside the block, because classes of the returned values may raise too.
             replies.extend(self._checked(self.function(arguments), count))
         if folder and _working_folder() != folder:
             with suppress(OSError):  # it may have been removed
-                os.chdir(folder)  # relative paths mean the same in the next call
+                os.chdir(folder)  # keep the meaning of relative paths for the next call
         if caught.error is not None:
             reply = self._raised(caught.error)
             _log.warning("on %d items: %s: %s", count, reply.reason, reply.words)
@@ -102,7 +102,7 @@ class Answering:
         return [self._looked_at(value) for value in values]
 
     def _looked_at(self, value: Any) -> Reply:
-        caught = Caught(BaseException)  # of its own __float__, or of a tensor without memory
+        caught = Caught(BaseException)  # from the value's __float__, or a tensor without data
         with caught:
             return self._number(value)
         assert caught.error is not None
@@ -129,10 +129,10 @@ def _working_folder() -> str:
 
 
 def _values(returned: Any, most: int) -> list[Any] | None:
-    """What was returned as a list; None if its form does not say which value is whose.
+    """The returned values as a list; None if their form does not assign a value to each item.
 
-    Only what iterating gives counts: lengths and shapes of other classes can say anything. What
-    goes on after `most` values is cut there, because it may have no end.
+    Only the iteration counts, because lengths and shapes of other classes can be wrong. It stops
+    after `most` values, because it may be endless.
     """
     if isinstance(returned, _NO_SEQUENCES):
         return None
@@ -144,12 +144,12 @@ def _values(returned: Any, most: int) -> list[Any] | None:
 
 
 def _number(value: Any) -> float | None:
-    """A real number as such; None for anything else, strings that spell one included."""
+    """A real number as a float; None for anything else, including numeric strings."""
     if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):
         if isinstance(value, np.generic | np.ndarray) and value.dtype.kind not in "biufO":
-            return None  # dates have numbers inside
+            return None  # e.g. dates, which are stored as numbers
         if value is np.ma.masked:
-            return None  # its item is 0
+            return None  # its item() would be 0
         value = item()
     if not isinstance(value, Real | Decimal):
         return None

@@ -1,4 +1,4 @@
-"""Calls of a user's function on many items: its deadline, and how often it is asked again."""
+"""Calls of a user's function on many items, with timeout, retries and one-by-one fallback."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from workers.user_functions.answers import Outcome, Reply
 from workers.user_functions.signature import Arguments
 
-_LOST_IN_A_ROW = 2  # then the rest of the sequences counts as lost, too
-_ROUND = 2  # deadlines that one round takes at most: for all at once, and for one after the other
-_START_SECONDS = 30.0  # of a round, besides, in which the function's process is started again
+_LOST_IN_A_ROW = 2  # after this many lost calls, all further sequences count as lost too
+_ROUND = 2  # timeouts per round at most: one for all items at once, one for item by item
+_START_SECONDS = 30.0  # additional time per round for restarts of the function's process
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a function may take, and how often it is asked again."""
+    """Timeout and retries of a user's function."""
 
-    seconds: float = 0.0  # for one call; 0 = as long as it likes
-    retries: int = 0  # of the sequences that failed
+    seconds: float = 0.0  # timeout per call; 0 = none
+    retries: int = 0  # retries of the sequences that failed
 
     @property
     def most_seconds(self) -> float:
-        """How long a batch can take in all; 0 = no limit."""
+        """Longest time that a batch can take; 0 = no limit."""
         round_seconds = _ROUND * self.seconds + _START_SECONDS if self.seconds else 0.0
         return round_seconds * (1 + self.retries)
 
@@ -35,10 +35,10 @@ class Caller:
     """How to call one function on any number of items.
 
     Attributes:
-        name: What the function is called in reasons, e.g. "reward function".
-        arguments: Makes new lists at each call, so a function that changes them changes nothing.
-        call: Gets such lists, their length, and the seconds of the deadline (0 = none).
-        prepare: Starts what `call` needs; gets the seconds that this may take, says what it took.
+        name: Name of the function in failure reasons, e.g. "reward function".
+        arguments: Builds new lists for each call, so that a function may change them.
+        call: Gets these lists, their length, and the timeout in seconds (0 = none).
+        prepare: Starts what `call` needs; gets a time limit in seconds, returns the time used.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Caller:
     prepare: Callable[[float], float] = lambda _: 0.0
 
     def ask(self, items: Sequence[Any], patience: Patience = Patience()) -> list[Reply]:
-        """Call the function on all items; where that raises or is late, on one after the other.
+        """Call the function on all items; if that raises or is late, on each item separately.
 
-        So one item that the function cannot stomach fails alone. A result of the wrong length or
-        form says nothing about any item: all fail. What failed is asked again, as a batch of its
-        own. A call that is late, or that ends its process, loses the state of the function.
+        So one item that makes the function fail does not fail the others. A result of the wrong
+        length or form cannot be assigned to items: all fail. Failed items are retried together in a
+        new batch. A call that is late or ends its process loses the function's state.
 
         Returns:
-            A reply an item, in order.
+            One reply per item, in order.
         """
         replies = self._round(items, patience.seconds)
         for _ in range(patience.retries):
@@ -77,7 +77,7 @@ class Caller:
         return self._one_by_one(items, seconds, starting)
 
     def _one_by_one(self, items: Sequence[Any], seconds: float, starting: float) -> list[Reply]:
-        """Each item alone, all within one deadline, and so many seconds more for starts."""
+        """Call each item alone, all within `seconds` plus `starting` seconds for restarts."""
         until = time.monotonic() + seconds
         found, in_a_row = list[Reply](), 0
         for item in items:
@@ -101,5 +101,5 @@ class Caller:
 
 
 def late(name: str) -> Reply:
-    """The reply for what a function was not done with at its deadline."""
+    """The reply for an item that timed out."""
     return Reply(math.nan, f"{name} did not answer in time", lost=True)

@@ -1,10 +1,9 @@
-"""The process of a user's function: imports it once, then answers call after call.
+"""The child process of a user's function: imports it once, then answers calls.
 
-`python -m workers.user_functions.child KIND CONNECTION LIFELINE`, where the last two are open
-files: a socket that carries messages (`workers.user_functions.messages`), and the reading end of a
-pipe that carries nothing. The kernel ends this process, and all that it has started, when the other
-end of the pipe closes. Nothing in here has to run for that: the function may hold Python's lock for
-ever.
+`python -m workers.user_functions.child KIND CONNECTION LIFELINE`, where the last two are open file
+descriptors: a socket for messages (`workers.user_functions.messages`), and the read end of a pipe
+without data. When the other end of the pipe closes, the kernel kills this process and all processes
+that it has started. That needs no code to run here: the function may hold the GIL forever.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ _LOADERS: dict[str, Callable[[str, str], Caller]] = {"reward": load_reward, "jud
 
 
 def main(kind: str, connection: str, lifeline: str) -> None:
-    """Answer until the connection closes."""
+    """Answer calls until the connection closes."""
     for number in (int(connection), int(lifeline)):
         os.set_inheritable(number, False)
     _die_with(int(lifeline))
-    for stream in (sys.stdout, sys.stderr):  # what it prints is told even if it is then ended
+    for stream in (sys.stdout, sys.stderr):  # keep its output if it is killed
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     peer = socket.socket(fileno=int(connection))
     begin = receive(peer)
-    sys.path[:] = begin["paths"]  # as where the function used to be imported: in the parent
+    sys.path[:] = begin["paths"]  # import as the parent process would
     try:
         caller = _LOADERS[kind](begin["path"], begin["folder"])
     except ConfigError as error:
@@ -55,11 +54,11 @@ def _die_with(lifeline: int) -> None:
         closed = os.read(lifeline, 1) == b""
     except BlockingIOError:
         return
-    if closed:  # before the kernel was asked to watch it
+    if closed:  # closed before the signal was set up
         os._exit(1)
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
     sys.stdout.flush()
-    os._exit(0)  # threads and exit handlers of the function's module are not waited for
+    os._exit(0)  # do not wait for threads and exit handlers of the user's module

@@ -1,9 +1,9 @@
-"""A user's function in a process of its own, seen from the process that calls it.
+"""The calling side of a user's function that runs in a child process.
 
-A thread cannot be ended, and a function that holds Python's lock (a regular expression that
-backtracks without end, code in C) would hold up all threads here. So it runs elsewhere: the process
-stays between calls, with the state of the function's module, and is ended and started again where
-a deadline passes or it dies.
+A thread cannot be killed, and a function that holds the GIL (endless regex backtracking, C code)
+would block all threads of the worker. The child process stays alive between calls and keeps the
+state of the function's module; it is killed and restarted after a timeout, and restarted if it
+dies.
 """
 
 from __future__ import annotations
@@ -34,26 +34,27 @@ from workers.user_functions.signature import Arguments
 _log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
-_EXIT_SECONDS = 1.0  # between the end of the connection and that of the process
-_MOST_BYTES = 64 << 20  # of one answer: numbers and bounded reasons
+_EXIT_SECONDS = 1.0  # to wait for the process to exit after it has closed the connection
+_MOST_BYTES = 64 << 20  # limit of one answer, which holds numbers and bounded reasons
 
 
 class _EndedError(Exception):
-    """The child has closed the connection, or writes what is no message."""
+    """The child has closed the connection or sent an invalid message."""
 
 
 class UserProcess:
     """Calls a function in a child process; see `workers.user_functions.calls.Caller.call`.
 
     Args:
-        name: What the function is called in reasons.
+        name: Name of the function in failure reasons.
         kind: "reward" or "judge".
         path: Its import path.
-        folder: Where that is looked for first.
+        folder: First folder of the import search.
         where: The configuration key that names it, for errors.
 
     Raises:
-        ConfigError: It cannot be imported, not be called so, or its import ends the process.
+        ConfigError: It cannot be imported, has an unsuitable signature, or its import ends the
+            process.
     """
 
     def __init__(self, name: str, kind: str, path: str, folder: str, where: str) -> None:
@@ -73,18 +74,18 @@ class UserProcess:
             raise ConfigError(wrong["what"], where=wrong["where"], fix=wrong["fix"])
 
     def prepare(self, seconds: float) -> float:
-        """Wait so long at most for a child that can be called; the seconds that it took."""
+        """Wait at most `seconds` for the child to import the function; returns the time used."""
         began = time.monotonic()
         child = self._child = self._child or self._start()
-        with suppress(TimeoutError, _EndedError):  # for the next call to tell
+        with suppress(TimeoutError, _EndedError):  # the next call reports it
             child.imported(began + seconds, beating=True)
         return time.monotonic() - began
 
     def __call__(self, arguments: Arguments, count: int, seconds: float) -> Outcome:
-        """Call the function; a child that is late or gone is ended.
+        """Call the function; kill the child if it is late or has ended.
 
-        A child that is not prepared has the time of this call for its imports; if that is not
-        enough it is left to them, and the next call waits for it.
+        The import of a child that is not prepared counts towards `seconds`. If it takes longer, the
+        child is not killed, and the next call waits for its import.
         """
         until = time.monotonic() + seconds if seconds else math.inf
         child = self._child = self._child or self._start()
@@ -106,13 +107,13 @@ class UserProcess:
             how = self._end(by_itself=True)
             _log.warning("the %s ended its process on %d items: %s", self._name, count, how)
             return Reply(math.nan, f"{self._name} ended its process: {how}", lost=True)
-        except BaseException:  # nobody may read this answer as that to the next call
+        except BaseException:  # the next call must not read the answer to this one
             self._end()
             raise
         return outcome
 
     def close(self) -> None:
-        """End the child."""
+        """Kill the child."""
         if self._child is not None:
             self._end()
 
@@ -141,11 +142,11 @@ class _Child:
         self._peer.setblocking(False)
         self._close = weakref.finalize(self, _close, self._process, self._peer, self._lifeline)
         self._out, self._in = bytearray(), bytearray()
-        self._wrong: dict[str, str] | None = None  # with the import; empty if it went well
+        self._wrong: dict[str, str] | None = None  # error of the import; {} = none, None = unknown
         self.tell({"paths": sys.path, "path": path, "folder": folder})
 
     def tell(self, message: object) -> None:
-        """Send this while `hear` waits for the answer."""
+        """Queue a message; `hear` sends it."""
         self._out += framed(message)
 
     @property
@@ -154,21 +155,21 @@ class _Child:
         return self._wrong == {}
 
     def imported(self, until: float, *, beating: bool = False) -> dict[str, str]:
-        """Wait for the import; what was wrong with it, empty if nothing was. Raises as `hear`."""
+        """Wait for the import; returns its error, {} if none. Raises the errors of `hear`."""
         if self._wrong is None:
             self._wrong = dict(self.hear(until, beating=beating))
         return self._wrong
 
     def hear(self, until: float, *, beating: bool = False) -> Any:
-        """The next message of the child, by a time of the monotonic clock.
+        """The next message of the child.
 
         Args:
-            until: That time; infinity = wait as long as the child lives.
-            beating: Show progress although there is no such time.
+            until: Deadline on the monotonic clock; infinity = wait as long as the child lives.
+            beating: Send heartbeats even without a deadline.
 
         Raises:
-            TimeoutError: None came by then.
-            _EndedError: None will come.
+            TimeoutError: No message came before the deadline.
+            _EndedError: No message will come.
         """
         while (message := self._message()) is None:
             left = until - time.monotonic()
@@ -176,8 +177,8 @@ class _Child:
                 raise TimeoutError
             moved = self._move(min(left, _BEAT_SECONDS))
             if beating or math.isfinite(until):
-                beat()  # this deadline stands in for the signs of progress that a model gives
-            # its own children can hold the connection open
+                beat()  # the deadline bounds this wait, so it counts as progress
+            # Checked here, because the child's own children can hold the connection open.
             if not moved and self._process.poll() is not None:
                 raise _EndedError
         try:
@@ -186,7 +187,7 @@ class _Child:
             raise _EndedError from None
 
     def end(self, *, by_itself: bool) -> str:
-        """End the process, which may be about to end by itself, and say how it ended."""
+        """Kill the process and return how it ended; `by_itself` first waits for its own exit."""
         if by_itself:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_EXIT_SECONDS)
@@ -208,7 +209,7 @@ class _Child:
         return message
 
     def _move(self, seconds: float) -> bool:
-        """Write and read what can be, waiting so long for something."""
+        """Send and receive as much as possible now; waits up to `seconds` for the first byte."""
         poll = select.poll()
         poll.register(self._peer, select.POLLIN | (select.POLLOUT if self._out else 0))
         try:
@@ -221,7 +222,7 @@ class _Child:
                         raise _EndedError
         except BlockingIOError:
             return True
-        except OSError:  # it closed the connection while there was something left to read
+        except OSError:  # the child closed the connection with data still unread
             raise _EndedError from None
         return bool(found)
 

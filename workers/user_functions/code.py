@@ -1,4 +1,4 @@
-"""Code that users hand in by its import path: how it is found, and what is told when it fails."""
+"""Import of user code by its path, and descriptions of its errors."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ _NOT_THEIRS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     "<frozen",
 )
-_MOST_CHARACTERS = 300  # of a message that is not ours
+_MOST_CHARACTERS = 300  # limit for messages of user code
 
 
 def load_function(path: str, where: str, folder: str = "") -> Callable[..., Any]:
     """Import `package.module:callable`.
 
     Args:
-        path: What to import; behind the colon a dotted path of attributes.
+        path: What to import; after the colon comes a dotted path of attributes.
         where: The configuration key that names it, for errors.
-        folder: Looked into first; "" = as Python does.
+        folder: First folder of the search; "" = Python's search path only.
 
     Raises:
-        ConfigError: The path is malformed, the import raises whatever it may, or nothing callable
-            is there.
+        ConfigError: The path is malformed, the import raises, or the object is not callable.
     """
     module_name, names = split_path(path, where)
     if folder and sys.path[:1] != [folder]:
@@ -58,7 +57,7 @@ def split_path(path: str, where: str) -> tuple[str, str]:
     """Module and attributes of `package.module:callable`.
 
     Raises:
-        ConfigError: It is a file's path, or has no such form.
+        ConfigError: It is a file's path, or does not have this form.
     """
     module, _, names = path.partition(":")
     if "/" in path or "\\" in path or module.endswith(".py"):
@@ -93,9 +92,9 @@ def _for_file(file: str, names: str) -> str:
 def _import(path: str, module: str, where: str) -> Any:
     try:
         return importlib.import_module(module)
-    except KeyboardInterrupt:  # of the person at the keyboard
+    except KeyboardInterrupt:  # from the user, not from the module
         raise
-    except BaseException as error:  # code of others may raise anything at import, SystemExit too
+    except BaseException as error:  # user code may raise anything at import, even SystemExit
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):
             raise ConfigError(
@@ -112,7 +111,7 @@ def _import(path: str, module: str, where: str) -> Any:
 
 
 def _refuse_shadowed(path: str, head: str, folder: str, where: str) -> None:
-    """The folder's own module is meant, and another of its name was there first."""
+    """Raise if the folder has the module, but another module of that name is already imported."""
     meant = PathFinder.find_spec(head, [folder])
     spec = getattr(sys.modules.get(head), "__spec__", None)
     if meant is None or meant.origin is None or spec is None or spec.origin == meant.origin:
@@ -141,7 +140,7 @@ def _attribute(owner: Any, name: str, path: str, where: str) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """Kind, place and words of an error of somebody else's code, in one line."""
+    """Class, place and message of an error of user code, in one line."""
     place, said = place_of(error), words_of(error)
     return kind_of(error) + (f" at {place}" if place else "") + (f": {said}" if said else "")
 
@@ -152,27 +151,27 @@ def kind_of(error: BaseException) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """What an error says, in one line of bounded length; "" where it says nothing, or cannot."""
+    """An error's message in one line of bounded length; "" if it has none."""
     try:
         said = str(error.msg if isinstance(error, SyntaxError) else error)
-    except Exception:  # noqa: BLE001  a class of somebody else's may raise anything in __str__
+    except Exception:  # noqa: BLE001  the __str__ of a user's class may raise anything
         return "(its message cannot be shown)"
     line = " ".join(said.split())
     return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
 
 
 def words_of_output(log: Path) -> str:
-    """The last line that a process has printed, behind a colon; "" where there is none."""
+    """The last line of a process's output after a colon; "" if there is none."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
     return f": {last[:_MOST_CHARACTERS]}" if last else ""
 
 
 def place_of(error: BaseException) -> str:
-    """FILE:LINE where a user's own code was when the error was raised; "" where that is unknown.
+    """FILE:LINE of the user's code that raised the error; "" if unknown.
 
-    The innermost line outside Rehearsal, Python's library and installed packages; if there is none
-    the innermost one outside Rehearsal.
+    The innermost line outside Rehearsal, Python's library and installed packages; if there is none,
+    the innermost line outside Rehearsal.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"

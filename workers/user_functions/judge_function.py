@@ -1,8 +1,8 @@
-"""A user's pairwise judge: what it is given, and what it may answer.
+"""A user's pairwise judge: its arguments and return value.
 
-It is called with lists, one item a pair of answers, and returns 1 where answer `a` is better, 0
-where `b` is, .5 for a tie, or a number between. It gets `prompts`, `a` and `b`, or what the names
-of its parameters say: `messages` and `rendered` are those of a reward function.
+It is called with lists, one item per pair of answers, and returns a number per pair: 1 if answer
+`a` is better, 0 if `b` is, .5 for a tie, or a number between. It gets `prompts`, `a` and `b`, or
+the lists that its parameters name; `messages` and `rendered` are as for a reward function.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Pair:
 
 
 def load_judge(path: str, folder: str = "") -> Caller:
-    """The function at an import path, called in this process; replies are from 0 to 1.
+    """The function at an import path, called in this process; it must return 0 to 1.
 
     Raises:
-        ConfigError: It cannot be imported, or not be called as a judge.
+        ConfigError: It cannot be imported, or is not callable as a judge.
     """
     function = bind(load_function(path, WHERE, folder), JUDGE, WHERE)
     return Caller(_NAME, _arguments, Answering(_NAME, function, 0.0, 1.0))
@@ -44,7 +44,7 @@ def load_judge(path: str, folder: str = "") -> Caller:
 
 @contextmanager
 def started_judge(path: str, folder: str = "") -> Iterator[Caller]:
-    """The same in a process of its own, which ends behind the block."""
+    """As `load_judge`, but in a child process, which ends with the `with` block."""
     process = UserProcess(_NAME, "judge", path, folder, WHERE)
     try:
         yield Caller(_NAME, _arguments, process, process.prepare)
@@ -55,16 +55,16 @@ def started_judge(path: str, folder: str = "") -> Iterator[Caller]:
 def call_judge(
     judge: Caller, pairs: Sequence[Pair], patience: Patience, failed_fraction: float
 ) -> list[float | None]:
-    """One outcome a pair: 1 where the first answer is better, 0 the second, .5 a tie.
+    """One outcome per pair: 1 if the first answer is better, 0 if the second is, .5 for a tie.
 
     Args:
         judge: The function.
-        pairs: What it is asked.
-        patience: Deadline and retries.
-        failed_fraction: Share of the pairs that may be left without an outcome (None).
+        pairs: The pairs to judge.
+        patience: Timeout and retries.
+        failed_fraction: Fraction of the pairs that may have no outcome (None).
 
     Raises:
-        JudgeError: More pairs than that got no outcome, however often it was asked, or all.
+        JudgeError: After all retries, more pairs than that, or all pairs, have no outcome.
     """
     replies = judge.ask(pairs, patience)
     failed = [reply for reply in replies if reply.reason]

@@ -1,7 +1,7 @@
 """Messages between a worker and the process of a user's function.
 
-Each is JSON behind its length: exact for float64, able to carry every Python text, and unlike a
-pickle harmless to read. What comes from the user's side is looked at before it is believed.
+Each is its length followed by JSON, which is exact for float64, can hold every Python string and,
+unlike a pickle, is safe to read. Messages from the user's process are validated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LENGTH = struct.Struct(">Q")
 
 
 def framed(message: object) -> bytes:
-    """The bytes of a message, its length in front."""
+    """The bytes of a message: its length, then the JSON."""
     body = json.dumps(message).encode("ascii")
     return LENGTH.pack(len(body)) + body
 
@@ -41,7 +41,7 @@ def _exactly(peer: socket.socket, size: int) -> bytes:
 
 
 def pack(outcome: Outcome) -> object:
-    """An outcome as JSON holds it."""
+    """An outcome as a JSON-serializable object."""
     if isinstance(outcome, Reply):
         return {"all": _fields(outcome)}
     return {"each": [_fields(reply) for reply in outcome]}
@@ -52,7 +52,7 @@ def _fields(reply: Reply) -> list[object]:
 
 
 def unpack(message: Any, count: int) -> Outcome | None:
-    """What `pack` packed; None for anything else, such as another number of replies."""
+    """The outcome that `pack` packed; None for anything else, such as another reply count."""
     if not isinstance(message, dict):
         return None
     if "all" in message:

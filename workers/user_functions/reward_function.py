@@ -1,15 +1,15 @@
-"""A user's reward function: what it is given, and what it may answer.
+"""A user's reward function: its arguments and return value.
 
-It is called with lists, one item a response, and returns one number each, in their order. Which
-lists it gets depends on the names of its parameters:
+It is called with lists, one item per response, and returns one number per response, in order. The
+names of its parameters determine which lists it gets:
 
 - `prompts`: texts without control tokens (see `workers.data.rows.asked.plain_text`);
 - `responses`: texts without control tokens;
 - `messages`: dialogues up to the response, each a list of `{"role": ..., "content": ...}`;
-- `rendered`: prompts as the policy's tokenizer saw them, control tokens included;
+- `rendered`: prompts as the policy's tokenizer gets them, control tokens included;
 - `finished`: whether the response ended by itself (True) or was cut.
 
-A function with other names gets prompts and responses, in this order.
+A function with other parameter names gets prompts and responses, in this order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAME = "reward function"
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One response and what it answers."""
+    """One response and its prompt."""
 
     asked: Asked
     response: str
@@ -38,17 +38,17 @@ class Exchange:
 
 
 def load_reward(path: str, folder: str = "") -> Caller:
-    """The function at an import path, called in this process; replies are finite in float32.
+    """The function at an import path, called in this process; rewards must be finite in float32.
 
     Raises:
-        ConfigError: It cannot be imported, or not be called as a reward function.
+        ConfigError: It cannot be imported, or is not callable as a reward function.
     """
     function = bind(load_function(path, WHERE, folder), REWARD, WHERE)
     return Caller(_NAME, _arguments, Answering(_NAME, function))
 
 
 def start_reward(path: str, folder: str = "") -> Caller:
-    """The same in a process of its own, which ends when nobody holds the caller any more."""
+    """As `load_reward`, but in a child process, which ends when the caller is garbage-collected."""
     process = UserProcess(_NAME, "reward", path, folder, WHERE)
     return Caller(_NAME, _arguments, process, process.prepare)
 

@@ -1,4 +1,4 @@
-"""Which arguments a user's function takes: by the names of its parameters, or in a fixed order."""
+"""Choice of a user function's arguments: by its parameter names, or in a fixed order."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ Arguments = Mapping[str, list[Any]]
 
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-# Names of others that leave no doubt. They choose no argument, but must not get another one.
+# Other names with an unambiguous meaning. Such a parameter is not bound by name, but it is an error
+# if the fixed order would give it another argument.
 _PROMPTS = ("prompt", "question", "query", "queries", "instruction")
 _RESPONSES = ("response", "completion", "answer", "output", "reply", "replies", "generation")
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What a kind of function is offered; each argument is a list, one item a sequence or pair."""
+    """The arguments for one kind of function: lists with one item per sequence or pair."""
 
-    order: tuple[str, ...]  # what a function with other parameter names gets, by position
-    needed: frozenset[str]  # a function that names all of these is called by name
-    offered: frozenset[str]  # all names that a parameter may have
+    order: tuple[str, ...]  # positional arguments of a function with other parameter names
+    needed: frozenset[str]  # a function with all these parameters is called by name
+    offered: frozenset[str]  # all available arguments
 
     def means(self, name: str) -> str:
-        """Which argument a parameter of this name expects; "" if that is anybody's guess."""
+        """The argument that a parameter of this name expects; "" if unclear."""
         if name in self.offered:
             return name
         for names, meant in ((_PROMPTS, "prompts"), (_RESPONSES, "responses")):
@@ -59,7 +60,7 @@ class Bound:
     keywords: tuple[str, ...]
 
     def __call__(self, arguments: Arguments) -> Any:
-        """Call the function with its share of the arguments."""
+        """Call the function with the arguments that it takes."""
         named = {name: arguments[name] for name in self.keywords}
         return self.function(*[arguments[name] for name in self.positional], **named)
 
@@ -68,13 +69,13 @@ def bind(function: Callable[..., Any], contract: Contract, where: str) -> Bound:
     """Choose the arguments of a function.
 
     Args:
-        function: Plain functions, partial ones, methods and objects with `__call__`.
-        contract: What it may be given.
+        function: A function, partial, method or object with `__call__`.
+        contract: The available arguments.
         where: The configuration key that names it, for errors.
 
     Raises:
-        ConfigError: It cannot be called so, or does not answer with values: a class, or a function
-            that must be awaited.
+        ConfigError: It cannot be called with these arguments, or does not return values: a class,
+            or a function that must be awaited.
     """
     called = function
     while isinstance(called, functools.partial):
@@ -94,7 +95,7 @@ def bind(function: Callable[..., Any], contract: Contract, where: str) -> Bound:
         )
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # some functions written in C do not tell
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return Bound(function, contract.order, ())
     return _by_name(function, parameters, contract) or _by_order(
         function, parameters, contract, where
@@ -111,7 +112,7 @@ def _by_name(
         return None
     first = tuple(p.name for p in named if p.kind is Parameter.POSITIONAL_ONLY)
     if first != tuple(p.name for p in parameters[: len(first)]):
-        return None  # one before it is left to its default, and cannot be skipped
+        return None  # a positional parameter before it would be skipped
     return Bound(function, first, tuple(p.name for p in named if p.name not in first))
 
 

@@ -1,7 +1,7 @@
-"""Imports a user's function and looks at its parameters, in a process of its own.
+"""Check of a user's function in a separate process: its import and its parameters.
 
-`python -m workers.user_functions.trial KIND PATH FOLDER RESULT`: a JSON object in the file RESULT
-says what is wrong; an empty one that nothing is.
+`python -m workers.user_functions.trial KIND PATH FOLDER RESULT`: writes a JSON object with the
+error to the file RESULT, or an empty object if there is none.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _LOADERS: dict[str, Callable[[str, str], object]] = {"reward": load_reward, "jud
 
 
 def main(kind: str, path: str, folder: str, result: str) -> None:
-    """Write what is wrong, or that nothing is, and end at once.
+    """Write the result and exit without waiting for the imported module.
 
-    Threads, exit handlers and children of the imported module are not waited for.
+    Its threads, exit handlers and child processes are not waited for.
     """
     found: dict[str, str] = {}
     try:
