@@ -1,1 +1,1 @@
-"""Hugging Face folders on disk: files, weights, shape and form, checked before loading."""
+"""Hugging Face folders on disk: files, weights, model shape and weight layout, and their checks."""

@@ -1,7 +1,7 @@
 """The files of a checkpoint folder: which of them are the model, and whether each can be read.
 
-What a run takes from a folder is what every loader takes from it: the trainers', the engines' and
-the plan's. Nothing here reads a tensor, and nothing of a folder is ever executed.
+The checks ensure that all loaders (of trainers, engines and the plan) read the same files. Nothing
+here reads a tensor, and no code of a folder is ever executed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AGAIN = "copy or download the checkpoint again; this one is not whole"
 _CONVERT = "load it once with transformers and write it with save_pretrained, as safetensors"
 _MOST_JSON = 256 << 20  # bytes; the largest published index has 40 MB
 _READ = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # by transformers and vLLM
-# What stands at the start of files that were saved under the name of weights.
+# First bytes of files that are not safetensors but are named like weights.
 _STARTS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself",
      "run `git lfs pull` in the folder, or download the file again"),
@@ -32,7 +32,7 @@ _STARTS = (
     (b"\x80\x02", "a Python pickle, not safetensors; reading it could run code", _CONVERT),
     (b"GGUF", "a GGUF file, not safetensors", "give the original model; GGUF cannot be trained"),
 )  # fmt: skip
-# Weights of other kinds, which are not read.
+# Weights in other formats, which are not read.
 _OTHERS = (
     ("*.bin", "pickled weights", _CONVERT),
     ("*.pt", "pickled weights", _CONVERT),
@@ -53,23 +53,23 @@ class Stored(NamedTuple):
 
 
 def broken(where: Path, why: str, fix: str = _AGAIN) -> BrokenCheckpointError:
-    """The error of a file or folder that cannot be used."""
+    """The error for a file or folder that cannot be used."""
     return BrokenCheckpointError(why, where=str(where), fix=fix)
 
 
 def require_file(file: Path, fix: str = _AGAIN) -> None:
-    """Refuse what is no ordinary file that lies in its folder.
+    """Require a regular file inside its folder.
 
-    Links are followed within the folder, and in a cache of Hugging Face, whose folders consist of
-    links into `blobs/` beside them.
+    Links are followed within the folder, and in a Hugging Face cache, whose folders consist of
+    links into the neighbouring `blobs/`.
 
     Args:
-        file: The file; whoever opens a pipe waits for ever.
+        file: The file; not opened, because opening a pipe can wait forever.
         fix: What the user can do.
 
     Raises:
-        BrokenCheckpointError: It is missing, a folder, a pipe or a device, or a link that leads
-            out of the folder or nowhere.
+        BrokenCheckpointError: It is missing, a folder, a pipe or a device, or a link that is broken
+            or leads out of the folder.
     """
     try:
         linked = file.is_symlink()
@@ -78,7 +78,7 @@ def require_file(file: Path, fix: str = _AGAIN) -> None:
     except FileNotFoundError as error:
         how = "is a link to a file that is not there" if file.is_symlink() else "is missing"
         raise broken(file.parent, f"{file.name} {how}", fix) from error
-    except (OSError, RuntimeError, ValueError) as error:  # also loops of links, and no name at all
+    except (OSError, RuntimeError, ValueError) as error:  # also for link loops and invalid names
         raise broken(file.parent, f"{file.name} cannot be read: {words(error)}", fix) from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
@@ -92,11 +92,11 @@ def require_file(file: Path, fix: str = _AGAIN) -> None:
 
 
 def require_plain_files(folder: Path) -> None:
-    """Refuse what a loader would open in the folder and never be done with, or find elsewhere.
+    """Require that all settings and tokenizer files in the folder are regular files.
 
     Raises:
-        BrokenCheckpointError: A file of settings or of the tokenizer is a pipe, a device, a folder,
-            or a link that leaves the folder.
+        BrokenCheckpointError: One of them is a pipe, a device, a folder, or a link that leaves the
+            folder.
     """
     with reading(folder, "the folder cannot be read", "check its permissions"):
         names = sorted(path for path in folder.iterdir() if path.suffix in _READ)
@@ -105,7 +105,7 @@ def require_plain_files(folder: Path) -> None:
 
 
 def _in_cache(real: Path, home: Path) -> bool:
-    """Whether a file is where Hugging Face's cache keeps what `home` links to."""
+    """Whether a file is in the `blobs/` folder of the Hugging Face cache that contains `home`."""
     return home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
 
 
@@ -113,7 +113,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint.
 
     Raises:
-        BrokenCheckpointError: It is missing, too large, holds no JSON object, or NaN.
+        BrokenCheckpointError: It is missing, too large, not a JSON object, or contains NaN or an
+            infinite setting.
     """
     require_file(file)
     if file.stat().st_size > _MOST_JSON:
@@ -131,11 +132,11 @@ def read_json(file: Path) -> dict[str, Any]:
 def _constant(name: str) -> float:
     if name == "NaN":
         raise ValueError("NaN is no value of a setting")
-    return float(name)  # limits may be infinite; `_refuse_numbers` looks at the others
+    return float(name)  # infinity: allowed in lists, `_refuse_numbers` checks the rest
 
 
 def _refuse_numbers(file: Path, content: dict[str, Any]) -> None:
-    """Infinite settings; lists may end in infinity, as the time steps of Mamba do."""
+    """Raise for infinite settings. Lists may contain infinity, as Mamba's time step limits do."""
     for name, value in content.items():
         if isinstance(value, float) and value in (float("inf"), float("-inf")):
             raise broken(
@@ -153,8 +154,8 @@ def _refuse_start(file: Path, start: bytes) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the model's weights, in the order of their names.
 
-    That is model.safetensors, or the shards that the index names: what else lies there, such as a
-    second copy in another format (consolidated.safetensors, original/), is not read by anyone.
+    That is model.safetensors, or the shards that the index names. No loader reads other files, such
+    as a second copy in another format (consolidated.safetensors, original/).
 
     Raises:
         BrokenCheckpointError: There are none, or it is unclear which; says what is there instead.
@@ -210,7 +211,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """Which file the index says each tensor is in."""
+    """The file of each tensor according to the index."""
     content = read_json(folder / INDEX)
     named = content.get("weight_map")
     if not isinstance(content.get("metadata"), dict):
@@ -243,7 +244,7 @@ def _parts(folder: Path, others: list[str]) -> BrokenCheckpointError:
 
 
 def _other(folder: Path) -> BrokenCheckpointError:
-    """Say what a folder without a *.safetensors file holds instead."""
+    """The error for a folder without a *.safetensors file; says what it holds instead."""
     if (folder / "adapter_config.json").exists():
         return _adapter(folder)
     for pattern, what, fix in _OTHERS:
@@ -268,17 +269,17 @@ def _adapter(folder: Path) -> BrokenCheckpointError:
 
 
 def read_header(file: Path) -> list[Stored]:
-    """The tensors in a safetensors file, in the order in which they lie in it.
+    """The tensors in a safetensors file, in the order of their bytes.
 
     Raises:
-        BrokenCheckpointError: It is no safetensors file, or not as long as its header says.
+        BrokenCheckpointError: It is not a safetensors file, or its size contradicts its header.
     """
     require_file(file)
     with reading(file.parent, f"{file.name} cannot be read", _AGAIN):
         with file.open("rb") as opened:
             start = opened.read(64)
         size = file.stat().st_size
-    if start[8:9] != b"{":  # a header's length may begin like anything
+    if start[8:9] != b"{":  # a valid file's length field may match a sign by chance
         _refuse_start(file, start)
     if size < 8:
         raise broken(file.parent, f"{file.name} is cut short: {size} bytes")
@@ -296,8 +297,8 @@ def read_headers(folder: Path) -> dict[Path, list[Stored]]:
     """The tensors of a model by file, checked against its index.
 
     Raises:
-        BrokenCheckpointError: As `weight_files` and `read_header`; a tensor lies in another file
-            than the index says, or in two.
+        BrokenCheckpointError: As `weight_files` and `read_header`; or a tensor is in two files, or
+            in another file than the index says.
     """
     headers = {file: read_header(file) for file in weight_files(folder)}
     places: dict[str, str] = {}

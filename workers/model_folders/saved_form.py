@@ -1,9 +1,9 @@
-"""A model's weights under the names and in the layout of its saved folder.
+"""Conversion between a live model's weights and the names and layout of its saved folder.
 
-In memory transformers keeps the experts of a layer in one tensor and has renamed some weights of
-older families; the folders it writes, and vLLM, which loads such folders, keep the published
-names. So whatever travels from a trainer to an engine has the form of the folder. The conversion is
-transformers' own, applied here and nowhere else, one layer at a time.
+In memory, transformers keeps the experts of a layer in one tensor and has renamed some weights of
+older families. The folders it writes, and vLLM, which loads such folders, keep the published names.
+A weight sync therefore uses the folder's form. The conversion is that of transformers, applied only
+here, one layer at a time.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from workers.weights.packing import NamedTensor, NamedTensors, dtype_name, layer
 def checkpoint_form(
     model: PreTrainedModel, tensors: Iterable[NamedTensor]
 ) -> Iterator[NamedTensors]:
-    """Yield named parameters, one layer at a time, as the model's folder would hold them.
+    """Yield named parameters in the form of the model's folder, one layer at a time.
 
     Args:
-        model: Says which family's conversion applies; its own weights are not read.
-        tensors: Whole layers, one after the other, under the model's own names.
+        model: Determines the family's conversion; its weights are not read.
+        tensors: Whole layers, one after the other, under the live model's names.
 
     Returns:
-        One list a layer; tensors whose layout stays share memory with those given.
+        One list per layer; tensors whose layout does not change share memory with the input.
     """
     for _, layer in groupby(tensors, key=lambda named: layer_of(named[0])):
         yield list(revert_weight_conversion(model, dict(layer)).items())
 
 
 def checkpoint_metas(model: PreTrainedModel, metas: Sequence[TensorMeta]) -> tuple[TensorMeta, ...]:
-    """What `checkpoint_form` makes of these parameters, in its order; no weight is touched.
+    """Metas of the result of `checkpoint_form`, in its order, computed without weights.
 
     Args:
-        model: Says which family's conversion applies.
-        metas: Every parameter under the model's own name.
+        model: Determines the family's conversion.
+        metas: Every parameter under the live model's name.
     """
     hollow = [
         (m.name, torch.empty(m.shape, dtype=getattr(torch, m.dtype), device="meta")) for m in metas
@@ -56,16 +56,18 @@ def checkpoint_metas(model: PreTrainedModel, metas: Sequence[TensorMeta]) -> tup
 
 
 class CheckpointFormReader:
-    """Takes tensors in the form of the folder into the parameters of a live model.
+    """Copies tensors in the form of the folder into the parameters of a live model.
 
-    Where the two forms differ, the way back is found by sending element numbers through the
-    conversion: each comes out where the folder keeps that element.
+    If the two forms differ, the inverse conversion is derived by converting tensors of element
+    numbers: each number ends up at the place of its element in the folder's form.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._parameters = dict(model.named_parameters())
-        self._layers: dict[str, tuple[str, ...]] = {}  # name in the folder -> the layer's own names
+        self._layers: dict[
+            str, tuple[str, ...]
+        ] = {}  # name in the folder -> live names of the layer
         for _, names in groupby(self._parameters, key=layer_of):
             layer = tuple(names)
             hollow = [(name, self._parameters[name].to("meta")) for name in layer]
@@ -74,7 +76,7 @@ class CheckpointFormReader:
 
     @torch.no_grad()
     def read(self, tensors: NamedTensors) -> None:
-        """Overwrite the parameters that these tensors hold.
+        """Overwrite the parameters that correspond to these tensors.
 
         Raises:
             WeightSyncError: The model has no such weight.
@@ -101,7 +103,7 @@ class CheckpointFormReader:
 def _places(
     model: PreTrainedModel, own: dict[str, nn.Parameter]
 ) -> dict[str, tuple[nn.Parameter, torch.Tensor]]:
-    """Of each tensor of a layer's folder form: the parameter that holds it, and which elements."""
+    """For each tensor of a layer's folder form: its live parameter, and which elements of it."""
     starts: list[tuple[int, nn.Parameter]] = []
     numbers: NamedTensors = []
     total = 0

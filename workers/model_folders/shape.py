@@ -1,4 +1,4 @@
-"""What config.json says about a model's shape, under the names of any family."""
+"""A model's shape from config.json, for the key names of any family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.model_folders.files import broken, read_json
 from workers.process.library_errors import reading
 
 _FIX = "restore the file; the folder must hold a language model as save_pretrained writes it"
-# What a run or a library writes into config.json without changing the model that it describes.
+# Keys that a run or a library writes into config.json without changing the model.
 _INCIDENTAL = frozenset(
     {
         "_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype",
@@ -30,27 +30,27 @@ class ModelShape:
 
     family: str  # transformers' model_type
     layers: int
-    kv_heads: int  # key and value heads of a layer
+    kv_heads: int  # key and value heads per layer
     head_size: int
     vocabulary: int
     positions: int | None  # longest sequence in tokens; None = no limit (ALiBi)
     tied: bool  # the output layer is the embedding
     width: int  # of the hidden states that the output layer reads
-    plain_logits: bool  # they are what the output layer says, neither capped nor scaled
-    heads: int  # query heads of a layer
-    inner: int  # width of the feed-forward layers, of all experts that a token visits
-    content: str  # config.json without what does not change the model, as JSON
+    plain_logits: bool  # logits are the output layer's result, neither capped nor scaled
+    heads: int  # query heads per layer
+    inner: int  # width of the feed-forward layers, summed over the experts used per token
+    content: str  # config.json as JSON, without keys that do not change the model
 
     @cached_property
     def key(self) -> str:
-        """Equal for folders whose weights fit the same engine, 16 hexadecimal digits."""
+        """Hash that is equal for folders whose weights fit the same engine, 16 hex digits."""
         return sha256(self.content.encode()).hexdigest()[:16]
 
 
-# What Gemma, Cohere and Granite do to the output layer's answer.
+# Settings by which Gemma, Cohere and Granite change the output layer's logits.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # Families whose packed log-probabilities, values and gradients are tested against single rows. The
-# others are padded: Bloom, Falcon and OPT have no positions that restart, Gemma 2 needs eager.
+# others are padded: Bloom, Falcon and OPT cannot restart positions, Gemma 2 needs eager attention.
 _PACKED = frozenset(
     {
         "gemma", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe",
@@ -60,10 +60,10 @@ _PACKED = frozenset(
 
 
 def may_pack(folder: Path, attention: str) -> bool:
-    """Whether sequences of this model may lie end to end in one row, each seeing itself alone.
+    """Whether this model supports rows of packed sequences that attend only to themselves.
 
     Args:
-        folder: Hugging Face folder; one that is missing or broken is for its loader to report.
+        folder: Hugging Face folder; False if it is missing or broken, which its loader reports.
         attention: transformers' `attn_implementation`.
     """
     try:
@@ -77,7 +77,8 @@ def read_shape(folder: Path) -> ModelShape:
     """Read config.json as transformers does, with the family's defaults for absent keys.
 
     Raises:
-        BrokenCheckpointError: there is none, it does not parse, or it describes no language model.
+        BrokenCheckpointError: config.json is missing, does not parse, or does not describe a
+            language model.
     """
     whole = load_config(folder)
     with reading(folder, "config.json describes no language model", _FIX):
@@ -88,13 +89,13 @@ def read_shape(folder: Path) -> ModelShape:
 
 
 def load_config(folder: Path) -> Any:
-    """What transformers makes of config.json; code in the folder is never run.
+    """The configuration that transformers reads from config.json; never runs code of the folder.
 
     Raises:
-        BrokenCheckpointError: there is none, it does not parse, or it describes no model that
-            transformers knows.
+        BrokenCheckpointError: config.json is missing, does not parse, or does not describe a model
+            that transformers supports.
     """
-    # Deferred: seconds to import, and the driver looks at folders only in some runs.
+    # Deferred: the import takes seconds, and the driver reads folders only in some runs.
     from transformers import AutoConfig
 
     content = read_config(folder)
@@ -105,7 +106,7 @@ def load_config(folder: Path) -> Any:
 
 
 def _refuse_custom_code(folder: Path, content: dict[str, Any]) -> None:
-    """Models that need Python files of their own; a family that transformers knows does not."""
+    """Raise for models that need Python files of the folder; transformers' families do not."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     family = content.get("model_type")
@@ -130,7 +131,7 @@ def _refuse_quantised(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _refuse_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Numbers by which every model would compute NaN, or nothing."""
+    """Raise for numbers that make any model compute NaN or drop everything."""
     for name, value in settings.items():
         if isinstance(value, dict):
             _refuse_settings(folder, value)
@@ -143,7 +144,7 @@ def _refuse_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _refuse_sizes(folder: Path, shape: ModelShape) -> None:
-    """Numbers that no model has; building one of such a size would take for ever."""
+    """Raise for sizes that no model has; building such a model could take forever."""
     sizes = {
         "layers": (shape.layers, 1 << 13),
         "key and value heads": (shape.kv_heads, 1 << 16),
@@ -158,10 +159,10 @@ def _refuse_sizes(folder: Path, shape: ModelShape) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json says, as it stands there.
+    """The unchanged content of config.json.
 
     Raises:
-        BrokenCheckpointError: there is none, or it holds no JSON object.
+        BrokenCheckpointError: config.json is missing or not a JSON object.
     """
     return read_json(folder / "config.json")
 
@@ -194,7 +195,7 @@ def _inner(config: Any, width: int) -> int:
 def _kv_heads(config: Any, heads: int) -> int:
     if getattr(config, "multi_query", False) and not getattr(
         config, "new_decoder_architecture", False
-    ):  # Falcon and GPT-BigCode: one key for all queries, whatever num_kv_heads says
+    ):  # Falcon and GPT-BigCode: one key for all queries; num_kv_heads is ignored
         return 1
     return (
         getattr(config, "num_key_value_heads", None)
@@ -209,10 +210,10 @@ def _content(config: Any) -> str:
 
 
 def require_scalar_class(family: str, where: str) -> None:
-    """Refuse a family for which transformers has no token-classification class.
+    """Require a family for which transformers has a token-classification class.
 
     Raises:
-        ConfigError: names the family.
+        ConfigError: it has none; names the family.
     """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder: what it holds, checked before any tensor is read."""
+"""Weights of a Hugging Face folder, with all headers checked before any tensor is read."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from workers.weights.packing import NamedTensors
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# What the families call the output layer; with tied weights it is the embedding.
+# Names of the output layer in the families; with tied weights it is the embedding.
 OUTPUT_LAYERS = frozenset({"lm_head.weight", "embed_out.weight"})
-# The body of a model under its language-modelling head; published folders of the body alone (GPT-2)
-# leave it out, and every loader adds it.
+# Name prefixes of a model's body, without its language-modelling head. Published folders of the
+# body alone (GPT-2) omit the prefix, and every loader adds it.
 _BODIES = ("transformer.", "model.", "gpt_neox.")
-# Constants that older versions of transformers wrote beside the weights; no model reads them.
+# Constants that older versions of transformers stored with the weights; no model reads them.
 _CONSTANTS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 _FIX = "save the model again with save_pretrained(..., safe_serialization=True)"
 
 
 def bare_name(name: str) -> str:
-    """Name of a weight within the body of its model: equal however the folder was written."""
+    """Name of a weight within its model's body, equal for folders with and without the prefix."""
     body = next((body for body in _BODIES if name.startswith(body)), "")
     return name.removeprefix(body)
 
@@ -48,7 +48,7 @@ class SafetensorsFolder:
 
     Raises:
         MissingCheckpointError: No such folder.
-        BrokenCheckpointError: A file is missing, cut short, or not what it claims to be.
+        BrokenCheckpointError: A file is missing, truncated, or not of the expected format.
     """
 
     def __init__(self, path: str) -> None:
@@ -68,12 +68,12 @@ class SafetensorsFolder:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids that the embedding knows."""
+        """Number of rows of the embedding."""
         return self.shape.vocabulary
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each weight that an update must bring; a tied output layer is not one.
+        """Shape of each weight that a weight sync must send; excludes a tied output layer.
 
         Keys are names within the body of the model (`bare_name`).
         """
@@ -81,7 +81,7 @@ class SafetensorsFolder:
         return {bare_name(m.name): m.shape for m in self.metas if m.name not in skip}
 
     def buckets(self) -> Iterator[NamedTensors]:
-        """Yield the tensors in the order of `metas`, one file at a time, one tensor a bucket."""
+        """Yield the tensors in the order of `metas`, one file at a time, one tensor per bucket."""
         for file, metas in self._metas.items():
             with reading(self.path, f"cannot read {file.name}", _FIX):
                 weights = safe_open(file, framework="pt")
@@ -93,7 +93,7 @@ class SafetensorsFolder:
 
 
 def _floats(file: Path, tensors: list[Stored]) -> tuple[TensorMeta, ...]:
-    """The weights of a file, without constants that no model reads."""
+    """The weights of a file without constants; raises for dtypes other than plain floats."""
     kept = [tensor for tensor in tensors if not is_constant(tensor.name)]
     for tensor in kept:
         if tensor.dtype not in _DTYPES:
