@@ -1,1 +1,1 @@
-"""What a worker's process needs of its surroundings: heartbeat, timing, disk, children."""
+"""Process-level tools of workers: heartbeats, call timing, disk, child processes, rendezvous."""

@@ -1,7 +1,6 @@
-"""What a role's process writes down about each of its calls: when it ran, and what it waited for.
+"""Timing of each call in a role's process: begin, end and time spent on transfer.
 
-The record travels back with the answer of the call that it describes, so an account of time costs
-no message of its own.
+The record returns with the result of the call that it describes, so it needs no extra message.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 Class = TypeVar("Class", bound=type)
 Clock = Callable[[], float]
 
-#: Verbs that move weights; all of their time is transfer.
+#: Methods that move weights; all of their time is transfer.
 MOVING = frozenset({"publish_weights", "send_weights", "receive_weights"})
 
 
@@ -31,16 +30,16 @@ class CallSpan:
     verb: str
     begin: float
     end: float
-    transfer: float  # seconds that it fetched records of other roles, or moved weights
-    clock: str  # names the machine's clock: equal names need no correction
+    transfer: float  # seconds spent fetching records of other roles, or moving weights
+    clock: str  # name of the machine's clock; times under one name are directly comparable
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer of a call, and what its process has done since the answer before.
+    """The result of a call, and the spans that its process recorded since the previous reply.
 
-    The call's own span is the last. Before it come those that had no answer to travel with, and
-    what streams have done so far that run beside this call.
+    The last span is that of the call. Before it come spans without a reply of their own call, and
+    the spans so far of streams that run at the same time.
     """
 
     value: Any
@@ -49,7 +48,7 @@ class Reply:
 
 @functools.cache
 def clock_name() -> str:
-    """Processes with the same name read the same monotonic clock; it starts with the machine."""
+    """The boot id: processes with the same name read the same monotonic clock."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
@@ -59,26 +58,26 @@ class _Current(threading.local):
 
 
 class _Log:
-    """Spans of this process that wait for an answer to travel with."""
+    """Spans of this process that are not yet sent with a reply."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[CallSpan] = []
-        self._streams: dict[int, tuple[str, float]] = {}  # thread -> verb, and since when
+        self._streams: dict[int, tuple[str, float]] = {}  # thread -> method, begin of its span
 
     def stream(self, name: str, since: float) -> None:
-        """A stream of this thread is at work."""
+        """Record that a stream of this thread is running."""
         with self._lock:
             self._streams[threading.get_ident()] = (name, since)
 
     def rest(self, now: float) -> None:
-        """It waits, or has ended; what it did since its last answer waits for another one."""
+        """Record that this thread's stream waits or has ended; the next reply gets its span."""
         with self._lock:
             name, since = self._streams.pop(threading.get_ident())
             self._waiting.append(CallSpan(name, since, now, 0.0, clock_name()))
 
     def reply(self, value: Any, now: float, own: CallSpan | None = None) -> Reply:
-        """An answer with all that waits; a running stream is cut here, and told up to now."""
+        """Build a reply with all unsent spans; the spans of running streams are split at `now`."""
         with self._lock:
             for thread, (name, since) in self._streams.items():
                 self._waiting.append(CallSpan(name, since, now, 0.0, clock_name()))
@@ -93,7 +92,7 @@ _log = _Log()
 
 @contextmanager
 def fetching(now: Clock = time.monotonic) -> Iterator[None]:
-    """Count what runs inside as transfer of the current call."""
+    """Count the time of the `with` block as transfer of the current call."""
     began = now()
     try:
         yield
@@ -102,28 +101,27 @@ def fetching(now: Clock = time.monotonic) -> Iterator[None]:
 
 
 def timed(verb: Callable[..., Any], *, results: int = 1, now: Clock = time.monotonic) -> Any:
-    """A verb that answers with a `Reply`; one verb calling another gets the plain answer.
+    """Wrap a method to return a `Reply`; when another wrapped method calls it, its plain result.
 
-    A verb that yields large and small records in turn replies with the small ones.
+    For a generator that yields large and small records in turn, the small ones become replies.
 
     Args:
         verb: The method.
-        results: How many objects it returns; of several, the last is replied and the others stay
-            as they are.
+        results: How many objects it returns; of several, only the last becomes a reply.
         now: The clock, seconds.
     """
     if inspect.isgeneratorfunction(verb):
 
         @functools.wraps(verb)
         def stream(*args: Any, **kwargs: Any) -> Any:
-            # A generator function itself: Ray looks at what the verb is before it calls it.
+            # Must be a generator function: Ray checks the kind of the method before calling it.
             yield from _stream(verb(*args, **kwargs), verb.__name__, now)
 
         return stream
 
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
-        # Ray sends this closure to the role's process: all that is of one process stays outside.
+        # Ray pickles this closure, so it must not hold per-process state such as `_log`.
         return _call(functools.partial(verb, *args, **kwargs), verb.__name__, results, now)
 
     return call
@@ -167,12 +165,12 @@ _END = object()
 
 
 def timed_verbs(results: Callable[[Callable[..., Any]], int]) -> Callable[[Class], Class]:
-    """Class decorator: every public method, inherited ones too, answers with a `Reply`.
+    """Class decorator: every public method, inherited ones too, returns a `Reply`.
 
-    Those that return nothing stay as they are: what waits would travel with an answer to nobody.
+    Methods without a result are unchanged: nobody would read the spans in their reply.
 
     Args:
-        results: How many objects a method returns.
+        results: Returns how many objects a method returns.
     """
 
     def decorate(cls: Class) -> Class:

@@ -1,4 +1,4 @@
-"""Whatever foreign code raises, held where it cannot end the thread that called it."""
+"""Catching of any exception that foreign code raises, so that it cannot end the thread."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import TracebackType
 
 
 class Caught:
-    """Holds what is raised inside its `with` block, if it is of the given kind."""
+    """Catches and stores an exception of the given class raised inside its `with` block."""
 
     def __init__(self, kind: type[BaseException]) -> None:
         self._kind = kind

@@ -1,6 +1,6 @@
-"""A disk that is full or read-only, as an error that says so.
+"""Disk access with clear errors for full or read-only disks, and temporary folders.
 
-Nothing that has to be installed is imported when this file is: commands say what is missing.
+Imports only the standard library at import time, so that commands can report missing packages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = 8
 _MEANWHILE_SECONDS = 0.2
-_LEAST_BYTES = 16 << 20  # Ray's servers wait for a minute and end where there is less
+_LEAST_BYTES = 16 << 20  # with less, Ray's servers wait for a minute and then end
 _GONE, _CLOSED = "put the folder back", "let this user write there"
 _TAKEN = "move what lies there out of the way"
 _FIXES = {
@@ -38,18 +38,18 @@ _FIXES = {
 
 @contextmanager
 def writing(where: Path, what: str) -> Iterator[None]:
-    """Turn what the operating system says about a failed write into a CheckpointError.
+    """Turn a failed write inside the `with` block into a CheckpointError.
 
     Args:
-        where: What is written.
-        what: Its name for people.
+        where: The file or folder that is written.
+        what: Its description for the message.
 
     Raises:
-        CheckpointError: it cannot be written; errors of Rehearsal pass as they are.
+        CheckpointError: it cannot be written; errors of Rehearsal pass unchanged.
     """
     try:
         yield
-    except RehearsalError:  # some of them are an OSError too
+    except RehearsalError:  # some are also OSErrors
         raise
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
@@ -64,7 +64,7 @@ def writing(where: Path, what: str) -> Iterator[None]:
 
 
 def _number(error: Exception) -> int:
-    """The errno; safetensors tells it in words."""
+    """The errno; safetensors gives it only in its message."""
     told = re.search(r"os error (\d+)", str(error))
     return getattr(error, "errno", None) or (int(told[1]) if told else 0)
 
@@ -89,7 +89,7 @@ def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
     """A folder for temporary files, deleted at the end of its `with` block.
 
     Raises:
-        CheckpointError: it cannot be made.
+        CheckpointError: it cannot be created.
     """
     base = temporary_base()
     require_space(base)
@@ -98,10 +98,10 @@ def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def require_space(folder: Path) -> None:
-    """Refuse a folder for temporary files whose disk is full.
+    """Require free space for temporary files.
 
     Raises:
-        CheckpointError: fewer bytes are free than one run needs for its logs.
+        CheckpointError: fewer bytes are free than a run needs for its logs.
     """
     free = shutil.disk_usage(folder).free
     if free < _LEAST_BYTES:
@@ -116,7 +116,7 @@ def require_space(folder: Path) -> None:
 def open_to_readers(path: Path) -> None:
     """Give a file, or every file of a folder, the permissions of ordinary new files.
 
-    Some libraries write through temporary files, which nobody but their owner may read.
+    Some libraries write through temporary files, which only their owner may read.
     """
     mode = 0o666 & ~_umask()
     for each in [path] if path.is_file() else path.rglob("*"):
@@ -125,7 +125,7 @@ def open_to_readers(path: Path) -> None:
 
 
 def _umask() -> int:
-    """What this process keeps from others; asked of the kernel, for setting it is no thread's."""
+    """The umask, read from /proc: os.umask would change it for all threads."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
@@ -135,14 +135,15 @@ def _umask() -> int:
 def side_by_side(
     work: Callable[[T], R], items: Iterable[T], meanwhile: Callable[[], object] | None = None
 ) -> list[R]:
-    """The results of `work` on each item, in order, by threads: for hashing and other system calls.
+    """Run `work` on each item in threads, for hashing and other system calls; results in order.
 
-    What the first item in order to fail raises is raised.
+    If several items fail, the exception of the first in order is raised.
 
     Args:
-        work: Done on each.
+        work: Called on each item.
         items: In order.
-        meanwhile: Called now and then by this thread until all is done; what it raises ends this.
+        meanwhile: Called every 0.2 s by this thread until all is done; an exception cancels the
+            items that have not started.
     """
     with ThreadPoolExecutor(_THREADS) as threads:
         begun = [threads.submit(work, item) for item in items]
@@ -155,7 +156,7 @@ def side_by_side(
 
 
 def settle(path: Path) -> FileRecord:
-    """Have a written file on disk for good; its size and hash as they are there."""
+    """Flush a written file to disk; returns its size and hash."""
     from workers.records.processes import FileRecord
 
     with path.open("rb") as file:

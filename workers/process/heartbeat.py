@@ -1,8 +1,8 @@
-"""What a worker's process shows of its progress, whatever its verb is doing.
+"""Heartbeats of a worker's process: signs of progress of the running method.
 
-A thread that answers proves that the process runs, not that its work does. So the work itself
-counts: every pass of a model and every step of an engine is a beat, and who asks sees how long the
-verb in progress has been without one.
+A thread that answers proves only that the process runs, not that its work advances. Therefore the
+work itself beats: at every forward pass and every engine step. `pulse` returns the time since the
+last beat.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _SPANS = 5
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """One look at a process."""
+    """Progress of a process at one moment."""
 
-    verb: str  # in progress; "" = idle
+    verb: str  # running method; "" = idle
     beats: int  # since the process began
-    quiet_seconds: float  # since the last beat, or since the verb began if it has had none
-    spans: tuple[str, ...]  # the last verbs that ended, with their seconds
+    quiet_seconds: float  # since the last beat, or since the method began if it has had none
+    spans: tuple[str, ...]  # the last finished methods, with their seconds
 
     def __str__(self) -> str:
         now = f"{self.verb}, without progress for {self.quiet_seconds:.1f} s" if self.verb else ""
@@ -46,23 +46,23 @@ class _Heart:
         self.spans: deque[str] = deque(maxlen=_SPANS)
 
 
-_heart = _Heart()  # one worker a process
+_heart = _Heart()  # one worker per process
 
 
 def beat() -> None:
-    """The work of this process has got one pass or step further."""
+    """Record one pass or step of progress of this process."""
     _heart.beats += 1
     _heart.last = time.monotonic()
 
 
 def pulse() -> Pulse:
-    """How this process is doing; from any thread."""
+    """The progress of this process; may be called from any thread."""
     quiet = time.monotonic() - _heart.last
     return Pulse(_heart.verb, _heart.beats, quiet, tuple(_heart.spans))
 
 
 def traced(verb: str, call: Callable[..., T]) -> Callable[..., T]:
-    """The same method, which shows in `pulse` while it runs."""
+    """Wrap a method so that `pulse` shows it while it runs."""
     if inspect.isgeneratorfunction(call):
 
         @functools.wraps(call)
@@ -88,12 +88,12 @@ def _shown(verb: str) -> Iterator[None]:
         yield
     finally:
         _heart.verb = outer
-        if not outer:  # verbs call each other
+        if not outer:  # methods call each other
             _heart.spans.append(f"{verb} {time.monotonic() - began:.2f} s")
 
 
 def stacks() -> str:
-    """Where each thread of this process is, innermost call last."""
+    """Stack of every other thread of this process, innermost call last."""
     names = {t.ident: t.name for t in threading.enumerate()}
     own = threading.get_ident()
     return "\n".join(

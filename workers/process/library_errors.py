@@ -1,4 +1,4 @@
-"""The border to libraries that read what users hand in: whatever they raise becomes one kind."""
+"""Conversion of any exception that a library raises on user files into typed errors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory"
 
 @contextmanager
 def reading(where: Path | str, what: str, fix: str) -> Iterator[None]:
-    """Turn what a library raises on a checkpoint's file into a typed error with its own words.
+    """Turn a library's exception on a checkpoint's file into a typed error with its message.
 
-    Libraries raise anything on damaged files: bare `Exception` (tokenizers), pyo3's PanicException,
-    which is none (safetensors, tokenizers), RecursionError (json). Errors of our own pass.
+    Libraries raise many classes on damaged files: bare `Exception` (tokenizers), pyo3's
+    PanicException, which is not an `Exception` (safetensors, tokenizers), RecursionError (json).
+    Errors of Rehearsal pass unchanged.
 
     Args:
         where: The file or folder that is read.
-        what: What did not work, e.g. "the tokenizer cannot be read".
+        what: What failed, e.g. "the tokenizer cannot be read".
         fix: What the user can do.
 
     Raises:
-        BrokenCheckpointError: `what`, followed by the words of the library.
-        ResourceError: This machine has not enough memory for it.
+        BrokenCheckpointError: `what`, followed by the library's message.
+        ResourceError: This machine does not have enough memory for it.
     """
     try:
         yield
@@ -45,10 +46,10 @@ def reading(where: Path | str, what: str, fix: str) -> Iterator[None]:
 
 
 def words(error: BaseException) -> str:
-    """What an exception says, its kind where it says nothing by itself; cut where it is long."""
+    """An exception's message, shortened if long; its class name if it has no message."""
     said = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
-        said = error.strerror  # without the number and the path, which the message names itself
+        said = error.strerror  # without the errno, and the path, which the error's `where` names
     if len(said) > _LONGEST:
         said = said[:_LONGEST] + " ..."
     if not said:
@@ -58,5 +59,5 @@ def words(error: BaseException) -> str:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust has panicked; the class has no name in Python."""
+    """Whether a Rust library has panicked; Python cannot import the exception's class."""
     return type(error).__module__ == "pyo3_runtime"

@@ -1,4 +1,4 @@
-"""Opening what users name: regular files alone, so that nothing waits for a pipe's other end."""
+"""Opening of user-named paths if they are regular files, never waiting on pipes or devices."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _KINDS = (
 
 
 class NotRegularError(OSError):
-    """A path that names no file of bytes; `strerror` says what it names."""
+    """A path that is not a usable regular file; `strerror` says what it is instead."""
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a regular file for reading; never waits, whatever the path names.
+    """Open a regular file for reading; never blocks on other kinds of files.
 
     Raises:
         NotRegularError: It is a folder, pipe, socket or device.
@@ -33,7 +33,7 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     except OSError:
         _check(path, os.stat(path).st_mode)  # noqa: PTH116 - a socket cannot be opened at all
         raise
-    except ValueError as error:  # a NUL character
+    except ValueError as error:  # the path contains a NUL character
         raise NotRegularError(0, str(error), str(path)) from error
     try:
         _check(path, os.fstat(descriptor).st_mode)
@@ -47,7 +47,7 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-        NotRegularError: As `open_regular`, and of a file that is longer.
+        NotRegularError: As `open_regular`, or the file is longer.
         OSError: It cannot be read.
     """
     with open_regular(path) as file:

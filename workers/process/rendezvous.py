@@ -1,4 +1,4 @@
-"""Where the ranks of a process group find each other: a store that rank 0 serves."""
+"""Rendezvous of a process group's ranks: a TCP store that rank 0 serves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _listening: dict[int, socket.socket] = {}  # by port, from `listen` until a stor
 
 
 def listen() -> tuple[str, int]:
-    """Take a free port for a store of this process; other programs cannot get it in between.
+    """Reserve a free port for a store of this process by listening on it.
 
     Returns:
-        This host as its peers see it, and the port. It listens on that address alone.
+        This host's address for its peers, and the port. It listens only on that address.
     """
     host = _own_address()
     server = socket.socket()
@@ -30,7 +30,7 @@ def store(host: str, port: int, world_size: int, rank: int, timeout: timedelta) 
     """The store of a group; rank 0 serves it at the address that its `listen` returned.
 
     Raises:
-        RuntimeError: torch could not reach it within the timeout.
+        RuntimeError: torch could not reach the store within the timeout.
     """
     server = _listening.pop(port, None) if rank == 0 else None
     return dist.TCPStore(
@@ -45,9 +45,9 @@ def store(host: str, port: int, world_size: int, rank: int, timeout: timedelta) 
 
 
 def _own_address() -> str:
-    """Address of the interface that leads outward (nothing is sent), or loopback.
+    """Address of the outward network interface (nothing is sent), or loopback.
 
-    REHEARSAL_HOST, where it is set, says it: on one machine no other one has to reach it.
+    REHEARSAL_HOST, if set, overrides it, for example with loopback for runs on a single machine.
     """
     if told := os.environ.get("REHEARSAL_HOST"):
         return told
