@@ -1,7 +1,7 @@
-"""The mathematics of RLHF as pure functions on tensors: torch alone, no framework, no rank.
+"""The mathematics of RLHF as pure functions on tensors: only torch, no framework, no ranks.
 
 Axis letters: B sequences, T response tokens, V vocabulary, K completions of one prompt. Every mask
-is boolean and True = counts; a masked position may hold anything, NaN included, and never leaks.
+is boolean and True = counts; values at masked positions, even NaN, never affect a result.
 """
 
 from workers.ops.advantages import gae, kl_shaped_rewards

@@ -1,4 +1,4 @@
-"""From scores and values to what PPO trains on."""
+"""KL-shaped token rewards, and advantages and returns by GAE."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def kl_shaped_rewards(
     Args:
         scores: (B,) reward units.
         logprobs: (B, T) nats, policy.
-        ref_logprobs: (B, T) nats, reference, same tokens.
-        mask: (B, T) bool; True = response token. A row without one is a dummy: all zeros.
+        ref_logprobs: (B, T) nats, reference model, same tokens.
+        mask: (B, T) bool; True = response token. A row without True is a dummy: all zeros.
         beta: reward units per nat.
 
     Returns:
@@ -49,7 +49,7 @@ def gae(
     `A_t = delta_t + gamma * lam * A_next` with `delta_t = r_t + gamma * V_next - V_t`, and
     `R_t = A_t + V_t`, where *next* is the next counted token of the row and both are 0 after the
     last one (Schulman et al., arXiv 1506.02438, equation 16). Masked positions are skipped, not
-    treated as states of value 0: a masked stretch inside a row changes nothing.
+    treated as states of value 0: masked positions inside a row do not change the results.
 
     Args:
         rewards: (B, T) reward units.

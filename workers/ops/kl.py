@@ -1,4 +1,4 @@
-"""Divergence from the reference policy: estimators and the coefficient's controller."""
+"""KL divergence from the reference policy: estimators, and a controller of its coefficient."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST_NATS = 20.0  # a ratio of 5e8; in fp32 exp overflows at 88.7, and its gradi
 
 
 def bounded_log_ratio(log_ratio: Tensor) -> Tensor:
-    """A log-ratio that `exp` can take: clamped to +-20 nats, where its gradient becomes 0.
+    """Clamp a log-ratio to +-20 nats, so that `exp` is finite; the gradient is 0 beyond.
 
-    Infinities and NaN stay what they are: they come from a broken model and must be found out.
+    Infinities and NaN are kept: they come from a broken model and must be detected.
 
     Args:
         log_ratio: (...) nats.
@@ -53,19 +53,19 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> 
     if kind == "k2":
         return d.square() / 2
     if kind == "k3":
-        # expm1: near d = 0 the plain form loses every digit to cancellation.
+        # expm1: near d = 0, cancellation would destroy all digits of exp(-d) - 1.
         return torch.expm1(bounded_log_ratio(-d)) + d
     raise ValueError(f"unknown KL estimator {kind!r}: use k1, k2 or k3")
 
 
 class AdaptiveKLController:
-    """Moves the KL coefficient so that the KL of a sequence approaches a target.
+    """Adapts the KL coefficient so that the mean KL per sequence approaches a target.
 
     `beta <- beta * (1 + clip(KL / target - 1, -.2, .2) * n / horizon)` after n sequences
     (Ziegler et al., arXiv 1909.08593, section 2.2).
 
     Attributes:
-        value: the coefficient in force, reward units per nat.
+        value: the current coefficient, reward units per nat.
     """
 
     def __init__(self, initial: float, target: float, horizon: float) -> None:
@@ -78,11 +78,11 @@ class AdaptiveKLController:
         self.horizon: float = horizon
 
     def update(self, kl: float, n: int) -> float:
-        """Take in n more sequences of mean KL `kl` (nats a sequence); return the new coefficient.
+        """Update for n more sequences with mean KL `kl` (nats per sequence); returns the new value.
 
         Raises:
             ValueError: `kl` is not finite, or n is so large (5 horizons) that the coefficient
-                could turn negative.
+                could become negative.
         """
         if not math.isfinite(kl):
             raise ValueError(f"mean KL of the batch is {kl}")
@@ -93,7 +93,7 @@ class AdaptiveKLController:
         return self.value
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs: the coefficient in force."""
+        """State for a resumed run: the current coefficient."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Log-probabilities straight from hidden states, without the logits of all tokens at once."""
+"""Log-probabilities from hidden states in chunks, without the logits of all tokens at once."""
 
 # torch does not type `apply` and `split`.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -26,20 +26,20 @@ def linear_logprobs(
     temperature: float = 1.0,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """`token_logprobs(hidden @ weight.T + bias, labels, temperature)`, a chunk of tokens at a time.
+    """`token_logprobs(hidden @ weight.T + bias, labels, temperature)`, in chunks of tokens.
 
-    Of more tokens than a chunk nothing of size (N, V) is kept: the backward pass computes the
-    logits of each chunk again, and sums the weight's gradient in fp32 at least. One chunk is
-    computed the ordinary way.
+    With more than one chunk, nothing of size (N, V) is kept: the backward pass recomputes the
+    logits of each chunk, and sums the weight's gradient in at least fp32. A single chunk uses
+    torch's usual autograd.
 
     Args:
         hidden: (N, D).
         weight: (V, D), of the output layer.
         bias: (V,) or None.
         labels: (N,) int64 in [0, V).
-        chunk_tokens: tokens whose logits may exist at once, at least 1.
+        chunk_tokens: maximum number of tokens whose logits are in memory at once, at least 1.
         temperature: the sampling temperature; divides logits.
-        with_entropy: also the entropy of each distribution, which carries no gradient.
+        with_entropy: also return the entropy of each distribution, without a gradient.
 
     Returns:
         Log-probabilities (N,) and entropies (N,) or None; nats, at least fp32.
@@ -129,7 +129,7 @@ class _Chunked(torch.autograd.Function):
 
 
 def _logit_gradient(logits: Tensor, labels: Tensor, gradient: Tensor, temperature: float) -> Tensor:
-    """(n, V), in one array of that size beside the logits."""
+    """Gradient of the logits, (n, V); allocates one array of that size besides the logits."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scale = (gradient / temperature).unsqueeze(1)
     return (

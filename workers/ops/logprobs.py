@@ -1,4 +1,4 @@
-"""From logits to log-probabilities."""
+"""Log-probabilities and entropies from logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be positive")
-    # Half-precision logits lose the tail of the normaliser: reduce in fp32 (fp64 stays fp64).
+    # In half precision, the normaliser would lose its small terms: reduce in fp32 (or fp64).
     wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     return wide if temperature == 1.0 else wide / temperature
 
@@ -17,7 +17,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of each label, `z_y - log sum_v exp z_v` with `z = logits / temperature`.
 
-    Already aligned: `logits[..., t, :]` is what the model said *about* `labels[..., t]`, that is
+    The inputs must be aligned: `logits[..., t, :]` is the model's prediction of `labels[..., t]`,
     its output at the position before that token. The full log-softmax is never stored.
 
     Args:
@@ -44,7 +44,7 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy of each next-token distribution, `-sum_v p_v log p_v`.
 
     Args:
-        logits: (..., V); minus infinity bars a token.
+        logits: (..., V); minus infinity excludes a token.
         temperature: the sampling temperature; divides logits.
 
     Returns:
@@ -52,5 +52,5 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     logp = torch.log_softmax(_scaled(logits, temperature), dim=-1)
     p = logp.exp()
-    # A barred token has p = 0 and log p = -inf; the limit of p log p is 0, their product NaN.
+    # An excluded token has p = 0 and log p = -inf: their product is NaN, but p log p tends to 0.
     return -(p * logp.masked_fill(p == 0, 0.0)).sum(-1)

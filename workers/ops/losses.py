@@ -1,8 +1,8 @@
 """The losses of the recipe: ranking, clipped policy and clipped value.
 
-Each is a sum over its own counted items divided by `denominator`. Callers that split a batch over
+Each is a sum over its counted items divided by `denominator`. Callers that split a batch over
 micro-batches or ranks pass the count of the whole optimizer step, so that the split does not change
-the gradient; None stands for the count of what was passed.
+the gradient; None means the count of the arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.ops.masks import check_aligned, masked_sum
 
 def _average(total: Tensor, own_count: Tensor | int, denominator: float | None) -> Tensor:
     if denominator is None:
-        # Nothing counted: the sum is 0 and so is the loss, still tied to the graph.
+        # If nothing counts, sum and loss are 0, but still connected to the graph.
         return total / max(int(own_count), 1)
     if denominator <= 0:
         raise ValueError(f"denominator={denominator} must be positive")
@@ -31,7 +31,7 @@ def policy_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Bounded log-ratio, plain and clipped surrogate losses of each token (shapes of the mask)."""
     check_aligned(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
-    # Masked inputs are replaced before exp, or their infinities would return as NaN gradients.
+    # Masked inputs are replaced before exp, because their infinities would give NaN gradients.
     log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
     log_ratio = bounded_log_ratio(log_ratio)
     advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
@@ -44,22 +44,22 @@ def policy_terms(
 def truncated_importance_weights(
     old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, cap: float
 ) -> Tensor:
-    """Weights `w_t = min(exp(old_t - rollout_t), C)` that correct for who sampled the tokens.
+    """Weights `w_t = min(exp(old_t - rollout_t), C)` that correct for the sampling policy.
 
     PPO's surrogate expects tokens of the proximal (old) policy; those of an engine come from an
-    older or numerically different one. The ratio of the two is decoupled from PPO's own (Hilton et
-    al., arXiv 2110.00641, section 3) and truncated from above, which bounds the variance at the
+    older or numerically different one. The ratio of the two is decoupled from PPO's ratio (Hilton
+    et al., arXiv 2110.00641, section 3) and truncated from above, which bounds the variance at the
     price of a bias towards the sampling policy (Ionides 2008; for RL from rollouts, Espeholt et
     al., arXiv 1802.01561, section 4.1).
 
     Args:
         old_logprobs: (B, T) nats, the trainer's before the first update of the batch.
-        rollout_logprobs: (B, T) nats, of whoever sampled the tokens.
+        rollout_logprobs: (B, T) nats, of the engine that sampled the tokens.
         mask: (B, T) bool; True = response token.
         cap: C, dimensionless.
 
     Returns:
-        (B, T) weights in (0, C] without a gradient; 0 at masked positions.
+        (B, T) weights in (0, C], without gradient; 0 at masked positions.
 
     Raises:
         ValueError: shapes do not match, or the cap is not positive.
@@ -93,8 +93,8 @@ def ppo_policy_loss(
         advantages: (B, T), whitened or not.
         mask: (B, T) bool; True = response token.
         clip: c, dimensionless.
-        weights: (B, T) w, of `truncated_importance_weights`; None = all tokens weigh 1.
-        denominator: tokens to divide by; None = own counted tokens.
+        weights: (B, T) w, from `truncated_importance_weights`; None = 1 for all tokens.
+        denominator: tokens to divide by; None = the counted tokens of `mask`.
 
     Returns:
         Scalar loss.
@@ -142,7 +142,7 @@ def value_loss(
         returns: (B, T) reward units.
         mask: (B, T) bool; True = response token.
         clip: c, reward units.
-        denominator: tokens to divide by; None = own counted tokens.
+        denominator: tokens to divide by; None = the counted tokens of `mask`.
 
     Returns:
         Scalar loss, reward units squared.
@@ -174,10 +174,10 @@ def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
         ranks: (K,) integers, 1 = best, equal = tie.
 
     Returns:
-        Scalar loss, nats a pair; 0 (with zero gradient) when every completion ties.
+        Scalar loss, nats per pair; 0 (with zero gradient) when all completions tie.
 
     Raises:
-        ValueError: the two are not vectors of one length.
+        ValueError: the arguments are not vectors of equal length.
     """
     better, worse = _pairs(scores, ranks)
     losses = softplus(scores[worse] - scores[better])
@@ -190,12 +190,12 @@ def rankings_loss(
     """Mean of `ranking_loss` over the prompts that kept at least one pair.
 
     Args:
-        scores: one (K_i,) vector a prompt; at least one prompt.
-        ranks: one (K_i,) vector a prompt.
-        denominator: prompts to divide by; None = own prompts with a kept pair.
+        scores: one (K_i,) vector per prompt; at least one prompt.
+        ranks: one (K_i,) vector per prompt.
+        denominator: prompts to divide by; None = the prompts with a kept pair.
 
     Returns:
-        Scalar loss, nats a pair.
+        Scalar loss, nats per pair.
 
     Raises:
         ValueError: no prompt, lengths differ, or the denominator is not positive.
@@ -211,11 +211,11 @@ def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
     """Count the pairs of one prompt that the scores order as the ranks do.
 
     Args:
-        scores: (K,) reward units; equal scores order nothing and count as wrong.
+        scores: (K,) reward units; a pair with equal scores counts as wrong.
         ranks: (K,) integers, 1 = best; tied pairs are dropped.
 
     Returns:
-        (pairs ordered right, pairs kept).
+        (correctly ordered pairs, kept pairs).
     """
     better, worse = _pairs(scores, ranks)
     return int((scores[better] > scores[worse]).sum()), len(better)

@@ -1,4 +1,4 @@
-"""Reductions over the positions that count."""
+"""Masked sums, means and whitening."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def check_aligned(mask: Tensor, **tensors: Tensor) -> None:
     """Require a boolean mask and tensors of exactly its shape.
 
-    Broadcasting a (B, 1) against a (B, T) is the classic silent bug of these losses, so shapes must
-    be equal.
+    Silent broadcasting of (B, 1) against (B, T) is a common bug in such losses, so shapes must be
+    equal.
 
     Raises:
         TypeError: the mask is not boolean.
@@ -35,7 +35,7 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         The sum, 0 where nothing counts. Masked positions get a gradient of exactly 0.
     """
     check_aligned(mask, x=x)
-    # where, not multiply: 0 * NaN is NaN.
+    # torch.where instead of a product: 0 * NaN is NaN.
     kept = torch.where(mask, x, torch.zeros_like(x))
     return kept.sum() if dim is None else kept.sum(dim)
 
@@ -71,9 +71,9 @@ def whiten(
     Args:
         x: any shape.
         mask: same shape, bool; True = counts.
-        shift_mean: True centres on 0; False puts the original mean back after scaling.
+        shift_mean: True centres on 0; False adds the original mean again after scaling.
         eps: added to the variance; a constant input becomes its mean (or 0), not NaN.
-        moments: mean and standard deviation of the batch that x is a part of; None = of x itself.
+        moments: mean and standard deviation of the whole batch if x is a part; None = those of x.
 
     Returns:
         Same shape; 0 at masked positions.

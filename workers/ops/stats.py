@@ -1,4 +1,4 @@
-"""What the PPO losses report beside the loss: sums over tokens, so that shards simply add up."""
+"""Statistics of the PPO losses, as sums over tokens, so that those of shards can be added."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.ops.masks import masked_sum
 
 
 class PolicyStats(NamedTuple):
-    """Sums over counted tokens (0-dim tensors); `ratio_max` alone combines by maximum."""
+    """Sums over counted tokens (0-dim tensors), except `ratio_max`, a maximum."""
 
     tokens: Tensor  # counted tokens
     clipped: Tensor  # tokens whose gradient the clip removed
@@ -25,7 +25,7 @@ class PolicyStats(NamedTuple):
 def ppo_stats(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> PolicyStats:
-    """Clip count, approximate KL and ratios of the same arguments as `ppo_policy_loss`.
+    """Clip count, approximate KL and ratios for the arguments of `ppo_policy_loss`.
 
     Args:
         logprobs: (B, T) nats.
@@ -63,7 +63,7 @@ class ValueStats(NamedTuple):
     def explained_variance(self) -> float:
         """`1 - Var(R - V) / Var(R)`: 1 = perfect, 0 = no better than a constant.
 
-        0 when the returns do not vary, for then there is nothing to explain.
+        0 when the returns do not vary: there is no variance to explain.
         """
         n = float(self.tokens)
         if n == 0:
@@ -76,7 +76,7 @@ class ValueStats(NamedTuple):
 def value_stats(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float
 ) -> ValueStats:
-    """Clip count and the moments of the errors, same arguments as `value_loss`.
+    """Clip count and the moments of errors and returns, for the arguments of `value_loss`.
 
     Args:
         values: (B, T) reward units.
