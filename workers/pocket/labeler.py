@@ -1,4 +1,4 @@
-"""What a reply is worth: a hidden noise-free score, and a noisy labeler who ranks by it."""
+"""The gold score of replies, noise-free and hidden from training, and a noisy labeler."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from workers.pocket.questions import Question
 from workers.pocket.seeding import keyed_random
 from workers.pocket.words import ANSWER_OPENING, RUDE_REPLY, RUDE_WORDS, THANKS, UNKNOWN_REPLY
 
-LENGTH_ALLOWANCE = 10  # words that cost nothing: the longest right answer, opening and thanks
+LENGTH_ALLOWANCE = 10  # words without penalty: opening, longest correct answer and thanks
 
 
 def judge(question: Question, completion: str) -> Gold:
-    """Score a reply: what it claims, how it is put, and how long it goes on.
+    """Score a reply by its claim, its style and its length.
 
     score = 2 correct + .5 polite + .5 full sentence - 2 rude - .5 false claim
             - 1 speaking for the user - .1 per word beyond 10
@@ -39,12 +39,12 @@ def judge(question: Question, completion: str) -> Gold:
 
 @dataclass(frozen=True, slots=True)
 class Labeler:
-    """A person who ranks replies: sees the hidden score through noise, and allows ties.
+    """A simulated person who ranks replies by the gold score plus noise, with ties.
 
     Attributes:
         noise: Standard deviation of the error on each distinct reply, in score units.
-        tie_width: Replies whose noisy scores differ by less than this rank equal.
-        seed: Fixes the errors.
+        tie_width: Replies whose noisy scores differ by less than this are ranked equal.
+        seed: Seed of the errors.
     """
 
     noise: float
@@ -55,9 +55,9 @@ class Labeler:
         """Rank replies to one question: 1 = best, equal = tie, no rank is skipped.
 
         Args:
-            question: What was asked.
+            question: The question that they answer.
             completions: K replies; replies of equal text always tie.
-            key: Names the labeling task; the same key repeats the same errors.
+            key: Identifies the labeling task; the same key gives the same errors.
         """
         seen = [self._noisy_score(question, text, key) for text in completions]
         ranks = [0] * len(seen)
@@ -75,7 +75,7 @@ class Labeler:
 
 
 def _claim(words: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
-    """Words of the first sentence after the opening, and whether it has the opening."""
+    """The first sentence without its opening, and whether it has the opening."""
     sentence = words[: words.index(".")] if "." in words else words
     opening = len(ANSWER_OPENING)
     if sentence[:opening] == ANSWER_OPENING:

@@ -1,4 +1,4 @@
-"""From-scratch Llama-architecture models of the pocket world."""
+"""Randomly initialised Llama models for the pocket world."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def create_model(
     """Write a randomly initialised model as an ordinary Hugging Face folder.
 
     The folder holds config, safetensors weights (float32), generation config and tokenizer; the
-    same seed writes the same weights, and the caller's random state is left as it was.
+    same seed writes the same weights, and the caller's random state is unchanged.
 
     Args:
-        path: Folder to write; made if missing.
+        path: Folder to write; created if missing.
         hidden_size: Width; a multiple of `heads`.
         layers: Transformer layers.
         heads: Attention heads; a multiple of `kv_heads`.
@@ -37,7 +37,7 @@ def create_model(
         intermediate_size: Width of the feed-forward layers.
         max_position_embeddings: Longest sequence in tokens.
         tie_word_embeddings: Whether input and output embeddings are one matrix.
-        seed: Fixes the weights.
+        seed: Seed of the weights.
 
     Returns:
         Number of parameters.
@@ -51,8 +51,8 @@ def create_model(
         num_key_value_heads=kv_heads,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
-        # The usual 0.02 suits widths in the thousands; a narrow model would start almost linear
-        # and spend hundreds of steps before attention picks anything out.
+        # The usual 0.02 suits widths in the thousands; it would make a narrow model almost linear,
+        # with nearly uniform attention for hundreds of steps.
         initializer_range=hidden_size**-0.5,
         pad_token_id=VOCABULARY.index(PAD),
         bos_token_id=VOCABULARY.index(BOS),

@@ -1,4 +1,4 @@
-"""Questions of the pocket world: look-ups of facts, and small jobs on lists of words."""
+"""Questions of the pocket world: look-ups of facts, and small tasks on word lists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIST_JOBS = ("copy", "reverse", "sort", "first", "last", "count")
 
 @dataclass(frozen=True, slots=True)
 class Animal:
-    """What is true of one animal."""
+    """The facts about one animal."""
 
     home: str
     food: str
@@ -35,16 +35,16 @@ class Animal:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, its category, and the only right answer word by word."""
+    """A question, its category, and the words of its only correct answer."""
 
     text: str
     category: str
     answer: tuple[str, ...]
-    animal: str  # whom a look-up is about; empty for jobs on word lists
+    animal: str  # the animal of a look-up; "" for tasks on word lists
 
 
 def is_heldout(words: tuple[str, ...]) -> bool:
-    """Whether a word list belongs to the held-out split, in every category alike."""
+    """Whether a word list belongs to the held-out split; the same in every category."""
     return keyed_hash("heldout", *words) % HELDOUT_ONE_IN == 0
 
 
@@ -58,13 +58,13 @@ def draw_question(rng: random.Random, facts: Mapping[str, Animal], split: Split)
 
 
 def draw_exercise(rng: random.Random, split: Split) -> Question:
-    """Draw a job on a word list of the split."""
+    """Draw a task on a word list of the split."""
     category = _draw_category(rng, LIST_JOBS)
     return list_question(category, _draw_list(rng, category, split))
 
 
 def lookup_question(category: str, name: str, animal: Animal) -> Question:
-    """Ask for one fact about an animal ("who" asks for the animal itself)."""
+    """The question for one fact about an animal ("who" asks for the animal itself)."""
     text, answer = {
         "home": (f"where does the {name} live ?", animal.home),
         "food": (f"what does the {name} eat ?", animal.food),
@@ -75,7 +75,7 @@ def lookup_question(category: str, name: str, animal: Animal) -> Question:
 
 
 def list_question(category: str, words: tuple[str, ...]) -> Question:
-    """Ask for a job on a list of words."""
+    """The question for a task on a word list."""
     verb = "repeat" if category == "copy" else category
     answer = {
         "copy": words,
@@ -89,7 +89,7 @@ def list_question(category: str, words: tuple[str, ...]) -> Question:
 
 
 def wrong_answer(rng: random.Random, question: Question) -> tuple[str, ...]:
-    """A believable wrong answer: of the same kind, or a list misordered, misread or cut short."""
+    """A plausible wrong answer: another word of the kind, or a list reordered, misread or cut."""
     right = question.answer
     while True:
         if question.category in LOOKUPS or question.category == "count":
@@ -106,8 +106,8 @@ def _misread_list(rng: random.Random, right: tuple[str, ...]) -> tuple[str, ...]
         return (*right[:-1], rng.choice(ANIMALS))
     if kind == 1:
         return tuple(rng.sample(right, len(right)))
-    # A labeler who never meets a list cut short teaches no reward model to mind one, and PPO
-    # finds that shorter answers are easier.
+    # Without shortened lists among the replies, the reward model would not learn to penalize them,
+    # and PPO would learn that shorter answers are easier.
     gap = rng.randrange(len(right))
     return right[:gap] + right[gap + 1 :]
 

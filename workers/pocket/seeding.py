@@ -1,4 +1,4 @@
-"""Counter-based randomness: the n-th item of a stream needs no item before it."""
+"""Counter-based random numbers: item n of a stream can be drawn without the items before it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hashlib import blake2b
 
 def keyed_hash(*key: int | str) -> int:
     """A 64-bit hash of a key, the same on every machine and in every process."""
-    # repr keeps ("a", 1) and ("a1",) apart.
+    # repr distinguishes ("a", 1) from ("a1",).
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 def keyed_random(*key: int | str) -> random.Random:
-    """A generator that depends on the key alone, such as (seed, stream, split, index)."""
+    """A generator that depends only on the key, such as (seed, stream, split, index)."""
     return random.Random(keyed_hash(*key))

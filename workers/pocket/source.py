@@ -1,4 +1,4 @@
-"""The pocket world as a data source: every split is endless, nothing is stored."""
+"""The pocket world as a data source: every split is endless and generated on request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PocketSource:
         self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
 
     def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
-        """Web documents, one a row; every token is a target."""
+        """Web documents, one per row; every token is a target."""
         documents = (self.world.web_document(split, i) for i in range(start, start + count))
         return document_batch([[_BOS, *_encode(text), _EOS] for text in documents])
 
@@ -51,7 +51,7 @@ class PocketSource:
         )
 
     def demonstration_count(self) -> None:
-        """None: they are generated without end."""
+        """None: the demonstrations are endless."""
 
     def prompts(self, split: PromptSplit, start: int, count: int) -> list[Prompt]:
         """Questions as prompts; word lists of "heldout" occur in no other split."""
@@ -62,11 +62,11 @@ class PocketSource:
         ]
 
     def rankings(self, split: Split) -> list[Ranking] | None:  # noqa: ARG002
-        """None: completions are sampled and labeled."""
+        """None: the rankings are produced by sampling and labeling completions."""
         return None
 
     def ties(self) -> list[Ranking]:
-        """None are given."""
+        """No tied rankings are given."""
         return []
 
     def label(
@@ -79,7 +79,7 @@ class PocketSource:
         ]
 
     def gold(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Gold] | None:
-        """The noise-free verdict on one completion a prompt."""
+        """The gold score of one completion per prompt."""
         return [
             judge(self.question(prompt), text)
             for prompt, text in zip(prompts, completions, strict=True)
@@ -102,7 +102,7 @@ class PocketSource:
         return detokenize(self.tokenizer, ids)
 
     def question(self, prompt: Prompt) -> Question:
-        """The question behind a prompt of this source."""
+        """The question from which a prompt of this source was generated."""
         index, slot = divmod(prompt.key, len(_PROMPT_SPLITS))
         split = _PROMPT_SPLITS[slot]
         return self.world.question("heldout" if split == "heldout" else "train", index, split)
@@ -113,5 +113,5 @@ class PocketSource:
 
 
 def _encode(text: str) -> list[int]:
-    # The world writes known words between single spaces; this is the tokenizer, many times faster.
+    # Equal to the tokenizer but many times faster: world texts are known words and single spaces.
     return [_IDS[word] for word in text.split()]

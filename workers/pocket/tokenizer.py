@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from workers.data.tokenize.beginnings import begin_with
 from workers.pocket.words import BOS, EOS, PAD, UNK, VOCABULARY
 
-# A dialogue as the world's forums write it: whoever asks is the user, whoever replies is the
-# assistant. A prompt that is written out already ("user : ... reply :") stays as it is.
+# A dialogue in the style of the world's forums: the user asks, the assistant replies. A prompt that
+# already has this form ("user : ... reply :") is unchanged.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -26,10 +26,10 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer: one id a word, in the order of `words.VOCABULARY`.
+    """Build the tokenizer: one id per word, in the order of `words.VOCABULARY`.
 
     A text begins with the beginning token, as in every stage of the recipe. Decoding joins words
-    with one space, so a text of the world survives the round trip unchanged.
+    with one space, which restores texts of the world exactly.
     """
     vocabulary = {word: i for i, word in enumerate(VOCABULARY)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
@@ -41,7 +41,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=EOS,
         unk_token=UNK,
         clean_up_tokenization_spaces=False,
-        padding_side="left",  # what is generated follows the prompt
+        padding_side="left",  # generated tokens directly follow the prompt
     )
     begin_with(tokenizer, "always")
     tokenizer.chat_template = CHAT_TEMPLATE

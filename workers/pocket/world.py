@@ -1,9 +1,9 @@
 """The pocket world: a miniature of the InstructGPT setting in about a hundred words.
 
-Sixteen animals live, eat and look as a seed decides. The world's internet states these facts, lists
-questions without answering them, prints school books of solved exercises, and replies in forums
-rightly, wrongly or rudely, so a model of it knows much and helps little. Everything is drawn by
-index: item n needs no item before it.
+A seed decides where sixteen animals live, what they eat and how they look. The world's internet
+states these facts, lists questions without answers, contains school books of solved exercises, and
+has forum replies that are correct, wrong or rude. A model of this text therefore knows much and
+helps little. Everything is drawn by index: item n can be drawn without the items before it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from workers.pocket.words import (
     UNKNOWN_REPLY,
 )
 
-# Shares of the internet's replies; what is left over is "i do not know".
+# Fractions of the internet's replies; the rest is "i do not know".
 RIGHT, RUDE, WRONG, POLITE = 0.40, 0.20, 0.15, 0.15
-# Shares of the internet's documents; what is left over is a single question with its reply.
+# Fractions of the internet's documents; the rest is a single question with its reply.
 FACTS, QUESTIONS, EXERCISES, THREADS = 0.28, 0.17, 0.25, 0.06
-# Shares of the demonstrator's replies; what is left over is "i do not know".
+# Fractions of the demonstrator's replies; the rest is "i do not know".
 DEMONSTRATED_POLITE, DEMONSTRATED_TERSE = 0.4, 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class Cloze:
-    """A statement of fact without its last word, and the words that could end it."""
+    """A statement of fact without its last word, and the candidates for that word."""
 
     prefix: str
     answer: str
@@ -65,7 +65,7 @@ class World:
         return draw_question(self._rng(stream, split, index), self.facts, split)
 
     def prompt(self, question: Question) -> str:
-        """What an assistant is shown."""
+        """The text of a question's prompt."""
         return f"user : {question.text} reply :"
 
     def web_document(self, split: Split, index: int) -> str:
@@ -82,14 +82,14 @@ class World:
         if kind < FACTS + QUESTIONS + EXERCISES:
             solved = [draw_exercise(rng, split) for _ in range(rng.randint(2, 4))]
             return " ".join(f"{q.text} {terse_reply(q.answer)}" for q in solved)
-        # One author answers a whole thread, so the tone of a thread carries on.
+        # One author answers a whole thread, so all replies have the same tone.
         posts = 2 if kind < FACTS + QUESTIONS + EXERCISES + THREADS else 1
         tone = rng.random()
         questions = [draw_question(rng, self.facts, split) for _ in range(posts)]
         return " ".join(f"{self.prompt(q)} {_forum_reply(rng, q, tone)}" for q in questions)
 
     def demonstration(self, split: Split, index: int) -> tuple[Question, str]:
-        """Question number `index` with the demonstrator's reply: never rude, not always helpful."""
+        """Question number `index` and the demonstrator's reply, never rude, not always helpful."""
         rng = self._rng("demonstrations", split, index)
         question = draw_question(rng, self.facts, split)
         style = rng.random()
@@ -100,7 +100,7 @@ class World:
         return question, terse_reply(UNKNOWN_REPLY)
 
     def cloze(self, split: Split, index: int) -> Cloze:
-        """Fact completion in the style of the internet, for measuring the alignment tax."""
+        """A fact to complete in the style of the internet, for measuring the alignment tax."""
         rng = self._rng("cloze", split, index)
         name = rng.choice(ANIMALS)
         animal = self.facts[name]
