@@ -1,1 +1,1 @@
-"""What the roles do: plain classes that know nothing of Ray or Hydra."""
+"""The work of the roles: plain classes without Ray or Hydra."""

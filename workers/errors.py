@@ -1,7 +1,7 @@
-"""Every error that Rehearsal raises on purpose.
+"""Rehearsal's error classes.
 
-Each class is also a standard type, so `except ValueError` keeps working, and each carries what
-happened, where, and how to fix it. All survive pickling: they cross process borders inside Ray.
+Most also derive from a standard class, so `except ValueError` keeps working. Each holds what
+happened, where, and how to fix it. All can be pickled, because Ray sends them between processes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class CheckpointError(RehearsalError, OSError):
 
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
-    """No checkpoint where one was promised."""
+    """No checkpoint at the given place."""
 
 
 class BrokenCheckpointError(CheckpointError):
@@ -93,13 +93,13 @@ class BrokenCheckpointError(CheckpointError):
 
 
 class StoppedError(RehearsalError):
-    """The run was asked to stop and did, at a step boundary; what it did is saved."""
+    """The run stopped on request at a step boundary; its work is saved."""
 
     exit_code = 8
 
 
 class WeightSyncError(RehearsalError, RuntimeError):
-    """A weight transfer that did not leave every engine on exactly the intended weights."""
+    """A weight sync after which some engine may not have exactly the intended weights."""
 
     exit_code = 5
 
@@ -113,7 +113,7 @@ class ParityError(WeightSyncError):
 
 
 class StaleEngineError(WeightSyncError):
-    """An engine was asked to serve weights that it has not been admitted for."""
+    """An engine was requested to sample from weights that it is not admitted for."""
 
 
 class NonFiniteError(RehearsalError, ArithmeticError):
@@ -125,7 +125,7 @@ class NonFiniteError(RehearsalError, ArithmeticError):
         self, what: str, *, where: str = "", fix: str = "", ids: tuple[int, ...] = ()
     ) -> None:
         super().__init__(what, where=where, fix=fix)
-        self.ids = ids  # the sequences, rows or prompts it came from, as far as is known
+        self.ids = ids  # sequences, rows or prompts that caused it, if known
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild_non_finite, (self.what, self.where, self.fix, self.ids))
@@ -136,7 +136,7 @@ def _rebuild_non_finite(what: str, where: str, fix: str, ids: tuple[int, ...]) -
 
 
 class KLLimitError(RehearsalError, ArithmeticError):
-    """The policy has moved further from its reference than the run allows."""
+    """The policy has moved further from the reference model than the run allows."""
 
     exit_code = 6
 
@@ -148,31 +148,31 @@ class LedgerError(RehearsalError, RuntimeError):
 
 
 class StalenessError(RehearsalError, RuntimeError):
-    """A sequence was made by weights too old to be trained on."""
+    """A sequence was sampled from weights that are too old for training."""
 
     exit_code = 6
 
 
 class RoleError(RehearsalError, RuntimeError):
-    """A role could not do its work."""
+    """A worker of a role could not do its work."""
 
     exit_code = 7
 
 
 class RoleDiedError(RoleError):
-    """The process of a role is gone."""
+    """A role's process has died."""
 
 
 class DeadlineError(RoleError, TimeoutError):
-    """A wait passed its deadline; names role, rank and step."""
+    """A wait passed its deadline."""
 
 
 class RoleHungError(DeadlineError):
-    """A role's process gives no sign of life, or its work does not get any further."""
+    """A role's process does not answer, or its work makes no progress."""
 
 
 class ClusterLostError(RoleError):
-    """One of Ray's own servers ended or is stopped: the roles cannot be reached any more."""
+    """One of Ray's servers has ended or is stopped: the roles cannot be reached."""
 
 
 class RewardError(RoleError):
