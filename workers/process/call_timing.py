@@ -38,8 +38,8 @@ class CallSpan:
 class Reply:
     """The result of a call, and the spans that its process recorded since the previous reply.
 
-    The last span is that of the call. Before it come spans without a reply of their own call, and
-    the spans so far of streams that run at the same time.
+    The last span is that of the call. Before it come spans of calls that send no reply, and the
+    spans so far of streams that run at the same time.
     """
 
     value: Any

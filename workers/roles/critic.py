@@ -1,4 +1,4 @@
-"""The trainer of scalar-head models: first the reward model, then the value function."""
+"""The trainer of scalar-head models: reward models and PPO's value function."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from workers.roles.scoring import response_logprobs, row_losses
 
 
 class ReferenceWorker:
-    """One replica; replicas share nothing."""
+    """One replica of the reference model; replicas share no state."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank

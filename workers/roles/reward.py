@@ -47,7 +47,7 @@ class _Scored:
 
 
 class RewardWorker:
-    """One replica of the reward; replicas share nothing."""
+    """One replica of the reward; replicas share no state."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -74,7 +74,7 @@ class RewardWorker:
     def score(
         self, ids: IntArray, shards: list[RolloutBatch], asked: Sequence[Asked] = ()
     ) -> Scores:
-        """Score the named sequences, in the order of `ids`.
+        """Score the sequences `ids`, in that order.
 
         If a reward is NaN or infinite, or its computation failed, the sequence gets NaN and the
         reason. The caller must drop it; it never counts as 0.

@@ -1,1 +1,1 @@
-"""Full weights on their way to the engines: packing, checksums, transfer."""
+"""Weight sync from trainers to engines: packing, checksums and transfer of full weights."""
