@@ -83,13 +83,17 @@ class LocalServers:
         for each in self._found:
             each.stopped = each.stopped + 1 if each in stopped else 0
         held = [f"{each} is stopped (SIGSTOP)" for each in stopped if each.stopped >= self.patience]
-        found = "; ".join([*filter(None, [self.ended()]), *held])
+        found = self.ended() or "; ".join(held)
         return found if found or stopped or self.asked is None else self.asked.look()
 
     def ended(self) -> str:
-        """Which servers ended, and by which signal."""
+        """Which servers ended, and by which signal; then also which are stopped.
+
+        A raylet ends by itself when one of its agents is stopped while they start.
+        """
         gone = [each for each in self._found if _status(each.process) in _GONE]
-        return "; ".join(f"{each} ended{_how(each.process.pid)}" for each in gone)
+        held = [f"{each} is stopped (SIGSTOP)" for each in self._found if gone and _stopped(each)]
+        return "; ".join([*(f"{each} ended{_how(each.process.pid)}" for each in gone), *held])
 
     def well(self) -> bool:
         """Whether all of them run at this moment."""

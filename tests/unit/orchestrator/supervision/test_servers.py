@@ -106,6 +106,16 @@ def test_nothing_waits_for_other_processes_that_are_stopped(
     assert [servers.look() for _ in range(9)] == [""] * 9
 
 
+def test_a_raylet_that_ends_for_a_stopped_agent_is_named_with_it(
+    machine: dict[str, Played], servers: LocalServers
+) -> None:
+    machine["dashboard_agent"].state = psutil.STATUS_STOPPED
+    machine["raylet"].there = False
+    raylet, agent = machine["raylet"].pid, machine["dashboard_agent"].pid
+    expected = f"raylet (pid {raylet}) ended; dashboard_agent (pid {agent}) is stopped (SIGSTOP)"
+    assert servers.look() == servers.ended() == expected
+
+
 def test_processes_that_serve_people_may_end(
     machine: dict[str, Played], servers: LocalServers
 ) -> None:
