@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from orchestrator.checkpoints import given_inputs
 from orchestrator.checkpoints.best import scores_of
@@ -40,6 +41,7 @@ from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
 from orchestrator.supervision.lost_workers import Losses
 from orchestrator.supervision.pending import Position
+from orchestrator.supervision.server_guard import Guard
 from orchestrator.telemetry.live import LiveView
 from orchestrator.telemetry.recorder import Telemetry
 from workers.process.caught_errors import Caught
@@ -75,18 +77,7 @@ def run_recipe(
     position = Position()
     resolved = plain_config(config)
     saved = start.saved
-    given = (
-        given_inputs.take(config) if start.taken is None else start.taken
-    )  # may take many minutes
-    saves = Saves(
-        run_folder,
-        config.run.checkpoint,
-        stop,
-        {"config": resolved, "versions": package_versions(), "inputs": given},
-        saved,
-        scores_of(config),
-        partial(models_read, config),
-    )
+    saves = _saves(config, run_folder, start, stop, resolved)
     names = [stage.value for stage in config.stages if stage.value not in saves.finished]
     run_id = saved.progress["telemetry"]["run_id"] if saved else ""
     with (
@@ -125,22 +116,45 @@ def run_recipe(
             live.note(note)
         kept = _keeping(session)
         stop.resort.steps += [live.close, *reversed(kept)]
-        try:
-            with cluster.guard.explaining():
-                for name in names:
-                    _run_stage(session, StageName(name), last=name == names[-1])
-        except BaseException as error:
-            cluster.guard.stand_down()
-            # After a signal there may be no time for the report's plots.
-            _keep(session, kept[:1] if isinstance(error, KeyboardInterrupt) else kept)
-            raise
-        cluster.guard.stand_down()
+        _run_stages(session, names, cluster.guard, kept)
         summary = summarise(session)
         write_summary(run_folder, summary)
         report = write_report(run_folder)
     tell(rendered(render_result(summary, report.comparisons)) + places(run_folder))
     say("".join(f"damaged: {note}\n" for note in report.damage))
     return summary
+
+
+def _saves(
+    config: Config, folder: RunFolder, start: Start, stop: StopRequest, resolved: dict[str, Any]
+) -> Saves:
+    # fingerprints of the inputs may take many minutes
+    inputs = given_inputs.take(config) if start.taken is None else start.taken
+    return Saves(
+        folder,
+        config.run.checkpoint,
+        stop,
+        {"config": resolved, "versions": package_versions(), "inputs": inputs},
+        start.saved,
+        scores_of(config),
+        partial(models_read, config),
+    )
+
+
+def _run_stages(
+    session: Session, names: list[str], guard: Guard, kept: list[Callable[[], object]]
+) -> None:
+    """Run the stages; whatever ends them early, the results so far are written by `kept`."""
+    try:
+        with guard.explaining():
+            for name in names:
+                _run_stage(session, StageName(name), last=name == names[-1])
+    except BaseException as error:
+        guard.stand_down()
+        # After a signal there may be no time for the report's plots.
+        _keep(session, kept[:1] if isinstance(error, KeyboardInterrupt) else kept)
+        raise
+    guard.stand_down()
 
 
 def _keeping(session: Session) -> list[Callable[[], object]]:

@@ -39,6 +39,7 @@ from orchestrator.stages.ppo.setup import set_up
 from orchestrator.stages.ppo.state import PPORun
 from orchestrator.stages.ppo.updates import build_experience, update_critic, update_policy
 from workers.errors import KLLimitError
+from workers.records.arrays import IntArray
 from workers.records.training import StepStats
 
 
@@ -71,19 +72,8 @@ def _iterate(run: PPORun, iteration: int) -> None:
     began = time.monotonic()
     session = run.session
     phases = Phases(session.telemetry, run.stage, iteration + 1)
-    with phases.span("generate"):
-        run.ahead.fill(iteration)
-        session.saves.settle()  # here, because the trainers are idle
-        asked = session.asked(prompts_of(run, iteration)) if session.words_are_read else ()
-        passes = Passes(session, phases.begin, asked)
-        batch = run.ahead.take(iteration)
-        for part in batch.generation.parts():
-            require_fresh(part.summary, run.version, run.staleness, str(session.position))
-            session.fleet.rollout.sleep().result()
-            passes.start(without(part, session.amends.excluded))
-    rollouts, session.parts = passes.rollouts(), passes.parts
-    drop_culprits(run, batch)
-    drop_surplus(run, batch, rollouts)
+    passes = _sample(run, iteration, phases)
+    rollouts = passes.rollouts()
     scores = run.scoring.shape(passes.scores(), rollouts.summary.finish)
     kept = run.scoring.keep(session, scores)
     if not len(kept):
@@ -95,21 +85,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
     ).result()
     _require_near(session, experience)
     warming = iteration < session.config.algorithm.critic_warmup_iterations
-    updating = None
-    if not warming:
-        update = update_policy(run, iteration, rollouts, kept, experience)
-        updating = phases.timed("policy_update", update)
-    fitting = phases.timed(
-        "critic_update", update_critic(run, iteration, rollouts, kept, experience)
-    )
-    policy_stats = updating.result() if updating is not None else []
-    if policy_stats:
-        session.note_first_step()
-    critic_stats = fitting.result()
-    session.trainers_rest()
-    _keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
-    session.note_first_step()
-    session.reached("first_iteration")
+    policy_stats, critic_stats = _update(run, iteration, rollouts, kept, experience, phases)
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration, run.ahead.ids)
     _enter(session.findings, counts)
@@ -142,6 +118,52 @@ def _iterate(run: PPORun, iteration: int) -> None:
     if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
     session.parts = ()
+
+
+def _sample(run: PPORun, iteration: int, phases: Phases) -> Passes:
+    """Take the iteration's batch; score each part of it as soon as it arrives."""
+    session = run.session
+    with phases.span("generate"):
+        run.ahead.fill(iteration)
+        session.saves.settle()  # here, because the trainers are idle
+        asked = session.asked(prompts_of(run, iteration)) if session.words_are_read else ()
+        passes = Passes(session, phases.begin, asked)
+        batch = run.ahead.take(iteration)
+        for part in batch.generation.parts():
+            require_fresh(part.summary, run.version, run.staleness, str(session.position))
+            session.fleet.rollout.sleep().result()
+            passes.start(without(part, session.amends.excluded))
+    session.parts = passes.parts
+    drop_culprits(run, batch)
+    drop_surplus(run, batch, passes.rollouts())
+    return passes
+
+
+def _update(
+    run: PPORun,
+    iteration: int,
+    rollouts: Rollouts,
+    kept: IntArray,
+    experience: Experience,
+    phases: Phases,
+) -> tuple[list[StepStats], list[StepStats]]:
+    """Update policy (not during critic warmup) and critic at the same time; statistics of both."""
+    session, updating = run.session, None
+    if iteration >= session.config.algorithm.critic_warmup_iterations:
+        update = update_policy(run, iteration, rollouts, kept, experience)
+        updating = phases.timed("policy_update", update)
+    fitting = phases.timed(
+        "critic_update", update_critic(run, iteration, rollouts, kept, experience)
+    )
+    policy_stats = updating.result() if updating is not None else []
+    if policy_stats:
+        session.note_first_step()
+    critic_stats = fitting.result()
+    session.trainers_rest()
+    _keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
+    session.note_first_step()
+    session.reached("first_iteration")
+    return policy_stats, critic_stats
 
 
 def _pass_over(run: PPORun, iteration: int, rollouts: Rollouts, passes: Passes) -> None:
