@@ -21,8 +21,8 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Amended:
-    """See `corrections.Amends.state`."""
+class SavedCorrections:
+    """See `corrections.Corrections.state`."""
 
     excluded: list[int]
     kl_scale: float
@@ -56,7 +56,7 @@ class Progress:
     own: dict[str, Any]
     finished: list[str]
     counters: Counters
-    amends: Amended
+    amends: SavedCorrections
     seconds: float
     checkpoints: dict[str, str]
     findings: Findings

@@ -60,7 +60,7 @@ class _Engine:
     given_up: bool = False
 
 
-class Absence:
+class ReturningEngines:
     """The absent engines of one group."""
 
     def __init__(self, starter: Starter) -> None:

@@ -16,7 +16,7 @@ from orchestrator.roles.dispatch import NOT_SENT, Dispatch, Hand
 from orchestrator.roles.generation import Generating
 from orchestrator.roles.group import Group, Launch, in_order, keeping
 from orchestrator.roles.interfaces import WHOLE, Generation, Ref, Rollouts, joined
-from orchestrator.roles.returning_engines import Absence
+from orchestrator.roles.returning_engines import ReturningEngines
 from orchestrator.supervision.pending import Arrivals, EngineLine, Pending, everything, nothing
 from orchestrator.supervision.worker_life import Status
 from workers.errors import RehearsalError, RoleDiedError, RoleError, RoleHungError
@@ -48,7 +48,7 @@ class RolloutGroup(Group):
     concurrency = MappingProxyType({CONTROL: 1, HEALTH: 1})
 
     def __init__(self, launch: Launch) -> None:
-        self._absence = Absence(self)
+        self._returning = ReturningEngines(self)
         super().__init__(launch)
         self._calls = itertools.count()
         launch.account.ask.append(self._tell)
@@ -70,12 +70,12 @@ class RolloutGroup(Group):
             if watch is None or watch.comes_back(self.name(rank)):
                 self.actors[rank] = self._make(rank)
             else:
-                self._absence.add(rank, given_up=True)
+                self._returning.add(rank, given_up=True)
 
     @property
     def ranks(self) -> list[int]:
         """Engines that calls go to: all except absent ones."""
-        return [rank for rank in range(len(self.actors)) if rank not in self._absence]
+        return [rank for rank in range(len(self.actors)) if rank not in self._returning]
 
     def prepare(self, engine: str) -> Pending[None]:
         """Import the engine while other roles start; the result need not be awaited."""
@@ -117,12 +117,12 @@ class RolloutGroup(Group):
         """
         if self.sampling:
             self._tell()  # finds lost engines while their peers still hold the present weights
-        self._absence.look()
+        self._returning.look()
         sleeps = self._spec is not None and self._spec.sleep  # can start only while trainers rest
-        self._wait_until(lambda: not (sleeps and self._absence.coming))
-        self._wait_until(lambda: bool(self.ranks or self._absence.standing))
-        for rank in self._absence.standing:
-            self._absence.take(rank)
+        self._wait_until(lambda: not (sleeps and self._returning.coming))
+        self._wait_until(lambda: bool(self.ranks or self._returning.standing))
+        for rank in self._returning.standing:
+            self._returning.take(rank)
 
     def _wait_until(self, there: Callable[[], bool]) -> None:
         self._waits = True
@@ -140,14 +140,14 @@ class RolloutGroup(Group):
             RoleError: `error`, if it was the last one and nobody else holds the weights that it
                 served, or a typed error if it has used up its restarts.
         """
-        if rank in self._absence:
+        if rank in self._returning:
             return False
         if self.ranks == [rank] and not (self._served.path or self.refresh):
             raise error
         self._leave_out(rank, error)
         while not self.ranks:
-            self._wait_until(lambda: bool(self._absence.standing))
-            for each in self._absence.standing:
+            self._wait_until(lambda: bool(self._returning.standing))
+            for each in self._returning.standing:
                 self._bring_in(each)
         for generating in self._open:
             generating.deal_again(rank, self.ranks)
@@ -157,9 +157,9 @@ class RolloutGroup(Group):
 
     def _leave_out(self, rank: int, error: RehearsalError) -> None:
         thrown = sum([each.forget(rank) for each in self._open])
-        self._absence.add(rank)
+        self._returning.add(rank)
         self.failed(rank, error, thrown)
-        self._absence.look()
+        self._returning.look()
 
     def _bring_in(self, rank: int) -> None:
         """Load into a restarted engine the weights that its peers serve."""
@@ -174,9 +174,9 @@ class RolloutGroup(Group):
         except (RoleDiedError, RoleHungError) as error:
             if error.where != self.name(rank):  # from another role that took part
                 raise
-            self._absence.lost(rank, error)
+            self._returning.lost(rank, error)
         else:
-            self._absence.take(rank)
+            self._returning.take(rank)
         finally:
             self._bringing = False
 
@@ -187,7 +187,7 @@ class RolloutGroup(Group):
         """
         if self._bringing:
             return
-        self._absence.look()
+        self._returning.look()
         for rank in self.ranks:
             name = self.name(rank)
             life = self._watch.life(name)
@@ -234,7 +234,7 @@ class RolloutGroup(Group):
         Raises:
             RoleDiedError: `error`, if no others are left, or the configuration allows no restart.
         """
-        if not self._watch.rules.max_restarts or (self._absence.hopeless and not self.ranks):
+        if not self._watch.rules.max_restarts or (self._returning.hopeless and not self.ranks):
             raise error
         self._launch.given_up(self.name(rank), error)
 
@@ -247,7 +247,7 @@ class RolloutGroup(Group):
     def kill(self) -> None:
         """End every engine, and drop all open generations and restarts."""
         super().kill()
-        self._open, self._absence = [], Absence(self)
+        self._open, self._returning = [], ReturningEngines(self)
 
     def generate(
         self,
@@ -258,7 +258,7 @@ class RolloutGroup(Group):
     ) -> Generation:
         """Sample requests, assigned deterministically so that engines have similar token counts."""
         self._paused = False
-        for rank in self._absence.standing:
+        for rank in self._returning.standing:
             if self._served.path or self.refresh:
                 self._bring_in(rank)
         # Assigned as if all engines were present: then the order of the sequences, and so every sum

@@ -26,7 +26,7 @@ _KL_FACTOR = 2.0
 
 
 @dataclass(slots=True)
-class Amends:
+class Corrections:
     """The corrections of a run; going back to a checkpoint keeps them."""
 
     excluded: set[int] = field(default_factory=set)  # sequences that are not trained on

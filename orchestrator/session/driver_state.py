@@ -27,7 +27,7 @@ def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> 
         "finished": list(session.saves.finished),
         "scores": session.saves.scores.state(),
         "counters": session.counters(),
-        "amends": session.amends.state(),
+        "amends": session.corrections.state(),
         "seconds": time.monotonic() - session.started,
         "checkpoints": {name: str(path.relative_to(home)) for name, path in _made(session).items()},
         "findings": asdict(session.findings),
@@ -52,7 +52,7 @@ def go_back(session: Session, progress: Mapping[str, Any]) -> None:
 
 def _apply_results(session: Session, progress: Mapping[str, Any]) -> None:
     session.restore_counters(progress["counters"])
-    session.amends.restore(progress["amends"])
+    session.corrections.restore(progress["amends"])
     for name, path in progress["checkpoints"].items():
         session.checkpoints[name] = str(session.folder.path / path)
     session.findings = from_plain(Findings, progress["findings"])

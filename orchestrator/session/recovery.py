@@ -50,7 +50,7 @@ def run_supervised(session: Session, stage: Callable[[Session], None]) -> None:
             if session.config.algorithm.kl.on_limit is OnLimit.stop:
                 raise
             _require_patience(session, error)
-            session.amends.for_kl()
+            session.corrections.for_kl()
             _go_back(session, beginning)
         except _SIGNS as error:
             if isinstance(error, _DEFECTS):
@@ -64,7 +64,7 @@ def _amend_numbers(session: Session, error: NonFiniteError) -> None:
     keep_culprits(session, error.what, error.ids, session.parts)
     wanted = session.config.algorithm.on_non_finite is not OnNonFinite.stop
     _require_patience(session, error)
-    if not wanted or not session.amends.for_numbers(
+    if not wanted or not session.corrections.for_numbers(
         error, session.position.stage, session.position.step
     ):
         raise error
@@ -72,7 +72,7 @@ def _amend_numbers(session: Session, error: NonFiniteError) -> None:
 
 
 def _require_patience(session: Session, error: RehearsalError) -> None:
-    if session.amends.made >= session.config.run.supervision.max_restarts:
+    if session.corrections.made >= session.config.run.supervision.max_restarts:
         raise error
 
 

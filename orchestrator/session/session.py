@@ -24,7 +24,7 @@ from orchestrator.results.findings import Findings
 from orchestrator.roles.interfaces import Roles, Rollout, Rollouts, Saver
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session import driver_state, model_card
-from orchestrator.session.corrections import Amends
+from orchestrator.session.corrections import Corrections
 from orchestrator.session.saves import Saves
 from orchestrator.supervision.lost_workers import Losses
 from orchestrator.supervision.pending import Position
@@ -63,7 +63,7 @@ class Session:
     checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
     saves: Saves
     losses: Losses
-    amends: Amends = field(default_factory=Amends)
+    corrections: Corrections = field(default_factory=Corrections)
     parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all have arrived
     outlived: Outlived | None = None
     findings: Findings = field(default_factory=Findings)

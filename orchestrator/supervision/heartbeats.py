@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.supervision.server_guard import Guard
-from orchestrator.supervision.worker_life import Clock, Life, Rules, Status
+from orchestrator.supervision.worker_life import Clock, Rules, Status, WorkerLife
 from workers.errors import RehearsalError, RoleDiedError, RoleHungError
 from workers.process.heartbeat import Pulse
 
@@ -54,7 +54,7 @@ class Line(Protocol):
 
 @dataclass(slots=True)
 class _Watched:
-    life: Life
+    life: WorkerLife
     line: Line
     stood: bool = False  # has completed an import or a load; until then it is starting
     starts: int = 0  # open calls that import or load, and may block every thread
@@ -94,14 +94,14 @@ class Watch:
         #: Called at every `tick` with the names that are waited for; must not block.
         self.meanwhile: list[Callable[[Collection[str]], None]] = []
 
-    def add(self, name: str, line: Line) -> Life:
-        """Watch a new process; a name that was watched before keeps its `Life`."""
+    def add(self, name: str, line: Line) -> WorkerLife:
+        """Watch a new process; a name that was watched before keeps its `WorkerLife`."""
         known = self._watched.get(name)
-        life = known.life if known else Life(name, self.rules, self._clock)
+        life = known.life if known else WorkerLife(name, self.rules, self._clock)
         self._watched[name] = _Watched(life, line)
         return life
 
-    def life(self, name: str) -> Life:
+    def life(self, name: str) -> WorkerLife:
         """The lifecycle of a worker."""
         return self._watched[name].life
 

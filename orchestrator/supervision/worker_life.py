@@ -61,7 +61,7 @@ class Rules:
         return self.probe_seconds * (n - 1) / n if n > 1 else self.probe_seconds
 
 
-class Life:
+class WorkerLife:
     """One worker through all its processes; each process is an incarnation.
 
     Events that name another incarnation than the present one come from a process that has ended;

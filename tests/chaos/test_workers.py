@@ -66,7 +66,7 @@ class World:
 
     def await_standing(self, rank: int) -> None:
         until = time.monotonic() + 120
-        while rank not in self.fleet.rollout._absence.standing:
+        while rank not in self.fleet.rollout._returning.standing:
             assert time.monotonic() < until, "it does not start"
             self.fleet.watch.tick()
             time.sleep(0.02)

@@ -38,7 +38,7 @@ from orchestrator.run_files.sealed_json import seal, unseal
 from orchestrator.session.resume import find_start, package_versions
 from orchestrator.stages.ppo import saved_rollouts
 from orchestrator.stages.ppo.ledger import from_ranges
-from orchestrator.stages.ppo.queue import Ahead
+from orchestrator.stages.ppo.queue import RolloutQueue
 from workers.pocket.model import create_model
 from workers.records.arrays import Ragged
 from workers.records.generation import RolloutBatch
@@ -192,7 +192,7 @@ def _resume(run: Path) -> int:
         _restored(saved.path, role, run / "checkpoints" / "sft")
     rollout = mock.Mock()
     rollout.hold = lambda batch: Rollouts((batch,), batch.summary())
-    queue = saved_rollouts.KeptRollouts(Ahead(1, 4, mock.Mock()), rollout)
+    queue = saved_rollouts.SavedRollouts(RolloutQueue(1, 4, mock.Mock()), rollout)
     for batch in saved.progress["own"]["ahead"]:
         ids = np.array(from_ranges(batch["ids"]), np.int64)
         queue.restore(str(saved.path), batch["iteration"], ids)

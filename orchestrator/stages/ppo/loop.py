@@ -62,7 +62,7 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
     for iteration in range(_begin(run), settings.iterations):
         session.position.step = iteration
         _iterate(run, iteration)
-        savers = (session.fleet.policy, session.fleet.critic, run.kept_rollouts)
+        savers = (session.fleet.policy, session.fleet.critic, run.saved_rollouts)
         session.boundary(stage, iteration + 1, settings.iterations, run.state(), *savers)
     session.publish(stage, lambda path: session.fleet.policy.save(path, sft).result(), stage)
 
@@ -87,7 +87,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
     warming = iteration < session.config.algorithm.critic_warmup_iterations
     policy_stats, critic_stats = _update(run, iteration, rollouts, kept, experience, phases)
     run.ledger.trained(kept)
-    counts = run.ledger.check(iteration, run.ahead.ids)
+    counts = run.ledger.check(iteration, run.queue.ids)
     _enter(session.findings, counts)
 
     trained_version = run.version
@@ -124,15 +124,15 @@ def _sample(run: PPORun, iteration: int, phases: Phases) -> Passes:
     """Take the iteration's batch; score each part of it as soon as it arrives."""
     session = run.session
     with phases.span("generate"):
-        run.ahead.fill(iteration)
+        run.queue.fill(iteration)
         session.saves.settle()  # here, because the trainers are idle
         asked = session.asked(prompts_of(run, iteration)) if session.words_are_read else ()
         passes = Passes(session, phases.begin, asked)
-        batch = run.ahead.take(iteration)
+        batch = run.queue.take(iteration)
         for part in batch.generation.parts():
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
             session.fleet.rollout.sleep().result()
-            passes.start(without(part, session.amends.excluded))
+            passes.start(without(part, session.corrections.excluded))
     session.parts = passes.parts
     drop_culprits(run, batch)
     drop_surplus(run, batch, passes.rollouts())
@@ -171,7 +171,7 @@ def _pass_over(run: PPORun, iteration: int, rollouts: Rollouts, passes: Passes) 
     session = run.session
     passes.finish()
     session.trainers_rest()
-    counts = run.ledger.check(iteration, run.ahead.ids)
+    counts = run.ledger.check(iteration, run.queue.ids)
     _enter(session.findings, counts)
     record_lost(session, run.stage, iteration + 1, rollouts, counts)
     session.parts = ()

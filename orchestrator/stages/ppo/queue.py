@@ -28,7 +28,7 @@ class Batch:
     generation: Generation
 
 
-class Ahead:
+class RolloutQueue:
     """Batches that were requested and not yet taken, in the order of their iterations."""
 
     def __init__(self, staleness: int, iterations: int, launch: Callable[[int], Batch]) -> None:

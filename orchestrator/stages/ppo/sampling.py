@@ -39,7 +39,7 @@ def prompts_of(run: PPORun, iteration: int) -> list[Prompt]:
 
 def drop_culprits(run: PPORun, batch: Batch) -> None:
     """Record as dropped the sequences that are excluded since they caused a NaN."""
-    culprits = run.session.amends.excluded & set(batch.ids.tolist())
+    culprits = run.session.corrections.excluded & set(batch.ids.tolist())
     if culprits:
         run.ledger.dropped(np.array(sorted(culprits)), REASON)
 
@@ -48,5 +48,5 @@ def drop_surplus(run: PPORun, batch: Batch, rollouts: Rollouts) -> None:
     """Record as dropped the sequences that over-provisioning aborted; all others must arrive."""
     if run.session.config.rollout.overprovision:
         late = np.setdiff1d(batch.ids, rollouts.summary.ids)
-        late = np.setdiff1d(late, sorted(run.session.amends.excluded))
+        late = np.setdiff1d(late, sorted(run.session.corrections.excluded))
         run.ledger.dropped(late, "over-provisioned: enough others had finished")

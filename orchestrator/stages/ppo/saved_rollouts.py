@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from orchestrator.roles.interfaces import Answer, Generation, Rollout, Rollouts, joined
 from orchestrator.run_files.stored_arrays import check_rows, check_values
-from orchestrator.stages.ppo.queue import Ahead, Batch
+from orchestrator.stages.ppo.queue import Batch, RolloutQueue
 from workers.model_folders.files import broken, require_file
 from workers.process.disk import settle, writing
 from workers.process.library_errors import reading
@@ -47,10 +47,10 @@ def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation |
     return _Held(parts) if same and bool((summary.versions == version).all()) else None
 
 
-class KeptRollouts:
+class SavedRollouts:
     """Saves the waiting batches of a queue into a checkpoint, with the interface of a trainer."""
 
-    def __init__(self, ahead: Ahead, rollout: Rollout) -> None:
+    def __init__(self, ahead: RolloutQueue, rollout: Rollout) -> None:
         self._ahead = ahead
         self._rollout = rollout
         self._records: list[FileRecord] = []

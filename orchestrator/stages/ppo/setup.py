@@ -12,7 +12,7 @@ from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_s
 from orchestrator.roles.weight_sync import WeightSync
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger
-from orchestrator.stages.ppo.queue import Ahead
+from orchestrator.stages.ppo.queue import RolloutQueue
 from orchestrator.stages.ppo.sampling import generate
 from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.ppo.state import PPORun
@@ -81,7 +81,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
         adaptive_kl=controller(session),
         ledger=ledger,
         scoring=Scoring.of(config, ledger, reward_model),
-        ahead=Ahead(settings.staleness, settings.iterations, lambda n: generate(run, n)),
+        queue=RolloutQueue(settings.staleness, settings.iterations, lambda n: generate(run, n)),
         text=_text(session, mixed=ptx_coefficient > 0.0),
     )
     return run

@@ -11,8 +11,8 @@ import numpy as np
 from orchestrator.roles.weight_sync import WeightSync
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger, from_ranges, ranges
-from orchestrator.stages.ppo.queue import Ahead
-from orchestrator.stages.ppo.saved_rollouts import KeptRollouts
+from orchestrator.stages.ppo.queue import RolloutQueue
+from orchestrator.stages.ppo.saved_rollouts import SavedRollouts
 from orchestrator.stages.ppo.scores import Scoring
 from workers.ops.kl import AdaptiveKLController
 from workers.records.training import TokenBatch
@@ -30,7 +30,7 @@ class PPORun:
     adaptive_kl: AdaptiveKLController | None  # None = fixed
     ledger: Ledger
     scoring: Scoring
-    ahead: Ahead
+    queue: RolloutQueue
     text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
     documents_used: int = 0  # cursor into the pretraining text, in documents or full rows
 
@@ -42,15 +42,15 @@ class PPORun:
     @property
     def kl_coefficient(self) -> float:
         """Reward units per nat, this iteration."""
-        scale = self.session.amends.kl_scale
+        scale = self.session.corrections.kl_scale
         if self.adaptive_kl is not None:
             return self.adaptive_kl.value * scale
         return self.session.config.algorithm.kl.coefficient * scale
 
     @property
-    def kept_rollouts(self) -> KeptRollouts:
+    def saved_rollouts(self) -> SavedRollouts:
         """The batches that are sampled ahead, as files of a checkpoint."""
-        return KeptRollouts(self.ahead, self.session.fleet.rollout)
+        return SavedRollouts(self.queue, self.session.fleet.rollout)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores of this run beside the trainers' state, as plain values."""
@@ -62,7 +62,7 @@ class PPORun:
             "scoring": self.scoring.state(),
             "documents_used": self.documents_used,
             "ahead": [
-                {"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in self.ahead
+                {"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in self.queue
             ],
         }
 
@@ -82,4 +82,4 @@ class PPORun:
         self.documents_used = state["documents_used"]
         for batch in state["ahead"]:
             ids = np.array(from_ranges(batch["ids"]), np.int64)
-            self.ahead.adopt(self.kept_rollouts.restore(folder, batch["iteration"], ids))
+            self.queue.adopt(self.saved_rollouts.restore(folder, batch["iteration"], ids))

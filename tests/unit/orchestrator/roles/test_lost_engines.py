@@ -251,7 +251,7 @@ def test_an_engine_that_stands_again_joins_when_all_get_weights_and_not_before(m
     world.finish(0)
     group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
     group._watch.tick()
-    assert group._absence.standing == [1]
+    assert group._returning.standing == [1]
     assert group.ranks == [0]
     world.finish(0)
     assert ids(generating.result()) == [0, 10]

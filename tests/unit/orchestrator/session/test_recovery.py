@@ -282,6 +282,6 @@ def test_or_goes_back_and_is_held_closer(tmp_path: Path, undisturbed: Run) -> No
     try:
         run_supervised(run.session, STAGES["ppo"])
     except KLLimitError:
-        assert run.session.amends.made == config.run.supervision.max_restarts
-    assert run.session.amends.kl_scale >= 2.0
-    assert run.session.amends.kl_scale == 2.0**run.session.amends.made
+        assert run.session.corrections.made == config.run.supervision.max_restarts
+    assert run.session.corrections.kl_scale >= 2.0
+    assert run.session.corrections.kl_scale == 2.0**run.session.corrections.made

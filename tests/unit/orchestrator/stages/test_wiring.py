@@ -179,7 +179,7 @@ def test_the_coefficient_of_a_roll_back_is_in_force_whatever_controls_it(tmp_pat
                           "algorithm.policy_optimizer.warmup_steps=0",
                           "algorithm.critic_optimizer.warmup_steps=0"], [])  # fmt: skip
         run = Run(tmp_path / control, world.config)
-        run.session.amends.kl_scale = 3.0
+        run.session.corrections.kl_scale = 3.0
         ppo(run.session)
         (facts,) = run.hub.facts("critic.build_experience")
         assert facts["shaping"].kl_coefficient == pytest.approx(first)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestrator.supervision.worker_life import Life, Rules, Status
+from orchestrator.supervision.worker_life import Rules, Status, WorkerLife
 
 RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=2, window_seconds=100.0)
 
@@ -20,8 +20,8 @@ class Clock:
         return self.now
 
 
-def life(clock: Clock | None = None) -> Life:
-    return Life("rollout rank 0", RULES, clock or Clock())
+def life(clock: Clock | None = None) -> WorkerLife:
+    return WorkerLife("rollout rank 0", RULES, clock or Clock())
 
 
 def test_three_missed_probes_in_a_row_condemn() -> None:
@@ -87,7 +87,7 @@ def test_restarts_are_bounded_within_a_window() -> None:
 
 def test_what_is_lost_again_rests_for_twice_as_long_and_a_first_loss_not_at_all() -> None:
     clock = Clock()
-    worker, rests = Life("w", Rules(10.0, 3, 9, 1000.0), clock), []
+    worker, rests = WorkerLife("w", Rules(10.0, 3, 9, 1000.0), clock), []
     for _ in range(8):
         clock.now += 5.0
         worker.died(worker.incarnation, "signal 9")
@@ -115,7 +115,7 @@ class AnyLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.worker = Life("w", RULES, self.clock)
+        self.worker = WorkerLife("w", RULES, self.clock)
         self.was_retired = False
         self.stood: set[int] = {0}  # incarnations that were made current
         self.began: list[float] = []

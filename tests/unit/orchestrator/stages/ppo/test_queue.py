@@ -17,17 +17,17 @@ from orchestrator.planning.checks_devices import check_ahead
 from orchestrator.results.summary import LedgerTotals
 from orchestrator.roles.interfaces import WHOLE
 from orchestrator.stages.ppo.loop import ppo
-from orchestrator.stages.ppo.queue import Ahead, Batch, require_fresh
+from orchestrator.stages.ppo.queue import Batch, RolloutQueue, require_fresh
 from workers.errors import ConfigError, LedgerError, RoleDiedError, StalenessError
 from workers.records.generation import RolloutSummary
 
 
-def queue(staleness: int, iterations: int, log: list[int]) -> Ahead:
+def queue(staleness: int, iterations: int, log: list[int]) -> RolloutQueue:
     def launch(n: int) -> Batch:
         log.append(n)
         return Batch(n, np.array([10 * n, 10 * n + 1]), None)  # type: ignore[arg-type]
 
-    return Ahead(staleness, iterations, launch)
+    return RolloutQueue(staleness, iterations, launch)
 
 
 def summary(*versions: tuple[int, int]) -> RolloutSummary:
