@@ -6,7 +6,7 @@ lasts from one request for samples to the next, so records and checkpoints betwe
 well. `outside` is the time in none of generate, score, train and sync; `no role` the time in which
 no role was in a call, wherever it lies. The first steps warm up and are left out.
 
-Shapes: `tiny` is a Llama of 2 layers and width 128 with 8 samples of up to 24 tokens a step,
+Shapes: `tiny` is a Llama of 2 layers and width 128 with 8 samples of up to 24 tokens per step,
 `pocket` the experiment of that name, `100m` a Llama of 99 million parameters with 8 samples.
 Checkpoints that are not given are made by a few steps of the stages before.
 """
@@ -111,7 +111,7 @@ def measure(folder: Path, warm_up: int) -> dict[str, list[float]]:
 
 
 def ledger(folder: Path, steps: int) -> float:
-    """Sequences trained a step."""
+    """Sequences trained per step."""
     return json.loads((folder / "summary.json").read_text())["ledger"]["trained"] / steps
 
 

@@ -42,7 +42,7 @@ class Measured:
     seconds: float
     cpu_seconds: float  # of all threads of this process: what other processes do weighs less
     tokens: int  # prompt and response, without padding
-    losses: tuple[float, ...]  # nats a response token, one a step
+    losses: tuple[float, ...]  # nats per response token, one a step
 
     @property
     def tokens_per_second(self) -> float:
@@ -237,7 +237,7 @@ def main() -> None:
     cpu = found["median_ours_over_plain_by_cpu_seconds"]
     print(f"median of the ratios {found['median_ours_over_plain']:.3f}, by CPU seconds {cpu:.3f}")
     print(f"largest difference of losses {found['largest_loss_difference']:.1e} nats")
-    print(f"held-out loss {before:.3f} -> {found['validation_loss']['after']:.3f} nats a token")
+    print(f"held-out loss {before:.3f} -> {found['validation_loss']['after']:.3f} nats per token")
     print(f"response tokens of the first step: {counted} counted, {expected} encoded anew")
     print(f"written to {path}")
 

@@ -54,7 +54,7 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
     if sequences % size:
         raise BatchArithmeticError(
             f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} samples = "
-            f"{sequences} sequences an iteration do not divide into minibatches of {size}",
+            f"{sequences} sequences per iteration do not divide into minibatches of {size}",
             where="algorithm.sequences_per_minibatch",
             fix=f"use {_nearest(size, sequences)}, or change algorithm.prompts_per_iteration",
         )

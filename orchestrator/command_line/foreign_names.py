@@ -70,7 +70,9 @@ _LENGTH = Alias(
 )
 _PROMPT = Alias(("rollout.max_prompt_tokens", "data.files.max_prompt_tokens"), "tokens")
 _KL = Alias(("algorithm.kl.coefficient",), "reward units per nat")
-_KL_TARGET = Alias(("algorithm.kl.target",), "nats a sequence; needs algorithm.kl.control=adaptive")
+_KL_TARGET = Alias(
+    ("algorithm.kl.target",), "nats per sequence; needs algorithm.kl.control=adaptive"
+)
 _DIR = Alias(("run.dir",), "the run folder itself")
 _WARMUP = Alias(
     tuple(key.replace("learning_rate", "warmup_steps") for key in _LR.keys),

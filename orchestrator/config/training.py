@@ -228,7 +228,7 @@ class AlgorithmConfig:
         sequences = self.prompts_per_iteration * self.samples_per_prompt
         if self.kl.control is KLControl.adaptive and sequences >= 5 * self.kl.horizon:
             raise ConfigError(
-                f"horizon={self.kl.horizon} for {sequences} sequences an iteration: one update "
+                f"horizon={self.kl.horizon} for {sequences} sequences per iteration: one update "
                 "could turn the KL coefficient negative",
                 where=f"{key}.kl.horizon",
                 fix=f"set {key}.kl.horizon above {sequences // 5}",

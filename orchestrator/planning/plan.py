@@ -193,7 +193,7 @@ def _sft_facts(config: Config) -> list[str]:
 def _reward_model_facts(config: Config) -> list[str]:
     settings = config.reward_model
     facts = [
-        f"{settings.prompts_per_step} prompts a step, every pair of a prompt in one step, "
+        f"{settings.prompts_per_step} prompts per step, every pair of a prompt in one step, "
         f"{settings.epochs} pass(es)"
     ]
     if config.data.source is DataSourceKind.pocket:  # given rankings have their own K
@@ -205,15 +205,15 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
     sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
     facts = [
         f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} sample(s) = "
-        f"{sizes.sequences_per_iteration} sequences an iteration, "
+        f"{sizes.sequences_per_iteration} sequences per iteration, "
         f"{sizes.sequences_per_engine} an engine",
         f"{sizes.minibatches} minibatches of {algorithm.sequences_per_minibatch} x "
-        f"{algorithm.epochs} pass(es) = {sizes.steps_per_iteration} optimizer steps an iteration",
+        f"{algorithm.epochs} pass(es) = {sizes.steps_per_iteration} optimizer steps per iteration",
         f"{algorithm.iterations} iterations = {sizes.episodes:,} episodes, "
         f"{sizes.optimizer_steps:,} optimizer steps",
-        f"at most {sizes.most_tokens_per_iteration:,} tokens an iteration, "
+        f"at most {sizes.most_tokens_per_iteration:,} tokens per iteration, "
         f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
-        f"{config.trainer.micro_batch_tokens:,} tokens a step and rank",
+        f"{config.trainer.micro_batch_tokens:,} tokens per step and rank",
     ]
     surplus = started_prompts(config) - algorithm.prompts_per_iteration
     if surplus:
@@ -226,11 +226,11 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
     if algorithm.critic_warmup_iterations:
         facts.append(f"only the critic learns in the first {algorithm.critic_warmup_iterations}")
     if sizes.documents_per_step:
-        facts.append(f"{sizes.documents_per_step} pretraining documents a step")
+        facts.append(f"{sizes.documents_per_step} pretraining documents per step")
     if sizes.text_rows_per_step:
         facts.append(
             f"{sizes.text_rows_per_step} rows of {config.pretrain.row_tokens:,} tokens of "
-            "pretraining text a step"
+            "pretraining text per step"
         )
     return facts
 

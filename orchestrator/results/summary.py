@@ -41,7 +41,7 @@ class EvaluationRow:
     """How one model does on held-out prompts and texts. None = not measured on this data."""
 
     gold_mean: float | None = None  # noise-free score, mean
-    web_perplexity: float | None = None  # exp(mean nats a token) of pretraining-style text
+    web_perplexity: float | None = None  # exp(mean nats per token) of pretraining-style text
     truthful_rate: float | None = None  # fraction of responses
     rude_rate: float | None = None  # fraction of responses
     length_mean: float | None = None  # tokens, end-of-sequence token included

@@ -226,7 +226,10 @@ class Session:
         """
         shared = self.fleet.policy.shares_rows().result()
         if not shared:
-            self.live.note("a row a document: in this family, those that share one see each other")
+            self.live.note(
+                "one document per row: in this model family, documents that share a row attend to "
+                "each other"
+            )
         return shared
 
     def pretraining_rows(self, start: int, count: int, *, shared: bool) -> TokenBatch:

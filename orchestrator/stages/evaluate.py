@@ -152,7 +152,9 @@ def _web_perplexity(session: Session) -> float | None:
     losses = _row_losses(session, documents)
     nats = float(losses.sum(dtype=np.float64)) / documents.target_count
     if not nats < _MOST_NATS:  # NaN too
-        session.live.note(f"no perplexity: the mean loss of held-out text is {nats:g} nats a token")
+        session.live.note(
+            f"no perplexity: the mean loss of held-out text is {nats:g} nats per token"
+        )
         return None
     return math.exp(nats)
 

@@ -25,7 +25,7 @@ def pretrain(session: Session) -> None:
     session.telemetry.record(
         "pretrain", session.config.pretrain.steps, {"pretrain/validation_loss": loss}
     )
-    session.live.note(f"held-out loss {loss:.3f} nats a token")
+    session.live.note(f"held-out loss {loss:.3f} nats per token")
 
 
 def pretrain_large(session: Session) -> None:

@@ -43,7 +43,7 @@ def sft(session: Session) -> None:
     heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
     loss = supervised.mean_loss(session, heldout)
     session.telemetry.record("sft", steps, {"sft/validation_loss": loss})
-    session.live.note(f"held-out loss {loss:.3f} nats a response token")
+    session.live.note(f"held-out loss {loss:.3f} nats per response token")
 
 
 def _steps(session: Session) -> int:

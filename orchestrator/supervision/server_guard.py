@@ -86,7 +86,9 @@ class Guard:
             raise
 
     def _error(self) -> ClusterLostError:
-        return ClusterLostError(f"Ray cannot go on: {self._why}", where="cluster", fix=self.fix())
+        return ClusterLostError(
+            f"Ray cannot continue: {self._why}", where="cluster", fix=self.fix()
+        )
 
     def _watch(self) -> None:
         while not self._why:

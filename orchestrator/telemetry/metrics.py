@@ -62,13 +62,13 @@ def _role_time(role: str) -> dict[str, Metric]:
 _PRETRAIN = {
     "loss": Metric("nats/token", "next-token loss of the step's documents"),
     "validation_loss": Metric("nats/token", "the same loss on held-out documents"),
-    "tokens_per_second": Metric("tokens/s", "counted tokens trained a second", timing=True),
+    "tokens_per_second": Metric("tokens/s", "counted tokens trained per second", timing=True),
     **_optimizer("model"),
 }
 _SFT = {
     "loss": Metric("nats/token", "next-token loss on response tokens of the step"),
     "validation_loss": Metric("nats/token", "the same loss on held-out demonstrations"),
-    "tokens_per_second": Metric("tokens/s", "counted tokens trained a second", timing=True),
+    "tokens_per_second": Metric("tokens/s", "counted tokens trained per second", timing=True),
     **_optimizer("model"),
 }
 _REWARD_MODEL = {
@@ -134,7 +134,7 @@ _PPO = {
     "sync_transfer_seconds": _seconds("of these, until the engines hold the new weights"),
     "engines": Metric("engines", "rollout engines that serve, lost ones left out", timing=True),
     "step_seconds": _seconds("one whole iteration"),
-    "tokens_per_second": Metric("tokens/s", "response tokens trained a second", timing=True),
+    "tokens_per_second": Metric("tokens/s", "response tokens trained per second", timing=True),
     **{f"seconds/{phase}": _seconds(f"phase {phase} of the iteration") for phase in PPO_PHASES},
     **{name: metric for role in _ROLES for name, metric in _role_time(role).items()},
 }

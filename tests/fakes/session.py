@@ -43,7 +43,7 @@ class RecordingSource(PocketSource):
 
 
 def small_config() -> Config:
-    """Sixteen sequences an iteration, two optimizer steps of eight."""
+    """Sixteen sequences per iteration, two optimizer steps of eight."""
     return Config(
         algorithm=AlgorithmConfig(
             iterations=2,

@@ -151,7 +151,7 @@ def test_a_lost_server_ends_a_driver_that_is_inside_native_code(
     assert driver.process.returncode == 7
     _, alive = psutil.wait_procs(others, timeout=10)
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
-    assert errors.startswith(f"error: Ray cannot go on: {server} (pid {struck.pid})")
+    assert errors.startswith(f"error: Ray cannot continue: {server} (pid {struck.pid})")
     assert "in recipe" in (driver.folder / "error.log").read_text()  # where it was
 
 

@@ -182,7 +182,7 @@ def _require_near(session: Session, experience: Experience) -> None:
     limit, kl = session.config.algorithm.kl.limit, mean_kl(experience)
     if limit and kl > limit:
         raise KLLimitError(
-            f"the policy is {kl:.2f} nats a sequence from its reference, allowed are {limit:g}",
+            f"the policy is {kl:.2f} nats per sequence from its reference, allowed are {limit:g}",
             where=str(session.position),
             fix="raise algorithm.kl.coefficient, lower the learning rate, or raise "
             "algorithm.kl.limit",

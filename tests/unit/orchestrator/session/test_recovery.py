@@ -268,7 +268,7 @@ def test_a_policy_too_far_away_ends_the_run(tmp_path: Path) -> None:
     config.algorithm.kl.limit = 1e-6
     run = Run(tmp_path, config)
     run.hub.position.stage = "ppo"
-    with pytest.raises(KLLimitError, match="nats a sequence from its reference"):
+    with pytest.raises(KLLimitError, match="nats per sequence from its reference"):
         run_supervised(run.session, STAGES["ppo"])
 
 

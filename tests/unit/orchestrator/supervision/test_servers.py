@@ -283,7 +283,7 @@ def test_a_driver_that_does_not_answer_is_ended() -> None:
     guard.start()
     assert resort.called.wait(5)
     assert [error.what for error in resort.errors] == [
-        "Ray cannot go on: gcs_server (pid 8) ended by SIGKILL"
+        "Ray cannot continue: gcs_server (pid 8) ended by SIGKILL"
     ]
 
 
@@ -318,10 +318,10 @@ def test_the_last_resort_does_all_that_can_be_done(monkeypatch: pytest.MonkeyPat
     resort = LastResort()
     resort.report = lambda error: done.append(error.what)
     resort.steps += [lambda: done.append("processes"), hanging, broken]
-    error = ClusterLostError("Ray cannot go on", where="cluster")
+    error = ClusterLostError("Ray cannot continue", where="cluster")
     with suppress(SystemExit):
         resort.fail(error)
-    assert done == ["broken", "hanging", "processes", "Ray cannot go on", 7]
+    assert done == ["broken", "hanging", "processes", "Ray cannot continue", 7]
     assert any("test_the_last_resort" in note for note in error.__notes__)
 
 

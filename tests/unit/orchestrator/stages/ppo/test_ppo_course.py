@@ -122,7 +122,7 @@ def test_the_policy_may_be_as_far_from_its_reference_as_the_limit(limit: float, 
     settings = small_config()
     settings.algorithm.kl.limit = limit
     session: Any = SimpleNamespace(config=settings, position="here")
-    shards = [np.array([0.5, 1.0]), np.array([3.0])]  # 1.5 nats a sequence
+    shards = [np.array([0.5, 1.0]), np.array([3.0])]  # 1.5 nats per sequence
     experience: Any = SimpleNamespace(summaries=[SimpleNamespace(kl=kl) for kl in shards])
     if near:
         stage._require_near(session, experience)

@@ -505,7 +505,7 @@ class TestPretrainingMix:
             for n in range(2):
                 batches = [b for rank in facts["steps"] for b in rank[n].ptx.micro_batches]
                 lengths = [len(row) for b in batches for row in b.tokens.rows()]
-                assert lengths == [48] * 64  # 8 sequences a step, 8 rows each
+                assert lengths == [48] * 64  # 8 sequences per step, 8 rows each
                 assert all((b.positions is not None) == apart for b in batches if len(b))
                 read += [i for b in batches for i in b.tokens.values.tolist()]
         # four steps read the text once, from its start on
