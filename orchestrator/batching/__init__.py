@@ -1,1 +1,1 @@
-"""Arithmetic of batches: their sizes, who trains on what, and rows of text. No actor, no I/O."""
+"""Arithmetic of batches: sizes, shares of ranks, and rows of text. No actors, no I/O."""

@@ -1,4 +1,4 @@
-"""What the batch sizes of a run multiply to, and whether they divide: pure arithmetic.
+"""Derived batch sizes and step counts of a run, and their divisibility checks. Pure arithmetic.
 
 Units are in the names: prompts, sequences (one prompt with one response, also called an episode),
 tokens, optimizer steps.
@@ -25,19 +25,19 @@ class PPOArithmetic:
     """The sizes of one PPO stage."""
 
     sequences_per_iteration: int
-    sequences_per_engine: int  # largest share of one rollout worker
+    sequences_per_engine: int  # largest share of a rollout worker
     minibatches: int
     steps_per_iteration: int
     optimizer_steps: int
     episodes: int
     most_tokens_per_iteration: int  # prompts and responses at their limits
-    most_micro_batches_per_step: int  # on each policy rank, at these limits
-    documents_per_step: int  # pretraining text mixed in; 0 without ptx, or where it comes in rows
-    text_rows_per_step: int  # full rows of it; 0 where documents are counted
+    most_micro_batches_per_step: int  # per policy rank, at these limits
+    documents_per_step: int  # pretraining documents of ptx; 0 without ptx or with full rows
+    text_rows_per_step: int  # full rows of pretraining text of ptx; 0 without ptx or with documents
 
 
 def started_prompts(config: Config) -> int:
-    """Prompts that the engines start on for one iteration, those that will be aborted included."""
+    """Prompts that the engines start per iteration, including those that will be aborted."""
     needed = config.algorithm.prompts_per_iteration
     return needed + math.ceil(needed * config.rollout.overprovision)
 
@@ -46,7 +46,7 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
     """Derive PPO's sizes.
 
     Raises:
-        BatchArithmeticError: minibatches do not divide the batch, or leave a rank without work.
+        BatchArithmeticError: minibatches do not divide the batch, or are smaller than the ranks.
     """
     algorithm, roles = config.algorithm, config.cluster.roles
     sequences = algorithm.prompts_per_iteration * algorithm.samples_per_prompt
@@ -83,18 +83,18 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
 
 
 def pretraining_examples(config: Config, sequences: int) -> int:
-    """Pretraining documents, or full rows of them, beside so many sequences of one PPO step."""
+    """Pretraining documents, or full rows, for `sequences` sequences of a PPO step."""
     ptx = config.algorithm.ptx
     return max(1, round((ptx.rows_per_episode or ptx.documents_per_episode) * sequences))
 
 
 def reward_model_steps(config: Config) -> int | None:
-    """Optimizer steps of reward modelling; None where the number of rankings is in a file.
+    """Optimizer steps of reward modelling; None if the number of rankings depends on a file.
 
-    Rankings of ties alone take no part, so a run may take fewer steps.
+    Rankings with only ties are left out, so a run may take fewer steps.
 
     Raises:
-        BatchArithmeticError: a step would leave a rank without work.
+        BatchArithmeticError: a step is smaller than the number of ranks, or larger than the data.
     """
     settings = config.reward_model
     _enough(
@@ -119,16 +119,16 @@ def reward_model_steps(config: Config) -> int | None:
 
 
 def ranking_steps(config: Config, rankings: int) -> int:
-    """Optimizer steps of all passes over so many rankings; the last of a pass may be smaller."""
+    """Optimizer steps of all passes over `rankings`; the last step of a pass may be smaller."""
     settings = config.reward_model
     return math.ceil(rankings / settings.prompts_per_step) * settings.epochs
 
 
 def sft_rows(config: Config) -> tuple[int, int]:
-    """Demonstrations and pretraining documents of one optimizer step of fine-tuning.
+    """Demonstrations and pretraining documents per optimizer step of SFT.
 
     Raises:
-        BatchArithmeticError: the share rounds to no document, or leaves no demonstration.
+        BatchArithmeticError: the fraction rounds to no document, or leaves no demonstration.
     """
     rows, share = config.sft.demonstrations_per_step, config.sft.pretraining_fraction
     documents = round(share * rows)
@@ -142,10 +142,10 @@ def sft_rows(config: Config) -> tuple[int, int]:
 
 
 def stage_steps(config: Config, stage: StageName) -> int | None:
-    """Optimizer steps of a stage; None where only the data can tell.
+    """Optimizer steps of a stage; None if they depend on the data.
 
     Raises:
-        BatchArithmeticError: batch sizes that do not divide or leave a rank without work.
+        BatchArithmeticError: batch sizes do not divide, or leave a rank without work.
     """
     if stage is StageName.evaluate:
         return 0
@@ -178,17 +178,17 @@ def _enough(config: Config, role: RoleName, amount: int, key: str, unit: str) ->
 
 
 def fitting_warmup(warmup: int, steps: int) -> int:
-    """Steps of a warm-up that ends before training does: as set, or else half of the steps."""
+    """Warm-up steps, shortened to half of `steps` if the warm-up would not end before training."""
     return warmup if warmup < steps else steps // 2
 
 
 def warmup_note(optimizer: OptimizerConfig, steps: int | None, where: str) -> list[str]:
-    """A sentence on a warm-up that is cut to fit, or none.
+    """One sentence if the warm-up is shortened to fit, else none.
 
     Args:
-        optimizer: whose warm-up it is.
-        steps: optimizer steps that it will take; None = not known yet.
-        where: its key, for the sentence.
+        optimizer: settings with the warm-up.
+        steps: optimizer steps of the training; None = not known yet.
+        where: configuration key of the optimizer, for the sentence.
     """
     if steps is None or optimizer.warmup_steps < steps or not optimizer.warmup_steps:
         return []
@@ -200,7 +200,7 @@ def warmup_note(optimizer: OptimizerConfig, steps: int | None, where: str) -> li
 
 
 def cut_warmups(config: Config) -> list[str]:
-    """A sentence on every warm-up of the run that does not end within its stage."""
+    """One sentence per warm-up of the run that does not end within its stage."""
     notes: list[str] = []
     for stage in config.stages:
         for where, optimizer, steps in optimizers(config, stage):
@@ -229,7 +229,7 @@ def optimizers(
 
 
 def _nearest(size: int, whole: int) -> str:
-    """The divisors of `whole` next to `size`, in words."""
+    """The divisors of `whole` nearest to `size`, in words."""
     low = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
     choices = sorted({*low, *(whole // n for n in low)})
     below = [n for n in choices if n < size]

@@ -1,4 +1,4 @@
-"""Pretraining text in full rows: documents end to end, cut where a row is full."""
+"""Pretraining text in full rows: concatenated documents, split where a row is full."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from workers.records.training import TokenBatch
 Tokens = npt.NDArray[Any]
 Documents = Callable[[int, int], TokenBatch]  # start, count -> documents of an endless stream
 
-_AT_ONCE = 64  # documents read together
-_MOST_EMPTY = 10_000  # in a row
+_AT_ONCE = 64  # documents per read
+_MOST_EMPTY = 10_000  # consecutive empty documents
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where a row begins: `offset` tokens into a document."""
+    """The start of a row: `offset` tokens into a document."""
 
     row: int = 0
     document: int = 0
@@ -31,28 +31,28 @@ class _Place:
 
 @dataclass(slots=True)
 class TextRows:
-    """Rows of exactly `row_tokens` tokens, by number, out of an endless stream of documents.
+    """Rows of exactly `row_tokens` tokens from an endless stream of documents, by row number.
 
-    A row begins where the one before ended, also in the middle of a document. The first token of a
-    row, and of a document where documents keep apart, is no target: nothing before it foretells it.
+    A row begins where the previous row ended, possibly within a document. The first token of a row,
+    and with `apart` that of each document, is no target, because no token precedes it.
 
     Attributes:
         documents: the stream.
-        row_tokens: tokens of a row, at least 2.
-        apart: each document attends to itself alone; else a row is one sequence, as GPT-3's were.
+        row_tokens: tokens per row, at least 2.
+        apart: each document attends only to itself; else a row is one sequence, as for GPT-3.
     """
 
     documents: Documents
     row_tokens: int
     apart: bool
     _place: _Place = field(default_factory=_Place)
-    _read: tuple[int, list[Tokens]] = (0, [])  # the documents last read, and the first's number
+    _read: tuple[int, list[Tokens]] = (0, [])  # number of the first document last read, documents
 
     def take(self, start: int, count: int) -> TokenBatch:
-        """Rows `start` to `start + count`; going on where the last call ended reads nothing twice.
+        """`count` rows from row `start`; continuing where the last call ended reads nothing twice.
 
         Raises:
-            DataError: the documents hold no token.
+            DataError: the documents have no tokens.
         """
         if start < self._place.row:
             self._place = _Place()

@@ -1,8 +1,8 @@
-"""Who trains on what: balanced ranks, token-budget micro-batches, seeded minibatches.
+"""Division of batches: balanced ranks, micro-batches by token budget, seeded minibatches.
 
-Pure arithmetic on ids and lengths, no tensor and no actor. Three promises hold for every function:
+Pure arithmetic on ids and lengths, without tensors or actors. Three guarantees hold everywhere:
 each id appears exactly once; the same input gives the same output; and every rank of a group gets
-the same number of micro-batches (empty ones when short), so no collective waits for a missing peer.
+the same number of micro-batches (padded with empty ones), so no collective waits for a rank.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NO_IDS: IntArray = np.zeros(0, np.int64)
 def balance(costs: IntArray, ranks: int) -> list[IntArray]:
     """Row indices per rank, longest first onto the least loaded rank (Graham's LPT rule).
 
-    The heaviest rank carries at most 4/3 of the optimum. Ties go to the rank with fewer rows, then
-    to the lower rank; rows keep their order inside a rank.
+    The largest load is at most 4/3 of the optimum. Ties go to the rank with fewer rows, then to the
+    lower rank; rows keep their order within a rank.
 
     Raises:
         ValueError: `ranks` is not positive.
@@ -50,15 +50,15 @@ def balance(costs: IntArray, ranks: int) -> list[IntArray]:
 
 
 def partition(ids: IntArray, lengths: IntArray, ranks: int) -> list[IntArray]:
-    """Share sequences among ranks so that tokens, not sequences, balance.
+    """Divide sequences among ranks so that tokens, not sequences, are balanced.
 
     Args:
         ids: (B,) sequence ids.
-        lengths: (B,) tokens of each.
+        lengths: (B,) tokens per sequence.
         ranks: number of shares.
 
     Returns:
-        One array of ids a rank, in the given order; some are empty when B < ranks.
+        One array of ids per rank, in the given order; some are empty when B < ranks.
 
     Raises:
         ValueError: `ranks` is not positive.
@@ -68,9 +68,9 @@ def partition(ids: IntArray, lengths: IntArray, ranks: int) -> list[IntArray]:
 
 
 def _group(lengths: IntArray, rows: IntArray, token_budget: int, *, packed: bool) -> list[IntArray]:
-    """Group items, longest first, while their cost is within the budget; indices into `lengths`.
+    """Group items, longest first, within the token budget; returns indices into `lengths`.
 
-    Item i brings `rows[i]` rows padded to the longest of its group; packed, its length alone.
+    Item i costs `rows[i]` rows padded to the longest of its group; when packed, only its length.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget={token_budget} must be positive")
@@ -90,16 +90,17 @@ def _group(lengths: IntArray, rows: IntArray, token_budget: int, *, packed: bool
 def micro_batches(
     ids: IntArray, lengths: IntArray, token_budget: int, *, packed: bool = False
 ) -> list[IntArray]:
-    """Group sequences into few batches of at most `token_budget` tokens; padded, the fewest.
+    """Group sequences into few batches of at most `token_budget` tokens; if padded, the fewest.
 
-    A padded batch costs rows * longest row, a packed one the sum of its rows. Longest first, so an
-    out-of-memory shows at once; a row longer than the budget gets a batch of its own.
+    A padded batch costs rows * longest row, a packed one the sum of its rows. The longest come
+    first, so that running out of memory shows at once; a row longer than the budget gets a separate
+    batch.
 
     Args:
         ids: (B,) sequence ids.
-        lengths: (B,) tokens of each.
-        token_budget: tokens of one batch, padding included.
-        packed: sequences will lie end to end.
+        lengths: (B,) tokens per sequence.
+        token_budget: tokens per batch, padding included.
+        packed: sequences will be packed.
 
     Returns:
         Arrays of ids; none is empty.
@@ -115,17 +116,17 @@ def micro_batches(
 def equal_work(
     ids: IntArray, lengths: IntArray, ranks: int, token_budget: int, *, packed: bool = False
 ) -> list[Work]:
-    """Partition over ranks and cut into micro-batches, the same number on every rank.
+    """Divide sequences among ranks and into micro-batches, the same number on every rank.
 
     Args:
         ids: (B,) sequence ids.
-        lengths: (B,) tokens of each, prompt included.
+        lengths: (B,) tokens per sequence, prompt included.
         ranks: size of the group.
-        token_budget: tokens of one micro-batch, padding included.
-        packed: sequences will lie end to end.
+        token_budget: tokens per micro-batch, padding included.
+        packed: sequences will be packed.
 
     Returns:
-        One Work a rank; short ranks end with empty dummies. No ids: no micro-batch anywhere.
+        One Work per rank, padded with empty micro-batches. Without ids there are no micro-batches.
     """
     lengths = np.asarray(lengths, np.int64)
     shares = [
@@ -139,18 +140,18 @@ def equal_work(
 def minibatches(
     ids: IntArray, per_step: int, seed: Sequence[int], *, uneven: bool = False
 ) -> list[IntArray]:
-    """Cut a seeded permutation of the ids into optimizer steps.
+    """Split a seeded permutation of the ids into optimizer steps.
 
     Args:
         ids: (B,) sequence ids.
-        per_step: sequences of one step.
+        per_step: sequences per step.
         seed: coordinates in the run's seed tree, such as (run seed, iteration, epoch).
-        uneven: allow B that `per_step` does not divide, as after a dropped sequence: B / per_step
-            rounded up gives the number of steps, whose sizes then differ by one at most. Losses are
-            normalised by each step's own counts, so no sequence weighs differently inside a step.
+        uneven: allow B not divisible by `per_step`, as after a dropped sequence: the number of
+            steps is B / per_step rounded up, and their sizes differ by at most one. Losses are
+            normalised by each step's own counts, so all sequences of a step have equal weight.
 
     Returns:
-        One array of ids a step.
+        One array of ids per step.
 
     Raises:
         BatchArithmeticError: `per_step` does not divide the batch, and `uneven` is off.
@@ -170,15 +171,15 @@ def minibatches(
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """How a trainer group walks over a batch of sequences."""
+    """How a trainer group divides a batch of sequences into steps."""
 
     ranks: int
-    token_budget: int  # of one micro-batch, padding included
-    per_step: int  # sequences of one optimizer step
+    token_budget: int  # per micro-batch, padding included
+    per_step: int  # sequences per optimizer step
     epochs: int  # passes over the batch
     seed: tuple[int, ...]  # epoch e shuffles with (*seed, e)
     uneven: bool = False  # see minibatches
-    packed: bool = False  # sequences will lie end to end
+    packed: bool = False  # sequences will be packed
 
 
 def critic_steps(
@@ -193,7 +194,7 @@ def critic_steps(
         plan: ranks, budget, step size, epochs and seed.
 
     Returns:
-        `steps[rank][step]`; two groups given the same seed take the same sequences in each step.
+        `steps[rank][step]`; two groups with the same seed have the same sequences in each step.
 
     Raises:
         BatchArithmeticError: the batch does not divide into steps.
@@ -220,21 +221,21 @@ def policy_steps(
     plan: StepPlan,
     ptx: Sequence[TokenBatch] | None = None,
 ) -> list[list[PolicyStep]]:
-    """The policy's optimizer steps: `critic_steps`, each joined by pretraining text when ptx is on.
+    """The policy's optimizer steps: those of `critic_steps`, with pretraining text if ptx is on.
 
     Args:
         ids: (B,) sequence ids, each once.
         response_lengths: (B,) tokens that count.
         total_lengths: (B,) tokens that cost memory, prompt included.
         plan: ranks, budget, step size, epochs and seed.
-        ptx: one batch of documents an optimizer step (all epochs); None = plain PPO.
+        ptx: one batch of documents per optimizer step (all epochs); None = plain PPO.
 
     Returns:
         `steps[rank][step]`.
 
     Raises:
-        BatchArithmeticError: the batch does not divide into steps, or there are more or fewer
-            pretraining batches than steps.
+        BatchArithmeticError: the batch does not divide into steps, or the number of pretraining
+            batches differs from the number of steps.
     """
     by_rank = critic_steps(ids, response_lengths, total_lengths, plan)
     count = len(by_rank[0])
@@ -256,18 +257,18 @@ def policy_steps(
 
 
 def pack_documents(batch: TokenBatch, row_tokens: int) -> TokenBatch:
-    """Lay documents end to end in rows of at most `row_tokens`; each attends to itself alone.
+    """Pack documents into rows of at most `row_tokens`; each document attends only to itself.
 
-    Each document goes into the first row that has room, longest first, so little is wasted on
-    padding, and the losses are those of the documents in rows of their own. A document's first
-    token is not a target: nothing before it foretells it.
+    Each document goes into the first row with enough room, longest first, so there is little
+    padding. The losses equal those of one document per row. The first token of a document is no
+    target, because no token precedes it.
 
     Args:
-        batch: one document a row.
-        row_tokens: the model's context; a longer document keeps a row of its own.
+        batch: one document per row.
+        row_tokens: the model's context; a longer document stays alone in its row.
 
     Returns:
-        The same tokens in fewer rows, counting the same targets.
+        The same tokens in fewer rows, with the same targets.
     """
     lengths = batch.tokens.lengths
     rows = first_fit(lengths, row_tokens)
@@ -292,16 +293,16 @@ def pack_documents(batch: TokenBatch, row_tokens: int) -> TokenBatch:
 def supervised_step(
     batch: TokenBatch, ranks: int, token_budget: int, *, packed: bool = False
 ) -> list[SupervisedStep]:
-    """Share one batch of supervised examples among ranks.
+    """Divide one batch of supervised examples among ranks.
 
     Args:
         batch: the examples of one optimizer step, all ranks.
         ranks: size of the group.
-        token_budget: tokens of one micro-batch, padding included.
-        packed: documents will lie end to end.
+        token_budget: tokens per micro-batch, padding included.
+        packed: documents will be packed.
 
     Returns:
-        One SupervisedStep a rank, each with the global count of target tokens.
+        One SupervisedStep per rank, each with the global count of target tokens.
 
     Raises:
         DataError: no token of the batch is a target.
@@ -322,21 +323,21 @@ def supervised_step(
 def ranking_step(
     rankings: Sequence[Ranking], ranks: int, token_budget: int, *, packed: bool = False
 ) -> list[RankingStep]:
-    """Share one batch of rankings among ranks; the completions of a prompt stay together.
+    """Divide one batch of rankings among ranks; the completions of a prompt stay together.
 
-    A ranking whose completions all tie has no pair to learn from: it is left out, and not counted.
+    A ranking with only ties has no pair to learn from: it is left out, and not counted.
 
     Args:
-        rankings: those of one optimizer step, all ranks.
+        rankings: the rankings of one optimizer step, all ranks.
         ranks: size of the group.
-        token_budget: tokens of one micro-batch, padding included; a larger ranking goes alone.
-        packed: completions will lie end to end.
+        token_budget: tokens per micro-batch, padding included; a larger ranking is one micro-batch.
+        packed: completions will be packed.
 
     Returns:
-        One RankingStep a rank, each with the global count of rankings that kept a pair.
+        One RankingStep per rank, each with the global count of rankings that have a pair.
 
     Raises:
-        DataError: every ranking is all ties.
+        DataError: every ranking has only ties.
     """
     kept = [r for r in rankings if r.pairs > 0]
     if not kept:

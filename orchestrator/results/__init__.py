@@ -1,1 +1,1 @@
-"""Results as typed records: what was measured, and with which confidence."""
+"""Results of a run as typed records with confidence intervals."""

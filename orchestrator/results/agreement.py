@@ -1,4 +1,4 @@
-"""How far annotators agree who ranked the same completions of the same prompt. Pure arithmetic."""
+"""Agreement of annotators who ranked the same completions of a prompt. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.results.intervals import clustered_rate
 from orchestrator.results.reward_model_figures import Agreement
 from workers.records.training import Ranking
 
-# prompt, and for each annotator the rank of each completion (its tokens, prompt included)
+# prompt id, and per annotator the rank of each completion (key: its tokens, prompt included)
 _Task = tuple[int, dict[str, dict[bytes, int]]]
 
 
@@ -20,15 +20,15 @@ def annotator_agreement(rankings: Iterable[Ranking]) -> Agreement | None:
     """Agreement over all pairs of completions that several named annotators have ordered.
 
     A verdict on a pair is: the first, the second, or a tie. `rate` is the share of pairs of
-    annotators with the same verdict, its interval clustered by prompt. `alpha` sets it against
-    chance; every pair enters in both orders, because which completion comes first means nothing.
+    annotators with the same verdict, its interval clustered by prompt. `alpha` corrects it for
+    chance; every pair is counted in both orders, because the order of completions has no meaning.
 
     Args:
-        rankings: those without an annotator are passed over, and so is a second one of the same
-            annotator. Completions may stand in any order.
+        rankings: Rankings without an annotator are ignored, and so are repeated rankings by the
+            same annotator. Completions may be in any order.
 
     Returns:
-        None where no two annotators ranked the same completions.
+        None if no two annotators ranked the same completions.
     """
     same: list[float] = []
     prompts: list[int] = []
@@ -53,7 +53,7 @@ def annotator_agreement(rankings: Iterable[Ranking]) -> Agreement | None:
 def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
     """Krippendorff's alpha for nominal values, `1 - D_observed / D_expected`.
 
-    1 = perfect agreement, 0 = what chance gives, below 0 = less. With the coincidences
+    1 = perfect agreement, 0 = agreement by chance, below 0 = less than that. With the coincidences
     `o_ck = sum_u (pairs of values c, k in unit u) / (m_u - 1)`, `n_c = sum_k o_ck` and
     `n = sum_c n_c` it is `1 - (n - 1) * sum_{c != k} o_ck / sum_{c != k} n_c n_k`
     (K. Krippendorff, "Computing Krippendorff's alpha-reliability", 2011, section C).
@@ -63,7 +63,7 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
             out, so observers may skip units.
 
     Returns:
-        None where all values are equal, or no unit has two: nothing is expected to differ.
+        None if all values are equal, or no unit has two values: the expected disagreement is 0.
     """
     totals: Counter[Hashable] = Counter()
     differing = 0.0
@@ -80,7 +80,7 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
 
 
 def _tasks(rankings: Iterable[Ranking]) -> list[_Task]:
-    """Rankings of the same completions, whatever order they stand in, by annotator."""
+    """Rankings grouped by their set of completions (in any order), then by annotator."""
     found: dict[tuple[bytes, ...], _Task] = {}
     for ranking in rankings:
         if not ranking.annotator:
@@ -96,7 +96,7 @@ def _tasks(rankings: Iterable[Ranking]) -> list[_Task]:
 
 
 def _verdicts(by_annotator: dict[str, dict[bytes, int]]) -> Iterable[tuple[int, ...]]:
-    """For every pair of completions one verdict an annotator: -1 the first, 1 the second, 0 tie."""
+    """Per pair of completions, one verdict per annotator: -1 the first, 1 the second, 0 tie."""
     everyone = list(by_annotator.values())
     for first, second in itertools.combinations(sorted(everyone[0]), 2):
         yield tuple(int(np.sign(ranks[first] - ranks[second])) for ranks in everyone)

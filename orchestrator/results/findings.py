@@ -1,4 +1,4 @@
-"""What the stages of a run found out."""
+"""Results that the stages collect during a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SYNCS_TIMED = 1000  # progress.json is written with every checkpoint, so it mus
 
 @dataclass(slots=True)
 class Findings:
-    """What the stages found out, for the summary."""
+    """Results of the stages, for the summary."""
 
     reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
     models: dict[str, EvaluationRow] = field(default_factory=dict)
@@ -20,8 +20,8 @@ class Findings:
     judging: Judging | None = None
     ledger: LedgerTotals = field(default_factory=LedgerTotals)
     drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
-    syncs: int = 0  # of weights
-    sync_seconds: list[float] = field(default_factory=list)  # of the newest ones
+    syncs: int = 0  # number of weight syncs
+    sync_seconds: list[float] = field(default_factory=list)  # of the newest weight syncs
     parity_max: float | None = None
     first_step_seconds: float | None = None
     start: dict[str, float] = field(
@@ -29,7 +29,7 @@ class Findings:
     )  # part -> seconds, to the first PPO update
 
     def synced(self, seconds: float) -> None:
-        """Count a weight sync; the seconds of as many are kept as a median needs."""
-        # a checkpoint of an earlier version counts by their number
+        """Count a weight sync; the seconds of only the newest are kept, enough for a median."""
+        # checkpoints of earlier versions have no count, only the list of seconds
         self.syncs = max(self.syncs, len(self.sync_seconds)) + 1
         self.sync_seconds = [*self.sync_seconds, seconds][-_SYNCS_TIMED:]

@@ -1,4 +1,4 @@
-"""Intervals for what an evaluation claims."""
+"""Confidence intervals of win rates and success rates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WinRate:
 
 @dataclass(frozen=True, slots=True)
 class ClusteredRate:
-    """Share of successes with a 95 % interval that knows which trials belong together."""
+    """Share of successes with a 95 % interval that accounts for clusters of trials."""
 
     rate: float
     low: float
@@ -52,19 +52,19 @@ def _finite(
 def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
     """Win rate of per-prompt outcomes and its 95 % score interval, ties counting half.
 
-    The margin d = wins - losses of n prompts is tested against every margin D that could be true.
+    The margin d = wins - losses of n prompts is tested against every possible true margin D.
     Under D the variance of d / n is `(2 q + D (1 - D)) / n` with q the most likely rate of losses
-    of that margin, given the ties that were seen (T. Tango, "Equivalence test and confidence
+    for that margin, given the observed ties (T. Tango, "Equivalence test and confidence
     interval for the difference in proportions for the paired-sample design", Statistics in Medicine
     17, 1998). Without ties this is E. B. Wilson's interval (JASA 22, 1927). It stays inside [0, 1]
-    and does not shrink to a point where every prompt is won, or tied.
+    and does not shrink to a point if every prompt is won, or tied.
 
     Args:
-        outcomes: (n,) 1 = the first model is preferred, 0 = the second, 0.5 = tie. An outcome
-            between two of these counts partly as either, which can only widen the interval.
+        outcomes: (n,) 1 = the first model is preferred, 0 = the second, 0.5 = tie. A value between
+            two of these counts partly as each, which can only widen the interval.
 
     Raises:
-        DataError: there is no outcome, or one lies outside [0, 1].
+        DataError: there is no outcome, or one is outside [0, 1].
         NonFiniteError: an outcome is NaN or infinite.
     """
     x = _finite("outcomes", outcomes)
@@ -83,7 +83,7 @@ def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
 def _highest_margin(wins: float, losses: float, n: int) -> float:
     """Largest margin D in [-1, 1] that the score test does not reject at 5 %."""
     low, high = (wins - losses) / n, 1.0
-    for _ in range(60):  # halving: the score falls as D grows
+    for _ in range(60):  # bisection; at D above d the statistic grows with D
         middle = (low + high) / 2
         if _score_square(wins, losses, n, middle) < Z95**2:
             low = middle
@@ -93,7 +93,7 @@ def _highest_margin(wins: float, losses: float, n: int) -> float:
 
 
 def _score_square(wins: float, losses: float, n: int, margin: float) -> float:
-    """Squared score statistic of a margin at or above the one that was seen."""
+    """Squared score statistic of a margin at or above the observed one."""
     linear = (2 * n - wins + losses) * margin - wins - losses
     constant = -losses * margin * (1 - margin)
     lost = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -103,11 +103,11 @@ def _score_square(wins: float, losses: float, n: int, margin: float) -> float:
 
 
 def _wilson(p: float, n: float) -> tuple[float, float]:
-    """Bounds of the Wilson interval of rate `p` in `n` trials, which may be a fraction."""
+    """Bounds of the Wilson interval of rate `p` in `n` trials; `n` may be fractional."""
     shrink = 1 + Z95**2 / n
     centre = (p + Z95**2 / (2 * n)) / shrink
     half = Z95 / shrink * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    # With p = 0 or 1 a bound is p itself, which rounding may miss on either side.
+    # With p = 0 or 1 one bound is p itself; the min and max correct rounding errors.
     return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
@@ -115,22 +115,23 @@ def clustered_rate(
     outcomes: Sequence[float] | npt.NDArray[np.floating],
     clusters: Sequence[int] | npt.NDArray[np.integer],
 ) -> ClusteredRate:
-    """Share of successes among trials that come in clusters, with a 95 % interval.
+    """Share of successes among clustered trials, with a 95 % interval.
 
-    Trials of one cluster (the pairs of one prompt) are alike, so they say less than as many
-    independent ones. The variance of `p = sum_i c_i / sum_i m_i` over n clusters with c_i successes
-    in m_i trials is that of a ratio, `n / (n - 1) * sum_i (c_i - p m_i)^2 / (sum_i m_i)^2`; the
-    number of independent trials of the same variance, `p (1 - p) / variance`, goes into the Wilson
-    interval (J. N. K. Rao and A. J. Scott, "A simple method for the analysis of clustered binary
-    data", Biometrics 48, 1992). It is never taken for more than the trials there are; and where the
-    variance cannot be seen, with p = 0 or 1 or one cluster, each cluster counts as one trial.
+    Trials of one cluster (the pairs of one prompt) are correlated, so they are weaker evidence than
+    independent trials. The variance of `p = sum_i c_i / sum_i m_i` over n clusters with c_i
+    successes in m_i trials is that of a ratio,
+    `n / (n - 1) * sum_i (c_i - p m_i)^2 / (sum_i m_i)^2`; the number of independent trials of the
+    same variance, `p (1 - p) / variance`, goes into the Wilson interval (J. N. K. Rao and A. J.
+    Scott, "A simple method for the analysis of clustered binary data", Biometrics 48, 1992). It is
+    limited to the actual number of trials. If the variance cannot be estimated, with p = 0 or 1 or
+    one cluster, each cluster counts as one trial.
 
     Args:
         outcomes: (N,) 1 = success, 0 = failure, 0.5 = neither.
-        clusters: (N,) any number that names the cluster of each trial.
+        clusters: (N,) cluster number of each trial.
 
     Raises:
-        DataError: there is no outcome, or one lies outside [0, 1].
+        DataError: there is no outcome, or one is outside [0, 1].
         NonFiniteError: an outcome is NaN or infinite.
     """
     x = _finite("outcomes", outcomes)
@@ -155,8 +156,8 @@ def win_rate(
     """How often model a scores above model b on the same prompts; ties count half.
 
     Args:
-        a: (n,) scores of the first model, one a prompt.
-        b: (n,) scores of the second, same prompts in the same order.
+        a: (n,) scores of the first model, one per prompt.
+        b: (n,) scores of the second model, same prompts in the same order.
 
     Raises:
         DataError: there is no score, or the numbers of scores differ.

@@ -1,4 +1,4 @@
-"""Ordered pairs of completions: what a reward model is measured by. Pure arithmetic."""
+"""Accuracy of a reward model on ordered pairs of completions. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Pairs:
     """N pairs of completions of which the labeler preferred one; ties are left out."""
 
     margins: npt.NDArray[np.float64]  # (N,) score of the preferred minus that of the other
-    prompts: IntArray  # (N,) names the prompt; pairs of one prompt are no independent evidence
+    prompts: IntArray  # (N,) prompt id; pairs of one prompt are not independent evidence
     completions: IntArray  # (N,) K of the ranking that the pair is from
-    sources: npt.NDArray[np.str_]  # (N,) name of the data set, "" = nobody said
+    sources: npt.NDArray[np.str_]  # (N,) name of the data set, "" = unknown
 
     def __len__(self) -> int:
         return len(self.margins)
@@ -35,11 +35,11 @@ class Pairs:
 
 
 def ordered_pairs(rankings: Sequence[Ranking], scores: Sequence[FloatArray]) -> Pairs:
-    """Every pair of different rank.
+    """Every pair of completions with different ranks.
 
     Args:
-        rankings: K completions each.
-        scores: (K,) reward units for each ranking, in the same order.
+        rankings: Rankings of K completions each.
+        scores: (K,) scores per ranking in reward units, in the same order.
     """
     margins: list[npt.NDArray[np.float64]] = [np.zeros(0)]
     counts: list[int] = []
@@ -60,7 +60,7 @@ def pair_accuracy(pairs: Pairs) -> PairAccuracy:
     """Share of pairs that the scores order as the labeler did; equal scores count as wrong.
 
     Raises:
-        DataError: there is no pair.
+        DataError: there are no pairs.
         NonFiniteError: a score is NaN or infinite.
     """
     right = np.where(np.isfinite(pairs.margins), pairs.margins > 0, np.nan)
@@ -69,7 +69,7 @@ def pair_accuracy(pairs: Pairs) -> PairAccuracy:
 
 
 def accuracy_by_source(pairs: Pairs) -> dict[str, PairAccuracy]:
-    """Accuracy on each data set, by name; empty when nobody named one."""
+    """Accuracy per data set, by name; empty if no pair has the name of a data set."""
     names = sorted(set(pairs.sources.tolist()))
     if names in ([], [""]):
         return {}
@@ -77,6 +77,6 @@ def accuracy_by_source(pairs: Pairs) -> dict[str, PairAccuracy]:
 
 
 def accuracy_by_completions(pairs: Pairs) -> dict[int, PairAccuracy]:
-    """Accuracy on the rankings of each number of completions K."""
+    """Accuracy per number of completions K."""
     sizes = sorted(set(pairs.completions.tolist()))
     return {k: pair_accuracy(pairs.select(pairs.completions == k)) for k in sizes}

@@ -1,4 +1,4 @@
-"""What is measured of a reward model, as typed records and as JSON."""
+"""Measurements of a reward model, as typed records and as JSON."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class PairAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Pairs of which the model was about equally sure."""
+    """Pairs with similar predicted probability."""
 
     predicted: float  # mean probability of the model's own choice, in [.5, 1]
-    observed: float  # share of them on which the labeler agrees
+    observed: float  # share of the pairs on which the labeler agrees
     low: float  # 95 % interval of `observed`, clustered by prompt
     high: float
     pairs: int
@@ -40,12 +40,12 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How often two annotators say the same of a pair of completions."""
+    """How often two annotators give the same verdict on a pair of completions."""
 
     rate: float
     low: float  # 95 % interval, clustered by prompt
     high: float
-    alpha: float | None  # Krippendorff's, nominal; None where every verdict is the same
+    alpha: float | None  # Krippendorff's, nominal; None if all verdicts are equal
     judgements: int  # pairs of completions x pairs of annotators
     prompts: int
     annotators: int
@@ -53,7 +53,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class RewardModelFigures:
-    """All that a run finds out about its reward model. None or empty = not measured."""
+    """All measurements of a run's reward model. None or empty = not measured."""
 
     heldout: PairAccuracy | None = None
     by_source: dict[str, PairAccuracy] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class RewardModelFigures:
         )
 
 
-# Keys of one accuracy -> the same after "heldout_", where it is that of all pairs.
+# Keys of an accuracy -> their names after "heldout_" for the accuracy over all pairs.
 _KEYS = {
     "accuracy": "pair_accuracy",
     "ci95": "pair_accuracy_ci95",

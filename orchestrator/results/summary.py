@@ -17,7 +17,7 @@ from workers.records.processes import RoleInfo
 
 T = TypeVar("T")
 
-# Models in the order of the recipe: every table and plot shows them so.
+# Models in the order of the recipe, which is also that of every table and plot.
 MODEL_ORDER = ("base", "large", "sft", "ppo", "ppo_ptx")
 MODEL_LABELS = {
     "base": "base",
@@ -38,7 +38,7 @@ class TaskScore:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """How one model does on held-out prompts and texts. None = not measured on this data."""
+    """Evaluation of one model on held-out prompts and texts. None = not measured on this data."""
 
     gold_mean: float | None = None  # noise-free score, mean
     web_perplexity: float | None = None  # exp(mean nats per token) of pretraining-style text
@@ -64,18 +64,18 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """Who decided which answer is preferred, and what became of the questions."""
+    """The judge of the evaluation, and the outcome of its requests."""
 
     judge: str  # gold | reward_model | reward_function | function | endpoint
-    asked: int = 0  # questions answered by the endpoint, two a pair of answers
-    cached: int = 0  # questions answered by an earlier run
-    failed: int = 0  # pairs of answers without a verdict; left out of the win rates
+    asked: int = 0  # requests answered by the endpoint, two per pair of responses
+    cached: int = 0  # requests answered from the cache of earlier runs
+    failed: int = 0  # pairs of responses without a verdict; left out of the win rates
     order_dependent: int = 0  # pairs whose verdict changed with their order; counted as ties
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerTotals:
-    """Sequences over all PPO steps: generated = trained + dropped, and open in a stage's middle."""
+    """Sequences over all PPO steps: generated = trained + dropped (+ open within a stage)."""
 
     generated: int = 0
     trained: int = 0
@@ -83,7 +83,7 @@ class LedgerTotals:
 
     @property
     def open(self) -> int:
-        """Asked for ahead of their turn by a stage that did not come to it."""
+        """Sequences requested ahead of their iteration, which are not yet trained or dropped."""
         return self.generated - self.trained - self.dropped
 
 
@@ -101,11 +101,11 @@ class Timing:
     """Wall-clock seconds."""
 
     total_seconds: float = 0.0
-    # from the start of the job; of the first stage that trains
+    # from the start of the job to the first optimizer step of any stage
     first_optimizer_step_seconds: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     ppo_phases: dict[str, float] = field(default_factory=dict)  # phases may overlap
-    start: dict[str, float] = field(default_factory=dict)  # parts up to the first PPO update
+    start: dict[str, float] = field(default_factory=dict)  # by part, up to the first PPO update
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,10 @@ class Summary:
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
     restarts: int = 0  # times that workers were lost, over all processes of the run
-    discarded_replies: int = 0  # that lost workers had given and nobody took
-    given_up: tuple[str, ...] = ()  # engines that the run went on without
+    discarded_replies: int = 0  # replies of lost workers that were not used
+    given_up: tuple[str, ...] = ()  # lost engines without which the run continued
     roles: tuple[RoleInfo, ...] = ()
-    data: tuple[SetAccount, ...] = ()  # of runs on files
+    data: tuple[SetAccount, ...] = ()  # only with data.source=files
 
     def ordered_models(self) -> list[str]:
         """The evaluated models in the order of the recipe; others after them."""
@@ -140,7 +140,7 @@ class Summary:
 
 
 def write_summary(folder: RunFolder, summary: Summary) -> None:
-    """Write summary.json atomically; what was not measured is null.
+    """Write summary.json atomically; values that were not measured are null.
 
     Raises:
         NonFiniteError: a figure is NaN or infinite.
@@ -149,14 +149,14 @@ def write_summary(folder: RunFolder, summary: Summary) -> None:
 
 
 def read_summary(path: Path, damage: Damage | None = None) -> Summary:
-    """Read a summary.json back.
+    """Read a summary.json.
 
     Args:
         path: The file.
-        damage: Takes what cannot be used; the rest is returned.
+        damage: Collects notes on parts that cannot be used; the rest is returned.
 
     Raises:
-        DataError: the file is no summary, and there is no `damage` to take that.
+        DataError: the file is no summary, and `damage` is None.
     """
     found = damage or Damage()
     text = found.text(path)
@@ -260,7 +260,7 @@ def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
     }
     figures = {name: value for name, value in data.items() if name != "lm_eval"}
     for name in ("gold_mean", "web_perplexity", "truthful_rate", "rude_rate", "length_mean"):
-        _ = data[name]  # null where it was not measured, but there
+        _ = data[name]  # the key is required, its value may be null
     return verified(EvaluationRow(**figures, lm_eval=tasks))
 
 
@@ -270,7 +270,7 @@ def _preference(p: dict[str, Any]) -> Preference:
 
 
 def _account(name: str, data: dict[str, Any]) -> SetAccount:
-    # the two that are left out where they are empty; a count that is gone is not 0
+    # these two keys are not written when empty; a missing count is an error, not 0
     return whole(SetAccount, {"unread": [], "labels": ""} | data | {"name": name})
 
 
