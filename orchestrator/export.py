@@ -114,7 +114,7 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
         saved: The checkpoint.
         role: The policy, or the critic: the reward model while that is trained, else the value
             function.
-        folder: Where the Hugging Face folder shall appear; must not be there yet.
+        folder: Where the Hugging Face folder is written; must not exist yet.
         threads: For the few sums that are taken.
 
     Raises:

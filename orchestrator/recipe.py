@@ -14,12 +14,12 @@ from orchestrator.checkpoints.best import scores_of
 from orchestrator.checkpoints.config_changes import plain_config
 from orchestrator.checkpoints.saved_runs import SavedRuns
 from orchestrator.cluster.ray_cluster import start_cluster
-from orchestrator.cluster.worker_processes import process_seconds
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.stage_graph import models_read
 from orchestrator.preflight.dry_run import look
+from orchestrator.process.age import process_seconds
 from orchestrator.process.command_exit import say, tell
 from orchestrator.process.printing import rendered
 from orchestrator.process.stop_signals import StopRequest

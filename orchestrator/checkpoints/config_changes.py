@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -61,8 +62,7 @@ class Changes:
 
 def compare_config(saved: SavedRun, config: Config) -> Changes:
     """Compare the configuration of a checkpoint with that of the run that resumes from it."""
-    # a key introduced after the checkpoint was saved had its default value
-    before, after = flat(_plain(Config)) | flat(saved.config), flat(plain_config(config))
+    before, after = saved_values(saved.config), flat(plain_config(config))
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
     if not after.get(DATE):  # the resumed run keeps its saved date
         changed = [key for key in changed if key != DATE]
@@ -164,15 +164,21 @@ def _appended(before: object, after: object) -> list[object]:
     return after[len(before) :] if before and after[: len(before)] == before else []
 
 
-def plain_config(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain values."""
-    return _plain(config)
-
-
-def _plain(config: Config | type[Config]) -> dict[str, Any]:
+def plain_config(config: Config | type[Config]) -> dict[str, Any]:
+    """The resolved configuration, or the default one, as plain values."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def saved_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration by dotted keys; a key introduced later has its default."""
+    return _defaults() | flat(config)
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return flat(plain_config(Config))
 
 
 def _below(key: str, groups: tuple[str, ...]) -> bool:

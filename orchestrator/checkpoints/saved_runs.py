@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoints import model_folder
-from orchestrator.checkpoints.config_changes import flat
+from orchestrator.checkpoints.config_changes import saved_values
 from orchestrator.checkpoints.contents import (
     BROKEN,
     FIX,
@@ -192,7 +192,7 @@ class SavedRuns:
         with reading(path, f"{PROGRESS} is not what a run writes", FIX):
             place = from_plain(Place if alone else Progress, progress)
             if isinstance(place, Progress) and place.own:  # only PPO has a state of this kind
-                check_noted(place.own, flat(manifest.config).get("algorithm.kl.control", "fixed"))
+                check_noted(place.own, saved_values(manifest.config)["algorithm.kl.control"])
         check_places(path, place.checkpoints.values())
         check_name(path, place, manifest.number)
         notes: list[str] = []

@@ -1,12 +1,9 @@
-"""Operating-system access to processes: end a worker's process, and the age of this one."""
+"""End a worker's process without waiting for Ray."""
 
 from __future__ import annotations
 
-import os
 import platform
-import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import psutil
 
@@ -33,10 +30,3 @@ def end_here(infos: Iterable[RoleInfo], title: str) -> None:
                 process.kill()
         except psutil.Error:
             continue
-
-
-def process_seconds() -> float:
-    """Age of this process in seconds; changes of the system clock have no effect."""
-    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds after boot; field 22 of proc(5)
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - began

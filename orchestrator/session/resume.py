@@ -20,8 +20,8 @@ from orchestrator.checkpoints.config_changes import (
     DATE,
     Changes,
     compare_config,
-    flat,
     require_fitting,
+    saved_values,
 )
 from orchestrator.checkpoints.contents import MANIFEST, number_of
 from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
@@ -276,7 +276,7 @@ def _nothing(path: Path) -> MissingCheckpointError:
 
 def run_date(config: Config, saved: SavedRun | None) -> str:
     """The date for chat templates: the configured one, or the day on which the run started."""
-    before = flat(saved.config).get(DATE) if saved else ""
+    before = saved_values(saved.config)[DATE] if saved else ""
     return config.data.date or str(before or "") or datetime.date.today().isoformat()
 
 

@@ -119,7 +119,7 @@ def test_a_lost_server_of_ray_does_not_hold_a_run_up(
     assert code == 7
     assert moment != "shutdown", "everything was done"
     assert name in run.text()
-    assert "out of memory" not in run.text()
+    assert "memory" not in run.text().partition("error: ")[2]  # the plan has the word, too
     assert "resume" in run.text() or "start the same command again" in run.text()
     assert name in (run.folder / "error.log").read_text()
     if moment == "stage":

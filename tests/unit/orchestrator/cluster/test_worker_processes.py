@@ -7,13 +7,11 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
-from orchestrator.cluster.worker_processes import end_here, process_seconds
+from orchestrator.cluster.worker_processes import end_here
 from workers.records.processes import RoleInfo
 
 TITLE = "ray::_RewardActor.score_shards"
@@ -47,9 +45,3 @@ def test_one_that_is_stopped_ends_at_once(worker: subprocess.Popen[bytes]) -> No
 def test_others_are_spared(worker: subprocess.Popen[bytes], title: str, node: str) -> None:
     end_here([info(worker.pid, node)], title)
     assert worker.poll() is None
-
-
-def test_the_age_of_a_process_does_not_hang_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    by_clock = time.time() - psutil.Process().create_time()  # noqa: TID251
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert process_seconds() == pytest.approx(by_clock, abs=2.0)
