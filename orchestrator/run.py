@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from orchestrator.command_line.arguments import prepare
 from orchestrator.command_line.earlier_run import Command, configuration
 from orchestrator.command_line.errors import explain, reject_unknown_keys
+from orchestrator.command_line.key_help import key_help
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import Plan, make_plan, render_plan
 from orchestrator.preflight import hub_models
@@ -60,6 +61,9 @@ def main() -> int:
         codes.append(execute(composed, began=time.monotonic() if codes else None))
 
     def compose_and_run() -> None:
+        if (text := key_help(sys.argv[1:])) is not None:
+            tell(text)
+            return
         sys.argv[1:] = [may_add(argument) for argument in prepare(sys.argv[1:])]
         try:
             job()

@@ -29,8 +29,10 @@ class Accelerator(Enum):
 class Placement(Enum):
     """How the workers of a role group are spread over the nodes."""
 
-    packed = "packed"  # on as few nodes as possible
-    apart = "apart"  # each role group on separate nodes if there are enough
+    packed = "packed"
+    """On as few nodes as possible."""
+    apart = "apart"
+    """Each role group on separate nodes if there are enough."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,9 +40,13 @@ class RoleResources:
     """Number of workers of a role, and the resources that each one reserves from Ray."""
 
     workers: int = positive(1, 10_000)
-    cpus: float = at_least(0, 0.25)  # per worker
-    gpus: float = at_least(0, 0.0)  # per worker
-    threads: int = positive(1, 1024)  # OpenMP threads per worker
+    """Processes of the role: engines, replicas, or ranks of one ZeRO group."""
+    cpus: float = at_least(0, 0.25)
+    """CPU cores per worker."""
+    gpus: float = at_least(0, 0.0)
+    """GPUs per worker."""
+    threads: int = positive(1, 1024)
+    """OpenMP threads per worker."""
 
     def check(self, key: str) -> None:
         """Check that `gpus` is a whole number when it is above 1."""
@@ -55,10 +61,15 @@ class RolesConfig:
     """Resources of each role group."""
 
     rollout: RoleResources = field(default_factory=RoleResources)
+    """Engines that generate; each serves the whole policy."""
     reward: RoleResources = field(default_factory=RoleResources)
+    """Replicas that score responses."""
     reference: RoleResources = field(default_factory=RoleResources)
+    """Replicas of the frozen reference model."""
     policy: RoleResources = field(default_factory=RoleResources)
+    """Ranks that train the policy."""
     critic: RoleResources = field(default_factory=RoleResources)
+    """Ranks that train the reward model, then the critic."""
 
     def of(self, role: RoleName) -> RoleResources:
         """The resources of one role group."""
@@ -69,13 +80,21 @@ class RolesConfig:
 class ClusterConfig:
     """The Ray cluster, the resources of its nodes, and the placement of the roles."""
 
-    # "local" starts a cluster on this machine; "auto" or HOST:PORT joins a running one
     address: str = needed("local")
+    """local starts a cluster on this machine; auto or HOST:PORT joins a running one."""
     accelerator: Accelerator = Accelerator.cpu
+    """What models compute on."""
     nodes: int = positive(1, 10_000)
+    """Nodes that the plan places the roles on."""
     cpus_per_node: float = positive(2.0)
+    """CPU cores per node that the plan may hand out."""
     gpus_per_node: int = at_least(0, 0, 1024)
-    gpu_memory_gib: float = positive(80.0)  # per GPU; the plan rejects models that do not fit
-    object_store_mib: int = positive(512)  # only with address=local
+    """GPUs per node that the plan may hand out."""
+    gpu_memory_gib: float = positive(80.0)
+    """Memory of one GPU; the plan rejects models that do not fit."""
+    object_store_mib: int = positive(512)
+    """Ray's shared object store; only with address=local."""
     placement: Placement = Placement.packed
+    """How role groups share nodes."""
     roles: RolesConfig = field(default_factory=RolesConfig)
+    """Workers and resources of each role."""

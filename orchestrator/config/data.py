@@ -22,14 +22,17 @@ class DataSourceKind(Enum):
 class TrainOn(Enum):
     """Which turns of a dialogue are targets."""
 
-    last = "last"  # the last assistant turn
-    all = "all"  # every assistant turn
+    last = "last"
+    """The last assistant turn."""
+    all = "all"
+    """Every assistant turn."""
 
 
 class AddBosToken(Enum):
     """Whether plain text starts with the BOS token; stored in the tokenizer's configuration."""
 
-    auto = "auto"  # the given tokenizer's own behaviour
+    auto = "auto"
+    """The given tokenizer's own behaviour."""
     always = "always"
     never = "never"
 
@@ -37,24 +40,28 @@ class AddBosToken(Enum):
 class OnBadLine(Enum):
     """What happens when a line of a data file does not parse."""
 
-    fail = "fail"  # the run stops
-    drop = "drop"  # the line is dropped and counted
+    fail = "fail"
+    """The run stops."""
+    drop = "drop"
+    """The line is dropped and counted."""
 
 
 class PersonalData(Enum):
     """What happens to training rows with e-mail addresses, phone or card numbers and the like."""
 
     keep = "keep"
-    drop = "drop"  # rows are dropped, and counted per kind of personal data
+    drop = "drop"
+    """Rows are dropped, and counted per kind of personal data."""
 
 
 class RowOrder(Enum):
     """Order of the demonstrations in training; rows of other kinds are always shuffled."""
 
-    shuffled = "shuffled"  # each data set is shuffled again for each pass over it
-    # the rows of `length_group_batches` batches are sorted by length and split into new batches,
-    # whose order is then shuffled
+    shuffled = "shuffled"
+    """Each data set is shuffled again for each pass over it."""
     length_grouped = "length_grouped"
+    """The rows of `length_group_batches` batches are sorted by length and split into new batches,
+    whose order is then shuffled."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,12 +69,19 @@ class FilesConfig:
     """One data set of weight 1 per key, and the token limits of all data sets."""
 
     demonstrations: str = path("")
-    rankings: str = path("")  # a data set of kind comparisons
+    """A data set of kind demonstrations: prompts with the response to imitate."""
+    rankings: str = path("")
+    """A data set of kind comparisons."""
     prompts: str = path("")
+    """A data set of kind prompts, for PPO."""
     evaluation_prompts: str = path("")
+    """A data set of kind evaluation_prompts; "" = held-out prompts are used."""
     pretraining: str = path("")
-    max_prompt_tokens: int = positive(1024)  # longer prompts are dropped and counted
-    max_completion_tokens: int = positive(1024)  # longer completions are truncated and counted
+    """A data set of kind pretraining: plain text for pretraining and PPO-ptx."""
+    max_prompt_tokens: int = positive(1024)
+    """Longer prompts are dropped and counted."""
+    max_completion_tokens: int = positive(1024)
+    """Longer completions are truncated and counted."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,10 +89,11 @@ class PocketWorldConfig:
     """The synthetic pocket world: its seed and the labeler's noise."""
 
     seed: int = any_seed(0)
-    # standard deviation of the noise added to the hidden score of each completion
+    """Seed of the world: its facts, texts, prompts and labelers."""
     label_noise: float = at_least(0, 0.5)
-    # completions whose noisy scores differ by less than this are ranked equal
+    """Standard deviation of the noise added to the hidden score of each completion."""
     tie_width: float = at_least(0, 0.25)
+    """Completions whose noisy scores differ by less than this are ranked equal."""
 
 
 def _check_date(date: str) -> None:
@@ -95,31 +110,43 @@ class DataConfig:
     """Where examples come from."""
 
     source: DataSourceKind = DataSourceKind.pocket
+    """Where rows come from: the simulated pocket world, or files."""
     pocket: PocketWorldConfig = field(default_factory=PocketWorldConfig)
+    """The simulated world (source: pocket)."""
     files: FilesConfig = field(default_factory=FilesConfig)
-    # name -> DataSetConfig. Declared as Any because Hydra cannot add to a dictionary of dataclasses
-    # from the command line; __post_init__ converts each entry to DataSetConfig.
+    """One data set per kind (source: files); data.sets.NAME adds more."""
     sets: dict[str, Any] = field(default_factory=dict)
-    # auto = the tokenizer's template | default = the built-in template | path of a Jinja file
+    """Name -> DataSetConfig. Declared as Any because Hydra cannot add to a dictionary of
+    dataclasses from the command line; __post_init__ converts each entry to DataSetConfig."""
     chat_template: str = path("auto", needed=True)
-    date: str = ""  # date given to chat templates; "" = the day the run started, saved with the run
-    add_bos_token: AddBosToken = AddBosToken.auto  # BOS before plain text; auto = the tokenizer's
-    train_on: TrainOn = TrainOn.last  # assistant turns of a dialogue that are targets: last | all
-    on_bad_line: OnBadLine = OnBadLine.fail  # a line that does not parse: fail | drop
-    heldout_fraction: float = between(0, 0.1, 1)  # of users, or of prompts without a user
-    # index of the held-out part, 0 <= fold < 1 / heldout_fraction; the parts are disjoint, for
-    # cross-validation
+    """auto = the tokenizer's template | default = the built-in template | path of a Jinja file."""
+    date: str = ""
+    """Date given to chat templates; "" = the day the run started, saved with the run."""
+    add_bos_token: AddBosToken = AddBosToken.auto
+    """BOS before plain text; auto = the tokenizer's."""
+    train_on: TrainOn = TrainOn.last
+    """Assistant turns of a dialogue that are targets."""
+    on_bad_line: OnBadLine = OnBadLine.fail
+    """What happens to a line that does not parse."""
+    heldout_fraction: float = between(0, 0.1, 1)
+    """Fraction of users, or of prompts without a user, that is held out."""
     heldout_fold: int = at_least(0, 0)
-    # prompts whose first characters (this many) are equal count as duplicates; 0 = off
+    """Index of the held-out part, 0 <= fold < 1 / heldout_fraction; the parts are disjoint, for
+    cross-validation."""
     dedup_prefix_characters: int = at_least(0, 0)
-    max_rows_per_user: int = at_least(0, 0)  # per kind of row; 0 = no limit (InstructGPT: 200)
-    pii: PersonalData = PersonalData.keep  # training rows with personal data: keep | drop
-    order: RowOrder = RowOrder.shuffled  # of demonstrations: shuffled | length_grouped
-    length_group_batches: int = positive(50)  # batches sorted together when length_grouped
-    # size of the cache of tokenised rows for later commands; 0 = off. Does not change results
+    """Prompts whose first characters (this many) are equal count as duplicates; 0 = off."""
+    max_rows_per_user: int = at_least(0, 0)
+    """Most rows of one user per kind of row; 0 = no limit (InstructGPT: 200)."""
+    pii: PersonalData = PersonalData.keep
+    """What happens to training rows with personal data."""
+    order: RowOrder = RowOrder.shuffled
+    """Order of demonstrations."""
+    length_group_batches: int = positive(50)
+    """Batches sorted together when length_grouped."""
     cache_mib: int = at_least(0, 2048)
-    # processes that render and tokenise; 1 = the main process only. Does not change results
+    """Size of the cache of tokenised rows for later commands; 0 = off. Does not change results."""
     workers: int = positive(1, 1024)
+    """Processes that render and tokenise; 1 = the main process only. Does not change results."""
 
     def __post_init__(self) -> None:
         given = cast("object", self.sets)

@@ -23,15 +23,20 @@ if TYPE_CHECKING:
 class DataSetConfig:
     """One data set. Data sets of the same kind are mixed in proportion to their weights."""
 
-    kind: SetKind  # demonstrations | comparisons | prompts | evaluation_prompts | pretraining
-    # a file, a folder, or the id of a Hugging Face data set
+    kind: SetKind
+    """What its rows are used as."""
     path: str = field(metadata=PATH)
-    format: str = "auto"  # auto | jsonl | json | parquet | csv | text | datasets
-    # canonical column name -> column name in this data set, where it is not recognised by itself
+    """A file, a folder, or the id of a Hugging Face data set."""
+    format: str = "auto"
+    """auto | jsonl | json | parquet | csv | text | datasets."""
     columns: dict[str, Any] = field(default_factory=dict)
-    split: str = "train"  # of a Hugging Face data set
-    subset: str = ""  # of a Hugging Face data set
-    weight: float = positive(1.0)  # share among the data sets of the same kind; only ratios matter
+    """Canonical column name -> column name in this data set, where it is not recognised."""
+    split: str = "train"
+    """Split of a Hugging Face data set."""
+    subset: str = ""
+    """Configuration of a Hugging Face data set."""
+    weight: float = positive(1.0)
+    """Share among the data sets of the same kind; only ratios matter."""
 
 
 KEYS = tuple(each.name for each in fields(DataSetConfig))

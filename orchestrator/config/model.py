@@ -12,10 +12,14 @@ from workers.errors import ConfigError
 class Attention(Enum):
     """Attention implementation (of transformers) in trainers and frozen models."""
 
-    sdpa = "sdpa"  # PyTorch's own kernels
-    eager = "eager"  # plain matrix products; every family has it
-    flash_attention_2 = "flash_attention_2"  # GPU, extra package
-    flash_attention_3 = "flash_attention_3"  # GPU, extra package
+    sdpa = "sdpa"
+    """PyTorch's own kernels."""
+    eager = "eager"
+    """Plain matrix products; every family has it."""
+    flash_attention_2 = "flash_attention_2"
+    """GPU, extra package."""
+    flash_attention_3 = "flash_attention_3"
+    """GPU, extra package."""
     flex_attention = "flex_attention"
 
 
@@ -24,12 +28,19 @@ class PocketModelConfig:
     """Size of a from-scratch Llama-architecture model of the pocket world."""
 
     hidden_size: int = positive(128, 1_000_000)
+    """Width of the residual stream."""
     layers: int = positive(4, 10_000)
+    """Transformer blocks."""
     heads: int = positive(4, 10_000)
+    """Query heads per block."""
     kv_heads: int = positive(4, 10_000)
+    """Key and value heads per block; divides `heads`."""
     intermediate_size: int = positive(352, 1_000_000)
+    """Width of the feed-forward layers."""
     max_position_embeddings: int = positive(128)
+    """Longest sequence."""
     tie_word_embeddings: bool = True
+    """Input and output embeddings share their weights."""
 
     def check(self, key: str) -> None:
         """Check that heads divide hidden_size, and kv_heads divide heads."""
@@ -45,25 +56,36 @@ class PocketModelConfig:
 class CheckpointPaths:
     """Hugging Face model folders; "" = a stage of this run trains the model."""
 
-    # start of pretraining on files: freshly initialised weights, or a model to train further
     initial: str = path("")
+    """Start of pretraining on files: freshly initialised weights, or a model to train further."""
     base: str = path("")
+    """The pretrained model: start of SFT."""
     sft: str = path("")
+    """The SFT model: start of reward model and policy, and the reference."""
     reward_model: str = path("")
+    """The reward model that PPO optimises."""
     ppo: str = path("")
+    """A model trained by PPO, to evaluate."""
     ppo_ptx: str = path("")
-    large: str = path("")  # the larger base model that pocket_scale compares with
-    critic: str = path("")  # initial weights of the critic; "" = algorithm.critic_init
+    """A model trained by PPO-ptx, to evaluate."""
+    large: str = path("")
+    """The larger base model that pocket_scale compares with."""
+    critic: str = path("")
+    """Initial weights of the critic; "" = algorithm.critic_init."""
 
 
 @dataclass(slots=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters in SFT, reward model, policy and critic; never in pretraining."""
 
-    rank: int = at_least(0, 0)  # 0 = off: all weights are trained
-    alpha: float = positive(16.0)  # the update is alpha / rank * B A
-    dropout: float = fraction(0.0)  # on adapter inputs; SFT and reward model only
-    target: list[str] = field(default_factory=lambda: ["all-linear"])  # or names: [q_proj,v_proj]
+    rank: int = at_least(0, 0)
+    """Rank of the adapters; 0 = off: all weights are trained."""
+    alpha: float = positive(16.0)
+    """Scale of the adapters: the update is alpha / rank * B A."""
+    dropout: float = fraction(0.0)
+    """Dropout on adapter inputs; SFT and reward model only."""
+    target: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Linear layers that get adapters: [all-linear], or names: [q_proj,v_proj]."""
 
     def check(self, key: str) -> None:
         """Check that at least one layer gets an adapter."""
@@ -78,13 +100,19 @@ class ModelConfig:
     """The models: given checkpoints, or pocket models trained from scratch."""
 
     checkpoints: CheckpointPaths = field(default_factory=CheckpointPaths)
+    """Folders of given models; a stage that the run contains needs none."""
     pocket: PocketModelConfig = field(default_factory=PocketModelConfig)
-    large: PocketModelConfig = field(default_factory=PocketModelConfig)  # stage pretrain_large
+    """Shape of the model that is pretrained from scratch."""
+    large: PocketModelConfig = field(default_factory=PocketModelConfig)
+    """Shape of the model of stage pretrain_large."""
     attention: Attention = Attention.sdpa
+    """Attention kernels of trainers, reference and reward model."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower steps."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    # Weights that stay fixed after pretraining: patterns of their names, or `embeddings`.
+    """Low-rank adapters instead of training all weights."""
     freeze: list[str] = field(default_factory=list)
+    """Weights that stay fixed after pretraining: patterns of their names, or `embeddings`."""
 
     def check(self, key: str) -> None:
         """Check that `freeze` is not combined with LoRA, which freezes all base weights."""

@@ -48,6 +48,10 @@ class Range:
         low = f"above {self.low:,g}" if self.open_low else f"at least {_number(self.low)}"
         return f"{low} and {'below' if self.open_high else 'at most'} {_number(self.high)}"
 
+    def short(self) -> str:
+        """The range in words, without a bound that only keeps arithmetic finite."""
+        return self.words().partition(" and ")[0] if self.high >= _MOST_COUNT else self.words()
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

@@ -33,11 +33,17 @@ class StageSteps:
     """One number per training stage: optimizer steps; for PPO, iterations."""
 
     pretrain: int = at_least(0, 250)
+    """Optimizer steps between two checkpoints."""
     sft: int = at_least(0, 50)
+    """Optimizer steps between two checkpoints."""
     reward_model: int = at_least(0, 50)
+    """Optimizer steps between two checkpoints."""
     ppo: int = at_least(0, 5)
+    """Iterations between two checkpoints."""
     ppo_ptx: int = at_least(0, 5)
+    """Iterations between two checkpoints."""
     pretrain_large: int = at_least(0, 250)
+    """Optimizer steps between two checkpoints."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,12 +53,18 @@ class CheckpointConfig:
     The end of a stage is always saved, and so are the labeled rankings of the reward model.
     """
 
-    every_steps: int | None = at_least(0, None)  # interval in every stage; null = stage_steps
-    stage_steps: StageSteps = field(default_factory=StageSteps)  # 0 = none within the stage
-    keep_last: int = positive(2)  # number of newest checkpoints to keep
-    keep_every: int = at_least(0, 0)  # also keep checkpoints whose step is a multiple; 0 = off
-    keep_best: str = ""  # PPO metric, e.g. ppo/score_mean: also keep its best checkpoint; "" = off
+    every_steps: int | None = at_least(0, None)
+    """Steps between two checkpoints in every stage; null = stage_steps."""
+    stage_steps: StageSteps = field(default_factory=StageSteps)
+    """Interval of each stage; 0 = none within the stage."""
+    keep_last: int = positive(2)
+    """Number of newest checkpoints to keep."""
+    keep_every: int = at_least(0, 0)
+    """Also keep checkpoints whose step is a multiple; 0 = off."""
+    keep_best: str = ""
+    """PPO metric, e.g. ppo/score_mean: also keep its best checkpoint; "" = off."""
     best_is: Best = Best.highest
+    """Whether the best value of `keep_best` is the highest or the lowest."""
 
     def steps(self, stage: str) -> int:
         """Steps between two checkpoints of a stage; 0 = no checkpoint within the stage."""
@@ -65,52 +77,71 @@ class CheckpointConfig:
 class SupervisionConfig:
     """When a worker counts as lost, and how often it is restarted."""
 
-    # interval between two probes of each worker, busy or idle
     probe_seconds: float = seconds(10.0)
-    probes_to_condemn: int = positive(3)  # a worker is lost after this many unanswered in a row
-    # a busy worker counts as hung after this long without a model pass or an engine step
+    """Interval between two probes of each worker, busy or idle."""
+    probes_to_condemn: int = positive(3)
+    """A worker is lost after this many unanswered in a row."""
     stall_seconds: float = seconds(600.0)
-    max_restarts: int = at_least(0, 3)  # per worker within the window; 0 = a loss ends the run
+    """A busy worker counts as hung after this long without a model pass or an engine step."""
+    max_restarts: int = at_least(0, 3)
+    """Restarts per worker within the window; 0 = a loss ends the run."""
     restart_window_seconds: float = seconds(3600.0)
+    """Window in which the restarts of a worker are counted."""
 
 
 class InputCheck(Enum):
     """How a resumed run detects changes of its data, models and functions."""
 
-    stat = "stat"  # by size and modification time; files up to 64 MiB by content
-    hash = "hash"  # all files by content
-    skip = "skip"  # no check
+    stat = "stat"
+    """By size and modification time; files up to 64 MiB by content."""
+    hash = "hash"
+    """All files by content."""
+    skip = "skip"
+    """No check."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RunConfig:
     """Where the run writes, and its deadlines."""
 
-    # the run folder itself; conf/config.yaml appends experiment and time
     dir: str = path("outputs", needed=True)
-    overwrite: bool = False  # allow a non-empty run folder
-    plan_only: bool = False  # print the plan, check all given inputs, and stop
-    role_start_seconds: float = seconds(300.0)  # deadline for the start of a role
-    call_seconds: float = seconds(1800.0)  # deadline for one call to a role
-    collective_seconds: float = seconds(300.0)  # deadline for one collective operation
-    # on resume, refuse data, models and functions that changed since the checkpoint
+    """The run folder itself; conf/config.yaml appends experiment and time."""
+    overwrite: bool = False
+    """Allow a non-empty run folder."""
+    plan_only: bool = False
+    """Print the plan, check all given inputs, and stop."""
+    role_start_seconds: float = seconds(300.0)
+    """Deadline for the start of a role."""
+    call_seconds: float = seconds(1800.0)
+    """Deadline for one call to a role."""
+    collective_seconds: float = seconds(300.0)
+    """Deadline for one collective operation."""
     verify_inputs: InputCheck = InputCheck.stat
+    """On resume, refuse data, models and functions that changed since the checkpoint."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When checkpoints of the run are saved, and which are kept."""
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
-    # how long the run may take after SIGTERM to reach the next step boundary; 0 = stop at once
+    """How lost workers are detected and how often they are restarted."""
     grace_seconds: float = seconds(30.0, or_none=True)
+    """How long the run may take after SIGTERM to reach the next step boundary; 0 = stop at once."""
 
 
 @dataclass(slots=True, kw_only=True)
 class LoggerConfig:
     """Metric sinks in addition to metrics.jsonl."""
 
-    live: bool = True  # live view on a terminal; plain lines if the output is no terminal
+    live: bool = True
+    """Live view on a terminal; plain lines if the output is no terminal."""
     wandb: bool = False
+    """Also send metrics to Weights & Biases."""
     wandb_project: str = needed("rehearsal")
-    wandb_mode: str = needed("offline")  # online | offline
+    """Project in Weights & Biases."""
+    wandb_mode: str = needed("offline")
+    """Mode of Weights & Biases: online or offline."""
     tensorboard: bool = False
-    sink_seconds: float = seconds(5.0)  # a sink that takes longer is dropped with one warning
+    """Also write metrics for TensorBoard into the run folder."""
+    sink_seconds: float = seconds(5.0)
+    """A sink that takes longer is dropped with one warning."""
 
     def check(self, key: str) -> None:
         """Check that wandb_mode is online or offline."""

@@ -1,6 +1,6 @@
 """The typed configuration of a whole run, composed of the sections of this package.
 
-Units are in the names or the comments: prompts, sequences, tokens, seconds. Ranges are declared
+Units are in the names or in the text below each field. Ranges are declared
 with the fields (orchestrator.config.ranges); creating a Config checks them and calls each
 section's `check`. Checks across sections are in `orchestrator.planning.plan`.
 """
@@ -30,26 +30,42 @@ class Config:
     """A whole run."""
 
     experiment: str = name("custom")
+    """Name of the experiment: part of the run folder, found again by resume=latest."""
     seed: int = any_seed(0)
-    # auto = the run in run.dir | latest = the newest run of this experiment | a run folder or
-    # checkpoint; "" = do not resume
+    """Seed of sampling, data order and initial weights."""
     resume: str = path("")
-    # run folder whose config.yaml is run again in a new folder; "" = off
+    """auto = the run in run.dir | latest = the newest run of this experiment | a run folder or
+    checkpoint; "" = do not resume."""
     rerun: str = path("")
+    """Run folder whose config.yaml is run again in a new folder; "" = off."""
     stages: list[StageName] = field(default_factory=list)
+    """Stages to run, in order."""
     run: RunConfig = field(default_factory=RunConfig)
+    """Run folder, deadlines, checkpoints and supervision."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Given models, and how models compute."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Data sets and what is done to their rows."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """DeepSpeed ZeRO, memory and batching of policy and critic."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Generation engines and weight sync."""
     reward: RewardConfig = field(default_factory=RewardConfig)
+    """Source of the rewards."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """Stage pretrain."""
     sft: SFTConfig = field(default_factory=SFTConfig)
+    """Stage sft."""
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """Stage reward_model."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    """Stages ppo and ppo_ptx."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Stage evaluate."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Nodes, and workers per role."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Where metrics are sent besides the run folder."""
 
     def __post_init__(self) -> None:
         check_tree(self)

@@ -13,30 +13,39 @@ from workers.errors import ConfigError
 class OldLogprobs(Enum):
     """Source of the old logprobs in PPO's probability ratio."""
 
-    trainer = "trainer"  # computed by the policy trainer before the first update
-    rollout = "rollout"  # the engine's, from sampling; saves the trainer's pass
+    trainer = "trainer"
+    """Computed by the policy trainer before the first update."""
+    rollout = "rollout"
+    """The engine's, from sampling; saves the trainer's pass."""
 
 
 class CriticInit(Enum):
     """Initial weights of the critic."""
 
-    reward_model = "reward_model"  # as in InstructGPT; the SFT model if a function gives rewards
-    sft = "sft"  # the SFT model with a value head of zeros
+    reward_model = "reward_model"
+    """As in InstructGPT; the SFT model if a function gives rewards."""
+    sft = "sft"
+    """The SFT model with a value head of zeros."""
 
 
 class OnNonFinite(Enum):
     """Reaction to NaN or infinity in training; the rows at fault are first saved in samples/."""
 
-    stop = "stop"  # end the run
-    skip = "skip"  # skip the optimizer step; if detected before the update, roll back
-    roll_back = "roll_back"  # to the newest checkpoint, and leave out the rows that caused it
+    stop = "stop"
+    """End the run."""
+    skip = "skip"
+    """Skip the optimizer step; if detected before the update, roll back."""
+    roll_back = "roll_back"
+    """To the newest checkpoint, and leave out the rows that caused it."""
 
 
 class OnLimit(Enum):
     """Reaction to a KL above the limit."""
 
-    stop = "stop"  # end the run
-    roll_back = "roll_back"  # to the newest checkpoint, and continue with twice the KL coefficient
+    stop = "stop"
+    """End the run."""
+    roll_back = "roll_back"
+    """To the newest checkpoint, and continue with twice the KL coefficient."""
 
 
 class KLControl(Enum):
@@ -56,8 +65,10 @@ class RewardKind(Enum):
 class TextBridge(Enum):
     """How the policy's tokens are passed to the reward model."""
 
-    tokens = "tokens"  # unchanged token ids; both models must share a tokenizer
-    text = "text"  # decode with the policy's tokenizer, encode with the reward model's
+    tokens = "tokens"
+    """Unchanged token ids; both models must share a tokenizer."""
+    text = "text"
+    """Decode with the policy's tokenizer, encode with the reward model's."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,15 +76,19 @@ class RewardConfig:
     """The rewards of PPO: a reward model or a function."""
 
     kind: RewardKind = RewardKind.model
-    function: str = ""  # "package.module:callable" (prompts, responses) -> list[float]
-    # timeout per call of the function; 0 = none
+    """Source of the rewards."""
+    function: str = ""
+    """The function as package.module:callable, (prompts, responses) -> list[float]."""
     function_seconds: float = seconds(300.0, or_none=True)
-    # retries for sequences whose call raised, timed out, or returned no number
+    """Timeout per call of the function; 0 = none."""
     function_retries: int = at_least(0, 1)
-    # subtracted from the function's reward of a truncated response, in the function's units
+    """Retries for sequences whose call raised, timed out, or returned no number."""
     function_missing_eos_penalty: float = at_least(0, 0.0)
-    bridge: TextBridge = TextBridge.tokens  # input of the reward model: tokens | text
-    micro_batch_tokens: int = positive(8192)  # per forward pass of the reward and reference models
+    """Subtracted from the function's reward of a truncated response, in the function's units."""
+    bridge: TextBridge = TextBridge.tokens
+    """Input of the reward model."""
+    micro_batch_tokens: int = positive(8192)
+    """Maximum tokens per forward pass of the reward and reference models."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,13 +96,17 @@ class PretrainConfig:
     """Next-token training on the pocket world's web text, or on `data.files.pretraining`."""
 
     steps: int = positive(1500)
+    """Optimizer steps."""
     documents_per_step: int = positive(32)
-    row_tokens: int = positive(128)  # documents are packed into rows of this length; also for ptx
+    """Documents per optimizer step."""
+    row_tokens: int = positive(128)
+    """Documents are packed into rows of this length; also for ptx."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-3, warmup_steps=50, weight_decay=0.01
         )
     )
+    """AdamW and its schedule."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,44 +114,58 @@ class SFTConfig:
     """Supervised fine-tuning on demonstrations; loss on response tokens only."""
 
     steps: int = positive(150)
-    # passes over the demonstrations instead of `steps`; 0 = use `steps`
+    """Optimizer steps."""
     epochs: int = at_least(0, 0)
-    # rows per optimizer step, pretraining text included
+    """Passes over the demonstrations instead of `steps`; 0 = use `steps`."""
     demonstrations_per_step: int = positive(32)
-    # fraction of these rows that is pretraining text (paper: .1)
+    """Rows per optimizer step, pretraining text included."""
     pretraining_fraction: float = fraction(0.0)
-    # true: pretraining text fills rows of pretrain.row_tokens tokens; false: one document per row
+    """Fraction of these rows that is pretraining text (paper: .1)."""
     pretraining_full_rows: bool = False
-    # demonstrations are packed into rows of this many tokens and attend only to themselves; 0 = off
+    """true: pretraining text fills rows of pretrain.row_tokens tokens; false: one document per row.
+    """
     pack_tokens: int = at_least(0, 0)
+    """Demonstrations are packed into rows of this many tokens and attend only to themselves; 0 =
+    off."""
     validation_demonstrations: int = positive(256)
-    # paper: .2; 0 = off, null = the value in the checkpoint's config.json
+    """Held-out demonstrations for the validation loss."""
     dropout: float | None = fraction(None)
+    """Dropout in this stage (paper: .2); 0 = off, null = as the checkpoint's config.json says."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
     )
+    """AdamW and its schedule."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RewardModelConfig:
     """Reward modelling on K-way rankings."""
 
-    prompts: int = positive(2048)  # prompts to sample and label (pocket world)
-    max_rankings: int = at_least(0, 0)  # use only this many training rankings, the first; 0 = all
-    min_completions: int = between(2, 4, 9)  # K is drawn per prompt from [min, max]
+    prompts: int = positive(2048)
+    """Prompts to sample and label (pocket world)."""
+    max_rankings: int = at_least(0, 0)
+    """Use only this many training rankings, the first; 0 = all."""
+    min_completions: int = between(2, 4, 9)
+    """Smallest K; K is drawn per prompt from [min, max]."""
     max_completions: int = between(2, 9, 9)
-    # fraction of completions sampled from the base model; the rest come from the SFT model
+    """Largest K."""
     base_fraction: float = fraction(0.25)
-    # of the sampled completions; above 1 adds unusual ones, which PPO may find later and which
-    # the reward model would otherwise never have seen
+    """Fraction of completions sampled from the base model; the rest come from the SFT model."""
     temperature: float = positive(1.0)
+    """Sampling temperature of the completions; above 1 adds unusual ones, which PPO may find later
+    and which the reward model would otherwise never have seen."""
     heldout_prompts: int = positive(256)
+    """Prompts whose rankings measure the reward model and do not train it."""
     epochs: int = positive(1)
+    """Passes over the training rankings (paper: 1)."""
     prompts_per_step: int = positive(16)
-    bias_demonstrations: int = positive(256)  # the bias is set so that their mean score is 0
+    """Rankings per optimizer step."""
+    bias_demonstrations: int = positive(256)
+    """Demonstrations whose mean score becomes 0 through the bias."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
     )
+    """AdamW and its schedule."""
 
     def check(self, key: str) -> None:
         """Check that min_completions <= max_completions."""
@@ -149,23 +182,31 @@ class KLConfig:
     """Per-token KL penalty against the SFT model."""
 
     control: KLControl = KLControl.fixed
-    coefficient: float = at_least(0, 0.05)  # reward units per nat; the initial value when adaptive
-    target: float = positive(6.0)  # nats per sequence (adaptive)
-    horizon: int = positive(10_000)  # sequences (adaptive)
-    # mean KL of an iteration, in nats per sequence, above which `on_limit` applies; 0 = no limit
+    """Whether the coefficient is fixed or adapted."""
+    coefficient: float = at_least(0, 0.05)
+    """Weight of the KL in the reward, in reward units per nat; the initial value when adaptive."""
+    target: float = positive(6.0)
+    """KL that the controller aims at, in nats per sequence (adaptive)."""
+    horizon: int = positive(10_000)
+    """Time scale of the controller, in sequences (adaptive)."""
     limit: float = at_least(0, 0.0)
+    """Mean KL of an iteration, in nats per sequence, above which `on_limit` applies; 0 = no limit.
+    """
     on_limit: OnLimit = OnLimit.stop
+    """What happens above the limit."""
 
 
 @dataclass(slots=True, kw_only=True)
 class PtxConfig:
     """Pretraining gradient mixed into PPO (InstructGPT, equation 2)."""
 
-    coefficient: float = at_least(0, 0.5)  # weight of the mean token loss of pretraining text
+    coefficient: float = at_least(0, 0.5)
+    """Weight of the mean token loss of pretraining text."""
     documents_per_episode: float = positive(1.0)
-    # instead of documents: rows of pretrain.row_tokens tokens, filled with concatenated documents;
-    # 0 = use documents_per_episode
+    """Pretraining documents per trained sequence."""
     rows_per_episode: float = at_least(0, 0.0)
+    """Instead of documents: rows of pretrain.row_tokens tokens, filled with concatenated documents;
+    0 = use documents_per_episode."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,48 +214,67 @@ class AlgorithmConfig:
     """PPO as in InstructGPT. Batch sizes count sequences (episodes)."""
 
     iterations: int = positive(40)
-    # iterations by which generation runs ahead of training: sequences may be this many updates old
+    """Batches to sample and train on."""
     staleness: int = at_least(0, 0)
+    """Iterations by which generation runs ahead of training: sequences may be this many updates
+    old."""
     prompts_per_iteration: int = positive(128)
+    """Prompts per batch."""
     samples_per_prompt: int = positive(1)
-    sequences_per_minibatch: int = positive(32)  # one optimizer step per minibatch
-    epochs: int = positive(1)  # passes over the batch of an iteration
+    """Responses per prompt."""
+    sequences_per_minibatch: int = positive(32)
+    """Sequences per optimizer step."""
+    epochs: int = positive(1)
+    """Passes over the batch of an iteration."""
     gamma: float = fraction(1.0)
+    """Discount per token."""
     lam: float = fraction(0.95)
+    """Lambda of generalised advantage estimation: 1 = Monte Carlo returns, 0 = one step."""
     clip: float = positive(0.2)
+    """Probability ratios are clipped to 1 - clip .. 1 + clip in the policy's loss."""
     value_clip: float = positive(0.2)
-    # weight of a token's loss: min(trainer / engine probability, this); null = weight 1
+    """New values are clipped to this distance from the old ones in the critic's loss."""
     importance_cap: float | None = positive(None)
+    """Weight of a token's loss: min(trainer / engine probability, this); null = weight 1."""
     whiten_advantages: bool = True
-    # subtracted from the score of a truncated response, in standard deviations of the reward
-    # model's scores; null = nothing. For functions: reward.function_missing_eos_penalty
+    """Advantages of a batch get mean 0 and standard deviation 1."""
     missing_eos_penalty: float | None = at_least(0, 1.0)
+    """Subtracted from the score of a truncated response, in standard deviations of the reward
+    model's scores; null = nothing. For functions: reward.function_missing_eos_penalty."""
     old_logprobs: OldLogprobs = OldLogprobs.trainer
+    """Source of the old logprobs in the probability ratio."""
     kl: KLConfig = field(default_factory=KLConfig)
-    ptx: PtxConfig = field(default_factory=PtxConfig)  # used by the stage ppo_ptx
-    on_non_finite: OnNonFinite = OnNonFinite.stop  # in every training stage
+    """KL penalty against the reference."""
+    ptx: PtxConfig = field(default_factory=PtxConfig)
+    """Pretraining gradient of the stage ppo_ptx."""
+    on_non_finite: OnNonFinite = OnNonFinite.stop
+    """Reaction to NaN or infinity, in every training stage."""
     critic_init: CriticInit = CriticInit.reward_model
-    # number of first iterations in which only the critic is trained
+    """Initial weights of the critic."""
     critic_warmup_iterations: int = at_least(0, 0)
-    # decay per step of an average of the policy weights, which is then the saved policy; 0 = off
-    # (paper: .992)
+    """Number of first iterations in which only the critic is trained."""
     ema_decay: float = below_one(0.0)
-    # iterations between evaluations on held-out prompts, scored by the gold labeler if there is
-    # one, else by the reward; 0 = never
+    """Decay per step of an average of the policy weights, which is then the saved policy; 0 = off
+    (paper: .992)."""
     evaluate_every: int = at_least(0, 8)
+    """Iterations between evaluations on held-out prompts, scored by the gold labeler if there is
+    one, else by the reward; 0 = never."""
     evaluation_prompts: int = positive(128)
-    # rollouts per iteration saved in samples/rollouts.jsonl; null = all
+    """Held-out prompts answered and scored during training."""
     rollouts_kept: int | None = at_least(0, 4)
+    """Rollouts per iteration saved in samples/rollouts.jsonl; null = all."""
     policy_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-4, schedule=Schedule.constant, warmup_steps=10
         )
     )
+    """The policy's AdamW and its schedule."""
     critic_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=1e-3, schedule=Schedule.constant, warmup_steps=10
         )
     )
+    """The critic's AdamW and its schedule."""
 
     def check(self, key: str) -> None:
         """Check that the policy is trained at all, and that the KL controller is stable."""
