@@ -10,8 +10,8 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import RewardKind, TextBridge
 from workers.errors import ConfigError
+from workers.process.user_code import split_path
 from workers.user_functions.calls import Patience
-from workers.user_functions.code import split_path
 
 
 def check_reward(config: Config) -> None:

@@ -19,7 +19,7 @@ from orchestrator.config.training import RewardKind
 from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
-from workers.user_functions.code import words_of_output
+from workers.process.user_code import words_of_output
 
 
 def check_functions(config: Config) -> None:

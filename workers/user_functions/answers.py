@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from workers.process.caught_errors import Caught
-from workers.user_functions.code import kind_of, place_of, words_of
+from workers.process.user_code import kind_of, place_of, words_of
 from workers.user_functions.signature import Arguments, Bound
 
 _log = logging.getLogger(__name__)

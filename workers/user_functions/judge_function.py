@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from workers.data.rows.asked import Asked, as_messages, plain_text
 from workers.errors import JudgeError
+from workers.process.user_code import load_function
 from workers.user_functions.answers import Answering
 from workers.user_functions.calls import Caller, Patience
 from workers.user_functions.child_process import UserProcess
-from workers.user_functions.code import load_function
 from workers.user_functions.signature import JUDGE, Arguments, bind
 
 WHERE = "evaluate.judge_function"

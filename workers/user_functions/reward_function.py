@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.data.rows.asked import Asked, as_messages, plain_text
+from workers.process.user_code import load_function
 from workers.user_functions.answers import Answering
 from workers.user_functions.calls import Caller
 from workers.user_functions.child_process import UserProcess
-from workers.user_functions.code import load_function
 from workers.user_functions.signature import REWARD, Arguments, bind
 
 WHERE = "reward.function"

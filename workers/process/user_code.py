@@ -25,25 +25,8 @@ _MOST_CHARACTERS = 300  # limit for messages of user code
 
 
 def load_function(path: str, where: str, folder: str = "") -> Callable[..., Any]:
-    """Import `package.module:callable`.
-
-    Args:
-        path: What to import; after the colon comes a dotted path of attributes.
-        where: The configuration key that names it, for errors.
-        folder: First folder of the search; "" = Python's search path only.
-
-    Raises:
-        ConfigError: The path is malformed, the import raises, or the object is not callable.
-    """
-    module_name, names = split_path(path, where)
-    if folder and sys.path[:1] != [folder]:
-        sys.path.insert(0, folder)
-        importlib.invalidate_caches()
-    found: Any = _import(path, module_name, where)
-    if folder:
-        _refuse_shadowed(path, module_name.partition(".")[0], folder, where)
-    for name in names.split("."):
-        found = _attribute(found, name, path, where)
+    """As `load_object`; also raises ConfigError if the object is not callable."""
+    found = load_object(path, where, folder)
     if not callable(found):
         raise ConfigError(
             f"{path!r} is not callable: it is a {type(found).__name__}",
@@ -53,8 +36,32 @@ def load_function(path: str, where: str, folder: str = "") -> Callable[..., Any]
     return found
 
 
-def split_path(path: str, where: str) -> tuple[str, str]:
-    """Module and attributes of `package.module:callable`.
+def load_object(path: str, where: str, folder: str = "", what: str = "function") -> Any:
+    """Import `package.module:name`.
+
+    Args:
+        path: What to import; after the colon comes a dotted path of attributes.
+        where: The configuration key that names it, for errors.
+        folder: First folder of the search; "" = Python's search path only.
+        what: What the object should be, for errors.
+
+    Raises:
+        ConfigError: The path is malformed, or the import raises.
+    """
+    module_name, names = split_path(path, where, what)
+    if folder and sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+    found: Any = _import(path, module_name, where)
+    if folder:
+        _refuse_shadowed(path, module_name.partition(".")[0], folder, where)
+    for name in names.split("."):
+        found = _attribute(found, name, path, where, what)
+    return found
+
+
+def split_path(path: str, where: str, what: str = "function") -> tuple[str, str]:
+    """Module and attributes of `package.module:name`; `what` the name stands for, in errors.
 
     Raises:
         ConfigError: It is a file's path, or does not have this form.
@@ -62,20 +69,20 @@ def split_path(path: str, where: str) -> tuple[str, str]:
     module, _, names = path.partition(":")
     if "/" in path or "\\" in path or module.endswith(".py"):
         raise ConfigError(
-            f"{path!r} is the path of a file, not of a function",
+            f"{path!r} is the path of a file, not of a {what}",
             where=where,
-            fix=_for_file(module.replace("\\", "/"), names or "function"),
+            fix=_for_file(module.replace("\\", "/"), names or what),
         )
     if not names and "." in module and all(map(str.isidentifier, module.split("."))):
         head, _, last = module.rpartition(".")
         raise ConfigError(
-            f"{path!r} does not name a function", where=where, fix=f"write {head}:{last}"
+            f"{path!r} does not name a {what}", where=where, fix=f"write {head}:{last}"
         )
     if not all(map(str.isidentifier, (*module.split("."), *names.split(".")))):
         raise ConfigError(
-            f"{path!r} does not name a function",
+            f"{path!r} does not name a {what}",
             where=where,
-            fix='write "package.module:callable"',
+            fix='write "package.module:NAME"',
         )
     return module, names
 
@@ -126,7 +133,7 @@ def _refuse_shadowed(path: str, head: str, folder: str, where: str) -> None:
     )
 
 
-def _attribute(owner: Any, name: str, path: str, where: str) -> Any:
+def _attribute(owner: Any, name: str, path: str, where: str, what: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError as error:
@@ -135,7 +142,7 @@ def _attribute(owner: Any, name: str, path: str, where: str) -> Any:
         raise ConfigError(
             f"cannot import {path!r}: {getattr(owner, '__name__', 'it')} has no {name!r}",
             where=where,
-            fix=f"did you mean {near[0]!r}?" if near else "name a function that the module has",
+            fix=f"did you mean {near[0]!r}?" if near else f"name a {what} that the module has",
         ) from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workers.errors import ConfigError
-from workers.user_functions.code import describe, load_function, split_path
+from workers.process.user_code import describe, load_function, split_path
 
 KEY = "reward.function"
 
@@ -79,14 +79,14 @@ def test_an_import_that_raises_shows_the_words_and_the_line(
         ("C:\\rewards\\mine_3.py", "the path of a file", "write"),
         ("/abs/rewards/mine_3.py", "the path of a file", "write mine_3:function"),
         ("mine_3.score", "does not name a function", "write mine_3:score"),
-        ("mine_3", "does not name a function", "package.module:callable"),
-        ("mine_3:", "does not name a function", "package.module:callable"),
-        (":score", "does not name a function", "package.module:callable"),
-        ("", "does not name a function", "package.module:callable"),
-        (".mine_3:score", "does not name a function", "package.module:callable"),
-        ("mine_3:score()", "does not name a function", "package.module:callable"),
-        ("mine 3:score", "does not name a function", "package.module:callable"),
-        ("mine_3:score:more", "does not name a function", "package.module:callable"),
+        ("mine_3", "does not name a function", "package.module:NAME"),
+        ("mine_3:", "does not name a function", "package.module:NAME"),
+        (":score", "does not name a function", "package.module:NAME"),
+        ("", "does not name a function", "package.module:NAME"),
+        (".mine_3:score", "does not name a function", "package.module:NAME"),
+        ("mine_3:score()", "does not name a function", "package.module:NAME"),
+        ("mine 3:score", "does not name a function", "package.module:NAME"),
+        ("mine_3:score:more", "does not name a function", "package.module:NAME"),
     ],
 )
 def test_a_path_that_leads_nowhere(folder: Path, path: str, says: str, fix: str) -> None:
