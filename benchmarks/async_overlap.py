@@ -25,8 +25,8 @@ from orchestrator.telemetry.metrics import MetricRecord, read_metrics
 WORK = {
     "reward": ("reward",),
     "reference": ("reference",),
-    "policy": ("logprobs", "policy_update"),
-    "critic": ("values", "experience", "critic_update"),
+    "policy": ("logprobs", "experience", "policy_update"),
+    "critic": ("values", "critic_update"),
 }
 
 

@@ -132,9 +132,9 @@ def measure(args: argparse.Namespace, mode: str, engine: str, workers: int) -> d
     )
     with tempfile.TemporaryDirectory() as folder:
         driver = run(config, roles, Path(folder))
-    first, last = steady(roles.critic.marks, args.staleness)
+    first, last = steady(roles.policy.marks, args.staleness)
     seconds, sequences = last.now - first.now, last.trained - first.trained
-    lags = roles.critic.lags
+    lags = roles.policy.lags
     return {
         "mode": mode,
         "engine": engine,
@@ -146,7 +146,7 @@ def measure(args: argparse.Namespace, mode: str, engine: str, workers: int) -> d
         "policy_idle_share": 1 - (last.policy_busy - first.policy_busy) / seconds,
         "staleness": {str(n): count / lags.total() for n, count in sorted(lags.items())},
         "mean_staleness": sum(n * count for n, count in lags.items()) / lags.total(),
-        "driver_microseconds_per_sequence": driver / roles.critic.trained * 1e6,
+        "driver_microseconds_per_sequence": driver / roles.policy.trained * 1e6,
     }
 
 

@@ -298,7 +298,7 @@ class SimTrainer(SimScorer):
 
     def __init__(self, clock: Clock, size: int, latency: Latency) -> None:
         super().__init__(clock, size, latency)
-        self.published: list[int] = []  # shared by policy and critic
+        self.published: list[int] = []  # versions
         self.lags: Counter[int] = Counter()
         self.trained = 0
         self.marks: list[Mark] = []
@@ -387,9 +387,8 @@ def make_roles(
 ) -> SimRoles:
     clock = Clock()
     policy, critic = SimTrainer(clock, scorers, latency), SimTrainer(clock, scorers, latency)
-    critic.published = policy.published
     rollout = SimRollout(clock, engines, latency, lengths, continuous=continuous)
-    critic.mark = lambda trained: Mark(
+    policy.mark = lambda trained: Mark(
         clock.now, trained, float(rollout.engines.busy.mean()), policy.busy
     )
     reward, reference = SimScorer(clock, scorers, latency), SimScorer(clock, scorers, latency)

@@ -157,21 +157,6 @@ class PolicyActor(PolicyWorker):
     ) -> tuple[TokenField, None]:
         return self.logprobs(work, _fetch(shards), temperature), None
 
-    def update_on(
-        self, steps: list[PolicyStep], shards: Sequence[Ref], loss: PolicyLossSpec
-    ) -> list[StepStats]:
-        return self.update(steps, _fetch(shards), loss)
-
-
-@_vital
-@_timed
-class CriticActor(CriticWorker):
-    """A rank of the critic's trainer as a Ray actor."""
-
-    @ray.method(num_returns=2)
-    def values_of(self, work: Work, shards: Sequence[Ref]) -> tuple[TokenField, None]:
-        return self.values(work, _fetch(shards)), None
-
     @ray.method(num_returns=2)
     def build_experience_of(
         self,
@@ -186,6 +171,21 @@ class CriticActor(CriticWorker):
         return self.build_experience(
             work, _fetch(rollouts), _fetch(old), _fetch(reference), _fetch(values), scores, shaping
         )
+
+    def update_on(
+        self, steps: list[PolicyStep], shards: Sequence[Ref], loss: PolicyLossSpec
+    ) -> list[StepStats]:
+        return self.update(steps, _fetch(shards), loss)
+
+
+@_vital
+@_timed
+class CriticActor(CriticWorker):
+    """A rank of the critic's trainer as a Ray actor."""
+
+    @ray.method(num_returns=2)
+    def values_of(self, work: Work, shards: Sequence[Ref]) -> tuple[TokenField, None]:
+        return self.values(work, _fetch(shards)), None
 
     def update_on(
         self, steps: list[StepWork], shards: Sequence[Ref], value_clip: float

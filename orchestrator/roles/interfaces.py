@@ -78,7 +78,7 @@ class Fields:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """References to sequences ready for PPO, one shard per critic rank, and their scalars."""
+    """References to sequences ready for PPO, one shard per policy rank, and their scalars."""
 
     shards: tuple[Ref, ...]  # of ExperienceBatch
     summaries: tuple[ExperienceSummary, ...]
@@ -334,6 +334,22 @@ class Policy(Trainer, Protocol):
         """Bring token fields to the driver: for the parity probe, a few tokens per sync."""
         ...
 
+    def build_experience(
+        self,
+        works: Sequence[Work],
+        rollouts: Rollouts,
+        old: Fields,
+        reference: Fields,
+        values: Fields,
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> Answer[Experience]:
+        """Token rewards, advantages and returns; each rank builds and keeps its own share.
+
+        If `old` has no shards, the log-probabilities of the rollouts are used instead.
+        """
+        ...
+
     def update(
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
     ) -> Answer[list[StepStats]]:
@@ -378,22 +394,6 @@ class Critic(Trainer, Protocol):
 
     def values(self, works: Sequence[Work], rollouts: Rollouts) -> Answer[Fields]:
         """Value of the state before each response token."""
-        ...
-
-    def build_experience(
-        self,
-        works: Sequence[Work],
-        rollouts: Rollouts,
-        old: Fields,
-        reference: Fields,
-        values: Fields,
-        scores: Scores,
-        shaping: ShapingSpec,
-    ) -> Answer[Experience]:
-        """Token rewards, advantages and returns; each rank builds and keeps its own share.
-
-        If `old` has no shards, the log-probabilities of the rollouts are used instead.
-        """
         ...
 
     def update(

@@ -95,6 +95,30 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
             "evaluate", lambda actor, rank: actor.evaluate_supervised.remote(steps[rank]), first
         )
 
+    def build_experience(
+        self,
+        works: Sequence[Work],
+        rollouts: Rollouts,
+        old: Fields,
+        reference: Fields,
+        values: Fields,
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> Pending[Experience]:
+        """Token rewards, advantages and returns; each rank builds and keeps its own share."""
+        shards: dict[int, Ref] = {}
+        inputs = (rollouts.shards, old.shards, reference.shards, values.shards)
+        return self._all(
+            "build experience",
+            keeping(
+                shards,
+                lambda actor, rank: actor.build_experience_of.remote(
+                    works[rank], *inputs, scores, shaping
+                ),
+            ),
+            lambda summaries: Experience(in_order(shards), tuple(summaries)),
+        )
+
     def update(
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
     ) -> Pending[list[StepStats]]:
@@ -162,30 +186,6 @@ class CriticGroup(_TrainerGroup):
         """Value of the state before each response token."""
         return self._fields(
             "values", lambda actor, rank: actor.values_of.remote(works[rank], rollouts.shards)
-        )
-
-    def build_experience(
-        self,
-        works: Sequence[Work],
-        rollouts: Rollouts,
-        old: Fields,
-        reference: Fields,
-        values: Fields,
-        scores: Scores,
-        shaping: ShapingSpec,
-    ) -> Pending[Experience]:
-        """Token rewards, advantages and returns; each rank builds and keeps its own share."""
-        shards: dict[int, Ref] = {}
-        inputs = (rollouts.shards, old.shards, reference.shards, values.shards)
-        return self._all(
-            "build experience",
-            keeping(
-                shards,
-                lambda actor, rank: actor.build_experience_of.remote(
-                    works[rank], *inputs, scores, shaping
-                ),
-            ),
-            lambda summaries: Experience(in_order(shards), tuple(summaries)),
         )
 
     def update(

@@ -50,7 +50,7 @@ CALLS = {
     "logprobs": ("policy", "logprobs_of"),
     "reference": ("reference", "logprobs_of"),
     "values": ("critic", "values_of"),
-    "experience": ("critic", "build_experience_of"),
+    "experience": ("policy", "build_experience_of"),
     "policy_update": ("policy", "update_on"),
     "critic_update": ("critic", "update_on"),
 }

@@ -521,8 +521,8 @@ class TestPpo:
         dropped = ~np.isin(ids, kept)
         values = np.where(dropped, np.nan, np.arange(len(ids))).astype(np.float32)
         scores = Scores(ids, values, tuple("no answer" if d else "" for d in dropped))
-        return roles.critic.build_experience(
-            works(rollouts, roles.critic.size, kept), rollouts,
+        return roles.policy.build_experience(
+            works(rollouts, roles.policy.size, kept), rollouts,
             *(answer.result() for answer in answers), scores, ShapingSpec(0.1, 1.0, 0.95),
         ).result()  # fmt: skip
 
@@ -530,7 +530,7 @@ class TestPpo:
         rollouts, batch = world.sample("sft")
         kept = batch.ids[[n for n in range(len(batch)) if n not in (2, 5, 6)]]
         experience = self._experience(world, rollouts, kept)
-        assert len(experience.shards) == len(experience.summaries) == world.roles.critic.size
+        assert len(experience.shards) == len(experience.summaries) == world.roles.policy.size
         ids = [i for s in experience.summaries for i in s.ids.tolist()]
         assert sorted(ids) == sorted(kept.tolist())
         tokens = batch.response_lengths[np.isin(batch.ids, kept)].sum()

@@ -420,6 +420,32 @@ class FakePolicy(FakeTrainer):
     def fetch(self, fields: Fields) -> FakeAnswer[list[TokenField]]:
         return self._all("fetch", lambda _: list(fields.shards), first, [0])
 
+    def build_experience(
+        self,
+        works: Sequence[Work],
+        rollouts: Rollouts,
+        old: Fields,
+        reference: Fields,
+        values: Fields,
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> FakeAnswer[Experience]:
+        def call(rank: int) -> Any:
+            ids = works[rank].ids
+            batch = gather_rollouts(rollouts.shards, ids)
+            sampled = [TokenField(ids, batch.logprobs)]
+            parts = (gather_fields(s, ids) for s in (
+                old.shards or sampled, reference.shards, values.shards
+            ))  # fmt: skip
+            return build_experience(batch, *parts, gather_scores([scores], ids), shaping)
+
+        def combine(parts: list[Any]) -> Experience:
+            return Experience(tuple(b for b, _ in parts), tuple(s for _, s in parts))
+
+        return self._all(
+            "build_experience", call, combine, works=works, scores=scores, shaping=shaping
+        )
+
     def update(
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
     ) -> FakeAnswer[list[StepStats]]:
@@ -562,32 +588,6 @@ class FakeCritic(FakeTrainer):
             return TokenField(batch.ids, Ragged.from_rows(rows, np.float32))
 
         return self._all("values", call, lambda parts: Fields(tuple(parts)))
-
-    def build_experience(
-        self,
-        works: Sequence[Work],
-        rollouts: Rollouts,
-        old: Fields,
-        reference: Fields,
-        values: Fields,
-        scores: Scores,
-        shaping: ShapingSpec,
-    ) -> FakeAnswer[Experience]:
-        def call(rank: int) -> Any:
-            ids = works[rank].ids
-            batch = gather_rollouts(rollouts.shards, ids)
-            sampled = [TokenField(ids, batch.logprobs)]
-            parts = (gather_fields(s, ids) for s in (
-                old.shards or sampled, reference.shards, values.shards
-            ))  # fmt: skip
-            return build_experience(batch, *parts, gather_scores([scores], ids), shaping)
-
-        def combine(parts: list[Any]) -> Experience:
-            return Experience(tuple(b for b, _ in parts), tuple(s for _, s in parts))
-
-        return self._all(
-            "build_experience", call, combine, works=works, scores=scores, shaping=shaping
-        )
 
     def update(
         self, steps: Sequence[list[StepWork]], experience: Experience, value_clip: float

@@ -105,7 +105,7 @@ class World:
         return self.facts(stage, f"{role}.load")[0]["spec"]
 
     def shaping(self) -> Any:
-        return self.facts("ppo_ptx", "critic.build_experience")[0]["shaping"]
+        return self.facts("ppo_ptx", "policy.build_experience")[0]["shaping"]
 
     def loss(self) -> Any:
         return self.facts("ppo_ptx", "policy.update")[0]["loss"]

@@ -14,14 +14,12 @@ from workers.models.padding import last_cells, response_cells
 from workers.ops import ValueStats, pair_accuracy, rankings_loss, value_loss, value_stats
 from workers.records.arrays import FloatArray, Ragged
 from workers.records.generation import RolloutBatch
-from workers.records.specs import GroupSpec, ShapingSpec, TrainModelSpec
+from workers.records.specs import GroupSpec, TrainModelSpec
 from workers.records.training import (
     ExperienceBatch,
-    ExperienceSummary,
     PairCounts,
     Ranking,
     RankingStep,
-    Scores,
     StepStats,
     StepWork,
     TokenBatch,
@@ -29,13 +27,7 @@ from workers.records.training import (
     Work,
 )
 from workers.roles.scoring import response_values, sequence_scores
-from workers.training.experience import (
-    build_experience,
-    gather_experience,
-    gather_fields,
-    gather_rollouts,
-    gather_scores,
-)
+from workers.training.experience import gather_experience
 from workers.training.trainer import Share, Tally, Totals, Trainer
 
 if TYPE_CHECKING:
@@ -111,38 +103,6 @@ class CriticWorker(Trainer):
         """Value of the state before each response token, reward units."""
         self.engine.mode(training=False)
         return response_values(self.engine.passes, work, shards, self.engine.device)
-
-    def build_experience(
-        self,
-        work: Work,
-        shards: list[RolloutBatch],
-        old: list[TokenField],
-        reference: list[TokenField],
-        values: list[TokenField],
-        scores: Scores,
-        shaping: ShapingSpec,
-    ) -> tuple[ExperienceBatch, ExperienceSummary]:
-        """Token rewards, advantages and returns of this rank's share of the sequences.
-
-        Args:
-            work: This rank's share.
-            shards: Rollouts that together hold the share.
-            old: The policy's log-probabilities, all shards; if empty, the engine's are used.
-            reference: The reference model's log-probabilities, all shards.
-            values: The critic's values, all shards.
-            scores: One score per sequence; `work` must not contain sequences whose score failed.
-            shaping: KL coefficient, gamma and lambda.
-        """
-        ids = work.ids
-        rollouts = gather_rollouts(shards, ids)
-        return build_experience(
-            rollouts,
-            gather_fields(old, ids) if old else TokenField(ids, rollouts.logprobs),
-            gather_fields(reference, ids),
-            gather_fields(values, ids),
-            gather_scores([scores], ids),
-            shaping,
-        )
 
     def update(
         self, steps: list[StepWork], experience: list[ExperienceBatch], value_clip: float

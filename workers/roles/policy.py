@@ -18,10 +18,12 @@ from workers.ops import (
     whiten,
 )
 from workers.records.generation import RolloutBatch
-from workers.records.specs import GroupSpec, PolicyLossSpec, TrainModelSpec
+from workers.records.specs import GroupSpec, PolicyLossSpec, ShapingSpec, TrainModelSpec
 from workers.records.training import (
     ExperienceBatch,
+    ExperienceSummary,
     PolicyStep,
+    Scores,
     StepStats,
     StepWork,
     SupervisedStep,
@@ -31,7 +33,13 @@ from workers.records.training import (
 )
 from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
 from workers.roles.scoring import response_logprobs, text_loss, text_nll
-from workers.training.experience import gather_experience
+from workers.training.experience import (
+    build_experience,
+    gather_experience,
+    gather_fields,
+    gather_rollouts,
+    gather_scores,
+)
 from workers.training.trainer import Share, Tally, Trainer
 from workers.weights.transfer import GroupSender, SharedMemorySender, make_offer
 
@@ -81,6 +89,38 @@ class PolicyWorker(Trainer):
         """Log-probabilities (nats) of this rank's response tokens under the current weights."""
         self.engine.mode(training=False)
         return response_logprobs(self.engine.passes, work, shards, temperature, self.engine.device)
+
+    def build_experience(
+        self,
+        work: Work,
+        shards: list[RolloutBatch],
+        old: list[TokenField],
+        reference: list[TokenField],
+        values: list[TokenField],
+        scores: Scores,
+        shaping: ShapingSpec,
+    ) -> tuple[ExperienceBatch, ExperienceSummary]:
+        """Token rewards, advantages and returns of this rank's share of the sequences.
+
+        Args:
+            work: This rank's share.
+            shards: Rollouts that together hold the share.
+            old: The policy's log-probabilities, all shards; if empty, the engine's are used.
+            reference: The reference model's log-probabilities, all shards.
+            values: The critic's values, all shards.
+            scores: One score per sequence; `work` must not contain sequences whose score failed.
+            shaping: KL coefficient, gamma and lambda.
+        """
+        ids = work.ids
+        rollouts = gather_rollouts(shards, ids)
+        return build_experience(
+            rollouts,
+            gather_fields(old, ids) if old else TokenField(ids, rollouts.logprobs),
+            gather_fields(reference, ids),
+            gather_fields(values, ids),
+            gather_scores([scores], ids),
+            shaping,
+        )
 
     def update(
         self, steps: list[PolicyStep], experience: list[ExperienceBatch], loss: PolicyLossSpec

@@ -2,7 +2,7 @@
 
 One iteration (`_iterate`), from left to right; the calls in one column run at the same time:
 
-    engines    | reward, reference | critic     | policy update | policy -> engines
+    engines    | reward, reference | policy     | policy update | policy -> engines
     sample     | old logprobs      | experience | critic update | weight sync, parity probe
                | values            |            |               |
 

@@ -23,12 +23,12 @@ def build_experience(
     scores: Scores,
     passes: Passes,
 ) -> Answer[Experience]:
-    """Start building token rewards, advantages and returns on the critic's ranks."""
-    settings, critic = run.session.config.algorithm, run.session.fleet.critic
-    works = shared(run.session, rollouts, kept, critic)
+    """Start building token rewards, advantages and returns on the policy's ranks."""
+    settings, policy = run.session.config.algorithm, run.session.fleet.policy
+    works = shared(run.session, rollouts, kept, policy)
     shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
     old, reference, values = passes.old_logprobs(), passes.reference_logprobs(), passes.values()
-    return critic.build_experience(works, rollouts, old, reference, values, scores, shaping)
+    return policy.build_experience(works, rollouts, old, reference, values, scores, shaping)
 
 
 def _step_plan(run: PPORun, iteration: int, group: Trainer) -> StepPlan:

@@ -181,6 +181,6 @@ def test_the_coefficient_of_a_roll_back_is_in_force_whatever_controls_it(tmp_pat
         run = Run(tmp_path / control, world.config)
         run.session.corrections.kl_scale = 3.0
         ppo(run.session)
-        (facts,) = run.hub.facts("critic.build_experience")
+        (facts,) = run.hub.facts("policy.build_experience")
         assert facts["shaping"].kl_coefficient == pytest.approx(first)
         assert run.series("ppo/kl_coefficient") == pytest.approx([first])

@@ -410,7 +410,7 @@ def test_experience_takes_old_log_probabilities_of_the_trainer_or_else_of_the_en
     old = [] if of_engine else each(-1.5, -2.25)
     scores = Scores(ids, np.array([3.0, 4.0], np.float32), ("", ""))
     share = Work((np.array([6, 5]),))
-    made, summary = CriticWorker(0).build_experience(
+    made, summary = PolicyWorker(0).build_experience(
         share, [batch], old, each(-0.5, -0.75), each(0.25, 0.5), scores, ShapingSpec(0.1, 1.0, 0.9)
     )
     kl = [-1.25, -0.5] if of_engine else [-1.5, -1.0]  # of 6, then 5

@@ -67,7 +67,7 @@ def generated_ids(run: Run) -> list[list[int]]:
 def scores_kept(run: Run) -> list[dict[int, float]]:
     """What each iteration's experience was built from."""
     found = []
-    for facts in run.hub.facts("critic.build_experience"):
+    for facts in run.hub.facts("policy.build_experience"):
         scores = facts["scores"]
         found.append(dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True)))
     return found
@@ -77,7 +77,7 @@ SAMPLING = {f"rollout.{v}" for v in ("start", "load_checkpoint", "receive_weight
                                      "generate")}  # fmt: skip
 TRAINING = {"policy.load", "policy.update", "critic.load", "critic.train_rankings",
             "critic.update"}  # fmt: skip
-SCORING = {"reward.load", "reward.score", "critic.values", "critic.build_experience"}
+SCORING = {"reward.load", "reward.score", "critic.values", "policy.build_experience"}
 
 
 def require_turns(run: Run) -> None:
@@ -107,9 +107,9 @@ class TestOrder:
         assert hub.names("result")[: hub.names("result").index("reward.score")][-1] == (
             "rollout.generate"
         )
-        built = hub.at("start", "critic.build_experience", begin)
+        built = hub.at("start", "policy.build_experience", begin)
         updates = [hub.at("start", f"{role}.update", built) for role in ("policy", "critic")]
-        assert hub.at("result", "critic.build_experience", built) < min(updates)
+        assert hub.at("result", "policy.build_experience", built) < min(updates)
         published = hub.at("start", "policy.publish_weights", begin)
         done = [hub.at("result", f"{role}.update", built) for role in ("policy", "critic")]
         assert max(updates) < min(done)  # both trainers work at the same time
@@ -436,7 +436,7 @@ class TestScores:
         kl.control, kl.target, kl.horizon, kl.coefficient = KLControl.adaptive, target, 160, 0.1
         run = Run(tmp_path, config)
         ppo(run.session)
-        used = [f["shaping"].kl_coefficient for f in run.hub.facts("critic.build_experience")]
+        used = [f["shaping"].kl_coefficient for f in run.hub.facts("policy.build_experience")]
         assert run.series("ppo/kl_coefficient") == used
         measured = run.series("ppo/kl_sequence")
         assert measured[0] == pytest.approx(0.0, abs=1e-6)
@@ -455,10 +455,10 @@ class TestScores:
         ppo(run.session)
         assert run.series("ppo/kl_coefficient") == [0.05, 0.05]
 
-    def test_whitening_moments_do_not_depend_on_the_critic_shards(self, tmp_path: Path):
+    def test_whitening_moments_do_not_depend_on_the_shards(self, tmp_path: Path):
         moments = []
         for ranks in (1, 2):
-            run = Run(tmp_path / str(ranks), critic=ranks)
+            run = Run(tmp_path / str(ranks), policy=ranks)
             ppo(run.session)
             facts = run.hub.facts("policy.update")[0]
             shards = facts["experience"].shards

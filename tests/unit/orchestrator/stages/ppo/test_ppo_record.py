@@ -231,7 +231,7 @@ def test_where_no_held_out_prompt_has_a_reward_that_is_said_and_the_rest_recorde
 
 
 def test_a_kept_text_is_that_of_its_sequence(tmp_path: Path) -> None:
-    run = Run(tmp_path, critic=2)
+    run = Run(tmp_path, policy=2)
     ppo(run.session)
     held = {
         int(batch.ids[n]): (batch, n)

@@ -203,7 +203,7 @@ class TestOverprovisioning:
     def test_whole_groups_stay(self, tmp_path: Path):
         run = Run(tmp_path, self.config())
         ppo(run.session)
-        for facts in run.hub.facts("critic.build_experience"):
+        for facts in run.hub.facts("policy.build_experience"):
             ids = sorted(facts["scores"].ids.tolist())
             assert len(ids) == 16
             assert all(b == a + 1 for a, b in zip(ids[::2], ids[1::2], strict=True))
