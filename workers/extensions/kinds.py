@@ -56,7 +56,7 @@ class Kind(Generic[T]):
         """
         if ":" not in name:
             return self._ours(name, where)
-        found = load_object(name, where, folder)
+        found = load_object(name, where, folder, self.what)
         if not isinstance(found, self.record):
             shown = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
             raise ConfigError(

@@ -69,22 +69,26 @@ def split_path(path: str, where: str, what: str = "function") -> tuple[str, str]
     module, _, names = path.partition(":")
     if "/" in path or "\\" in path or module.endswith(".py"):
         raise ConfigError(
-            f"{path!r} is the path of a file, not of a {what}",
+            f"{path!r} is the path of a file, not of {_a(what)}",
             where=where,
-            fix=_for_file(module.replace("\\", "/"), names or what),
+            fix=_for_file(module.replace("\\", "/"), names or "NAME"),
         )
     if not names and "." in module and all(map(str.isidentifier, module.split("."))):
         head, _, last = module.rpartition(".")
         raise ConfigError(
-            f"{path!r} does not name a {what}", where=where, fix=f"write {head}:{last}"
+            f"{path!r} does not name {_a(what)}", where=where, fix=f"write {head}:{last}"
         )
     if not all(map(str.isidentifier, (*module.split("."), *names.split(".")))):
         raise ConfigError(
-            f"{path!r} does not name a {what}",
+            f"{path!r} does not name {_a(what)}",
             where=where,
             fix='write "package.module:NAME"',
         )
     return module, names
+
+
+def _a(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
 def _for_file(file: str, names: str) -> str:
@@ -142,7 +146,7 @@ def _attribute(owner: Any, name: str, path: str, where: str, what: str) -> Any:
         raise ConfigError(
             f"cannot import {path!r}: {getattr(owner, '__name__', 'it')} has no {name!r}",
             where=where,
-            fix=f"did you mean {near[0]!r}?" if near else f"name a {what} that the module has",
+            fix=f"did you mean {near[0]!r}?" if near else f"name {_a(what)} that the module has",
         ) from error
 
 

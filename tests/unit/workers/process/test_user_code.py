@@ -77,7 +77,7 @@ def test_an_import_that_raises_shows_the_words_and_the_line(
         ("mine_3.py:score", "the path of a file", "write mine_3:score"),
         ("./mine_3.py:score", "the path of a file", "write mine_3:score"),
         ("C:\\rewards\\mine_3.py", "the path of a file", "write"),
-        ("/abs/rewards/mine_3.py", "the path of a file", "write mine_3:function"),
+        ("/abs/rewards/mine_3.py", "the path of a file", "write mine_3:NAME"),
         ("mine_3.score", "does not name a function", "write mine_3:score"),
         ("mine_3", "does not name a function", "package.module:NAME"),
         ("mine_3:", "does not name a function", "package.module:NAME"),
