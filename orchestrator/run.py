@@ -30,6 +30,7 @@ from orchestrator.command_line.key_help import key_help
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import Plan, make_plan, render_plan
 from orchestrator.preflight import hub_models
+from orchestrator.preflight.user_functions import check_own_estimator
 from orchestrator.process.command_exit import exit_code, say, tell, unexpected
 from orchestrator.process.stop_signals import StopRequest, exit_process, stop_on_signals
 from orchestrator.run_files.folder import RunFolder, write_text
@@ -103,6 +104,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             named = hub_models.resolve(config)
             for key, model in named.items():  # config.yaml keeps the name and its revision
                 OmegaConf.update(composed, key, model)
+            check_own_estimator(config)
             plan = make_plan(config)
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))

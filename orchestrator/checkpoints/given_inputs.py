@@ -94,9 +94,10 @@ def _given(config: Config) -> Iterator[tuple[str, Path]]:
     functions = {
         "reward.function": config.reward.function,
         "evaluate.judge_function": config.evaluate.judge_function,
+        "algorithm.advantage": config.algorithm.advantage,
     }
     for key, function in functions.items():
-        if (file := _source(function.partition(":")[0])) is not None:
+        if ":" in function and (file := _source(function.partition(":")[0])) is not None:
             yield key, file
 
 

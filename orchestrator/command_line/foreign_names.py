@@ -168,6 +168,7 @@ ALIASES: dict[str, Alias] = {
     "gamma": Alias(("algorithm.gamma",)),
     "discount": Alias(("algorithm.gamma",)),
     **dict.fromkeys(("lam", "lambd", "gae_lambda", "lambda_gae"), Alias(("algorithm.lam",))),
+    **dict.fromkeys(("adv_estimator", "advantage_estimator"), Alias(("algorithm.advantage",))),
     **dict.fromkeys(("cliprange", "clip_range", "eps_clip", "clip_ratio", "clip_eps", "epsilon"),
                     Alias(("algorithm.clip",))),
     **dict.fromkeys(("cliprange_value", "value_clip_range", "vf_clip", "clip_range_vf"),

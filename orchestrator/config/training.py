@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from orchestrator.config.engines import OptimizerConfig, Schedule
 from orchestrator.config.ranges import at_least, below_one, between, fraction, positive, seconds
 from workers.errors import ConfigError
+from workers.records.specs import EstimatorSpec
+from workers.training.estimator import Estimator, find_estimator
 
 
 class OldLogprobs(Enum):
@@ -226,6 +229,9 @@ class AlgorithmConfig:
     """Sequences per optimizer step."""
     epochs: int = positive(1)
     """Passes over the batch of an iteration."""
+    advantage: str = "gae"
+    """Advantage estimator: gae, or package.module:NAME of your own. Without need of values, the run
+    has no critic."""
     gamma: float = fraction(1.0)
     """Discount per token."""
     lam: float = fraction(0.95)
@@ -275,6 +281,20 @@ class AlgorithmConfig:
         )
     )
     """The critic's AdamW and its schedule."""
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator that `advantage` names.
+
+        Raises:
+            ConfigError: there is none of this name, or it cannot be imported.
+        """
+        return find_estimator(self.estimator_spec)
+
+    @property
+    def estimator_spec(self) -> EstimatorSpec:
+        """Where the workers find it."""
+        return EstimatorSpec(self.advantage, str(Path.cwd()))
 
     def check(self, key: str) -> None:
         """Check that the policy is trained at all, and that the KL controller is stable."""

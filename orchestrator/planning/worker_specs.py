@@ -16,6 +16,7 @@ from workers.model_folders.shape import may_pack
 from workers.records.specs import (
     Device,
     Dtype,
+    EstimatorSpec,
     FrozenModelSpec,
     GroupSpec,
     LoraSpec,
@@ -130,6 +131,7 @@ def train_spec(
     dropout: float | None = None,
     whole: bool = False,
     vocabulary: int = 0,
+    estimator: EstimatorSpec | None = None,
 ) -> TrainModelSpec:
     """A model to train from `checkpoint`; `whole` trains all weights, without adapters."""
     assert head in ("keep", "random", "zero")
@@ -146,6 +148,7 @@ def train_spec(
         freeze=() if whole else tuple(config.model.freeze),
         dropout=dropout,
         vocabulary=vocabulary,
+        estimator=estimator,
     )
 
 

@@ -29,23 +29,39 @@ def check_functions(config: Config) -> None:
         ConfigError: A function cannot be imported, or its parameters do not match the call; shows
             what its module raised, and where.
     """
-    for kind, path, where in _named(config):
-        _try(kind, path, where, config.run.role_start_seconds)
+    for loader, path, where in _named(config):
+        _try(loader, path, where, config.run.role_start_seconds)
+
+
+def check_own_estimator(config: Config) -> None:
+    """Import a user's advantage estimator, and let it compute advantages once.
+
+    Before the plan, because that imports the estimator into this process.
+
+    Raises:
+        ConfigError: it cannot be imported, or computes something else.
+    """
+    path = config.algorithm.advantage
+    if ":" in path and any(stage in PPO_STAGES for stage in config.stages):
+        loader = "workers.training.estimator:try_estimator"
+        _try(loader, path, "algorithm.advantage", config.run.role_start_seconds)
 
 
 def _named(config: Config) -> Iterator[tuple[str, str, str]]:
     evaluates = StageName.evaluate in config.stages
     rewards = evaluates or any(stage in PPO_STAGES for stage in config.stages)
     if rewards and config.reward.kind is RewardKind.function:
-        yield "reward", config.reward.function, "reward.function"
+        loader = "workers.user_functions.reward_function:load_reward"
+        yield loader, config.reward.function, "reward.function"
     if evaluates and config.evaluate.judge is JudgeKind.function:
-        yield "judge", config.evaluate.judge_function, "evaluate.judge_function"
+        loader = "workers.user_functions.judge_function:load_judge"
+        yield loader, config.evaluate.judge_function, "evaluate.judge_function"
 
 
-def _try(kind: str, path: str, where: str, seconds: float) -> None:
+def _try(loader: str, path: str, where: str, seconds: float) -> None:
     with temporary_folder("rehearsal-function-") as place:
         result, log = Path(place) / "result.json", Path(place) / "log"
-        arguments = (kind, path, str(Path.cwd()), str(result))
+        arguments = (loader, path, str(Path.cwd()), str(result))
         ended = _run(module_command("workers.user_functions.trial", *arguments), log, seconds)
         found = result.read_text(encoding="utf-8") if result.is_file() else ""
         said = words_of_output(log)

@@ -23,6 +23,7 @@ from workers.records.training import (
     ExperienceSummary,
     PolicyStep,
     Scores,
+    SequenceField,
     StepStats,
     StepWork,
     TokenField,
@@ -167,10 +168,15 @@ class PolicyActor(PolicyWorker):
         values: Sequence[Ref],
         scores: Scores,
         shaping: ShapingSpec,
+        numbers: SequenceField | None,
     ) -> tuple[ExperienceBatch, ExperienceSummary]:
-        return self.build_experience(
-            work, _fetch(rollouts), _fetch(old), _fetch(reference), _fetch(values), scores, shaping
-        )
+        inputs = (_fetch(rollouts), _fetch(old), _fetch(reference), _fetch(values))
+        return self.build_experience(work, *inputs, scores, shaping, numbers)
+
+    def kl_sums_of(
+        self, work: Work, rollouts: Sequence[Ref], old: Sequence[Ref], reference: Sequence[Ref]
+    ) -> SequenceField:
+        return self.kl_sums(work, _fetch(rollouts), _fetch(old), _fetch(reference))
 
     def update_on(
         self, steps: list[PolicyStep], shards: Sequence[Ref], loss: PolicyLossSpec

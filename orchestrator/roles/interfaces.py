@@ -37,6 +37,7 @@ from workers.records.training import (
     PolicyStep,
     RankingStep,
     Scores,
+    SequenceField,
     StepStats,
     StepWork,
     SupervisedStep,
@@ -334,6 +335,15 @@ class Policy(Trainer, Protocol):
         """Bring token fields to the driver: for the parity probe, a few tokens per sync."""
         ...
 
+    def kl_sums(
+        self, works: Sequence[Work], rollouts: Rollouts, old: Fields, reference: Fields
+    ) -> Answer[list[SequenceField]]:
+        """KL to the reference, k1 estimate, summed over each sequence, nats; one part per rank.
+
+        If `old` has no shards, the log-probabilities of the rollouts are used instead.
+        """
+        ...
+
     def build_experience(
         self,
         works: Sequence[Work],
@@ -343,10 +353,12 @@ class Policy(Trainer, Protocol):
         values: Fields,
         scores: Scores,
         shaping: ShapingSpec,
+        numbers: SequenceField | None = None,
     ) -> Answer[Experience]:
         """Token rewards, advantages and returns; each rank builds and keeps its own share.
 
-        If `old` has no shards, the log-probabilities of the rollouts are used instead.
+        If `old` has no shards, the log-probabilities of the rollouts are used instead; if `values`
+        has none, there is no critic. `numbers` is what the estimator computed on the driver.
         """
         ...
 
@@ -408,6 +420,10 @@ class Roles(Protocol):
 
     def bring_up(self, *names: RoleName) -> None:
         """Start the missing groups together; wait until trainers have formed process groups."""
+        ...
+
+    def release(self, *names: RoleName) -> None:
+        """End those of these groups that are there; using one starts it again."""
         ...
 
     @property

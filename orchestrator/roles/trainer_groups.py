@@ -17,6 +17,7 @@ from workers.records.training import (
     PolicyStep,
     RankingStep,
     Scores,
+    SequenceField,
     StepStats,
     StepWork,
     SupervisedStep,
@@ -95,6 +96,15 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
             "evaluate", lambda actor, rank: actor.evaluate_supervised.remote(steps[rank]), first
         )
 
+    def kl_sums(
+        self, works: Sequence[Work], rollouts: Rollouts, old: Fields, reference: Fields
+    ) -> Pending[list[SequenceField]]:
+        """KL to the reference, k1 estimate, summed over each sequence, nats; one part per rank."""
+        inputs = (rollouts.shards, old.shards, reference.shards)
+        return self._all(
+            "sum KL", lambda actor, rank: actor.kl_sums_of.remote(works[rank], *inputs), everything
+        )
+
     def build_experience(
         self,
         works: Sequence[Work],
@@ -104,6 +114,7 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         values: Fields,
         scores: Scores,
         shaping: ShapingSpec,
+        numbers: SequenceField | None = None,
     ) -> Pending[Experience]:
         """Token rewards, advantages and returns; each rank builds and keeps its own share."""
         shards: dict[int, Ref] = {}
@@ -113,7 +124,7 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
             keeping(
                 shards,
                 lambda actor, rank: actor.build_experience_of.remote(
-                    works[rank], *inputs, scores, shaping
+                    works[rank], *inputs, scores, shaping, numbers
                 ),
             ),
             lambda summaries: Experience(in_order(shards), tuple(summaries)),

@@ -49,7 +49,13 @@ from workers.pocket.model import create_model
 from workers.records.arrays import Ragged
 from workers.records.generation import Delivery, Finish, GenerationRequest, RolloutBatch, Sampling
 from workers.records.processes import RoleInfo
-from workers.records.specs import PolicyLossSpec, RewardSpec, ShapingSpec, TrainModelSpec
+from workers.records.specs import (
+    EstimatorSpec,
+    PolicyLossSpec,
+    RewardSpec,
+    ShapingSpec,
+    TrainModelSpec,
+)
 from workers.records.training import Ranking, Scores, TokenBatch
 from workers.training.experience import gather_fields, whitening_moments
 
@@ -521,9 +527,10 @@ class TestPpo:
         dropped = ~np.isin(ids, kept)
         values = np.where(dropped, np.nan, np.arange(len(ids))).astype(np.float32)
         scores = Scores(ids, values, tuple("no answer" if d else "" for d in dropped))
+        shaping = ShapingSpec(0.1, 1.0, 0.95, EstimatorSpec("gae"))
         return roles.policy.build_experience(
             works(rollouts, roles.policy.size, kept), rollouts,
-            *(answer.result() for answer in answers), scores, ShapingSpec(0.1, 1.0, 0.95),
+            *(answer.result() for answer in answers), scores, shaping,
         ).result()  # fmt: skip
 
     def test_experience_covers_each_kept_sequence_once(self, world: World):

@@ -43,6 +43,7 @@ from workers.records.training import (
     PolicyStep,
     RankingStep,
     Scores,
+    SequenceField,
     StepStats,
     StepWork,
     SupervisedStep,
@@ -58,6 +59,7 @@ from workers.training.experience import (
     gather_fields,
     gather_rollouts,
     gather_scores,
+    kl_sums,
 )
 
 RATE = 0.5  # of every trainer's gradient step; schedules are the real trainers' business
@@ -420,6 +422,17 @@ class FakePolicy(FakeTrainer):
     def fetch(self, fields: Fields) -> FakeAnswer[list[TokenField]]:
         return self._all("fetch", lambda _: list(fields.shards), first, [0])
 
+    def kl_sums(
+        self, works: Sequence[Work], rollouts: Rollouts, old: Fields, reference: Fields
+    ) -> FakeAnswer[list[SequenceField]]:
+        def call(rank: int) -> SequenceField:
+            batch = gather_rollouts(rollouts.shards, works[rank].ids)
+            shards = old.shards or [TokenField(batch.ids, batch.logprobs)]
+            parts = (gather_fields(s, batch.ids) for s in (shards, reference.shards))
+            return kl_sums(batch, *parts)
+
+        return self._all("kl_sums", call, works=works)
+
     def build_experience(
         self,
         works: Sequence[Work],
@@ -429,22 +442,25 @@ class FakePolicy(FakeTrainer):
         values: Fields,
         scores: Scores,
         shaping: ShapingSpec,
+        numbers: SequenceField | None = None,
     ) -> FakeAnswer[Experience]:
         def call(rank: int) -> Any:
             ids = works[rank].ids
             batch = gather_rollouts(rollouts.shards, ids)
             sampled = [TokenField(ids, batch.logprobs)]
-            parts = (gather_fields(s, ids) for s in (
+            parts = (gather_fields(s, ids) if s else None for s in (
                 old.shards or sampled, reference.shards, values.shards
             ))  # fmt: skip
-            return build_experience(batch, *parts, gather_scores([scores], ids), shaping)
+            own = gather_scores([scores], ids)
+            return build_experience(batch, *parts, own, shaping, numbers)
 
         def combine(parts: list[Any]) -> Experience:
             return Experience(tuple(b for b, _ in parts), tuple(s for _, s in parts))
 
         return self._all(
-            "build_experience", call, combine, works=works, scores=scores, shaping=shaping
-        )
+            "build_experience", call, combine, works=works, scores=scores, shaping=shaping,
+            numbers=numbers,
+        )  # fmt: skip
 
     def update(
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
@@ -636,6 +652,7 @@ class FakeRoles:
         self._sizes = sizes
         self.replaced: list[str] = []
         self.brought_up: list[RoleName] = []
+        self.released: list[RoleName] = []
         self.look_after: Callable[[], object] = lambda: None
         self.rollout = FakeRollout(hub, sizes.get("rollout", 1))
         self.reward = FakeReward(hub, sizes.get("reward", 1))
@@ -645,6 +662,9 @@ class FakeRoles:
 
     def bring_up(self, *names: RoleName) -> None:
         self.brought_up += names
+
+    def release(self, *names: RoleName) -> None:
+        self.released += names
 
     def replace_lost(self) -> list[str]:
         """The new groups know nothing of what the lost ones held."""

@@ -51,7 +51,10 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("temperature multiplies", f"{_OPS}/logprobs.py", "wide / temperature", "wide * temperature"),
     ("entropy: sign", f"{_OPS}/logprobs.py", "return -(p * logp", "return (p * logp"),
     # experience and trainers
-    ("experience: gamma and lambda swapped", "workers/training/experience.py", "shaping.gamma, shaping.lam)", "shaping.lam, shaping.gamma)"),
+    ("estimator: KL added to the return", "workers/training/estimator.py", "self.scores - self.kl_coefficient", "self.scores + self.kl_coefficient"),
+    ("estimator: a sample alone is its own baseline", "orchestrator/stages/ppo/advantages.py", "counts[group] >= needed", "counts[group] >= 1"),
+    ("estimator: groups in the order of the engines", "orchestrator/stages/ppo/advantages.py", "return order[np.searchsorted(rollouts.summary.ids, ids, sorter=order)]", "return np.searchsorted(rollouts.summary.ids, ids, sorter=order)"),
+    ("estimator: gamma and lambda swapped", "workers/training/estimators/gae.py", "tokens.gamma, tokens.lam)", "tokens.lam, tokens.gamma)"),
     ("experience: returns for advantages", "workers/training/experience.py", "advantages=padded.unpad(advantages)", "advantages=padded.unpad(returns)"),
     ("experience: policy and reference swapped", "workers/training/experience.py", "kl_shaped_rewards(score, logprobs, reference,", "kl_shaped_rewards(score, reference, logprobs,"),
     ("average: decay and 1 - decay swapped", "workers/training/weight_average.py", "1.0 - self._decay)", "self._decay)"),
@@ -70,9 +73,9 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     # from the configuration to the roles
     ("loop: value clip is the policy's", "orchestrator/stages/ppo/updates.py", "algorithm.value_clip)", "algorithm.clip)"),
     ("loop: clip is the value's", "orchestrator/stages/ppo/updates.py", "clip=settings.clip,", "clip=settings.value_clip,"),
-    ("loop: gamma and lambda swapped", "orchestrator/stages/ppo/updates.py", "settings.gamma, settings.lam)", "settings.lam, settings.gamma)"),
+    ("loop: gamma and lambda swapped", "orchestrator/stages/ppo/updates.py", "settings.gamma, settings.lam,", "settings.lam, settings.gamma,"),
     ("loop: no average", "orchestrator/stages/ppo/setup.py", "ema_decay=settings.ema_decay,", "ema_decay=0.0,"),
-    ("loop: critic with the policy's optimizer", "orchestrator/stages/ppo/setup.py", "                settings.critic_optimizer,\n                steps", "                settings.policy_optimizer,\n                steps"),
+    ("loop: critic with the policy's optimizer", "orchestrator/stages/ppo/setup.py", "optimizer = config.algorithm.critic_optimizer", "optimizer = config.algorithm.policy_optimizer"),
     ("loop: policy with the critic's optimizer", "orchestrator/stages/ppo/setup.py", "                settings.policy_optimizer,\n                taught", "                settings.critic_optimizer,\n                taught"),
     ("loop: schedule over iterations", "orchestrator/stages/ppo/setup.py", "steps = settings.iterations * each", "steps = settings.iterations"),
     ("loop: temperature of 1 in the loss", "orchestrator/stages/ppo/updates.py", "temperature=run.session.config.rollout.temperature", "temperature=1.0"),

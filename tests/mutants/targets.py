@@ -37,6 +37,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "workers/ops/masks.py": (_REDUCTIONS, _LOSSES, _SHAPES),
     "workers/ops/stats.py": (_LOSSES, _SHAPES),
     "workers/training/experience.py": ("tests/unit/workers/training/test_experience.py", _TRAINERS),
+    "workers/training/estimator.py": (
+        "tests/unit/workers/training/test_estimator.py",
+        "tests/unit/orchestrator/stages/ppo/test_estimators.py",
+    ),
+    "workers/training/estimators/gae.py": (
+        "tests/unit/workers/training/estimators/test_gae.py",
+        "tests/unit/workers/training/test_experience.py",
+    ),
     "workers/training/schedule.py": ("tests/unit/workers/training/test_schedule.py",),
     "workers/training/weight_average.py": (_TRAINERS,),
     "workers/roles/policy.py": (_TRAINERS, _LOADED),
@@ -69,6 +77,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/unit/orchestrator/batching/test_batch_sizes.py",
     ),
     "orchestrator/results/intervals.py": ("tests/unit/orchestrator/results/test_intervals.py",),
+    "orchestrator/stages/ppo/advantages.py": (
+        "tests/unit/orchestrator/stages/ppo/test_estimators.py",
+        *_LOOP,
+    ),
     "orchestrator/stages/ppo/ledger.py": ("tests/unit/orchestrator/stages/ppo/test_ledger.py",),
     "orchestrator/config/seeds.py": (
         "tests/unit/orchestrator/config/test_seeds.py",

@@ -35,6 +35,7 @@ UNSEEN = {
     "evaluate.endpoint.cache": "a folder of verdicts: test_judge_endpoint.py",
     "evaluate.lm_eval.deadline_seconds": "the end of a process: test_harness.py",
     "sft.epochs": "needs data with an end: test_sft_stage.py",
+    "algorithm.advantage": "decides whether there is a critic: test_estimators.py",
     "algorithm.kl.limit": "ends or turns a run: test_recovery.py",
     "algorithm.kl.on_limit": "ends or turns a run: test_recovery.py",
     "logger.live": "what a terminal shows: test_live.py",

@@ -81,6 +81,14 @@ class LoraSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EstimatorSpec:
+    """An advantage estimator; see `workers.training.estimator`."""
+
+    name: str  # of a file in workers/training/estimators/, or "package.module:NAME"
+    folder: str = ""  # first folder of the search for `package.module`
+
+
+@dataclass(frozen=True, slots=True)
 class TrainModelSpec:
     """A model to train; loading it replaces the process's previous model."""
 
@@ -98,6 +106,8 @@ class TrainModelSpec:
     freeze: tuple[str, ...] = ()  # name patterns of weights that do not train
     dropout: float | None = None  # None = as the checkpoint's configuration says
     vocabulary: int = 0  # as in RolloutSpec: logprobs of sampled tokens exclude these ids too
+    # Of PPO's advantages; imported with the model, so that a missing module ends the run at once.
+    estimator: EstimatorSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,7 @@ class ShapingSpec:
     kl_coefficient: float
     gamma: float
     lam: float
+    estimator: EstimatorSpec
 
 
 @dataclass(frozen=True, slots=True)

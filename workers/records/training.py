@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.records.arrays import FloatArray, IntArray, Ragged
 
@@ -16,6 +17,14 @@ class TokenField:
 
     ids: IntArray  # (B,)
     values: Ragged  # float32, T per row
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceField:
+    """One number per sequence, keyed by sequence id."""
+
+    ids: IntArray  # (B,)
+    values: NDArray[np.float64]  # (B,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +133,8 @@ class ExperienceBatch:
     rollout_logprobs: Ragged  # as sampled by the engine
     old_logprobs: Ragged  # trainer's logprobs before the first update
     advantages: Ragged  # not whitened: whitening needs the moments of all shards
-    returns: Ragged
-    values: Ragged  # critic's values before the first update
+    returns: Ragged | None  # for the critic to fit; None without a critic
+    values: Ragged | None  # critic's values before the first update; None without a critic
 
 
 @dataclass(frozen=True, slots=True)

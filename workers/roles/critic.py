@@ -169,6 +169,8 @@ class CriticWorker(Trainer):
         device, passes = self.engine.device, self.engine.passes
         rows = passes.lay(batch.tokens, device)
         values = passes.values(rows, response_cells(rows, batch.prompt_lengths))
+        assert batch.values is not None
+        assert batch.returns is not None
         old = torch.tensor(batch.values.values, device=device)
         returns = torch.tensor(batch.returns.values, device=device)
         counted = torch.ones_like(values, dtype=torch.bool)

@@ -24,6 +24,7 @@ from workers.records.training import (
     ExperienceSummary,
     PolicyStep,
     Scores,
+    SequenceField,
     StepStats,
     StepWork,
     SupervisedStep,
@@ -33,12 +34,14 @@ from workers.records.training import (
 )
 from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
 from workers.roles.scoring import response_logprobs, text_loss, text_nll
+from workers.training.estimator import find_estimator
 from workers.training.experience import (
     build_experience,
     gather_experience,
     gather_fields,
     gather_rollouts,
     gather_scores,
+    kl_sums,
 )
 from workers.training.trainer import Share, Tally, Trainer
 from workers.weights.transfer import GroupSender, SharedMemorySender, make_offer
@@ -90,6 +93,20 @@ class PolicyWorker(Trainer):
         self.engine.mode(training=False)
         return response_logprobs(self.engine.passes, work, shards, temperature, self.engine.device)
 
+    def kl_sums(
+        self,
+        work: Work,
+        shards: list[RolloutBatch],
+        old: list[TokenField],
+        reference: list[TokenField],
+    ) -> SequenceField:
+        """log(policy / reference) of this rank's sequences, summed over their tokens, nats.
+
+        The arguments are those of `build_experience`.
+        """
+        rollouts = gather_rollouts(shards, work.ids)
+        return kl_sums(rollouts, _old(rollouts, old), gather_fields(reference, work.ids))
+
     def build_experience(
         self,
         work: Work,
@@ -99,6 +116,7 @@ class PolicyWorker(Trainer):
         values: list[TokenField],
         scores: Scores,
         shaping: ShapingSpec,
+        numbers: SequenceField | None = None,
     ) -> tuple[ExperienceBatch, ExperienceSummary]:
         """Token rewards, advantages and returns of this rank's share of the sequences.
 
@@ -107,19 +125,21 @@ class PolicyWorker(Trainer):
             shards: Rollouts that together hold the share.
             old: The policy's log-probabilities, all shards; if empty, the engine's are used.
             reference: The reference model's log-probabilities, all shards.
-            values: The critic's values, all shards.
+            values: The critic's values, all shards; empty without a critic.
             scores: One score per sequence; `work` must not contain sequences whose score failed.
-            shaping: KL coefficient, gamma and lambda.
+            shaping: KL coefficient, gamma, lambda and advantage estimator.
+            numbers: What the estimator computed on the driver, one per sequence; None: nothing.
         """
         ids = work.ids
         rollouts = gather_rollouts(shards, ids)
         return build_experience(
             rollouts,
-            gather_fields(old, ids) if old else TokenField(ids, rollouts.logprobs),
+            _old(rollouts, old),
             gather_fields(reference, ids),
-            gather_fields(values, ids),
+            gather_fields(values, ids) if values else None,
             gather_scores([scores], ids),
             shaping,
+            numbers,
         )
 
     def update(
@@ -182,6 +202,8 @@ class PolicyWorker(Trainer):
     def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
         from workers.models.load import keeps_documents_apart, load_causal_lm
 
+        if spec.estimator is not None:
+            find_estimator(spec.estimator)
         model = load_causal_lm(
             spec.checkpoint,
             dtype=group.dtype,
@@ -274,3 +296,8 @@ class PolicyWorker(Trainer):
             tally.add("nll", total.item())
             self._accumulate(tally, Share(total * (coefficient / step.tokens), nll, names + first))
             first += len(batch)
+
+
+def _old(rollouts: RolloutBatch, old: list[TokenField]) -> TokenField:
+    """The trainer's log-probabilities of the rollouts, or those of the engine if there are none."""
+    return gather_fields(old, rollouts.ids) if old else TokenField(rollouts.ids, rollouts.logprobs)

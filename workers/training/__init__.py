@@ -1,1 +1,1 @@
-"""Training: trainers, their DeepSpeed engine, PPO experience, and training state on disk."""
+"""Training: trainers, their DeepSpeed engine, advantage estimators, and state on disk."""

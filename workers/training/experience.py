@@ -12,16 +12,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from workers.errors import LedgerError, NonFiniteError
-from workers.ops import gae, kl_estimate, kl_shaped_rewards, masked_mean, masked_sum
+from workers.ops import kl_estimate, kl_shaped_rewards, masked_mean, masked_sum
 from workers.records.arrays import FloatArray, IntArray, Ragged
 from workers.records.generation import RolloutBatch
 from workers.records.specs import ShapingSpec
-from workers.records.training import ExperienceBatch, ExperienceSummary, Scores, TokenField
+from workers.records.training import (
+    ExperienceBatch,
+    ExperienceSummary,
+    Scores,
+    SequenceField,
+    TokenField,
+)
+from workers.training.estimator import Tokens, find_estimator, token_advantages
+
+N = TypeVar("N", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,13 @@ class _Places:
         places = zip(self.shards.tolist(), self.rows.tolist(), strict=True)
         return Ragged.from_rows([parts[s].row(r) for s, r in places], parts[0].values.dtype)
 
-    def pick(self, parts: Sequence[IntArray]) -> IntArray:
+    def take_if_any(self, parts: Sequence[Ragged | None]) -> Ragged | None:
+        """The rows of a ragged field that all shards have, or none."""
+        there = [part for part in parts if part is not None]
+        assert len(there) in (0, len(parts)), "some shards have the field, and some do not"
+        return self.take(there) if there else None
+
+    def pick(self, parts: Sequence[NDArray[N]]) -> NDArray[N]:
         """The entries of one per-sequence field."""
         starts = np.cumsum([0, *(len(p) for p in parts[:-1])])
         return np.concatenate(parts)[starts[self.shards] + self.rows]
@@ -94,6 +111,16 @@ def gather_fields(shards: Sequence[TokenField], ids: IntArray, what: str = "fiel
     return TokenField(np.asarray(ids, np.int64), at.take([s.values for s in shards]))
 
 
+def gather_numbers(shards: Sequence[SequenceField], ids: IntArray, what: str) -> SequenceField:
+    """The numbers of the sequences `ids`, in that order, from several shards.
+
+    Raises:
+        LedgerError: an id is in no shard, or in several.
+    """
+    at = _find([s.ids for s in shards], ids, what)
+    return SequenceField(np.asarray(ids, np.int64), at.pick([s.values for s in shards]))
+
+
 def gather_experience(shards: Sequence[ExperienceBatch], ids: IntArray) -> ExperienceBatch:
     """The sequences `ids`, in that order, from several shards of experience.
 
@@ -108,8 +135,8 @@ def gather_experience(shards: Sequence[ExperienceBatch], ids: IntArray) -> Exper
         rollout_logprobs=at.take([s.rollout_logprobs for s in shards]),
         old_logprobs=at.take([s.old_logprobs for s in shards]),
         advantages=at.take([s.advantages for s in shards]),
-        returns=at.take([s.returns for s in shards]),
-        values=at.take([s.values for s in shards]),
+        returns=at.take_if_any([s.returns for s in shards]),
+        values=at.take_if_any([s.values for s in shards]),
     )
 
 
@@ -178,13 +205,46 @@ def _require_finite(ids: IntArray, **fields: Ragged) -> None:
             )
 
 
+def kl_sums(rollouts: RolloutBatch, old: TokenField, ref: TokenField) -> SequenceField:
+    """The k1 estimate of KL(policy || reference) of each sequence in `rollouts`, summed, nats.
+
+    Args:
+        rollouts: (B,) sequences; the other arguments must hold each of their ids, in any order.
+        old: the trainer's log-probabilities before the first update, nats.
+        ref: the reference model's log-probabilities of the same tokens, nats.
+
+    Raises:
+        LedgerError: an input lacks a sequence or holds it twice.
+        NonFiniteError: a number is NaN or infinite; names the field and the sequences.
+    """
+    old_rows, ref_rows = _logprob_rows(rollouts, old, ref)
+    padded = _Padded(rollouts.response_lengths)
+    logprobs = padded.pad(old_rows, "old_logprobs")
+    reference = padded.pad(ref_rows, "ref_logprobs")
+    kl = masked_sum(kl_estimate(logprobs, reference), padded.mask, dim=1)
+    return SequenceField(rollouts.ids, kl.numpy())
+
+
+def _logprob_rows(
+    rollouts: RolloutBatch, old: TokenField, ref: TokenField
+) -> tuple[Ragged, Ragged]:
+    ids = rollouts.ids
+    old_rows = gather_fields([old], ids, "old log-probabilities").values
+    ref_rows = gather_fields([ref], ids, "reference log-probabilities").values
+    _require_finite(
+        ids, rollout_logprobs=rollouts.logprobs, old_logprobs=old_rows, ref_logprobs=ref_rows
+    )
+    return old_rows, ref_rows
+
+
 def build_experience(
     rollouts: RolloutBatch,
     old: TokenField,
     ref: TokenField,
-    values: TokenField,
+    values: TokenField | None,
     scores: Scores,
     shaping: ShapingSpec,
+    numbers: SequenceField | None = None,
 ) -> tuple[ExperienceBatch, ExperienceSummary]:
     """KL-shaped rewards, advantages and returns of the sequences in `rollouts`.
 
@@ -192,9 +252,10 @@ def build_experience(
         rollouts: (B,) sequences; the other arguments must hold each of their ids, in any order.
         old: the trainer's log-probabilities before the first update, nats.
         ref: the reference model's log-probabilities of the same tokens, nats.
-        values: the critic's values before each token, reward units.
+        values: the critic's values before each token, reward units; None without a critic.
         scores: one reward per sequence; sequences whose score failed must be dropped first.
-        shaping: KL coefficient, discount and lambda.
+        shaping: KL coefficient, discount, lambda and advantage estimator.
+        numbers: what the estimator computed on the driver, one per sequence; None: nothing.
 
     Returns:
         The experience in the order of `rollouts`, and the per-sequence scalars and moments for the
@@ -203,29 +264,35 @@ def build_experience(
     Raises:
         LedgerError: an input lacks a sequence or holds it twice.
         NonFiniteError: a number is NaN or infinite; names the field and the sequences.
+        ConfigError: the estimator fails, or returns something else than advantages.
     """
     ids = rollouts.ids
-    old_rows = gather_fields([old], ids, "old log-probabilities").values
-    ref_rows = gather_fields([ref], ids, "reference log-probabilities").values
-    value_rows = gather_fields([values], ids, "values").values
+    old_rows, ref_rows = _logprob_rows(rollouts, old, ref)
+    value_rows = gather_fields([values], ids, "values").values if values is not None else None
     own_scores = gather_scores([scores], ids)
     assert not any(own_scores.failures), "a failed sequence reached build_experience"
     assert bool((rollouts.response_lengths > 0).all()), "an empty response cannot carry a reward"
     score_rows = Ragged(own_scores.values, np.arange(len(ids) + 1, dtype=np.int64))
-    _require_finite(
-        ids, rollout_logprobs=rollouts.logprobs, old_logprobs=old_rows, ref_logprobs=ref_rows,
-        values=value_rows, scores=score_rows,
-    )  # fmt: skip
+    _require_finite(ids, scores=score_rows)
+    if value_rows is not None:
+        _require_finite(ids, values=value_rows)
 
     padded = _Padded(rollouts.response_lengths)
     mask = padded.mask
     sampled = padded.pad(rollouts.logprobs, "rollout_logprobs")
     logprobs = padded.pad(old_rows, "old_logprobs")
     reference = padded.pad(ref_rows, "ref_logprobs")
-    estimates = padded.pad(value_rows, "values")
     score = torch.from_numpy(own_scores.values.astype(np.float64))
     rewards = kl_shaped_rewards(score, logprobs, reference, mask, shaping.kl_coefficient)
-    advantages, returns = gae(rewards, estimates, mask, shaping.gamma, shaping.lam)
+    tokens = Tokens(
+        rewards=rewards,
+        mask=mask,
+        values=padded.pad(value_rows, "values") if value_rows is not None else None,
+        sequence=_aligned(numbers, ids),
+        gamma=shaping.gamma,
+        lam=shaping.lam,
+    )
+    advantages, returns = token_advantages(find_estimator(shaping.estimator), tokens)
 
     batch = ExperienceBatch(
         ids=ids,
@@ -234,7 +301,7 @@ def build_experience(
         rollout_logprobs=rollouts.logprobs,
         old_logprobs=old_rows,
         advantages=padded.unpad(advantages),
-        returns=padded.unpad(returns),
+        returns=padded.unpad(returns) if returns is not None else None,
         values=value_rows,
     )
     gap = (logprobs - sampled).abs()
@@ -252,6 +319,12 @@ def build_experience(
         mismatch_k3=float(masked_mean(k3, mask)),
     )
     return batch, summary
+
+
+def _aligned(numbers: SequenceField | None, ids: IntArray) -> torch.Tensor | None:
+    if numbers is None:
+        return None
+    return torch.from_numpy(gather_numbers([numbers], ids, "number of the estimator").values)
 
 
 def _float32(x: torch.Tensor) -> FloatArray:

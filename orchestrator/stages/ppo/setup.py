@@ -6,9 +6,12 @@ from collections.abc import Callable
 from functools import partial
 
 from orchestrator.config.cluster import RoleName
+from orchestrator.config.run import StageName
 from orchestrator.config.training import KLControl, RewardKind
 from orchestrator.planning.backbones import critic_start
+from orchestrator.planning.stage_graph import stage_roles
 from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_spec
+from orchestrator.roles.interfaces import Answer
 from orchestrator.roles.weight_sync import WeightSync
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger
@@ -23,13 +26,14 @@ from workers.records.training import TokenBatch
 def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PPORun:
     """Load the models of all roles at the same time, and start the engines."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
-    fleet.bring_up(*RoleName)
+    roles = stage_roles(config, StageName(stage))
+    fleet.release(*(role for role in RoleName if role not in roles))
+    fleet.bring_up(*roles)
     session.reached("actors")
     each = _steps_per_iteration(session)
     steps = settings.iterations * each
     taught = steps - settings.critic_warmup_iterations * each
     reward_model = _reward_checkpoint(session)
-    critic = critic_start(config, session.checkpoints)
     if config.rollout.sleep:  # before other models load: engines measure their GPUs' free memory
         session.engines_on(sft)
         fleet.rollout.sleep().result()
@@ -42,17 +46,10 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
                 taught,
                 ema_decay=settings.ema_decay,
                 vocabulary=session.vocabulary,
+                estimator=settings.estimator_spec,
             )
         ),
-        fleet.critic.load(
-            train_spec(
-                config,
-                session.need(critic.checkpoint),
-                settings.critic_optimizer,
-                steps,
-                head=critic.head,
-            )
-        ),
+        *([_load_critic(session, steps)] if RoleName.critic in roles else []),
         fleet.reference.load(
             frozen_spec(config, sft, config.cluster.roles.reference, session.vocabulary)
         ),
@@ -75,6 +72,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     run = PPORun(
         session=session,
         stage=stage,
+        estimator=settings.estimator,
         ptx_coefficient=ptx_coefficient,
         sync=sync,
         version=0,
@@ -85,6 +83,15 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
         text=_text(session, mixed=ptx_coefficient > 0.0),
     )
     return run
+
+
+def _load_critic(session: Session, steps: int) -> Answer[None]:
+    """Start loading the critic, which takes `steps` optimizer steps."""
+    config = session.config
+    start = critic_start(config, session.checkpoints)
+    optimizer = config.algorithm.critic_optimizer
+    spec = train_spec(config, session.need(start.checkpoint), optimizer, steps, head=start.head)
+    return session.fleet.critic.load(spec)
 
 
 def _text(session: Session, *, mixed: bool) -> Callable[[int, int], TokenBatch]:

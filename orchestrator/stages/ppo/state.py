@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.roles.interfaces import Trainer
 from orchestrator.roles.weight_sync import WeightSync
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger, from_ranges, ranges
@@ -16,6 +17,7 @@ from orchestrator.stages.ppo.saved_rollouts import SavedRollouts
 from orchestrator.stages.ppo.scores import Scoring
 from workers.ops.kl import AdaptiveKLController
 from workers.records.training import TokenBatch
+from workers.training.estimator import Estimator
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class PPORun:
 
     session: Session
     stage: str
+    estimator: Estimator
     ptx_coefficient: float
     sync: WeightSync
     version: int  # of the weights that the engines serve
@@ -38,6 +41,12 @@ class PPORun:
     def staleness(self) -> int:
         """How many updates old the weights that sampled a trained sequence may be."""
         return self.session.config.algorithm.staleness
+
+    @property
+    def trainers(self) -> tuple[Trainer, ...]:
+        """The policy's trainers, and the critic's if there is one."""
+        fleet = self.session.fleet
+        return (fleet.policy, fleet.critic) if self.estimator.needs_values else (fleet.policy,)
 
     @property
     def kl_coefficient(self) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from orchestrator.batching import training_batches
 from orchestrator.batching.batch_sizes import pretraining_examples
 from orchestrator.batching.training_batches import StepPlan
 from orchestrator.roles.interfaces import Answer, Experience, Rollouts, Trainer
+from orchestrator.stages.ppo.advantages import numbers_of, rows_of
 from orchestrator.stages.ppo.passes import Passes, shared
 from orchestrator.stages.ppo.state import PPORun
 from workers.records.arrays import IntArray
@@ -26,9 +25,15 @@ def build_experience(
     """Start building token rewards, advantages and returns on the policy's ranks."""
     settings, policy = run.session.config.algorithm, run.session.fleet.policy
     works = shared(run.session, rollouts, kept, policy)
-    shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam)
+    shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam, settings.estimator_spec)
     old, reference, values = passes.old_logprobs(), passes.reference_logprobs(), passes.values()
-    return policy.build_experience(works, rollouts, old, reference, values, scores, shaping)
+    numbers = None
+    if run.estimator.of_sequences is not None:
+        kl = policy.kl_sums(works, rollouts, old, reference).result()
+        numbers = numbers_of(run, rollouts, kept, scores, kl)
+    return policy.build_experience(
+        works, rollouts, old, reference, values, scores, shaping, numbers
+    )
 
 
 def _step_plan(run: PPORun, iteration: int, group: Trainer) -> StepPlan:
@@ -46,9 +51,7 @@ def _step_plan(run: PPORun, iteration: int, group: Trainer) -> StepPlan:
 
 def _lengths(rollouts: Rollouts, kept: IntArray) -> tuple[IntArray, IntArray]:
     """Response and total tokens of the kept sequences."""
-    summary = rollouts.summary
-    row = {int(i): n for n, i in enumerate(summary.ids)}
-    rows = np.array([row[int(i)] for i in kept])
+    summary, rows = rollouts.summary, rows_of(rollouts, kept)
     responses = summary.response_lengths[rows]
     return responses, summary.prompt_lengths[rows] + responses
 

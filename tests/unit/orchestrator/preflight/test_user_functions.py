@@ -10,7 +10,7 @@ from composing import composed
 
 from orchestrator.config.schema import Config
 from orchestrator.preflight.dry_run import look
-from orchestrator.preflight.user_functions import check_functions
+from orchestrator.preflight.user_functions import check_functions, check_own_estimator
 from workers.errors import ConfigError
 
 SOURCE = """
@@ -80,3 +80,36 @@ def check_plan(*overrides: str) -> None:
     from orchestrator.planning.plan import make_plan
 
     make_plan(config("my_rewards:score", *overrides))
+
+
+ESTIMATOR = """
+import os
+from workers.training.estimator import Estimator
+ESTIMATOR = Estimator(of_sequences=lambda batch: {number})
+{body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "body", "says"),
+    [
+        ("batch.returns", "os._exit(5)", "with exit code 5"),
+        ("batch.returns.mean()", "", r"shape \(\) instead of \(4,\)"),
+        ("batch.reward", "", r"AttributeError at .*/my_rewards.py:4"),
+    ],
+)
+def test_an_estimator_that_cannot_be_used_is_found_in_another_process(
+    module: Path, number: str, body: str, says: str
+) -> None:
+    module.write_text(ESTIMATOR.format(number=number, body=body))
+    with pytest.raises(ConfigError, match=says) as caught:
+        check_own_estimator(
+            composed("+experiment=pocket_tiny", "algorithm.advantage=my_rewards:ESTIMATOR")
+        )
+    assert caught.value.where == "algorithm.advantage"
+
+
+def test_only_an_estimator_of_a_user_that_a_stage_calls_is_tried() -> None:
+    check_own_estimator(composed("+experiment=pocket_tiny"))
+    own = "algorithm.advantage=no_such_one:E"
+    check_own_estimator(composed("+experiment=pocket_tiny", own, "stages=[pretrain,sft]"))

@@ -1,5 +1,7 @@
 """Experience: matched by id, equal to a plain walk over each row, blind to padding and shards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from workers.errors import LedgerError, NonFiniteError
 from workers.ops import whiten
 from workers.records.arrays import Ragged
 from workers.records.generation import RolloutBatch
-from workers.records.specs import ShapingSpec
+from workers.records.specs import EstimatorSpec, ShapingSpec
 from workers.records.training import ExperienceBatch, ExperienceSummary, Scores, TokenField
 from workers.training.experience import (
     build_experience,
@@ -22,7 +24,7 @@ from workers.training.experience import (
     whitening_moments,
 )
 
-SHAPING = ShapingSpec(kl_coefficient=0.1, gamma=1.0, lam=0.95)
+SHAPING = ShapingSpec(kl_coefficient=0.1, gamma=1.0, lam=0.95, estimator=EstimatorSpec("gae"))
 Parts = tuple[RolloutBatch, TokenField, TokenField, TokenField, Scores]
 
 
@@ -69,7 +71,7 @@ def test_literals() -> None:
     )  # fmt: skip
     batch, summary = build_experience(
         rollouts, field(-1.0, -2.0), field(-2.0, -2.0), field(0.5, 1.0),
-        Scores(ids, np.asarray([3.0], np.float32), ("",)), ShapingSpec(0.1, 1.0, 1.0),
+        Scores(ids, np.asarray([3.0], np.float32), ("",)), replace(SHAPING, lam=1.0),
     )  # fmt: skip
     # Rewards -.1 and 3; returns 2.9 and 3; advantages 2.4 and 2.
     assert batch.returns.values.tolist() == pytest.approx([2.9, 3.0])

@@ -1,0 +1,165 @@
+"""What an advantage estimator declares and computes; `algorithm.advantage` names one.
+
+An estimator computes in two places. The sequences of one prompt may lie on different ranks, so
+whatever compares them is computed by the driver (`of_sequences`), from one number per sequence, and
+sent to the ranks as one number per sequence. Tokens stay on the ranks (`of_tokens`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workers.errors import ConfigError, RehearsalError
+from workers.extensions.kinds import Kind
+from workers.process.user_code import describe
+from workers.records.specs import EstimatorSpec
+
+if TYPE_CHECKING:  # takes a second to import, and the plan of a run reads only what is needed
+    from torch import Tensor
+
+T = TypeVar("T")
+
+WHERE = "algorithm.advantage"
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """The sequences of one iteration, as the driver knows them."""
+
+    group: Tensor  # (B,) int64, 0 to G - 1; the sequences of one prompt have the same number
+    scores: Tensor  # (B,) fp64, reward units; the penalty for cut responses is deducted
+    kl: Tensor  # (B,) fp64, nats: log(policy / reference), summed over the tokens
+    lengths: Tensor  # (B,) int64, response tokens
+    kl_coefficient: float  # reward units per nat
+
+    @property
+    def returns(self) -> Tensor:
+        """(B,) reward units: the sum of each sequence's token rewards."""
+        return self.scores - self.kl_coefficient * self.kl
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The response tokens of one rank's sequences, padded on the right."""
+
+    rewards: Tensor  # (B, T) fp64, reward units: KL penalty, and the score on the last token
+    mask: Tensor  # (B, T) bool; True = response token
+    values: Tensor | None  # (B, T) fp64, reward units, before each token; None without a critic
+    sequence: Tensor | None  # (B,) fp64, what `of_sequences` computed; None without it
+    gamma: float
+    lam: float
+
+
+def on_every_token(tokens: Tokens) -> tuple[Tensor, None]:
+    """The number of a sequence as the advantage of each of its tokens; no returns."""
+    if tokens.sequence is None:
+        raise TypeError("it has no of_sequences, so it needs an of_tokens of its own")
+    return tokens.sequence.unsqueeze(1).expand(tokens.mask.shape), None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """How the advantages of PPO are computed, and what that takes."""
+
+    # On the driver: (B,) one number per sequence, which `of_tokens` finds in `Tokens.sequence`.
+    of_sequences: Callable[[Sequences], Tensor] | None = None
+    # On the ranks: (B, T) advantages, and (B, T) returns for the critic to fit, or None without.
+    of_tokens: Callable[[Tokens], tuple[Tensor, Tensor | None]] = on_every_token
+    needs_values: bool = False  # those of a critic; without, the run has no critic
+    # Least sequences of a prompt that have a reward; those of a prompt with fewer are dropped.
+    needs_samples: int = 1
+
+
+KIND = Kind("advantage estimator", Estimator, "workers.training.estimators", "ESTIMATOR")
+
+
+def find_estimator(spec: EstimatorSpec) -> Estimator:
+    """The estimator of a name or an import path.
+
+    Raises:
+        ConfigError: there is none of this name, it cannot be imported, or it is something else.
+    """
+    return KIND.find(spec.name, WHERE, spec.folder)
+
+
+def sequence_numbers(estimator: Estimator, sequences: Sequences) -> Tensor:
+    """(B,) fp64, what `of_sequences` computes.
+
+    Raises:
+        ConfigError: it raises, or returns something else than one finite number per sequence.
+    """
+    assert estimator.of_sequences is not None
+    found = _called(estimator.of_sequences, sequences)
+    _require(found, "of_sequences", tuple(sequences.scores.shape))
+    return found.double()
+
+
+def token_advantages(estimator: Estimator, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+    """(B, T) advantages and returns, 0 at masked positions; returns are None without values.
+
+    Raises:
+        ConfigError: the estimator raises, or returns something else.
+    """
+    pair = _called(estimator.of_tokens, tokens)
+    if not (isinstance(pair, tuple) and len(pair) == 2):
+        raise _wrong("of_tokens", f"{type(pair).__name__} instead of (advantages, returns)")
+    found, returns = pair
+    _require(found, "of_tokens", tuple(tokens.mask.shape))
+    if estimator.needs_values:
+        _require(returns, "of_tokens (returns)", tuple(tokens.mask.shape))
+    elif returns is not None:
+        raise _wrong("of_tokens", "returns, but without needs_values there is no critic")
+    return _masked(found, tokens), None if returns is None else _masked(returns, tokens)
+
+
+def try_estimator(path: str, folder: str = "") -> None:
+    """Import an estimator and compute the advantages of a few made-up sequences.
+
+    Raises:
+        ConfigError: it cannot be imported, or returns something else than advantages.
+    """
+    import torch
+
+    estimator = find_estimator(EstimatorSpec(path, folder))
+    samples = max(2, estimator.needs_samples)
+    group = torch.arange(2).repeat_interleave(samples)
+    scores = torch.linspace(-1.0, 2.0, 2 * samples, dtype=torch.float64)
+    lengths = 1 + torch.arange(2 * samples) % 3
+    sequences = Sequences(group, scores, scores.abs(), lengths, 0.1)
+    numbers = sequence_numbers(estimator, sequences) if estimator.of_sequences else None
+    mask = torch.arange(3) < lengths.unsqueeze(1)
+    rewards = torch.where(mask, scores.unsqueeze(1), 0.0)
+    values = 0.5 * rewards if estimator.needs_values else None
+    token_advantages(estimator, Tokens(rewards, mask, values, numbers, 1.0, 0.95))
+
+
+def _called(function: Callable[[Any], T], argument: object) -> T:
+    try:
+        return function(argument)
+    except RehearsalError:
+        raise
+    except Exception as error:  # a user's estimator may raise anything
+        raise ConfigError(
+            f"the estimator raised {describe(error)}", where=WHERE, fix="correct the estimator"
+        ) from error
+
+
+def _require(found: object, what: str, shape: tuple[int, ...]) -> None:
+    import torch
+
+    if not isinstance(found, torch.Tensor):
+        raise _wrong(what, f"{type(found).__name__} instead of a tensor")
+    if tuple(found.shape) != shape:
+        raise _wrong(what, f"a tensor of shape {tuple(found.shape)} instead of {shape}")
+    if not bool(torch.isfinite(found).all()):
+        raise _wrong(what, "NaN or infinity")
+
+
+def _wrong(what: str, returned: str) -> ConfigError:
+    return ConfigError(f"{what} returned {returned}", where=WHERE, fix="correct the estimator")
+
+
+def _masked(x: Tensor, tokens: Tokens) -> Tensor:
+    return x.where(tokens.mask, 0.0)
