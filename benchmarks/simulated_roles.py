@@ -372,6 +372,9 @@ class SimRoles:
     def bring_up(self, *names: RoleName) -> None:
         """They are there."""
 
+    def release(self, *names: RoleName) -> None:
+        """They stay."""
+
     def holds(self, name: RoleName) -> bool:
         return True
 

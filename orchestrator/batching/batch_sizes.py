@@ -58,7 +58,8 @@ def ppo_arithmetic(config: Config, stage: StageName) -> PPOArithmetic:
             where="algorithm.sequences_per_minibatch",
             fix=f"use {_nearest(size, sequences)}, or change algorithm.prompts_per_iteration",
         )
-    for role in (RoleName.policy, RoleName.critic):
+    critic = (RoleName.critic,) if algorithm.estimator.needs_values else ()
+    for role in (RoleName.policy, *critic):
         _enough(config, role, size, "algorithm.sequences_per_minibatch", "sequences")
     _enough(config, RoleName.rollout, sequences, "algorithm.prompts_per_iteration", "sequences")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
@@ -219,7 +220,8 @@ def optimizers(
         each = ppo_arithmetic(config, stage).steps_per_iteration
         taught = steps - algorithm.critic_warmup_iterations * each
         yield "algorithm.policy_optimizer", algorithm.policy_optimizer, taught
-        yield "algorithm.critic_optimizer", algorithm.critic_optimizer, steps
+        if algorithm.estimator.needs_values:
+            yield "algorithm.critic_optimizer", algorithm.critic_optimizer, steps
     elif stage is StageName.reward_model:
         yield "reward_model.optimizer", config.reward_model.optimizer, steps
     elif stage is StageName.sft:

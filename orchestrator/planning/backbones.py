@@ -80,8 +80,9 @@ def has_head(folder: Path) -> bool:
 
 
 def plan_critic(config: Config) -> CriticStart | None:
-    """Where the critic of the run's PPO stages will start; None without PPO stages."""
-    if not any(stage in PPO_STAGES for stage in config.stages):
+    """Where the critic of the run's PPO stages will start; None if they have none."""
+    ppo = any(stage in PPO_STAGES for stage in config.stages)
+    if not (ppo and config.algorithm.estimator.needs_values):
         return None
     given = config.model.checkpoints
     names = ("critic", "reward_model", "sft", "base", "initial")
@@ -154,12 +155,13 @@ def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
     made = StageName.reward_model in config.stages
     if made:
         yield _origin(config), True
-    start = plan_critic(config)
-    if start is None:
+    if not any(stage in PPO_STAGES for stage in config.stages):
         return
-    if start.checkpoint != "reward_model" or not made:
-        yield _origin(config) if start.checkpoint == "sft" else start.checkpoint, True
-    if config.reward.kind is RewardKind.model and start.checkpoint != "reward_model":
+    start = plan_critic(config)
+    origin = start.checkpoint if start is not None else ""
+    if origin and (origin != "reward_model" or not made):
+        yield _origin(config) if origin == "sft" else origin, True
+    if config.reward.kind is RewardKind.model and origin != "reward_model":
         yield "reward_model", config.reward.bridge is TextBridge.tokens
 
 

@@ -1,14 +1,15 @@
-"""Checks of the reward source and of the judge."""
+"""Checks of the reward source, of the advantage estimator and of the judge."""
 
 from __future__ import annotations
 
 import json
 from urllib.parse import urlsplit
 
+from orchestrator.batching.batch_sizes import PPO_STAGES
 from orchestrator.config.evaluation import EndpointConfig, JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind, TextBridge
+from orchestrator.config.training import AlgorithmConfig, RewardKind, TextBridge
 from workers.errors import ConfigError
 from workers.process.user_code import split_path
 from workers.user_functions.calls import Patience
@@ -41,6 +42,47 @@ def check_reward(config: Config) -> None:
             where="reward.bridge",
             fix="set reward.bridge=text, or choose reward=function, which sets both",
         )
+
+
+def check_estimator(config: Config) -> None:
+    """Check that PPO gives its advantage estimator what that needs.
+
+    Raises:
+        ConfigError: there is no such estimator, a prompt has too few samples, or a critic that the
+            run does not have would learn first.
+    """
+    if not any(stage in PPO_STAGES for stage in config.stages):
+        return
+    algorithm, estimator = config.algorithm, config.algorithm.estimator
+    if algorithm.samples_per_prompt < estimator.needs_samples:
+        raise ConfigError(
+            f"algorithm.advantage={algorithm.advantage} compares at least "
+            f"{estimator.needs_samples} samples of a prompt, and there are "
+            f"{algorithm.samples_per_prompt}",
+            where="algorithm.samples_per_prompt",
+            fix=f"set it to {estimator.needs_samples} or more",
+        )
+    if algorithm.critic_warmup_iterations and not estimator.needs_values:
+        raise ConfigError(
+            f"algorithm.advantage={algorithm.advantage} needs no values, so there is no critic "
+            f"that could learn in the first {algorithm.critic_warmup_iterations} iteration(s)",
+            where="algorithm.critic_warmup_iterations",
+            fix="set it to 0, or algorithm.advantage=gae",
+        )
+
+
+def unused_critic_keys(config: Config) -> list[str]:
+    """One sentence if PPO has no critic, and keys are set that only a critic reads; else none."""
+    algorithm, usual = config.algorithm, AlgorithmConfig()
+    if not any(stage in PPO_STAGES for stage in config.stages) or algorithm.estimator.needs_values:
+        return []
+    names = ("value_clip", "critic_init", "critic_optimizer")
+    keys = [f"algorithm.{n}" for n in names if getattr(algorithm, n) != getattr(usual, n)]
+    keys += ["model.checkpoints.critic"] if config.model.checkpoints.critic else []
+    if not keys:
+        return []
+    told = ", ".join(keys)
+    return [f"algorithm.advantage={algorithm.advantage} needs no critic: {told} has no effect"]
 
 
 def check_judge(config: Config) -> None:

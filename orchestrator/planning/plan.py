@@ -28,7 +28,12 @@ from orchestrator.planning.checks_devices import (
     check_sharing,
 )
 from orchestrator.planning.checks_lengths import check_lengths
-from orchestrator.planning.checks_scoring import check_judge, check_reward
+from orchestrator.planning.checks_scoring import (
+    check_estimator,
+    check_judge,
+    check_reward,
+    unused_critic_keys,
+)
 from orchestrator.planning.checks_stages import check_stages, unused_sets
 from orchestrator.planning.gpu_memory import check_gpu_memory
 from orchestrator.planning.model_sizes import (
@@ -83,6 +88,7 @@ def make_plan(config: Config) -> Plan:
     check_keep_best(config)
     check_sharing(config)
     check_reward(config)
+    check_estimator(config)
     check_judge(config)
     stages = tuple(_plan_stage(config, stage) for stage in config.stages)
     roles = {role for stage in stages for role in stage.roles}
@@ -105,6 +111,7 @@ def make_plan(config: Config) -> Plan:
         memory=memory,
         notes=(
             *unused_sets(config),
+            *unused_critic_keys(config),
             *cut_warmups(config),
             *_notes(config, layout, size),
             *_unknown(config, layout, memory),

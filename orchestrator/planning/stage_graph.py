@@ -61,7 +61,8 @@ def models_read(config: Config, stage: str, finished: Collection[str]) -> set[st
 def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
     """The role groups that a stage calls."""
     if stage in PPO_STAGES:
-        return tuple(RoleName)
+        critic = config.algorithm.estimator.needs_values
+        return tuple(role for role in RoleName if critic or role is not RoleName.critic)
     pocket = config.data.source is DataSourceKind.pocket
     if stage is StageName.reward_model:
         return (RoleName.rollout, RoleName.critic) if pocket else (RoleName.critic,)

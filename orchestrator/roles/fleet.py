@@ -90,6 +90,13 @@ class Fleet:
         for pending in joining:
             pending.result()
 
+    def release(self, *names: RoleName) -> None:
+        """End those of these groups that are there; using one starts it again."""
+        for name in filter(self.holds, names):
+            self.watch.forget(self._names(name))
+            self._groups.pop(name).kill()
+            self._announce()
+
     def _launch(self, name: RoleName) -> Launch:
         extra = rollout_environment(self._config) if name is RoleName.rollout else {}
         return Launch(

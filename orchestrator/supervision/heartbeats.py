@@ -101,6 +101,11 @@ class Watch:
         self._watched[name] = _Watched(life, line)
         return life
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Stop watching processes that are ended on purpose."""
+        for name in names:
+            self._watched.pop(name, None)
+
     def life(self, name: str) -> WorkerLife:
         """The lifecycle of a worker."""
         return self._watched[name].life

@@ -23,6 +23,7 @@ from orchestrator.roles.interfaces import Experience, Rollouts
 from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.session.corrections import keep_culprits, without
 from orchestrator.session.session import Session
+from orchestrator.stages.ppo.advantages import complete_groups
 from orchestrator.stages.ppo.ledger import LedgerSummary
 from orchestrator.stages.ppo.passes import Passes
 from orchestrator.stages.ppo.phases import Phases
@@ -62,7 +63,7 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
     for iteration in range(_begin(run), settings.iterations):
         session.position.step = iteration
         _iterate(run, iteration)
-        savers = (session.fleet.policy, session.fleet.critic, run.saved_rollouts)
+        savers = (*run.trainers, run.saved_rollouts)
         session.boundary(stage, iteration + 1, settings.iterations, run.state(), *savers)
     session.publish(stage, lambda path: session.fleet.policy.save(path, sft).result(), stage)
 
@@ -75,14 +76,13 @@ def _iterate(run: PPORun, iteration: int) -> None:
     passes = _sample(run, iteration, phases)
     rollouts = passes.rollouts()
     scores = run.scoring.shape(passes.scores(), rollouts.summary.finish)
-    kept = run.scoring.keep(session, scores)
+    kept = complete_groups(run, rollouts, run.scoring.keep(session, scores))
     if not len(kept):
         _pass_over(run, iteration, rollouts, passes)
         return
 
-    experience = phases.timed(
-        "experience", build_experience(run, rollouts, kept, scores, passes)
-    ).result()
+    with phases.span("experience"):
+        experience = build_experience(run, rollouts, kept, scores, passes).result()
     _require_near(session, experience)
     warming = iteration < session.config.algorithm.critic_warmup_iterations
     policy_stats, critic_stats = _update(run, iteration, rollouts, kept, experience, phases)
@@ -127,7 +127,7 @@ def _sample(run: PPORun, iteration: int, phases: Phases) -> Passes:
         run.queue.fill(iteration)
         session.saves.settle()  # here, because the trainers are idle
         asked = session.asked(prompts_of(run, iteration)) if session.words_are_read else ()
-        passes = Passes(session, phases.begin, asked)
+        passes = Passes(session, phases.begin, asked, values=run.estimator.needs_values)
         batch = run.queue.take(iteration)
         for part in batch.generation.parts():
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
@@ -147,18 +147,18 @@ def _update(
     experience: Experience,
     phases: Phases,
 ) -> tuple[list[StepStats], list[StepStats]]:
-    """Update policy (not during critic warmup) and critic at the same time; statistics of both."""
-    session, updating = run.session, None
+    """Update policy (not during critic warmup) and critic, if any, at the same time; statistics."""
+    session, updating, fitting = run.session, None, None
     if iteration >= session.config.algorithm.critic_warmup_iterations:
         update = update_policy(run, iteration, rollouts, kept, experience)
         updating = phases.timed("policy_update", update)
-    fitting = phases.timed(
-        "critic_update", update_critic(run, iteration, rollouts, kept, experience)
-    )
+    if run.estimator.needs_values:
+        update = update_critic(run, iteration, rollouts, kept, experience)
+        fitting = phases.timed("critic_update", update)
     policy_stats = updating.result() if updating is not None else []
     if policy_stats:
         session.note_first_step()
-    critic_stats = fitting.result()
+    critic_stats = fitting.result() if fitting is not None else []
     session.trainers_rest()
     _keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
     session.note_first_step()
@@ -207,9 +207,7 @@ def _begin(run: PPORun) -> int:
         session.reached("first_sync")
         record_start(session, run.stage, synced, run.version)
         return 0
-    restoring = [
-        trainer.restore(saved.folder) for trainer in (session.fleet.policy, session.fleet.critic)
-    ]
+    restoring = [trainer.restore(saved.folder) for trainer in run.trainers]
     for pending in restoring:
         pending.result()
     run.restore(saved.folder, saved.own)

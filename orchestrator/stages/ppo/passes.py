@@ -41,13 +41,15 @@ def shared(
 
 
 class Passes:
-    """The four passes of one batch, which run at the same time."""
+    """The passes of one batch, which run at the same time."""
 
     def __init__(
         self,
         session: Session,
         begin: Callable[[str], Callable[[], None]],
         asked: Sequence[Asked] = (),
+        *,
+        values: bool = True,
     ) -> None:
         """Prepare the passes; nothing starts yet.
 
@@ -55,10 +57,12 @@ class Passes:
             session: The run.
             begin: Starts the clock of a phase; the returned function stops it.
             asked: The prompts of the batch as text, for a reward that reads text.
+            values: Whether there is a critic.
         """
         self._session = session
         self._begin = begin
         self._asked = asked
+        self._values = values
         self._ends: dict[str, Callable[[], None]] = {}
         self._parts: list[Rollouts] = []
         self._scores: list[Answer[Scores]] = []
@@ -72,14 +76,15 @@ class Passes:
         temperature = session.config.rollout.temperature
         self._parts.append(part)
         policy = shared(session, part, ids, fleet.policy)
-        critic = shared(session, part, ids, fleet.critic)
         self._clock("reward")
         self._scores.append(fleet.reward.score(part, self._of(part)))
         if session.config.algorithm.old_logprobs is OldLogprobs.trainer:
             self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
         reference = shared(session, part, ids, fleet.reference)
         self._add("reference", fleet.reference.logprobs(reference, part, temperature))
-        self._add("values", fleet.critic.values(critic, part))
+        if self._values:
+            critic = shared(session, part, ids, fleet.critic)
+            self._add("values", fleet.critic.values(critic, part))
 
     def _of(self, part: Rollouts) -> list[Asked]:
         prompts = set(part.summary.prompt_ids.tolist())
@@ -102,14 +107,14 @@ class Passes:
 
     def old_logprobs(self) -> Fields:
         """Under the current policy, nats; no shards if those of the rollouts are used instead."""
-        return self._all("logprobs") if "logprobs" in self._fields else Fields(())
+        return self._all("logprobs")
 
     def reference_logprobs(self) -> Fields:
         """Under the frozen model, nats."""
         return self._all("reference")
 
     def values(self) -> Fields:
-        """Value of the state before each response token."""
+        """Value of the state before each response token; no shards without a critic."""
         return self._all("values")
 
     def finish(self) -> None:
@@ -126,6 +131,8 @@ class Passes:
         self._fields.setdefault(phase, []).append(answer)
 
     def _all(self, phase: str) -> Fields:
+        if phase not in self._fields:
+            return Fields(())
         found: Sequence[Fields] = [answer.result() for answer in self._fields[phase]]
         self._ends[phase]()
         return Fields(tuple(shard for fields in found for shard in fields.shards))

@@ -30,7 +30,7 @@ class Iteration:
     scores: Scores
     experience: Experience
     policy: list[StepStats]  # empty during critic warmup
-    critic: list[StepStats]
+    critic: list[StepStats]  # empty without a critic
     kl_coefficient: float
     sync: SyncReport | None  # None: the policy did not change
     counts: LedgerSummary  # of this iteration only
@@ -112,14 +112,7 @@ def _sequences(done: Iteration) -> dict[str, float]:
 
 def _losses(done: Iteration) -> dict[str, float]:
     """Means over the applied optimizer steps; `ratio_max` is their maximum."""
-    critic = _taken(done.critic)
-    values = {
-        "ppo/value_loss": _mean([s.loss for s in critic]),
-        "ppo/critic_grad_norm": _mean([s.grad_norm for s in critic]),
-        "ppo/critic_learning_rate": critic[-1].learning_rate,
-    }
-    for name in ("explained_variance", "value_clip_fraction"):
-        values[f"ppo/{name}"] = _mean([s.extra[name] for s in critic])
+    values = _critic_losses(_taken(done.critic)) if done.critic else {}
     if done.skips:
         steps = [*done.policy, *done.critic]
         values["ppo/skipped_steps"] = float(sum(not s.applied for s in steps))
@@ -129,6 +122,17 @@ def _losses(done: Iteration) -> dict[str, float]:
 def _taken(steps: list[StepStats]) -> list[StepStats]:
     """The applied steps; all steps if none was applied."""
     return [s for s in steps if s.applied] or steps
+
+
+def _critic_losses(steps: list[StepStats]) -> dict[str, float]:
+    values = {
+        "ppo/value_loss": _mean([s.loss for s in steps]),
+        "ppo/critic_grad_norm": _mean([s.grad_norm for s in steps]),
+        "ppo/critic_learning_rate": steps[-1].learning_rate,
+    }
+    for name in ("explained_variance", "value_clip_fraction"):
+        values[f"ppo/{name}"] = _mean([s.extra[name] for s in steps])
+    return values
 
 
 def _policy_losses(steps: list[StepStats]) -> dict[str, float]:

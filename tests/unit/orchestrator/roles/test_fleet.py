@@ -129,3 +129,12 @@ def test_going_back_for_another_reason_interrupts_too(fleet: Fleet) -> None:
     rollout.sampling, rollout.stuck = True, RoleDiedError("signal 9", where="rollout rank 0")
     fleet.abandon()
     assert not fleet.holds(RoleName.rollout)
+
+
+def test_a_released_group_is_ended_and_no_longer_watched(fleet: Fleet) -> None:
+    rollout, policy = groups(fleet)
+    fleet.release(RoleName.policy, RoleName.critic)  # there is no critic to end
+    assert (rollout.asked, policy.asked) == ([], ["kill"])
+    assert not fleet.holds(RoleName.policy)
+    fleet.watch.died("policy rank 1", "signal 9")  # it no longer knows this worker
+    assert fleet.replace_lost() == []

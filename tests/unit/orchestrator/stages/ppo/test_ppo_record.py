@@ -116,6 +116,9 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means_unless_all_were() -
     assert losses([lost], [critic_step(2.0)])["ppo/policy_loss"] == 9.0
     warming = losses([], [critic_step(2.0)])
     assert not [name for name in warming if "policy" in name]
+    alone = losses([kept, lost], [])  # there is no critic
+    assert not [name for name in alone if "critic" in name or "value" in name]
+    assert alone["ppo/skipped_steps"] == 1.0
 
 
 def test_counts_speed_and_parity_have_names_of_their_own() -> None:
