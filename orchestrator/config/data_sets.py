@@ -28,7 +28,7 @@ class DataSetConfig:
     path: str = field(metadata=PATH)
     """A file, a folder, or the id of a Hugging Face data set."""
     format: str = "auto"
-    """auto | jsonl | json | parquet | csv | text | datasets."""
+    """auto | jsonl | json | parquet | csv | text | datasets | package.module:NAME of your own."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Canonical column name -> column name in this data set, where it is not recognised."""
     split: str = "train"

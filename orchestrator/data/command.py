@@ -22,8 +22,8 @@ from orchestrator.data.inspection import (
 )
 from orchestrator.data.view import follow, print_report, render
 from orchestrator.process.command_exit import exit_code
+from workers.data.formats.kinds import FORMATS, SPECIAL
 from workers.data.formats.lines import Meter
-from workers.data.formats.names import FORMATS
 from workers.data.recognise.columns import Columns
 from workers.data.recognise.kinds import kind_of_data
 from workers.data.recognise.recognise import Kind, Noted, read_examples
@@ -125,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--kind", choices=get_args(Kind), help="by default told by the richest of the first rows"
     )
-    look.add_argument("--format", choices=FORMATS, default="auto")
+    look.add_argument(
+        "--format", default="auto", metavar="NAME",
+        help=f"{', '.join((*SPECIAL, *FORMATS.names()))}, or package.module:NAME of your own",
+    )  # fmt: skip
     look.add_argument("--split", default="train", help="of a data set with several")
     look.add_argument("--subset", default="", help="configuration of a Hugging Face data set")
     look.add_argument(

@@ -30,6 +30,8 @@ class Kind(Generic[T]):
     record: type[T]  # the class of its parts
     package: str  # where this project's parts are
     constant: str  # the name that each of their modules assigns
+    module_ending: str = ""  # of the modules: the part `csv` is in csv_file.py if it is "_file"
+    also: tuple[str, ...] = ()  # values of the key that name no part, for messages
 
     def names(self) -> tuple[str, ...]:
         """Names of this project's parts, in alphabetical order; imports none of their modules."""
@@ -37,9 +39,10 @@ class Kind(Generic[T]):
         assigns = re.compile(rf"^{self.constant}\b[^=\n]*=", re.MULTILINE)
         return tuple(
             sorted(
-                module.name
+                module.name.removesuffix(self.module_ending)
                 for module in pkgutil.iter_modules(folders)
-                if not module.ispkg and assigns.search(_source(folders, module.name))
+                if module.name.endswith(self.module_ending)
+                and assigns.search(_source(folders, module.name))
             )
         )
 
@@ -69,6 +72,7 @@ class Kind(Generic[T]):
     def _ours(self, name: str, where: str) -> T:
         names = self.names()
         if name not in names:
+            names = (*self.also, *names)
             near = difflib.get_close_matches(name, names, 1)
             known = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(
@@ -77,7 +81,9 @@ class Kind(Generic[T]):
                 fix=f"{known}choose one of {', '.join(names)}, or name your own by "
                 "package.module:NAME",
             )
-        return getattr(importlib.import_module(f"{self.package}.{name}"), self.constant)
+        return getattr(
+            importlib.import_module(f"{self.package}.{name}{self.module_ending}"), self.constant
+        )
 
 
 def _source(folders: Sequence[str], module: str) -> str:

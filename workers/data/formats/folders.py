@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import yaml
 
-from workers.data.formats.names import family_by_suffix
+from workers.data.formats.kinds import family_by_suffix
 from workers.errors import DataError
 from workers.process.regular_files import open_regular
 

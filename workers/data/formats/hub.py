@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.data.formats.folders import check_folder
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.formats.lines import Meter
 from workers.errors import DataError, RehearsalError
 from workers.process.caught_errors import Caught

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from workers.data.formats.jsonl import Line, kind_of, parse_json
+from workers.data.formats.kinds import Format
+from workers.data.formats.line import Line, kind_of, parse_json
 from workers.data.formats.lines import MAX_LINE_BYTES, Meter, only_space, open_bytes, too_long
 from workers.errors import DataError, DataLineError
 
@@ -173,3 +174,6 @@ class _Text:
         if self._meter is not None:
             self._meter.done = self._raw.tell()
         return not self._ended
+
+
+FORMAT = Format(scan_json, family="JSON")  # ".json" is also used for JSONL: the content decides

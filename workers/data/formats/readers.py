@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from workers.data.formats import hub
 from workers.data.formats.folders import split_files
-from workers.data.formats.json_file import is_turn, scan_json
-from workers.data.formats.jsonl import Line, scan_jsonl
+from workers.data.formats.json_file import is_turn
+from workers.data.formats.jsonl_file import scan_jsonl
+from workers.data.formats.kinds import FORMATS, Row, format_by_suffix, ours
+from workers.data.formats.line import Line
 from workers.data.formats.lines import Meter, open_bytes
-from workers.data.formats.names import FORMATS, format_by_suffix
-from workers.data.formats.plain_text import scan_text
-from workers.data.formats.tables import scan_csv, scan_parquet
-from workers.errors import ConfigError, DataError, DataLineError, EmptyDatasetError
+from workers.errors import DataError, DataLineError, EmptyDatasetError, RehearsalError
+from workers.process.caught_errors import Caught
+from workers.process.user_code import describe
 
-Row = Line | DataLineError
-_Scan = Callable[[str, Meter | None], Iterator[Row]]
-
-_SCANS: dict[str, _Scan] = {
-    "jsonl": scan_jsonl,
-    "json": scan_json,
-    "parquet": scan_parquet,
-    "csv": scan_csv,
-    "tsv": partial(scan_csv, delimiter="\t"),
-    "text": scan_text,
-}
 # OWNER/NAME, or NAME alone for data sets without an owner on the hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_PARQUET = b"PAR1"
 
 
 def read_rows(
@@ -46,8 +34,8 @@ def read_rows(
         path: A file (JSONL, JSON, Parquet, CSV, TSV, plain text; all but Parquet also gzipped), a
             folder of such files, a folder that `save_to_disk` of the `datasets` library wrote, or
             the id of a data set on the Hugging Face hub.
-        format: One of `FORMATS`; "auto" decides by the suffix, or else by the content. "datasets"
-            means that `path` is a folder or an id.
+        format: A name of `FORMATS`, or `package.module:NAME` of your own; "auto" decides by the
+            suffix, or else by the content. "datasets" means that `path` is a folder or an id.
         split: The split to read, if the folder or data set has several.
         subset: The configuration to read, if the folder or data set has several.
 
@@ -72,10 +60,6 @@ def scan_rows(
     meter: Meter | None = None,
 ) -> Iterator[Row]:
     """As `read_rows`, but a bad line is yielded as its error instead of raised."""
-    if format not in FORMATS:
-        raise ConfigError(
-            f"no data format {format!r}", where="format", fix=f"one of: {', '.join(FORMATS)}"
-        )
     rows = _scan(path, format, split, subset, meter)
     first = next(rows, None)
     if first is None:
@@ -90,15 +74,36 @@ def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None
     _check_name(path)
     place = Path(path)
     if declared not in ("auto", "datasets"):
-        tabs = declared == "csv" and format_by_suffix(path) == "tsv"
-        return _SCANS["tsv" if tabs else declared](path, meter)
+        return _declared(declared, path, meter)
     if place.is_dir():
         if hub.is_saved(place):
             return hub.scan_saved(path, split, meter)
         return _scan_files(split_files(path, split, subset), meter)
     if not place.exists() and (declared == "datasets" or _may_be_hub_id(path)):
         return hub.scan_hub(path, split, subset, meter)
-    return _SCANS[format_by_suffix(path) or _by_content(path)](path, meter)
+    return ours(format_by_suffix(path) or _by_content(path)).scan(path, meter)
+
+
+def _declared(name: str, path: str, meter: Meter | None) -> Iterator[Row]:
+    """The rows of a file of a declared format; what a user's reader raises names the file."""
+    found = FORMATS.find(name, "format", str(Path.cwd()))
+    if ":" not in name:
+        yield from found.scan(path, meter)
+        return
+    caught = Caught(Exception)  # user code may raise anything
+    with caught:
+        for row in found.scan(path, meter):
+            if not isinstance(row, Row):
+                raise TypeError(f"it yields {type(row).__name__}, not Line or DataLineError")
+            yield row
+    if isinstance(caught.error, RehearsalError):
+        raise caught.error
+    if caught.error is not None:
+        raise DataError(
+            f"the reader {name} failed: {describe(caught.error)}",
+            where=path,
+            fix="correct the reader, or the file",
+        ) from caught.error
 
 
 def _check_name(path: str) -> None:
@@ -117,7 +122,7 @@ def _check_name(path: str) -> None:
 
 def _scan_files(files: list[str], meter: Meter | None) -> Iterator[Row]:
     for file in files:
-        yield from _SCANS[format_by_suffix(file) or _by_content(file)](file, meter)
+        yield from ours(format_by_suffix(file) or _by_content(file)).scan(file, meter)
 
 
 def _may_be_hub_id(path: str) -> bool:
@@ -130,8 +135,9 @@ def _by_content(path: str) -> str:
     """The format by the first bytes; needed for ".json", which is also used for JSONL."""
     with open_bytes(path) as (stream, _):
         start = stream.read(4096).removeprefix(b"\xef\xbb\xbf")
-    if start.startswith(_PARQUET):
-        return "parquet"
+    for name in FORMATS.names():
+        if (magic := ours(name).magic) and start.startswith(magic):
+            return name
     text = start.lstrip()
     if text.startswith(b"["):
         return "json"
@@ -142,7 +148,7 @@ def _by_content(path: str) -> str:
     raise DataError(
         "the format of the data file is not known by its name, nor by its content",
         where=path,
-        fix=f"declare it by data.format, one of: {', '.join(FORMATS[1:])}",
+        fix=f"declare it by data.format, one of: {', '.join((*FORMATS.names(), 'datasets'))}",
     )
 
 

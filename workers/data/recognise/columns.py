@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from workers.data.formats.jsonl import Line, kind_of
+from workers.data.formats.line import Line, kind_of
 from workers.data.recognise.labels import check_better
 from workers.errors import ConfigError, DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.formats.readers import Row, scan_rows
 from workers.data.recognise import signs
 from workers.data.recognise.columns import ColumnMap, Columns, check_columns

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from workers.data.formats.jsonl import Line, kind_of
+from workers.data.formats.line import Line, kind_of
 from workers.errors import ConfigError, DataError, DataLineError
 
 KEYS = ("column", "first", "second", "tie", "none")

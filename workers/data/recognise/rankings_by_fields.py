@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.recognise.shapes import (
     OTHER_PROMPT,
     asking,

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from hashlib import blake2b
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.recognise.rankings_by_fields import NO_LABEL
 from workers.data.rows.fields import ANNOTATORS, ASKING, REPLIES, first_of, user_of
 from workers.data.rows.unusable import Unusable

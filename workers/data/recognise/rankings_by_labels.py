@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.recognise.columns import Columns
 from workers.data.recognise.labels import NO_LABEL, Verdicts, ranks_of
 from workers.data.recognise.rankings_by_groups import Groups, holds_one_of_many

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.formats.lines import Meter
 from workers.data.formats.readers import Row, scan_rows
 from workers.data.recognise import rankings_by_fields, shapes

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.recognise.suggestions import columns_to_set
 from workers.data.rows.dialogues import (
     checked_context,

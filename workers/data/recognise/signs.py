@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TypeGuard
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.rows.fields import REPLIES
 
 RANKED = ("chosen", "rejected", "completions", "ranks", "better")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.recognise.signs import (
     LABELS,
     SCORES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from workers.data.formats.jsonl import Line, kind_of, shown
+from workers.data.formats.line import Line, kind_of, shown
 from workers.data.rows.examples import Dialogue, Message, Speaker
 from workers.data.rows.meaning import turn_holds_media, turn_is_trained
 from workers.data.rows.unusable import MORE_THAN_TEXT, TOOL_CALLS, Unusable

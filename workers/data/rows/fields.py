@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 
 DIALOGUES = ("messages", "conversations", "conversation")
 INPUTS = ("input", "context")

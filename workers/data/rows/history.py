@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.rows.dialogues import turns_of
 from workers.data.rows.examples import Dialogue, Message
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.rows.unusable import TOOL_CALLS, Unusable
 
 MEDIA = "holds images, audio or video"

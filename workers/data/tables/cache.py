@@ -69,7 +69,7 @@ class RowCache:
 
     def key(self, each: DataSet, on_bad_line: str) -> str:
         """The cache key of the rows of a data set; "" where they are not cached."""
-        if self._folder is None:
+        if self._folder is None or ":" in each.format:  # a user's reader may change at any time
             return ""
         try:
             if Path(each.path).is_dir():

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.line import Line
 from workers.data.recognise.columns import ColumnMap, check_found
 from workers.data.recognise.kinds import kind_of_data
 from workers.data.recognise.recognise import read_examples

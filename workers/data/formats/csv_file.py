@@ -1,36 +1,23 @@
-"""Read tables: CSV, TSV and Parquet."""
+"""Read CSV and TSV files."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
 
-from workers.data.formats.jsonl import Line
-from workers.data.formats.lines import (
-    MAX_LINE_BYTES,
-    Meter,
-    bounded_lines,
-    holds_nul,
-    open_bytes,
-    too_long,
-)
-from workers.errors import DataError, DataLineError, RehearsalError
-from workers.process.caught_errors import Caught
+from workers.data.formats.kinds import Format, suffix_of
+from workers.data.formats.line import Line
+from workers.data.formats.lines import MAX_LINE_BYTES, Meter, bounded_lines, holds_nul
+from workers.errors import DataError, DataLineError
 
-if TYPE_CHECKING:  # imported where it is used: only Parquet needs it
-    from pyarrow import RecordBatch
-
-_BATCH_ROWS = 256  # Parquet rows in memory at a time
 _ROW_LINES = 1000  # most physical lines of a CSV row; more are due to a stray quotation mark
 _FIX = "correct or delete this row"
 
 
-def scan_csv(
-    path: str, meter: Meter | None = None, delimiter: str = ","
-) -> Iterator[Line | DataLineError]:
+def scan_csv(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
     """Yield the rows under a header line; every value is text, and an empty cell is null.
+
+    Cells are separated by tabs in a file named .tsv or .tsv.gz, else by commas.
 
     Raises:
         DataError: If the file cannot be opened, its compression is broken, the header line is not a
@@ -39,7 +26,7 @@ def scan_csv(
     """
     source = _CsvLines(path, meter)
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    reader = csv.reader(source, delimiter="\t" if suffix_of(path) == ".tsv" else ",", strict=True)
     header: list[str] | None = None
     while True:
         begin = source.number
@@ -63,64 +50,6 @@ def scan_csv(
         source.errors.clear()
         if row is not None:
             yield row
-
-
-def scan_parquet(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
-    """Yield the rows, batch by batch.
-
-    Raises:
-        DataError: If the file cannot be opened, or is not readable Parquet.
-    """
-    number = 0
-    with open_bytes(path) as (_, raw):
-        batches = _batches(raw, path, meter)
-        while True:
-            with _refusals(f"{path} after row {number}"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            large = batch.nbytes > MAX_LINE_BYTES
-            for i in range(batch.num_rows):
-                number += 1
-                where = f"{path} row {number}"
-                if large and batch.slice(i, 1).nbytes > MAX_LINE_BYTES:
-                    yield too_long(where)
-                else:
-                    yield _parquet_row(batch, i, where)
-            if meter is not None:
-                meter.done = number
-
-
-def _batches(raw: BinaryIO, path: str, meter: Meter | None) -> Iterator[RecordBatch]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(raw) as file:
-        names = file.schema_arrow.names
-        if len(set(names)) < len(names):
-            raise DataError(
-                f"two columns of one name: {', '.join(names)!r}",
-                where=path,
-                fix="give each column a name of its own",
-            )
-        if meter is not None:
-            meter.total, meter.unit = file.metadata.num_rows, "rows"
-        yield from file.iter_batches(batch_size=_BATCH_ROWS)
-
-
-@contextmanager
-def _refusals(where: str) -> Iterator[None]:
-    """Turn what Arrow raises on a file that it cannot read into a `DataError`."""
-    caught = Caught(Exception)  # damaged bytes can cause any error in Arrow
-    with caught:
-        yield
-    if isinstance(caught.error, RehearsalError):
-        raise caught.error
-    if caught.error is not None:
-        raise DataError(
-            f"not a readable Parquet file: {caught.error}",
-            where=where,
-            fix="fetch or write the file again",
-        ) from caught.error
 
 
 class _CsvLines:
@@ -185,17 +114,4 @@ def _csv_row(header: list[str], cells: list[str], where: str) -> Line | DataLine
     return Line(fields, where, typed=False)
 
 
-def _parquet_row(batch: RecordBatch, i: int, where: str) -> Line | DataLineError:
-    import pyarrow as pa
-
-    fields: dict[str, object] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            fields[name] = column[i].as_py()
-        except UnicodeDecodeError:
-            return DataLineError(f'"{name}" holds invalid UTF-8', where=where, fix=_FIX)
-        except (pa.ArrowException, OverflowError, ValueError, LookupError, TypeError) as error:
-            # such as an invalid time or time zone
-            what = f'"{name}" of type {column.type} cannot be read: {error}'
-            return DataLineError(what, where=where, fix=_FIX)
-    return Line(fields, where)
+FORMAT = Format(scan_csv, suffixes=(".csv", ".tsv"), family="CSV")

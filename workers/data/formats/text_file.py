@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from workers.data.formats.jsonl import Line
+from workers.data.formats.kinds import Format
+from workers.data.formats.line import Line
 from workers.data.formats.lines import Meter, bounded_lines, holds_nul
 from workers.errors import DataLineError
 
@@ -58,3 +59,6 @@ def _decoded(raw: bytes, path: str, number: int) -> str | DataLineError:
             where=f"{path}:{number}",
             fix="save the file as UTF-8, or correct this line",
         )
+
+
+FORMAT = Format(scan_text, suffixes=(".txt", ".text"), family="text")

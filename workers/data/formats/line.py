@@ -1,4 +1,4 @@
-"""Read JSONL files, one JSON object per line; every error names FILE:LINE."""
+"""One row of a data set, and the strict parsing of JSON values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
-from pathlib import Path
 from typing import NoReturn
 
-from workers.data.formats.lines import Meter, bounded_lines
 from workers.errors import DataLineError
 
 _FIX = "correct or delete this line"
@@ -173,32 +171,6 @@ class Line:
             return value
 
 
-def read_jsonl(path: str | Path) -> Iterator[Line]:
-    """Yield the objects of a file; blank lines are skipped.
-
-    Raises:
-        DataError: If the file cannot be opened, or its compression is broken.
-        DataLineError: If a line is not UTF-8, not JSON, not an object, too long, or holds NaN or
-            Infinity.
-    """
-    for line in scan_jsonl(str(path)):
-        if isinstance(line, DataLineError):
-            raise line
-        yield line
-
-
-def scan_jsonl(path: str, meter: Meter | None = None) -> Iterator[Line | DataLineError]:
-    """As `read_jsonl`, but a bad line is yielded as its error instead of raised."""
-    for number, raw in bounded_lines(path, meter):
-        if isinstance(raw, DataLineError):
-            yield raw
-        elif raw.strip():
-            try:
-                yield _parse(raw, f"{path}:{number}")
-            except DataLineError as error:
-                yield error
-
-
 def parse_json(text: str, where: str) -> object:
     """Parse one JSON value strictly.
 
@@ -288,21 +260,6 @@ def kind_of(value: object) -> str:
         dict: "an object",
     }
     return names.get(type(value), f"of type {type(value).__name__}")
-
-
-def _parse(raw: bytes, where: str) -> Line:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataLineError(
-            f"invalid UTF-8 at byte {error.start + 1} of the line", where=where, fix=_FIX
-        ) from error
-    value = parse_json(text, where)
-    if not isinstance(value, dict):
-        raise DataLineError(
-            f"a line must be a JSON object, not {kind_of(value)}", where=where, fix=_FIX
-        )
-    return Line(value, where)
 
 
 def _place_of_constant(value: object) -> str:
