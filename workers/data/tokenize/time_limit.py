@@ -59,11 +59,11 @@ class _Work(Generic[Item, Result]):
 
 def _used(work: _Work[Any, Any]) -> float:
     """CPU seconds spent on the current item; 0 before the thread starts and after it ends."""
-    if work.clock == -1:
+    if work.clock == -1 or work.done.is_set():
         return 0.0
     try:
         return time.clock_gettime(work.clock) - work.began
-    except OSError:  # the thread has just ended, and its clock with it
+    except OSError:  # the thread has ended since, and its clock with it
         return 0.0
 
 
