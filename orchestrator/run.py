@@ -27,10 +27,11 @@ from orchestrator.command_line.arguments import prepare
 from orchestrator.command_line.earlier_run import Command, configuration
 from orchestrator.command_line.errors import explain, reject_unknown_keys
 from orchestrator.command_line.key_help import key_help
+from orchestrator.command_line.key_types import OPEN_SECTIONS
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import Plan, make_plan, render_plan
 from orchestrator.preflight import hub_models
-from orchestrator.preflight.user_functions import check_own_estimator
+from orchestrator.preflight.user_functions import check_own_parts
 from orchestrator.process.command_exit import exit_code, say, tell, unexpected
 from orchestrator.process.stop_signals import StopRequest, exit_process, stop_on_signals
 from orchestrator.run_files.folder import RunFolder, write_text
@@ -75,9 +76,9 @@ def main() -> int:
 
 
 def may_add(argument: str) -> str:
-    """Let `data.sets.NAME.key=value` and `rerun=FOLDER` add new keys without Hydra's plus."""
+    """Let keys of open sections and `rerun=FOLDER` add new keys without Hydra's plus."""
     bare = argument.lstrip("+")
-    return f"++{bare}" if bare.startswith(("data.sets.", "rerun=")) else argument
+    return f"++{bare}" if bare.startswith((*OPEN_SECTIONS, "rerun=")) else argument
 
 
 def _command() -> Command:
@@ -104,7 +105,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             named = hub_models.resolve(config)
             for key, model in named.items():  # config.yaml keeps the name and its revision
                 OmegaConf.update(composed, key, model)
-            check_own_estimator(config)
+            check_own_parts(config)
             plan = make_plan(config)
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))

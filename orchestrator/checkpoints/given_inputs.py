@@ -91,13 +91,14 @@ def _given(config: Config) -> Iterator[tuple[str, Path]]:
     for key, value in paths_of(config):
         if value and key not in _OUTPUTS and os.path.lexists(value):
             yield key, Path(value)
-    functions = {
-        "reward.function": config.reward.function,
+    named = {
+        "reward.kind": config.reward.kind,
+        **{each.where: each.path for each in config.reward.needs.code},
         "evaluate.judge_function": config.evaluate.judge_function,
         "algorithm.advantage": config.algorithm.advantage,
     }
-    for key, function in functions.items():
-        if ":" in function and (file := _source(function.partition(":")[0])) is not None:
+    for key, path in named.items():
+        if ":" in path and (file := _source(path.partition(":")[0])) is not None:
             yield key, file
 
 

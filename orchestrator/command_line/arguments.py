@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from orchestrator.command_line.errors import unknown_key
 from orchestrator.command_line.flags import read_flags, unwanted_configuration
 from orchestrator.command_line.key_types import (
+    OPEN_SECTIONS,
     group_options,
     is_list,
     key_type,
@@ -137,7 +138,7 @@ def _check_switch(given: _Given) -> None:
 
 def _deletion(argument: str) -> str:
     key = argument.lstrip("~").partition("=")[0]
-    if key.startswith(("data.sets.", "hydra")):
+    if key.startswith((*OPEN_SECTIONS, "hydra")):
         return argument
     raise _wrong(
         f"{shown(argument)}: a key or group cannot be taken away",

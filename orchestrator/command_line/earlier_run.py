@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.command_line.errors import explain
+from orchestrator.command_line.key_types import OPEN_SECTIONS
 from orchestrator.config.schema import Config
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.resume import find_folder, newest_of_any
@@ -188,4 +189,4 @@ def _value(plain: object, key: str) -> object:
 
 
 def _put(config: DictConfig, key: str, value: object) -> None:
-    OmegaConf.update(config, key, value, force_add=key.startswith("data.sets."))
+    OmegaConf.update(config, key, value, force_add=key.startswith(OPEN_SECTIONS))

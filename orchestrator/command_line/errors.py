@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from orchestrator.command_line.foreign_names import alias_words
-from orchestrator.command_line.key_types import key_type, type_words
+from orchestrator.command_line.key_types import OPEN_SECTIONS, key_type, type_words
 from orchestrator.config.data_sets import KEYS, unknown_set_key
 from orchestrator.config.schema import Config
 from workers.errors import ConfigError, UnknownKeyError
@@ -66,7 +66,7 @@ def reject_unknown_keys(composed: DictConfig) -> None:
             _, _, name, *rest = key.split(".")
             if rest and rest[0] not in KEYS:
                 raise unknown_set_key(name, rest[0])
-        elif key not in known:
+        elif key not in known and not key.startswith(OPEN_SECTIONS):
             raise unknown_key(key)
 
 

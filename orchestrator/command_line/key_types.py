@@ -14,6 +14,8 @@ from orchestrator.config.data_sets import DataSetConfig
 from orchestrator.config.schema import Config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+# Sections whose keys the schema does not declare: Hydra must be told to add them.
+OPEN_SECTIONS = ("data.sets.", "reward.settings.")
 # Folders that Hydra itself writes into; jobs of a sweep get numbered folders in the second.
 _HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 

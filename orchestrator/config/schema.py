@@ -15,11 +15,11 @@ from orchestrator.config.engines import RolloutConfig, TrainerConfig
 from orchestrator.config.evaluation import EvaluateConfig
 from orchestrator.config.model import ModelConfig
 from orchestrator.config.ranges import any_seed, check_tree, name, path
+from orchestrator.config.reward import RewardConfig
 from orchestrator.config.run import LoggerConfig, RunConfig, StageName
 from orchestrator.config.training import (
     AlgorithmConfig,
     PretrainConfig,
-    RewardConfig,
     RewardModelConfig,
     SFTConfig,
 )

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from orchestrator.config.engines import OptimizerConfig, Schedule
-from orchestrator.config.ranges import at_least, below_one, between, fraction, positive, seconds
+from orchestrator.config.ranges import at_least, below_one, between, fraction, positive
 from workers.errors import ConfigError
 from workers.records.specs import EstimatorSpec
 from workers.training.estimator import Estimator, find_estimator
@@ -56,42 +56,6 @@ class KLControl(Enum):
 
     fixed = "fixed"
     adaptive = "adaptive"
-
-
-class RewardKind(Enum):
-    """Source of the rewards."""
-
-    model = "model"
-    function = "function"
-
-
-class TextBridge(Enum):
-    """How the policy's tokens are passed to the reward model."""
-
-    tokens = "tokens"
-    """Unchanged token ids; both models must share a tokenizer."""
-    text = "text"
-    """Decode with the policy's tokenizer, encode with the reward model's."""
-
-
-@dataclass(slots=True, kw_only=True)
-class RewardConfig:
-    """The rewards of PPO: a reward model or a function."""
-
-    kind: RewardKind = RewardKind.model
-    """Source of the rewards."""
-    function: str = ""
-    """The function as package.module:callable, (prompts, responses) -> list[float]."""
-    function_seconds: float = seconds(300.0, or_none=True)
-    """Timeout per call of the function; 0 = none."""
-    function_retries: int = at_least(0, 1)
-    """Retries for sequences whose call raised, timed out, or returned no number."""
-    function_missing_eos_penalty: float = at_least(0, 0.0)
-    """Subtracted from the function's reward of a truncated response, in the function's units."""
-    bridge: TextBridge = TextBridge.tokens
-    """Input of the reward model."""
-    micro_batch_tokens: int = positive(8192)
-    """Maximum tokens per forward pass of the reward and reference models."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -246,7 +210,7 @@ class AlgorithmConfig:
     """Advantages of a batch get mean 0 and standard deviation 1."""
     missing_eos_penalty: float | None = at_least(0, 1.0)
     """Subtracted from the score of a truncated response, in standard deviations of the reward
-    model's scores; null = nothing. For functions: reward.function_missing_eos_penalty."""
+    model's scores; null = nothing. For other sources: reward.function_missing_eos_penalty."""
     old_logprobs: OldLogprobs = OldLogprobs.trainer
     """Source of the old logprobs in the probability ratio."""
     kl: KLConfig = field(default_factory=KLConfig)

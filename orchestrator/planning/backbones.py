@@ -16,7 +16,7 @@ from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import CriticInit, RewardKind, TextBridge
+from orchestrator.config.training import CriticInit
 from orchestrator.planning.model_sizes import ModelSize, checkpoint_size
 from workers.errors import BatchArithmeticError, TokenizerMismatchError
 from workers.model_folders.shape import read_config, read_shape, require_scalar_class
@@ -49,13 +49,13 @@ def critic_start(config: Config, folders: Mapping[str, str]) -> CriticStart:
         return CriticStart(
             "critic", head, f"the critic starts from its own checkpoint, head {head}"
         )
-    if config.reward.kind is RewardKind.function:
+    if not config.reward.needs.model:
         return CriticStart("sft", "zero")
     if config.algorithm.critic_init is CriticInit.sft:
         return CriticStart("sft", "zero", "the critic starts from the SFT model, head zero")
     policies = [folders[name] for name in ("sft", "base", "initial") if folders.get(name)]
     policy, reward = next(iter(policies), ""), folders.get("reward_model")
-    if config.reward.bridge is TextBridge.text and policy and reward:
+    if config.reward.needs.text and policy and reward:
         from workers.data.tokenize.fingerprint import tokenizer_fingerprint
         from workers.data.tokenize.tokenizers import load_tokenizer
 
@@ -99,7 +99,7 @@ def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | 
     made = StageName.reward_model in config.stages
     given = config.model.checkpoints
     reward = policy if made else checkpoint_size(Path(given.reward_model or "/"))
-    if config.reward.kind is RewardKind.function:
+    if not config.reward.needs.model:
         reward = None
     critic, start = policy if made else None, plan_critic(config)
     if start is not None:
@@ -161,8 +161,8 @@ def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
     origin = start.checkpoint if start is not None else ""
     if origin and (origin != "reward_model" or not made):
         yield _origin(config) if origin == "sft" else origin, True
-    if config.reward.kind is RewardKind.model and origin != "reward_model":
-        yield "reward_model", config.reward.bridge is TextBridge.tokens
+    if config.reward.needs.model and origin != "reward_model":
+        yield "reward_model", not config.reward.needs.text
 
 
 def _origin(config: Config) -> str:

@@ -8,7 +8,7 @@ from orchestrator.config.cluster import Accelerator, RoleName
 from orchestrator.config.engines import Offload, Precision, RolloutEngine, Transport
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import OldLogprobs, RewardKind
+from orchestrator.config.training import OldLogprobs
 from orchestrator.planning.placement import Layout
 from orchestrator.results.summary import MODEL_ORDER
 from workers.errors import ConfigError, ResourceError
@@ -148,8 +148,9 @@ def check_devices(config: Config, layout: Layout) -> None:
     cuda = config.cluster.accelerator is Accelerator.cuda
     for role in layout.roles:
         gpus = config.cluster.roles.of(role).gpus
-        scores_by_function = role is RoleName.reward and config.reward.kind is RewardKind.function
-        if cuda == (gpus > 0) or (cuda and scores_by_function):
+        needs = config.reward.needs
+        free = cuda and role is RoleName.reward and not (needs.model or needs.gpu)
+        if cuda == (gpus > 0) or free:
             continue
         raise ResourceError(
             f"{role.value} workers take {gpus:g} GPUs on a {config.cluster.accelerator.value} "

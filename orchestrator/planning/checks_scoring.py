@@ -6,41 +6,37 @@ import json
 from urllib.parse import urlsplit
 
 from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.config.cluster import Accelerator
 from orchestrator.config.evaluation import EndpointConfig, JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import AlgorithmConfig, RewardKind, TextBridge
+from orchestrator.config.training import AlgorithmConfig
 from workers.errors import ConfigError
 from workers.process.user_code import split_path
-from workers.user_functions.calls import Patience
+from workers.scorers.source import WHERE
 
 
 def check_reward(config: Config) -> None:
-    """Check the settings of a reward function.
+    """Check the settings of the reward's source, and that the run gives it what it needs.
 
     Raises:
-        ConfigError: no function is named, it would get tokens instead of text, or its timeouts
-            exceed run.call_seconds.
+        ConfigError: there is no such source, one of its settings is wrong, its timeouts exceed
+            run.call_seconds, or there is no GPU for it.
     """
-    if config.reward.kind is not RewardKind.function:
-        return
-    reward = config.reward
-    split_path(reward.function, "reward.function")
-    most = Patience(reward.function_seconds, reward.function_retries).most_seconds
-    if most > config.run.call_seconds:
+    needs = config.reward.needs
+    if needs.seconds > config.run.call_seconds:
         raise ConfigError(
-            f"function_seconds={reward.function_seconds:g} with function_retries="
-            f"{reward.function_retries} can take {most:g} s for a batch: its deadline for all "
-            "responses at once, once more for one after the other, and that for each try; a call "
-            f"to a worker ends after run.call_seconds={config.run.call_seconds:g}",
-            where="reward.function_seconds",
-            fix=f"lower it, or set run.call_seconds above {most:g}",
+            f"reward.kind={config.reward.kind} can take {needs.seconds:g} s for a batch, all "
+            "timeouts and retries included; a call to a worker ends after "
+            f"run.call_seconds={config.run.call_seconds:g}",
+            where=needs.seconds_where,
+            fix=f"lower it, or set run.call_seconds above {needs.seconds:g}",
         )
-    if config.reward.bridge is TextBridge.tokens:
+    if needs.gpu and config.cluster.accelerator is not Accelerator.cuda:
         raise ConfigError(
-            "a reward function reads text, not tokens",
-            where="reward.bridge",
-            fix="set reward.bridge=text, or choose reward=function, which sets both",
+            f"reward.kind={config.reward.kind} needs a GPU",
+            where=WHERE,
+            fix="use a cluster of GPUs (cluster=one_gpu), or another source",
         )
 
 

@@ -19,7 +19,6 @@ from orchestrator.config.cluster import Accelerator, RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind
 from orchestrator.planning.backbones import check_backbones, plan_critic, role_sizes
 from orchestrator.planning.checks_devices import (
     check_ahead,
@@ -134,7 +133,7 @@ def _memory(config: Config, layout: Layout, size: ModelSize | None) -> tuple[Rol
 
 def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:
     known = {each.role for each in memory}
-    if known and config.reward.kind is RewardKind.function:
+    if known and not config.reward.needs.model:
         known.add(RoleName.reward)  # holds no model in this case
     names = [role.value for role in layout.roles if role not in known]
     if not known or not names:

@@ -10,7 +10,6 @@ from orchestrator.config.data import DataSourceKind
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind
 
 _PRODUCTS = {
     StageName.pretrain: "base",
@@ -38,7 +37,7 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
         sampled_from_base = pocket and config.reward_model.base_fraction > 0
         return ("sft", "base") if sampled_from_base else ("sft",)
     if stage in PPO_STAGES:
-        return ("sft", "reward_model") if config.reward.kind is RewardKind.model else ("sft",)
+        return ("sft", "reward_model") if config.reward.needs.model else ("sft",)
     return ()
 
 

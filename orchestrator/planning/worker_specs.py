@@ -11,7 +11,8 @@ from orchestrator.config.engines import OptimizerConfig, Packing, Precision
 from orchestrator.config.model import LoraConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
-from orchestrator.config.training import OnNonFinite, RewardKind
+from orchestrator.config.training import OnNonFinite
+from orchestrator.process.secrets import secret
 from workers.model_folders.shape import may_pack
 from workers.records.specs import (
     Device,
@@ -27,6 +28,7 @@ from workers.records.specs import (
     TrainModelSpec,
 )
 from workers.roles.rollout import engine_environment
+from workers.scorers.source import MODEL, WHERE, find_source
 
 if TYPE_CHECKING:  # brings an HTTP client
     from workers.scorers.judge_endpoint import EndpointSpec
@@ -178,26 +180,21 @@ def frozen_spec(
 
 def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
     """A reward model as judge of the evaluation, independent of PPO's reward."""
-    return _scorer(config, RewardKind.model, judge_checkpoint, policy_checkpoint)
+    settings = config.reward.values(find_source(MODEL), {})
+    model = frozen_spec(config, judge_checkpoint, config.cluster.roles.reward)
+    return RewardSpec(MODEL, settings, config.reward.folder, policy_checkpoint, model)
 
 
 def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
-    """The reward of PPO: a model, or a user's function."""
-    return _scorer(config, config.reward.kind, reward_checkpoint, policy_checkpoint)
-
-
-def _scorer(config: Config, kind: RewardKind, checkpoint: str, policy: str) -> RewardSpec:
-    """Convert the keys of `reward` to a specification; the only place that does."""
-    reward, role = config.reward, config.cluster.roles.reward
-    is_model = kind is RewardKind.model
+    """The reward of PPO; `reward_checkpoint` is "" if its source needs no model."""
+    reward, role, needs = config.reward, config.cluster.roles.reward, config.reward.needs
     return RewardSpec(
-        model=frozen_spec(config, checkpoint, role) if is_model else None,
-        function="" if is_model else reward.function,
-        function_folder=str(Path.cwd()),
-        bridge=reward.bridge.value,
-        policy_checkpoint=policy,
-        function_seconds=reward.function_seconds,
-        function_retries=reward.function_retries,
+        source=reward.kind,
+        settings=reward.values(find_source(reward.kind, reward.folder), reward.settings),
+        folder=reward.folder,
+        policy_checkpoint=policy_checkpoint,
+        model=frozen_spec(config, reward_checkpoint, role) if needs.model else None,
+        secrets={name: secret(name, WHERE) for name in needs.secrets},
     )
 
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind, TextBridge
+from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
+from workers.scorers.source import WHERE
 
 if TYPE_CHECKING:  # takes seconds to import, and is only a type here
     from workers.data.source import DataSource
@@ -86,6 +88,14 @@ def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
     return ()
 
 
+def _check_reward(config: Config, _source: DataSource) -> Iterable[str]:
+    """Check that the environment has the secrets that the reward's source needs."""
+    if {StageName.ppo, StageName.ppo_ptx, StageName.evaluate} & set(config.stages):
+        for name in config.reward.needs.secrets:
+            secret(name, WHERE)
+    return ()
+
+
 def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
     if StageName.evaluate in config.stages:
         check_harness_ready(config)
@@ -111,8 +121,7 @@ def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
         return ()
     judge = config.evaluate
     judging = judge.judge_checkpoint if judge.judge is JudgeKind.reward_model else ""
-    by_model = config.reward.kind is RewardKind.model
-    rewarding = config.model.checkpoints.reward_model if by_model else ""
+    rewarding = config.model.checkpoints.reward_model if config.reward.needs.model else ""
     from workers.data.tokenize.tokenizers import load_tokenizer
     from workers.scorers.text_bridge import TextBridge as Bridge
     from workers.scorers.text_bridge import require_prompts
@@ -136,6 +145,7 @@ def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
 # used, and returns sentences for the user (usually none).
 CHECKS: dict[str, Check] = {
     "judge": _check_judge,
+    "reward": _check_reward,
     "lm-eval": _check_harness,
     "saving": _check_saving,
     "text bridge": _check_bridge,

@@ -15,11 +15,11 @@ from orchestrator.batching.batch_sizes import PPO_STAGES
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind
 from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
 from workers.process.user_code import words_of_output
+from workers.scorers.source import WHERE
 
 
 def check_functions(config: Config) -> None:
@@ -33,26 +33,29 @@ def check_functions(config: Config) -> None:
         _try(loader, path, where, config.run.role_start_seconds)
 
 
-def check_own_estimator(config: Config) -> None:
-    """Import a user's advantage estimator, and let it compute advantages once.
+def check_own_parts(config: Config) -> None:
+    """Import the reward source and the advantage estimator of the user, if the run names any.
 
-    Before the plan, because that imports the estimator into this process.
+    The estimator also computes advantages once. Before the plan, because that imports both into
+    this process.
 
     Raises:
-        ConfigError: it cannot be imported, or computes something else.
+        ConfigError: one cannot be imported, or is or computes something else.
     """
-    path = config.algorithm.advantage
-    if ":" in path and any(stage in PPO_STAGES for stage in config.stages):
+    seconds = config.run.role_start_seconds
+    source, estimator = config.reward.kind, config.algorithm.advantage
+    if ":" in source:
+        _try("workers.scorers.source:find_source", source, WHERE, seconds)
+    if ":" in estimator and any(stage in PPO_STAGES for stage in config.stages):
         loader = "workers.training.estimator:try_estimator"
-        _try(loader, path, "algorithm.advantage", config.run.role_start_seconds)
+        _try(loader, estimator, "algorithm.advantage", seconds)
 
 
 def _named(config: Config) -> Iterator[tuple[str, str, str]]:
     evaluates = StageName.evaluate in config.stages
-    rewards = evaluates or any(stage in PPO_STAGES for stage in config.stages)
-    if rewards and config.reward.kind is RewardKind.function:
-        loader = "workers.user_functions.reward_function:load_reward"
-        yield loader, config.reward.function, "reward.function"
+    if evaluates or any(stage in PPO_STAGES for stage in config.stages):
+        for each in config.reward.needs.code:
+            yield each.loader, each.path, each.where
     if evaluates and config.evaluate.judge is JudgeKind.function:
         loader = "workers.user_functions.judge_function:load_judge"
         yield loader, config.evaluate.judge_function, "evaluate.judge_function"

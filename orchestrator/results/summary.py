@@ -66,7 +66,7 @@ class Preference:
 class Judging:
     """The judge of the evaluation, and the outcome of its requests."""
 
-    judge: str  # gold | reward_model | reward_function | function | endpoint
+    judge: str  # gold | function | endpoint | reward_ and the name of a reward source
     asked: int = 0  # requests answered by the endpoint, two per pair of responses
     cached: int = 0  # requests answered from the cache of earlier runs
     failed: int = 0  # pairs of responses without a verdict; left out of the win rates

@@ -16,9 +16,9 @@ from orchestrator.batching import training_batches
 from orchestrator.batching.text_rows import TextRows
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.cluster import RoleName
+from orchestrator.config.reward import TextBridge
 from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
-from orchestrator.config.training import RewardKind, TextBridge
 from orchestrator.planning.worker_specs import rollout_spec
 from orchestrator.results.findings import Findings
 from orchestrator.roles.interfaces import Roles, Rollout, Rollouts, Saver
@@ -272,7 +272,7 @@ class Session:
     def words_are_read(self) -> bool:
         """Whether the reward (or a judging reward model) reads text instead of token ids."""
         reward = self.config.reward
-        return reward.kind is RewardKind.function or reward.bridge is TextBridge.text
+        return reward.needs.text or reward.bridge is TextBridge.text
 
     def asked(self, prompts: Sequence[Prompt]) -> list[Asked]:
         """Prompts as text, if the reward reads text; else none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind, TextBridge
 from orchestrator.planning.worker_specs import endpoint_spec, judge_spec, reward_spec
+from orchestrator.process.secrets import secret
 from orchestrator.results.intervals import WinRate, preference, win_rate
 from orchestrator.results.summary import EvaluationRow, Judging, Preference
 from orchestrator.session.session import Session
@@ -22,7 +22,7 @@ from workers.data.records import Gold, Prompt
 from workers.data.rows.asked import plain_text
 from workers.data.tokenize.fingerprint import tokenizer_fingerprint
 from workers.data.tokenize.tokenizers import load_tokenizer
-from workers.errors import ConfigError, RewardError, TokenizerMismatchError
+from workers.errors import RewardError, TokenizerMismatchError
 from workers.records.generation import RolloutBatch
 from workers.training.experience import told
 from workers.user_functions.calls import Patience
@@ -81,7 +81,7 @@ def _given_model(config: Config) -> str:
     judge, judging = config.evaluate.judge, config.evaluate.judge_checkpoint
     by_reward = judge is JudgeKind.auto and config.data.source is DataSourceKind.files
     if judge is not JudgeKind.reward_model:
-        if not by_reward or config.reward.kind is RewardKind.function:
+        if not by_reward or not config.reward.needs.model:
             return ""
         judging = ""
     made = StageName.reward_model in config.stages
@@ -105,14 +105,8 @@ def _key(config: Config) -> str:
         ConfigError: the variable is not set.
     """
     variable = config.evaluate.endpoint.key_variable
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if variable and not (key and key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"the environment variable {variable} " + ("holds no key" if key else "is not set"),
-            where="evaluate.endpoint.key_variable",
-            fix=f"export {variable}=KEY, or set the key to '' for an endpoint without keys",
-        )
-    return key
+    none = ", or set the key to '' for an endpoint without keys"
+    return secret(variable, "evaluate.endpoint.key_variable", none) if variable else ""
 
 
 def scores(
@@ -139,7 +133,7 @@ def scores(
         return None
     elif golds is not None:
         return [gold.score for gold in golds]
-    elif session.config.reward.kind is RewardKind.function:
+    elif not session.config.reward.needs.model:
         spec = reward_spec(session.config, "", path)
     elif session.checkpoints.get("reward_model"):
         spec = reward_spec(session.config, session.need("reward_model"), path)
@@ -151,7 +145,7 @@ def scores(
         raise RewardError(
             f"{len(failures)} of {len(found.failures)} responses got no score: {failures[0]}",
             where="evaluate",
-            fix="fix the reward function or the reward model",
+            fix="correct the source of the rewards",
         )
     return found.values.tolist()
 
@@ -196,8 +190,7 @@ def _by_scores(
     config = session.config
     if config.evaluate.judge is JudgeKind.reward_model:
         return rates, Judging("reward_model")
-    function = config.reward.kind is RewardKind.function
-    return rates, Judging("gold" if gold else "reward_function" if function else "reward_model")
+    return rates, Judging("gold" if gold else f"reward_{config.reward.kind}")
 
 
 def _by_function(

@@ -17,9 +17,9 @@ import pytest
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
 from orchestrator.config.engines import OptimizerConfig, RolloutConfig, RolloutEngine
+from orchestrator.config.reward import RewardConfig
 from orchestrator.config.run import SupervisionConfig
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardConfig, RewardKind
 from orchestrator.planning.placement import place_roles
 from orchestrator.planning.worker_specs import reward_spec, rollout_spec, train_spec
 from orchestrator.roles.fleet import Fleet
@@ -81,7 +81,7 @@ def config(folder: Path, rollout: RolloutConfig) -> Config:
     roles = RolesConfig(rollout=RoleResources(workers=2))
     built = Config(
         rollout=rollout,
-        reward=RewardConfig(kind=RewardKind.function, function="slow_reward:long_words"),
+        reward=RewardConfig(kind="function", function="slow_reward:long_words"),
         cluster=ClusterConfig(cpus_per_node=2, object_store_mib=96, roles=roles),
     )
     built.run.dir = str(folder / "run")

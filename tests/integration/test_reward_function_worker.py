@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.cluster import ClusterConfig, RoleName
+from orchestrator.config.reward import RewardConfig, TextBridge
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardConfig, RewardKind, TextBridge
 from orchestrator.planning.placement import place_roles
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.roles.fleet import Fleet
@@ -53,7 +53,7 @@ def test_its_deadline_fires_and_what_it_raises_is_a_drop_with_its_words(
     build_tokenizer().save_pretrained(tmp_path / "sft")
     config = Config(
         reward=RewardConfig(
-            kind=RewardKind.function,
+            kind="function",
             function="data:score",
             function_seconds=2.0,
             function_retries=1,

@@ -26,6 +26,7 @@ _ENGINE, _FROZEN = (
     "tests/unit/workers/roles/test_rollout_worker.py",
     "tests/unit/workers/roles/test_frozen_roles.py",
 )
+_SOURCE = "tests/unit/workers/scorers/test_source.py"
 
 # file -> its tests, those that notice most first
 TESTS: dict[str, tuple[str, ...]] = {
@@ -60,11 +61,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "workers/generation/engine.py": (_ENGINE, "tests/unit/workers/generation/test_job.py"),
     "workers/roles/rollout.py": (_ENGINE, "tests/unit/workers/roles/test_rollout_calls.py"),
-    "workers/roles/reward.py": (
-        _LOADED,
-        _FROZEN,
-        "tests/unit/workers/user_functions/test_reward_function.py",
-    ),
+    "workers/roles/reward.py": (_FROZEN, _SOURCE),
+    "workers/scorers/function.py": (_FROZEN, _SOURCE),
+    "workers/scorers/model.py": (_LOADED, _FROZEN),
+    "workers/scorers/source.py": (_SOURCE, _FROZEN),
     "orchestrator/planning/worker_specs.py": (
         "tests/unit/orchestrator/stages/test_wiring.py",
         "tests/unit/orchestrator/planning/test_reward_spec.py",

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import run
+from orchestrator.command_line.key_types import OPEN_SECTIONS
 from orchestrator.config.schema import Config
 
 GROUPS = tuple(sorted(path.name for path in run.CONF.iterdir() if path.is_dir()))
@@ -21,7 +22,13 @@ def composed(*overrides: str) -> Config:
     """The typed configuration of a command line."""
     groups = [o for o in overrides if o.lstrip("+").partition("=")[0] in GROUPS]
     values = [o for o in overrides if o not in groups]
-    config = OmegaConf.merge(_groups(*groups), OmegaConf.from_dotlist(values))
+    own = [o for o in values if o.startswith(OPEN_SECTIONS)]
+    given = OmegaConf.from_dotlist([o for o in values if o not in own])
+    config = OmegaConf.merge(_groups(*groups), given)
+    for each in own:
+        key = each.partition("=")[0]
+        value = OmegaConf.select(OmegaConf.from_dotlist([each]), key)
+        OmegaConf.update(config, key, value, force_add=True)
     typed = OmegaConf.to_object(config)
     assert isinstance(typed, Config)
     return typed

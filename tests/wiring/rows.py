@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from orchestrator.config.cluster import RoleName
-from orchestrator.config.training import RewardKind
 from wiring.unseen import UNSEEN as UNSEEN
 from wiring.world import World, tokens_of
 
@@ -175,11 +174,11 @@ SPECS = [
     Row("rollout.tensor_parallel_size", "2", 2, lambda w: w.engine.tensor_parallel_size),
     Row("rollout.join_running", "true", True, lambda w: w.engine.join_running),
     Row("rollout.inflight_updates", "true", True, lambda w: w.engine.interruptible),
-    Row("reward.function_seconds", "31.5", (31.5, 31.5), lambda w: (w.reward.function_seconds, w.judge.function_seconds)),
-    Row("reward.function_retries", "4", (4, 4), lambda w: (w.reward.function_retries, w.judge.function_retries)),
-    Row("algorithm.missing_eos_penalty", "2.75", 5.5, lambda w: w.penalty(RewardKind.model, 2.0)),
-    Row("reward.function_missing_eos_penalty", "0.65", 0.65, lambda w: w.penalty(RewardKind.function, 2.0)),
-    Row("reward.bridge", "text", ("text", "text"), lambda w: (w.reward.bridge, w.judge.bridge)),
+    Row("reward.function_seconds", "31.5", 31.5, lambda w: w.function["function_seconds"]),
+    Row("reward.function_retries", "4", 4, lambda w: w.function["function_retries"]),
+    Row("algorithm.missing_eos_penalty", "2.75", 5.5, lambda w: w.penalty("model", 2.0)),
+    Row("reward.function_missing_eos_penalty", "0.65", 0.65, lambda w: w.penalty("function", 2.0)),
+    Row("reward.bridge", "text", ("text", "text"), lambda w: (w.reward.settings["bridge"], w.judge.settings["bridge"])),
     Row("reward.micro_batch_tokens", "4321", (4321, 4321), lambda w: (w.frozen().micro_batch_tokens, w.reward.model.micro_batch_tokens)),
     Row("run.role_start_seconds", "61.5", 61.5, lambda w: w.launch("policy").start_seconds),
     Row("run.call_seconds", "62.5", 62.5, lambda w: w.launch("reward").call_seconds),

@@ -29,6 +29,7 @@ UNSEEN = {
     "model.checkpoints.critic": "where the value function starts: test_backbones.py",
     "trainer.packing": "needs a real model folder: test_recipes.py, test_passes.py",
     "reward.kind": "decides between the two below: test_reward_function.py",
+    "reward.settings": "keys of a user's own source: test_source.py",
     "reward.function": "fakes have no functions: test_reward_function.py",
     "evaluate.judge_function": "fakes have no functions: test_judge_config.py",
     "evaluate.judge_checkpoint": "a model that judges: test_judge_config.py",

@@ -19,7 +19,6 @@ from orchestrator.checkpoints.best import scores_of
 from orchestrator.cluster.ray_cluster import Cluster
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind
 from orchestrator.planning.placement import place_roles
 from orchestrator.planning.worker_specs import (
     endpoint_spec,
@@ -155,6 +154,12 @@ class World:
         return reward_spec(self.config, str(self.path), str(self.path))
 
     @property
+    def function(self) -> Any:
+        """Settings of a reward function."""
+        reward = replace(self.config.reward, kind="function", function="a:b")
+        return reward_spec(replace(self.config, reward=reward), "", str(self.path)).settings
+
+    @property
     def judge(self) -> Any:
         return judge_spec(self.config, str(self.path), str(self.path))
 
@@ -197,9 +202,9 @@ class World:
     def launch(self, role: str) -> Any:
         return self.fleet._launch(RoleName(role))
 
-    def penalty(self, kind: RewardKind, deviation: float) -> float:
+    def penalty(self, kind: str, deviation: float) -> float:
         """What a cut response loses where scores spread by so much."""
-        config = replace(self.config, reward=replace(self.config.reward, kind=kind))
+        config = replace(self.config, reward=replace(self.config.reward, kind=kind, function="a:b"))
         return Scoring(config, Ledger(), deviation).penalty()
 
     def resources(self, role: RoleName) -> dict[str, Any]:

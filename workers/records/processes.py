@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import dataclass
 
 
@@ -25,6 +27,11 @@ class RoleInfo:
     pid: int
     node: str
     device: str
+
+    @classmethod
+    def here(cls, role: str, rank: int, device: str) -> RoleInfo:
+        """Identity and location of this process."""
+        return cls(role, rank, os.getpid(), platform.node(), device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
@@ -127,15 +128,16 @@ class FrozenModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """The source of rewards: exactly one of `model` and `function`."""
+    """The source of rewards, and what the run gives it; see `workers.scorers.source`."""
 
-    model: FrozenModelSpec | None
-    function: str  # "package.module:callable"; see `workers.user_functions.reward_function`
-    function_folder: str  # first folder of the search for `package.module`
-    bridge: Literal["tokens", "text"]
+    source: str  # name of a module in workers/scorers/, or "package.module:NAME"
+    # Values of the source's settings. A process can read them before it imports a user's module.
+    settings: Mapping[str, Any]
+    folder: str  # first folder of the search for a user's modules
     policy_checkpoint: str  # the rollouts use its tokenizer
-    function_seconds: float  # timeout per call of the function; 0 = none
-    function_retries: int  # retries of the sequences that failed
+    model: FrozenModelSpec | None = None  # the reward model; None if the source needs none
+    # Values of the environment variables that the source needs; never written or shown.
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.errors import NonFiniteError
+from workers.models.frozen_model import sequence_scores
 from workers.models.padding import last_cells, response_cells
 from workers.ops import ValueStats, pair_accuracy, rankings_loss, value_loss, value_stats
 from workers.records.arrays import FloatArray, Ragged
@@ -26,7 +27,7 @@ from workers.records.training import (
     TokenField,
     Work,
 )
-from workers.roles.scoring import response_values, sequence_scores
+from workers.roles.scoring import response_values
 from workers.training.experience import gather_experience
 from workers.training.trainer import Share, Tally, Totals, Trainer
 

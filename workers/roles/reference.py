@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from workers.errors import RoleError
+from workers.models.frozen_model import FrozenModel
 from workers.models.load import load_causal_lm
 from workers.models.row_packing import token_budget_batches
 from workers.records.arrays import FloatArray
@@ -12,7 +13,6 @@ from workers.records.generation import RolloutBatch
 from workers.records.processes import RoleInfo
 from workers.records.specs import FrozenModelSpec
 from workers.records.training import TokenBatch, TokenField, Work
-from workers.roles.frozen_model import FrozenModel, identity
 from workers.roles.scoring import response_logprobs, row_losses
 
 
@@ -35,7 +35,7 @@ class ReferenceWorker:
             spec.checkpoint, dtype=spec.dtype, attention=spec.attention, packed=spec.packed
         )
         self._model = FrozenModel(model, spec)
-        return identity("reference", self.rank, spec.device)
+        return RoleInfo.here("reference", self.rank, spec.device)
 
     def logprobs(self, work: Work, shards: list[RolloutBatch], temperature: float) -> TokenField:
         """Log-probabilities of this replica's response tokens, nats.

@@ -13,11 +13,9 @@ from workers.models.forward import ModelPasses
 from workers.models.padding import (
     TokenRows,
     counted_targets,
-    last_cells,
     response_cells,
     target_cells,
 )
-from workers.models.row_packing import token_budget_batches
 from workers.records.arrays import FloatArray, IntArray, Ragged
 from workers.records.generation import RolloutBatch
 from workers.records.training import TextLoss, TokenBatch, TokenField, Work
@@ -85,23 +83,6 @@ def response_values(
         NonFiniteError: names the sequences.
     """
     return _response_field("value", model, model.values, work, shards, device)
-
-
-@torch.no_grad()
-def sequence_scores(model: ModelPasses, rows: Ragged, budget: int, device: Device) -> FloatArray:
-    """Score of each row, (B,), reward units: the scalar at its last token, also if not finite.
-
-    Args:
-        model: A model with a scalar head.
-        rows: B sequences, none of them empty.
-        budget: Tokens per forward pass, padding included.
-        device: Device of the model.
-    """
-    scores = np.full(len(rows), np.nan, dtype=np.float32)
-    for chosen in token_budget_batches(rows.lengths, budget, packed=model.packed):
-        laid = model.lay(rows.select(chosen), device)
-        scores[chosen] = model.values(laid, last_cells(laid)).cpu().numpy()
-    return scores
 
 
 def _response_field(

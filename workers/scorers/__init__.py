@@ -1,1 +1,1 @@
-"""Judges and scorers outside the run's models, and the conversion of sequences to their format."""
+"""Reward sources, a file each; judges; and the conversion of sequences to their format."""

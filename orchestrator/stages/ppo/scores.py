@@ -12,7 +12,6 @@ import numpy as np
 
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardKind
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger
 from workers.errors import RewardError
@@ -63,7 +62,7 @@ class Scoring:
 
     @classmethod
     def of(cls, config: Config, ledger: Ledger, reward_model: str) -> Scoring:
-        """State at the start of a stage; `reward_model` is "" if the reward is a function."""
+        """State at the start of a stage; `reward_model` is "" if the reward needs none."""
         known = model_folder.facts(Path(reward_model)) if reward_model else {}
         found = known.get(model_folder.SCORE_DEVIATION)
         usable = isinstance(found, float) and 0.0 < found < float("inf")
@@ -71,9 +70,9 @@ class Scoring:
 
     def penalty(self) -> float:
         """Penalty of a cut response, reward units."""
-        if self.config.reward.kind is RewardKind.function:
-            return self.config.reward.function_missing_eos_penalty
-        return (self.config.algorithm.missing_eos_penalty or 0.0) * (self.deviation or 0.0)
+        if self.config.reward.needs.model:
+            return (self.config.algorithm.missing_eos_penalty or 0.0) * (self.deviation or 0.0)
+        return self.config.reward.function_missing_eos_penalty
 
     def shape(self, scores: Scores, finish: IntArray) -> Scores:
         """Deduct the penalty for cut responses.

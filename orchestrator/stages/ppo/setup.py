@@ -7,7 +7,7 @@ from functools import partial
 
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
-from orchestrator.config.training import KLControl, RewardKind
+from orchestrator.config.training import KLControl
 from orchestrator.planning.backbones import critic_start
 from orchestrator.planning.stage_graph import stage_roles
 from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_spec
@@ -103,9 +103,7 @@ def _text(session: Session, *, mixed: bool) -> Callable[[int, int], TokenBatch]:
 
 
 def _reward_checkpoint(session: Session) -> str:
-    if session.config.reward.kind is RewardKind.function:
-        return ""
-    return session.need("reward_model")
+    return session.need("reward_model") if session.config.reward.needs.model else ""
 
 
 def _steps_per_iteration(session: Session) -> int:

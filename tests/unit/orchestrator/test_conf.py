@@ -10,8 +10,8 @@ from orchestrator import run
 from orchestrator.command_line.errors import schema_keys
 from orchestrator.config.cluster import Accelerator, Placement, RoleName
 from orchestrator.config.engines import Precision, RolloutEngine, Transport
+from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
-from orchestrator.config.training import TextBridge
 from orchestrator.planning.model_sizes import pocket_size
 from orchestrator.planning.plan import make_plan, render_plan
 

@@ -11,9 +11,9 @@ from family_models import build_family
 from orchestrator.config.data import DataConfig, DataSourceKind, FilesConfig
 from orchestrator.config.engines import RolloutConfig
 from orchestrator.config.model import CheckpointPaths, ModelConfig
+from orchestrator.config.reward import RewardConfig, TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardConfig, RewardKind, TextBridge
 from orchestrator.planning.backbones import check_backbones, critic_start
 from orchestrator.planning.plan import make_plan
 from workers.errors import (
@@ -66,9 +66,7 @@ def config(policy: str, reward: RewardConfig | None = None, **given: str) -> Con
 
 
 TEXT = RewardConfig(bridge=TextBridge.text)
-FUNCTION = RewardConfig(
-    kind=RewardKind.function, bridge=TextBridge.text, function="package.module:callable"
-)
+FUNCTION = RewardConfig(kind="function", bridge=TextBridge.text, function="package.module:callable")
 
 
 def start(config: Config) -> tuple[str, str]:

@@ -129,7 +129,7 @@ def test_minibatches_must_divide_the_batch():
         (ConfigError, ["sft.optimizer.beta2=1"], "is out of range"),
         (ConfigError, ["cluster=one_gpu", "cluster.roles.critic.gpus=1.5"], "gpus=1.5"),
         (ConfigError, ["reward.kind=function"], "does not name a function"),
-        (ConfigError, ["reward.kind=function", "reward.function=a:b"], "reads text"),
+        (ConfigError, ["reward.kind=functoin"], "no reward source 'functoin'"),
         (ConfigError, ["rollout.precision=bf16"], "bf16"),
         (ConfigError, ["algorithm.old_logprobs=rollout", "rollout.parity_tolerance=0.002"],
          "proves too little"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.config.engines import Packing
+from orchestrator.config.reward import RewardConfig, TextBridge
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardConfig, RewardKind, TextBridge
 from orchestrator.planning.worker_specs import judge_spec, packed, reward_spec
 
 
-def _config(kind: RewardKind) -> Config:
+def _config(kind: str) -> Config:
     return Config(
         reward=RewardConfig(
             kind=kind,
@@ -24,18 +26,19 @@ def _config(kind: RewardKind) -> Config:
 
 
 def test_a_function_gets_its_deadline_and_its_retries_in_ppo() -> None:
-    spec = reward_spec(_config(RewardKind.function), "", "policy")
-    assert (spec.model, spec.function, spec.bridge) == (None, "rewards:brevity", "text")
-    assert (spec.function_seconds, spec.function_retries) == (7.5, 3)
-    assert spec.policy_checkpoint == "policy"
+    spec = reward_spec(_config("function"), "", "policy")
+    wanted = {"function": "rewards:brevity", "function_seconds": 7.5, "function_retries": 3}
+    assert (spec.source, spec.settings, spec.model) == ("function", wanted, None)
+    assert (spec.policy_checkpoint, spec.folder) == ("policy", str(Path.cwd()))
 
 
-@pytest.mark.parametrize("kind", RewardKind)
-def test_a_judging_model_is_a_model_whatever_rewards_ppo(kind: RewardKind) -> None:
+@pytest.mark.parametrize("kind", ["model", "function"])
+def test_a_judging_model_is_a_model_whatever_rewards_ppo(kind: str) -> None:
     spec = judge_spec(_config(kind), "judge", "policy")
     assert spec.model is not None
     assert (spec.model.checkpoint, spec.model.micro_batch_tokens) == ("judge", 321)
-    assert (spec.function, spec.bridge, spec.policy_checkpoint) == ("", "text", "policy")
+    assert (spec.source, spec.settings) == ("model", {"bridge": "text"})
+    assert spec.policy_checkpoint == "policy"
 
 
 @pytest.mark.parametrize("packing", Packing)
@@ -50,6 +53,6 @@ def test_sequences_are_packed_where_that_is_wanted_and_the_model_allows_it(
 
 
 def test_the_reward_model_of_ppo_is_the_one_given() -> None:
-    spec = reward_spec(_config(RewardKind.model), "reward", "policy")
+    spec = reward_spec(_config("model"), "reward", "policy")
     assert spec.model is not None
-    assert (spec.model.checkpoint, spec.function) == ("reward", "")
+    assert (spec.model.checkpoint, spec.source) == ("reward", "model")

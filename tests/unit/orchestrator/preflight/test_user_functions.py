@@ -10,7 +10,7 @@ from composing import composed
 
 from orchestrator.config.schema import Config
 from orchestrator.preflight.dry_run import look
-from orchestrator.preflight.user_functions import check_functions, check_own_estimator
+from orchestrator.preflight.user_functions import check_functions, check_own_parts
 from workers.errors import ConfigError
 
 SOURCE = """
@@ -103,13 +103,13 @@ def test_an_estimator_that_cannot_be_used_is_found_in_another_process(
 ) -> None:
     module.write_text(ESTIMATOR.format(number=number, body=body))
     with pytest.raises(ConfigError, match=says) as caught:
-        check_own_estimator(
+        check_own_parts(
             composed("+experiment=pocket_tiny", "algorithm.advantage=my_rewards:ESTIMATOR")
         )
     assert caught.value.where == "algorithm.advantage"
 
 
 def test_only_an_estimator_of_a_user_that_a_stage_calls_is_tried() -> None:
-    check_own_estimator(composed("+experiment=pocket_tiny"))
+    check_own_parts(composed("+experiment=pocket_tiny"))
     own = "algorithm.advantage=no_such_one:E"
-    check_own_estimator(composed("+experiment=pocket_tiny", own, "stages=[pretrain,sft]"))
+    check_own_parts(composed("+experiment=pocket_tiny", own, "stages=[pretrain,sft]"))

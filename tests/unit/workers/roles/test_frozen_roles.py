@@ -28,6 +28,15 @@ def spec(path: Path, budget: int = 24) -> FrozenModelSpec:
     return FrozenModelSpec(str(path), "float32", "cpu", 1, budget)
 
 
+def by_model(reward: Path, policy: Path, bridge: str = "tokens") -> RewardSpec:
+    return RewardSpec("model", {"bridge": bridge}, "", str(policy), spec(reward))
+
+
+def by_function(path: str, policy: Path) -> RewardSpec:
+    settings = {"function": path, "function_seconds": 0.0, "function_retries": 0}
+    return RewardSpec("function", settings, "", str(policy))
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("frozen")
@@ -129,7 +138,7 @@ def test_a_role_without_a_model_says_so() -> None:
 
 def _reward(folders: dict[str, Path], name: str, bridge: str) -> RewardWorker:
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(folders[name]), "", "", bridge, str(folders["base"]), 0.0, 0))
+    worker.load(by_model(folders[name], folders["base"], bridge))
     return worker
 
 
@@ -170,7 +179,7 @@ def test_a_reward_that_is_not_finite_is_a_failure(folders, tmp_path) -> None:
     spoilt = np.array([30 in row for row in batch.tokens.rows()])
     assert 0 < spoilt.sum() < 12
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(tmp_path), "", "", "tokens", str(folders["base"]), 0.0, 0))
+    worker.load(by_model(tmp_path, folders["base"]))
     scores = worker.score(batch.ids, [batch])
     assert np.isnan(scores.values).tolist() == spoilt.tolist()
     assert [bool(reason) for reason in scores.failures] == spoilt.tolist()
@@ -185,26 +194,20 @@ def count_words(prompts: list[str], responses: list[str]) -> list[float]:
 
 def test_a_function_reads_texts(folders) -> None:
     worker = RewardWorker(0)
-    info = worker.load(
-        RewardSpec(
-            None, "test_frozen_roles:count_words", "", "tokens", str(folders["base"]), 0.0, 0
-        )
-    )
+    info = worker.load(by_function("test_frozen_roles:count_words", folders["base"]))
     assert info.device == "cpu"
     batch = _rollouts()
     stopped = batch.finish == Finish.STOP
     wanted = batch.response_lengths - stopped + 100 * (batch.prompt_lengths - 1)
     scores = worker.score(batch.ids, _shards(), _asked(batch))
     assert scores.values.tolist() == wanted.tolist()
-    with pytest.raises(LedgerError, match="in words what prompt 1 asks"):
+    with pytest.raises(LedgerError, match="no text was given for prompt 1"):
         worker.score(batch.ids, _shards(), _asked(batch)[:1])
 
 
 def test_a_function_must_exist(folders) -> None:
     with pytest.raises(ConfigError):
-        RewardWorker(0).load(
-            RewardSpec(None, "nowhere:f", "", "tokens", str(folders["base"]), 0.0, 0)
-        )
+        RewardWorker(0).load(by_function("nowhere:f", folders["base"]))
 
 
 def test_a_row_that_does_not_fit_the_reward_model_is_a_failure(tmp_path) -> None:
@@ -216,7 +219,7 @@ def test_a_row_that_does_not_fit_the_reward_model_is_a_failure(tmp_path) -> None
     fits = batch.tokens.lengths <= 8
     assert 0 < fits.sum() < 12
     worker = RewardWorker(0)
-    worker.load(RewardSpec(spec(tmp_path / "reward"), "", "", "text", str(base), 0.0, 0))
+    worker.load(by_model(tmp_path / "reward", base, "text"))
     scores = worker.score(batch.ids, [batch], _asked(batch))
     assert {reason for reason, fit in zip(scores.failures, fits, strict=True) if not fit} == {
         "reward model: more than its 8 tokens"

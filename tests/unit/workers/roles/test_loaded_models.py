@@ -13,13 +13,17 @@ import pytest
 import torch
 from test_trainer_updates import ready
 
+from workers.model_folders import shape
+from workers.models import frozen_model
 from workers.models import load as models
 from workers.records.arrays import Ragged
 from workers.records.specs import FrozenModelSpec, GroupSpec, RewardSpec, TrainModelSpec
 from workers.records.weights import TensorMeta, WeightOffer
-from workers.roles import reward
 from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
+from workers.roles.reward import RewardWorker
+from workers.scorers import model
+from workers.scorers.source import Batch, make_scorer
 
 GROUP = GroupSpec(2, "bfloat16", "cpu", 1, 1.0, 1, 77)
 OPTIONS: dict[str, Any] = {"dtype": "bfloat16", "attention": "eager", "packed": True}
@@ -34,8 +38,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         seen.append((path, options))
         return "model"
 
-    for module in (models, reward):
-        monkeypatch.setattr(module, "load_scalar", load)
+    monkeypatch.setattr(models, "load_scalar", load)
     monkeypatch.setattr(models, "load_causal_lm", load)
     return seen
 
@@ -65,19 +68,23 @@ def test_a_critic_is_loaded_as_its_spec_says(loads: list[tuple[str, dict[str, An
     assert loads == [("FOLDER", {**OPTIONS, "head": "random", "seed": 77})]
 
 
+def reward_spec(bridge: str, budget: int) -> RewardSpec:
+    model = FrozenModelSpec("FOLDER", "bfloat16", "cpu", 1, budget, attention="eager", packed=True)
+    return RewardSpec("model", {"bridge": bridge}, "", "POLICY", model)
+
+
 def test_a_reward_model_is_loaded_as_its_spec_says(
     loads: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bridged: list[tuple[Any, Any]] = []
-    monkeypatch.setattr(reward, "_make_bridge", lambda *given: bridged.append(given))
-    monkeypatch.setattr(reward, "FrozenModel", lambda loaded, spec: (loaded, spec))
-    monkeypatch.setattr(reward, "read_shape", lambda _: SimpleNamespace(positions=9))
-    model = FrozenModelSpec("FOLDER", "bfloat16", "cpu", 1, 64, attention="eager", packed=True)
-    spec = RewardSpec(model, "", "", "tokens", "POLICY", 0.0, 0)
-    info = reward.RewardWorker(4).load(spec)
+    bridged: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(model, "make_bridge", lambda *given: bridged.append(given))
+    monkeypatch.setattr(frozen_model, "FrozenModel", lambda loaded, spec: (loaded, spec))
+    monkeypatch.setattr(shape, "read_shape", lambda _: SimpleNamespace(positions=9))
+    spec = reward_spec("tokens", 64)
+    info = RewardWorker(4).load(spec)
     assert (info.role, info.rank, info.device) == ("reward", 4, "cpu")
     assert loads == [("FOLDER", OPTIONS)]
-    assert bridged == [(spec, model)]
+    assert bridged == [(model.Settings(bridge="tokens"), "POLICY", spec.model)]
 
 
 def test_a_row_without_tokens_has_no_reward_and_keeps_the_reason_it_came_with(
@@ -85,10 +92,10 @@ def test_a_row_without_tokens_has_no_reward_and_keeps_the_reason_it_came_with(
 ) -> None:
     rows = Ragged.from_rows([[], [], [1, 2], [3, 4, 5]], "int32")
     reasons = ["", "does not fit", "", ""]
-    monkeypatch.setattr(reward, "_make_bridge", lambda *_: lambda *_: (rows, reasons))
+    monkeypatch.setattr(model, "make_bridge", lambda *_: lambda _: (rows, reasons))
     stub = SimpleNamespace(passes=None, budget=9, device="cpu")
-    monkeypatch.setattr(reward, "FrozenModel", lambda *_: stub)
-    monkeypatch.setattr(reward, "read_shape", lambda _: SimpleNamespace(positions=2))
+    monkeypatch.setattr(frozen_model, "FrozenModel", lambda *_: stub)
+    monkeypatch.setattr(shape, "read_shape", lambda _: SimpleNamespace(positions=2))
     scored: list[list[list[int]]] = []
 
     def score(passes: Any, fitting: Ragged, budget: int, device: str) -> Any:
@@ -96,19 +103,16 @@ def test_a_row_without_tokens_has_no_reward_and_keeps_the_reason_it_came_with(
         assert (budget, device) == (9, "cpu")
         return np.array([1.5], np.float32)
 
-    monkeypatch.setattr(reward, "sequence_scores", score)
-    model = FrozenModelSpec("FOLDER", "bfloat16", "cpu", 1, 9)
-    found = reward._ModelScorer(RewardSpec(model, "", "", "text", "POLICY", 0.0, 0), model)(
-        None,
-        {},  # type: ignore[arg-type]
-    )
+    monkeypatch.setattr(frozen_model, "sequence_scores", score)
+    scorer, needs = make_scorer(reward_spec("text", 9))
+    assert (needs.text, needs.model) == (True, True)
+    found = scorer(Batch(None, []))  # type: ignore[arg-type]
     assert scored == [[[1, 2]]]
     assert found.reasons == [
         "reward model: no tokens", "does not fit", "", "reward model: more than its 2 tokens",
     ]  # fmt: skip
     assert np.isnan(found.values).tolist() == [True, True, False, True]
     assert found.values[2] == 1.5
-    assert found.words == [""] * 4
 
 
 META = TensorMeta("weight", "float32", (2,))

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.config.model import CheckpointPaths, ModelConfig
+from orchestrator.config.reward import TextBridge as TextBridgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import TextBridge as TextBridgeKind
 from orchestrator.preflight.dry_run import CHECKS
 from workers.data.rows.asked import Asked
 from workers.data.rows.examples import Context, Message

@@ -14,6 +14,7 @@ from fakes.session import Run, small_config
 from orchestrator.checkpoints.model_folder import publish
 from orchestrator.config.engines import Transport
 from orchestrator.config.ranges import check_tree
+from orchestrator.config.reward import TextBridge
 from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
 from orchestrator.config.training import (
@@ -23,7 +24,6 @@ from orchestrator.config.training import (
     KLControl,
     OldLogprobs,
     OnNonFinite,
-    TextBridge,
 )
 from orchestrator.results.summary import LedgerTotals
 from orchestrator.run_files.samples import read_rollouts

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from orchestrator.config.ranges import check_tree
+from orchestrator.config.reward import RewardConfig
 from orchestrator.config.schema import Config
-from orchestrator.config.training import AlgorithmConfig, RewardConfig, RewardKind
+from orchestrator.config.training import AlgorithmConfig
 from orchestrator.stages.ppo.ledger import Ledger
 from orchestrator.stages.ppo.scores import Scoring, deduct_cut, deviation_of
 from workers.errors import ConfigError
@@ -26,9 +27,9 @@ def scores(*values: float) -> Scores:
     return Scores(np.arange(len(values)), np.array(values, np.float32), failures)
 
 
-def scoring(kind: RewardKind, penalty: float | None, own: float = 0.0) -> Scoring:
+def scoring(kind: str, penalty: float | None, own: float = 0.0) -> Scoring:
     algorithm = AlgorithmConfig(missing_eos_penalty=penalty)
-    reward = RewardConfig(kind=kind, function_missing_eos_penalty=own)
+    reward = RewardConfig(kind=kind, function="a:b", function_missing_eos_penalty=own)
     return Scoring(Config(algorithm=algorithm, reward=reward), Ledger())
 
 
@@ -54,7 +55,7 @@ def test_the_deviation_is_that_of_the_scores_that_there_are() -> None:
 
 
 def test_a_reward_model_is_measured_once() -> None:
-    found = scoring(RewardKind.model, 0.5)
+    found = scoring("model", 0.5)
     first = found.shape(scores(1.0, 3.0, 1.0, 3.0, np.nan), FINISH)
     assert first.values[:4].tolist() == [1.0, 2.5, 1.0, 2.5]
     second = found.shape(scores(0.0, 100.0, 0.0, -100.0, 8.0), FINISH)
@@ -67,15 +68,15 @@ def test_a_function_keeps_its_own_number_unless_a_penalty_in_its_units_is_asked(
     model_penalty: float | None,
 ) -> None:
     given = scores(1.0, 0.0, 1.0, 1.0, 0.0)
-    plain = scoring(RewardKind.function, model_penalty).shape(given, FINISH)
+    plain = scoring("function", model_penalty).shape(given, FINISH)
     assert plain.values.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0]
-    asked = scoring(RewardKind.function, model_penalty, own=0.25).shape(given, FINISH)
+    asked = scoring("function", model_penalty, own=0.25).shape(given, FINISH)
     assert asked.values.tolist() == [1.0, -0.25, 1.0, 0.75, -0.25]
 
 
 def test_without_a_setting_or_a_deviation_nothing_is_deducted() -> None:
     for penalty, deviation, lost in ((1.5, 4.0, 6.0), (None, 4.0, 0.0), (1.5, None, 0.0)):
-        known = scoring(RewardKind.model, penalty)
+        known = scoring("model", penalty)
         known.deviation = deviation
         assert known.penalty() == lost
 
@@ -100,7 +101,7 @@ def test_the_deviation_of_a_reward_model_is_in_its_folder(
 def test_each_reason_is_told_once_with_the_number_of_its_responses() -> None:
     notes: list[str] = []
     session: Any = SimpleNamespace(live=SimpleNamespace(note=notes.append), position="here")
-    known, ids = scoring(RewardKind.model, None), np.array([9, 4, 6, 5])
+    known, ids = scoring("model", None), np.array([9, 4, 6, 5])
     known.ledger.generated(ids)
     values = np.full(4, np.nan, np.float32)
     reasons = ("down", "", "late", "down")
@@ -122,7 +123,7 @@ def test_each_reason_is_told_once_with_the_number_of_its_responses() -> None:
 
 def test_no_penalty_is_no_change() -> None:
     given = scores(1.0, 0.0, 1.0, 1.0, 0.0)
-    assert scoring(RewardKind.model, None).shape(given, FINISH) is given
+    assert scoring("model", None).shape(given, FINISH) is given
 
 
 def test_a_bonus_for_being_cut_is_refused() -> None:
