@@ -22,11 +22,11 @@ from workers.errors import ConfigError
 
 @pytest.fixture
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data file, a data folder, a model folder, a template and a reward function."""
+    """A data file, a data folder, a model folder, a template, and modules of a user."""
     monkeypatch.chdir(tmp_path)
     names = (
         "sft.jsonl", "more/a.jsonl", "more/b.jsonl", "model/model.safetensors", "model/.git/HEAD",
-        "chat.jinja", "taste/__init__.py", "taste/mine.py",
+        "chat.jinja", "taste/__init__.py", "taste/mine.py", "own.py", "gae.py",
     )  # fmt: skip
     for name in names:
         file = tmp_path / name
@@ -40,7 +40,7 @@ def config(*overrides: str) -> Config:
     made = composed(
         "+experiment=pocket_tiny", "data.source=files", "data.files.demonstrations=sft.jsonl",
         "data.chat_template=chat.jinja", "model.checkpoints.base=model", "reward.kind=function",
-        "reward.function=taste.mine:score", *overrides,
+        "reward.function=taste.mine:score", "algorithm.advantage=own:E", *overrides,
     )  # fmt: skip
     made.data.sets["mine"] = DataSetConfig(kind=SetKind.prompts, path="more")
     return made
@@ -64,9 +64,12 @@ def test_every_key_that_names_a_file_is_an_input_and_nothing_is_imported(given: 
         "data.chat_template": ["chat.jinja"],
         "model.checkpoints.base": ["model.safetensors"],
         "reward.function": ["mine.py"],
+        "algorithm.advantage": ["own.py"],
     }
     assert "taste" not in sys.modules
     assert compared(kept(found), config()) == []
+    # A name of ours is no module of the user's.
+    assert "algorithm.advantage" not in given_inputs.take(config("algorithm.advantage=gae"))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,7 @@ def test_every_key_that_names_a_file_is_an_input_and_nothing_is_imported(given: 
         ("more/c.jsonl", "x", "data.sets.mine.path: c.jsonl is new"),
         ("model/model.safetensors", "x", "checkpoints.base: model.safetensors has 1 bytes"),
         ("chat.jinja", "oF chat.jinja", "data.chat_template: chat.jinja has another content"),
+        ("own.py", "x", "algorithm.advantage: own.py has 1 bytes"),
         ("taste/mine.py", "x", "reward.function: mine.py has 1 bytes"),
     ],
 )
@@ -126,8 +130,9 @@ def test_what_a_checkpoint_does_not_tell_of_its_inputs_is_said(given: Path) -> N
     before = given_inputs.take(config())
     (note,) = compared({}, config())
     assert note == (
-        "the checkpoint does not tell what these inputs were: data.chat_template, "
-        "data.files.demonstrations, data.sets.mine.path, model.checkpoints.base, reward.function"
+        "the checkpoint does not tell what these inputs were: algorithm.advantage, "
+        "data.chat_template, data.files.demonstrations, data.sets.mine.path, "
+        "model.checkpoints.base, reward.function"
     )
     del before["reward.function"]
     (note,) = compared(before, config())

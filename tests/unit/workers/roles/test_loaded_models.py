@@ -13,11 +13,18 @@ import pytest
 import torch
 from test_trainer_updates import ready
 
+from workers.errors import ConfigError
 from workers.model_folders import shape
 from workers.models import frozen_model
 from workers.models import load as models
 from workers.records.arrays import Ragged
-from workers.records.specs import FrozenModelSpec, GroupSpec, RewardSpec, TrainModelSpec
+from workers.records.specs import (
+    EstimatorSpec,
+    FrozenModelSpec,
+    GroupSpec,
+    RewardSpec,
+    TrainModelSpec,
+)
 from workers.records.weights import TensorMeta, WeightOffer
 from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
@@ -50,6 +57,15 @@ def train_spec(**options: Any) -> TrainModelSpec:
 def test_a_policy_is_loaded_as_its_spec_says(loads: list[tuple[str, dict[str, Any]]]) -> None:
     assert PolicyWorker(0)._build(train_spec(dropout=0.3), GROUP) == "model"
     assert loads == [("FOLDER", {**OPTIONS, "dropout": 0.3})]
+
+
+def test_an_estimator_that_a_rank_cannot_import_is_told_before_the_model_is_loaded(
+    loads: list[tuple[str, dict[str, Any]]],
+) -> None:
+    with pytest.raises(ConfigError, match="no module 'not_on_this_node'"):
+        PolicyWorker(0)._build(train_spec(estimator=EstimatorSpec("not_on_this_node:E")), GROUP)
+    assert loads == []
+    PolicyWorker(0)._build(train_spec(estimator=EstimatorSpec("gae")), GROUP)
 
 
 @pytest.mark.parametrize("packed", [False, True])
