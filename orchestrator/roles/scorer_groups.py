@@ -13,11 +13,11 @@ from orchestrator.roles.interfaces import Rollouts
 from orchestrator.supervision.pending import Pending, everything
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
+from workers.records.gather import gather_scores
 from workers.records.generation import RolloutBatch
 from workers.records.processes import RoleInfo
 from workers.records.specs import FrozenModelSpec, RewardSpec
 from workers.records.training import Scores, TokenBatch
-from workers.training.experience import gather_scores
 
 
 class _ReplicaGroup(Group):

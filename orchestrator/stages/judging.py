@@ -23,8 +23,8 @@ from workers.data.rows.asked import plain_text
 from workers.data.tokenize.fingerprint import tokenizer_fingerprint
 from workers.data.tokenize.tokenizers import load_tokenizer
 from workers.errors import RewardError, TokenizerMismatchError
+from workers.records.gather import told
 from workers.records.generation import RolloutBatch
-from workers.training.experience import told
 from workers.user_functions.calls import Patience
 from workers.user_functions.judge_function import Pair, call_judge, started_judge
 

@@ -47,6 +47,7 @@ from workers.errors import (
 )
 from workers.pocket.model import create_model
 from workers.records.arrays import Ragged
+from workers.records.gather import gather_fields
 from workers.records.generation import Delivery, Finish, GenerationRequest, RolloutBatch, Sampling
 from workers.records.processes import RoleInfo
 from workers.records.specs import (
@@ -57,7 +58,7 @@ from workers.records.specs import (
     TrainModelSpec,
 )
 from workers.records.training import Ranking, Scores, TokenBatch
-from workers.training.experience import gather_fields, whitening_moments
+from workers.training.experience import whitening_moments
 
 EOS = 2
 SAMPLING = Sampling(temperature=0.8, max_tokens=12)

@@ -16,6 +16,7 @@ import torch
 
 from workers.errors import NonFiniteError
 from workers.records.arrays import Ragged
+from workers.records.gather import gather_experience
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.processes import RankAddress
 from workers.records.specs import GroupSpec, OptimizerSpec, PolicyLossSpec, TrainModelSpec
@@ -32,7 +33,6 @@ from workers.records.training import (
 from workers.records.weights import GroupAddress
 from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
-from workers.training.experience import gather_experience
 from workers.weights.packing import make_offer
 from workers.weights.transfer import GroupReceiver, SharedMemoryReceiver
 

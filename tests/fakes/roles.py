@@ -28,6 +28,7 @@ from workers.ops import (
     value_loss,
 )
 from workers.records.arrays import Ragged
+from workers.records.gather import gather_experience, gather_fields, gather_rollouts, gather_scores
 from workers.records.generation import Delivery, GenerationRequest, RolloutBatch, Sampling
 from workers.records.processes import FileRecord, RoleInfo
 from workers.records.specs import (
@@ -53,14 +54,7 @@ from workers.records.training import (
     Work,
 )
 from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
-from workers.training.experience import (
-    build_experience,
-    gather_experience,
-    gather_fields,
-    gather_rollouts,
-    gather_scores,
-    kl_sums,
-)
+from workers.training.experience import build_experience, kl_sums
 
 RATE = 0.5  # of every trainer's gradient step; schedules are the real trainers' business
 

@@ -14,6 +14,7 @@ from workers.models.frozen_model import sequence_scores
 from workers.models.padding import last_cells, response_cells
 from workers.ops import ValueStats, pair_accuracy, rankings_loss, value_loss, value_stats
 from workers.records.arrays import FloatArray, Ragged
+from workers.records.gather import gather_experience
 from workers.records.generation import RolloutBatch
 from workers.records.specs import GroupSpec, TrainModelSpec
 from workers.records.training import (
@@ -28,7 +29,6 @@ from workers.records.training import (
     Work,
 )
 from workers.roles.scoring import response_values
-from workers.training.experience import gather_experience
 from workers.training.trainer import Share, Tally, Totals, Trainer
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from workers.ops import (
     truncated_importance_weights,
     whiten,
 )
+from workers.records.gather import gather_experience, gather_fields, gather_rollouts, gather_scores
 from workers.records.generation import RolloutBatch
 from workers.records.specs import GroupSpec, PolicyLossSpec, ShapingSpec, TrainModelSpec
 from workers.records.training import (
@@ -35,14 +36,7 @@ from workers.records.training import (
 from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
 from workers.roles.scoring import response_logprobs, text_loss, text_nll
 from workers.training.estimator import find_estimator
-from workers.training.experience import (
-    build_experience,
-    gather_experience,
-    gather_fields,
-    gather_rollouts,
-    gather_scores,
-    kl_sums,
-)
+from workers.training.experience import build_experience, kl_sums
 from workers.training.trainer import Share, Tally, Trainer
 from workers.weights.transfer import GroupSender, SharedMemorySender, make_offer
 

@@ -12,12 +12,12 @@ from workers.data.rows.asked import Asked
 from workers.data.tokenize.tokenizers import detokenize, load_tokenizer
 from workers.errors import LedgerError, RoleError
 from workers.records.arrays import IntArray
+from workers.records.gather import gather_rollouts
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.processes import RoleInfo
 from workers.records.specs import RewardSpec
 from workers.records.training import Scores
 from workers.scorers.source import Batch, Scorer, make_scorer, scores_of
-from workers.training.experience import gather_rollouts
 from workers.user_functions.reward_function import Exchange
 
 if TYPE_CHECKING:

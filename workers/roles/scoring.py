@@ -17,9 +17,9 @@ from workers.models.padding import (
     target_cells,
 )
 from workers.records.arrays import FloatArray, IntArray, Ragged
+from workers.records.gather import gather_rollouts
 from workers.records.generation import RolloutBatch
 from workers.records.training import TextLoss, TokenBatch, TokenField, Work
-from workers.training.experience import gather_rollouts
 
 Device = torch.device | str
 

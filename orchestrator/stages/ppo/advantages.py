@@ -17,9 +17,9 @@ import torch
 from orchestrator.roles.interfaces import Rollouts
 from orchestrator.stages.ppo.state import PPORun
 from workers.records.arrays import IntArray
+from workers.records.gather import gather_numbers, gather_scores
 from workers.records.training import Scores, SequenceField
 from workers.training.estimator import Sequences, sequence_numbers
-from workers.training.experience import gather_numbers, gather_scores
 
 
 def complete_groups(run: PPORun, rollouts: Rollouts, kept: IntArray) -> IntArray:

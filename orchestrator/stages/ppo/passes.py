@@ -15,8 +15,8 @@ from orchestrator.roles.interfaces import Answer, Fields, Reference, Rollouts, T
 from orchestrator.session.session import Session
 from workers.data.rows.asked import Asked
 from workers.records.arrays import IntArray
+from workers.records.gather import gather_scores
 from workers.records.training import Scores, Work
-from workers.training.experience import gather_scores
 
 
 def shared(

@@ -13,9 +13,9 @@ from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.run_files.samples import RolloutSample, append_rollouts
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import LedgerSummary
+from workers.records.gather import told
 from workers.records.generation import Finish
 from workers.records.training import Scores, StepStats
-from workers.training.experience import told
 
 
 @dataclass(frozen=True, slots=True)

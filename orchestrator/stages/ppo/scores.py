@@ -16,9 +16,9 @@ from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger
 from workers.errors import RewardError
 from workers.records.arrays import IntArray
+from workers.records.gather import told
 from workers.records.generation import Finish
 from workers.records.training import Scores
-from workers.training.experience import told
 
 _LOST_IN_A_ROW = 3  # consecutive iterations without any reward that end the run
 

@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from workers.errors import LedgerError, NonFiniteError
 from workers.ops import whiten
 from workers.records.arrays import Ragged
-from workers.records.generation import RolloutBatch
-from workers.records.specs import EstimatorSpec, ShapingSpec
-from workers.records.training import ExperienceBatch, ExperienceSummary, Scores, TokenField
-from workers.training.experience import (
-    build_experience,
+from workers.records.gather import (
     gather_experience,
     gather_fields,
     gather_rollouts,
     gather_scores,
     told,
-    whitening_moments,
 )
+from workers.records.generation import RolloutBatch
+from workers.records.specs import EstimatorSpec, ShapingSpec
+from workers.records.training import ExperienceBatch, ExperienceSummary, Scores, TokenField
+from workers.training.experience import build_experience, whitening_moments
 
 SHAPING = ShapingSpec(kl_coefficient=0.1, gamma=1.0, lam=0.95, estimator=EstimatorSpec("gae"))
 Parts = tuple[RolloutBatch, TokenField, TokenField, TokenField, Scores]
