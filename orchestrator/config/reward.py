@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.by_name import plain
 from orchestrator.config.ranges import at_least, check_tree, needed, positive, seconds
 from workers.errors import ConfigError
 from workers.extensions.settings import filled
@@ -76,7 +77,7 @@ class RewardConfig:
                 fix=f"set {self._key(both[0])} instead",
             )
         held = {name: getattr(self, name) for name in wanted}
-        return {**own, **{n: v.value if isinstance(v, Enum) else v for n, v in held.items()}}
+        return {**own, **{name: plain(value) for name, value in held.items()}}
 
     def _key(self, name: str) -> str:
         return f"reward.{name}" if name in _SHARED else key_of(name)

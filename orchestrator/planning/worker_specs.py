@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.batching.batch_sizes import fitting_warmup
+from orchestrator.config.by_name import from_sections
 from orchestrator.config.cluster import Accelerator, RoleResources
 from orchestrator.config.engines import OptimizerConfig, Packing, Precision
 from orchestrator.config.model import LoraConfig
@@ -49,26 +50,18 @@ def rollout_spec(
 ) -> RolloutSpec:
     """Specification of one generation engine that loads `checkpoint`."""
     rollout = config.rollout
-    return RolloutSpec(
+    return from_sections(
+        RolloutSpec,
+        rollout,
         checkpoint=checkpoint,
-        engine=rollout.engine.value,
         dtype=dtype(rollout.precision),
         device=device(config),
-        max_prompt_tokens=rollout.max_prompt_tokens,
-        max_response_tokens=rollout.max_response_tokens,
-        max_concurrent_sequences=rollout.max_concurrent_sequences,
         kv_cache_bytes=rollout.kv_cache_mib << 20,
-        gpu_memory_fraction=rollout.gpu_memory_fraction,
-        tensor_parallel_size=rollout.tensor_parallel_size,
-        prefix_caching=rollout.prefix_caching,
-        enforce_eager=rollout.enforce_eager,
         seed=derive(config.seed, "engine"),
         eos_token_id=eos_token_id,
         threads=config.cluster.roles.rollout.threads,
         collective_seconds=config.run.collective_seconds,
         interruptible=rollout.inflight_updates,
-        join_running=rollout.join_running,
-        sleep=rollout.sleep,
         vocabulary=vocabulary,
     )
 
@@ -80,16 +73,16 @@ def rollout_environment(config: Config) -> dict[str, str]:
 
 def group_spec(config: Config, role: RoleResources) -> GroupSpec:
     """Settings of a trainer process that apply to all models it trains."""
-    return GroupSpec(
-        zero_stage=config.trainer.zero_stage,
+    return from_sections(
+        GroupSpec,
+        config.trainer,
+        role,
+        config.run,
         dtype=dtype(config.trainer.precision),
         device=device(config),
-        threads=role.threads,
-        collective_seconds=config.run.collective_seconds,
         weight_bucket_bytes=config.trainer.weight_bucket_mib << 20,
         seed=derive(config.seed, "trainer"),
         skip_non_finite=config.algorithm.on_non_finite is OnNonFinite.skip,
-        offload=config.trainer.offload.value,
         rest=_rest(config),
     )
 
@@ -102,17 +95,12 @@ def _rest(config: Config) -> Rest:
 
 def optimizer_spec(optimizer: OptimizerConfig, total_steps: int) -> OptimizerSpec:
     """AdamW over `total_steps` optimizer steps; a warm-up longer than these is shortened."""
-    return OptimizerSpec(
-        learning_rate=optimizer.learning_rate,
+    return from_sections(
+        OptimizerSpec,
+        optimizer,
         betas=(optimizer.beta1, optimizer.beta2),
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.max_grad_norm,
-        schedule=optimizer.schedule.value,
         warmup_steps=fitting_warmup(optimizer.warmup_steps, total_steps),
-        min_learning_rate_ratio=optimizer.min_learning_rate_ratio,
         total_steps=total_steps,
-        warmup_start_ratio=optimizer.warmup_start_ratio,
     )
 
 
@@ -137,13 +125,13 @@ def train_spec(
 ) -> TrainModelSpec:
     """A model to train from `checkpoint`; `whole` trains all weights, without adapters."""
     assert head in ("keep", "random", "zero")
-    return TrainModelSpec(
+    return from_sections(
+        TrainModelSpec,
+        config.model,
         checkpoint=checkpoint,
         optimizer=optimizer_spec(optimizer, total_steps),
-        attention=config.model.attention.value,
         packed=packed(config, checkpoint),
         logits_bytes=config.trainer.logits_mib << 20,
-        gradient_checkpointing=config.model.gradient_checkpointing,
         ema_decay=ema_decay,
         head=head,
         lora=None if whole else lora_spec(config.model.lora),
@@ -156,22 +144,21 @@ def train_spec(
 
 def lora_spec(lora: LoraConfig) -> LoraSpec | None:
     """Adapters, or None where all weights are trained."""
-    if lora.rank == 0:
-        return None
-    return LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.target))
+    return from_sections(LoraSpec, lora) if lora.rank else None
 
 
 def frozen_spec(
     config: Config, checkpoint: str, role: RoleResources, vocabulary: int = 0
 ) -> FrozenModelSpec:
     """A frozen model, which only scores."""
-    return FrozenModelSpec(
+    return from_sections(
+        FrozenModelSpec,
+        config.model,
+        config.reward,
+        role,
         checkpoint=checkpoint,
         dtype=dtype(config.trainer.precision),
         device=device(config),
-        threads=role.threads,
-        micro_batch_tokens=config.reward.micro_batch_tokens,
-        attention=config.model.attention.value,
         packed=packed(config, checkpoint),
         logits_bytes=config.trainer.logits_mib << 20,
         vocabulary=vocabulary,
@@ -202,18 +189,4 @@ def endpoint_spec(config: Config, key: str) -> EndpointSpec:
     """The chat model as judge; `key` is the secret itself and is passed to nothing else."""
     from workers.scorers.judge_endpoint import EndpointSpec
 
-    settings = config.evaluate.endpoint
-    return EndpointSpec(
-        url=settings.url,
-        model=settings.model,
-        instruction=settings.instruction,
-        request=settings.request,
-        key=key,
-        key_variable=settings.key_variable,
-        concurrency=settings.concurrency,
-        request_seconds=settings.request_seconds,
-        retries=settings.retries,
-        backoff_seconds=settings.backoff_seconds,
-        deadline_seconds=settings.deadline_seconds,
-        failed_fraction=settings.failed_fraction,
-    )
+    return from_sections(EndpointSpec, config.evaluate.endpoint, key=key)

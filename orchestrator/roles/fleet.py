@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.ray_cluster import Cluster
+from orchestrator.config.by_name import from_sections
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.schema import Config
 from orchestrator.planning.worker_specs import group_spec, rollout_environment
@@ -41,12 +42,7 @@ _GROUPS = {
 def rules_of(config: Config) -> Rules:
     """When workers, and Ray's servers on other machines, count as lost."""
     supervision = config.run.supervision
-    return Rules(
-        probe_seconds=supervision.probe_seconds,
-        probes_to_condemn=supervision.probes_to_condemn,
-        max_restarts=supervision.max_restarts,
-        window_seconds=supervision.restart_window_seconds,
-    )
+    return from_sections(Rules, supervision, window_seconds=supervision.restart_window_seconds)
 
 
 class Fleet:

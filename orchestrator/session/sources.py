@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.batching.batch_sizes import sft_rows
-from orchestrator.config.data import DataSourceKind, OnBadLine, PersonalData, RowOrder, TrainOn
+from orchestrator.config.by_name import from_sections
+from orchestrator.config.data import DataSourceKind, PersonalData, RowOrder
 from orchestrator.config.data_sets import all_sets
 from orchestrator.config.schema import Config
 from workers.data.files import FileSource
@@ -29,15 +30,12 @@ def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
 def _rendering(config: Config, checkpoints: dict[str, str]) -> Rendering:
     data = config.data
     models = _language_models(checkpoints)
-    return Rendering(
+    return from_sections(
+        Rendering,
+        data,
+        data.files,
         checkpoint=_tokenizer_folder(models),
         embeddings=min(read_shape(Path(folder)).vocabulary for folder in models.values()),
-        max_prompt_tokens=data.files.max_prompt_tokens,
-        max_completion_tokens=data.files.max_completion_tokens,
-        chat_template=data.chat_template,
-        date=data.date,
-        add_bos_token=data.add_bos_token.value,
-        train_on="all" if data.train_on is TrainOn.all else "last",
         prefix_characters=data.dedup_prefix_characters,
         find_pii=data.pii is PersonalData.drop,
     )
@@ -45,19 +43,14 @@ def _rendering(config: Config, checkpoints: dict[str, str]) -> Rendering:
 
 def _feeding(config: Config) -> Feeding:
     data = config.data
-    return Feeding(
+    return from_sections(
+        Feeding,
+        data,
+        config.run,
         seed=config.seed,
-        on_bad_line="drop" if data.on_bad_line is OnBadLine.drop else "fail",
-        heldout_fraction=data.heldout_fraction,
-        heldout_fold=data.heldout_fold,
-        max_rows_per_user=data.max_rows_per_user,
         drop_pii=data.pii is PersonalData.drop,
         length_grouped=data.order is RowOrder.length_grouped,
-        length_group_batches=data.length_group_batches,
         batch_rows={SetKind.demonstrations: sft_rows(config)[0]},
-        workers=data.workers,
-        cache_mib=data.cache_mib,
-        call_seconds=config.run.call_seconds,
     )
 
 

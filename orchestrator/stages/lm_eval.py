@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from orchestrator.config.by_name import from_sections
 from orchestrator.config.evaluation import LmEvalConfig
 from orchestrator.config.schema import Config
 from orchestrator.planning.worker_specs import device, dtype
@@ -61,13 +62,11 @@ def harness_scores(config: Config, models: dict[str, str], log: Path) -> dict[st
     """
     settings = config.evaluate.lm_eval
     folder = str(Path(settings.task_folder).resolve()) if settings.task_folder else ""
-    request = HarnessRequest(
+    request = from_sections(
+        HarnessRequest,
+        settings,
         models=models,
-        tasks=tuple(settings.tasks),
         task_folder=folder,
-        limit=settings.limit,
-        fewshot=settings.fewshot,
-        batch_size=settings.batch_size,
         device=settings.device or device(config),
         dtype=dtype(config.trainer.precision),
         seed=config.seed,

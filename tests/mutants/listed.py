@@ -89,7 +89,7 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("loop: importance cap left out", "orchestrator/stages/ppo/updates.py", "importance_cap=settings.importance_cap,", "importance_cap=None,"),
     ("loop: one pass", "orchestrator/stages/ppo/updates.py", "        epochs=settings.epochs,", "        epochs=1,"),
     ("derive: betas swapped", "orchestrator/planning/worker_specs.py", "(optimizer.beta1, optimizer.beta2)", "(optimizer.beta2, optimizer.beta1)"),
-    ("derive: warm-up ratio is the floor", "orchestrator/planning/worker_specs.py", "warmup_start_ratio=optimizer.warmup_start_ratio", "warmup_start_ratio=optimizer.min_learning_rate_ratio"),
+    ("derive: the first of several sections", "orchestrator/config/by_name.py", "len(found) != 1", "not found"),
     ("derive: engines and trainers share a seed", "orchestrator/planning/worker_specs.py", 'derive(config.seed, "trainer")', 'derive(config.seed, "engine")'),
     ("session: the same seed for all samples", "orchestrator/session/session.py", "prompt.id, k) for k in", "prompt.id, 0) for k in"),
     ("batching: epochs in one order", "orchestrator/batching/training_batches.py", "(*plan.seed, epoch)", "(*plan.seed, 0)"),

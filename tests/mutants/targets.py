@@ -83,6 +83,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         *_LOOP,
     ),
     "orchestrator/stages/ppo/ledger.py": ("tests/unit/orchestrator/stages/ppo/test_ledger.py",),
+    "orchestrator/config/by_name.py": ("tests/unit/orchestrator/config/test_by_name.py",),
     "orchestrator/config/seeds.py": (
         "tests/unit/orchestrator/config/test_seeds.py",
         "tests/unit/orchestrator/stages/test_wiring.py",

@@ -62,8 +62,15 @@ class World:
         calls: by stage, the facts of each "role.verb" that was called.
     """
 
-    def __init__(self, path: Path, monkeypatch: Any, overrides: list[str], names: list[str]):
-        self.config: Config = composed(*overrides)
+    def __init__(
+        self,
+        path: Path,
+        monkeypatch: Any,
+        overrides: list[str],
+        names: list[str],
+        config: Config | None = None,
+    ) -> None:
+        self.config = config or composed(*overrides)
         self.path = path
         self.made: list[dict[str, Any]] = []
         self.pruned: list[tuple[int, int]] = []
@@ -156,7 +163,8 @@ class World:
     @property
     def function(self) -> Any:
         """Settings of a reward function."""
-        reward = replace(self.config.reward, kind="function", function="a:b")
+        reward = replace(self.config.reward, kind="function")
+        reward.function = reward.function or "a:b"
         return reward_spec(replace(self.config, reward=reward), "", str(self.path)).settings
 
     @property
@@ -172,8 +180,9 @@ class World:
         """Sets, rendering and feeding that the files of this configuration are read with."""
         asked: list[Any] = []
         sizes = {"hidden_size": 8, "layers": 1, "heads": 1, "kv_heads": 1, "intermediate_size": 8}
-        create_model(self.path / "reader", **sizes, max_position_embeddings=32,
-                     tie_word_embeddings=True, seed=0)  # fmt: skip
+        if not (self.path / "reader").exists():
+            create_model(self.path / "reader", **sizes, max_position_embeddings=32,
+                         tie_word_embeddings=True, seed=0)  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sources, "FileSource", lambda *given: asked.append(given))
             sources.make_source(self.config, {"sft": str(self.path / "reader")})

@@ -1,17 +1,16 @@
 """Every key, set off its default, arrives where it belongs, and at no other place.
 
-A row names a key, a value as typed on a command line, the value expected at its destination, and
-where that is. The rows of one scenario are set together in one run of every stage over fake roles,
-all with different numbers, so that no two keys can be swapped without a row that fails. A new key
-without a row fails `test_every_key_has_a_row`: add one, or a reason to `UNSEEN`.
+Each key is changed alone, and what workers are given and the plan are compared (wiring/walk.py),
+so a new key that nothing reads fails. Keys that arrive under another name, or in a stage, have a
+row: a value as typed on a command line, the value expected at its destination, and where that is.
+The rows of one scenario are set together in one run of every stage over fake roles, all with
+different numbers, so that no two keys can be swapped without a row that fails.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +19,10 @@ import pytest
 from composing import composed
 from fakes.session import Run
 from wiring.rows import SCENARIOS, UNSEEN, Row
+from wiring.walk import BESIDES, LEAVES, Walk
 from wiring.world import World
 
-from orchestrator.command_line.errors import schema_keys
 from orchestrator.config.schema import Config
-from orchestrator.planning.worker_specs import rollout_spec
 from orchestrator.stages.ppo.loop import ppo
 
 
@@ -78,18 +76,34 @@ def leaf(config: Config, key: str) -> Any:
     return found
 
 
-def test_every_key_has_a_row() -> None:
-    groups = {key.rpartition(".")[0] for key in schema_keys()}
-    keys = {key for key in schema_keys() if key not in groups}
-    rows = {case.row.key for case in CASES}
-    missing = sorted(keys - rows - UNSEEN.keys())
-    assert not missing, (
-        f"{', '.join(missing)}: add a row to tests/wiring/rows.py that says where the key arrives, "
-        "or a reason to UNSEEN why nothing in a run over fakes can show it"
-    )
-    assert not rows - keys, "rows of keys that are gone"
-    assert not UNSEEN.keys() - keys, "reasons for keys that are gone"
-    assert not UNSEEN.keys() & rows, "keys with a row need no reason"
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    return Walk(tmp_path_factory.mktemp("walk"))
+
+
+ROWS = {case.row.key for case in CASES}
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_a_changed_key_changes_what_a_run_derives(key: str, walk: Walk) -> None:
+    moved = walk.change(key)
+    if moved.by_name:
+        assert moved.others <= BESIDES.get(key.rpartition(".")[2], set()), (
+            f"{key} arrives by its name, and changes other fields as well"
+        )
+    if moved.by_name or moved.others or moved.plan:
+        assert key not in UNSEEN, "a key whose effect is seen needs no reason"
+    else:
+        assert key in ROWS or key in UNSEEN, (
+            f"{key} changes nothing that workers are given, nor the plan: pass it on, or add a row "
+            "to tests/wiring/rows.py, or a reason to UNSEEN why nothing here can show it"
+        )
+
+
+def test_rows_and_reasons_are_of_keys_that_there_are() -> None:
+    assert not ROWS - {*LEAVES}, "rows of keys that are gone"
+    assert not UNSEEN.keys() - {*LEAVES}, "reasons for keys that are gone"
+    assert not UNSEEN.keys() & ROWS, "keys with a row need no reason"
 
 
 def test_no_two_numbers_of_a_scenario_are_equal() -> None:
@@ -97,23 +111,6 @@ def test_no_two_numbers_of_a_scenario_are_equal() -> None:
     for name, scenario in SCENARIOS.items():
         numbers = Counter(row.typed for row in scenario.rows if _is_fraction(row.typed))
         assert [n for n, times in numbers.items() if times > 1] == [], name
-
-
-def test_a_flag_of_the_engines_moves_no_other_option_of_theirs() -> None:
-    # Two flags of one scenario are set alike, so that a swap of them shows here alone.
-    config = Config()
-    flags = [f.name for f in dataclasses.fields(config.rollout)
-             if isinstance(getattr(config.rollout, f.name), bool)]  # fmt: skip
-    before = dataclasses.asdict(rollout_spec(config, "FOLDER", 2))
-    moved = {}
-    for name in flags:
-        turned = {name: not getattr(config.rollout, name)}
-        other = replace(config, rollout=replace(config.rollout, **turned))
-        after = dataclasses.asdict(rollout_spec(other, "FOLDER", 2))
-        moved[name] = [key for key in after if after[key] != before[key]]
-    names = {"inflight_updates": "interruptible"}
-    assert moved == {name: [names.get(name, name)] for name in flags}
-    assert len(moved) > 3
 
 
 def _is_fraction(typed: str) -> bool:
