@@ -102,7 +102,7 @@ def find(path: Path, role: Role) -> SavedRun:
             f"no checkpoint with a {role} that was in training",
             where=str(path),
             fix="give a run folder or one of the folders in its state/; the models of finished "
-            "stages lie ready in its checkpoints/",
+            "stages are in its checkpoints/",
         )
     return SavedRuns(RunFolder(holding[-1].parent.parent)).read(holding[-1], alone=True)
 
@@ -177,7 +177,7 @@ def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:
     with reading(
         saved.path,
         f"does not say which model its {role} is",
-        "another version wrote it: export with that one, or go on with the run for a step",
+        "another version wrote it: export with that version, or resume the run for one step",
     ):
         told = from_plain(_Told, StateFiles(saved.path, role).facts)
     spec = told.model

@@ -178,7 +178,7 @@ def going_on(folder: RunFolder) -> str:
     saved = SavedRuns(folder).whole()
     if not saved:
         return "it has no checkpoint yet: start the same command again"
-    return f"go on with resume={folder.path}, whose last checkpoint is {saved[-1].name}"
+    return f"resume it with resume={folder.path}, whose last checkpoint is {saved[-1].name}"
 
 
 def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:

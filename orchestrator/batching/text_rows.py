@@ -71,7 +71,7 @@ class TextRows:
             empty = 0 if len(piece) else empty + 1
             if empty > _MOST_EMPTY:
                 raise DataError(
-                    f"{_MOST_EMPTY} documents of pretraining text in a row hold no token",
+                    f"{_MOST_EMPTY} consecutive documents of pretraining text hold no token",
                     where="data.files.pretraining",
                     fix="give a file with text in it",
                 )

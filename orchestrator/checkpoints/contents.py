@@ -151,7 +151,7 @@ def manifest_of(path: Path) -> Manifest:
             f"it was saved by another version of this program (schema {plain.get('schema')!r}, "
             f"this one reads {SCHEMA_VERSION})",
             where=str(path),
-            fix="go on with the version that saved it, or start the run again",
+            fix="resume with the version that saved it, or start the run again",
         )
     with reading(path, f"{path.name} is not what a run writes", FIX):
         return from_plain(Manifest, plain)

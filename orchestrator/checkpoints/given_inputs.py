@@ -65,8 +65,8 @@ def compare(before: Mapping[str, Files], now: Mapping[str, Files], config: Confi
         raise ConfigError(
             f"inputs have changed since the checkpoint: {'; '.join(changed)}",
             where=", ".join(dict.fromkeys(each.partition(":")[0] for each in changed)),
-            fix="put the files back, or start another run; run.verify_inputs=skip goes on with "
-            "what is there now, and the result is of both",
+            fix="put the files back, or start another run; run.verify_inputs=skip "
+            "continues with the present files, and the result depends on both",
         )
     notes = [f"{told}; run.verify_inputs=hash in a run tells for certain" for told in unsure]
     if unknown := sorted({*now} - {*before}):

@@ -246,7 +246,7 @@ class SavedRuns:
         for name, size in sizes.items():
             file = self._run.path / name
             if lexists(file):
-                require_file(file, "move what lies there out of the way, then resume again")
+                require_file(file, "move it to another place, then resume again")
             found = file.stat().st_size if file.exists() else 0
             if found >= size:
                 continue

@@ -141,7 +141,7 @@ def _deletion(argument: str) -> str:
     if key.startswith((*OPEN_SECTIONS, "hydra")):
         return argument
     raise _wrong(
-        f"{shown(argument)}: a key or group cannot be taken away",
+        f"{shown(argument)}: a key or group cannot be removed",
         "leave the argument out to keep the default, or give another value",
     )
 
@@ -172,7 +172,7 @@ def _check_key(given: _Given) -> None:
         raise _wrong(f"{given.shown!r} names no key", "write key=value")
     if key != key.strip():
         raise _wrong(
-            f"{given.shown!r} has a space beside the =",
+            f"{given.shown!r} has a space before or after the =",
             f"write {key.strip()}={given.value.strip()}",
         )
     strange = next((c for c in key if not c.isascii() or not c.isprintable()), None)

@@ -58,7 +58,7 @@ def configuration(composed: DictConfig, command: Command) -> tuple[DictConfig, l
             raise ConfigError(
                 f"a run cannot be both rerun={rerun} and {other}",
                 where="command line",
-                fix="give one of them; other keys may stand beside rerun",
+                fix="give one of them; other keys may be given with rerun",
             )
         file = _config_file(Path(rerun))
     elif by_experiment or resume in ("", "auto"):

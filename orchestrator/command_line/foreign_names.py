@@ -54,7 +54,7 @@ _MINI_BATCH = Alias(
 _MICRO_BATCH = Alias(
     ("trainer.micro_batch_tokens",),
     "tokens of one forward and backward pass, not rows",
-    "how many passes make a step follows from it",
+    "it determines the number of passes per step",
 )
 _EPOCHS = Alias(
     ("sft.epochs", "reward_model.epochs", "algorithm.epochs"),
@@ -175,7 +175,7 @@ ALIASES: dict[str, Alias] = {
                     Alias(("algorithm.value_clip",))),
     **dict.fromkeys(("vf_coef", "value_loss_coef", "vf_coeff"), Alias(
         ("algorithm.critic_optimizer.learning_rate",), "",
-        "the critic is a model of its own, so its loss has no weight beside the policy's")),
+        "the critic is a separate model, so its loss needs no weight against the policy's")),
     **dict.fromkeys(("entropy_coef", "ent_coef", "entropy_coeff"), Alias(
         differs="there is no entropy bonus; algorithm.kl.coefficient holds the policy near the "
         "SFT model")),
@@ -204,7 +204,7 @@ ALIASES: dict[str, Alias] = {
                      "dataset_path", "prompt_data"), _DATA),
     "eval_dataset": Alias(("data.files.evaluation_prompts",), "file or folder"),
     **dict.fromkeys(("tokenizer", "tokenizer_name", "tokenizer_path"), Alias(
-        differs="each model brings its own tokenizer: it lies in the folder of its checkpoint")),
+        differs="each model has its own tokenizer, in the folder of its checkpoint")),
     **dict.fromkeys(("bf16", "fp16", "dtype", "torch_dtype", "mixed_precision", "precision"),
                     _BF16),
     "gradient_checkpointing": Alias(("model.gradient_checkpointing",), "true or false"),

@@ -118,7 +118,7 @@ class ModelConfig:
         """Check that `freeze` is not combined with LoRA, which freezes all base weights."""
         if self.lora.rank and self.freeze:
             raise ConfigError(
-                f"freeze={self.freeze} beside adapters, which freeze every weight already",
+                f"freeze={self.freeze} with adapters, which freeze every weight already",
                 where=f"{key}.freeze",
                 fix="set model.lora.rank=0 or model.freeze=[]",
             )

@@ -67,7 +67,7 @@ def parse_columns(pairs: Sequence[str]) -> Columns:
         raise ConfigError(
             "the column of the labels is given twice",
             where="--columns",
-            fix="write better.column=COLUMN beside better.first=LABEL and better.second=LABEL",
+            fix="write better.column=COLUMN with better.first=LABEL and better.second=LABEL",
         )
     return {**columns, "better": better} if better else columns
 

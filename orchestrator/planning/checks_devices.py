@@ -29,8 +29,8 @@ def check_ahead(config: Config) -> None:
     for key in ("inflight_updates", "join_running"):
         if getattr(config.rollout, key):
             raise ConfigError(
-                f"{key}=true, but with algorithm.staleness=0 no sequence is under way when weights "
-                "are sent, and none when a batch is asked for",
+                f"{key}=true, but with algorithm.staleness=0 no sequence is being generated "
+                "when weights are sent or a batch is requested",
                 where=f"rollout.{key}",
                 fix=f"set algorithm.staleness=1, or rollout.{key}=false",
             )
@@ -199,8 +199,8 @@ def _check_old_logprobs(config: Config) -> None:
         )
     if config.algorithm.old_logprobs is OldLogprobs.rollout and tolerance > _SAME_TOLERANCE:
         raise ConfigError(
-            "the engine's log-probabilities can stand for the trainer's only where each sync "
-            f"proves that they agree, and a tolerance of {tolerance:g} nats proves too little",
+            "the engine's log-probabilities can replace the trainer's only if each sync shows "
+            f"that they agree, and a tolerance of {tolerance:g} nats is too large for that",
             where="algorithm.old_logprobs",
             fix=f"set rollout.parity_tolerance={_SAME_TOLERANCE:g} or less (fp32), or "
             "algorithm.old_logprobs=trainer",

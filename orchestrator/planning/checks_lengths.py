@@ -24,7 +24,7 @@ def check_lengths(config: Config, size: ModelSize | None) -> None:
             f"parity_tokens={rollout.parity_tokens} exceed max_response_tokens="
             f"{rollout.max_response_tokens}",
             where="rollout.parity_tokens",
-            fix="probe no more tokens than a response has",
+            fix="probe at most as many tokens as a response may have",
         )
     files = config.data.files
     if (

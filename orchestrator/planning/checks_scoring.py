@@ -26,7 +26,7 @@ def check_reward(config: Config) -> None:
     needs = config.reward.needs
     if needs.seconds > config.run.call_seconds:
         raise ConfigError(
-            f"reward.kind={config.reward.kind} can take {needs.seconds:g} s for a batch, all "
+            f"reward.kind={config.reward.kind} can take {needs.seconds:g} s per batch, all "
             "timeouts and retries included; a call to a worker ends after "
             f"run.call_seconds={config.run.call_seconds:g}",
             where=needs.seconds_where,

@@ -67,7 +67,7 @@ def _check_judging_model(config: Config, made: set[str]) -> None:
     given = settings.judge_checkpoint or config.model.checkpoints.reward_model
     if settings.judge is JudgeKind.reward_model and not given and "reward_model" not in made:
         raise ConfigError(
-            "a reward model shall judge, but none is given and none is made before evaluate",
+            "the judge is a reward model, but none is given and no earlier stage trains one",
             where="evaluate.judge",
             fix="set evaluate.judge_checkpoint=DIR, or choose another judge",
         )

@@ -104,7 +104,7 @@ def _fix(who: RoleName | str) -> str:
         )
     if isinstance(who, RoleName):
         return (
-            "a model that only scores lies on one GPU whole: lower reward.micro_batch_tokens, take "
+            "a model that only scores must fit one GPU: lower reward.micro_batch_tokens, use "
             f"a smaller model, or {real}"
         )
     return f"give these roles more GPUs, or {real}"

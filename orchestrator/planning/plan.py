@@ -249,7 +249,7 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
     if engines and longest > config.trainer.micro_batch_tokens:
         notes.append(
             f"a sequence may have {longest:,} tokens, more than trainer.micro_batch_tokens="
-            f"{config.trainer.micro_batch_tokens:,}: it then is a micro-batch of its own"
+            f"{config.trainer.micro_batch_tokens:,}: it then is one micro-batch alone"
         )
     if engines and size:
         held = sequences_in_cache(config, size)
@@ -285,7 +285,7 @@ def _turns(config: Config, layout: Layout) -> list[str]:
         return []
     if config.cluster.roles.rollout.gpus >= 1:
         return ["rollout.sleep=true, but no other role is on the engines' GPUs to gain by it"]
-    notes = ["engines sleep while the trainers work; their weights rest in host memory meanwhile"]
+    notes = ["engines sleep while the trainers work; their weights are then in host memory"]
     if config.trainer.rest_on_host and RoleName.policy in layout.roles:
         notes.append("the trainers' optimizer state rests in host memory while engines work")
     return notes

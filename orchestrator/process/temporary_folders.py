@@ -69,7 +69,7 @@ def _unsafe(path: Path, why: str) -> UnsupportedPlatformError:
     return UnsupportedPlatformError(
         f"the folder for temporary files {why}",
         where=str(path),
-        fix="move it away, or set TMPDIR to a folder of your own with a short path",
+        fix="move it away, or set TMPDIR to a private folder with a short path",
     )
 
 

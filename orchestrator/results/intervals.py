@@ -69,7 +69,7 @@ def preference(outcomes: Sequence[float] | npt.NDArray[np.floating]) -> WinRate:
     """
     x = _finite("outcomes", outcomes)
     if x.min() < 0 or x.max() > 1:
-        raise DataError("an outcome lies outside [0, 1]", fix="use 1, 0.5 or 0")
+        raise DataError("an outcome is outside [0, 1]", fix="use 1, 0.5 or 0")
     rate, n = float(x.mean()), len(x)
     wins = float(np.maximum(2 * x - 1, 0).sum())
     losses = float(np.maximum(1 - 2 * x, 0).sum())
@@ -136,7 +136,7 @@ def clustered_rate(
     """
     x = _finite("outcomes", outcomes)
     if x.min() < 0 or x.max() > 1:
-        raise DataError("an outcome lies outside [0, 1]", fix="use 1, 0.5 or 0")
+        raise DataError("an outcome is outside [0, 1]", fix="use 1, 0.5 or 0")
     assert len(clusters) == len(x), "one cluster per outcome"
     _, member = np.unique(np.asarray(clusters, np.int64), return_inverse=True)
     trials = np.bincount(member).astype(np.float64)

@@ -80,7 +80,7 @@ def _replace(session: Session, error: RehearsalError) -> None:
     try:
         lost = session.fleet.replace_lost()
     except RehearsalError as last:
-        last.what += f"; the loss that nobody could make good: {error.what}"
+        last.what += f"; the loss that could not be recovered: {error.what}"
         raise last from error
     if not lost:
         raise error

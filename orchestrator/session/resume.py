@@ -145,12 +145,12 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
 def outlook(config: Config, start: Start) -> list[str]:
     """What a run from `start` will do: one sentence each for the start, its notes, exactness."""
     if start.saved is None:
-        fresh = ["no checkpoint is there: the run starts from its beginning"]
+        fresh = ["there is no checkpoint: the run starts from its beginning"]
         return fresh if config.resume else []
     finished = start.saved.progress["finished"]
     left = ", ".join(s.value for s in config.stages if s.value not in finished) or "none"
     over = f"finished stages: {', '.join(finished) or 'none'}; left: {left}"
-    told = [f"goes on after {start.saved}; {over}", *start.notes]
+    told = [f"continues after {start.saved}; {over}", *start.notes]
     if config.rollout.inflight_updates or config.rollout.join_running:
         return [*told, "sequences in flight meet other weights than in an undisturbed run"]
     same = "from there on the bits of an undisturbed run, on this machine"
@@ -176,7 +176,7 @@ def _in_folder(runs: SavedRuns, folder: RunFolder) -> Start:
         raise BrokenCheckpointError(
             f"no checkpoint has its exact name; whole ones: {', '.join(p.name for p in others)}",
             where=str(folder.state),
-            fix=f"go on from one of them, e.g. resume={others[-1]}",
+            fix=f"resume from one of them, e.g. resume={others[-1]}",
         )
     return Start(folder, saved, clear=folder.state.is_dir(), notes=skipped)
 
@@ -203,7 +203,7 @@ def _before_the_end(saved: SavedRun, changes: Changes, config: Config) -> tuple[
         + "; ".join(changes.too_late),
         where=str(saved.folder.state),
         fix="give the same values, or start another run (+rerun=FOLDER); run.checkpoint.keep_last "
-        "and keep_every decide which checkpoints stay",
+        "and keep_every decide which checkpoints are kept",
     )
 
 

@@ -196,5 +196,5 @@ class Saves:
                 if saved
                 else "stopped; there is nothing to save yet",
                 where=str(self._runs.path.parent),
-                fix=f"go on with resume={self._runs.path.parent}",
+                fix=f"resume it with resume={self._runs.path.parent}",
             )

@@ -225,7 +225,7 @@ class Watch:
         kept = [path for peer in peers if (path := self._keep_stacks(peer))]
         last = f"; last seen: {each.pulse}" if each.pulse else ""
         return RoleHungError(
-            f"{name} is given up: {each.life.reason}{last}; {doing}",
+            f"{name} is lost: {each.life.reason}{last}; {doing}",
             where=name,
             fix="if it was at work raise run.supervision.stall_seconds or probe_seconds"
             + (f"; where its threads were: {', '.join(kept)}" if kept else ""),

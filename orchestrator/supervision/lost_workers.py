@@ -48,7 +48,7 @@ class Losses:
         """Record that the run continues without a worker for good."""
         self.given_up.append(worker)
         self._write({"given_up": worker}, error)
-        self._note(f"the run goes on without {worker}: {error.what}")
+        self._note(f"the run continues without {worker}: {error.what}")
 
     def _write(self, what: dict[str, Any], error: RehearsalError) -> None:
         where = {"stage": self._position.stage, "step": self._position.step}

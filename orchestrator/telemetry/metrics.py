@@ -115,10 +115,12 @@ _PPO = {
     "gold_truthful_rate": Metric("fraction", "truthful responses to held-out prompts"),
     "heldout_score_mean": Metric("reward", "reward of answers to held-out prompts, mean"),
     "heldout_response_tokens_mean": Metric("tokens", "length of these answers, mean"),
-    "heldout_eos_rate": Metric("fraction", "of these answers, those that ended by themselves"),
+    "heldout_eos_rate": Metric(
+        "fraction", "fraction of these answers that ended with the end token"
+    ),
     "heldout_failed": Metric("sequences", "of these answers, those without a reward"),
     "policy_version": Metric("version", "policy version that generated this iteration's sequences"),
-    "lag_max": Metric("updates", "updates that the oldest sequence began behind the policy"),
+    "lag_max": Metric("updates", "policy updates since the oldest sequence began"),
     "generated": Metric("sequences", "sequences asked of the engines, those ahead included"),
     "open": Metric("sequences", "asked for ahead of their turn, not yet trained or dropped"),
     "trained": Metric("sequences", "sequences trained on"),

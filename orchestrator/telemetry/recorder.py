@@ -142,8 +142,8 @@ class Telemetry:
         raise CheckpointError(
             "the file of the metrics has vanished from the run folder, or was replaced",
             where=str(self._file),
-            fix="put the folder back and go on with resume=auto from its last checkpoint; nothing "
-            "was written since it went",
+            fix="put the folder back and resume with resume=auto from its last checkpoint; nothing "
+            "was written since it disappeared",
         )
 
     def values(self, stage: str, step: int) -> dict[str, float]:

@@ -105,9 +105,7 @@ class BackgroundSink:
         with self._lock:
             first, self._dropped = not self._dropped, True
         if first:
-            self._warn(
-                f"{self._sink.name} is dropped: {why}. Training goes on; metrics.jsonl has it all."
-            )
+            self._warn(f"{self._sink.name} is dropped: {why}. metrics.jsonl has everything.")
 
     def _run(self) -> None:
         quarantine = Caught(Exception)  # a sink may raise anything, which must not end the run

@@ -99,7 +99,7 @@ class Trace:
             with suppress(OSError):  # close tries to write the buffer again
                 file.close()
         self._warn(
-            f"the trace ends here, the run goes on without it: {self._path} cannot be written: "
+            f"the trace ends here, the run continues without it: {self._path} cannot be written: "
             f"{error.strerror}"
         )
 

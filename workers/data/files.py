@@ -135,7 +135,7 @@ class FileSource:
             ConfigError: Always.
         """
         raise ConfigError(
-            "nobody can rank sampled completions",
+            "sampled completions cannot be ranked",
             where="data.files.rankings",
             fix="set data.files.rankings to a file of ranked completions",
         )
@@ -208,7 +208,8 @@ class FileSource:
                 f"embeddings for {known:,} ids only",
                 where=f"{each.path}, read by the tokenizer of {self._rendering.checkpoint}",
                 fix="give the model more embeddings (model.resize_token_embeddings(len(tokenizer)"
-                ") and save_pretrained), or save the tokenizer beside it that it was made with",
+                ") and save_pretrained), or save the tokenizer that it was trained with in its "
+                "folder",
             )
 
     def _finish(self) -> None:

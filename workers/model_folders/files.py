@@ -87,7 +87,7 @@ def require_file(file: Path, fix: str = _AGAIN) -> None:
         raise broken(
             file.parent,
             f"{file.name} is a link that leaves the folder, to {real}",
-            "copy the file into the folder, or give the folder that it lies in",
+            "copy the file into the folder, or give the folder that holds it",
         )
 
 
@@ -179,7 +179,7 @@ def weight_files(folder: Path) -> list[Path]:
         if others:
             raise broken(
                 folder,
-                f"{_list(others)} beside {WHOLE}, without an index: engines would read both",
+                f"{_list(others)} next to {WHOLE}, without an index: engines would read both",
                 "move what is not the model out of the folder",
             )
         return [whole]

@@ -113,7 +113,7 @@ def _refuse_custom_code(folder: Path, content: dict[str, Any]) -> None:
     if content.get("auto_map") and family not in CONFIG_MAPPING_NAMES:
         raise broken(
             folder,
-            f"the model ({family!r}) needs code of its own, which is never run",
+            f"the model ({family!r}) needs its own Python code, which is never run",
             "give a model of a family that transformers itself holds",
         )
 

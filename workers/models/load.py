@@ -232,7 +232,7 @@ def _start_head(score: nn.Linear, head: Head, *, bias_absent: bool, seed: int) -
 def _require_apart(model: nn.Module, path: str) -> None:
     if not keeps_documents_apart(model, packed=True):
         raise ConfigError(
-            "this model lets sequences that lie in one row see each other",
+            "in this model, sequences that share a row attend to each other",
             where=path,
             fix="set trainer.packing=off",
         )

@@ -71,7 +71,7 @@ def require_saveable(folder: Path) -> None:
         with reading(
             folder,
             f"the tokenizer {_UNSAVEABLE}",
-            "save the tokenizer as a tokenizer.json beside the model",
+            "save the tokenizer as a tokenizer.json in the model's folder",
         ):
             if own := _own_tokenizer(folder):
                 save_tokenizer(own, Path(place))

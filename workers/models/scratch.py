@@ -111,7 +111,8 @@ def create_scratch_model(
             ) from error
     if not causal:
         raise ConfigError(
-            "in this family a token sees those after it: it cannot be trained to continue a text",
+            "in this model family a token attends to later ones: it cannot be trained to "
+            "continue a text",
             where=f"family {shape.family}",
             fix="choose a decoder such as llama, qwen3, gpt_neox or gpt2",
         )

@@ -162,7 +162,7 @@ def _refuse_foreign(path: str, kind: Any, unexpected: Iterable[str]) -> None:
             f"{len(foreign)} weights are not of this model, and would be left out: "
             f"{_some(foreign)}",
             where=path,
-            fix="give config.json and weights of one model, without adapters or heads beside it",
+            fix="give config.json and weights of one model, without adapters or additional heads",
         )
 
 

@@ -28,7 +28,7 @@ _THREADS = 8
 _MEANWHILE_SECONDS = 0.2
 _LEAST_BYTES = 16 << 20  # with less, Ray's servers wait for a minute and then end
 _GONE, _CLOSED = "put the folder back", "let this user write there"
-_TAKEN = "move what lies there out of the way"
+_TAKEN = "move it to another place"
 _FIXES = {
     errno.EISDIR: _TAKEN, errno.EEXIST: _TAKEN, errno.ENOTEMPTY: _TAKEN,
     errno.ENOENT: _GONE, errno.ENOTDIR: _GONE, errno.ESTALE: _GONE,
@@ -59,7 +59,7 @@ def writing(where: Path, what: str) -> Iterator[None]:
         raise CheckpointError(
             f"{what} cannot be written: {reason}",
             where=str(where),
-            fix=f"{fix}, then go on with resume=auto from the last checkpoint",
+            fix=f"{fix}, then resume with resume=auto from the last checkpoint",
         ) from error
 
 

@@ -31,7 +31,7 @@ def load_function(path: str, where: str, folder: str = "") -> Callable[..., Any]
         raise ConfigError(
             f"{path!r} is not callable: it is a {type(found).__name__}",
             where=where,
-            fix="name a function behind the colon",
+            fix="name a function after the colon",
         )
     return found
 

@@ -332,8 +332,8 @@ def _require_same_output(update: SafetensorsFolder, engine: SafetensorsFolder) -
     own = OUTPUT_LAYERS & update.shapes.keys() - engine.shapes.keys()
     if own and engine.tied:
         raise WeightSyncError(
-            f"{min(own)} is a weight of its own in the checkpoint, but the engine's is the "
-            "embedding",
+            f"{min(own)} is a separate weight in the checkpoint, but the engine shares it "
+            "with the embedding",
             where=str(update.path),
             fix="give all models of a run the same tie_word_embeddings",
         )

@@ -55,7 +55,7 @@ class Tokens:
 def on_every_token(tokens: Tokens) -> tuple[Tensor, None]:
     """The number of a sequence as the advantage of each of its tokens; no returns."""
     if tokens.sequence is None:
-        raise TypeError("it has no of_sequences, so it needs an of_tokens of its own")
+        raise TypeError("it has no of_sequences, so it needs of_tokens")
     return tokens.sequence.unsqueeze(1).expand(tokens.mask.shape), None
 
 

@@ -347,9 +347,9 @@ class Trainer:
         if outcome.applied and not math.isfinite(totals.loss):
             self.unload()
             raise NonFiniteError(
-                "a step was to be skipped, but its gradient is finite though its loss is not",
+                "a step should be skipped, but its gradient is finite although its loss is not",
                 where=self._name,
-                fix="weights have changed: go on from the last checkpoint with resume=auto",
+                fix="weights have changed: resume from the last checkpoint with resume=auto",
                 ids=totals.culprits,
             )
         if not outcome.applied and self._joined().skip_non_finite:

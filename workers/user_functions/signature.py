@@ -149,5 +149,5 @@ def _cannot(signature: inspect.Signature, contract: Contract, where: str, why: s
     return ConfigError(
         f"the function takes ({takes}), and is called with ({order}): {why}",
         where=where,
-        fix=f"let it take ({order}), or any of these names besides: {others}",
+        fix=f"it must take ({order}), and may take any of these names: {others}",
     )

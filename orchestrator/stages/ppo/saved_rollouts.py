@@ -85,7 +85,7 @@ class SavedRollouts:
         if not np.array_equal(np.sort(found), np.sort(ids)):
             raise broken(
                 Path(folder),
-                f"the sequences kept for iteration {iteration} are not those that were asked for",
+                f"the sequences kept for iteration {iteration} are not the requested ones",
                 _FIX,
             )
         return Batch(iteration, ids, _Held([self._rollout.hold(part) for part in parts]))

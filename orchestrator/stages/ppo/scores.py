@@ -106,7 +106,7 @@ class Scoring:
             session.live.note("no response of this step has a reward: no weight changes")
         if self.lost == _LOST_IN_A_ROW:
             raise RewardError(
-                f"not one reward could be computed in {self.lost} iterations in a row, the last "
+                f"no reward could be computed in {self.lost} consecutive iterations, the last "
                 f"of {len(scores.ids)} responses; first: {told(scores)[0]}",
                 where=str(session.position),
                 fix="test the reward on the texts in samples/ before a run",

@@ -372,7 +372,7 @@ def test_stages_are_appended_by_the_command_line_and_a_plan_of_it_changes_nothin
     before, longer = tree(), "stages=[pretrain,sft,reward_model]"
     capsys.readouterr()
     assert command("resume=here", longer, "run.plan_only=true") == 0
-    assert "resume: goes on after stage sft, step 1 (000001-sft-1)" in capsys.readouterr().out
+    assert "resume: continues after stage sft, step 1 (000001-sft-1)" in capsys.readouterr().out
     assert command("resume=here", "stages=[pretrain]", "run.plan_only=true") == 2
     assert tree() == before
     assert command("resume=here", longer) == 0

@@ -82,8 +82,8 @@ def _amiss(what: str, where: str) -> DataError:
     return DataError(
         f"not valid CSV: {what}",
         where=where,
-        fix='correct the quotation marks: a cell is quoted whole or not at all, and "" stands '
-        "for one within",
+        fix='correct the quotation marks: a cell is quoted whole or not at all, and "" is '
+        "one quotation mark in it",
     )
 
 

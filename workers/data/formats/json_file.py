@@ -16,7 +16,7 @@ from workers.errors import DataError, DataLineError
 _CHUNK = 2**18
 _SHAPE = "a JSON data file is a list of objects, or an object that holds one list of objects"
 _FIX = "correct the file, or declare its format by data.format"
-_ONE_ROW = "if the object is a row itself, make a list of it: [ before it and ] behind it"
+_ONE_ROW = "if the object is a row itself, make a list of it: [ before it and ] after it"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 

@@ -188,7 +188,7 @@ def parse_json(text: str, where: str) -> object:
     def fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            wrong_keys.append(f"{_twice(pairs)!r} stands twice in one object")
+            wrong_keys.append(f"{_twice(pairs)!r} is twice in one object")
         wrong_keys.extend(
             f"the name {key!r} holds an unpaired surrogate"
             for key in found

@@ -45,7 +45,7 @@ def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO
         raise DataError(
             f"cannot open the data file: {error.strerror}",
             where=path,
-            fix="correct the path of the data set; rows are read more than once, so they must lie "
+            fix="correct the path of the data set; rows are read more than once, so they must be "
             "in a file",
         ) from error
     with raw:

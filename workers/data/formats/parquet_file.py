@@ -54,7 +54,7 @@ def _batches(raw: BinaryIO, path: str, meter: Meter | None) -> Iterator[RecordBa
             raise DataError(
                 f"two columns of one name: {', '.join(names)!r}",
                 where=path,
-                fix="give each column a name of its own",
+                fix="give each column a different name",
             )
         if meter is not None:
             meter.total, meter.unit = file.metadata.num_rows, "rows"

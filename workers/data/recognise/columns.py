@@ -33,7 +33,7 @@ def check_columns(columns: Mapping[str, object], where: str = "columns") -> None
     """
     if "better" in columns and (columns.keys() & {"ranks", "scores"}):
         raise ConfigError(
-            "ranks or scores beside better: one of them says which completion is better",
+            "ranks or scores together with better: give only one of them",
             where=f"{where}.better",
             fix="map one of them",
         )

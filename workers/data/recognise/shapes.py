@@ -47,7 +47,7 @@ ACCEPTED = {
     "question (+ input) + answer | instruction (+ input) + output | instruction + instances",
     "comparisons": "chosen + rejected, both whole dialogues | prompt + chosen + rejected | "
     "prompt + completions + ranks or scores (or better) | rows of one prompt with completion + "
-    "score or rank (question, instruction or messages may stand for prompt)",
+    "score or rank (question, instruction or messages may replace prompt)",
     "prompts": "prompt | question | instruction (+ input) | turns | messages | conversations",
     "pretraining": "text",
 }

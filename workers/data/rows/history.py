@@ -31,7 +31,7 @@ def earlier_turns(line: Line) -> Dialogue:
             continue
         if isinstance(item, list):
             if len(item) != 2:
-                line.fail(f'"{name}" must be a pair of what was asked and what was answered')
+                line.fail(f'"{name}" must be a pair of question and answer')
             asked, told = (line.checked_text(text, f"{name}[{j}]") for j, text in enumerate(item))
             turns += Message("user", asked), Message("assistant", told)
         else:

@@ -228,7 +228,7 @@ class Writer:
             return
         told = json.dumps(facts).encode()
         if len(told) > _FACTS_BYTES:
-            self.problem = "too much was noted beside them"
+            self.problem = "their notes are too long"
             return
         try:
             self._file.seek(0)

@@ -40,7 +40,7 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> IntArray:
     whole[order[: block - int(whole.sum())]] += 1
     if not whole.all():
         raise ConfigError(
-            f"weight {weights[int(np.argmin(whole))]:g} is too small beside the others: its set "
+            f"weight {weights[int(np.argmin(whole))]:g} is too small for these others: its set "
             f"would have no row in {block}",
             where="data.sets",
             fix=f"raise it above a {block}th of their sum, or leave the set out",

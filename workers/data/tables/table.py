@@ -354,8 +354,8 @@ class Table:
         users = len(np.unique(self.rows.users[rows][self.rows.users[rows] != 0]))
         prompts = len(np.unique(self.rows.keys[rows]))
         return EmptyDatasetError(
-            f"no row of {self.kind.value} is held out, and a stage would have nothing to measure "
-            f"itself on: {len(rows):,} rows of {prompts:,} different prompts or texts, "
+            f"no row of {self.kind.value} is held out, so no stage could measure its result: "
+            f"{len(rows):,} rows of {prompts:,} different prompts or texts, "
             f"{users:,} users named",
             where=", ".join(each.key for each in self.sets),
             fix="all rows of one user or of one prompt are on one side: give rows of more users "

@@ -161,7 +161,7 @@ class ChatTemplate:
         whole = self._render((*context, Message("assistant", mark)), to_reply=False)
         if not whole.startswith(prompt):
             raise self._error(
-                "a reply does not stand where the template asks for one: the rendered dialogue "
+                "a reply is not where the template puts replies: the rendered dialogue "
                 "does not begin with its own prompt",
             )
         place = whole.rfind(mark, len(prompt))
@@ -186,7 +186,7 @@ class ChatTemplate:
             prompt = self._render(dialogue[:i], to_reply=True)
             if not prompt.startswith(so_far):
                 raise self._error(
-                    "the template renders a turn otherwise once more turns follow it, so not every "
+                    "the template renders a turn differently when more turns follow, so not every "
                     "turn can be trained in one row",
                     " or train on the last turn alone (data.train_on=last)",
                 )

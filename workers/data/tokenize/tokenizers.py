@@ -13,7 +13,7 @@ from workers.errors import DataError, MissingCheckpointError
 from workers.model_folders.files import read_json
 from workers.process.library_errors import reading
 
-_FIX = "save the tokenizer beside the model (tokenizer.save_pretrained)"
+_FIX = "save the tokenizer in the model's folder (tokenizer.save_pretrained)"
 _FILE = "tokenizer.json"
 _MOST_IDS = 1 << 24
 

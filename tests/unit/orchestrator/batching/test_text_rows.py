@@ -86,9 +86,9 @@ def test_so_many_documents_in_a_row_may_be_empty_and_text_between_them_starts_th
         return TextRows(lambda first, count: document_batch(text[first : first + count]), 4, True)
 
     assert text(rows(0, 0, 0, 1).take(0, 2)) == [[7] * 4] * 2
-    with pytest.raises(DataError, match="3 documents"):
+    with pytest.raises(DataError, match="3 consecutive documents"):
         rows(0, 0, 0, 0, 4).take(0, 1)
-    with pytest.raises(DataError, match="3 documents"):
+    with pytest.raises(DataError, match="3 consecutive documents"):
         rows(4, 0, 0, 0, 0).take(0, 2)
 
 

@@ -153,7 +153,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
         (_pickle, "only pickled weights: pytorch_model.bin"),
         (lambda f: change(f, quantization_config={"quant_method": "gptq"}), "weights .gptq."),
         (lambda f: change(f, model_type="own", auto_map={"AutoConfig": "a.B"}),
-         "needs code of its own, which is never run"),
+         "needs its own Python code, which is never run"),
         (lambda f: change(f, num_hidden_layers=10**6), "for the layers of the model"),
         (lambda f: change(f, num_hidden_layers=5000), "5,000 layers, and the weights"),
         (lambda f: change(f, rms_norm_eps=0.0), "rms_norm_eps=0.0"),

@@ -37,7 +37,7 @@ def test_counts_go_on_in_another_process_and_torn_lines_count_for_nothing(tmp_pa
     assert told == [
         "rollout rank 1 lost in stage ppo, step 3: signal 9",
         "policy rank 0, policy rank 1 lost in stage ppo, step 3: signal 9",
-        "the run goes on without rollout rank 1: signal 9",
+        "the run continues without rollout rank 1: signal 9",
     ]
 
 

@@ -262,7 +262,7 @@ def test_an_input_that_changed_is_refused_and_a_dry_run_says_what_would_happen(
     runs.publish(runs.begin("ppo", 3), [], known, facts, [])
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
     assert outlook(config, find_start(config)) == [
-        "goes on after stage ppo, step 3 (000001-ppo-3); "
+        "continues after stage ppo, step 3 (000001-ppo-3); "
         "finished stages: sft, reward_model; left: ppo",
         "from there on the bits of an undisturbed run, on this machine",
     ]

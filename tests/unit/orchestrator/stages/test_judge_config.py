@@ -71,7 +71,7 @@ def test_a_secret_in_the_address_is_refused_where_nobody_judges():
 
 
 def test_a_judging_reward_model_must_come_from_somewhere():
-    with pytest.raises(ConfigError, match="a reward model shall judge"):
+    with pytest.raises(ConfigError, match="the judge is a reward model"):
         make_plan(composed(*EVALUATE, "judge=reward_model"))
     config = composed(*EVALUATE, "judge=reward_model", "evaluate.judge_checkpoint=nowhere")
     (stage,) = make_plan(config).stages

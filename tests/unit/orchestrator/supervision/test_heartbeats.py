@@ -77,7 +77,7 @@ def test_a_stopped_process_is_condemned_within_three_intervals() -> None:
     night.pass_time(31.0)  # and a tick
     assert night.status("policy rank 1") is Status.dead
     assert night.status("policy rank 0") is Status.healthy
-    with pytest.raises(RoleHungError, match="policy rank 1 is given up: it gave no sign of life"):
+    with pytest.raises(RoleHungError, match="policy rank 1 is lost: it gave no sign of life"):
         night.watch.check(night.names, "policy: update (stage ppo, step 7)")
 
 

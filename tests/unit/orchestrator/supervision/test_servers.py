@@ -239,7 +239,7 @@ class Resort(LastResort):
 def test_the_driver_hears_of_a_lost_server_at_its_next_wait() -> None:
     told, resort = Told(), Resort()
     guard = Guard(told, 0.001, resort, notice_seconds=60.0)
-    guard.fix = lambda: "go on with resume=RUN"
+    guard.fix = lambda: "resume it with resume=RUN"
     watch = Watch(RULES, 60.0, guard=guard)
     guard.start()
     watch.tick()
@@ -248,7 +248,7 @@ def test_the_driver_hears_of_a_lost_server_at_its_next_wait() -> None:
         time.sleep(0.001)
     with pytest.raises(ClusterLostError, match=r"raylet [(]pid 7[)] is stopped") as caught:
         watch.tick()
-    assert caught.value.fix == "go on with resume=RUN"
+    assert caught.value.fix == "resume it with resume=RUN"
     assert caught.value.exit_code == 7
     guard.stand_down()
     guard._thread.join(5)

@@ -60,8 +60,8 @@ def test_a_line_without_end_is_not_read_to_its_end(
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b'{"prompt": "a", "prompt": "b"}', "'prompt' stands twice"),
-        (b'{"prompt": "a", "more": {"x": 1, "x": 1}}', "'x' stands twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "'prompt' is twice"),
+        (b'{"prompt": "a", "more": {"x": 1, "x": 1}}', "'x' is twice"),
         (rb'{"prompt": "a", "\ud800": 1}', "unpaired surrogate"),
         (rb'{"prompt": "a", "b": [{"\udfff": 1}]}', "unpaired surrogate"),
         (rb'{"prompt": "\ud800"}', "unpaired surrogate"),

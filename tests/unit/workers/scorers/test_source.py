@@ -155,7 +155,7 @@ def test_what_a_source_needs_is_checked_before_anything_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = greedy(folder, "None", "run.call_seconds=45")
-    with pytest.raises(ConfigError, match=r"can take 45.5 s for a batch") as caught:
+    with pytest.raises(ConfigError, match=r"can take 45.5 s per batch") as caught:
         make_plan(run)
     assert caught.value.where == "reward.settings.words"
     with pytest.raises(ConfigError, match="needs a GPU"):

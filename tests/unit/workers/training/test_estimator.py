@@ -106,7 +106,7 @@ def test_errors_of_our_own_pass_through() -> None:
 
 
 def test_no_numbers_and_no_way_to_use_tokens_is_told_at_the_trial() -> None:
-    with pytest.raises(ConfigError, match="an of_tokens of its own"):
+    with pytest.raises(ConfigError, match="so it needs of_tokens"):
         try_estimator(f"{__name__}:NOTHING")
     try_estimator(f"{__name__}:ALONE")
     try_estimator("gae")

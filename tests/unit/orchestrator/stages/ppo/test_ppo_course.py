@@ -132,7 +132,7 @@ def test_the_policy_may_be_as_far_from_its_reference_as_the_limit(limit: float, 
 
 
 def resumed(path: Path, run: Run) -> Run:
-    """A second session that goes on after the first iteration of `run`."""
+    """A second session that continues after the first iteration of `run`."""
     folder = RunFolder(shutil.copytree(run.folder.path, path / "run"))
     (first, *_) = SavedRuns(folder).whole()
     again = Run(path, run.config, SavedRuns(folder).read(first))

@@ -356,7 +356,7 @@ class TestLedger:
         run.hub.faults.failed_rewards = lambda _: (
             "" if run.hub.calls["reward.score"] in (1, 4) else "service down"
         )
-        with pytest.raises(RewardError, match=r"in 3 iterations in a row.*service down") as caught:
+        with pytest.raises(RewardError, match=r"in 3 consecutive .*service down") as caught:
             ppo(run.session)
         assert caught.value.where == "stage start, step 6"
         assert len(run.hub.facts("policy.update")) == 2

@@ -65,7 +65,7 @@ def test_a_file_of_one_dialogue(put: Put, row: object) -> None:
     assert fields(put("one.json", json.dumps([row], indent=2))) == [row]
     with pytest.raises(DataError, match="one dialogue") as caught:
         fields(put("one.json", json.dumps(row, indent=2)))
-    assert "[ before it and ] behind it" in caught.value.fix
+    assert "[ before it and ] after it" in caught.value.fix
 
 
 def test_places_of_rows(put: Put) -> None:

@@ -196,7 +196,7 @@ def test_labels_of_the_rows_themselves(read: Read) -> None:
     assert ranks(read(both, both)) == [SECOND, SECOND]
     pair = {"prompt": "p", "chosen": "x", "rejected": "y", "better": 1}
     assert ranks(read(pair)) == [FIRST]
-    with pytest.raises(ConfigError, match="beside better"):
+    with pytest.raises(ConfigError, match="together with better"):
         read(both, columns={"completions": "completions", "ranks": "ranks", "better": "better"})
 
 

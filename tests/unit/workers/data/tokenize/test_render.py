@@ -274,7 +274,7 @@ def test_a_template_that_rewrites_earlier_turns_cannot_train_them_all() -> None:
     forgets = "{{ 'gone' if m.role == 'assistant' and not loop.last else m.content }}"
     tokenizer = byte_tokenizer(CHATML.replace("{{ m.content }}", forgets))
     example = Demonstration(LONG, "ok", "F:1")
-    with pytest.raises(DataError, match="otherwise once more turns follow") as caught:
+    with pytest.raises(DataError, match="differently when more turns follow") as caught:
         renderer(tokenizer, train_on="all").demonstrations([example])
     assert "data.train_on=last" in caught.value.fix
 
