@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.batching import training_batches
 from orchestrator.batching.batch_sizes import pretraining_examples
 from orchestrator.batching.training_batches import StepPlan
+from orchestrator.config.by_name import from_sections
 from orchestrator.roles.interfaces import Answer, Experience, Rollouts, Trainer
 from orchestrator.stages.ppo.advantages import numbers_of, rows_of
 from orchestrator.stages.ppo.passes import Passes, shared
@@ -25,7 +26,12 @@ def build_experience(
     """Start building token rewards, advantages and returns on the policy's ranks."""
     settings, policy = run.session.config.algorithm, run.session.fleet.policy
     works = shared(run.session, rollouts, kept, policy)
-    shaping = ShapingSpec(run.kl_coefficient, settings.gamma, settings.lam, settings.estimator_spec)
+    shaping = from_sections(
+        ShapingSpec,
+        settings,
+        kl_coefficient=run.kl_coefficient,
+        estimator=settings.estimator_spec,
+    )
     old, reference, values = passes.old_logprobs(), passes.reference_logprobs(), passes.values()
     numbers = None
     if run.estimator.of_sequences is not None:
@@ -83,13 +89,13 @@ def update_policy(
     mean, deviation = (
         whitening_moments(experience.summaries) if settings.whiten_advantages else (0.0, 1.0)
     )
-    loss = PolicyLossSpec(
-        clip=settings.clip,
-        temperature=run.session.config.rollout.temperature,
+    loss = from_sections(
+        PolicyLossSpec,
+        settings,
+        run.session.config.rollout,
         advantage_mean=mean,
         advantage_std=deviation,
         ptx_coefficient=run.ptx_coefficient,
-        importance_cap=settings.importance_cap,
     )
     run.sync.policy_moves()
     return policy.update(steps, experience, loss)
