@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from orchestrator.config.data_sets import data_set
 from orchestrator.config.ranges import any_seed, at_least, between, path, positive
+from workers.data.tokenize.data_sets import SHORTHANDS, DataSet, SetKind
 from workers.errors import ConfigError
 
 
@@ -169,3 +170,33 @@ class DataConfig:
                 where=f"{key}.heldout_fold",
                 fix=f"choose a fold from 0 to {folds - 1}",
             )
+
+
+def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
+    """The data sets of `data.files`, each of weight 1, and those of `data.sets`.
+
+    Raises:
+        ConfigError: an entry of `data.sets` has the name of a key of `data.files`.
+    """
+    found = {
+        name: DataSet(name, kind, getattr(data.files, name))
+        for name, kind in SHORTHANDS.items()
+        if getattr(data.files, name)
+    }
+    for name, each in data.sets.items():
+        if name in SHORTHANDS:
+            raise ConfigError(
+                f"{name!r} is the name of a set of data.files",
+                where=f"data.sets.{name}",
+                fix="give it another name",
+            )
+        found[name] = DataSet(
+            name, each.kind, each.path, each.format, each.columns, each.split, each.subset,
+            each.weight,
+        )  # fmt: skip
+    return tuple(found.values())
+
+
+def kinds(data: DataConfig) -> set[SetKind]:
+    """The kinds of the configured data sets."""
+    return {each.kind for each in all_sets(data)}

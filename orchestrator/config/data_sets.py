@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.config.ranges import PATH, positive
 from workers.data.recognise.columns import check_columns
-from workers.data.tokenize.data_sets import SHORTHANDS, DataSet, SetKind
+from workers.data.tokenize.data_sets import SetKind
 from workers.errors import ConfigError, UnknownKeyError
-
-if TYPE_CHECKING:
-    from orchestrator.config.data import DataConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,36 +83,6 @@ def unknown_set_key(name: str, key: str) -> UnknownKeyError:
         where="configuration",
         fix=f"did you mean {' or '.join(f'data.sets.{name}.{each}' for each in near)}?",
     )
-
-
-def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
-    """The data sets of `data.files`, each of weight 1, and those of `data.sets`.
-
-    Raises:
-        ConfigError: an entry of `data.sets` has the name of a key of `data.files`.
-    """
-    found = {
-        name: DataSet(name, kind, getattr(data.files, name))
-        for name, kind in SHORTHANDS.items()
-        if getattr(data.files, name)
-    }
-    for name, each in data.sets.items():
-        if name in SHORTHANDS:
-            raise ConfigError(
-                f"{name!r} is the name of a set of data.files",
-                where=f"data.sets.{name}",
-                fix="give it another name",
-            )
-        found[name] = DataSet(
-            name, each.kind, each.path, each.format, each.columns, each.split, each.subset,
-            each.weight,
-        )  # fmt: skip
-    return tuple(found.values())
-
-
-def kinds(data: DataConfig) -> set[SetKind]:
-    """The kinds of the configured data sets."""
-    return {each.kind for each in all_sets(data)}
 
 
 def _text(value: object, where: str) -> str:

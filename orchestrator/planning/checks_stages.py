@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.batching.batch_sizes import PPO_STAGES
-from orchestrator.config.data import DataSourceKind
-from orchestrator.config.data_sets import all_sets, kinds
+from orchestrator.config.data import DataSourceKind, all_sets, kinds
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.config.data import DataSourceKind
-from orchestrator.config.data_sets import kinds
+from orchestrator.config.data import DataSourceKind, kinds
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.stage_graph import inputs, product

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from orchestrator.batching.batch_sizes import sft_rows
 from orchestrator.config.by_name import from_sections
-from orchestrator.config.data import DataSourceKind, PersonalData, RowOrder
-from orchestrator.config.data_sets import all_sets
+from orchestrator.config.data import DataSourceKind, PersonalData, RowOrder, all_sets
 from orchestrator.config.schema import Config
 from workers.data.files import FileSource
 from workers.data.source import DataSource

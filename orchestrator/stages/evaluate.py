@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.batching import training_batches
-from orchestrator.config.data import DataSourceKind
-from orchestrator.config.data_sets import kinds
+from orchestrator.config.data import DataSourceKind, kinds
 from orchestrator.planning.worker_specs import frozen_spec
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
 from orchestrator.roles.weight_sync import measure_parity, require_parity

@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator import run
 from orchestrator.command_line.errors import reject_unknown_keys
-from orchestrator.config.data import DataConfig, FilesConfig
-from orchestrator.config.data_sets import all_sets, data_set
+from orchestrator.config.data import DataConfig, FilesConfig, all_sets
+from orchestrator.config.data_sets import data_set
 from orchestrator.config.ranges import check_tree
 from orchestrator.config.schema import Config
 from workers.data.tokenize.data_sets import SetKind
