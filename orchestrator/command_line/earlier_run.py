@@ -20,25 +20,25 @@ from orchestrator.session.resume import find_folder, newest_of_any
 from workers.errors import ConfigError, UnknownKeyError
 
 _OPTIONS = Path(__file__).resolve().parents[2] / "conf"
-# Of this command line alone, whatever the earlier one said.
+# Taken from this command line only, not from the earlier one.
 _OF_THE_COMMAND = ("run.overwrite", "run.plan_only", "resume", "rerun")
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What was typed, as Hydra understood it."""
+    """The command line, as Hydra parsed it."""
 
     overrides: Sequence[str]  # key=value, group=option, +key=value
     choices: Mapping[str, str]  # group -> option
 
 
 def configuration(composed: DictConfig, command: Command) -> tuple[DictConfig, list[str]]:
-    """The configuration of the run that is asked for, and what to tell about where it is from.
+    """The configuration of the requested run, and notes on its origin.
 
     Without an experiment, `resume=FOLDER` (or a checkpoint in it, or `latest`) takes the
-    configuration from the folder's config.yaml; so does `rerun=FOLDER`. What is typed beside it is
-    put over that: whether a run that goes on may differ in it, `config_changes.compare_config`
-    says.
+    configuration from the folder's config.yaml; so does `rerun=FOLDER`. Other arguments of the
+    command override it; `config_changes.compare_config` decides which of them a resumed run may
+    change.
 
     Args:
         composed: What the command line composes.
@@ -130,7 +130,7 @@ def read_configuration(file: Path) -> DictConfig:
 
 
 def _require_sections(schema: DictConfig, loaded: DictConfig, file: Path, prefix: str = "") -> None:
-    """OmegaConf does not say which section it was that is none."""
+    """Name the section that is not a mapping: OmegaConf's error does not."""
     for name, section in schema.items_ex(resolve=False):
         found = loaded._get_node(name) if name in loaded else None
         if isinstance(section, DictConfig) and found is not None:
@@ -160,7 +160,7 @@ def _apply(
 
 
 def _keys_of_option(group: str, option: str) -> Iterator[str]:
-    """Every key that an option of a group sets, those of the options that it chooses included."""
+    """Every key that an option of a group sets, including those of the options that it selects."""
     text = (_OPTIONS / group / f"{option}.yaml").read_text(encoding="utf-8")
     first = text.partition("\n")[0]
     package = first.removeprefix("# @package ").strip() if first.startswith("# @package") else group

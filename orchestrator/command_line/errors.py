@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as ours: which key is wrong, and which one was probably meant."""
+"""Translate Hydra's and OmegaConf's errors: which key is wrong, and which was probably meant."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _keys(node: object, prefix: str = "") -> Iterator[str]:
 
 
 def explain(error: BaseException) -> ConfigError:
-    """The ConfigError that says what a composition error means."""
+    """Translate a composition error into a ConfigError."""
     for each in _chain(error):
         if isinstance(each, ConfigError):
             return each

@@ -1,4 +1,4 @@
-"""The flags of the command: Hydra's own, and what people write who expect flags for keys."""
+"""The flags of the command: Hydra's own, and errors for keys that are written as flags."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Flag:
 
 
 def read_flags(arguments: Sequence[str]) -> tuple[list[Flag], list[str]]:
-    """Hydra's flags, and the other arguments.
+    """Separate Hydra's flags from the other arguments.
 
     Raises:
         ConfigError: a flag that there is not, or one without its value.
@@ -76,7 +76,7 @@ def _check_choice(name: str, value: str) -> None:
 
 
 def unwanted_configuration(flags: Sequence[Flag]) -> None:
-    """Refuse flags that would replace this command's own configuration, or silently not do so.
+    """Refuse flags that would replace this command's configuration, or that have no effect.
 
     Raises:
         ConfigError: says what is used instead.

@@ -1,7 +1,7 @@
-"""Names that other frameworks give to what is set here, and the keys that set it.
+"""Names of settings in other frameworks, and the keys that set them here.
 
-They are not accepted as second names: which of several optimizers a bare `lr` means, or whether a
-batch is counted in prompts or in sequences, a message can say and a guess cannot.
+They are not accepted as synonyms: it would have to be guessed which of several optimizers a bare
+`lr` means, or whether a batch counts prompts or sequences.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What type each key of the schema has, in the terms in which it is typed on a command line."""
+"""The type of each key of the schema, and its name in messages."""
 
 from __future__ import annotations
 

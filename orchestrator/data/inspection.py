@@ -1,4 +1,4 @@
-"""What a data set holds: counts, drops, lengths and samples, gathered as its rows stream by."""
+"""Counts, drops, lengths and samples of a data set, collected while its rows are streamed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is counted of one usable row."""
+    """The figures of one usable row."""
 
     where: str
     prompts: tuple[int, ...]  # lengths
@@ -107,10 +107,10 @@ class Inspection:
 
 
 class Measure(Protocol):
-    """Turns a batch of examples into what is counted of them, one each, in order."""
+    """Computes the figures of a batch of examples, one result per example."""
 
     def __call__(self, examples: list[Example], /) -> Iterable[Seen | Rejected]:
-        """One result an example."""
+        """One result per example."""
         ...
 
 
@@ -139,14 +139,14 @@ def measure_characters(examples: list[Example]) -> Iterator[Seen]:
 
 
 class MeasureTokens:
-    """Lengths in tokens, and samples as the tokenizer gives them back."""
+    """Lengths in tokens, and samples as the tokenizer decodes them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
         self._tokenizer = tokenizer
         self._renderer = renderer
 
     def __call__(self, examples: list[Example], /) -> Iterator[Seen | Rejected]:
-        """One result an example."""
+        """One result per example."""
         if not examples:
             return
         # all examples of a data set are of one kind
@@ -235,7 +235,7 @@ def _batches(rows: Iterator[Example | Rejected]) -> Iterator[list[Example | Reje
 
 
 def _texts(example: Example) -> tuple[str, tuple[str, ...]]:
-    """What comes before, and what is learnt from."""
+    """The context, and the trained part."""
     if isinstance(example, Document):
         return "", (example.text,)
     prompt = _plain(example.context)

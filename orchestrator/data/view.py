@@ -1,4 +1,4 @@
-"""An inspection for people: progress while it runs, tables and samples when it is done."""
+"""Shows an inspection: progress while it runs, then tables and samples."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _sample(sample: Seen, number: int) -> RenderableType:
 
 
 def _marked(piece: Piece) -> Text:
-    """The text; what is trained stands in brackets, so that a pipe shows it too."""
+    """The text with the trained part in brackets, which a pipe shows as well."""
     shown = piece.text
     if len(shown) > _SAMPLE_CHARACTERS:
         half = _SAMPLE_CHARACTERS // 2

@@ -1,7 +1,7 @@
 """How every command ends: `orchestrator.run`, `data`, `export`, `new_model`, `report`.
 
-An expected failure ends in its message and exit code. `unexpected` is the last handler: whatever
-else is raised ends in one line, a file with the traceback, and an exit code of its own.
+An expected failure ends in its message and exit code. `unexpected` is the last handler: any other
+exception ends in one line, a file with the traceback, and exit code 70.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LONGEST = 300  # characters of an error's own words
 
 
 def exit_code(work: Callable[[], object], *, outlast_reader: bool = False) -> int:
-    """Do the work of a command; returns the exit code.
+    """Run a command; returns the exit code.
 
     Streams that cannot encode a character write it as an escape. SystemExit passes.
 
@@ -53,14 +53,14 @@ def exit_code(work: Callable[[], object], *, outlast_reader: bool = False) -> in
     try:
         with _interruptible():
             work()
-        sys.stdout.flush()  # a full disk or a reader that left shows here, not after the end
+        sys.stdout.flush()  # a full disk or a closed pipe raises here, and not after the end
     except RehearsalError as error:
         say(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         say("stopped\n")
         return _INTERRUPTED
-    except BrokenPipeError:  # nobody reads what is printed (`command | head`): no one to tell
+    except BrokenPipeError:  # the reader of the output has closed it (`command | head`)
         _close_stdout()
         return READER_LEFT
     except Exception as error:  # noqa: BLE001  the last handler: nothing is above it
@@ -84,7 +84,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def unexpected(error: BaseException, log: Path | None = None) -> int:
-    """Say in one line what was raised and where, and keep the traceback; never raises.
+    """Print one line with the error and its place, and save the traceback; never raises.
 
     Args:
         error: Anything that no one has expected.
@@ -105,7 +105,7 @@ def unexpected(error: BaseException, log: Path | None = None) -> int:
     for write in (lambda: _write(log, lines) if log else None, lambda: _temporary(lines)):
         try:
             written = write()
-        except (OSError, ValueError, MemoryError):  # full, read-only or vanished: the next place
+        except (OSError, ValueError, MemoryError):  # full, read-only or deleted: try the next place
             continue
         if written is not None:
             say(f"  traceback: {written}\n")
@@ -115,7 +115,7 @@ def unexpected(error: BaseException, log: Path | None = None) -> int:
 
 
 def tell(text: str) -> None:
-    """Write to stdout what files say too: that nobody takes it is no reason to end a run."""
+    """Write text to stdout that is also in files; a failure is ignored."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -124,11 +124,11 @@ def tell(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write to stderr, where there is one that takes it."""
+    """Write to stderr; a failure is ignored."""
     try:
         sys.stderr.write(visible(text))
         sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):  # closed, full, or none: nowhere left to say it
+    except (OSError, ValueError, AttributeError):  # closed, full, or missing: cannot be shown
         return
 
 
@@ -142,10 +142,10 @@ def _escape(character: str) -> str:
 
 
 def prepare_streams() -> None:
-    """Have the standard streams take everything.
+    """Make the standard streams accept every character.
 
     A character that they cannot encode becomes an escape; a stream that was closed before the
-    process began (`>&-`) takes what is written, and keeps nothing.
+    process started (`>&-`) discards what is written.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -157,10 +157,10 @@ def prepare_streams() -> None:
 
 
 class _Outlasting(io.FileIO):
-    """A descriptor whose reader may leave: what cannot be written is dropped.
+    """A file descriptor whose reader may close it: what cannot be written is dropped.
 
-    Under the streams rather than around our own prints: logging of libraries, rich's thread that
-    redraws the terminal and warnings write there too.
+    It is installed below the streams and not in our own print calls, because logging of libraries,
+    rich's redrawing thread and warnings also write there.
     """
 
     def write(self, data: ReadableBuffer, /) -> int | None:  # type: ignore[override]
@@ -201,7 +201,7 @@ def end_imports(
 
 
 def _close_stdout() -> None:
-    """Send what is still printed nowhere: Python's own flush at exit would fail again."""
+    """Discard further output: Python's own flush at exit would fail again."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # a stream without a descriptor has no such flush
@@ -209,7 +209,7 @@ def _close_stdout() -> None:
 
 
 def _words(error: BaseException) -> str:
-    """Type and first line of the message; a message that cannot be made is left out."""
+    """Type and first line of the message; without the message if its __str__ raises."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # noqa: BLE001  foreign code: an exception's own __str__

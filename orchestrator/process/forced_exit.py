@@ -1,8 +1,8 @@
-"""How a run ends when its main thread cannot end it, because it is inside Ray's native code.
+"""End a run whose main thread cannot end it, because it is inside Ray's native code.
 
-Such a call returns to Python when it likes, so neither an exception nor the handler of a signal
-reaches that thread. Another thread then does what is left to do, each part within a time of its
-own, and ends the process.
+Such a call may return late or never, and neither an exception nor a signal handler reaches the
+thread before that. Another thread then does the remaining steps, each with its own time limit, and
+ends the process.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ LEAVING = "leave Ray"  # name of the thread that disconnects
 
 
 class LastResort:
-    """What is to be done before the process ends."""
+    """The steps to take before the process ends."""
 
     def __init__(self) -> None:
-        self.steps: list[Callable[[], object]] = []  # what was added last is done first
+        self.steps: list[Callable[[], object]] = []  # run in reverse order
         self.report: Callable[[RehearsalError], object] = lambda error: say(f"error: {error}\n")
         self._lock = threading.Lock()
 
@@ -36,13 +36,13 @@ class LastResort:
         self.end(error.exit_code, lambda: self.report(error))
 
     def stand_aside(self) -> None:
-        """Called before the main thread tells why it ends: wait if another one does so already."""
+        """Called before the main thread reports its end: waits if another thread is doing so."""
         if not self._lock.acquire(blocking=False):
             threading.Event().wait(self._longest)
 
     def end(self, code: int, last: Callable[[], object]) -> NoReturn:
-        """Do the steps and what comes last, and end the process with this exit code."""
-        # for good: the first reason counts; who has it ends the process within this time
+        """Run the steps and the final one, and end the process with this exit code."""
+        # never released: the first reason counts, and its thread ends the process in time
         if self._lock.acquire(timeout=self._longest):
             for step in (*reversed(self.steps), last, lambda: tell("")):
                 within(_STEP_SECONDS, step)
@@ -55,10 +55,10 @@ class LastResort:
 
 
 def within(seconds: float, step: Callable[[], object]) -> bool:
-    """Do something that may hang or fail; whether it was over in time."""
+    """Call something that may hang or raise; returns whether it ended in time."""
 
     def contained() -> None:
-        with Caught(Exception):  # the process ends for another reason, which is told
+        with Caught(Exception):  # the process ends for another reason, which is reported
             step()
 
     thread = threading.Thread(target=contained, name="last resort", daemon=True)

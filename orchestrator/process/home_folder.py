@@ -1,4 +1,4 @@
-"""Caches and settings of libraries, where the home directory cannot be written."""
+"""Redirect caches and settings of libraries if the home directory cannot be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C before a command has begun and after it is over. Needs the standard library alone."""
+"""Ctrl-C before a command has started and after it has ended."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from types import FrameType
 def end_at_once(
     number: int, frame: FrameType | None, leave: Callable[[int], object] = os._exit
 ) -> None:
-    """Handler of SIGINT that raises nothing.
+    """Handler of SIGINT that ends the process instead of raising.
 
     An exception would not do: modules that are being imported drop some, or replace them.
     """

@@ -17,7 +17,7 @@ _ASCII = str.maketrans({"\u2588": "#", "\u27e6": "{", "\u27e7": "}", "\u2026": "
 
 
 def plain_console(stream: TextIO) -> Console:
-    """A console that shows paths and reasons as they are, whatever they would mean to rich."""
+    """A rich console that prints paths and reasons literally, without markup."""
     console = Console(file=stream, markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
@@ -25,7 +25,7 @@ def plain_console(stream: TextIO) -> Console:
 
 
 class _Page(io.StringIO):
-    """Takes what is printed, and says which characters can be shown."""
+    """Buffer of printed text that reports which characters the stream can show."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__()

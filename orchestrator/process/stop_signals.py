@@ -20,7 +20,7 @@ from orchestrator.process.forced_exit import LEAVING, LastResort, within
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 
 
-_NOTICE_SECONDS = 5.0  # until the main thread, if it can, has noticed that its grace is over
+_NOTICE_SECONDS = 5.0  # time for the main thread to notice that its grace is over
 _TEARDOWN_SECONDS = 60.0  # each of its parts has a shorter deadline
 _FLUSH_SECONDS = 6.0
 _EXIT_SECONDS = 60  # until SIGALRM ends an interpreter that hangs at its end
@@ -82,7 +82,7 @@ class StopRequest:
         signal.pthread_kill(main, signal.SIGTERM)  # wakes it from a system call, unlike a flag
 
     def escort(self, number: int, over: threading.Event) -> None:
-        """See to it that the process ends, from another thread: the main one may be stuck.
+        """Ensure from another thread that the process ends: the main thread may be stuck.
 
         Args:
             number: The first signal, as the operating system told it.
@@ -97,7 +97,7 @@ class StopRequest:
         self.resort.end(128 + number, lambda: say(text))
 
     def close(self) -> None:
-        """Forget the time limit: everything is saved, and the teardown takes what it takes."""
+        """Cancel the time limit: everything is saved, and shutdown may take longer."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -138,7 +138,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def _listen(line: socket.socket, stop: StopRequest, over: threading.Event) -> None:
-    """Hear of signals as soon as they come, whatever the main thread does."""
+    """Handle signals as soon as they arrive, whatever the main thread does."""
     while told := line.recv(1):
         if told[0] in (signal.SIGINT, *STOP_SIGNALS):
             stop.escort(told[0], over)

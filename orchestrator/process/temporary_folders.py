@@ -1,9 +1,9 @@
-"""Temporary folders that do not pile up, even when their owner is killed.
+"""Temporary folders that are deleted even if their owner was killed.
 
-A folder is in use while its owner holds a lock on it. The kernel drops the lock with the process,
-however that ends, so the next run can tell an abandoned folder from one in use. All of them lie in
-one private folder per user. Other users can write beside that folder: what they may have made or
-linked there is neither used nor deleted.
+A folder is in use while its owner holds a lock on it. The kernel releases the lock when the process
+ends, so the next run can tell an abandoned folder from one in use. All folders are inside one
+private folder per user. Other users can create files beside that folder: those are neither used nor
+deleted.
 """
 
 from __future__ import annotations
