@@ -86,6 +86,8 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("loop: one pass", "orchestrator/stages/ppo/updates.py", "        epochs=settings.epochs,", "        epochs=1,"),
     ("derive: betas swapped", "orchestrator/planning/worker_specs.py", "(optimizer.beta1, optimizer.beta2)", "(optimizer.beta2, optimizer.beta1)"),
     ("derive: the first of several sections", "orchestrator/config/by_name.py", "len(found) != 1", "not found"),
+    ("source: an infinite score counts", "workers/scorers/source.py", "~np.isfinite(values)", "np.isnan(values)"),
+    ("source: a source without text gets texts", "workers/scorers/model.py", 'text=settings.bridge == "text"', "text=True"),
     ("derive: engines and trainers share a seed", "orchestrator/planning/worker_specs.py", 'derive(config.seed, "trainer")', 'derive(config.seed, "engine")'),
     ("session: the same seed for all samples", "orchestrator/session/session.py", "prompt.id, k) for k in", "prompt.id, 0) for k in"),
     ("batching: epochs in one order", "orchestrator/batching/training_batches.py", "(*plan.seed, epoch)", "(*plan.seed, 0)"),

@@ -1,0 +1,61 @@
+"""Settings of an extension are filled by type, and anything else is refused with its key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from workers.errors import ConfigError
+from workers.extensions.settings import filled
+
+
+@dataclass(kw_only=True)
+class Settings:
+    count: int
+    share: float = 0.5
+    name: str = "a"
+    cap: float | None = 2.5
+    words: list[str] = field(default_factory=list)
+    strict: bool = False
+
+
+def fill(**values: object) -> Settings:
+    return filled(Settings, values, lambda name: f"key.{name}")
+
+
+def test_values_take_their_places_and_the_others_are_defaults() -> None:
+    assert fill(count=3) == Settings(count=3, share=0.5, name="a", cap=2.5, words=[], strict=False)
+    made = fill(count=3, share=2, name="b", cap=None, words=["x"], strict=True)
+    assert made == Settings(count=3, share=2.0, name="b", cap=None, words=["x"], strict=True)
+    assert type(made.share) is float  # a whole number on the command line
+    assert type(fill(count=3, cap=4).cap) is float
+
+
+@pytest.mark.parametrize(
+    ("values", "where", "what"),
+    [
+        ({}, "key.count", "is not set"),
+        ({"count": 1.5}, "key.count", "of type float, not int"),
+        ({"count": True}, "key.count", "of type bool, not int"),
+        ({"count": 1, "strict": 1}, "key.strict", "of type int, not bool"),
+        ({"count": 1, "name": 7}, "key.name", "of type int, not str"),
+        ({"count": 1, "cap": "x"}, "key.cap", "of type str, not float | None"),
+        ({"count": 1, "words": "x"}, "key.words", "of type str, not list"),
+        ({"count": 1, "nmae": "x"}, "key.nmae", "unknown key key.nmae"),
+    ],
+)
+def test_anything_else_is_refused(values: dict[str, object], where: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fill(**values)
+    assert caught.value.where == where
+    assert what in caught.value.what
+
+
+def test_a_text_that_looks_like_a_number_can_be_quoted_and_a_typo_has_a_suggestion() -> None:
+    with pytest.raises(ConfigError) as caught:
+        fill(count=1, name=7)
+    assert caught.value.fix.endswith("""key.name='"7"'""")
+    with pytest.raises(ConfigError) as caught:
+        fill(count=1, nmae="x")
+    assert caught.value.fix == "did you mean key.name?"
