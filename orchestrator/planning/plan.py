@@ -176,7 +176,7 @@ def _facts(config: Config, stage: StageName) -> list[str]:
     if stage is StageName.evaluate:
         return [
             f"{config.evaluate.prompts:,} held-out prompts and "
-            f"{config.evaluate.web_documents:,} documents a model"
+            f"{config.evaluate.web_documents:,} documents per model"
         ]
     facts = [f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents"]
     if config.data.source is DataSourceKind.pocket:
@@ -212,7 +212,7 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
     facts = [
         f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} sample(s) = "
         f"{sizes.sequences_per_iteration} sequences per iteration, "
-        f"{sizes.sequences_per_engine} an engine",
+        f"{sizes.sequences_per_engine} per engine",
         f"{sizes.minibatches} minibatches of {algorithm.sequences_per_minibatch} x "
         f"{algorithm.epochs} pass(es) = {sizes.steps_per_iteration} optimizer steps per iteration",
         f"{algorithm.iterations} iterations = {sizes.episodes:,} episodes, "

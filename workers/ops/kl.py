@@ -87,7 +87,7 @@ class AdaptiveKLController:
         if not math.isfinite(kl):
             raise ValueError(f"mean KL of the batch is {kl}")
         if not 0 <= n < 5 * self.horizon:
-            raise ValueError(f"n={n} sequences an update need a horizon above {n / 5:g}")
+            raise ValueError(f"n={n} sequences per update need a horizon above {n / 5:g}")
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.value *= 1.0 + error * n / self.horizon
         return self.value
