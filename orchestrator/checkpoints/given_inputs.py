@@ -93,6 +93,7 @@ def _given(config: Config) -> Iterator[tuple[str, Path]]:
             yield key, Path(value)
     named = {
         "reward.kind": config.reward.kind,
+        "reward.function": config.reward.function,  # unused ones too, as checkpoints have them
         **{each.where: each.path for each in config.reward.needs.code},
         "evaluate.judge_function": config.evaluate.judge_function,
         "algorithm.advantage": config.algorithm.advantage,

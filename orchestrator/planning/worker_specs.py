@@ -53,14 +53,14 @@ def rollout_spec(
     return from_sections(
         RolloutSpec,
         rollout,
+        config.cluster.roles.rollout,
+        config.run,
         checkpoint=checkpoint,
         dtype=dtype(rollout.precision),
         device=device(config),
         kv_cache_bytes=rollout.kv_cache_mib << 20,
         seed=derive(config.seed, "engine"),
         eos_token_id=eos_token_id,
-        threads=config.cluster.roles.rollout.threads,
-        collective_seconds=config.run.collective_seconds,
         interruptible=rollout.inflight_updates,
         vocabulary=vocabulary,
     )

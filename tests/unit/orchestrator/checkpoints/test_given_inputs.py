@@ -151,3 +151,9 @@ def test_inputs_that_are_all_missing_are_refused(given: Path) -> None:
     (given / "chat.jinja").unlink()
     with pytest.raises(ConfigError, match=r"data\.chat_template: chat\.jinja is missing"):
         compared(before, made)
+
+
+def test_a_function_that_is_set_and_not_used_is_an_input_all_the_same(given: Path) -> None:
+    used, unused = given_inputs.take(config()), given_inputs.take(config("reward.kind=model"))
+    assert [*unused["reward.function"]] == ["mine.py"]
+    assert used == unused
