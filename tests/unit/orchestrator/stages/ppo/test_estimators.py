@@ -17,10 +17,13 @@ from fakes.toy import ToyPolicy
 from orchestrator.checkpoints.saved_runs import SavedRuns
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.schema import Config
+from orchestrator.roles.interfaces import Rollouts
 from orchestrator.run_files.folder import RunFolder
+from orchestrator.stages.ppo.advantages import rows_of
 from orchestrator.stages.ppo.loop import ppo
 from orchestrator.stages.reward_model import reward_model
 from workers.errors import ConfigError
+from workers.records.generation import RolloutSummary
 from workers.records.specs import EstimatorSpec
 from workers.records.training import Scores
 
@@ -84,6 +87,13 @@ def test_advantages_are_returns_minus_the_mean_of_the_others_wherever_these_are(
     by_hand = [-4.0, -8 / 3, 8 / 3, 4.0, -4 / 3, -4 / 3, 8 / 3, 0.0]
     for i, expected in zip(sorted(found), by_hand, strict=True):
         assert found[i] == pytest.approx([expected] * len(found[i]), abs=1e-6)
+
+
+def test_sequences_are_found_in_whatever_order_engines_return_them() -> None:
+    five = np.array([8, 2, 5, 9, 3])
+    none = np.zeros(5, np.int64)
+    summary = RolloutSummary(five, none, none, none, none, np.zeros((5, 2), np.int64))
+    assert rows_of(Rollouts((), summary), np.array([2, 3, 9])).tolist() == [1, 4, 3]
 
 
 def test_the_kl_penalty_counts_in_the_returns(estimators: Path, tmp_path: Path) -> None:
