@@ -529,10 +529,15 @@ class TestPpo:
         values = np.where(dropped, np.nan, np.arange(len(ids))).astype(np.float32)
         scores = Scores(ids, values, tuple("no answer" if d else "" for d in dropped))
         shaping = ShapingSpec(0.1, 1.0, 0.95, EstimatorSpec("gae"))
-        return roles.policy.build_experience(
-            works(rollouts, roles.policy.size, kept), rollouts,
-            *(answer.result() for answer in answers), scores, shaping,
-        ).result()  # fmt: skip
+        shares, fields = works(rollouts, roles.policy.size, kept), [a.result() for a in answers]
+        sums = roles.policy.kl_sums(shares, rollouts, *fields[:2]).result()
+        experience = roles.policy.build_experience(
+            shares, rollouts, *fields, scores, shaping
+        ).result()
+        for own, summary in zip(sums, experience.summaries, strict=True):
+            assert own.ids.tolist() == summary.ids.tolist()
+            np.testing.assert_allclose(own.values, summary.kl, rtol=1e-6, atol=1e-7)
+        return experience
 
     def test_experience_covers_each_kept_sequence_once(self, world: World):
         rollouts, batch = world.sample("sft")

@@ -421,6 +421,8 @@ def test_experience_takes_old_log_probabilities_of_the_trainer_or_else_of_the_en
     )
     kl = [-1.25, -0.5] if of_engine else [-1.5, -1.0]  # of 6, then 5
     assert summary.kl.tolist() == pytest.approx(kl)
+    sums = PolicyWorker(0).kl_sums(share, [batch], old, each(-0.5, -0.75))
+    assert (sums.ids.tolist(), sums.values.tolist()) == ([6, 5], pytest.approx(kl))
     assert made.returns.values.tolist() == pytest.approx([4.0 - 0.1 * kl[0], 3.0 - 0.1 * kl[1]])
     assert made.rollout_logprobs.values.tolist() == [-2.0, -1.0]
     assert made.old_logprobs.values.tolist() == ([-2.0, -1.0] if of_engine else [-2.25, -1.5])
