@@ -32,7 +32,6 @@ from benchmarks.common import (
 )
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.cluster import RoleName
-from orchestrator.config.engines import Transport
 from orchestrator.config.schema import Config
 from orchestrator.planning.placement import place_roles
 from orchestrator.planning.worker_specs import rollout_spec, train_spec
@@ -41,7 +40,9 @@ from orchestrator.roles.weight_sync import SyncReport, WeightSync
 from orchestrator.supervision.pending import Position
 from orchestrator.telemetry.recorder import Account
 from workers.pocket.source import PocketSource
-from workers.weights.transfer import SharedMemoryReceiver, SharedMemorySender, describe
+from workers.weights.packing import describe, make_offer
+from workers.weights.transfer import WeightReceiver, WeightSender
+from workers.weights.transport import Link
 
 SIZES = {"13MB": (256, 4, 512), "550MB": (1024, 10, 10_752)}  # width, layers, vocabulary
 
@@ -104,11 +105,12 @@ def memcpy(nbytes: int) -> Callable[[], float]:
 def transport(nbytes: int) -> Callable[[], float]:
     """Shared memory alone, in eleven layers."""
     weights = [(f"layers.{i}.weight", torch.ones(nbytes // 44)) for i in range(11)]
-    metas, sender, receiver = describe(weights), SharedMemorySender(), SharedMemoryReceiver()
+    offer, link = make_offer(1, describe(weights), "shm"), Link(torch.device("cpu"), 60.0)
+    sender, receiver = WeightSender(link), WeightReceiver(link)
 
     def move() -> float:
         began = time.perf_counter()
-        receiver.receive(sender.publish(1, metas, [weights]))
+        receiver.receive(sender.send(offer, [weights]))
         return time.perf_counter() - began
 
     return move
@@ -119,7 +121,7 @@ class Syncing:
 
     def __init__(self, fleet: Fleet, config: Config, transport: str) -> None:
         prompts = PocketSource(0, 0.5, 0.25).prompts("heldout", 0, config.rollout.parity_prompts)
-        rollout = replace(config.rollout, transport=Transport(transport))
+        rollout = replace(config.rollout, transport=transport)
         budget = config.trainer.micro_batch_tokens
         self.reports: list[SyncReport] = []
         self._sync = WeightSync(

@@ -9,17 +9,6 @@ from orchestrator.config.ranges import at_least, below_one, between, fraction, p
 from workers.errors import ConfigError
 
 
-class Transport(Enum):
-    """How weights travel from the policy trainer to the rollout engines."""
-
-    shm = "shm"
-    """Shared memory, one node only."""
-    gloo = "gloo"
-    """CPU tensors over the network."""
-    nccl = "nccl"
-    """GPU to GPU."""
-
-
 class RolloutEngine(Enum):
     """The library that generates responses."""
 
@@ -160,8 +149,9 @@ class RolloutConfig:
     the new weights."""
     sleep: bool = False
     """Engines release their GPU memory while the trainers work (GPUs, staleness 0)."""
-    transport: Transport = Transport.shm
-    """How weights travel from the trainer to the engines."""
+    transport: str = "shm"
+    """How weights travel from the trainer to the engines: shm (shared memory, one node) | gloo (CPU
+    tensors over the network) | nccl (GPU to GPU) | package.module:NAME of your own."""
     parity_tolerance: float = positive(1e-4)
     """Maximum |trainer - engine| of the logprobs after each weight sync, in nats."""
     parity_prompts: int = positive(8)

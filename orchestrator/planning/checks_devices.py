@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.config.cluster import Accelerator, RoleName
-from orchestrator.config.engines import Offload, Precision, RolloutEngine, Transport
+from orchestrator.config.engines import Offload, Precision, RolloutEngine
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import OldLogprobs
@@ -139,7 +139,7 @@ def _check_head_size(size: int, where: str) -> None:
 
 
 def check_devices(config: Config, layout: Layout) -> None:
-    """Check that accelerator, GPUs per role, precision and transport are compatible.
+    """Check that accelerator, GPUs per role and precision are compatible.
 
     Raises:
         ConfigError: they are not.
@@ -161,7 +161,6 @@ def check_devices(config: Config, layout: Layout) -> None:
     if RoleName.rollout in layout.roles:
         _check_engines(config)
     if {RoleName.rollout, RoleName.policy} <= set(layout.roles):
-        _check_transport(config, layout)
         _check_old_logprobs(config)
 
 
@@ -205,26 +204,3 @@ def _check_old_logprobs(config: Config) -> None:
             fix=f"set rollout.parity_tolerance={_SAME_TOLERANCE:g} or less (fp32), or "
             "algorithm.old_logprobs=trainer",
         )
-
-
-def _check_transport(config: Config, layout: Layout) -> None:
-    transport = config.rollout.transport
-    if transport is Transport.shm:
-        engines = range(config.cluster.roles.rollout.workers)
-        nodes = {layout.node_of(RoleName.rollout, rank) for rank in engines}
-        if nodes != {layout.node_of(RoleName.policy, 0)}:
-            raise ConfigError(
-                "shared memory does not reach engines on other nodes",
-                where="rollout.transport",
-                fix="use gloo or nccl",
-            )
-    if transport is Transport.nccl:
-        if config.cluster.accelerator is not Accelerator.cuda:
-            raise ConfigError("nccl needs GPUs", where="rollout.transport", fix="use shm or gloo")
-        shared = min(config.cluster.roles.rollout.gpus, config.cluster.roles.policy.gpus)
-        if shared < 1:
-            raise ConfigError(
-                "nccl cannot connect two processes on one GPU",
-                where="rollout.transport",
-                fix="use shm or gloo, or give rollout and policy workers whole GPUs",
-            )

@@ -63,6 +63,7 @@ def rollout_spec(
         eos_token_id=eos_token_id,
         interruptible=rollout.inflight_updates,
         vocabulary=vocabulary,
+        transport_folder=str(Path.cwd()),
     )
 
 
@@ -84,6 +85,7 @@ def group_spec(config: Config, role: RoleResources) -> GroupSpec:
         seed=derive(config.seed, "trainer"),
         skip_non_finite=config.algorithm.on_non_finite is OnNonFinite.skip,
         rest=_rest(config),
+        transport_folder=str(Path.cwd()),
     )
 
 

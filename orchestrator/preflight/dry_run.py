@@ -46,9 +46,11 @@ def look(config: Config) -> Inputs:
             that of `CHECKS`.
     """
     from orchestrator.preflight.user_functions import check_functions
+    from orchestrator.preflight.weight_transport import check_transport
     from orchestrator.session.sources import left_out, make_source
 
     check_functions(config)  # first: it takes a second, files may take an hour
+    check_transport(config)
     checkpoints = _given_checkpoints(config)
     _check_models(config, checkpoints)
     source = make_source(config, checkpoints)

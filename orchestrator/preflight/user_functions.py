@@ -34,9 +34,9 @@ def check_functions(config: Config) -> None:
 
 
 def check_own_parts(config: Config) -> None:
-    """Import the reward source and the advantage estimator of the user, if the run names any.
+    """Import the parts of the user that the run names: reward source, estimator, transport.
 
-    The estimator also computes advantages once. Before the plan, because that imports both into
+    The estimator also computes advantages once. Before the plan, because that imports parts into
     this process.
 
     Raises:
@@ -46,9 +46,14 @@ def check_own_parts(config: Config) -> None:
     source, estimator = config.reward.kind, config.algorithm.advantage
     if ":" in source:
         _try("workers.scorers.source:find_source", source, WHERE, seconds)
-    if ":" in estimator and any(stage in PPO_STAGES for stage in config.stages):
+    if not any(stage in PPO_STAGES for stage in config.stages):
+        return
+    if ":" in estimator:
         loader = "workers.training.estimator:try_estimator"
         _try(loader, estimator, "algorithm.advantage", seconds)
+    if ":" in config.rollout.transport:
+        loader = "workers.weights.transport:find_transport"
+        _try(loader, config.rollout.transport, "rollout.transport", seconds)
 
 
 def _named(config: Config) -> Iterator[tuple[str, str, str]]:

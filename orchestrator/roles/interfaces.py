@@ -368,8 +368,8 @@ class Policy(Trainer, Protocol):
         """PPO steps in order; `steps[rank]` holds that rank's share of each."""
         ...
 
-    def transfer_address(self, receivers: int, backend: str) -> GroupAddress:
-        """Where rank 0 will wait for the engines of a gloo or nccl transfer."""
+    def transfer_address(self, receivers: int, transport: str) -> GroupAddress:
+        """Where rank 0 will wait for the engines to connect."""
         ...
 
     def connect(self, address: GroupAddress) -> Answer[None]:
@@ -377,7 +377,7 @@ class Policy(Trainer, Protocol):
         ...
 
     def publish_weights(self, version: int, transport: str) -> Answer[WeightOffer]:
-        """Offer the current weights; through shared memory they are written at once."""
+        """Offer the current weights; a one-sided transport writes them at once."""
         ...
 
     def send_weights(self, offer: WeightOffer) -> Answer[WeightReceipt]:

@@ -140,12 +140,12 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
             first,
         )
 
-    def transfer_address(self, receivers: int, backend: str) -> GroupAddress:
-        """Where rank 0 will wait for the engines of a gloo or nccl transfer."""
+    def transfer_address(self, receivers: int, transport: str) -> GroupAddress:
+        """Where rank 0 will wait for the engines to connect."""
         host, port = self._all(
             "address", lambda actor, _: actor.address.remote(), first, ranks=[0]
         ).result()
-        return GroupAddress(host, port, 1 + receivers, backend)
+        return GroupAddress(host, port, 1 + receivers, transport)
 
     def connect(self, address: GroupAddress) -> Pending[None]:
         """Join the transfer group as its sender."""
@@ -154,7 +154,7 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         )
 
     def publish_weights(self, version: int, transport: str) -> Pending[WeightOffer]:
-        """Offer the current weights; through shared memory they are written at once."""
+        """Offer the current weights; a one-sided transport writes them at once."""
         return self._all(
             "publish weights",
             lambda actor, _: actor.publish_weights.remote(version, transport),

@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from orchestrator.batching import training_batches
-from orchestrator.config.engines import RolloutConfig, Transport
+from orchestrator.config.engines import RolloutConfig
 from orchestrator.roles.interfaces import Policy, Reference, Rollout
 from workers.errors import ChecksumError, ParityError, RoleDiedError, RoleHungError
 from workers.ops.kl import MOST_NATS
 from workers.records.generation import RolloutBatch
 from workers.records.training import TokenField
 from workers.records.weights import WeightReceipt
+from workers.weights.transport import find_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class WeightSync:
         self._policy = policy
         self._rollout = rollout
         self._config = config
+        self._one_sided = find_transport(config.transport, str(Path.cwd())).one_sided
         self._prompts = probe_prompts
         self._budget = micro_batch_tokens
         self._connected: list[int] = []  # ranks of engines
@@ -95,11 +98,11 @@ class WeightSync:
     def _connect(self) -> None:
         """Form the transfer group of the present engines, if the transport needs one."""
         ranks = self._rollout.ranks
-        if self._config.transport is Transport.shm or self._connected == ranks:
+        if self._one_sided or self._connected == ranks:
             return
         self._connected = ranks
         receivers = len(ranks) * self._config.tensor_parallel_size
-        address = self._policy.transfer_address(receivers, self._config.transport.value)
+        address = self._policy.transfer_address(receivers, self._config.transport)
         sender = self._policy.connect(address)
         self._rollout.connect(address).result()
         sender.result()
@@ -121,12 +124,12 @@ class WeightSync:
                 sent, parity, arrived = self._transact(version)
                 break
             except (RoleDiedError, RoleHungError):
-                # In a gloo or nccl group the remaining processes wait for the lost one.
-                if self._config.transport is not Transport.shm or not self._rollout.replace_lost():
+                # In a transfer group the remaining processes wait for the lost one.
+                if not self._one_sided or not self._rollout.replace_lost():
                     raise
         if self._config.inflight_updates:
             self._rollout.resume(version)
-        if self._config.transport is Transport.shm:
+        if self._one_sided:
             self._rollout.refresh = self._bring_up
         return SyncReport(version, sent.nbytes, time.monotonic() - start, parity, arrived - start)
 
@@ -146,15 +149,15 @@ class WeightSync:
 
     def _bring_up(self, rank: int, version: int) -> None:
         """Sync one restarted engine to `version`, which its peers serve."""
-        offer = self._policy.publish_weights(version, self._config.transport.value).result()
+        offer = self._policy.publish_weights(version, self._config.transport).result()
         sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
         _require_same(self._rollout.receive_alone(rank, offer), sent, rank)
         self._probe(version, rank)
         self._rollout.admit_alone(rank, version)
 
     def _transfer(self, version: int) -> tuple[WeightReceipt, list[WeightReceipt]]:
-        offer = self._policy.publish_weights(version, self._config.transport.value).result()
-        if self._config.transport is Transport.shm:
+        offer = self._policy.publish_weights(version, self._config.transport).result()
+        if self._one_sided:
             sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
             return sent, self._rollout.receive_weights(offer).result()
         receiving = self._rollout.receive_weights(offer)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_workers import SAMPLING, same, working
 
-from orchestrator.config.engines import RolloutConfig, RolloutEngine, Transport
+from orchestrator.config.engines import RolloutConfig, RolloutEngine
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 def test_a_lost_engine_leaves_the_group_and_joins_it_again(tmp_path: Path) -> None:
     engines = RolloutConfig(
         engine=RolloutEngine.transformers, max_concurrent_sequences=8, max_response_tokens=48,
-        transport=Transport.gloo,
+        transport="gloo",
     )  # fmt: skip
     with working(tmp_path, engines) as world:
         rollout, calm = world.fleet.rollout, world.generate()[1]

@@ -17,7 +17,8 @@ from workers.records.specs import LoraSpec, OptimizerSpec, TrainModelSpec
 from workers.records.training import SupervisedStep
 from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
-from workers.weights.transfer import SharedMemoryReceiver
+from workers.weights.transfer import WeightReceiver
+from workers.weights.transport import Link
 
 LORA = LoraSpec(rank=3, alpha=12.0, dropout=0.0, target=("all-linear",))
 FREEZE = ("embeddings", "model.layers.0.*")
@@ -52,7 +53,7 @@ class Bench:
         offer = worker.publish_weights(1, "shm")
         if offer is None:
             return {}
-        buckets, _ = SharedMemoryReceiver().receive(offer)
+        buckets = WeightReceiver(Link(worker.engine.device, 60.0)).receive(offer)
         return {name: weight.clone().numpy() for bucket in buckets for name, weight in bucket}
 
     def trained(self, name: str, **options: Any) -> list[float]:

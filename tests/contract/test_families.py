@@ -32,7 +32,9 @@ from workers.records.processes import RankAddress
 from workers.records.specs import GroupSpec, OptimizerSpec, TrainModelSpec
 from workers.records.training import Ranking, RankingStep, SupervisedStep, TokenBatch, Work
 from workers.roles.rollout import engine_environment
-from workers.weights.transfer import SharedMemorySender, describe
+from workers.weights.packing import describe, make_offer
+from workers.weights.transfer import WeightSender
+from workers.weights.transport import Link
 
 LARGE = OptimizerSpec(3e-2, (0.9, 0.95), 1e-8, 0.0, 1e9, "constant", 0, 1.0, 8)
 PROMPTS = [(1, 5, 9, 11, 4, 7, 8, 12, 30, 31, 20, 21), (1, 6), (1, 7, 7, 7, 9)]
@@ -181,13 +183,14 @@ def test_a_weight_that_stays_behind_is_seen(trained: Trained, tmp_path: Path) ->
     """
     family, seen, version = FAMILIES[trained.name], 0, 9
     new, old = weights(trained.after), weights(trained.before)
-    sender = SharedMemorySender()
+    sender = WeightSender(Link(torch.device("cpu"), 60.0))
     shutil.copy(trained.after / "config.json", tmp_path)
     names = of_first_layer(list(new))
     for version, name in enumerate(names, start=10):
         mixed = new | {name: old[name]}
         named = list(mixed.items())
-        trained.engine("receive_weights", sender.publish(version, describe(named), [named]))
+        offer = make_offer(version, describe(named), "shm")
+        trained.engine("receive_weights", sender.send(offer, [named]))
         batch = trained.engine("probe", PROMPTS, 24, 1.0, version)
         save_file(mixed, tmp_path / "model.safetensors", metadata={"format": "pt"})
         oracle = load_causal_lm(str(tmp_path), dtype="float32", attention=family.attention)
@@ -197,8 +200,9 @@ def test_a_weight_that_stays_behind_is_seen(trained: Trained, tmp_path: Path) ->
     with pytest.raises(StaleEngineError):  # nobody admitted it
         trained.engine("generate", requests(), Sampling(1.0, 4), version)
     left_out = list(new.items())[:-1]
+    offer = make_offer(90, describe(left_out), "shm")
     with pytest.raises(WeightSyncError, match="do not fit the model"):
-        trained.engine("receive_weights", sender.publish(90, describe(left_out), [left_out]))
+        trained.engine("receive_weights", sender.send(offer, [left_out]))
 
 
 def rankings() -> RankingStep:

@@ -36,10 +36,13 @@ from workers.records.generation import (
 from workers.records.specs import RolloutSpec
 from workers.records.weights import GroupAddress
 from workers.roles.rollout import engine_environment
-from workers.weights.transfer import GroupSender, SharedMemorySender, describe, make_offer
+from workers.weights.packing import describe, make_offer
+from workers.weights.transfer import WeightSender
+from workers.weights.transport import Link
 
 VOCABULARY, EOS = 48, 2
 TOLERANCE = 1e-4  # nats
+LINK = Link(torch.device("cpu"), 20.0)
 
 
 def build_model(seed: int, tied: bool, heads: int = 4) -> LlamaForCausalLM:
@@ -292,13 +295,14 @@ def test_samples_follow_the_distribution(worker: Remote, tied: bool) -> None:
     assert statistic < degrees + 5 * math.sqrt(2 * degrees)  # chi-square: mean d, variance 2d
 
 
-def publish(model: LlamaForCausalLM, sender: SharedMemorySender, version: int) -> Any:
+def publish(model: LlamaForCausalLM, sender: WeightSender, version: int) -> Any:
     named = [(n, p.detach()) for n, p in model.named_parameters()]
-    return sender.publish(version, describe(named), [named])
+    offer = make_offer(version, describe(named), "shm", bucket_bytes=1 << 16)
+    return sender.send(offer, [named])
 
 
 def test_update_replaces_all_weights_at_once(worker: Remote, tied: bool) -> None:
-    sender = SharedMemorySender(bucket_bytes=1 << 16)
+    sender = WeightSender(LINK)
     old = worker("generate", requests(), Sampling(0.0, 12), 0)
     for version in (1, 2):
         model = build_model(version, tied)
@@ -321,7 +325,7 @@ def test_only_admitted_weights_of_the_asked_version_are_served(worker: Remote, t
         worker("generate", requests(), Sampling(), 1)
     with pytest.raises(StaleEngineError):
         worker("admit", 1)
-    model, sender = build_model(1, tied), SharedMemorySender()
+    model, sender = build_model(1, tied), WeightSender(LINK)
     worker("receive_weights", publish(model, sender, 1))
     for version in (0, 1):
         with pytest.raises(StaleEngineError, match="unverified"):
@@ -349,8 +353,8 @@ def test_incomplete_update_is_refused_and_nothing_is_served(
         named.insert(where, ("model.layers.1.self_attn.extra.weight", torch.zeros(3)))
     else:
         named[where] = (named[where][0], named[where][1][:-1].contiguous())
-    sender = SharedMemorySender()
-    offer = sender.publish(1, describe(named), [named])
+    sender = WeightSender(LINK)
+    offer = sender.send(make_offer(1, describe(named), "shm"), [named])
     with pytest.raises(WeightSyncError, match=r"layers\.1\.self_attn"):
         worker("receive_weights", offer)
     for version in (0, 1):
@@ -379,13 +383,14 @@ def test_update_through_a_process_group(worker: Remote, tied: bool) -> None:
     assert held[0] == held[1]  # the group before was left
 
 
-def connect(worker: Remote) -> GroupSender:
+def connect(worker: Remote) -> WeightSender:
     """Form a transfer group with the engine as its one receiver."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = GroupAddress("127.0.0.1", probe.getsockname()[1], 2)
     worker.begin("connect", address, 1)
-    sender = GroupSender(address, torch.device("cpu"), seconds=20)
+    sender = WeightSender(LINK)
+    sender.connect(address)
     worker.answer()
     return sender
 
@@ -496,7 +501,7 @@ def test_each_token_belongs_to_the_weights_that_drew_it(
     worker("load_checkpoint", str(checkpoints[True]), 0)
     worker("pause_after", steps)
     assert worker("generate_parts", call(1, asked)) == []
-    model, sender = build_model(1, True), SharedMemorySender()
+    model, sender = build_model(1, True), WeightSender(LINK)
     worker("receive_weights", publish(model, sender, 1))
     worker("probe", [(1, 5), (1, 6, 7)], 4, 1.0, 1)
     with pytest.raises(StaleEngineError):
@@ -580,7 +585,7 @@ def test_new_weights_reach_calls_that_have_joined(
     joinable("pause_after", 4)
     for number, each in zip((11, 12), asked, strict=True):
         assert joinable("generate_parts", call(number, each)) == []
-    model, sender = build_model(1, True), SharedMemorySender()
+    model, sender = build_model(1, True), WeightSender(LINK)
     joinable("receive_weights", publish(model, sender, 1))
     joinable("admit", 1)
     batches = [joinable("proceed", call, 1)[0] for call in (11, 12)]
@@ -636,7 +641,7 @@ def test_vllm_draws_no_id_beyond_the_tokenizer_before_and_after_a_sync(
     asked = [
         GenerationRequest(i, (1, 3 + i, 5), (2 * i, 2 * i + 1), (i, 99 + i)) for i in range(12)
     ]
-    sender = SharedMemorySender()
+    sender = WeightSender(LINK)
     for version in (0, 1):
         model = build_model(version, tied)
         if version:

@@ -34,7 +34,8 @@ from workers.records.weights import GroupAddress
 from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
 from workers.weights.packing import make_offer
-from workers.weights.transfer import GroupReceiver, SharedMemoryReceiver
+from workers.weights.transfer import WeightReceiver
+from workers.weights.transport import Link
 
 VOCABULARY = 40
 LOSS = PolicyLossSpec(0.2, 0.7, 0.3, 1.7, 0.5)
@@ -150,8 +151,7 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     out["ppo"] = worker.update(steps, shard(rank, world), LOSS)
     offer = worker.publish_weights(7, "shm")
     if rank == 0:
-        receiver = SharedMemoryReceiver()
-        buckets, _ = receiver.receive(offer)
+        buckets = WeightReceiver(Link(torch.device("cpu"), 60.0)).receive(offer)
         out["published"] = {n: w.clone().numpy() for b in buckets for n, w in b}
     out["sent"] = _send_to_a_thread(worker)
     worker.save(str(folder / f"ppo-{world}-{stage}"), str(folder / "base"))
@@ -186,11 +186,13 @@ def _send_to_a_thread(worker: PolicyWorker) -> dict | None:
     if offer is None:
         return worker.send_weights(make_offer(8, worker.engine.metas, "gloo"))
 
-    def connect() -> GroupReceiver:
+    def connect() -> WeightReceiver:
         address = GroupAddress(*worker.address(), 2)
-        joining = pool.submit(GroupReceiver, address, 1, torch.device("cpu"), 60.0)
+        receiver = WeightReceiver(Link(torch.device("cpu"), 60.0))
+        joining = pool.submit(receiver.connect, address, 1)
         worker.connect(address)
-        return joining.result()
+        joining.result()
+        return receiver
 
     def receive() -> dict:
         return {n: w.clone().numpy() for b in receiver.receive(offer) for n, w in b}

@@ -55,6 +55,7 @@ from workers.records.training import (
 )
 from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
 from workers.training.experience import build_experience, kl_sums
+from workers.weights.transport import find_transport
 
 RATE = 0.5  # of every trainer's gradient step; schedules are the real trainers' business
 
@@ -519,7 +520,7 @@ class FakePolicy(FakeTrainer):
         def call(_: int) -> WeightOffer:
             weights = self._loaded().weights.detach().clone()
             self.hub.wire[version] = weights
-            known = checksum(weights) if transport == "shm" else ""
+            known = checksum(weights) if find_transport(transport).one_sided else ""
             meta = TensorMeta("weights", "float64", tuple(weights.shape))
             return WeightOffer(version, (meta,), 8 * len(weights), transport, checksum=known)
 

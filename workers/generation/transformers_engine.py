@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from workers.errors import ConfigError, RoleError, WeightSyncError
+from workers.errors import ConfigError, RoleError
 from workers.generation.engine import Generated, Sample
 from workers.model_folders.saved_form import CheckpointFormReader
 from workers.model_folders.weight_files import OUTPUT_LAYERS
@@ -16,7 +16,9 @@ from workers.models.load import load_causal_lm
 from workers.records.generation import Finish, Sampling
 from workers.records.specs import RolloutSpec
 from workers.records.weights import GroupAddress, WeightOffer
-from workers.weights.transfer import GroupReceiver, NamedTensors, SharedMemoryReceiver
+from workers.weights.packing import NamedTensors
+from workers.weights.transfer import WeightReceiver
+from workers.weights.transport import Link
 
 
 class TransformersEngine:
@@ -32,8 +34,8 @@ class TransformersEngine:
         self._numbers = itertools.count()
         self._batches: list[_Decoding] = []  # processed one after the other
         self._tied = bool(model.config.tie_word_embeddings)
-        self._shared = SharedMemoryReceiver()
-        self._group: GroupReceiver | None = None
+        link = Link(self._device, spec.collective_seconds)
+        self._receiver = WeightReceiver(link, spec.transport_folder)
 
     @property
     def running(self) -> bool:
@@ -80,35 +82,19 @@ class TransformersEngine:
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join a transfer group as one receiver; leaves the previous group."""
-        self._leave()
-        self._group = GroupReceiver(
-            address, group_rank, self._device, self._spec.collective_seconds
-        )
+        self._receiver.connect(address, group_rank)
 
     def receive(self, offer: WeightOffer) -> str:
         """Copy the offered weights into the model; returns the checksum of the received bytes."""
-        if offer.transport == "shm":
-            buckets, checksum = self._shared.receive(offer)
-            for bucket in buckets:
-                self._load(bucket)
-            return checksum
-        if self._group is None:
-            raise WeightSyncError("no transfer group", fix="connect before sending weights")
-        for bucket in self._group.receive(offer):
+        for bucket in self._receiver.receive(offer):
             self._load(bucket)
-        return self._group.checksum
+        return self._receiver.checksum
 
     def close(self) -> None:
         """Free the model."""
-        self._leave()
+        self._receiver.close()
         self._model = None
         del self._reader
-        self._shared.close()
-
-    def _leave(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
 
     def _load(self, bucket: NamedTensors) -> None:
         self._require_model()

@@ -39,7 +39,8 @@ from workers.model_folders.weight_files import OUTPUT_LAYERS
 from workers.records.generation import Finish, Sampling
 from workers.records.specs import RolloutSpec
 from workers.records.weights import GroupAddress, WeightOffer
-from workers.weights.transfer import GroupReceiver, NamedTensors, SharedMemoryReceiver
+from workers.weights.transfer import WeightReceiver
+from workers.weights.transport import Link
 
 _BACKEND = "packed_buckets"
 _FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT}
@@ -52,15 +53,16 @@ _TO_HOST = 1  # vLLM's sleep level that keeps the weights in host memory
 class JoinInfo(WeightTransferInitInfo):
     """How the workers of one engine join a transfer group."""
 
+    spec: RolloutSpec
     address: GroupAddress
     group_rank: int  # of the first worker
-    seconds: float
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
     """Arguments of a weight update, which is one whole transfer."""
 
+    spec: RolloutSpec
     offer: WeightOffer
 
 
@@ -73,21 +75,27 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.checksum = ""
-        self._shared = SharedMemoryReceiver()
-        self._group: GroupReceiver | None = None
+        self._receiver: WeightReceiver | None = None
+
+    def _incoming(self, spec: RolloutSpec) -> WeightReceiver:
+        if self._receiver is None:
+            link = Link(self.device, spec.collective_seconds)
+            self._receiver = WeightReceiver(link, spec.transport_folder)
+        return self._receiver
 
     def init_transfer_engine(self, init_info: JoinInfo) -> None:
         """Join the sender's group; leaves the previous one."""
-        self._leave()
         rank = init_info.group_rank + self.parallel_config.rank
-        self._group = GroupReceiver(init_info.address, rank, self.device, init_info.seconds)
+        self._incoming(init_info.spec).connect(init_info.address, rank)
 
     def start_weight_update(self) -> None:
-        """Do nothing: `receive_weights` starts the reload, over shm after checking the bytes."""
+        """Do nothing: `receive_weights` starts the reload, if possible after verification."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load every bucket; raise WeightSyncError unless all weights of the model arrived."""
-        buckets = self._buckets(update_info.offer)
+        receiver, offer = self._incoming(update_info.spec), update_info.offer
+        reuses_buffer = receiver.transport(offer.transport).reuses_buffer
+        buckets = receiver.receive(offer)
         wanted = {name for name, _ in self.model.named_parameters()}
         if self.device.type == "cpu":
             self._forget_expert_kernels()
@@ -97,8 +105,9 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         for bucket in buckets:
             # With tied weights the loader skips the output layer, which is the embedding.
             wanted -= load(iter(bucket))
-            if update_info.offer.transport != "shm":
+            if reuses_buffer:
                 self._keep_pending(bucket[0][1].untyped_storage().data_ptr())
+        self.checksum = receiver.checksum
         if self._tied:
             wanted -= OUTPUT_LAYERS
         if wanted:
@@ -136,18 +145,6 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
                     if isinstance(value, torch.Tensor) and _lies_at(buffer, value):
                         call.arguments[name] = value.clone()
 
-    def _buckets(self, offer: WeightOffer) -> Iterator[NamedTensors]:
-        if offer.transport == "shm":
-            buckets, self.checksum = self._shared.receive(offer)
-            return iter(buckets)
-        if self._group is None:
-            raise WeightSyncError("no transfer group", fix="connect before sending weights")
-        return self._from_group(self._group, offer)
-
-    def _from_group(self, group: GroupReceiver, offer: WeightOffer) -> Iterator[NamedTensors]:
-        yield from group.receive(offer)
-        self.checksum = group.checksum
-
     def finish_weight_update(self) -> None:
         """Finish the reload."""
         finalize_layerwise_reload(self.model, self.model_config)
@@ -174,14 +171,9 @@ class PackedTransferEngine(WeightTransferEngine[JoinInfo, UpdateInfo]):
         return bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False))
 
     def shutdown(self) -> None:
-        """Leave the group and release the shared mapping."""
-        self._leave()
-        self._shared.close()
-
-    def _leave(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        """Leave every transfer group and release shared memory."""
+        if self._receiver is not None:
+            self._receiver.close()
 
 
 def _nothing(_: object) -> None:
@@ -357,11 +349,7 @@ class VllmEngine:
 
     def connect(self, address: GroupAddress, group_rank: int) -> None:
         """Join a transfer group, one rank per tensor-parallel worker from `group_rank` upward."""
-        info = {
-            "address": address,
-            "group_rank": group_rank,
-            "seconds": self._spec.collective_seconds,
-        }
+        info = {"spec": self._spec, "address": address, "group_rank": group_rank}
         self._require_llm().init_weight_transfer_engine({"init_info": info})
 
     def receive(self, offer: WeightOffer) -> str:
@@ -371,7 +359,7 @@ class VllmEngine:
         self._broken = True
         try:
             llm.start_weight_update()
-            llm.update_weights({"update_info": {"offer": offer}})
+            llm.update_weights({"update_info": {"spec": self._spec, "offer": offer}})
             llm.finish_weight_update(str(offer.version))
         except WeightSyncError:
             raise

@@ -35,6 +35,7 @@ class RolloutSpec:
     join_running: bool = False  # queued calls are sampled along with the running one
     sleep: bool = False  # can release its GPU memory to other roles while it samples nothing
     vocabulary: int = 0  # ids of this value and above are not tokens, never drawn; 0 = no limit
+    transport_folder: str = ""  # first folder of the search for a user's weight transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class GroupSpec:
     # GPU memory that a rank releases while engines sample: none, torch's cache, or also the
     # optimizer state, which is then in host memory until the next update.
     rest: Rest = "none"
+    transport_folder: str = ""  # as in RolloutSpec
 
 
 @dataclass(frozen=True, slots=True)

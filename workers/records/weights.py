@@ -21,20 +21,20 @@ class WeightOffer:
     version: int
     metas: tuple[TensorMeta, ...]
     nbytes: int
-    transport: str  # "shm" | "gloo" | "nccl"
-    location: str = ""  # shm: path of the shared mapping
-    checksum: str = ""  # shm: known before the transfer; others: compared afterwards
+    transport: str  # name of a weight transport
+    location: str = ""  # where receivers of a one-sided transport find the bytes
+    checksum: str = ""  # known once the weights are sent
     bucket_bytes: int = 64 << 20  # both sides pack whole layers into buckets of this size
 
 
 @dataclass(frozen=True, slots=True)
 class GroupAddress:
-    """Rendezvous of a sender and its receivers (transports gloo and nccl)."""
+    """Rendezvous of a sender and its receivers, for transports that connect."""
 
     host: str
     port: int
     world_size: int
-    backend: str = "gloo"  # "gloo" | "nccl"
+    transport: str = "gloo"
 
 
 @dataclass(frozen=True, slots=True)

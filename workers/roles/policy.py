@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from workers.errors import RoleError
 from workers.models.padding import response_cells
 from workers.ops import (
     bounded_log_ratio,
@@ -38,7 +38,9 @@ from workers.roles.scoring import response_logprobs, text_loss, text_nll
 from workers.training.estimator import find_estimator
 from workers.training.experience import build_experience, kl_sums
 from workers.training.trainer import Share, Tally, Trainer
-from workers.weights.transfer import GroupSender, SharedMemorySender, make_offer
+from workers.weights.packing import make_offer
+from workers.weights.transfer import WeightSender
+from workers.weights.transport import Link
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,8 +53,7 @@ class PolicyWorker(Trainer):
 
     def __init__(self, rank: int) -> None:
         super().__init__(rank)
-        self._shared_memory: SharedMemorySender | None = None
-        self._transfer: GroupSender | None = None
+        self._sender: WeightSender | None = None
         self._shares_rows = False  # see `shares_rows`
 
     def shares_rows(self) -> bool:
@@ -162,36 +163,40 @@ class PolicyWorker(Trainer):
 
         Args:
             version: Policy version of these weights.
-            transport: "shm" writes them into shared memory now; with "gloo" and "nccl",
-                `send_weights` sends them.
+            transport: Its name. A one-sided one writes them now; for others, `send_weights` sends
+                them.
         """
         bucket_bytes = self._joined().weight_bucket_bytes
-        if transport != "shm":
-            offer = make_offer(version, self._sent_metas(), transport, bucket_bytes)
-            return offer if self.rank == 0 else None
-        if self.rank != 0:
-            self._pass_weights()
-            return None
-        if self._shared_memory is None:
-            self._shared_memory = SharedMemorySender(bucket_bytes)
-        return self._shared_memory.publish(version, self._sent_metas(), self._sent_weights())
+        offer = make_offer(version, self._sent_metas(), transport, bucket_bytes)
+        if self._outgoing().transport(transport).one_sided:
+            return self._send(offer)
+        return offer if self.rank == 0 else None
 
     def connect(self, address: GroupAddress) -> None:
         """Form the transfer group as its sender (rank 0 only); leaves the previous group."""
-        group = self._joined()
-        if self._transfer is not None:
-            self._transfer.close()
-            self._transfer = None  # free its buffers before the next sender allocates its own
-        self._transfer = GroupSender(address, self.engine.device, group.collective_seconds)
+        self._outgoing().connect(address)
 
     def send_weights(self, offer: WeightOffer) -> WeightReceipt | None:
         """Send the offered weights to the connected engines; rank 0 returns the receipt."""
-        if self.rank != 0:
-            self._pass_weights()
+        began = time.perf_counter()
+        sent = self._send(offer)
+        if sent is None:
             return None
-        if self._transfer is None:
-            raise RoleError("no transfer group", where=self._name, fix="call connect first")
-        return self._transfer.send(offer, self._sent_weights())
+        return WeightReceipt(sent.version, sent.checksum, sent.nbytes, time.perf_counter() - began)
+
+    def _send(self, offer: WeightOffer) -> WeightOffer | None:
+        if self.rank == 0:
+            return self._outgoing().send(offer, self._sent_weights())
+        for _ in self._weights():  # take part in the collectives that gather the weights
+            pass
+        return None
+
+    def _outgoing(self) -> WeightSender:
+        if self._sender is None:
+            group = self._joined()
+            link = Link(self.engine.device, group.collective_seconds)
+            self._sender = WeightSender(link, group.transport_folder)
+        return self._sender
 
     def _build(self, spec: TrainModelSpec, group: GroupSpec) -> PreTrainedModel:
         from workers.models.load import keeps_documents_apart, load_causal_lm
@@ -219,11 +224,6 @@ class PolicyWorker(Trainer):
 
         for bucket in self._weights():
             yield from checkpoint_form(self.engine.module, bucket)
-
-    def _pass_weights(self) -> None:
-        """Take part in the collectives that gather the weights; only rank 0 uses them."""
-        for _ in self._weights():
-            pass
 
     def _update(
         self, step: PolicyStep, experience: list[ExperienceBatch], loss: PolicyLossSpec

@@ -248,15 +248,20 @@ class RolloutWorker:
             BrokenCheckpointError: The folder cannot be read.
             WeightSyncError: The folder holds another architecture.
         """
-        from workers.weights.transfer import SharedMemorySender
+        import torch
+
+        from workers.weights.packing import make_offer
+        from workers.weights.transfer import WeightSender
+        from workers.weights.transport import Link
 
         _, folder, _ = self._started()
         other = SafetensorsFolder(path)
         _require_same_output(other, folder)
         self._status = EMPTY
-        sender = SharedMemorySender()
+        sender = WeightSender(Link(torch.device("cpu"), seconds=0.0))
         try:
-            receipt = self.receive_weights(sender.publish(version, other.metas, other.buckets()))
+            offer = make_offer(version, other.metas, "shm")
+            receipt = self.receive_weights(sender.send(offer, other.buckets()))
         finally:
             sender.close()
         self.admit(version)

@@ -201,13 +201,10 @@ def make_offer(
     metas: Sequence[TensorMeta],
     transport: str,
     bucket_bytes: int = BUCKET_BYTES,
-    *,
-    location: str = "",
-    checksum: str = "",
 ) -> WeightOffer:
-    """Build the offer of a transfer; receivers over gloo and nccl need nothing else in advance."""
+    """The offer of a transfer that has not been sent; `transport` is its name."""
     nbytes = sum(b.nbytes for b in plan_buckets(metas, bucket_bytes))
-    return WeightOffer(version, tuple(metas), nbytes, transport, location, checksum, bucket_bytes)
+    return WeightOffer(version, tuple(metas), nbytes, transport, bucket_bytes=bucket_bytes)
 
 
 def fill_bucket(packed: torch.Tensor, bucket: Bucket, stream: Iterator[NamedTensor]) -> BucketSums:

@@ -25,12 +25,14 @@ from workers.records.specs import (
     RewardSpec,
     TrainModelSpec,
 )
-from workers.records.weights import TensorMeta, WeightOffer
+from workers.records.weights import TensorMeta
 from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
 from workers.roles.reward import RewardWorker
 from workers.scorers import model
 from workers.scorers.source import Batch, make_scorer
+from workers.weights.transfer import WeightReceiver
+from workers.weights.transport import Link
 
 GROUP = GroupSpec(2, "bfloat16", "cpu", 1, 1.0, 1, 77)
 OPTIONS: dict[str, Any] = {"dtype": "bfloat16", "attention": "eager", "packed": True}
@@ -132,32 +134,16 @@ def test_a_row_without_tokens_has_no_reward_and_keeps_the_reason_it_came_with(
 
 
 META = TensorMeta("weight", "float32", (2,))
-
-
-class Sender:
-    """Of either kind: made with what, and what it was given to send."""
-
-    made: list[Sender]
-
-    def __init__(self, *given: Any) -> None:
-        self.given, self.sent = given, list[Any]()
-        self.made.append(self)
-
-    def publish(self, version: int, metas: Any, buckets: Any) -> Any:
-        self.sent.append((version, metas, list(buckets)))
-        return "offer"
-
-    def send(self, offer: Any, buckets: Any) -> Any:
-        self.sent.append((offer, list(buckets)))
-        return "receipt"
+WEIGHT = torch.tensor([0.5, -2.0])
 
 
 @pytest.fixture
 def sending(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A policy of one weight, and `Sender` in place of those that reach engines."""
+    """A policy of one weight, whose name in the model's folder is another."""
     worker = ready(PolicyWorker(0))
     worker.engine.module, worker.engine.metas = "MODULE", ("meta",)
-    bucket = [("weight", torch.ones(2))]
+    worker.engine.device = torch.device("cpu")
+    bucket = [("live", WEIGHT)]
     monkeypatch.setattr(worker, "_weights", lambda: iter([bucket]))
     monkeypatch.setattr(
         "workers.model_folders.saved_form.checkpoint_metas",
@@ -165,22 +151,21 @@ def sending(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     monkeypatch.setattr(
         "workers.model_folders.saved_form.checkpoint_form",
-        lambda module, given: iter([[f"{module} {name}" for name, _ in given]]),
+        lambda module, given: iter([[("weight", tensor) for _, tensor in given]]),
     )
-    Sender.made = []
-    for kind in ("SharedMemorySender", "GroupSender"):
-        monkeypatch.setattr(f"workers.roles.policy.{kind}", Sender)
     return worker
 
 
-FORM = [["MODULE weight"]]  # what leaves: the weights in the form of the model's folder
-
-
 def test_weights_are_published_in_one_mapping_that_stays(sending: Any) -> None:
-    assert [sending.publish_weights(n, "shm") for n in (4, 5)] == ["offer", "offer"]
-    (sender,) = Sender.made
-    assert sender.given == (sending._group.weight_bucket_bytes,)
-    assert sender.sent == [(4, (META,), FORM), (5, (META,), FORM)]
+    offers = [sending.publish_weights(n, "shm") for n in (4, 5)]
+    assert [(each.version, each.metas) for each in offers] == [(4, (META,)), (5, (META,))]
+    assert offers[0].location == offers[1].location
+    receiver = WeightReceiver(Link(torch.device("cpu"), 1.0))
+    assert [(n, w.tolist()) for b in receiver.receive(offers[1]) for n, w in b] == [
+        ("weight", WEIGHT.tolist())
+    ]
+    assert receiver.checksum == offers[1].checksum
+    sending._sender.close()
 
 
 @pytest.mark.parametrize("transport", ["gloo", "nccl"])
@@ -190,16 +175,7 @@ def test_weights_that_travel_later_are_offered_with_their_sizes(
     offer = sending.publish_weights(4, transport)
     assert (offer.version, offer.metas, offer.transport) == (4, (META,), transport)
     assert offer.bucket_bytes == sending._group.weight_bucket_bytes
-    assert Sender.made == []
-
-
-def test_an_offer_is_sent_through_the_group_of_its_device(sending: Any) -> None:
-    sending.connect("ADDRESS")
-    offer = WeightOffer(4, (META,), 128, "gloo")
-    assert sending.send_weights(offer) == "receipt"
-    (sender,) = Sender.made
-    assert sender.given == ("ADDRESS", "cpu", sending._group.collective_seconds)
-    assert sender.sent == [(offer, FORM)]
+    assert offer.checksum == ""
 
 
 def test_a_rank_that_sends_nothing_still_gathers_every_bucket(

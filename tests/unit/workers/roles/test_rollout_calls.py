@@ -26,7 +26,7 @@ from workers.records.generation import (
 )
 from workers.records.specs import RolloutSpec
 from workers.roles.rollout import RolloutWorker, engine_environment
-from workers.weights.transfer import SharedMemorySender
+from workers.weights.transports.shm import SharedMemorySender
 
 
 class Engine(Countdown):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from workers.errors import NonFiniteError, RoleError
+from workers.errors import NonFiniteError, WeightSyncError
 from workers.models.padding import pad_rows
 from workers.ops import entropy, token_logprobs
 from workers.records.arrays import Ragged
@@ -504,47 +504,26 @@ def test_a_broken_supervised_loss_names_its_rows() -> None:
 
 
 def test_only_the_first_rank_offers_and_sends_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    passed: list[int] = []
+    gathered: list[int] = []
 
     def offers(rank: int, transport: str) -> Any:
         worker = ready(PolicyWorker(rank))
         monkeypatch.setattr(worker, "_sent_metas", lambda: ())
-        monkeypatch.setattr(worker, "_sent_weights", lambda: iter(()))
-        monkeypatch.setattr(worker, "_pass_weights", lambda: passed.append(rank))
+        monkeypatch.setattr(worker, "_weights", lambda: (gathered.append(rank) for _ in "a"))
         return worker, worker.publish_weights(4, transport)
 
     _, offer = offers(0, "gloo")
     assert (offer.version, offer.transport) == (4, "gloo")
     assert offers(1, "gloo")[1] is None
-    assert passed == []  # nothing moves before `send_weights`
+    assert gathered == []  # nothing moves before `send_weights`
     assert offers(1, "shm")[1] is None
-    assert passed == [1]
+    assert gathered == [1]
     other, _ = offers(2, "gloo")
     assert other.send_weights(offer) is None
-    assert passed == [1, 2]
+    assert gathered == [1, 2]
     first, _ = offers(0, "gloo")
-    with pytest.raises(RoleError, match="no transfer group"):
+    with pytest.raises(WeightSyncError, match="no transfer group"):
         first.send_weights(offer)
-
-
-def test_a_new_transfer_group_takes_the_place_of_the_one_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    events: list[str] = []
-
-    class Sender:
-        def __init__(self, address: str, *_: Any) -> None:
-            self.address = address
-            events.append(f"open {address}")
-
-        def close(self) -> None:
-            events.append(f"close {self.address}")
-
-    monkeypatch.setattr("workers.roles.policy.GroupSender", Sender)
-    worker = ready(PolicyWorker(0))
-    worker.connect("a")
-    worker.connect("b")
-    assert events == ["open a", "close a", "open b"]
 
 
 def test_documents_share_no_row_before_a_model_is_loaded_that_keeps_them_apart() -> None:

@@ -12,7 +12,6 @@ import pytest
 from fakes.session import Run, small_config
 
 from orchestrator.checkpoints.model_folder import publish
-from orchestrator.config.engines import Transport
 from orchestrator.config.ranges import check_tree
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.schema import Config
@@ -181,7 +180,7 @@ class TestOrder:
 
     def test_over_a_network_both_sides_move_at_the_same_time(self, tmp_path: Path):
         config = small_config()
-        config.rollout.transport = Transport.gloo
+        config.rollout.transport = "gloo"
         run = Run(tmp_path, config, rollout=2)
         ppo(run.session)
         hub = run.hub

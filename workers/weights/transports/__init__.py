@@ -1,0 +1,1 @@
+"""The weight transports of this project, each one module with `TRANSPORT`."""
