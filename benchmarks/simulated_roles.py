@@ -243,8 +243,9 @@ class SimRollout(SimGroup):
         return SimAnswer(self.clock, lambda: idle + self.latency.sync, lambda: receipts)
 
     def probe(
-        self, prompts: Sequence[object], max_tokens: int, temperature: float, version: int
-    ) -> SimAnswer[Rollouts]:
+        self, prompts: Sequence[object], max_tokens: int, temperature: float, version: int,
+        ranks: None = None,
+    ) -> SimAnswer[Rollouts]:  # fmt: skip
         ids = np.arange(self.size, dtype=np.int64)
         ones = np.ones(self.size, np.int64)
         versions = np.full((self.size, 2), version)

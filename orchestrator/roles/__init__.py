@@ -1,1 +1,1 @@
-"""Role groups: their interfaces, their Ray actors, and weight sync."""
+"""Role groups: their interfaces, their verbs, and weight sync."""

@@ -24,13 +24,14 @@ from orchestrator.run_files.folder import RunFolder, write_json
 from orchestrator.supervision.heartbeats import Watch
 from orchestrator.supervision.lost_workers import Losses
 from orchestrator.supervision.pending import Position
+from orchestrator.supervision.ray_backend import RayBackend
 from orchestrator.supervision.server_guard import Guard
 from orchestrator.supervision.worker_life import Rules
 from orchestrator.telemetry.role_time import Account
 from workers.errors import RehearsalError
 from workers.records.processes import RoleInfo
 
-_GROUPS = {
+GROUPS = {
     RoleName.rollout: RolloutGroup,
     RoleName.reward: RewardGroup,
     RoleName.reference: ReferenceGroup,
@@ -74,7 +75,7 @@ class Fleet:
         """Start the missing groups together; wait until trainers have formed process groups."""
         missing = [name for name in names if name not in self._groups]
         for name in missing:
-            self._groups[name] = _GROUPS[name](self._launch(name))
+            self._groups[name] = GROUPS[name](self._launch(name))
         if RoleName.rollout in missing:
             # A run with engines spends most of its start on importing vLLM.
             self._groups[RoleName.rollout].prepare(self._config.rollout.engine.value)
@@ -96,6 +97,7 @@ class Fleet:
     def _launch(self, name: RoleName) -> Launch:
         extra = rollout_environment(self._config) if name is RoleName.rollout else {}
         return Launch(
+            backend=RayBackend(),
             options=lambda rank: self._cluster.bundle(name, rank, extra),
             workers=self._config.cluster.roles.of(name).workers,
             start_seconds=self._config.run.role_start_seconds,

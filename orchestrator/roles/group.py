@@ -1,9 +1,10 @@
-"""Base classes of all actor groups; the only module that creates actors.
+"""Base classes of all groups of workers.
 
-Each verb of a group starts a call on every worker and returns a `Pending`, so that independent
-calls run at the same time and every wait has a deadline. Token data travels from worker to worker
-as references: the driver holds them in `Rollouts`, `Fields` and `Experience` and sees per-sequence
-scalars only.
+A verb of a group names the method of the worker, its arguments, and how the answers of the ranks
+combine; the back end runs it. It starts a call on every worker and returns a `Pending`, so that
+independent calls run at the same time and every wait has a deadline. Token data travels from worker
+to worker as references: the driver holds them in `Rollouts`, `Fields` and `Experience` and sees
+per-sequence scalars only.
 """
 
 from __future__ import annotations
@@ -11,16 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
-import ray
-
 from orchestrator.cluster.worker_processes import end_here
-from orchestrator.roles.actors import HEALTH
-from orchestrator.roles.interfaces import Fields, Ref, Rollouts
+from orchestrator.roles.interfaces import Fields, Rollouts
+from orchestrator.supervision.backend import Backend, Call, Ref, Stored, data_alone
 from orchestrator.supervision.heartbeats import Watch
-from orchestrator.supervision.pending import Pending, Position, PulseLine, everything, first, glance
+from orchestrator.supervision.pending import Pending, Position, PulseLine, everything, glance
 from orchestrator.telemetry.role_time import Account
 from workers.errors import RehearsalError, RoleDiedError, RoleError, RoleHungError
 from workers.process.call_timing import Reply
@@ -30,9 +28,10 @@ from workers.records.training import TokenField, Work
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start the actors of one group."""
+    """How to start the workers of one group."""
 
-    options: Callable[[int], dict[str, Any]]  # rank -> Ray options (resources, placement, env)
+    backend: Backend
+    options: Callable[[int], dict[str, Any]]  # rank -> resources, placement, env of its process
     workers: int
     start_seconds: float
     call_seconds: float
@@ -46,37 +45,41 @@ class Launch:
     given_up: Callable[[str, RehearsalError], None] = lambda *_: None
 
 
+@dataclass(frozen=True, slots=True)
+class Each:
+    """An argument of a call that differs by rank: `of[rank]`."""
+
+    of: Sequence[Any] | Mapping[int, Any]
+
+
 class Group:
-    """The actors of one role."""
+    """The workers of one role."""
 
     role: str
     worker: type
     line: type[PulseLine] = PulseLine
     replicas = False  # workers are independent, and each can be restarted alone
-    concurrency: Mapping[str, int] = MappingProxyType({HEALTH: 1})  # threads per concurrency group
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
-        self.actors: list[Any] = []
+        self.workers: list[Any] = []
         self.infos: list[RoleInfo] = []
         self.packed = False  # whether the loaded model takes packed sequences, without padding
         self._spawn()
 
     def _spawn(self) -> None:
-        self.actors = [self._make(rank) for rank in range(self._launch.workers)]
+        self.workers = [self._make(rank) for rank in range(self._launch.workers)]
 
     def _make(self, rank: int) -> Any:
         """Start a process for one rank in its planned placement."""
         if self._launch.watch is not None:
             self._launch.watch.rest(self.name(rank))
-        remote: Any = ray.remote
-        make = remote(concurrency_groups=dict(self.concurrency))(self.worker)
-        actor = make.options(**self._launch.options(rank)).remote(rank)
+        backend, name = self._launch.backend, self.name(rank)
+        worker = backend.create(self.worker, rank, self._launch.options(rank))
         self._launch.account.came(self.role, rank)
         if self._launch.watch is not None:
-            name = self.name(rank)
-            self._launch.watch.add(name, self.line(actor, name))
-        return actor
+            self._launch.watch.add(name, self.line(backend, worker, name))
+        return worker
 
     def name(self, rank: int) -> str:
         """The name of a worker in messages, logs and records."""
@@ -94,33 +97,38 @@ class Group:
 
     def _all(
         self,
-        doing: str,
-        call: Callable[[Any, int], Any],
+        call: str | Call,
         combine: Callable[[list[Any]], Any],
-        *,
+        *args: Any,
         ranks: Sequence[int] | None = None,
         starting: bool = False,
         again: bool = False,
     ) -> Pending[Any]:
-        """Start `call(actor, rank)` on the chosen ranks.
+        """Call the workers of the chosen ranks.
 
         Args:
-            doing: What the call does, for messages.
-            call: Starts the call on one worker.
-            combine: Builds the group's answer from those of the ranks.
+            call: The method of the worker.
+            combine: Builds the group's answer from those of the ranks; of split answers, from the
+                pairs (reference to the large record, small record).
+            args: Its arguments; `Each` is by rank.
             ranks: The chosen ranks; None: all.
             starting: The call imports or loads.
             again: If a worker is lost meanwhile, restart it and repeat its call, or leave it out.
         """
+        call = Call(call) if isinstance(call, str) else call
         chosen = list(self.ranks if ranks is None else ranks)
         left_out: set[int] = set()
         seconds = self._launch.start_seconds if starting else self._launch.call_seconds
-        account, calls = self._launch.account, dict[int, int]()
+        backend, account, calls = self._launch.backend, self._launch.account, dict[int, int]()
+        large: dict[int, Ref] = {}
 
-        def start(rank: int) -> Any:
+        def start(rank: int) -> Ref:
             sent = account.now()
-            ref = call(self.actors[rank], rank)
-            calls[rank] = account.sent(self.role, rank, sent, partial(glance, ref))
+            own = [each.of[rank] if isinstance(each, Each) else each for each in args]
+            ref = backend.start(self.workers[rank], call, *own)
+            if call.split is not None:
+                large[rank], ref = ref
+            calls[rank] = account.sent(self.role, rank, sent, partial(glance, backend, ref))
             return ref
 
         def once_more(number: int, error: RoleError) -> Any:
@@ -135,12 +143,16 @@ class Group:
             answering = [rank for rank in chosen if rank not in left_out]
             for rank, reply in zip(answering, replies, strict=True):
                 account.answered(self.role, rank, calls[rank], reply.spans)
-            return combine([reply.value for reply in replies])
+            small = [reply.value for reply in replies]
+            if call.split is None:
+                return combine(small)
+            return combine([(large[rank], s) for rank, s in zip(answering, small, strict=True)])
 
         return Pending(
+            backend,
             refs,
             [self.name(rank) for rank in chosen],
-            f"{self.role}: {doing}",
+            f"{self.role}: {call.verb.replace('_', ' ')}",
             seconds,
             self._launch.position,
             take,
@@ -148,14 +160,6 @@ class Group:
             starting=starting,
             again=once_more if again and self._launch.watch is not None else None,
         )
-
-    def _one(
-        self, doing: str, rank: int, call: Callable[[Any], Any], *, starting: bool = False
-    ) -> Any:
-        """Call one worker and wait for its answer."""
-        return self._all(
-            doing, lambda actor, _: call(actor), first, ranks=[rank], starting=starting
-        ).result()
 
     @property
     def _watch(self) -> Watch:
@@ -188,16 +192,19 @@ class Group:
         self._watch.require_restart(self.name(rank), error.what)
         self._launch.lost(self.name(rank), error, 0)
         self._end([rank])
-        self.actors[rank] = self._make(rank)
+        self.workers[rank] = self._make(rank)
 
     def _reload(self, rank: int) -> None:
         """Load into a restarted worker what its peers hold."""
         raise NotImplementedError
 
-    def _fields(self, doing: str, call: Callable[[Any, int], tuple[Ref, Ref]]) -> Pending[Fields]:
-        shards: dict[int, Ref] = {}
+    def _fields(self, verb: str, works: Sequence[Work], *args: Any) -> Pending[Fields]:
         return self._all(
-            doing, keeping(shards, call), lambda _: Fields(in_order(shards)), again=self.replicas
+            Call(verb, data_alone),
+            lambda found: Fields(tuple(ref for ref, _ in found)),
+            Each(works),
+            *args,
+            again=self.replicas,
         )
 
     def _bring(self, shards: Sequence[Ref], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
@@ -205,6 +212,7 @@ class Group:
         names = [f"shard {n} of {len(shards)}, fetched by {self.role}" for n in range(len(shards))]
         seconds = self._launch.call_seconds
         return Pending(
+            self._launch.backend,
             list(shards),
             names,
             f"{self.role}: fetch",
@@ -225,13 +233,13 @@ class Group:
 
     def kill(self) -> None:
         """End every process of the group."""
-        self._end(range(len(self.actors)))
-        self.actors = []
+        self._end(range(len(self.workers)))
+        self.workers = []
 
     def _end(self, ranks: Sequence[int]) -> None:
         for rank in ranks:
-            if self.actors[rank] is not None:
-                ray.kill(self.actors[rank], no_restart=True)
+            if self.workers[rank] is not None:
+                self._launch.backend.end(self.workers[rank])
             self._launch.account.left(self.role, rank)
         end_here([info for info in self.infos if info.rank in ranks], self.worker.__name__)
 
@@ -243,29 +251,8 @@ class LanguageModelGroup(Group):
         self, works: Sequence[Work], rollouts: Rollouts, temperature: float
     ) -> Pending[Fields]:
         """Log-probabilities of the response tokens under the current weights, nats."""
-        return self._fields(
-            "logprobs",
-            lambda actor, rank: actor.logprobs_of.remote(works[rank], rollouts.shards, temperature),
-        )
+        return self._fields("logprobs", works, Stored(rollouts.shards), temperature)
 
     def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
         """Bring token fields to the driver: for the parity probe, a few tokens per sync."""
         return self._bring(fields.shards, everything)
-
-
-def keeping(
-    shards: dict[int, Ref], call: Callable[[Any, int], tuple[Ref, Ref]]
-) -> Callable[[Any, int], Ref]:
-    """Store the reference to each rank's data in `shards`; return that to its small record."""
-
-    def keeping(actor: Any, rank: int) -> Ref:
-        shard, small = call(actor, rank)
-        shards[rank] = shard
-        return small
-
-    return keeping
-
-
-def in_order(shards: Mapping[int, Ref]) -> tuple[Ref, ...]:
-    """References by rank."""
-    return tuple(shards[rank] for rank in sorted(shards))

@@ -1,18 +1,19 @@
 """Protocols through which the stages use the role groups, and the records that they exchange.
 
-The stages depend on these protocols and not on Ray. `orchestrator.roles` implements them with
-actors; any other implementation of the protocols can replace it.
+The stages depend on these protocols and not on Ray. The groups of `orchestrator.roles` implement
+them over a back end (`supervision/backend.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from orchestrator.config.cluster import RoleName
+from orchestrator.supervision.backend import Ref
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
 from workers.records.generation import (
@@ -51,8 +52,6 @@ from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
 T_co = TypeVar("T_co", covariant=True)
 
 WHOLE = Delivery()  # all sequences, in one part
-
-Ref = Any  # reference to a record; opaque outside the groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +160,29 @@ class Rollout(Protocol):
         """Join the transfer group; the sender is rank 0, engine i is rank 1 + i."""
         ...
 
-    def receive_weights(self, offer: WeightOffer) -> Answer[list[WeightReceipt]]:
-        """Load offered weights; the engines stay unverified until admitted."""
+    def receive_weights(
+        self, offer: WeightOffer, ranks: Sequence[int] | None = None
+    ) -> Answer[list[WeightReceipt]]:
+        """Load offered weights; the engines stay unverified until admitted.
+
+        Args:
+            offer: The weights.
+            ranks: Restarted engines that get what their peers serve; None: all engines.
+        """
         ...
 
     def probe(
-        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+        self,
+        prompts: list[tuple[int, ...]],
+        max_tokens: int,
+        temperature: float,
+        version: int,
+        ranks: Sequence[int] | None = None,
     ) -> Answer[Rollouts]:
         """Sample a few tokens on every engine, one shard each; works with unverified weights."""
         ...
 
-    def admit(self, version: int) -> Answer[None]:
+    def admit(self, version: int, ranks: Sequence[int] | None = None) -> Answer[None]:
         """Let the engines serve `version`."""
         ...
 
@@ -185,25 +196,6 @@ class Rollout(Protocol):
 
     def join(self) -> None:
         """Take back engines that have restarted; call before all get the same weights."""
-        ...
-
-    def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
-        """Like `receive_weights`, for one engine."""
-        ...
-
-    def probe_alone(
-        self,
-        rank: int,
-        prompts: list[tuple[int, ...]],
-        max_tokens: int,
-        temperature: float,
-        version: int,
-    ) -> Rollouts:
-        """Like `probe`, for one engine."""
-        ...
-
-    def admit_alone(self, rank: int, version: int) -> None:
-        """Like `admit`, for one engine."""
         ...
 
 

@@ -6,18 +6,21 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
-import ray
-
-from orchestrator.roles.actors import CONTROL, HEALTH, RolloutActor
 from orchestrator.roles.dispatch import NOT_SENT, Dispatch, Hand
 from orchestrator.roles.generation import Generating
-from orchestrator.roles.group import Group, Launch, in_order, keeping
-from orchestrator.roles.interfaces import WHOLE, Generation, Ref, Rollouts, joined
+from orchestrator.roles.group import Each, Group, Launch
+from orchestrator.roles.interfaces import WHOLE, Generation, Rollouts, joined
 from orchestrator.roles.returning_engines import ReturningEngines
-from orchestrator.supervision.pending import Arrivals, EngineLine, Pending, everything, nothing
+from orchestrator.supervision.backend import Call, with_summary
+from orchestrator.supervision.pending import (
+    Arrivals,
+    EngineLine,
+    Pending,
+    everything,
+    nothing,
+)
 from orchestrator.supervision.worker_life import Status
 from workers.errors import RehearsalError, RoleDiedError, RoleError, RoleHungError
 from workers.records.generation import (
@@ -31,6 +34,7 @@ from workers.records.generation import (
 from workers.records.processes import RoleInfo
 from workers.records.specs import RolloutSpec
 from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
+from workers.roles.rollout import RolloutWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,7 @@ class _Served:
 class RolloutGroup(Group):
     """n independent generation engines."""
 
-    role, worker, line = "rollout", RolloutActor, EngineLine
-    concurrency = MappingProxyType({CONTROL: 1, HEALTH: 1})
+    role, worker, line = "rollout", RolloutWorker, EngineLine
 
     def __init__(self, launch: Launch) -> None:
         self._returning = ReturningEngines(self)
@@ -65,32 +68,26 @@ class RolloutGroup(Group):
 
     def _spawn(self) -> None:
         watch = self._launch.watch
-        self.actors = [None] * self._launch.workers
+        self.workers = [None] * self._launch.workers
         for rank in range(self._launch.workers):
             if watch is None or watch.comes_back(self.name(rank)):
-                self.actors[rank] = self._make(rank)
+                self.workers[rank] = self._make(rank)
             else:
                 self._returning.add(rank, given_up=True)
 
     @property
     def ranks(self) -> list[int]:
         """Engines that calls go to: all except absent ones."""
-        return [rank for rank in range(len(self.actors)) if rank not in self._returning]
+        return [rank for rank in range(len(self.workers)) if rank not in self._returning]
 
     def prepare(self, engine: str) -> Pending[None]:
         """Import the engine while other roles start; the result need not be awaited."""
-        return self._all("prepare", lambda actor, _: actor.prepare.remote(engine), nothing)
+        return self._all("prepare", nothing, engine)
 
     def start(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Build the engines with a checkpoint's weights, admitted as `version`."""
         self._spec, self._served = spec, _Served(spec.checkpoint, version)
-        return self._all(
-            "start",
-            lambda actor, _: actor.start.remote(spec, version),
-            self._remember,
-            starting=True,
-            again=True,
-        )
+        return self._all("start", self._remember, spec, version, starting=True, again=True)
 
     def replace_lost(self) -> list[str]:
         """Leave out engines that died or hang; returns their names.
@@ -167,7 +164,7 @@ class RolloutGroup(Group):
         self._bringing = True
         try:
             if path:
-                self._one("load", rank, lambda a: a.load_checkpoint.remote(path, version))
+                self._all("load_checkpoint", nothing, path, version, ranks=[rank]).result()
             else:
                 assert self.refresh is not None, "looked at before"
                 self.refresh(rank, version)
@@ -208,14 +205,9 @@ class RolloutGroup(Group):
             RoleDiedError: it has used up its restarts.
         """
         self._watch.require_restart(self.name(rank), "")
-        self.actors[rank] = self._make(rank)
-        return self._all(
-            "start",
-            lambda actor, _: actor.start.remote(self._spec, 0),
-            lambda infos: self._remember_one(infos[0]),
-            ranks=[rank],
-            starting=True,
-        )
+        self.workers[rank] = self._make(rank)
+        remember = lambda infos: self._remember_one(infos[0])  # noqa: E731
+        return self._all("start", remember, self._spec, 0, ranks=[rank], starting=True)
 
     def stands(self, rank: int) -> bool:
         """Whether a restarted engine is alive."""
@@ -266,7 +258,9 @@ class RolloutGroup(Group):
         dispatch = Dispatch(requests, range(self.size), sampling.max_tokens, delivery.groups)
         for rank in set(range(self.size)) - set(self.ranks):
             dispatch.deal_again(rank, self.ranks)
+        backend = self._launch.backend
         arrivals = Arrivals(
+            backend,
             f"{self.role}: generate",
             self._launch.call_seconds,
             self._launch.position,
@@ -277,11 +271,13 @@ class RolloutGroup(Group):
             hand.call = next(self._calls)
             wanted, requests = replace(delivery, groups=hand.wanted), dispatch.requests(hand)
             call: Any = GenerationCall(hand.call, requests, sampling, version, wanted)
-            actor = self.actors[hand.rank]
+            worker = self.workers[hand.rank]
             if self._spec is not None and self._spec.join_running and self._owes(hand.rank):
-                call = ray.put(call)
-                actor.announce_ahead.remote(call)  # the call below repeats any error of this one
-            arrivals.add(actor.generate_shards.remote(call), hand.rank, self.name(hand.rank))
+                call = backend.put(call)
+                # The call below repeats any error of this one.
+                backend.tell(worker, Call("announce"), call)
+            stream = backend.stream(worker, Call("generate_parts", with_summary), call)
+            arrivals.add(stream, hand.rank, self.name(hand.rank))
 
         generating = Generating(
             dispatch,
@@ -311,7 +307,6 @@ class RolloutGroup(Group):
         sleeps = self._spec is not None and self._spec.sleep and not self.sampling
         return self._all(
             "sleep",
-            lambda actor, _: actor.sleep.remote(),
             nothing,
             ranks=None if sleeps else (),
             again=bool(self._served.path or self.refresh),
@@ -320,7 +315,7 @@ class RolloutGroup(Group):
     def pause(self) -> Pending[None]:
         """Interrupt all generations, between two engine steps, until `resume`."""
         self._paused = True
-        return self._all("pause", lambda actor, _: actor.interrupt.remote(), nothing, again=True)
+        return self._all(Call("pause", beside=True), nothing, again=True)
 
     def abandon(self) -> None:
         """Interrupt and drop all generations; the engines keep running.
@@ -330,14 +325,15 @@ class RolloutGroup(Group):
         """
         self.pause().result()
         self._open, self._paused = [], False
-        self._all("forget", lambda actor, _: actor.forget.remote(), nothing).result()
+        self._all("forget", nothing).result()
 
     def _tell(self) -> None:
         """Update the time account with what engines did so far in running generations."""
         ranks = [rank for rank in self.ranks if self._owes(rank)]
         if ranks:
-            tell = lambda actor, _: actor.tell.remote()  # noqa: E731
-            self._all("tell", tell, nothing, ranks=ranks, again=True).result()
+            # Any reply carries the times of running calls.
+            state = Call("state", beside=True)
+            self._all(state, nothing, ranks=ranks, again=True).result()
 
     def resume(self, version: int) -> None:
         """Resume interrupted generations under `version`, which the engines have admitted."""
@@ -345,13 +341,15 @@ class RolloutGroup(Group):
         for generating in self._open:
             for hand in generating.hands:
                 if hand.call != NOT_SENT:
-                    stream = self.actors[hand.rank].proceed_shards.remote(hand.call, version)
+                    stream = self._launch.backend.stream(
+                        self.workers[hand.rank], Call("proceed", with_summary), hand.call, version
+                    )
                     generating.arrivals.add(stream, hand.rank, self.name(hand.rank))
             generating.send(version)
 
     def hold(self, batch: RolloutBatch) -> Rollouts:
         """Store sequences of an earlier process as if engines had just sampled them."""
-        return Rollouts((ray.put(batch),), batch.summary())
+        return Rollouts((self._launch.backend.put(batch),), batch.summary())
 
     def fetch(self, rollouts: Rollouts) -> Pending[RolloutBatch]:
         """Bring whole sequences to the driver: for texts and labels, never for training."""
@@ -361,77 +359,52 @@ class RolloutGroup(Group):
         """Load a Hugging Face folder of the same architecture, admitted as `version`."""
         self._served, self._changing = _Served(path, version), False
         self.join()
-        return self._all(
-            "load checkpoint",
-            lambda actor, _: actor.load_checkpoint.remote(path, version),
-            everything,
-            again=True,
-        )
-
-    def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
-        """Like `receive_weights`, for one engine."""
-        return self._one("receive weights", rank, lambda a: a.receive_weights.remote(offer))
-
-    def probe_alone(
-        self,
-        rank: int,
-        prompts: list[tuple[int, ...]],
-        max_tokens: int,
-        temperature: float,
-        version: int,
-    ) -> Rollouts:
-        """Like `probe`, for one engine."""
-        shards: dict[int, Ref] = {}
-        call = keeping(
-            shards, lambda a, _: a.probe_shard.remote(prompts, max_tokens, temperature, version)
-        )
-        summary = self._one("parity probe", rank, lambda a: call(a, rank))
-        return Rollouts(in_order(shards), summary)
-
-    def admit_alone(self, rank: int, version: int) -> None:
-        """Like `admit`, for one engine."""
-        self._one("admit", rank, lambda a: a.admit.remote(version))
+        return self._all("load_checkpoint", everything, path, version, again=True)
 
     def connect(self, address: GroupAddress) -> Pending[None]:
         """Join the transfer group: the sender is rank 0, each engine's workers follow in order."""
         ranks = self.ranks
         width = (address.world_size - 1) // len(ranks)  # tensor-parallel workers of one engine
-        return self._all(
-            "connect",
-            lambda actor, rank: actor.connect.remote(address, 1 + ranks.index(rank) * width),
-            nothing,
-        )
+        first = Each({rank: 1 + n * width for n, rank in enumerate(ranks)})
+        return self._all("connect", nothing, address, first)
 
-    def receive_weights(self, offer: WeightOffer) -> Pending[list[WeightReceipt]]:
-        """Load offered weights; the engines stay unverified until admitted."""
-        self._changing = True
-        return self._all(
-            "receive weights", lambda actor, _: actor.receive_weights.remote(offer), everything
-        )
+    def receive_weights(
+        self, offer: WeightOffer, ranks: Sequence[int] | None = None
+    ) -> Pending[list[WeightReceipt]]:
+        """Load offered weights; the engines stay unverified until admitted.
+
+        Args:
+            offer: The weights.
+            ranks: Restarted engines that get what their peers serve; None: all engines.
+        """
+        self._changing = self._changing or ranks is None
+        return self._all("receive_weights", everything, offer, ranks=ranks)
 
     def probe(
-        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+        self,
+        prompts: list[tuple[int, ...]],
+        max_tokens: int,
+        temperature: float,
+        version: int,
+        ranks: Sequence[int] | None = None,
     ) -> Pending[Rollouts]:
         """Sample a few tokens on every engine, one shard each; works with unverified weights."""
-        shards: dict[int, Ref] = {}
         return self._all(
-            "parity probe",
-            keeping(
-                shards,
-                lambda actor, _: actor.probe_shard.remote(
-                    prompts, max_tokens, temperature, version
-                ),
-            ),
-            lambda summaries: joined(
-                [Rollouts((s,), m) for s, m in zip(in_order(shards), summaries, strict=True)]
-            ),
+            Call("probe", with_summary),
+            lambda found: joined([Rollouts((ref,), summary) for ref, summary in found]),
+            prompts,
+            max_tokens,
+            temperature,
+            version,
+            ranks=ranks,
         )
 
     def states(self) -> Pending[list[EngineState]]:
         """The weight version and status of each engine."""
-        return self._all("state", lambda actor, _: actor.state.remote(), everything)
+        return self._all("state", everything)
 
-    def admit(self, version: int) -> Pending[None]:
+    def admit(self, version: int, ranks: Sequence[int] | None = None) -> Pending[None]:
         """Let the engines serve `version`."""
-        self._served, self._changing = _Served("", version), False
-        return self._all("admit", lambda actor, _: actor.admit.remote(version), nothing)
+        if ranks is None:
+            self._served, self._changing = _Served("", version), False
+        return self._all("admit", nothing, version, ranks=ranks)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
-from orchestrator.roles.actors import ReferenceActor, RewardActor
-from orchestrator.roles.group import Group, LanguageModelGroup, Launch
+from orchestrator.roles.group import Each, Group, LanguageModelGroup, Launch
 from orchestrator.roles.interfaces import Rollouts
-from orchestrator.supervision.pending import Pending, everything
+from orchestrator.supervision.backend import Stored
+from orchestrator.supervision.pending import Pending, everything, first
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
 from workers.records.gather import gather_scores
@@ -18,6 +16,8 @@ from workers.records.generation import RolloutBatch
 from workers.records.processes import RoleInfo
 from workers.records.specs import FrozenModelSpec, RewardSpec
 from workers.records.training import Scores, TokenBatch
+from workers.roles.reference import ReferenceWorker
+from workers.roles.reward import RewardWorker
 
 
 class _ReplicaGroup(Group):
@@ -31,16 +31,10 @@ class _ReplicaGroup(Group):
 
     def _load(self, spec: Any) -> Pending[list[RoleInfo]]:
         self._spec = spec
-        return self._all(
-            "load",
-            lambda actor, _: actor.load.remote(spec),
-            self._remember,
-            starting=True,
-            again=True,
-        )
+        return self._all("load", self._remember, spec, starting=True, again=True)
 
     def _reload(self, rank: int) -> None:
-        info = self._one("load", rank, lambda a: a.load.remote(self._spec), starting=True)
+        info = self._all("load", first, self._spec, ranks=[rank], starting=True).result()
         if self.infos:
             self._remember_one(info)
 
@@ -48,7 +42,7 @@ class _ReplicaGroup(Group):
 class RewardGroup(_ReplicaGroup):
     """n replicas that score whole sequences."""
 
-    role, worker = "reward", RewardActor
+    role, worker = "reward", RewardWorker
 
     def load(self, spec: RewardSpec) -> Pending[list[RoleInfo]]:
         """Load the reward model or function."""
@@ -61,21 +55,23 @@ class RewardGroup(_ReplicaGroup):
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]
         return self._all(
             "score",
-            lambda actor, rank: actor.score_shards.remote(hands[rank], rollouts.shards, asked),
             lambda parts: gather_scores(parts, ids),
+            Each(hands),
+            Stored(rollouts.shards),
+            asked,
             ranks=busy,
             again=True,
         )
 
     def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> Pending[Scores]:
         """Like `score`, for sequences that the driver holds."""
-        return self.score(Rollouts((ray.put(batch),), batch.summary()), asked)
+        return self.score(Rollouts((self._launch.backend.put(batch),), batch.summary()), asked)
 
 
 class ReferenceGroup(_ReplicaGroup, LanguageModelGroup):
     """n replicas of a frozen language model."""
 
-    role, worker = "reference", ReferenceActor
+    role, worker = "reference", ReferenceWorker
 
     def load(self, spec: FrozenModelSpec) -> Pending[list[RoleInfo]]:
         """Load the frozen model."""
@@ -84,9 +80,4 @@ class ReferenceGroup(_ReplicaGroup, LanguageModelGroup):
 
     def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[FloatArray]]:
         """Summed loss of each row's targets, (B,) nats; one batch per replica."""
-        return self._all(
-            "row losses",
-            lambda actor, rank: actor.row_losses.remote(batches[rank]),
-            everything,
-            again=True,
-        )
+        return self._all("row_losses", everything, Each(batches), again=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from orchestrator.roles.actors import CriticActor, PolicyActor
-from orchestrator.roles.group import Group, LanguageModelGroup, in_order, keeping
-from orchestrator.roles.interfaces import Experience, Fields, Ref, Rollouts
+from orchestrator.roles.group import Each, Group, LanguageModelGroup
+from orchestrator.roles.interfaces import Experience, Fields, Rollouts
+from orchestrator.supervision.backend import Call, Stored, in_two
 from orchestrator.supervision.pending import Pending, everything, first, nothing
 from workers.records.arrays import FloatArray
 from workers.records.processes import FileRecord, RankAddress, RoleInfo
@@ -26,6 +26,8 @@ from workers.records.training import (
     Work,
 )
 from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
+from workers.roles.critic import CriticWorker
+from workers.roles.policy import PolicyWorker
 
 
 class _TrainerGroup(Group):
@@ -36,74 +38,59 @@ class _TrainerGroup(Group):
     def join(self, spec: GroupSpec) -> Pending[list[RoleInfo]]:
         """Form the process group; call this once per process lifetime."""
         self._rests = spec.rest != "none"
-        host, port = self._all(
-            "address", lambda actor, _: actor.address.remote(), first, ranks=[0], starting=True
-        ).result()
-        return self._all(
-            "join",
-            lambda actor, rank: actor.join.remote(RankAddress(rank, self.size, host, port), spec),
-            self._remember,
-            starting=True,
-        )
+        host, port = self._all("address", first, ranks=[0], starting=True).result()
+        where = Each([RankAddress(rank, self.size, host, port) for rank in range(self.size)])
+        return self._all("join", self._remember, where, spec, starting=True)
 
     def load(self, spec: TrainModelSpec) -> Pending[None]:
         """Build model, optimizer and schedule, replacing what was there."""
         self.packed = spec.packed
-        return self._all("load", lambda actor, _: actor.load.remote(spec), nothing, starting=True)
+        return self._all("load", nothing, spec, starting=True)
 
     def save(self, path: str, tokenizer_from: str) -> Pending[None]:
         """Write a Hugging Face folder; all ranks take part, rank 0 writes."""
-        return self._all("save", lambda actor, _: actor.save.remote(path, tokenizer_from), nothing)
+        return self._all("save", nothing, path, tokenizer_from)
 
     def snapshot(self, folder: str) -> Pending[None]:
         """Copy the training state; each rank writes its part while training continues."""
-        return self._all("snapshot", lambda actor, _: actor.snapshot.remote(folder), nothing)
+        return self._all("snapshot", nothing, folder)
 
     def written(self) -> Pending[list[FileRecord]]:
         """The files of the last snapshot, once they are completely written."""
-        return self._all("write snapshot", lambda actor, _: actor.written.remote(), everything)
+        return self._all("written", everything)
 
     def rest(self) -> Pending[None]:
         """Free GPU memory for engines that are about to sample, if the group's spec says so."""
-        ranks = None if self._rests else ()
-        return self._all("rest", lambda actor, _: actor.rest.remote(), nothing, ranks=ranks)
+        return self._all("rest", nothing, ranks=None if self._rests else ())
 
     def restore(self, folder: str) -> Pending[None]:
         """Resume from a snapshot."""
-        return self._all(
-            "restore", lambda actor, _: actor.restore.remote(folder), nothing, starting=True
-        )
+        return self._all("restore", nothing, folder, starting=True)
 
 
 class PolicyGroup(_TrainerGroup, LanguageModelGroup):
     """The policy's trainers."""
 
-    role, worker = "policy", PolicyActor
+    role, worker = "policy", PolicyWorker
 
     def shares_rows(self) -> Pending[bool]:
         """Whether the loaded model lets documents share a row without attending to each other."""
-        return self._all("ask", lambda actor, _: actor.shares_rows.remote(), first, ranks=[0])
+        return self._all("shares_rows", first, ranks=[0])
 
     def train_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[StepStats]:
         """One optimizer step on next-token loss; one share per rank."""
-        return self._all(
-            "train", lambda actor, rank: actor.train_supervised.remote(steps[rank]), first
-        )
+        return self._all("train_supervised", first, Each(steps))
 
     def evaluate_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[TextLoss]:
         """Loss without an update; one share per rank."""
-        return self._all(
-            "evaluate", lambda actor, rank: actor.evaluate_supervised.remote(steps[rank]), first
-        )
+        return self._all("evaluate_supervised", first, Each(steps))
 
     def kl_sums(
         self, works: Sequence[Work], rollouts: Rollouts, old: Fields, reference: Fields
     ) -> Pending[list[SequenceField]]:
         """KL to the reference, k1 estimate, summed over each sequence, nats; one part per rank."""
-        inputs = (rollouts.shards, old.shards, reference.shards)
-        return self._all(
-            "sum KL", lambda actor, rank: actor.kl_sums_of.remote(works[rank], *inputs), everything
-        )
+        inputs = (Stored(each.shards) for each in (rollouts, old, reference))
+        return self._all("kl_sums", everything, Each(works), *inputs)
 
     def build_experience(
         self,
@@ -117,97 +104,71 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         numbers: SequenceField | None = None,
     ) -> Pending[Experience]:
         """Token rewards, advantages and returns; each rank builds and keeps its own share."""
-        shards: dict[int, Ref] = {}
-        inputs = (rollouts.shards, old.shards, reference.shards, values.shards)
+        inputs = (Stored(each.shards) for each in (rollouts, old, reference, values))
         return self._all(
-            "build experience",
-            keeping(
-                shards,
-                lambda actor, rank: actor.build_experience_of.remote(
-                    works[rank], *inputs, scores, shaping, numbers
-                ),
-            ),
-            lambda summaries: Experience(in_order(shards), tuple(summaries)),
+            Call("build_experience", in_two),
+            lambda found: Experience(*map(tuple, zip(*found, strict=True))),
+            Each(works),
+            *inputs,
+            scores,
+            shaping,
+            numbers,
         )
 
     def update(
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
     ) -> Pending[list[StepStats]]:
         """PPO steps in order; `steps[rank]` holds that rank's share of each."""
-        return self._all(
-            "update",
-            lambda actor, rank: actor.update_on.remote(steps[rank], experience.shards, loss),
-            first,
-        )
+        return self._all("update", first, Each(steps), Stored(experience.shards), loss)
 
     def transfer_address(self, receivers: int, transport: str) -> GroupAddress:
         """Where rank 0 will wait for the engines to connect."""
-        host, port = self._all(
-            "address", lambda actor, _: actor.address.remote(), first, ranks=[0]
-        ).result()
+        host, port = self._all("address", first, ranks=[0]).result()
         return GroupAddress(host, port, 1 + receivers, transport)
 
     def connect(self, address: GroupAddress) -> Pending[None]:
         """Join the transfer group as its sender."""
-        return self._all(
-            "connect", lambda actor, _: actor.connect.remote(address), nothing, ranks=[0]
-        )
+        return self._all("connect", nothing, address, ranks=[0])
 
     def publish_weights(self, version: int, transport: str) -> Pending[WeightOffer]:
         """Offer the current weights; a one-sided transport writes them at once."""
-        return self._all(
-            "publish weights",
-            lambda actor, _: actor.publish_weights.remote(version, transport),
-            first,
-        )
+        return self._all("publish_weights", first, version, transport)
 
     def send_weights(self, offer: WeightOffer) -> Pending[WeightReceipt]:
         """Send an offer to the connected engines; all ranks take part in gathering."""
-        return self._all("send weights", lambda actor, _: actor.send_weights.remote(offer), first)
+        return self._all("send_weights", first, offer)
 
 
 class CriticGroup(_TrainerGroup):
     """The trainers of scalar-head models: the reward model, then the value function."""
 
-    role, worker = "critic", CriticActor
+    role, worker = "critic", CriticWorker
 
     def train_rankings(self, steps: Sequence[RankingStep]) -> Pending[StepStats]:
         """One optimizer step of the reward model."""
-        return self._all(
-            "train rankings", lambda actor, rank: actor.train_rankings.remote(steps[rank]), first
-        )
+        return self._all("train_rankings", first, Each(steps))
 
     def evaluate_rankings(self, steps: Sequence[RankingStep]) -> Pending[PairCounts]:
         """Held-out pairs ordered as labeled, and every score."""
-        return self._all(
-            "evaluate rankings",
-            lambda actor, rank: actor.evaluate_rankings.remote(steps[rank]),
-            _join_counts,
-        )
+        return self._all("evaluate_rankings", _join_counts, Each(steps))
 
     def score(self, batch: TokenBatch) -> Pending[FloatArray]:
         """Reward of whole sequences, (B,); every rank computes the same."""
-        return self._all("score", lambda actor, _: actor.score.remote(batch), first)
+        return self._all("score", first, batch)
 
     def shift_bias(self, mean: float) -> Pending[None]:
         """Lower every score by `mean`."""
-        return self._all("shift bias", lambda actor, _: actor.shift_bias.remote(mean), nothing)
+        return self._all("shift_bias", nothing, mean)
 
     def values(self, works: Sequence[Work], rollouts: Rollouts) -> Pending[Fields]:
         """Value of the state before each response token."""
-        return self._fields(
-            "values", lambda actor, rank: actor.values_of.remote(works[rank], rollouts.shards)
-        )
+        return self._fields("values", works, Stored(rollouts.shards))
 
     def update(
         self, steps: Sequence[list[StepWork]], experience: Experience, value_clip: float
     ) -> Pending[list[StepStats]]:
         """Value-function steps in order."""
-        return self._all(
-            "update",
-            lambda actor, rank: actor.update_on.remote(steps[rank], experience.shards, value_clip),
-            first,
-        )
+        return self._all("update", first, Each(steps), Stored(experience.shards), value_clip)
 
 
 def _join_counts(parts: list[PairCounts]) -> PairCounts:

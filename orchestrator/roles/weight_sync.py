@@ -151,9 +151,10 @@ class WeightSync:
         """Sync one restarted engine to `version`, which its peers serve."""
         offer = self._policy.publish_weights(version, self._config.transport).result()
         sent = WeightReceipt(version, offer.checksum, offer.nbytes, 0.0)
-        _require_same(self._rollout.receive_alone(rank, offer), sent, rank)
-        self._probe(version, rank)
-        self._rollout.admit_alone(rank, version)
+        (received,) = self._rollout.receive_weights(offer, [rank]).result()
+        _require_same(received, sent, rank)
+        self._probe(version, [rank])
+        self._rollout.admit(version, [rank]).result()
 
     def _transfer(self, version: int) -> tuple[WeightReceipt, list[WeightReceipt]]:
         offer = self._policy.publish_weights(version, self._config.transport).result()
@@ -164,9 +165,9 @@ class WeightSync:
         sent = self._policy.send_weights(offer).result()
         return sent, receiving.result()
 
-    def _probe(self, version: int, rank: int | None = None) -> Parity:
+    def _probe(self, version: int, ranks: Sequence[int] | None = None) -> Parity:
         parity = measure_parity(
-            self._rollout, self._policy, self._config, self._prompts, version, self._budget, rank
+            self._rollout, self._policy, self._config, self._prompts, version, self._budget, ranks
         )
         require_parity(
             parity,
@@ -184,7 +185,7 @@ def measure_parity(
     prompts: Sequence[tuple[int, ...]],
     version: int,
     micro_batch_tokens: int,
-    rank: int | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> Parity:
     """Sample a few tokens on every engine and compare their log-probabilities with the scorer's.
 
@@ -195,10 +196,10 @@ def measure_parity(
         prompts: prompts for every engine.
         version: the weights that the engines hold, admitted or not.
         micro_batch_tokens: budget of the scorer.
-        rank: the one engine to probe; None: all.
+        ranks: the engines to probe; None: all.
     """
-    asked = (list(prompts), config.parity_tokens, config.temperature, version)
-    probed = rollout.probe(*asked).result() if rank is None else rollout.probe_alone(rank, *asked)
+    tokens, temperature = config.parity_tokens, config.temperature
+    probed = rollout.probe(list(prompts), tokens, temperature, version, ranks).result()
     summary = probed.summary
     lengths = summary.prompt_lengths + summary.response_lengths
     works = training_batches.equal_work(

@@ -1,7 +1,7 @@
-"""Waits for actors: each has a deadline and ends at the first failure.
+"""Waits for workers: each has a deadline and ends at the first failure.
 
-`ray.get` on a list blocks on the first element even if another rank is already dead, and has no
-timeout by default. So the orchestrator waits for actors' answers only through this module.
+A back end waits without a deadline by default, and in order, even if another rank is already dead.
+So the orchestrator waits for workers' answers only through this module.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import ray
 import torch
-from ray.exceptions import (
-    GetTimeoutError,
-    NodeDiedError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
 
 from orchestrator.process import temporary_folders
+from orchestrator.supervision.backend import (
+    Backend,
+    Call,
+    CallError,
+    CallFailedError,
+    NotArrivedError,
+    StoreFullError,
+    WorkerGoneError,
+)
 from orchestrator.supervision.heartbeats import Watch
 from workers.errors import DeadlineError, RehearsalError, RoleDiedError, RoleError, RoleHungError
 from workers.process.heartbeat import Pulse
@@ -33,8 +32,6 @@ _GLANCE_SECONDS = 1.0  # to fetch a small record that is ready, perhaps on anoth
 # (number of the call, its loss) -> its new reference, or None: continue without it.
 Again = Callable[[int, RoleError], Any]
 _PEER_SECONDS = 2.0  # Ray reports a death within half a second
-# What Ray raises if the process of a worker has ended, for any reason.
-_GONE = (RayActorError, OutOfMemoryError, NodeDiedError)
 
 
 @dataclass(slots=True)
@@ -53,6 +50,7 @@ class Pending(Generic[T]):
 
     def __init__(
         self,
+        backend: Backend,
         refs: Sequence[Any],
         names: Sequence[str],
         doing: str,
@@ -67,7 +65,8 @@ class Pending(Generic[T]):
         """Follow calls that were started.
 
         Args:
-            refs: Ray's references, one per rank.
+            backend: Where they run.
+            refs: References to their answers, one per rank.
             names: Names of the called workers; known to `watch` if that is given.
             doing: What the calls do, for messages.
             seconds: Timeout, from now on.
@@ -78,6 +77,7 @@ class Pending(Generic[T]):
             again: Replaces a lost worker and repeats its call, or returns None to continue with the
                 others' answers; None: a lost worker ends the wait.
         """
+        self._backend = backend
         self._again = again
         self._without: set[int] = set()  # calls that were left out
         self._watch = watch
@@ -107,7 +107,7 @@ class Pending(Generic[T]):
     @property
     def ready(self) -> bool:
         """Whether `result` would not block."""
-        done, _ = ray.wait(self._refs, num_returns=len(self._refs), timeout=0)
+        done = self._backend.wait(self._refs, len(self._refs), 0, fetch=True)
         return len(done) == len(self._refs) or time.monotonic() > self._deadline
 
     def _collect(self) -> T:
@@ -151,7 +151,7 @@ class Pending(Generic[T]):
             self._watch.tick(names)
             self._watch.check(names, self._doing)
         most = remaining if self._watch is None else min(remaining, self._watch.poll_seconds)
-        done, _ = ray.wait(left, num_returns=1, timeout=most)
+        done = self._backend.wait(left, 1, most, fetch=True)
         if done:
             return done[0]
         if time.monotonic() < self._deadline:
@@ -166,8 +166,8 @@ class Pending(Generic[T]):
         """
         until = time.monotonic() + _PEER_SECONDS
         for ref, name in others:
-            done, _ = ray.wait([ref], timeout=max(0.0, until - time.monotonic()))
-            if done:
+            left = max(0.0, until - time.monotonic())
+            if self._backend.wait([ref], 1, left, fetch=True):
                 try:
                     self._fetch(ref, name)
                 except RoleDiedError:
@@ -176,7 +176,8 @@ class Pending(Generic[T]):
                     continue  # this peer failed too, without dying
 
     def _fetch(self, ref: Any, name: str) -> Any:
-        return fetch(ref, name, self._doing, self._deadline - time.monotonic(), self._watch)
+        seconds = self._deadline - time.monotonic()
+        return fetch(self._backend, ref, name, self._doing, seconds, self._watch)
 
 
 class Arrivals:
@@ -187,8 +188,14 @@ class Arrivals:
     """
 
     def __init__(
-        self, doing: str, seconds: float, position: Position, watch: Watch | None = None
+        self,
+        backend: Backend,
+        doing: str,
+        seconds: float,
+        position: Position,
+        watch: Watch | None = None,
     ) -> None:
+        self._backend = backend
         self._doing = f"{doing} ({position})"
         self._seconds = seconds
         self._watch = watch
@@ -208,7 +215,7 @@ class Arrivals:
         thrown = 0
         for stream in [each for each, (of, _) in self._ranks.items() if of == rank]:
             del self._ranks[stream]
-            thrown += _replies(stream, half=self._large.pop(stream, None) is not None)
+            thrown += self._replies(stream, half=self._large.pop(stream, None) is not None)
         return thrown
 
     def next(self) -> tuple[int, Any, Any] | None:
@@ -227,14 +234,17 @@ class Arrivals:
                 del self._ranks[stream]
                 if stream in self._large:  # without a small record it is the call's error
                     last = self._large.pop(stream)
-                    fetch(last, name, self._doing, self._seconds, self._watch)
+                    self._fetch(last, name)
                 continue
             if stream not in self._large:
                 self._large[stream] = item
                 continue
             large = self._large.pop(stream)
-            return rank, fetch(item, name, self._doing, self._seconds, self._watch), large
+            return rank, self._fetch(item, name), large
         return None
+
+    def _fetch(self, ref: Any, name: str) -> Any:
+        return fetch(self._backend, ref, name, self._doing, self._seconds, self._watch)
 
     def _wait(self) -> Any:
         """A stream with a record ready; probes the workers meanwhile."""
@@ -246,23 +256,22 @@ class Arrivals:
                 self._watch.check(names, self._doing)
                 remaining = min(remaining, self._watch.poll_seconds)
             streams = list(self._ranks)
-            done, _ = ray.wait(streams, num_returns=1, timeout=remaining, fetch_local=False)
+            done = self._backend.wait(streams, 1, remaining, fetch=False)
             if done:
                 return done[0]
         silent = ", ".join(dict.fromkeys(name for _, name in self._ranks.values()))
         raise _late(self._seconds, self._doing, silent)
 
-
-def _replies(stream: Any, *, half: bool) -> int:
-    """How many complete replies of a stream were not taken; `half`: of one, half was taken."""
-    records: list[Any] = [None] if half else []
-    while ray.wait([stream], timeout=0, fetch_local=False)[0]:
-        try:
-            records.append(next(stream))
-        except StopIteration:
-            break
-    # The small half comes last. An error of the call or its process takes the place of a record.
-    return sum(glance(small) is not None for small in records[1::2])
+    def _replies(self, stream: Any, *, half: bool) -> int:
+        """How many complete replies of a stream were not taken; `half`: of one, half was taken."""
+        records: list[Any] = [None] if half else []
+        while self._backend.wait([stream], 1, 0, fetch=False):
+            try:
+                records.append(next(stream))
+            except StopIteration:
+                break
+        # The small half comes last. An error of the call or its process takes a record's place.
+        return sum(glance(self._backend, small) is not None for small in records[1::2])
 
 
 def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
@@ -274,16 +283,23 @@ def _late(seconds: float, doing: str, silent: str) -> DeadlineError:
     )
 
 
-def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None = None) -> Any:
+def fetch(
+    backend: Backend,
+    ref: Any,
+    name: str,
+    doing: str,
+    seconds: float,
+    watch: Watch | None = None,
+) -> Any:
     """Fetch the record of a reference; raises the typed error of the call that produces it."""
     try:
-        return ray.get(ref, timeout=max(1.0, seconds))
-    except RayTaskError as error:
+        return backend.get(ref, max(1.0, seconds))
+    except CallFailedError as error:
         if watch is not None:
             watch.failed(name)
-        raise _as_typed(error, name, doing) from error
-    except _GONE as error:
-        why = _why_gone(error)
+        raise _as_typed(error.cause, name, doing) from error
+    except WorkerGoneError as error:
+        why = str(error)
         if watch is not None:
             why = watch.died(name, why)
         raise RoleDiedError(
@@ -291,26 +307,16 @@ def fetch(ref: Any, name: str, doing: str, seconds: float, watch: Watch | None =
             where=name,
             fix="its last words are in the Ray session's logs",
         ) from error
-    except GetTimeoutError as error:
+    except NotArrivedError as error:
         raise DeadlineError(
             f"the result of {name} did not arrive: {doing}",
             where=name,
             fix="check the network between the nodes and the object store's size",
         ) from error
-    except OutOfDiskError as error:
+    except StoreFullError as error:
         raise _no_room(name, doing) from error
-    except RayError as error:
+    except CallError as error:
         raise RoleError(f"{doing}: {error}", where=name) from error
-
-
-def _why_gone(error: RayError) -> str:
-    """The first line of Ray's message; the rest, on thresholds and processes, fills pages."""
-    said = str(error).partition("\n")[0]
-    if not isinstance(error, OutOfMemoryError):
-        return said
-    return (
-        f"Ray ended it because the machine ran out of memory (RAY_memory_usage_threshold): {said}"
-    )
 
 
 def _no_room(name: str, doing: str) -> RoleError:
@@ -323,14 +329,11 @@ def _no_room(name: str, doing: str) -> RoleError:
     )
 
 
-def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
+def _as_typed(cause: BaseException, name: str, doing: str) -> RehearsalError:
     """The typed error that the role raised, or a RoleError that quotes any other."""
-    cause = error.cause
     if isinstance(cause, RehearsalError):
         cause.where = f"{cause.where}; {name}, {doing}" if cause.where else f"{name}, {doing}"
         return cause
-    if isinstance(cause, OutOfDiskError):
-        return _no_room(name, doing)
     if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
         return RoleError(
             f"{name} ran out of memory: {str(cause).partition(chr(10))[0]}",
@@ -346,26 +349,27 @@ def _as_typed(error: RayTaskError, name: str, doing: str) -> RehearsalError:
     )
 
 
-def glance(ref: Any) -> Any:
+def glance(backend: Backend, ref: Any) -> Any:
     """The answer of a call, or None while it runs or if it failed; never raises its errors."""
-    done, _ = ray.wait([ref], timeout=0)
     try:
-        return ray.get(ref, timeout=_GLANCE_SECONDS) if done else None
-    except RayError:
+        done = backend.wait([ref], 1, 0, fetch=True)
+        return backend.get(ref, _GLANCE_SECONDS) if done else None
+    except CallError:
         return None
 
 
 class PulseLine:
-    """Probes one actor, independently of its queue of calls."""
+    """Probes one worker, independently of its queue of calls."""
 
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor = actor
+    def __init__(self, backend: Backend, worker: Any, name: str) -> None:
+        self._backend = backend
+        self._worker = worker
         self._name = name
         self._asked: Any = None
 
     def ask(self) -> None:
         """Send a probe."""
-        self._asked = self._actor.pulse.remote()
+        self._asked = self._backend.health(self._worker, "pulse")
 
     def answer(self) -> Pulse | None:
         """The answer, or None if it has not arrived.
@@ -376,30 +380,30 @@ class PulseLine:
         return self._got(self._asked) if self._done(self._asked) else None
 
     def _done(self, ref: Any) -> bool:
-        return bool(ray.wait([ref], timeout=0)[0])
+        return bool(self._backend.wait([ref], 1, 0, fetch=True))
 
     def _got(self, ref: Any) -> Any:
         try:
-            return ray.get(ref, timeout=1.0)
-        except RayError as error:
+            return self._backend.get(ref, 1.0)
+        except CallError as error:
             raise RoleDiedError(
-                f"the process of {self._name} ended ({_why_gone(error)})",
+                f"the process of {self._name} ended ({error})",
                 where=self._name,
             ) from error
 
     def stacks(self, seconds: float) -> str:
         """Stacks of its threads; "" if it does not answer within the time."""
         try:
-            return ray.get(self._actor.stacks.remote(), timeout=seconds)
-        except RayError:  # the process ended or is stopped
+            return self._backend.get(self._backend.health(self._worker, "stacks"), seconds)
+        except CallError:  # the process ended or is stopped
             return ""
 
 
 class EngineLine(PulseLine):
     """Also has an idle engine sample a token, because a process can answer with a broken engine."""
 
-    def __init__(self, actor: Any, name: str) -> None:
-        super().__init__(actor, name)
+    def __init__(self, backend: Backend, worker: Any, name: str) -> None:
+        super().__init__(backend, worker, name)
         self._idle = False
         self._token: Any = None
         self._beats = 0
@@ -408,7 +412,7 @@ class EngineLine(PulseLine):
         """Send a probe, and request a token if the engine is idle and no token is pending."""
         super().ask()
         if self._idle and self._token is None:
-            self._token = self._actor.alive.remote()
+            self._token = self._backend.start(self._worker, Call("alive"))
 
     def answer(self) -> Pulse | None:
         """The answer; None if it, or the token of an otherwise idle engine, has not arrived."""

@@ -46,13 +46,13 @@ __all__ = [
 
 # Phases that are calls to one role: role and verb.
 CALLS = {
-    "reward": ("reward", "score_shards"),
-    "logprobs": ("policy", "logprobs_of"),
-    "reference": ("reference", "logprobs_of"),
-    "values": ("critic", "values_of"),
-    "experience": ("policy", "build_experience_of"),
-    "policy_update": ("policy", "update_on"),
-    "critic_update": ("critic", "update_on"),
+    "reward": ("reward", "score"),
+    "logprobs": ("policy", "logprobs"),
+    "reference": ("reference", "logprobs"),
+    "values": ("critic", "values"),
+    "experience": ("policy", "build_experience"),
+    "policy_update": ("policy", "update"),
+    "critic_update": ("critic", "update"),
 }
 _STAGES = frozenset(stage.value for stage in StageName)
 

@@ -33,6 +33,7 @@ from orchestrator.roles.interfaces import Answer, Experience, Fields, Reward, Ro
 from orchestrator.roles.scorer_groups import RewardGroup
 from orchestrator.roles.weight_sync import WeightSync, compare_logprobs
 from orchestrator.supervision.pending import Position
+from orchestrator.supervision.ray_backend import RayBackend
 from orchestrator.telemetry.role_time import Account
 from workers.data.batches import demonstration_batch
 from workers.errors import (
@@ -173,7 +174,7 @@ def ray_actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         config.run.dir = str(folder / "run")
         (folder / "run").mkdir()
         fleet = Fleet(config, cluster, position, Account())
-        hurried = RewardGroup(Launch(lambda _: options, 1, 240.0, 1e-4, position))
+        hurried = RewardGroup(Launch(RayBackend(), lambda _: options, 1, 240.0, 1e-4, position))
         world = World(
             fleet, config, position, folder, hurried,
             lambda: os.kill(hurried.infos[0].pid, signal.SIGKILL),

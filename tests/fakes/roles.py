@@ -95,18 +95,6 @@ class FakeRollout(FakeGroup):
     def join(self) -> None:
         pass
 
-    def receive_alone(self, rank: int, offer: WeightOffer) -> WeightReceipt:
-        raise NotImplementedError
-
-    def probe_alone(
-        self, rank: int, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float,
-        version: int,
-    ) -> Rollouts:  # fmt: skip
-        raise NotImplementedError
-
-    def admit_alone(self, rank: int, version: int) -> None:
-        raise NotImplementedError
-
     def start(self, spec: RolloutSpec, version: int) -> FakeAnswer[list[RoleInfo]]:
         self._spec = spec
         self.models = [ToyPolicy.load(spec.checkpoint) for _ in range(self.size)]
@@ -208,7 +196,9 @@ class FakeRollout(FakeGroup):
     def connect(self, address: GroupAddress) -> FakeAnswer[None]:
         return self._all("connect", lambda _: None, nothing, address=address)
 
-    def receive_weights(self, offer: WeightOffer) -> FakeAnswer[list[WeightReceipt]]:
+    def receive_weights(
+        self, offer: WeightOffer, ranks: Sequence[int] | None = None
+    ) -> FakeAnswer[list[WeightReceipt]]:
         def call(rank: int) -> WeightReceipt:
             self.statuses[rank] = "unverified"
             self.models[rank] = ToyPolicy(self.hub.wire[offer.version])
@@ -217,10 +207,15 @@ class FakeRollout(FakeGroup):
             received = "broken" if broken else checksum(self.models[rank].weights)
             return WeightReceipt(offer.version, received, offer.nbytes, 0.0)
 
-        return self._all("receive_weights", call, version=offer.version)
+        return self._all("receive_weights", call, ranks=ranks, version=offer.version)
 
     def probe(
-        self, prompts: list[tuple[int, ...]], max_tokens: int, temperature: float, version: int
+        self,
+        prompts: list[tuple[int, ...]],
+        max_tokens: int,
+        temperature: float,
+        version: int,
+        ranks: Sequence[int] | None = None,
     ) -> FakeAnswer[Rollouts]:
         def call(rank: int) -> RolloutBatch:
             self._require(rank, version, "unverified", "admitted")
@@ -233,16 +228,16 @@ class FakeRollout(FakeGroup):
             return replace(batch, logprobs=Ragged(shifted, batch.logprobs.offsets))
 
         return self._all(
-            "probe", call, _rollouts, version=version, prompts=prompts, tokens=max_tokens,
+            "probe", call, _rollouts, ranks, version=version, prompts=prompts, tokens=max_tokens,
             temperature=temperature,
         )  # fmt: skip
 
-    def admit(self, version: int) -> FakeAnswer[None]:
+    def admit(self, version: int, ranks: Sequence[int] | None = None) -> FakeAnswer[None]:
         def call(rank: int) -> None:
             self._require(rank, version, "unverified", "admitted")
             self.statuses[rank] = "admitted"
 
-        return self._all("admit", call, nothing, version=version)
+        return self._all("admit", call, nothing, ranks, version=version)
 
 
 class FakeReward(FakeGroup):

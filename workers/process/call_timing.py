@@ -6,7 +6,6 @@ The record returns with the result of the call that it describes, so it needs no
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import threading
 import time
@@ -14,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-Class = TypeVar("Class", bound=type)
 Clock = Callable[[], float]
 
 #: Methods that move weights; all of their time is transfer.
@@ -53,7 +51,6 @@ def clock_name() -> str:
 
 
 class _Current(threading.local):
-    inside = False
     transfer = 0.0
 
 
@@ -100,61 +97,35 @@ def fetching(now: Clock = time.monotonic) -> Iterator[None]:
         _current.transfer += now() - began
 
 
-def timed(verb: Callable[..., Any], *, results: int = 1, now: Clock = time.monotonic) -> Any:
-    """Wrap a method to return a `Reply`; when another wrapped method calls it, its plain result.
-
-    For a generator that yields large and small records in turn, the small ones become replies.
+def timed(
+    work: Callable[[], Any], verb: str, *, results: int = 1, now: Clock = time.monotonic
+) -> Any:
+    """Run a call; its result becomes a `Reply`.
 
     Args:
-        verb: The method.
+        work: Runs it.
+        verb: The method that it runs.
         results: How many objects it returns; of several, only the last becomes a reply.
         now: The clock, seconds.
     """
-    if inspect.isgeneratorfunction(verb):
-
-        @functools.wraps(verb)
-        def stream(*args: Any, **kwargs: Any) -> Any:
-            # Must be a generator function: Ray checks the kind of the method before calling it.
-            yield from _stream(verb(*args, **kwargs), verb.__name__, now)
-
-        return stream
-
-    @functools.wraps(verb)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        # Ray pickles this closure, so it must not hold per-process state such as `_log`.
-        return _call(functools.partial(verb, *args, **kwargs), verb.__name__, results, now)
-
-    return call
-
-
-def _call(verb: Callable[[], Any], name: str, results: int, now: Clock) -> Any:
-    if _current.inside:
-        return verb()
-    _current.inside, _current.transfer = True, 0.0
+    _current.transfer = 0.0
     begin = now()
-    try:
-        value = verb()
-    finally:
-        _current.inside = False
+    value = work()
     end = now()
-    transfer = end - begin if name in MOVING else _current.transfer
-    own = CallSpan(name, begin, end, transfer, clock_name())
+    transfer = end - begin if verb in MOVING else _current.transfer
+    own = CallSpan(verb, begin, end, transfer, clock_name())
     if results == 1:
         return _log.reply(value, end, own)
     return (*value[:-1], _log.reply(value[-1], end, own))
 
 
-def _stream(items: Iterator[Any], name: str, now: Clock) -> Iterator[Any]:
-    if _current.inside:
-        yield from items
-        return
+def timed_stream(items: Iterator[Any], verb: str, now: Clock = time.monotonic) -> Iterator[Any]:
+    """Run a call that yields large and small records in turn; the small ones become replies."""
     for number in itertools.count():
-        _current.inside = True
-        _log.stream(name, now())
+        _log.stream(verb, now())
         try:
             item = next(items, _END)
         finally:
-            _current.inside = False
             _log.rest(now())
         if item is _END:
             return
@@ -162,22 +133,3 @@ def _stream(items: Iterator[Any], name: str, now: Clock) -> Iterator[Any]:
 
 
 _END = object()
-
-
-def timed_verbs(results: Callable[[Callable[..., Any]], int]) -> Callable[[Class], Class]:
-    """Class decorator: every public method, inherited ones too, returns a `Reply`.
-
-    Methods without a result are unchanged: nobody would read the spans in their reply.
-
-    Args:
-        results: Returns how many objects a method returns.
-    """
-
-    def decorate(cls: Class) -> Class:
-        for name in dir(cls):
-            verb = getattr(cls, name)
-            if not name.startswith("_") and callable(verb) and (count := results(verb)):
-                setattr(cls, name, timed(verb, results=count))
-        return cls
-
-    return decorate

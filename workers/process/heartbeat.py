@@ -7,19 +7,15 @@ last beat.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-T = TypeVar("T")
 _SPANS = 5
 
 
@@ -61,35 +57,16 @@ def pulse() -> Pulse:
     return Pulse(_heart.verb, _heart.beats, quiet, tuple(_heart.spans))
 
 
-def traced(verb: str, call: Callable[..., T]) -> Callable[..., T]:
-    """Wrap a method so that `pulse` shows it while it runs."""
-    if inspect.isgeneratorfunction(call):
-
-        @functools.wraps(call)
-        def trickling(*args: Any, **kwargs: Any) -> Any:
-            with _shown(verb):
-                yield from call(*args, **kwargs)
-
-        return trickling
-
-    @functools.wraps(call)
-    def tracing(*args: Any, **kwargs: Any) -> T:
-        with _shown(verb):
-            return call(*args, **kwargs)
-
-    return tracing
-
-
 @contextmanager
-def _shown(verb: str) -> Iterator[None]:
+def shown(verb: str) -> Iterator[None]:
+    """Have `pulse` show a method while it runs, in the `with` block."""
     began = _heart.last = time.monotonic()
-    outer, _heart.verb = _heart.verb, verb
+    _heart.verb = verb
     try:
         yield
     finally:
-        _heart.verb = outer
-        if not outer:  # methods call each other
-            _heart.spans.append(f"{verb} {time.monotonic() - began:.2f} s")
+        _heart.verb = ""
+        _heart.spans.append(f"{verb} {time.monotonic() - began:.2f} s")
 
 
 def stacks() -> str:

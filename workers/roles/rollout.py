@@ -190,12 +190,14 @@ class RolloutWorker:
     ) -> RolloutBatch:
         """Sample one response per prompt, from weights that need not be admitted yet.
 
-        Ids are 0, 1, ...; seeds depend only on the prompt's index and the engine's seed.
+        Ids differ between engines; seeds depend only on the prompt's index and the engine's seed.
         """
         self._require(version, UNVERIFIED, ADMITTED)
         spec, _, _ = self._started()
+        first = self.rank * len(prompts)
         requests = [
-            GenerationRequest(i, tokens, (i,), (spec.seed + i,)) for i, tokens in enumerate(prompts)
+            GenerationRequest(i, tokens, (first + i,), (spec.seed + i,))
+            for i, tokens in enumerate(prompts)
         ]
         return self._sample(requests, Sampling(temperature, max_tokens))
 

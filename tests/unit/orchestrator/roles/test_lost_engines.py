@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError
 
 from orchestrator.roles import rollout_group
 from orchestrator.roles.group import Launch
 from orchestrator.roles.rollout_group import RolloutGroup
 from orchestrator.supervision import pending
+from orchestrator.supervision.backend import Call, WorkerGoneError
 from orchestrator.supervision.heartbeats import Watch
 from orchestrator.supervision.pending import Position
 from orchestrator.supervision.worker_life import Rules
@@ -70,6 +69,7 @@ class World:
     open: dict[int, list[tuple[GenerationCall, Stream]]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    before: dict[str, Callable[[], object]] = field(default_factory=dict)  # "verb rank": happens
     refs: dict[int, list[Ref]] = field(default_factory=lambda: defaultdict(list))
 
     def answer(self, rank: int, verb: str, value: Any) -> Ref:
@@ -97,37 +97,42 @@ class World:
 
     def die(self, rank: int) -> None:
         for _, stream in self.open.pop(rank, []):
-            stream.items, stream.ended = [ActorDiedError()], True
+            stream.items, stream.ended = [WorkerGoneError("its process ended")], True
         for ref in self.refs.pop(rank, []):
-            ref.value = ActorDiedError()
+            ref.value = WorkerGoneError("its process ended")
 
-    def actor(self, rank: int) -> Any:
-        def verb(name: str, value: Any = True) -> Any:
-            return SimpleNamespace(remote=lambda *_: self.answer(rank, name, value))
+    def start(self, rank: int, call: Call, *args: Any) -> Ref:
+        name = {"load_checkpoint": "load", "state": "tell"}.get(call.verb, call.verb)
+        self.before.get(f"{name} {rank}", lambda: None)()
+        pid = 100 + len(self.events)
+        value = RoleInfo("rollout", rank, pid, "far", "cpu") if name == "start" else True
+        return self.answer(rank, name, value)
 
-        def announce(call: GenerationCall) -> None:
-            self.events.append(f"announce {[r.prompt_id for r in call.requests]} to {rank}")
+    def stream(self, rank: int, call: Call, *args: Any) -> Stream:
+        if call.verb == "generate_parts":
+            return self.sample(rank, *args)
+        self.events.append(f"proceed {rank} with call {args[0]} under version {args[1]}")
+        return Stream()
 
-        def proceed(call: int, version: int) -> Stream:
-            self.events.append(f"proceed {rank} with call {call} under version {version}")
-            return Stream()
+    def tell(self, rank: int, call: Call, asked: GenerationCall) -> None:
+        self.events.append(f"{call.verb} {[r.prompt_id for r in asked.requests]} to {rank}")
 
-        return SimpleNamespace(
-            rank=rank,
-            start=verb("start", RoleInfo("rollout", rank, 100 + len(self.events), "far", "cpu")),
-            load_checkpoint=verb("load"),
-            interrupt=verb("pause"),
-            tell=verb("tell"),
-            generate_shards=SimpleNamespace(remote=lambda call: self.sample(rank, call)),
-            proceed_shards=SimpleNamespace(remote=proceed),
-            announce_ahead=SimpleNamespace(remote=announce),
-        )
+    def put(self, record: Any) -> Any:
+        return record
 
-    def wait(self, refs: list[Any], num_returns: int = 1, **_: Any) -> tuple[list[Any], list[Any]]:
+    def end(self, rank: int) -> None:
+        self.die(rank)
+
+    def wait(self, refs: list[Any], count: int = 1, *_: Any, **__: Any) -> list[Any]:
         self.now += 0.125
         assert self.now < 500, "waits for what does not come"
-        ready = [ref for ref in refs if ref.value is not None][:num_returns]
-        return ready, [ref for ref in refs if ref not in ready]
+        return [ref for ref in refs if ref.value is not None][:count]
+
+    def get(self, ref: Any, seconds: float) -> Any:
+        found = ref.value if isinstance(ref, Ref) else ref
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 class Line:
@@ -149,13 +154,6 @@ class Line:
         return ""
 
 
-def get(ref: Any, timeout: float) -> Any:
-    found = ref.value if isinstance(ref, Ref) else ref
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
 Make = Callable[..., tuple[World, RolloutGroup]]
 
 
@@ -165,19 +163,14 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def of(engines: int = 2, restarts: int = 3, **spec: Any) -> tuple[World, RolloutGroup]:
         world = World()
-        monkeypatch.setattr(pending.ray, "wait", world.wait)
-        monkeypatch.setattr(pending.ray, "get", get)
-        monkeypatch.setattr(rollout_group.ray, "put", lambda value: value)
-        monkeypatch.setattr(rollout_group.ray, "kill", lambda actor, **_: world.die(actor.rank))
         monkeypatch.setattr(rollout_group.time, "sleep", lambda _: world.wait([]))
         monkeypatch.setattr(pending.time, "monotonic", lambda: world.now)
 
         class Engines(RolloutGroup):
             def _make(self, rank: int) -> Any:
                 world.events.append(f"make {rank}")
-                actor = world.actor(rank)
                 self._watch.add(self.name(rank), Line(world, rank))
-                return actor
+                return rank
 
         def lost(name: str, error: Exception, thrown: int) -> None:
             world.events.append(f"lost {name}, {thrown} replies")
@@ -185,8 +178,9 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         rules = Rules(probe_seconds=1e6, probes_to_condemn=3, max_restarts=restarts,
                       window_seconds=3600.0)  # fmt: skip
         launch = Launch(
-            options=lambda _: {}, workers=engines, start_seconds=300, call_seconds=300,
-            position=Position(), watch=Watch(rules, 600.0, clock=lambda: world.now), lost=lost,
+            backend=world, options=lambda _: {}, workers=engines, start_seconds=300,
+            call_seconds=300, position=Position(),
+            watch=Watch(rules, 600.0, clock=lambda: world.now), lost=lost,
             given_up=lambda name, _: world.events.append(f"without {name}"),
         )  # fmt: skip
         group = Engines(launch)
@@ -348,7 +342,6 @@ def test_when_the_last_one_is_used_up_the_run_ends(make: Make) -> None:
     generating = group.generate(requests(2), SAMPLING, 7)
     world.die(0)
     die, world.wait = world.wait, lambda *a, **k: (world.die(0), die(*a, **k))[1]  # type: ignore[method-assign]
-    rollout_group.ray.wait = world.wait
     with pytest.raises(RoleDiedError, match="rollout rank 0 is not restarted again"):
         generating.result()
 
@@ -357,11 +350,14 @@ def test_under_a_pause_others_are_asked_once_the_new_weights_are_there(make: Mak
     world, group = make(2, interruptible=True)
     group.generate(requests(4), SAMPLING, 7)
     world.die(1)
-    group.actors[1].interrupt = SimpleNamespace(remote=lambda: Ref(ActorDiedError()))
-    world.mute.add("start 1")
+    world.mute |= {"start 1", "pause 1"}
     world.events.clear()
-    group.pause().result()
-    assert world.events == ["pause 0", "lost rollout rank 1, 0 replies", "make 1", "start 1"]
+    pausing = group.pause()
+    world.die(1)
+    pausing.result()
+    assert world.events == [
+        "pause 0", "pause 1", "lost rollout rank 1, 0 replies", "make 1", "start 1",
+    ]  # fmt: skip
     world.events.clear()
     group._served = rollout_group._Served("", 8)
     group.resume(8)
@@ -489,15 +485,12 @@ def test_an_engine_that_is_lost_while_it_is_given_weights_is_lost_once(make: Mak
     group._recover(1, RoleDiedError("gone", where="rollout rank 1"))
     group._watch.tick()
     world.mute.add("load 1")
-    actor = group.actors[1]
-    load = actor.load_checkpoint.remote
 
-    def fall(*asked: Any) -> Ref:
+    def fall() -> None:
         world.noticed.add(1)
         group._watch._watched["rollout rank 1"].due = 0.0
-        return load(*asked)
 
-    actor.load_checkpoint.remote = fall
+    world.before["load 1"] = fall
     world.events.clear()
     generating = group.generate(requests(2), SAMPLING, 7)
     assert world.events == [

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.roles import rollout_group
 from orchestrator.roles.group import Launch
 from orchestrator.roles.rollout_group import RolloutGroup
+from orchestrator.supervision.backend import Call
 from orchestrator.supervision.pending import Position
 
 
@@ -20,9 +20,9 @@ class Engines(RolloutGroup):
         return rank
 
 
-def group_of_two() -> Engines:
-    launch = Launch(options=lambda _: {}, workers=2, start_seconds=1, call_seconds=1,
-                    position=Position())  # fmt: skip
+def group_of_two(backend: Any = None) -> Engines:
+    launch = Launch(backend=backend, options=lambda _: {}, workers=2, start_seconds=1,
+                    call_seconds=1, position=Position())  # fmt: skip
     return Engines(launch)
 
 
@@ -33,8 +33,8 @@ def test_abandoned_generations_are_interrupted_and_owe_nothing(
     group._open = [SimpleNamespace(owed=[1])]  # type: ignore[list-item]
     asked: list[str] = []
 
-    def note(doing: str, *_: Any, **__: Any) -> Any:
-        asked.append(doing)
+    def note(call: str | Call, *_: Any, **__: Any) -> Any:
+        asked.append(call if isinstance(call, str) else call.verb)
         return SimpleNamespace(result=lambda: None)
 
     monkeypatch.setattr(group, "_all", note)
@@ -43,10 +43,9 @@ def test_abandoned_generations_are_interrupted_and_owe_nothing(
     assert not group.sampling
 
 
-def test_engines_that_were_ended_owe_and_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_that_were_ended_owe_and_tell_nothing() -> None:
     ended: list[int] = []
-    monkeypatch.setattr(rollout_group.ray, "kill", lambda actor, **_: ended.append(actor))
-    group = group_of_two()
+    group = group_of_two(SimpleNamespace(end=ended.append))
     group._open = [SimpleNamespace(owed=[1])]  # type: ignore[list-item]
     assert group.sampling
     group.kill()

@@ -22,7 +22,7 @@ from orchestrator.supervision.worker_life import Rules, Status
 from orchestrator.telemetry.role_time import Account
 from workers.errors import ClusterLostError, RoleDiedError, RoleHungError
 from workers.process.disk import side_by_side
-from workers.process.heartbeat import Pulse, beat, pulse, stacks, traced
+from workers.process.heartbeat import Pulse, beat, pulse, shown, stacks
 
 RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=1, window_seconds=1e6)
 
@@ -164,7 +164,8 @@ def test_a_pulse_shows_the_verb_and_its_passes() -> None:
         beat()
         seen.append((pulse().verb, pulse().beats - before, pulse().quiet_seconds < 60))
 
-    traced("update_on", work)()
+    with shown("update_on"):
+        work()
     assert seen == [("update_on", 1, True)]
     assert pulse().verb == ""
     assert pulse().spans[-1].startswith("update_on ")

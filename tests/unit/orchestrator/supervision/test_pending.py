@@ -15,8 +15,10 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from orchestrator.supervision import pending
+from orchestrator.supervision import ray_backend
+from orchestrator.supervision.backend import Call
 from orchestrator.supervision.pending import Arrivals, EngineLine, Pending, Position, everything
+from orchestrator.supervision.ray_backend import RayBackend
 from workers.errors import DeadlineError, RoleDiedError, RoleError
 from workers.process.heartbeat import Pulse
 
@@ -34,10 +36,13 @@ def outcome(monkeypatch: pytest.MonkeyPatch):
                 raise ends[ref]
             return ends[ref]
 
-        monkeypatch.setattr(pending.ray, "wait", wait)
-        monkeypatch.setattr(pending.ray, "get", get)
+        monkeypatch.setattr(ray_backend.ray, "wait", wait)
+        monkeypatch.setattr(ray_backend.ray, "get", get)
         names = [f"policy rank {n}" for n in range(len(ends))]
-        return Pending(list(ends), names, "policy: update", 60, Position(), everything).result()
+        backend = RayBackend()
+        return Pending(
+            backend, list(ends), names, "policy: update", 60, Position(), everything
+        ).result()
 
     return of
 
@@ -112,9 +117,9 @@ def arrivals(monkeypatch: pytest.MonkeyPatch):
             raise ref
         return ref
 
-    monkeypatch.setattr(pending.ray, "wait", lambda refs, **_: ([refs[-1]], refs[:-1]))
-    monkeypatch.setattr(pending.ray, "get", get)
-    return Arrivals("rollout: generate", 60, Position())
+    monkeypatch.setattr(ray_backend.ray, "wait", lambda refs, **_: ([refs[-1]], refs[:-1]))
+    monkeypatch.setattr(ray_backend.ray, "get", get)
+    return Arrivals(RayBackend(), "rollout: generate", 60, Position())
 
 
 def test_parts_come_as_they_are_ready_and_then_no_more(arrivals):
@@ -152,7 +157,7 @@ def test_an_engine_that_fails_or_dies_in_its_stream_is_named(arrivals):
 
 
 def test_a_stream_that_stays_silent_is_late(arrivals, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pending.ray, "wait", lambda refs, **_: ([], refs))
+    monkeypatch.setattr(ray_backend.ray, "wait", lambda refs, **_: ([], refs))
     arrivals.add(Stream("A", "a"), 0, "rollout rank 0")
     with pytest.raises(DeadlineError, match="no answer within 60 s: rollout: generate") as caught:
         arrivals.next()
@@ -160,39 +165,33 @@ def test_a_stream_that_stays_silent_is_late(arrivals, monkeypatch: pytest.Monkey
 
 
 class FakeEngine:
-    """Verbs return their own reference; the test says which references are ready."""
+    """A back end whose calls return their own names; the test says which of these are ready."""
 
     def __init__(self) -> None:
         self.verb, self.ready, self.asked = "", {"pulse", "alive"}, []
         self.beats = 0
 
-    def __getattr__(self, name: str) -> Any:
-        class Verb:
-            @staticmethod
-            def remote() -> str:
-                self.asked.append(name)
-                return name
+    def health(self, worker: None, what: str) -> str:
+        self.asked.append(what)
+        return what
 
-        return Verb
+    def start(self, worker: None, call: Call) -> str:
+        return self.health(worker, call.verb)
+
+    def wait(self, refs: list[str], *_: Any, **__: Any) -> list[str]:
+        return [ref for ref in refs if ref in self.ready]
+
+    def get(self, ref: str, seconds: float) -> Any:
+        return Pulse(self.verb, self.beats, 0.0, ()) if ref == "pulse" else False
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake = FakeEngine()
-
-    def wait(refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
-        return [r for r in refs if r in fake.ready], [r for r in refs if r not in fake.ready]
-
-    def get(ref: str, timeout: float) -> Any:
-        return Pulse(fake.verb, fake.beats, 0.0, ()) if ref == "pulse" else False
-
-    monkeypatch.setattr(pending.ray, "wait", wait)
-    monkeypatch.setattr(pending.ray, "get", get)
-    return fake
+def engine() -> FakeEngine:
+    return FakeEngine()
 
 
 def test_an_idle_engine_has_to_sample_a_token(engine: FakeEngine):
-    line = EngineLine(engine, "rollout rank 0")
+    line = EngineLine(engine, None, "rollout rank 0")
     line.ask()
     assert line.answer() is not None  # what it does is not known before
     line.ask()
@@ -209,7 +208,7 @@ def test_an_idle_engine_has_to_sample_a_token(engine: FakeEngine):
 def test_a_token_that_takes_its_time_is_no_sign_of_death_while_the_engine_steps(
     engine: FakeEngine,
 ):
-    line = EngineLine(engine, "rollout rank 0")
+    line = EngineLine(engine, None, "rollout rank 0")
     line.ask()
     line.answer()
     engine.ready.remove("alive")
@@ -222,12 +221,12 @@ def test_a_token_that_takes_its_time_is_no_sign_of_death_while_the_engine_steps(
 
 
 def test_a_token_that_queues_behind_work_is_not_waited_for(engine: FakeEngine):
-    line = EngineLine(engine, "rollout rank 0")
+    line = EngineLine(engine, None, "rollout rank 0")
     line.ask()
     line.answer()
     engine.ready.remove("alive")
     line.ask()
-    engine.verb = "generate_shards"
+    engine.verb = "generate_parts"
     assert line.answer() is not None
     engine.verb = "alive"
     line.ask()

@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 
 from orchestrator.telemetry.role_time import Account, Ping, RoleSpan, clock_offset, covered, spent
-from workers.process.call_timing import CallSpan, Reply, clock_name, fetching, timed, timed_verbs
+from workers.process.call_timing import CallSpan, Reply, clock_name, fetching, timed, timed_stream
 
 
 class Hand:
@@ -169,47 +169,21 @@ def ticking() -> Callable[[], float]:
     return lambda: next(numbers)
 
 
-def test_a_verb_answers_with_its_span_and_inner_verbs_answer_plainly() -> None:
-    class Worker:
-        def inner(self) -> int:
-            return 7
-
-        def outer(self) -> int:
-            return self.inner() + 1
-
-        def two(self) -> tuple[str, int]:
-            return "data", self.inner()
-
-        def _helper(self) -> int:
-            return 3
-
-    worker = timed_verbs(lambda verb: 2 if verb.__name__ == "two" else 1)(Worker)()
-    reply = worker.outer()
+def test_a_call_answers_with_its_span_and_of_two_results_with_the_second() -> None:
+    reply = timed(lambda: 8, "outer")
     assert isinstance(reply, Reply)
     assert (reply.value, reply.spans[-1].verb) == (8, "outer")
-    data, small = worker.two()
+    data, small = timed(lambda: ("data", 7), "two", results=2)
     assert (data, small.value, small.spans[-1].verb) == ("data", 7, "two")
-    assert worker._helper() == 3
-    assert worker.inner().value == 7
 
 
-def test_a_stream_replies_with_its_small_records_and_inner_streams_are_plain() -> None:
-    class Worker:
-        def parts(self) -> Iterator[str]:
-            yield from "ab"
-
-        def shards(self) -> Iterator[object]:
-            for part in self.parts():
-                yield f"data of {part}"
-                yield part
-
-    worker = timed_verbs(lambda _: 1)(Worker)()
-    found = list(worker.shards())
+def test_a_stream_replies_with_its_small_records() -> None:
+    found = list(timed_stream(iter(["data of a", "a", "data of b", "b"]), "parts"))
     assert [f.value if isinstance(f, Reply) else f for f in found] == [
         "data of a", "a", "data of b", "b",
     ]  # fmt: skip
     assert [isinstance(f, Reply) for f in found] == [False, True, False, True]
-    assert {span.verb for span in (*found[1].spans, *found[3].spans)} == {"shards"}
+    assert {span.verb for span in (*found[1].spans, *found[3].spans)} == {"parts"}
     assert found[1].spans[-1].end <= found[3].spans[-1].begin
 
 
@@ -222,12 +196,12 @@ def test_a_call_beside_a_stream_tells_what_it_did_so_far_and_nothing_twice() -> 
         yield "large"
         yield "small"
 
-    timed(nothing)()  # takes along what the tests before have left
+    timed(nothing, "nothing")  # takes along what the tests before have left
     found: list[object] = []
-    thread = threading.Thread(target=lambda: found.extend(timed(shards)()))
+    thread = threading.Thread(target=lambda: found.extend(timed_stream(shards(), "shards")))
     thread.start()
     assert inside.wait(10)
-    first, second = timed(nothing)().spans, timed(nothing)().spans
+    first, second = timed(nothing, "nothing").spans, timed(nothing, "nothing").spans
     leave.set()
     thread.join()
     assert isinstance(found[1], Reply)
@@ -240,9 +214,9 @@ def test_what_a_stream_did_without_an_answer_travels_with_the_next_call() -> Non
     def shards() -> Iterator[str]:
         yield from ()  # interrupted before anything was finished
 
-    timed(nothing)()  # takes along what the tests before have left
-    assert list(timed(shards)()) == []
-    assert [span.verb for span in timed(nothing)().spans] == ["shards", "nothing"]
+    timed(nothing, "nothing")  # takes along what the tests before have left
+    assert list(timed_stream(shards(), "shards")) == []
+    assert [span.verb for span in timed(nothing, "nothing").spans] == ["shards", "nothing"]
 
 
 def test_fetching_is_transfer_and_so_are_the_verbs_that_move_weights() -> None:
@@ -252,13 +226,13 @@ def test_fetching_is_transfer_and_so_are_the_verbs_that_move_weights() -> None:
         with fetching(now):
             pass
 
-    span = timed(update, now=now)().spans[-1]
+    span = timed(update, "update", now=now).spans[-1]
     assert (span.begin, span.end, span.transfer) == (1.0, 4.0, 1.0)
 
     def receive_weights() -> None:
         return None
 
-    span = timed(receive_weights, now=now)().spans[-1]
+    span = timed(receive_weights, "receive_weights", now=now).spans[-1]
     assert span.transfer == span.end - span.begin == 1.0
 
 
@@ -267,8 +241,8 @@ def test_a_verb_that_fails_leaves_the_next_one_its_own_record() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        timed(fail)()
-    assert isinstance(timed(nothing)(), Reply)
+        timed(fail, "fail")
+    assert isinstance(timed(nothing, "nothing"), Reply)
 
 
 def test_calls_of_two_threads_do_not_mix() -> None:
@@ -279,10 +253,10 @@ def test_calls_of_two_threads_do_not_mix() -> None:
         assert leave.wait(10)
 
     found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(timed(slow)()))
+    thread = threading.Thread(target=lambda: found.append(timed(slow, "slow")))
     thread.start()
     assert inside.wait(10)
-    assert isinstance(timed(nothing)(), Reply)
+    assert isinstance(timed(nothing, "nothing"), Reply)
     leave.set()
     thread.join()
     assert isinstance(found[0], Reply)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import LoggerConfig, StageName
-from orchestrator.roles import actors
+from orchestrator.roles.fleet import GROUPS
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.telemetry import trace
 from orchestrator.telemetry.metrics import (
@@ -189,7 +190,7 @@ def test_a_phase_of_a_role_lasts_as_long_as_the_role_worked_not_as_the_driver_wa
         time.sleep(0.03)
         for role, rank, seconds in (("policy", 0, 0.02), ("critic", 0, 0.004), ("critic", 1, 0.01)):
             call = account.sent(role, rank, began, lambda: None)
-            span = CallSpan("update_on", began, began + seconds, 0.0, clock_name())
+            span = CallSpan("update", began, began + seconds, 0.0, clock_name())
             account.answered(role, rank, call, [span])
         for end in ends:
             end()
@@ -203,7 +204,7 @@ def test_a_phase_of_a_role_lasts_as_long_as_the_role_worked_not_as_the_driver_wa
 def test_the_phases_of_roles_are_named_by_verbs_that_roles_have() -> None:
     for phase, (role, verb) in CALLS.items():
         assert phase in PPO_PHASES
-        assert callable(getattr(getattr(actors, f"{role.title()}Actor"), verb)), (role, verb)
+        assert callable(getattr(GROUPS[RoleName(role)].worker, verb)), (role, verb)
 
 
 def test_the_trace_has_a_track_for_each_worker_and_each_phase(folder: RunFolder) -> None:
