@@ -230,6 +230,7 @@ class SimRollout(SimGroup):
                 ids, prompts, np.full(len(ids), PROMPT_TOKENS, np.int64), lengths,
                 np.full(len(ids), Finish.STOP.value, np.int64), np.stack([first, last], axis=1),
             ),
+            (ids,),
         )  # fmt: skip
 
     def join(self) -> None:
@@ -251,7 +252,7 @@ class SimRollout(SimGroup):
         versions = np.full((self.size, 2), version)
         return self._do(
             self.latency.token * max_tokens,
-            Rollouts((), RolloutSummary(ids, ids, ones, ones, ones, versions)),
+            Rollouts((), RolloutSummary(ids, ids, ones, ones, ones, versions), ()),
         )
 
     def fetch(self, rollouts: Rollouts) -> SimAnswer[RolloutBatch]:
@@ -290,7 +291,7 @@ class SimScorer(SimGroup):
 
     def logprobs(self, works: object, rollouts: Rollouts, temperature: float) -> SimAnswer[Fields]:
         ids = rollouts.summary.ids
-        fields = Fields((ids,))
+        fields = Fields((ids,), (ids,))
         return self._do(self.latency.score * _tokens(rollouts) / self.size, fields)
 
 

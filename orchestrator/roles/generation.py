@@ -116,6 +116,6 @@ class Generating(Generation):
         self._account.told("rollout", rank, reply.spans)
         summary: RolloutSummary = reply.value
         self._dispatch.came_back(rank, summary.ids)
-        self._parts.append(Rollouts((ref,), summary))
+        self._parts.append(Rollouts.of(ref, summary))
         self._places.append(self._dispatch.place(summary.ids))
         return True

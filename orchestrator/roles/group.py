@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.cluster.worker_processes import end_here
 from orchestrator.roles.interfaces import Fields, Rollouts
-from orchestrator.supervision.backend import Backend, Call, Ref, Stored, data_alone
+from orchestrator.supervision.backend import Backend, Call, Ref, data_alone
 from orchestrator.supervision.heartbeats import Watch
 from orchestrator.supervision.pending import Pending, Position, PulseLine, everything, glance
 from orchestrator.telemetry.role_time import Account
@@ -198,11 +198,15 @@ class Group:
         """Load into a restarted worker what its peers hold."""
         raise NotImplementedError
 
-    def _fields(self, verb: str, works: Sequence[Work], *args: Any) -> Pending[Fields]:
+    def _fields(
+        self, verb: str, works: Sequence[Work], rollouts: Rollouts, *args: Any
+    ) -> Pending[Fields]:
+        held = tuple(work.ids for work in works)
         return self._all(
             Call(verb, data_alone),
-            lambda found: Fields(tuple(ref for ref, _ in found)),
+            lambda found: Fields(tuple(ref for ref, _ in found), held),
             Each(works),
+            Each([rollouts.holding(ids) for ids in held]),
             *args,
             again=self.replicas,
         )
@@ -251,7 +255,7 @@ class LanguageModelGroup(Group):
         self, works: Sequence[Work], rollouts: Rollouts, temperature: float
     ) -> Pending[Fields]:
         """Log-probabilities of the response tokens under the current weights, nats."""
-        return self._fields("logprobs", works, Stored(rollouts.shards), temperature)
+        return self._fields("logprobs", works, rollouts, temperature)
 
     def fetch(self, fields: Fields) -> Pending[list[TokenField]]:
         """Bring token fields to the driver: for the parity probe, a few tokens per sync."""

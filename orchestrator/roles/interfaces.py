@@ -13,9 +13,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from orchestrator.config.cluster import RoleName
-from orchestrator.supervision.backend import Ref
+from orchestrator.supervision.backend import Ref, Stored
 from workers.data.rows.asked import Asked
-from workers.records.arrays import FloatArray
+from workers.records.arrays import FloatArray, IntArray
 from workers.records.generation import (
     Delivery,
     GenerationRequest,
@@ -60,13 +60,31 @@ class Rollouts:
 
     shards: tuple[Ref, ...]  # of RolloutBatch
     summary: RolloutSummary
+    held: tuple[IntArray, ...]  # ids in each shard; the summary may lack some of them
+
+    @classmethod
+    def of(cls, shard: Ref, summary: RolloutSummary) -> Rollouts:
+        """The sequences of one shard."""
+        return cls((shard,), summary, (summary.ids,))
+
+    def holding(self, ids: IntArray) -> Stored:
+        """The shards that a worker on these sequences needs."""
+        return _holding(self.shards, self.held, ids)
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:
     """Several parts as one, in order."""
     names = RolloutSummary.__dataclass_fields__
     columns = [np.concatenate([getattr(p.summary, name) for p in parts]) for name in names]
-    return Rollouts(tuple(s for p in parts for s in p.shards), RolloutSummary(*columns))
+    shards = tuple(s for p in parts for s in p.shards)
+    return Rollouts(shards, RolloutSummary(*columns), tuple(h for p in parts for h in p.held))
+
+
+def _holding(shards: tuple[Ref, ...], held: Sequence[IntArray], ids: IntArray) -> Stored:
+    owners = np.repeat(np.arange(len(shards)), [len(each) for each in held])
+    needed = np.unique(owners[np.isin(np.concatenate([*held, ids[:0]]), ids)]).tolist()
+    # A worker without sequences, or whose sequences are missing, needs a shard to look into.
+    return Stored(tuple(shards[n] for n in needed) or shards[:1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,11 @@ class Fields:
     """References to one number per token, one shard per rank."""
 
     shards: tuple[Ref, ...]  # of TokenField
+    held: tuple[IntArray, ...]  # ids in each shard
+
+    def holding(self, ids: IntArray) -> Stored:
+        """The shards that a worker on these sequences needs."""
+        return _holding(self.shards, self.held, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +105,10 @@ class Experience:
 
     shards: tuple[Ref, ...]  # of ExperienceBatch
     summaries: tuple[ExperienceSummary, ...]
+
+    def holding(self, ids: IntArray) -> Stored:
+        """The shards that a worker on these sequences needs."""
+        return _holding(self.shards, [summary.ids for summary in self.summaries], ids)
 
 
 class Answer(Protocol[T_co]):

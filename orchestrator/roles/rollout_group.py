@@ -349,7 +349,7 @@ class RolloutGroup(Group):
 
     def hold(self, batch: RolloutBatch) -> Rollouts:
         """Store sequences of an earlier process as if engines had just sampled them."""
-        return Rollouts((self._launch.backend.put(batch),), batch.summary())
+        return Rollouts.of(self._launch.backend.put(batch), batch.summary())
 
     def fetch(self, rollouts: Rollouts) -> Pending[RolloutBatch]:
         """Bring whole sequences to the driver: for texts and labels, never for training."""
@@ -391,7 +391,7 @@ class RolloutGroup(Group):
         """Sample a few tokens on every engine, one shard each; works with unverified weights."""
         return self._all(
             Call("probe", with_summary),
-            lambda found: joined([Rollouts((ref,), summary) for ref, summary in found]),
+            lambda found: joined([Rollouts.of(ref, summary) for ref, summary in found]),
             prompts,
             max_tokens,
             temperature,

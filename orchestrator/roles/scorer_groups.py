@@ -7,7 +7,6 @@ from typing import Any
 
 from orchestrator.roles.group import Each, Group, LanguageModelGroup, Launch
 from orchestrator.roles.interfaces import Rollouts
-from orchestrator.supervision.backend import Stored
 from orchestrator.supervision.pending import Pending, everything, first
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
@@ -57,7 +56,7 @@ class RewardGroup(_ReplicaGroup):
             "score",
             lambda parts: gather_scores(parts, ids),
             Each(hands),
-            Stored(rollouts.shards),
+            Each([rollouts.holding(hand) for hand in hands]),
             asked,
             ranks=busy,
             again=True,
@@ -65,7 +64,7 @@ class RewardGroup(_ReplicaGroup):
 
     def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> Pending[Scores]:
         """Like `score`, for sequences that the driver holds."""
-        return self.score(Rollouts((self._launch.backend.put(batch),), batch.summary()), asked)
+        return self.score(Rollouts.of(self._launch.backend.put(batch), batch.summary()), asked)
 
 
 class ReferenceGroup(_ReplicaGroup, LanguageModelGroup):

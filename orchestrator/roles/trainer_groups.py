@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from orchestrator.roles.group import Each, Group, LanguageModelGroup
 from orchestrator.roles.interfaces import Experience, Fields, Rollouts
-from orchestrator.supervision.backend import Call, Stored, in_two
+from orchestrator.supervision.backend import Call, in_two
 from orchestrator.supervision.pending import Pending, everything, first, nothing
-from workers.records.arrays import FloatArray
+from workers.records.arrays import FloatArray, IntArray
 from workers.records.processes import FileRecord, RankAddress, RoleInfo
 from workers.records.specs import GroupSpec, PolicyLossSpec, ShapingSpec, TrainModelSpec
 from workers.records.training import (
@@ -89,7 +91,7 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         self, works: Sequence[Work], rollouts: Rollouts, old: Fields, reference: Fields
     ) -> Pending[list[SequenceField]]:
         """KL to the reference, k1 estimate, summed over each sequence, nats; one part per rank."""
-        inputs = (Stored(each.shards) for each in (rollouts, old, reference))
+        inputs = _of_works(works, rollouts, old, reference)
         return self._all("kl_sums", everything, Each(works), *inputs)
 
     def build_experience(
@@ -104,7 +106,7 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         numbers: SequenceField | None = None,
     ) -> Pending[Experience]:
         """Token rewards, advantages and returns; each rank builds and keeps its own share."""
-        inputs = (Stored(each.shards) for each in (rollouts, old, reference, values))
+        inputs = _of_works(works, rollouts, old, reference, values)
         return self._all(
             Call("build_experience", in_two),
             lambda found: Experience(*map(tuple, zip(*found, strict=True))),
@@ -119,7 +121,8 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         self, steps: Sequence[list[PolicyStep]], experience: Experience, loss: PolicyLossSpec
     ) -> Pending[list[StepStats]]:
         """PPO steps in order; `steps[rank]` holds that rank's share of each."""
-        return self._all("update", first, Each(steps), Stored(experience.shards), loss)
+        ids = [[step.ppo.work.ids for step in own] for own in steps]
+        return self._all("update", first, Each(steps), _of_steps(ids, experience), loss)
 
     def transfer_address(self, receivers: int, transport: str) -> GroupAddress:
         """Where rank 0 will wait for the engines to connect."""
@@ -162,13 +165,24 @@ class CriticGroup(_TrainerGroup):
 
     def values(self, works: Sequence[Work], rollouts: Rollouts) -> Pending[Fields]:
         """Value of the state before each response token."""
-        return self._fields("values", works, Stored(rollouts.shards))
+        return self._fields("values", works, rollouts)
 
     def update(
         self, steps: Sequence[list[StepWork]], experience: Experience, value_clip: float
     ) -> Pending[list[StepStats]]:
         """Value-function steps in order."""
-        return self._all("update", first, Each(steps), Stored(experience.shards), value_clip)
+        ids = [[step.work.ids for step in own] for own in steps]
+        return self._all("update", first, Each(steps), _of_steps(ids, experience), value_clip)
+
+
+def _of_works(works: Sequence[Work], *records: Rollouts | Fields) -> list[Each]:
+    """Of each record, the shards that each rank needs for its work."""
+    return [Each([record.holding(work.ids) for work in works]) for record in records]
+
+
+def _of_steps(ids: Sequence[Sequence[IntArray]], experience: Experience) -> Each:
+    """The shards that each rank needs for its steps, which are on these sequences."""
+    return Each([experience.holding(np.concatenate(own)) for own in ids])
 
 
 def _join_counts(parts: list[PairCounts]) -> PairCounts:

@@ -67,7 +67,7 @@ def without(rollouts: Rollouts, excluded: set[int]) -> Rollouts:
     keep = ~np.isin(rollouts.summary.ids, sorted(excluded))
     names = RolloutSummary.__dataclass_fields__
     columns = [getattr(rollouts.summary, name)[keep] for name in names]
-    return Rollouts(rollouts.shards, RolloutSummary(*columns))
+    return Rollouts(rollouts.shards, RolloutSummary(*columns), rollouts.held)
 
 
 def keep_culprits(

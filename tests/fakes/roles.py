@@ -269,7 +269,7 @@ class FakeReward(FakeGroup):
         )
 
     def score_batch(self, batch: RolloutBatch, asked: Sequence[Asked] = ()) -> FakeAnswer[Scores]:
-        return self.score(Rollouts((batch,), batch.summary()), asked)
+        return self.score(_rollouts([batch]), asked)
 
 
 class FakeReference(FakeGroup):
@@ -288,7 +288,7 @@ class FakeReference(FakeGroup):
         return self._all(
             "logprobs",
             lambda rank: _logprobs(self.model, works[rank], rollouts, temperature),
-            lambda parts: Fields(tuple(parts)),
+            _fields,
             temperature=temperature,
             works=works,
         )
@@ -405,9 +405,7 @@ class FakePolicy(FakeTrainer):
                     field.values.row(row)[:] = np.nan
             return field
 
-        return self._all(
-            "logprobs", call, lambda parts: Fields(tuple(parts)), temperature=temperature
-        )
+        return self._all("logprobs", call, _fields, temperature=temperature)
 
     def fetch(self, fields: Fields) -> FakeAnswer[list[TokenField]]:
         return self._all("fetch", lambda _: list(fields.shards), first, [0])
@@ -593,7 +591,7 @@ class FakeCritic(FakeTrainer):
                 ]
             return TokenField(batch.ids, Ragged.from_rows(rows, np.float32))
 
-        return self._all("values", call, lambda parts: Fields(tuple(parts)))
+        return self._all("values", call, _fields)
 
     def update(
         self, steps: Sequence[list[StepWork]], experience: Experience, value_clip: float
@@ -675,7 +673,11 @@ class FakeRoles:
 
 
 def _rollouts(shards: list[RolloutBatch]) -> Rollouts:
-    return joined([Rollouts((shard,), shard.summary()) for shard in shards])
+    return joined([Rollouts.of(shard, shard.summary()) for shard in shards])
+
+
+def _fields(parts: list[TokenField]) -> Fields:
+    return Fields(tuple(parts), tuple(part.ids for part in parts))
 
 
 def _first_to_finish(

@@ -191,7 +191,7 @@ def _resume(run: Path) -> int:
     for role in ("policy", "critic"):
         _restored(saved.path, role, run / "checkpoints" / "sft")
     rollout = mock.Mock()
-    rollout.hold = lambda batch: Rollouts((batch,), batch.summary())
+    rollout.hold = lambda batch: Rollouts.of(batch, batch.summary())
     queue = saved_rollouts.SavedRollouts(RolloutQueue(1, 4, mock.Mock()), rollout)
     for batch in saved.progress["own"]["ahead"]:
         ids = np.array(from_ranges(batch["ids"]), np.int64)

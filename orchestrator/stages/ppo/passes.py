@@ -132,7 +132,8 @@ class Passes:
 
     def _all(self, phase: str) -> Fields:
         if phase not in self._fields:
-            return Fields(())
+            return Fields((), ())
         found: Sequence[Fields] = [answer.result() for answer in self._fields[phase]]
         self._ends[phase]()
-        return Fields(tuple(shard for fields in found for shard in fields.shards))
+        shards = tuple(shard for fields in found for shard in fields.shards)
+        return Fields(shards, tuple(ids for fields in found for ids in fields.held))

@@ -39,10 +39,10 @@ def probe(*differences: list[float]) -> Parity:
     batch = pack(requests, [Generated([5], [-1.0 - each], Finish.STOP) for each in flat], 3)
     field = TokenField(batch.ids, Ragged.from_rows([[-1.0]] * len(flat), np.float32))
     rollout = SimpleNamespace(
-        probe=lambda *_: There(Rollouts(("shard",), batch.summary())), fetch=lambda _: There(batch)
+        probe=lambda *_: There(Rollouts.of("shard", batch.summary())), fetch=lambda _: There(batch)
     )
     scorer = SimpleNamespace(
-        size=1, packed=False, logprobs=lambda *_: There(Fields(("field",))),
+        size=1, packed=False, logprobs=lambda *_: There(Fields(("field",), (batch.ids,))),
         fetch=lambda _: There([field]),
     )  # fmt: skip
     config: Any = RolloutConfig(parity_prompts=2, parity_tokens=1)
