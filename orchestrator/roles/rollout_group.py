@@ -64,6 +64,8 @@ class RolloutGroup(Group):
         self._changing = False  # engines are between two versions
         self._waits = False  # the driver waits for an engine to restart
         self._bringing = False  # a restarted engine is receiving weights
+        # (rank, version): brings a restarted engine to the version that its peers serve; None
+        # while no trainer holds these weights.
         self.refresh: Callable[[int, int], None] | None = None
 
     def _spawn(self) -> None:
@@ -248,7 +250,10 @@ class RolloutGroup(Group):
         version: int,
         delivery: Delivery = WHOLE,
     ) -> Generation:
-        """Sample requests, assigned deterministically so that engines have similar token counts."""
+        """Sample requests, assigned deterministically so that engines have similar token counts.
+
+        Its answer raises StaleEngineError unless all engines are admitted for exactly `version`.
+        """
         self._paused = False
         for rank in self._returning.standing:
             if self._served.path or self.refresh:
@@ -303,7 +308,10 @@ class RolloutGroup(Group):
         return any(self._owes(rank) for rank in self.ranks)
 
     def sleep(self) -> Pending[None]:
-        """Free the engines' GPU memory for other roles, if the spec says so and none samples."""
+        """Free the engines' GPU memory for other roles, if the spec says so and none samples.
+
+        They take it back by themselves for the next call that needs it.
+        """
         sleeps = self._spec is not None and self._spec.sleep and not self.sampling
         return self._all(
             "sleep",

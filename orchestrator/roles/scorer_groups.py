@@ -48,7 +48,12 @@ class RewardGroup(_ReplicaGroup):
         return self._load(spec)
 
     def score(self, rollouts: Rollouts, asked: Sequence[Asked] = ()) -> Pending[Scores]:
-        """One score or recorded failure per sequence, in the order of the summary."""
+        """One score or recorded failure per sequence, in the order of the summary.
+
+        Args:
+            rollouts: The sequences.
+            asked: Their prompts as text, for a reward that reads text.
+        """
         ids = rollouts.summary.ids
         hands = [ids[i :: self.size] for i in range(self.size)]
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]

@@ -32,7 +32,7 @@ from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
 
 
-class _TrainerGroup(Group):
+class TrainerGroup(Group):
     """n ranks of one DeepSpeed process group."""
 
     _rests = False  # whether the ranks free GPU memory for the engines
@@ -62,15 +62,18 @@ class _TrainerGroup(Group):
         return self._all("written", everything)
 
     def rest(self) -> Pending[None]:
-        """Free GPU memory for engines that are about to sample, if the group's spec says so."""
+        """Free GPU memory for engines that are about to sample, if the group's spec says so.
+
+        The ranks take it back by themselves with the next update.
+        """
         return self._all("rest", nothing, ranks=None if self._rests else ())
 
     def restore(self, folder: str) -> Pending[None]:
-        """Resume from a snapshot."""
+        """Resume from a snapshot; call right after `load`."""
         return self._all("restore", nothing, folder, starting=True)
 
 
-class PolicyGroup(_TrainerGroup, LanguageModelGroup):
+class PolicyGroup(TrainerGroup, LanguageModelGroup):
     """The policy's trainers."""
 
     role, worker = "policy", PolicyWorker
@@ -90,7 +93,10 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
     def kl_sums(
         self, works: Sequence[Work], rollouts: Rollouts, old: Fields, reference: Fields
     ) -> Pending[list[SequenceField]]:
-        """KL to the reference, k1 estimate, summed over each sequence, nats; one part per rank."""
+        """KL to the reference, k1 estimate, summed over each sequence, nats; one part per rank.
+
+        If `old` has no shards, the log-probabilities of the rollouts are used instead.
+        """
         inputs = _of_works(works, rollouts, old, reference)
         return self._all("kl_sums", everything, Each(works), *inputs)
 
@@ -105,7 +111,11 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         shaping: ShapingSpec,
         numbers: SequenceField | None = None,
     ) -> Pending[Experience]:
-        """Token rewards, advantages and returns; each rank builds and keeps its own share."""
+        """Token rewards, advantages and returns; each rank builds and keeps its own share.
+
+        If `old` has no shards, the log-probabilities of the rollouts are used instead; if `values`
+        has none, there is no critic. `numbers` is what the estimator computed on the driver.
+        """
         inputs = _of_works(works, rollouts, old, reference, values)
         return self._all(
             Call("build_experience", in_two),
@@ -142,7 +152,7 @@ class PolicyGroup(_TrainerGroup, LanguageModelGroup):
         return self._all("send_weights", first, offer)
 
 
-class CriticGroup(_TrainerGroup):
+class CriticGroup(TrainerGroup):
     """The trainers of scalar-head models: the reward model, then the value function."""
 
     role, worker = "critic", CriticWorker

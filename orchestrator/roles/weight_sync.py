@@ -15,7 +15,9 @@ import numpy as np
 
 from orchestrator.batching import training_batches
 from orchestrator.config.engines import RolloutConfig
-from orchestrator.roles.interfaces import Policy, Reference, Rollout
+from orchestrator.roles.rollout_group import RolloutGroup
+from orchestrator.roles.scorer_groups import ReferenceGroup
+from orchestrator.roles.trainer_groups import PolicyGroup
 from workers.errors import ChecksumError, ParityError, RoleDiedError, RoleHungError
 from workers.ops.kl import MOST_NATS
 from workers.records.generation import RolloutBatch
@@ -80,8 +82,8 @@ class WeightSync:
 
     def __init__(
         self,
-        policy: Policy,
-        rollout: Rollout,
+        policy: PolicyGroup,
+        rollout: RolloutGroup,
         config: RolloutConfig,
         probe_prompts: list[tuple[int, ...]],
         micro_batch_tokens: int,
@@ -179,8 +181,8 @@ class WeightSync:
 
 
 def measure_parity(
-    rollout: Rollout,
-    scorer: Policy | Reference,
+    rollout: RolloutGroup,
+    scorer: PolicyGroup | ReferenceGroup,
     config: RolloutConfig,
     prompts: Sequence[tuple[int, ...]],
     version: int,

@@ -21,7 +21,9 @@ from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
 from orchestrator.planning.worker_specs import rollout_spec
 from orchestrator.results.findings import Findings
-from orchestrator.roles.interfaces import Roles, Rollout, Rollouts, Saver
+from orchestrator.roles.interfaces import Rollouts, Saver
+from orchestrator.roles.roles import Roles
+from orchestrator.roles.rollout_group import RolloutGroup
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session import driver_state, model_card
 from orchestrator.session.corrections import Corrections
@@ -175,7 +177,7 @@ class Session:
         self._next_version += 1
         return self._next_version
 
-    def engines_on(self, path: str) -> tuple[Rollout, int]:
+    def engines_on(self, path: str) -> tuple[RolloutGroup, int]:
         """The rollout engines serving the checkpoint at `path`, and its version.
 
         Engines that hold a model of another architecture, by config.json, are restarted.
@@ -284,7 +286,7 @@ class Session:
         return Sampling(rollout.temperature, rollout.max_response_tokens)
 
     def sample_texts(
-        self, rollout: Rollout, version: int, prompts: Sequence[Prompt], *path: str | int
+        self, rollout: RolloutGroup, version: int, prompts: Sequence[Prompt], *path: str | int
     ) -> tuple[list[str], RolloutBatch]:
         """One sampled text per prompt, in the order of the prompts, and their sequences."""
         requests = self.requests(prompts, 1, *path)

@@ -503,7 +503,7 @@ class FakePolicy(FakeTrainer):
             value + loss.ptx_coefficient * text, extra | {"ptx_loss": float(text.detach())}
         )
 
-    def transfer_address(self, receivers: int, backend: str) -> GroupAddress:
+    def transfer_address(self, receivers: int, transport: str) -> GroupAddress:
         return GroupAddress("here", 1, 1 + receivers)
 
     def connect(self, address: GroupAddress) -> FakeAnswer[None]:

@@ -38,7 +38,7 @@ from orchestrator.stages.ppo.record import (
 from orchestrator.stages.ppo.sampling import drop_culprits, drop_surplus, prompts_of
 from orchestrator.stages.ppo.setup import set_up
 from orchestrator.stages.ppo.state import PPORun
-from orchestrator.stages.ppo.updates import build_experience, update_critic, update_policy
+from orchestrator.stages.ppo.updates import start_experience, update_critic, update_policy
 from workers.errors import KLLimitError
 from workers.records.arrays import IntArray
 from workers.records.training import StepStats
@@ -82,7 +82,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
         return
 
     with phases.span("experience"):
-        experience = build_experience(run, rollouts, kept, scores, passes).result()
+        experience = start_experience(run, rollouts, kept, scores, passes).result()
     _require_near(session, experience)
     warming = iteration < session.config.algorithm.critic_warmup_iterations
     policy_stats, critic_stats = _update(run, iteration, rollouts, kept, experience, phases)

@@ -11,7 +11,9 @@ import numpy as np
 
 from orchestrator.batching import training_batches
 from orchestrator.config.training import OldLogprobs
-from orchestrator.roles.interfaces import Answer, Fields, Reference, Rollouts, Trainer, joined
+from orchestrator.roles.interfaces import Answer, Fields, Rollouts, joined
+from orchestrator.roles.scorer_groups import ReferenceGroup
+from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.session.session import Session
 from workers.data.rows.asked import Asked
 from workers.records.arrays import IntArray
@@ -20,7 +22,7 @@ from workers.records.training import Scores, Work
 
 
 def shared(
-    session: Session, rollouts: Rollouts, ids: IntArray, group: Trainer | Reference
+    session: Session, rollouts: Rollouts, ids: IntArray, group: TrainerGroup | ReferenceGroup
 ) -> list[Work]:
     """The sequences `ids`, split so that the ranks of a group have similar token counts."""
     summary = rollouts.summary

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from orchestrator.roles.interfaces import Answer, Generation, Rollout, Rollouts, joined
+from orchestrator.roles.interfaces import Answer, Generation, Rollouts, joined
+from orchestrator.roles.rollout_group import RolloutGroup
 from orchestrator.run_files.stored_arrays import check_rows, check_values
 from orchestrator.stages.ppo.queue import Batch, RolloutQueue
 from workers.model_folders.files import broken, require_file
@@ -50,7 +51,7 @@ def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation |
 class SavedRollouts:
     """Saves the waiting batches of a queue into a checkpoint, with the interface of a trainer."""
 
-    def __init__(self, ahead: RolloutQueue, rollout: Rollout) -> None:
+    def __init__(self, ahead: RolloutQueue, rollout: RolloutGroup) -> None:
         self._ahead = ahead
         self._rollout = rollout
         self._records: list[FileRecord] = []

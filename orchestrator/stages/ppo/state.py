@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.roles.interfaces import Trainer
+from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.roles.weight_sync import WeightSync
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger, from_ranges, ranges
@@ -43,7 +43,7 @@ class PPORun:
         return self.session.config.algorithm.staleness
 
     @property
-    def trainers(self) -> tuple[Trainer, ...]:
+    def trainers(self) -> tuple[TrainerGroup, ...]:
         """The policy's trainers, and the critic's if there is one."""
         fleet = self.session.fleet
         return (fleet.policy, fleet.critic) if self.estimator.needs_values else (fleet.policy,)

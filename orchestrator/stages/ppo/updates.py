@@ -6,7 +6,8 @@ from orchestrator.batching import training_batches
 from orchestrator.batching.batch_sizes import pretraining_examples
 from orchestrator.batching.training_batches import StepPlan
 from orchestrator.config.by_name import from_sections
-from orchestrator.roles.interfaces import Answer, Experience, Rollouts, Trainer
+from orchestrator.roles.interfaces import Answer, Experience, Rollouts
+from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.stages.ppo.advantages import numbers_of, rows_of
 from orchestrator.stages.ppo.passes import Passes, shared
 from orchestrator.stages.ppo.state import PPORun
@@ -16,7 +17,7 @@ from workers.records.training import Scores, StepStats, TokenBatch
 from workers.training.experience import whitening_moments
 
 
-def build_experience(
+def start_experience(
     run: PPORun,
     rollouts: Rollouts,
     kept: IntArray,
@@ -42,7 +43,7 @@ def build_experience(
     )
 
 
-def _step_plan(run: PPORun, iteration: int, group: Trainer) -> StepPlan:
+def _step_plan(run: PPORun, iteration: int, group: TrainerGroup) -> StepPlan:
     settings = run.session.config.algorithm
     return StepPlan(
         ranks=group.size,
