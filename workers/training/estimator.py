@@ -8,7 +8,7 @@ sent to the ranks as one number per sequence. Tokens stay on the ranks (`of_toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workers.errors import ConfigError, RehearsalError
@@ -71,6 +71,17 @@ class Estimator:
     # Least sequences of a prompt that have a reward; those of a prompt with fewer are dropped.
     needs_samples: int = 1
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where a field is something else, at the user's line."""
+        if not (self.of_sequences is None or callable(self.of_sequences)):
+            raise TypeError(f"of_sequences is {self.of_sequences!r}: it must be a function")
+        if not callable(self.of_tokens):
+            raise TypeError(f"of_tokens is {self.of_tokens!r}: it must be a function")
+        if type(self.needs_values) is not bool:
+            raise TypeError(f"needs_values is {self.needs_values!r}: it must be True or False")
+        if type(self.needs_samples) is not int or not 1 <= self.needs_samples <= 2**20:
+            raise TypeError(f"needs_samples is {self.needs_samples!r}: it must be 1, 2, ...")
+
 
 KIND = Kind("advantage estimator", Estimator, "workers.training.estimators", "ESTIMATOR")
 
@@ -92,8 +103,7 @@ def sequence_numbers(estimator: Estimator, sequences: Sequences) -> Tensor:
     """
     assert estimator.of_sequences is not None
     found = _called(estimator.of_sequences, sequences)
-    _require(found, "of_sequences", tuple(sequences.scores.shape))
-    return found.double()
+    return _required(found, "of_sequences", tuple(sequences.scores.shape))
 
 
 def token_advantages(estimator: Estimator, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
@@ -102,16 +112,18 @@ def token_advantages(estimator: Estimator, tokens: Tokens) -> tuple[Tensor, Tens
     Raises:
         ConfigError: the estimator raises, or returns something else.
     """
-    pair = _called(estimator.of_tokens, tokens)
+    rewards, mask = tokens.rewards.clone(), tokens.mask.clone()  # theirs may change in place
+    pair = _called(estimator.of_tokens, replace(tokens, rewards=rewards, mask=mask))
     if not (isinstance(pair, tuple) and len(pair) == 2):
         raise _wrong("of_tokens", f"{type(pair).__name__} instead of (advantages, returns)")
     found, returns = pair
-    _require(found, "of_tokens", tuple(tokens.mask.shape))
+    advantages = _masked(_required(found, "of_tokens", tuple(mask.shape)), tokens)
     if estimator.needs_values:
-        _require(returns, "of_tokens (returns)", tuple(tokens.mask.shape))
-    elif returns is not None:
+        returns = _required(returns, "of_tokens (returns)", tuple(mask.shape))
+        return advantages, _masked(returns, tokens)
+    if returns is not None:
         raise _wrong("of_tokens", "returns, but without needs_values there is no critic")
-    return _masked(found, tokens), None if returns is None else _masked(returns, tokens)
+    return advantages, None
 
 
 def try_estimator(path: str, folder: str = "") -> None:
@@ -140,21 +152,24 @@ def _called(function: Callable[[Any], T], argument: object) -> T:
         return function(argument)
     except RehearsalError:
         raise
-    except Exception as error:  # a user's estimator may raise anything
+    except (Exception, SystemExit) as error:  # a user's estimator may raise anything
         raise ConfigError(
             f"the estimator raised {describe(error)}", where=WHERE, fix="correct the estimator"
         ) from error
 
 
-def _require(found: object, what: str, shape: tuple[int, ...]) -> None:
+def _required(found: object, what: str, shape: tuple[int, ...]) -> Tensor:
     import torch
 
     if not isinstance(found, torch.Tensor):
         raise _wrong(what, f"{type(found).__name__} instead of a tensor")
     if tuple(found.shape) != shape:
         raise _wrong(what, f"a tensor of shape {tuple(found.shape)} instead of {shape}")
+    if found.is_complex() or found.is_meta:
+        raise _wrong(what, f"a tensor of type {found.dtype} on {found.device}")
     if not bool(torch.isfinite(found).all()):
         raise _wrong(what, "NaN or infinity")
+    return found.detach().to("cpu", torch.float64)
 
 
 def _wrong(what: str, returned: str) -> ConfigError:

@@ -113,3 +113,43 @@ def test_no_numbers_and_no_way_to_use_tokens_is_told_at_the_trial() -> None:
 
 
 NOTHING = Estimator()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"of_sequences": 3},
+        {"of_tokens": None},
+        {"needs_values": "yes"},
+        {"needs_samples": "2"},
+        {"needs_samples": 0},
+        {"needs_samples": True},
+    ],
+)
+def test_a_field_of_another_type_is_refused_where_it_is_written(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        Estimator(**wrong)
+
+
+def test_what_an_estimator_changes_in_place_stays_with_it_and_gradients_end() -> None:
+    def careless(tokens: Tokens) -> tuple[torch.Tensor, None]:
+        tokens.mask.fill_(True)
+        return tokens.rewards.mul_(2.0).float().requires_grad_(), None
+
+    rewards, mask = TOKENS.rewards.clone(), MASK.clone()
+    found, _ = token_advantages(Estimator(of_tokens=careless), TOKENS)
+    assert TOKENS.rewards.equal(rewards)
+    assert TOKENS.mask.equal(mask)
+    assert found.tolist() == [[2.0, 4.0], [6.0, 0.0]]
+    assert (found.dtype, found.requires_grad) == (torch.float64, False)
+
+
+def test_an_estimator_that_leaves_its_process_or_returns_no_real_number_is_refused() -> None:
+    def leaves(batch: Sequences) -> torch.Tensor:
+        raise SystemExit(0)
+
+    one = torch.ones(1, dtype=torch.float64)
+    batch = Sequences(torch.tensor([0]), one, one, torch.tensor([1]), 0.1)
+    for function in (leaves, lambda _: one.to("meta"), lambda _: one * 1j):
+        with pytest.raises(ConfigError):
+            sequence_numbers(Estimator(of_sequences=function), batch)
