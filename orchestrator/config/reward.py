@@ -10,8 +10,9 @@ from typing import Any
 
 from orchestrator.config.by_name import plain
 from orchestrator.config.ranges import at_least, check_tree, needed, positive, seconds
-from workers.errors import ConfigError
+from workers.errors import ConfigError, RehearsalError
 from workers.extensions.settings import filled
+from workers.process.user_code import describe
 from workers.scorers.source import Needs, RewardSource, find_source, key_of
 
 
@@ -59,9 +60,26 @@ class RewardConfig:
             ConfigError: there is no such source, or its settings are wrong.
         """
         source = find_source(self.kind, self.folder)
-        record = filled(source.settings, self.values(source, self.settings), self._key)
-        check_tree(record, "reward.settings")
-        return source.needs(record)
+        values = self.values(source, self.settings)
+        try:
+            record = filled(source.settings, values, self._key)
+            check_tree(record, "reward.settings")
+            needs = source.needs(record)
+        except RehearsalError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's source may raise anything
+            raise ConfigError(
+                f"the reward source {self.kind} refused its settings with {describe(error)}",
+                where="reward.settings",
+                fix="correct reward.settings, or the source",
+            ) from error
+        if not isinstance(needs, Needs):
+            raise ConfigError(
+                f"`needs` of the reward source {self.kind} returned {type(needs).__name__}",
+                where="reward.kind",
+                fix="let it return an object of workers.scorers.source.Needs",
+            )
+        return needs
 
     def values(self, source: RewardSource[Any], own: Mapping[str, Any]) -> dict[str, Any]:
         """Value of each setting of a source: the keys above by their names, and those in `own`.

@@ -14,7 +14,7 @@ import numpy as np
 
 from workers.errors import RehearsalError, RewardError
 from workers.extensions.kinds import Kind
-from workers.extensions.settings import filled
+from workers.extensions.settings import check_record, filled
 from workers.process.user_code import describe
 from workers.records.arrays import FloatArray
 from workers.records.generation import RolloutBatch
@@ -82,6 +82,13 @@ class RewardSource(Generic[S]):
     make: Callable[[S, RewardSpec], Scorer]  # in the worker
     needs: Callable[[S], Needs] = lambda _: Needs()
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where a field is something else, at the user's line."""
+        check_record(self.settings)
+        for name in ("make", "needs"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} is {getattr(self, name)!r}: it must be a function")
+
 
 KIND = Kind("reward source", RewardSource, "workers.scorers", "SOURCE")
 
@@ -119,9 +126,9 @@ def scores_of(scorer: Scorer, batch: Batch, name: str) -> Scored:
     Raises:
         RewardError: The source raised, or returned something else than one score per sequence.
     """
-    scored, count = _called(name, lambda: scorer(batch)), len(batch.rollouts)
-    values = np.array(scored.values, np.float32)
-    reasons, words = [*scored.reasons], [*scored.words] or [""] * count
+    count = len(batch.rollouts)
+    values, reasons, words = _called(name, lambda: _answer(scorer(batch)))
+    words = words or [""] * count
     found = (values.shape, len(reasons), len(words))
     if found != ((count,), count, count):
         raise RewardError(
@@ -136,12 +143,23 @@ def scores_of(scorer: Scorer, batch: Batch, name: str) -> Scored:
     return Scored(values, reasons, words)
 
 
+def _answer(scored: object) -> tuple[FloatArray, list[str], list[str]]:
+    if not isinstance(scored, Scored):
+        raise TypeError(f"its scorer returned {type(scored).__name__}, not Scored")
+    values = np.array(scored.values, np.float64)
+    reasons, words = [*scored.reasons], [*scored.words]
+    if not all(isinstance(each, str) for each in (*reasons, *words)):
+        raise TypeError('a reason or message is no text; the reason of a scored sequence is ""')
+    with np.errstate(over="ignore"):  # infinity is a failure
+        return values.astype(np.float32), reasons, words
+
+
 def _called(name: str, function: Callable[[], T]) -> T:
     try:
         return function()
     except RehearsalError:
         raise
-    except Exception as error:  # a user's source may raise anything
+    except (Exception, SystemExit) as error:  # a user's source may raise anything
         raise RewardError(
             f"the reward source {name} raised {describe(error)}",
             where=WHERE,

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from workers.records.arrays import Ragged
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.training import Scores
 from workers.roles.reward import RewardWorker
+from workers.scorers.source import Batch, Scored, scores_of
 
 DOCS = Path(__file__).parents[4] / "docs" / "extending.md"
 KIND = "reward.kind=lengths:SOURCE"
@@ -193,3 +195,38 @@ def test_a_score_that_is_not_finite_is_a_failure(
     np.testing.assert_array_equal(scores.values, np.float32([np.nan, 2.5]))
     assert scores.failures == ("reward source greedy:SOURCE: not finite", "")
     assert scores.words == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["None", "[1.0]", 'Scored(["a"], [""])', "Scored([1.0], [None])", "Scored([1.0], None)",
+     "Scored([1.0], [''], [7])", "exit(0)"],
+)  # fmt: skip
+def test_an_answer_that_is_not_scored_names_the_source(answer: str) -> None:
+    texts = {"Scored": Scored}
+    batch: Any = Batch(range(1), ())  # pyright: ignore[reportArgumentType]  only its length is read
+    with pytest.raises(RewardError, match="greedy:SOURCE"):
+        scores_of(lambda _: eval(answer, texts), batch, "greedy:SOURCE")
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ("RewardSource(Raises, make)", "ValueError at"),
+        ("RewardSource(Settings, make, lambda _: 1 / 0)", "ZeroDivisionError at"),
+        ("RewardSource(Settings, make, lambda _: exit(0))", "SystemExit"),
+        ("RewardSource(Settings, make, lambda _: None)", "returned NoneType"),
+        ("RewardSource(dict, make)", "must be a class with @dataclass"),
+        ("RewardSource(Settings, 3)", "make is 3"),
+    ],
+)
+def test_a_careless_source_is_refused_with_its_key(folder: Path, made: str, says: str) -> None:
+    (folder / "greedy.py").write_text(
+        "from lengths import Settings, make\nfrom workers.scorers.source import RewardSource\n"
+        "class Raises(Settings):\n    def check(self, key):\n        raise ValueError('no')\n"
+        f"SOURCE = {made}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        _ = config("reward.kind=greedy:SOURCE", "reward.settings.words=3").reward.needs
+    assert says in caught.value.what
+    assert caught.value.where in ("reward.kind", "reward.settings")
