@@ -87,6 +87,15 @@ class Transport:
     needs_gpu: bool = False  # every end needs GPUs that it shares with no other end
     reuses_buffer: bool = True  # a received bucket is valid only until the next one
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where a field is something else, at the user's line."""
+        for name in ("sender", "receiver"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} is {getattr(self, name)!r}: it must be a class")
+        for name in ("one_sided", "spans_nodes", "needs_gpu", "reuses_buffer"):
+            if type(getattr(self, name)) is not bool:
+                raise TypeError(f"{name} is {getattr(self, name)!r}: it must be True or False")
+
 
 WHERE = "rollout.transport"
 KIND = Kind("weight transport", Transport, "workers.weights.transports", "TRANSPORT")

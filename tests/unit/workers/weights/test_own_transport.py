@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from workers.errors import ChecksumError, WeightSyncError
 from workers.weights.packing import describe, make_offer
 from workers.weights.transfer import WeightReceiver, WeightSender
-from workers.weights.transport import Link
+from workers.weights.transport import Link, Transport
 
 DOCS = Path(__file__).parents[4] / "docs/extending.md"
 LINK = Link(torch.device("cpu"), seconds=1.0)
@@ -60,3 +61,9 @@ def test_a_users_transport_carries_weights_and_refuses_a_corrupted_byte(place: P
     sender.close()
     with pytest.raises(WeightSyncError, match="no weights"):
         receiver.receive(offer)
+
+
+@pytest.mark.parametrize("wrong", [{"sender": None}, {"receiver": 3}, {"one_sided": "no"}])
+def test_a_transport_with_a_field_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        Transport(**{"sender": dict, "receiver": dict} | wrong)
