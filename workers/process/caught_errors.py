@@ -6,9 +6,9 @@ from types import TracebackType
 
 
 class Caught:
-    """Catches and stores an exception of the given class raised inside its `with` block."""
+    """Catches and stores an exception of the given kind raised inside its `with` block."""
 
-    def __init__(self, kind: type[BaseException]) -> None:
+    def __init__(self, kind: type[BaseException] | tuple[type[BaseException], ...]) -> None:
         self._kind = kind
         self.error: BaseException | None = None
 

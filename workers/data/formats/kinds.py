@@ -29,6 +29,11 @@ class Format:
     magic: bytes = b""
     """First bytes of every file of this format; b"" = they do not tell."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where `scan` is no function, at the user's line."""
+        if not callable(self.scan):
+            raise TypeError(f"scan is {self.scan!r}: it must be a function")
+
 
 SPECIAL = ("auto", "datasets")  # no format of a file: decide by name and content; a folder or an id
 FORMATS = Kind("data format", Format, "workers.data.formats", "FORMAT", "_file", SPECIAL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from workers.data.formats import hub
@@ -90,11 +90,10 @@ def _declared(name: str, path: str, meter: Meter | None) -> Iterator[Row]:
     if ":" not in name:
         yield from found.scan(path, meter)
         return
-    caught = Caught(Exception)  # user code may raise anything
+    caught = Caught((Exception, SystemExit))  # user code may raise anything
     with caught:
         for row in found.scan(path, meter):
-            if not isinstance(row, Row):
-                raise TypeError(f"it yields {type(row).__name__}, not Line or DataLineError")
+            _check_row(row)
             yield row
     if isinstance(caught.error, RehearsalError):
         raise caught.error
@@ -104,6 +103,18 @@ def _declared(name: str, path: str, meter: Meter | None) -> Iterator[Row]:
             where=path,
             fix="correct the reader, or the file",
         ) from caught.error
+
+
+def _check_row(row: object) -> None:
+    if isinstance(row, DataLineError):
+        return
+    if not isinstance(row, Line):
+        raise TypeError(f"it yields {type(row).__name__}, not Line or DataLineError")
+    fields: object = row.fields
+    if not (isinstance(fields, Mapping) and all(isinstance(name, str) for name in fields)):
+        raise TypeError("it yields a Line whose fields are no mapping with texts as names")
+    if not isinstance(row.where, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError("it yields a Line whose `where` is no text")
 
 
 def _check_name(path: str) -> None:

@@ -83,15 +83,20 @@ def test_the_example_as_a_module_of_ours_is_found_by_name_and_suffix(
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("raise ValueError('no file of mine')", "failed: ValueError at {own}:3: no file of mine"),
+        ("raise ValueError('no file of mine')", "failed: ValueError at {own}:5: no file of mine"),
         ("yield {'prompt': 'p'}", "TypeError: it yields dict, not Line or DataLineError"),
         ("return 5", "failed: TypeError"),
+        ("yield Line([1], path)", "fields are no mapping"),
+        ("yield Line({1: 'p'}, path)", "fields are no mapping"),
+        ("yield Line({'prompt': 'p'}, 3)", "`where` is no text"),
+        ("yield exit(0)", "SystemExit"),
     ],
 )
 def test_what_a_reader_raises_names_file_and_line(folder: Path, source: str, says: str) -> None:
     own = folder / "mine.py"
     own.write_text(
         "from workers.data.formats.kinds import Format\n"
+        "from workers.data.formats.line import Line\n\n"
         f"def scan(path, meter):\n    {source}\nF = Format(scan)\n"
     )
     (folder / "rows.txt").write_text(TEXT)
@@ -107,3 +112,8 @@ def test_a_format_that_there_is_not_is_refused_with_the_nearest(folder: Path) ->
         list(read_rows("rows.txt", format="jsonk"))
     assert "did you mean json" in caught.value.fix
     assert "auto, datasets, csv, json, jsonl, parquet, text" in caught.value.fix
+
+
+def test_a_format_without_a_function_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match="scan is None"):
+        kinds.Format(None)  # pyright: ignore[reportArgumentType]
