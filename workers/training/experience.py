@@ -131,11 +131,7 @@ def build_experience(
     ids = rollouts.ids
     old_rows, ref_rows = _logprob_rows(rollouts, old, ref)
     value_rows = gather_fields([values], ids, "values").values if values is not None else None
-    own_scores = gather_scores([scores], ids)
-    assert not any(own_scores.failures), "a failed sequence reached build_experience"
-    assert bool((rollouts.response_lengths > 0).all()), "an empty response cannot carry a reward"
-    score_rows = Ragged(own_scores.values, np.arange(len(ids) + 1, dtype=np.int64))
-    _require_finite(ids, scores=score_rows)
+    score = _finite_scores(rollouts, scores)
     if value_rows is not None:
         _require_finite(ids, values=value_rows)
 
@@ -144,7 +140,6 @@ def build_experience(
     sampled = padded.pad(rollouts.logprobs, "rollout_logprobs")
     logprobs = padded.pad(old_rows, "old_logprobs")
     reference = padded.pad(ref_rows, "ref_logprobs")
-    score = torch.from_numpy(own_scores.values.astype(np.float64))
     rewards = kl_shaped_rewards(score, logprobs, reference, mask, shaping.kl_coefficient)
     tokens = Tokens(
         rewards=rewards,
@@ -166,10 +161,33 @@ def build_experience(
         returns=padded.unpad(returns) if returns is not None else None,
         values=value_rows,
     )
+    summary = _summary(ids, mask, sampled, logprobs, reference, rewards, advantages)
+    return batch, summary
+
+
+def _finite_scores(rollouts: RolloutBatch, scores: Scores) -> torch.Tensor:
+    """(B,) fp64, reward units, in the order of `rollouts`."""
+    own = gather_scores([scores], rollouts.ids)
+    assert not any(own.failures), "a failed sequence reached build_experience"
+    assert bool((rollouts.response_lengths > 0).all()), "an empty response cannot carry a reward"
+    rows = Ragged(own.values, np.arange(len(rollouts.ids) + 1, dtype=np.int64))
+    _require_finite(rollouts.ids, scores=rows)
+    return torch.from_numpy(own.values.astype(np.float64))
+
+
+def _summary(
+    ids: IntArray,
+    mask: torch.Tensor,
+    sampled: torch.Tensor,
+    logprobs: torch.Tensor,
+    reference: torch.Tensor,
+    rewards: torch.Tensor,
+    advantages: torch.Tensor,
+) -> ExperienceSummary:
     gap = (logprobs - sampled).abs()
     # The engine sampled the tokens, so its log-probabilities are the first argument.
     k3 = kl_estimate(sampled, logprobs, "k3")
-    summary = ExperienceSummary(
+    return ExperienceSummary(
         ids=ids,
         kl=_float32(masked_sum(kl_estimate(logprobs, reference), mask, dim=1)),
         shaped_returns=_float32(masked_sum(rewards, mask, dim=1)),
@@ -180,7 +198,6 @@ def build_experience(
         mismatch_mean=float(masked_mean(gap, mask)),
         mismatch_k3=float(masked_mean(k3, mask)),
     )
-    return batch, summary
 
 
 def _aligned(numbers: SequenceField | None, ids: IntArray) -> torch.Tensor | None:
