@@ -61,9 +61,11 @@ class Kind(Generic[T]):
             return self._ours(name, where)
         found = load_object(name, where, folder, self.what)
         if not isinstance(found, self.record):
-            shown = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
+            itself = isinstance(found, type)
+            shown = f"the class {found.__name__}" if itself else f"a {type(found).__name__}"
             raise ConfigError(
-                f"{name!r} is no {self.what}: it is {shown}, not of class {self.record.__name__}",
+                f"{name!r} is no {self.what}: it is {shown}, not an object of "
+                f"{self.record.__name__}",
                 where=where,
                 fix=f"make it an object of {self.record.__module__}.{self.record.__name__}",
             )

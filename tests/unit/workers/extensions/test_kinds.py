@@ -48,8 +48,16 @@ def test_a_part_of_a_user_is_found_by_its_import_path(colours: Kind[int]) -> Non
         ("rad", "there is no colour 'rad'", "did you mean red? choose one of blue, red, or name"),
         ("helper", "there is no colour 'helper'", "choose one of blue, red"),
         ("", "there is no colour ''", "choose one of blue, red"),
-        ("mine:WORD", "'mine:WORD' is no colour: it is a str, not of class int", "builtins.int"),
-        ("mine:Blank", "'mine:Blank' is no colour: it is Blank, not of class int", "builtins.int"),
+        (
+            "mine:WORD",
+            "'mine:WORD' is no colour: it is a str, not an object of int",
+            "builtins.int",
+        ),
+        (
+            "mine:Blank",
+            "'mine:Blank' is no colour: it is the class Blank, not an object of int",
+            "builtins.int",
+        ),
         ("mine:COLOR", "cannot import 'mine:COLOR': mine has no 'COLOR'", "did you mean 'COLOUR'?"),
         ("absent:COLOUR", "there is no module 'absent'", "PYTHONPATH"),
     ],
