@@ -20,6 +20,7 @@ _NOT_THEIRS = (
     str(_OURS / "orchestrator"),
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     "<frozen",
+    "<string>",  # the generated __init__ of a dataclass
 )
 _MOST_CHARACTERS = 300  # limit for messages of user code
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from workers.data.formats.kinds import FORMATS
 from workers.errors import ConfigError
 from workers.extensions.kinds import Kind
 
@@ -70,3 +71,10 @@ def test_what_is_no_part_is_refused_with_the_key_and_a_way_out(
     assert what in caught.value.what
     assert fix in caught.value.fix
     assert caught.value.where == KEY
+
+
+def test_a_part_that_refuses_its_fields_names_the_line_that_makes_it(tmp_path: Path) -> None:
+    own = tmp_path / "refused_part.py"
+    own.write_text("from workers.data.formats.kinds import Format\n\nF = Format(3)\n")
+    with pytest.raises(ConfigError, match=f"TypeError at {own}:3: scan is 3"):
+        FORMATS.find("refused_part:F", "format", str(tmp_path))
