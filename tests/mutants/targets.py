@@ -26,7 +26,7 @@ _ENGINE, _FROZEN = (
     "tests/unit/workers/roles/test_rollout_worker.py",
     "tests/unit/workers/roles/test_frozen_roles.py",
 )
-_SOURCE = "tests/unit/workers/scorers/test_source.py"
+_SOURCE = "tests/unit/workers/scorers/test_reward_source.py"
 
 # file -> its tests, those that notice most first
 TESTS: dict[str, tuple[str, ...]] = {
