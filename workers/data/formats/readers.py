@@ -86,7 +86,7 @@ def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None
 
 def _declared(name: str, path: str, meter: Meter | None) -> Iterator[Row]:
     """The rows of a file of a declared format; what a user's reader raises names the file."""
-    found = FORMATS.find(name, "format", str(Path.cwd()))
+    found = FORMATS.find(name, f"the format of {path}", str(Path.cwd()))
     if ":" not in name:
         yield from found.scan(path, meter)
         return

@@ -173,6 +173,17 @@ def test_a_package_that_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["random", "typing", "torch", "numpy", "workers"])
+def test_a_file_of_the_working_folder_hides_no_module(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported in place of another')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.run", "--help", "seed"], cwd=tmp_path,
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("seed=0 ")
+
+
 @pytest.mark.parametrize("module", [data, export, new_model, report])
 def test_every_command_explains_itself(module: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
