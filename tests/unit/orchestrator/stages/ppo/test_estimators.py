@@ -93,7 +93,7 @@ def test_sequences_are_found_in_whatever_order_engines_return_them() -> None:
     five = np.array([8, 2, 5, 9, 3])
     none = np.zeros(5, np.int64)
     summary = RolloutSummary(five, none, none, none, none, np.zeros((5, 2), np.int64))
-    assert rows_of(Rollouts((), summary), np.array([2, 3, 9])).tolist() == [1, 4, 3]
+    assert rows_of(Rollouts((), summary, ()), np.array([2, 3, 9])).tolist() == [1, 4, 3]
 
 
 def test_the_kl_penalty_counts_in_the_returns(estimators: Path, tmp_path: Path) -> None:
