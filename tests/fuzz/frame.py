@@ -20,7 +20,8 @@ from typing import Literal, TextIO
 
 from workers.errors import RehearsalError
 
-DEADLINE_SECONDS = 10
+# Of the wall clock, hence far above the limit of 2 CPU seconds that a template has per dialogue.
+DEADLINE_SECONDS = 60
 
 Outcome = Literal["typed", "accepted", "untyped", "hang"]
 
