@@ -1,11 +1,14 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint mutants fuzz setup setup-gpu
+.PHONY: demo test lint resolve mutants fuzz setup setup-gpu
 
 demo: setup  ## set up, then run the whole recipe in the pocket world
 	.venv/bin/python -m orchestrator.run +experiment=pocket
 
 test: lint  ## set up, then pass the linters and the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+resolve: setup  ## see whether the pins resolve on every supported Python and machine
+	timeout 900 .venv/bin/python -m pytest -m registry --numprocesses 4 tests/deploy/test_resolve.py
 
 fuzz: setup  ## set up, then try some thousands of hostile inputs
 	PYTHONPATH=tests .venv/bin/python -m fuzz
@@ -18,6 +21,7 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/basedpyright
+	.venv/bin/shellcheck .ci/run deploy/*.sh
 
 setup:
 	@deploy/setup.sh cpu

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Create .venv with everything that a run or the tests need. Usage: deploy/setup.sh [cpu|gpu]
 # Re-running is cheap: the stamp file says which requirements the environment was made from.
+# PYTHON=COMMAND         the interpreter (python3)
+# REHEARSAL_EXTRAS=a,b   extras of pyproject.toml to install besides the variant (test)
+# REHEARSAL_NO_DRIVER=1  make a gpu environment on a machine without a GPU, such as an image build
 set -euo pipefail
 cd "$(dirname "$0")/.."
 variant="${1:-cpu}"
@@ -14,8 +17,9 @@ case "$variant-$(uname -m)" in
   cpu-x86_64 | cpu-aarch64 | gpu-x86_64 | gpu-aarch64) ;;
   *) die "no vLLM build for $(uname -m)" "use x86_64 or aarch64" ;;
 esac
-if [ "$variant" = gpu ] && ! command -v nvidia-smi >/dev/null; then
-  die "no NVIDIA driver on this machine" "install the driver, or use the cpu variant"
+if [ "$variant" = gpu ] && [ "${REHEARSAL_NO_DRIVER:-0}" != 1 ] && ! command -v nvidia-smi >/dev/null; then
+  die "no NVIDIA driver on this machine" \
+    "install the driver, use the cpu variant, or set REHEARSAL_NO_DRIVER=1 to build an image"
 fi
 
 python="${PYTHON:-python3}"
@@ -23,8 +27,9 @@ command -v "$python" >/dev/null || die "no $python on PATH" "install Python 3.11
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
   die "$("$python" -V) is outside 3.11 to 3.13" "set PYTHON to a supported interpreter"
 
+extras="${REHEARSAL_EXTRAS-test}"
 stamp=".venv/ready-$variant"
-wanted="$(cat pyproject.toml "requirements/$variant.txt" | cksum)"
+wanted="$(cat pyproject.toml "requirements/$variant.txt" | cksum) $extras"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 if [ -d .venv ] && [ ! -f "$stamp" ] && compgen -G '.venv/ready-*' >/dev/null; then
   die "this .venv was made for another variant; cpu and gpu exclude each other" "rm -r .venv"
@@ -46,6 +51,6 @@ fi
 # Byte code is compiled once here: every role is a process that imports the stack again.
 UV_COMPILE_BYTECODE=1 .venv/bin/uv pip install --quiet \
   --python .venv/bin/python --constraints "requirements/$variant.txt" "${flags[@]}" \
-  --editable ".[$variant,test]"
+  --editable ".[$variant${extras:+,$extras}]"
 printf '%s\n' "$wanted" >"$stamp"
 say "ready"
