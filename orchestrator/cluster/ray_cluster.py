@@ -21,6 +21,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from orchestrator.cluster.extra_room import ExtraRoom
 from orchestrator.cluster.private_ray import (
     QUIET,
     PrivateRay,
@@ -70,6 +71,8 @@ class Cluster:
         self._local = local
         self._error_logs = error_logs
         self._closed = False
+        engine = config.roles.rollout
+        self.room = ExtraRoom(_bundle(engine.cpus, engine.gpus))
 
     def bundle(
         self, role: RoleName | str, rank: int, env: Mapping[str, str] | None = None
@@ -82,16 +85,19 @@ class Cluster:
             env: Environment variables of the worker's process on top of `role_environment`.
 
         Raises:
-            KeyError: the plan places no such worker.
+            KeyError: the plan places no such worker, and an extra engine has no place.
         """
         name = RoleName(role)
         need = self._config.roles.of(name)
+        if name is RoleName.rollout and rank >= need.workers:
+            group, index = self.room.place(rank), 0
+        else:
+            group, index = self._group, self._layout.node_of(name, rank)
         return {
             "num_cpus": need.cpus,
             "num_gpus": need.gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                placement_group=self._group,
-                placement_group_bundle_index=self._layout.node_of(name, rank),
+                placement_group=group, placement_group_bundle_index=index
             ),
             "runtime_env": {
                 "env_vars": role_environment(self._config, name) | self._places() | dict(env or {})
@@ -120,6 +126,8 @@ class Cluster:
             return
         self._closed = True
         if self._local is None:
+            if not self.guard.lost:
+                self.room.close()
             _leave_joined(self._group, self.guard)
         else:
             self._local.close(keep_logs)

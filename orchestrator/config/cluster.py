@@ -57,10 +57,34 @@ class RoleResources:
 
 
 @dataclass(slots=True, kw_only=True)
+class EngineResources(RoleResources):
+    """Number of engines, and the resources that each one reserves from Ray."""
+
+    max_workers: int = at_least(0, 0, 10_000)
+    """Engines at most: those above `workers` join whenever a joined cluster has room for them, and
+    leave with their nodes; 0: as many as `workers`."""
+
+    @property
+    def most(self) -> int:
+        """Engines at most."""
+        return self.max_workers or self.workers
+
+    def check(self, key: str) -> None:
+        """Check that `max_workers` is not below `workers`."""
+        RoleResources.check(self, key)
+        if self.most < self.workers:
+            raise ConfigError(
+                f"max_workers={self.max_workers} is below workers={self.workers}",
+                where=f"{key}.max_workers",
+                fix=f"use at least {self.workers}, or 0 for a fixed number of engines",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
 class RolesConfig:
     """Resources of each role group."""
 
-    rollout: RoleResources = field(default_factory=RoleResources)
+    rollout: EngineResources = field(default_factory=EngineResources)
     """Engines that generate; each serves the whole policy."""
     reward: RoleResources = field(default_factory=RoleResources)
     """Replicas that score responses."""

@@ -36,6 +36,32 @@ def check_ahead(config: Config) -> None:
             )
 
 
+def check_extra_engines(config: Config) -> None:
+    """Check that engines can join and leave, if that is set.
+
+    Raises:
+        ConfigError: the cluster cannot grow, or engines share their GPUs with trainers.
+    """
+    engines, key = config.cluster.roles.rollout, "cluster.roles.rollout.max_workers"
+    if engines.most == engines.workers:
+        return
+    if config.cluster.address == "local":
+        raise ConfigError(
+            f"max_workers={engines.max_workers}, but a local cluster has room for the reserved "
+            f"{engines.workers} engine(s) only",
+            where=key,
+            fix="join a cluster by cluster.address=HOST:PORT, or raise "
+            "cluster.roles.rollout.workers instead",
+        )
+    if config.rollout.sleep:
+        raise ConfigError(
+            "with rollout.sleep=true every engine takes turns with trainers on the same GPUs, and "
+            "extra engines would have none to take turns with",
+            where=key,
+            fix="set rollout.sleep=false, or max_workers=0",
+        )
+
+
 def check_sharing(config: Config) -> None:
     """Check that engines and trainers can alternate in using GPU memory, if that is set.
 

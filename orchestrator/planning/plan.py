@@ -23,6 +23,7 @@ from orchestrator.planning.backbones import check_backbones, plan_critic, role_s
 from orchestrator.planning.checks_devices import (
     check_ahead,
     check_devices,
+    check_extra_engines,
     check_head_sizes,
     check_sharing,
 )
@@ -86,6 +87,7 @@ def make_plan(config: Config) -> Plan:
     check_ahead(config)
     check_keep_best(config)
     check_sharing(config)
+    check_extra_engines(config)
     check_reward(config)
     check_estimator(config)
     check_judge(config)
@@ -257,6 +259,12 @@ def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:
         notes.append(
             f"the KV cache of an engine holds {held:,} sequences of full length; "
             f"{min(held, wanted):,} run at once"
+        )
+    most = config.cluster.roles.rollout.most
+    if engines and most > config.cluster.roles.rollout.workers:
+        notes.append(
+            f"up to {most} engines share the sequences: those above "
+            f"{config.cluster.roles.rollout.workers} join while the cluster has room for them"
         )
     if engines and config.cluster.accelerator is Accelerator.cuda:
         notes.append(

@@ -47,6 +47,8 @@ def check_transport(config: Config) -> None:
 
 
 def _on_several_nodes(config: Config) -> bool:
+    if config.cluster.roles.rollout.most > config.cluster.roles.rollout.workers:
+        return True  # extra engines start wherever the cluster has room
     layout = make_plan(config).layout
     engines = range(config.cluster.roles.rollout.workers)
     nodes = {layout.node_of(RoleName.rollout, rank) for rank in engines}

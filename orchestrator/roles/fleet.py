@@ -95,7 +95,8 @@ class Fleet:
             self._announce()
 
     def _launch(self, name: RoleName) -> Launch:
-        extra = rollout_environment(self._config) if name is RoleName.rollout else {}
+        rollout = name is RoleName.rollout
+        extra = rollout_environment(self._config) if rollout else {}
         return Launch(
             backend=RayBackend(),
             options=lambda rank: self._cluster.bundle(name, rank, extra),
@@ -108,6 +109,8 @@ class Fleet:
             announce=self._announce,
             lost=self._lost,
             given_up=self._given_up,
+            most=self._config.cluster.roles.rollout.most if rollout else 0,
+            room=self._cluster.room if rollout else None,
         )
 
     def _lost(self, worker: str, error: RehearsalError, discarded: int) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.cluster.worker_processes import end_here
 from orchestrator.roles.interfaces import Fields, Rollouts
@@ -24,6 +24,18 @@ from workers.errors import RehearsalError, RoleDiedError, RoleError, RoleHungErr
 from workers.process.call_timing import Reply
 from workers.records.processes import RoleInfo
 from workers.records.training import TokenField, Work
+
+
+class Room(Protocol):
+    """Places for workers beyond the reservation of the run, which the cluster may have or not."""
+
+    def there(self, rank: int) -> bool:
+        """Whether the worker has a place now; asks for one if it has none. Does not block."""
+        ...
+
+    def give_back(self, rank: int) -> None:
+        """Release the place of a worker, if it has one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,8 @@ class Launch:
     lost: Callable[[str, RehearsalError, int], None] = lambda *_: None
     # (worker, error), when the group continues without that worker
     given_up: Callable[[str, RehearsalError], None] = lambda *_: None
+    most: int = 0  # workers at most: those above `workers` start when there is room for them
+    room: Room | None = None  # of those above `workers`
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +258,7 @@ class Group:
         for rank in ranks:
             if self.workers[rank] is not None:
                 self._launch.backend.end(self.workers[rank])
-            self._launch.account.left(self.role, rank)
+                self._launch.account.left(self.role, rank)
         end_here([info for info in self.infos if info.rank in ranks], self.worker.__name__)
 
 

@@ -1,11 +1,13 @@
-"""Restarts of lost engines in the background, while their peers serve.
+"""Starts of absent engines in the background, while their peers serve.
+
+Absent are lost engines, and extra ones for which the cluster had no room yet.
 
     resting -> starting -> standing        any failure on the way: resting again, for longer
        resting -> given up (its restarts are used up)
 
-A resting engine waits for its restart delay; a standing one has started but has no current weights.
-Nothing here blocks: `look` advances each engine as far as is possible now. The group takes a
-standing engine back when it next gives all engines the same weights.
+A resting engine waits for its restart delay, or for room; a standing one has started but has no
+current weights. Nothing here blocks: `look` advances each engine as far as is possible now. The
+group takes a standing engine back when it next gives all engines the same weights.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Starter(Protocol):
 
 @dataclass(slots=True)
 class _Engine:
+    extra: bool = False  # may never get room
     starting: Starting | None = None
     standing: bool = False
     given_up: bool = False
@@ -73,8 +76,11 @@ class ReturningEngines:
 
     @property
     def hopeless(self) -> bool:
-        """Whether all absent engines are given up."""
-        return all(each.given_up for each in self._engines.values())
+        """Whether no absent engine is certain to be tried again."""
+        return all(
+            each.given_up or (each.extra and each.starting is None and not each.standing)
+            for each in self._engines.values()
+        )
 
     @property
     def standing(self) -> list[int]:
@@ -86,9 +92,9 @@ class ReturningEngines:
         """Whether any engine is resting or starting."""
         return any(not each.standing and not each.given_up for each in self._engines.values())
 
-    def add(self, rank: int, *, given_up: bool = False) -> None:
-        """Add an engine that was lost, or that was given up before this group existed."""
-        self._engines[rank] = _Engine(given_up=given_up)
+    def add(self, rank: int, *, given_up: bool = False, extra: bool = False) -> None:
+        """Add an engine that was lost, that was given up before this group existed, or an extra."""
+        self._engines[rank] = _Engine(extra=extra, given_up=given_up)
 
     def take(self, rank: int) -> None:
         """Remove a standing engine, which the group takes back."""

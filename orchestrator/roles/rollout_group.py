@@ -63,19 +63,25 @@ class RolloutGroup(Group):
         self._paused = False
         self._changing = False  # engines are between two versions
         self._waits = False  # the driver waits for an engine to restart
+        self._final: RoleDiedError | None = None  # why the engine given up last was given up
         self._bringing = False  # a restarted engine is receiving weights
         # (rank, version): brings a restarted engine to the version that its peers serve; None
         # while no trainer holds these weights.
         self.refresh: Callable[[int, int], None] | None = None
 
     def _spawn(self) -> None:
-        watch = self._launch.watch
-        self.workers = [None] * self._launch.workers
-        for rank in range(self._launch.workers):
-            if watch is None or watch.comes_back(self.name(rank)):
-                self.workers[rank] = self._make(rank)
+        watch, most = self._launch.watch, max(self.size, self._launch.most)
+        self.workers = [None] * most
+        for rank in range(most):
+            retired = watch is not None and not watch.comes_back(self.name(rank))
+            if retired or self._extra(rank):
+                self._returning.add(rank, given_up=retired, extra=self._extra(rank))
             else:
-                self._returning.add(rank, given_up=True)
+                self.workers[rank] = self._make(rank)
+
+    def _extra(self, rank: int) -> bool:
+        """Whether the engine is one that the run does without while the cluster has no room."""
+        return rank >= self.size
 
     @property
     def ranks(self) -> list[int]:
@@ -127,6 +133,8 @@ class RolloutGroup(Group):
         self._waits = True
         try:
             while not there():
+                if self._final is not None and self._returning.hopeless and not self.ranks:
+                    raise self._final
                 self._watch.tick()
                 time.sleep(self._watch.poll_seconds)
         finally:
@@ -156,7 +164,7 @@ class RolloutGroup(Group):
 
     def _leave_out(self, rank: int, error: RehearsalError) -> None:
         thrown = sum([each.forget(rank) for each in self._open])
-        self._returning.add(rank)
+        self._returning.add(rank, extra=self._extra(rank))
         self.failed(rank, error, thrown)
         self._returning.look()
 
@@ -196,9 +204,13 @@ class RolloutGroup(Group):
 
     def may_begin(self, rank: int) -> bool:
         """Whether an engine's restart delay is over, and memory for its start is free."""
-        spec = self._spec
-        roomy = spec is not None and (not spec.sleep or self._waits)
-        return roomy and not self._watch.life(self.name(rank)).rests
+        spec, name = self._spec, self.name(rank)
+        if spec is None or (spec.sleep and not self._waits):
+            return False
+        if self._watch.knows(name) and self._watch.life(name).rests:
+            return False
+        room = self._launch.room
+        return room is None or not self._extra(rank) or room.there(rank)
 
     def begin(self, rank: int) -> Pending[None]:
         """Start an absent engine.
@@ -206,7 +218,8 @@ class RolloutGroup(Group):
         Raises:
             RoleDiedError: it has used up its restarts.
         """
-        self._watch.require_restart(self.name(rank), "")
+        if self._watch.knows(self.name(rank)):
+            self._watch.require_restart(self.name(rank), "")
         self.workers[rank] = self._make(rank)
         remember = lambda infos: self._remember_one(infos[0])  # noqa: E731
         return self._all("start", remember, self._spec, 0, ranks=[rank], starting=True)
@@ -219,6 +232,7 @@ class RolloutGroup(Group):
         """Record the loss of an engine, and end what is left of it."""
         self._watch.died(self.name(rank), error.what)
         self._end([rank])
+        self._give_back(rank)  # its node may be gone; the next place may be on another one
         self._remember([info for info in self.infos if info.rank != rank])
         self._launch.lost(self.name(rank), error, thrown)
 
@@ -228,9 +242,16 @@ class RolloutGroup(Group):
         Raises:
             RoleDiedError: `error`, if no others are left, or the configuration allows no restart.
         """
-        if not self._watch.rules.max_restarts or (self._returning.hopeless and not self.ranks):
+        self._final = error
+        needed = not self._extra(rank) and not self._watch.rules.max_restarts
+        if needed or (self._returning.hopeless and not self.ranks):
             raise error
+        self._give_back(rank)
         self._launch.given_up(self.name(rank), error)
+
+    def _give_back(self, rank: int) -> None:
+        if self._launch.room is not None and self._extra(rank):
+            self._launch.room.give_back(rank)
 
     def restart(self, spec: RolloutSpec, version: int) -> Pending[list[RoleInfo]]:
         """Replace the engines by fresh processes (another architecture)."""
@@ -240,7 +261,10 @@ class RolloutGroup(Group):
 
     def kill(self) -> None:
         """End every engine, and drop all open generations and restarts."""
+        most = len(self.workers)
         super().kill()
+        for rank in range(self.size, most):
+            self._give_back(rank)
         self._open, self._returning = [], ReturningEngines(self)
 
     def generate(
@@ -258,10 +282,12 @@ class RolloutGroup(Group):
         for rank in self._returning.standing:
             if self._served.path or self.refresh:
                 self._bring_in(rank)
-        # Assigned as if all engines were present: then the order of the sequences, and so every sum
-        # over them, does not depend on which engines are absent.
-        dispatch = Dispatch(requests, range(self.size), sampling.max_tokens, delivery.groups)
-        for rank in set(range(self.size)) - set(self.ranks):
+        # Assigned as if no engine had been lost: then the order of the sequences, and so every sum
+        # over them, does not depend on which engines are absent. Extra engines count while they
+        # are there: dealt again, the shares of those that are not would be sampled one by one.
+        engines = sorted({*range(self.size), *self.ranks})
+        dispatch = Dispatch(requests, engines, sampling.max_tokens, delivery.groups)
+        for rank in set(engines) - set(self.ranks):
             dispatch.deal_again(rank, self.ranks)
         backend = self._launch.backend
         arrivals = Arrivals(
@@ -300,7 +326,8 @@ class RolloutGroup(Group):
         return any(rank in generating.owed for generating in self._open)
 
     def _deal_again(self, name: str, error: RoleError) -> None:
-        self._recover(next(n for n in range(self.size) if self.name(n) == name), error)
+        ranks = range(len(self.workers))
+        self._recover(next(n for n in ranks if self.name(n) == name), error)
 
     @property
     def sampling(self) -> bool:

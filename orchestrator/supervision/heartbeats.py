@@ -106,6 +106,10 @@ class Watch:
         for name in names:
             self._watched.pop(name, None)
 
+    def knows(self, name: str) -> bool:
+        """Whether a process of this name has been started."""
+        return name in self._watched
+
     def life(self, name: str) -> WorkerLife:
         """The lifecycle of a worker."""
         return self._watched[name].life

@@ -70,7 +70,15 @@ class World:
         default_factory=lambda: defaultdict(list)
     )
     before: dict[str, Callable[[], object]] = field(default_factory=dict)  # "verb rank": happens
+    room: set[int] = field(default_factory=set)  # extra ranks that the cluster has a place for
     refs: dict[int, list[Ref]] = field(default_factory=lambda: defaultdict(list))
+
+    def there(self, rank: int) -> bool:
+        return rank in self.room
+
+    def give_back(self, rank: int) -> None:
+        self.events.append(f"give back {rank}")
+        self.room.discard(rank)
 
     def answer(self, rank: int, verb: str, value: Any) -> Ref:
         self.events.append(f"{verb} {rank}")
@@ -161,7 +169,9 @@ Make = Callable[..., tuple[World, RolloutGroup]]
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     """Two engines (or more) that serve a checkpoint as version 7."""
 
-    def of(engines: int = 2, restarts: int = 3, **spec: Any) -> tuple[World, RolloutGroup]:
+    def of(
+        engines: int = 2, restarts: int = 3, most: int = 0, **spec: Any
+    ) -> tuple[World, RolloutGroup]:
         world = World()
         monkeypatch.setattr(rollout_group.time, "sleep", lambda _: world.wait([]))
         monkeypatch.setattr(pending.time, "monotonic", lambda: world.now)
@@ -182,6 +192,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
             call_seconds=300, position=Position(),
             watch=Watch(rules, 600.0, clock=lambda: world.now), lost=lost,
             given_up=lambda name, _: world.events.append(f"without {name}"),
+            most=most, room=world,
         )  # fmt: skip
         group = Engines(launch)
         group.start(
@@ -515,3 +526,113 @@ def test_both_of_two_engines_lost_one_after_the_other(make: Make) -> None:
     assert ids(generating.result()) == [0, 20, 10, 30]
     assert group.ranks == [1]
     assert world.events[:4] == ["lost rollout rank 0, 0 replies", "make 0", "start 0", "load 1"]
+
+
+def test_an_extra_engine_starts_when_there_is_room_and_takes_its_share_of_what_follows(
+    make: Make,
+) -> None:
+    world, group = make(1, most=3)
+    group.generate(requests(2), SAMPLING, 7)
+    group._watch.tick()
+    assert world.events == ["ask 0 for [0, 1] of version 7"]  # no room yet
+    world.finish(0)
+    world.room |= {2}
+    world.events.clear()
+    group._watch.tick()
+    group._watch.tick()
+    assert world.events == ["make 2", "start 2"]
+    assert group.ranks == [0]  # until it has weights
+    world.events.clear()
+    generating = group.generate(requests(4, 4), SAMPLING, 7)
+    assert world.events == [
+        "load 2", "ask 0 for [4, 6] of version 7", "ask 2 for [5, 7] of version 7",
+    ]  # fmt: skip
+    assert (group.ranks, group.size) == ([0, 2], 1)
+    assert [info.rank for info in group.infos] == [0, 2]
+    world.finish(0)
+    world.finish(2)
+    assert ids(generating.result()) == [40, 60, 50, 70]
+
+
+def test_an_extra_engine_that_leaves_gives_its_place_back_and_its_sequences_are_sampled_by_others(
+    make: Make,
+) -> None:
+    world, group = make(1, most=2)
+    world.room |= {1}
+    group._watch.tick()
+    group._watch.tick()
+    generating = group.generate(requests(4), SAMPLING, 7)
+    world.finish(0)
+    world.die(1)
+    world.events.clear()
+    ask = world.sample
+    world.sample = lambda rank, call: (ask(rank, call), world.finish(rank))[0]  # type: ignore[method-assign]
+    assert sorted(ids(generating.result())) == [0, 10, 20, 30]
+    assert world.events == [
+        "give back 1", "lost rollout rank 1, 0 replies", "ask 0 for [1, 3] of version 7",
+    ]  # fmt: skip
+    world.sample = ask  # type: ignore[method-assign]
+    world.events.clear()
+    group.generate(requests(2, 4), SAMPLING, 7)
+    assert world.events == ["ask 0 for [4, 5] of version 7"]  # one request, not one per share
+
+
+def test_extra_engines_that_come_and_go_too_often_are_given_up_and_end_no_run(make: Make) -> None:
+    world, group = make(1, restarts=0, most=2)
+    world.room |= {1}
+    group._watch.tick()
+    group._watch.tick()
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(1)
+    world.finish(0)
+    world.events.clear()
+    ask = world.sample
+    world.sample = lambda rank, call: (ask(rank, call), world.finish(rank))[0]  # type: ignore[method-assign]
+    generating.result()
+    world.room |= {1}
+    group._watch.tick()
+    assert world.events[-2:] == ["give back 1", "without rollout rank 1"]
+    assert "make 1" not in world.events
+
+
+def test_a_run_that_has_lost_its_engines_for_good_does_not_wait_for_room(make: Make) -> None:
+    world, group = make(1, restarts=1, most=2)
+    world.mute.add("start 0")
+    generating = group.generate(requests(2), SAMPLING, 7)
+    world.die(0)
+    wait = world.wait
+    world.wait = lambda *a, **k: (world.die(0), wait(*a, **k))[1]  # type: ignore[method-assign]
+    with pytest.raises(RoleDiedError, match="rollout rank 0 is not restarted again"):
+        generating.result()
+
+
+def test_an_extra_engine_on_its_way_is_waited_for_and_its_failure_ends_the_wait(make: Make) -> None:
+    world, group = make(1, restarts=1, most=2)
+    world.mute |= {"start 0", "start 1"}
+    world.room |= {1}
+    group._watch.tick()
+    assert world.events == ["make 1", "start 1"]
+    generating = group.generate(requests(2), SAMPLING, 7)
+    wait, begun = world.wait, world.now
+
+    def dying(*args: Any, **keys: Any) -> Any:
+        world.die(0)
+        if world.now > begun + 20:
+            world.room.clear()
+            world.die(1)
+        return wait(*args, **keys)
+
+    world.die(0)
+    world.wait = dying  # type: ignore[method-assign]
+    with pytest.raises(RoleDiedError, match="rollout rank 0 is not restarted again"):
+        generating.result()
+    assert world.now > begun + 20
+
+
+def test_the_places_of_extra_engines_are_given_back_with_the_group(make: Make) -> None:
+    world, group = make(1, most=3)
+    world.room |= {1}
+    group._watch.tick()
+    world.events.clear()
+    group.kill()
+    assert world.events == ["give back 1", "give back 2"]
