@@ -109,7 +109,7 @@ class Fleet:
             announce=self._announce,
             lost=self._lost,
             given_up=self._given_up,
-            most=self._config.cluster.roles.rollout.most if rollout else 0,
+            most=self._config.cluster.roles.rollout.max_workers if rollout else 0,
             room=self._cluster.room if rollout else None,
         )
 

@@ -153,6 +153,9 @@ def outlook(config: Config, start: Start) -> list[str]:
     told = [f"continues after {start.saved}; {over}", *start.notes]
     if config.rollout.inflight_updates or config.rollout.join_running:
         return [*told, "sequences in flight meet other weights than in an undisturbed run"]
+    if config.cluster.roles.rollout.most > config.cluster.roles.rollout.workers:
+        order = "the sequences of an undisturbed run, ordered by the number of engines"
+        return [*told, f"{order}: sums over them may differ in the last bits"]
     same = "from there on the bits of an undisturbed run, on this machine"
     return [*told, "from there on bits may differ from those of an undisturbed run: see above"
             if start.doubts else same]  # fmt: skip

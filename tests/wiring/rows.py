@@ -166,6 +166,7 @@ SPECS = [
     Row("cluster.placement", "apart", 3, lambda w: len(w.layout.nodes)),
     Row("cluster.gpus_per_node", "2", True, lambda w: 0 < max(n.gpus for n in w.layout.nodes) <= 2),
     *role("rollout", 2, 1.2, 6),
+    Row("cluster.roles.rollout.max_workers", "3", 3, lambda w: w.launch("rollout").most),
     *role("reward", 3, 0.44, 2),
     *role("reference", 4, 0.8, 3),
     *role("policy", 2, 1.6, 4),

@@ -206,7 +206,11 @@ class World:
 
     @cached_property
     def fleet(self) -> Any:
-        return Fleet(self.config, None, Position(), Account())  # type: ignore[arg-type]
+        return Fleet(self.config, self.cluster, Position(), Account())
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        return Cluster(self.config.cluster, self.layout, None, None, None)  # type: ignore[arg-type]
 
     def launch(self, role: str) -> Any:
         return self.fleet._launch(RoleName(role))
@@ -218,8 +222,7 @@ class World:
 
     def resources(self, role: RoleName) -> dict[str, Any]:
         """What Ray is asked for one worker."""
-        cluster = Cluster(self.config.cluster, self.layout, None, None, None)  # type: ignore[arg-type]
-        return cluster.bundle(role, 0)
+        return self.cluster.bundle(role, 0)
 
     def world_seed(self) -> int:
         return rollout_spec(composed(), "CHECKPOINT", 2).seed

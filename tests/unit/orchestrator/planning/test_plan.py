@@ -392,6 +392,33 @@ def test_what_needs_sequences_under_way_needs_staleness(key: str):
     make_plan(pocket(f"rollout.{key}=true", "algorithm.staleness=1"))
 
 
+EXTRA = "cluster.roles.rollout.max_workers=3"
+
+
+@pytest.mark.parametrize(
+    ("line", "says", "fix"),
+    [
+        ((), "a local cluster has room for the reserved 1 engine", "cluster.address=HOST:PORT"),
+        (("cluster=one_gpu", "cluster.address=auto", "rollout.sleep=true"), "takes turns",
+         "rollout.sleep=false"),
+        (("cluster.address=auto", "cluster.roles.rollout.workers=4"), "max_workers=3 is below",
+         "at least 4"),
+    ],
+)  # fmt: skip
+def test_engines_that_can_not_join_are_refused(line: tuple[str, ...], says: str, fix: str):
+    error = refused(ConfigError, EXTRA, *line)
+    assert says in error.what
+    assert error.where == "cluster.roles.rollout.max_workers"
+    assert fix in error.fix
+
+
+def test_engines_that_may_join_are_in_the_plan_and_not_in_the_reservation():
+    plan = make_plan(pocket(EXTRA, "cluster.address=auto"))
+    assert plan.layout == make_plan(pocket("cluster.address=auto")).layout
+    assert "up to 3 engines share the sequences: those above 1 join" in render_plan(plan)
+    assert "engines share" not in render_plan(make_plan(pocket()))
+
+
 def test_checkpoints_are_compared_by_a_metric_that_there_is():
     error = refused(ConfigError, "run.checkpoint.keep_best=ppo/gold")
     assert (error.where, "ppo/gold_mean" in error.fix) == ("run.checkpoint.keep_best", True)

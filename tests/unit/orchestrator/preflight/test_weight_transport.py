@@ -38,6 +38,12 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("nccl", [], "nccl needs GPUs", "use gloo or shm"),
         ("nccl", ["cluster=one_gpu"], "two processes on one GPU", "whole GPUs"),
         ("shm", [GPU_CLUSTER], "other nodes", "use gloo or nccl"),
+        (
+            "shm",
+            ["cluster.address=auto", "cluster.roles.rollout.max_workers=2"],
+            "other nodes",
+            "use gloo",
+        ),
         ("my_transports:NEAR", [GPU_CLUSTER], "my_transports:NEAR does not reach", "use gloo"),
         ("my_transports:FAST", [], "my_transports:FAST needs GPUs", "use gloo or shm"),
     ],
