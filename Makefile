@@ -21,7 +21,8 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/basedpyright
-	.venv/bin/shellcheck .ci/run deploy/*.sh
+	.venv/bin/shellcheck .ci/run deploy/*.sh deploy/slurm/train.sbatch
+	.venv/bin/hadolint deploy/docker/Dockerfile.*
 
 setup:
 	@deploy/setup.sh cpu
