@@ -27,6 +27,10 @@ _ENGINE, _FROZEN = (
     "tests/unit/workers/roles/test_frozen_roles.py",
 )
 _SOURCE = "tests/unit/workers/scorers/test_reward_source.py"
+_LOST, _GROUP = (
+    "tests/unit/orchestrator/roles/test_lost_engines.py",
+    "tests/unit/orchestrator/roles/test_rollout_group.py",
+)
 
 # file -> its tests, those that notice most first
 TESTS: dict[str, tuple[str, ...]] = {
@@ -47,6 +51,15 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/unit/workers/training/estimators/test_gae.py",
         "tests/unit/workers/training/test_experience.py",
     ),
+    "workers/extensions/kinds.py": ("tests/unit/workers/extensions/test_kinds.py",),
+    "workers/extensions/settings.py": ("tests/unit/workers/extensions/test_settings.py",),
+    "orchestrator/cluster/extra_room.py": (
+        "tests/unit/orchestrator/cluster/test_extra_room.py",
+    ),
+    "orchestrator/roles/dispatch.py": ("tests/unit/orchestrator/roles/test_dispatch.py", _LOST),
+    "orchestrator/roles/generation.py": (_LOST, _GROUP),
+    "orchestrator/roles/returning_engines.py": (_LOST,),
+    "orchestrator/roles/rollout_group.py": (_LOST, _GROUP),
     "workers/training/schedule.py": ("tests/unit/workers/training/test_schedule.py",),
     "workers/training/weight_average.py": (_TRAINERS,),
     "workers/roles/policy.py": (_TRAINERS, _LOADED),

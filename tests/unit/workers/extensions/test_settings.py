@@ -36,6 +36,7 @@ def test_values_take_their_places_and_the_others_are_defaults() -> None:
     assert made == Settings(count=3, share=2.0, name="b", cap=None, words=["x"], strict=True)
     assert type(made.share) is float  # a whole number on the command line
     assert type(fill(count=3, cap=4).cap) is float
+    assert fill(count=3, share=-(2**53)).share == -9007199254740992.0  # the last that is exact
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ def test_values_take_their_places_and_the_others_are_defaults() -> None:
         ({"count": 1, "limit": "x"}, "key.limit", "of type str, not Optional[int]"),
         ({"count": 1, "side": "up"}, "key.side", "not Literal['left', 'right']"),
         ({"count": 1, "share": 10**400}, "key.share", "of type int, not float"),
+        ({"count": 1, "share": 2**53 + 1}, "key.share", "of type int, not float"),
     ],
 )
 def test_anything_else_is_refused(values: dict[str, object], where: str, what: str) -> None:
