@@ -27,8 +27,9 @@ _ENGINE, _FROZEN = (
     "tests/unit/workers/roles/test_frozen_roles.py",
 )
 _SOURCE = "tests/unit/workers/scorers/test_reward_source.py"
-_LOST, _GROUP = (
+_LOST, _CALLS, _GROUP = (
     "tests/unit/orchestrator/roles/test_lost_engines.py",
+    "tests/unit/orchestrator/roles/test_engine_calls.py",
     "tests/unit/orchestrator/roles/test_rollout_group.py",
 )
 
@@ -53,13 +54,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "workers/extensions/kinds.py": ("tests/unit/workers/extensions/test_kinds.py",),
     "workers/extensions/settings.py": ("tests/unit/workers/extensions/test_settings.py",),
-    "orchestrator/cluster/extra_room.py": (
-        "tests/unit/orchestrator/cluster/test_extra_room.py",
-    ),
+    "orchestrator/cluster/extra_room.py": ("tests/unit/orchestrator/cluster/test_extra_room.py",),
     "orchestrator/roles/dispatch.py": ("tests/unit/orchestrator/roles/test_dispatch.py", _LOST),
-    "orchestrator/roles/generation.py": (_LOST, _GROUP),
-    "orchestrator/roles/returning_engines.py": (_LOST,),
-    "orchestrator/roles/rollout_group.py": (_LOST, _GROUP),
+    "orchestrator/roles/generation.py": (_LOST, _CALLS, _GROUP),
+    "orchestrator/roles/returning_engines.py": (_LOST, _CALLS),
+    "orchestrator/roles/rollout_group.py": (_LOST, _CALLS, _GROUP),
     "workers/training/schedule.py": ("tests/unit/workers/training/test_schedule.py",),
     "workers/training/weight_average.py": (_TRAINERS,),
     "workers/roles/policy.py": (_TRAINERS, _LOADED),

@@ -70,6 +70,7 @@ class World:
     )
     before: dict[str, Callable[[], object]] = field(default_factory=dict)  # "verb rank": happens
     room: set[int] = field(default_factory=set)  # extra ranks that the cluster has a place for
+    beside: set[str] = field(default_factory=set)  # verbs that do not queue behind others
     asked: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # "verb rank": last arguments
     refs: dict[int, list[Ref]] = field(default_factory=lambda: defaultdict(list))
 
@@ -113,6 +114,7 @@ class World:
         name = {"load_checkpoint": "load", "state": "tell"}.get(call.verb, call.verb)
         self.before.get(f"{name} {rank}", lambda: None)()
         self.asked[f"{name} {rank}"] = args
+        self.beside |= {name} if call.beside else set()
         pid = 100 + len(self.events)
         value = RoleInfo("rollout", rank, pid, "far", "cpu") if name == "start" else True
         ref = self.answer(rank, name, value)
@@ -122,7 +124,9 @@ class World:
         if call.verb == "generate_parts":
             return self.sample(rank, *args)
         self.events.append(f"proceed {rank} with call {args[0]} under version {args[1]}")
-        return Stream()
+        stream = Stream()
+        self.open[rank] = [(asked, stream) for asked, _ in self.open[rank]]
+        return stream
 
     def tell(self, rank: int, call: Call, asked: GenerationCall) -> None:
         self.events.append(f"{call.verb} {[r.prompt_id for r in asked.requests]} to {rank}")

@@ -246,3 +246,24 @@ def test_a_start_that_fails_is_a_loss_and_ends_its_process(
     group._watch.tick()
     assert world.events[0] == "lost rollout rank 1, 0 replies"
     assert ended == [1, 1]
+
+
+def test_only_a_pause_and_questions_reach_an_engine_in_its_work(make: Make) -> None:
+    world, group = make(2, interruptible=True)
+    group.generate(requests(2), SAMPLING, 7)
+    group.pause().result()
+    group.join()
+    group.resume(8)
+    group.load_checkpoint("sft", 9).result()
+    group.admit(9).result()
+    assert world.beside == {"pause", "tell"}
+
+
+def test_interrupted_generations_go_on_under_new_weights_and_give_the_rest(make: Make) -> None:
+    world, group = make(2, interruptible=True)
+    generating = group.generate(requests(4), SAMPLING, 7)
+    group.pause().result()
+    group.resume(8)
+    world.finish(1)
+    world.finish(0)
+    assert ids(generating.result()) == [0, 20, 10, 30]
