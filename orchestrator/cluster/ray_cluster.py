@@ -1,8 +1,9 @@
 """Ray cluster of a run: start or join it, reserve the plan's layout, and release everything.
 
-One placement group holds the whole run: bundle i is the plan's share of node i, and each bundle
-gets a different node. The group is reserved as a whole or not at all, so two runs on one cluster
-cannot each hold half of what they need, and the actual placement is the one that the plan printed.
+One placement group holds the whole run: the plan's share of each node is one bundle, or several
+where workers share GPUs, and each share gets a different node. The group is reserved as a whole or
+not at all, so two runs on one cluster cannot each hold half of what they need, and the actual
+placement is the one that the plan printed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from typing import Any, Self
 
 import psutil
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    NODE_ID_LABEL_KEY,
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.extra_room import ExtraRoom
@@ -92,7 +99,7 @@ class Cluster:
         if name is RoleName.rollout and rank >= need.workers:
             group, index = self.room.place(rank), 0
         else:
-            group, index = self._group, self._layout.node_of(name, rank)
+            group, index = self._group, self._layout.bundle_of(name, rank)
         return {
             "num_cpus": need.cpus,
             "num_gpus": need.gpus,
@@ -288,7 +295,7 @@ def _check_nodes(config: ClusterConfig, layout: Layout) -> None:
     """Check that every bundle fits on a separate node, the largest on the largest."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     have = sorted(((n.get("GPU", 0.0), n.get("CPU", 0.0)) for n in nodes), reverse=True)
-    want = sorted(((share.gpus, share.cpus) for share in layout.nodes), reverse=True)
+    want = sorted(((share.taken, share.cpus) for share in layout.nodes), reverse=True)
     fits = len(have) >= len(want) and all(
         gpus <= node_gpus and cpus <= node_cpus
         for (gpus, cpus), (node_gpus, node_cpus) in zip(want, have, strict=False)
@@ -313,17 +320,50 @@ def _figures(nodes: Iterable[tuple[float, float]]) -> str:
 
 
 def _reserve(layout: Layout, seconds: float, guard: Guard) -> PlacementGroup:
-    bundles = [_bundle(share.cpus, share.gpus) for share in layout.nodes]
-    group = placement_group(bundles, strategy="STRICT_SPREAD", name=f"rehearsal-{time.time_ns()}")
+    """Reserve the layout's bundles, the share of each node on a node of its own.
+
+    Ray can spread bundles over nodes or pack them on one, but not both in one group. So bundles of
+    several nodes are first reserved as one per node, which chooses the nodes, and then separately
+    on the same nodes.
+    """
     until = time.monotonic() + seconds
+    whole = [_bundle(node.cpus, node.taken) for node in layout.nodes]
+    bundles = [_bundle(share.cpus, share.gpus) for _, share in layout.bundles]
+    if len(bundles) == len(whole):
+        return _granted(whole, "STRICT_SPREAD", None, until, guard)
+    if len(whole) == 1:
+        return _granted(bundles, "STRICT_PACK", None, until, guard)
+    chosen = _granted(whole, "STRICT_SPREAD", None, until, guard)
+    ids: dict[int, str] = placement_group_table(chosen)["bundles_to_node_id"]
+    remove_placement_group(chosen)
+    nodes = [{NODE_ID_LABEL_KEY: ids[index]} for index, _ in layout.bundles]
+    return _granted(bundles, "PACK", nodes, until, guard)
+
+
+def _granted(
+    bundles: list[dict[str, float]],
+    strategy: str,
+    nodes: list[dict[str, str]] | None,
+    until: float,
+    guard: Guard,
+) -> PlacementGroup:
+    """Wait for a group until a point in time; `nodes` are label selectors, one per bundle."""
+    group = placement_group(
+        bundles,
+        strategy=strategy,
+        name=f"rehearsal-{time.time_ns()}",
+        bundle_label_selector=nodes,  # pyright: ignore[reportArgumentType]  Ray's default is None
+    )
+    began = time.monotonic()
     while not group.wait(timeout_seconds=min(_GLANCE_SECONDS, max(0.0, until - time.monotonic()))):
         guard.check()
         if time.monotonic() < until:
             continue
         remove_placement_group(group)
+        cpus, gpus = (sum(b.get(name, 0.0) for b in bundles) for name in ("CPU", "GPU"))
         raise DeadlineError(
-            f"the cluster did not free {layout.cpus:g} CPUs and {layout.gpus:g} GPUs on "
-            f"{len(bundles)} node(s) within {seconds:.0f} s",
+            f"the cluster did not free {cpus:g} CPUs and {gpus:g} GPUs in {len(bundles)} "
+            f"bundle(s) within {time.monotonic() - began:.0f} s",
             where="placement group",
             fix="wait for other jobs (`ray status` lists them) or raise run.role_start_seconds",
         )

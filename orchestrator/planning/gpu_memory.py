@@ -6,7 +6,6 @@ fits narrowly gets a note.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from orchestrator.config.cluster import Accelerator, RoleName
@@ -24,7 +23,7 @@ def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory
     """Refuse workers that need more than their GPU's memory; return notes on narrow fits.
 
     A worker with whole GPUs computes on one of them. Engines are excepted: their share is checked
-    with the KV cache. The needs of workers with fractions of a GPU are added up.
+    with the KV cache. The needs of workers that share a GPU are added up, GPU by GPU.
 
     Raises:
         ResourceError: names the role, the memory it needs and the memory available.
@@ -32,10 +31,8 @@ def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory
     if config.cluster.accelerator is not Accelerator.cuda:
         return []
     notes: list[str] = []
-    for who, need, least in _needs(config, memory):
-        limit = gpu_bytes(config) * (
-            1 if isinstance(who, RoleName) else _shared_gpus(config, layout)
-        )
+    limit = gpu_bytes(config)
+    for who, need, least in _needs(config, layout, memory):
         name = who.value if isinstance(who, RoleName) else who
         of = f"of {limit / _GIB:.3g} GiB, activations not counted"
         if least > limit:
@@ -49,46 +46,42 @@ def check_gpu_memory(config: Config, layout: Layout, memory: Sequence[RoleMemory
 
 
 def _needs(
-    config: Config, memory: Sequence[RoleMemory]
+    config: Config, layout: Layout, memory: Sequence[RoleMemory]
 ) -> Iterator[tuple[RoleName | str, int, int]]:
-    """Yield (role, need, least) per worker with whole GPUs, then once for all that share GPUs.
+    """Yield (role, need, least) per worker with whole GPUs, then per kind of shared GPU.
 
     `need` is the estimate in bytes and `least` a lower bound: frozen weights have neither gradient
     nor optimizer state, and the number of frozen weights depends on their names.
     """
-    sharing: list[RoleMemory] = []
+    sizes = {each.role: each for each in memory}
     for each in memory:
-        gpus = config.cluster.roles.of(each.role).gpus
-        if 0 < gpus < 1:
-            sharing.append(each)
-        elif gpus and each.role is not RoleName.rollout:
+        if config.cluster.roles.of(each.role).gpus >= 1 and each.role is not RoleName.rollout:
             yield each.role, each.device, each.least_device
-    if sharing:
-        names = ", ".join(each.role.value for each in sharing)
-        yield f"what shares GPUs ({names})", *_shared(config, sharing)
+    shared = [share for node in layout.nodes for share in node.shared]
+    kinds = {tuple(sorted(place.role.value for place in share.places)) for share in shared}
+    for kind in sorted(kinds):
+        sharing = [sizes[RoleName(name)] for name in kind if RoleName(name) in sizes]
+        if sharing:
+            names = ", ".join(each.role.value for each in sharing)
+            yield f"what shares a GPU ({names})", *_shared(config, sharing)
 
 
 def _shared(config: Config, sharing: Sequence[RoleMemory]) -> tuple[int, int]:
-    """Bytes that roles on the same GPUs need together: (estimate, lower bound).
+    """Bytes that the workers on one GPU need together: (estimate, lower bound).
 
     With `rollout.sleep`, engines and trainers alternate, and the larger need of the two counts.
     """
     share = int(config.rollout.gpu_memory_fraction * gpu_bytes(config))
-    engines = share * sum(r.workers for r in sharing if r.role is RoleName.rollout)
+    engines = share * sum(r.role is RoleName.rollout for r in sharing)
     others = [r for r in sharing if r.role is not RoleName.rollout]
-    training = sum(r.workers * r.device for r in others)
-    training_least = sum(r.workers * r.least_device for r in others)
+    training = sum(r.device for r in others)
+    training_least = sum(r.least_device for r in others)
     if not config.rollout.sleep:
         return engines + training, engines + training_least
-    sampling = engines + sum(r.workers * r.resting for r in others)
+    sampling = engines + sum(r.resting for r in others)
     # Frozen weights have no optimizer state that could be moved to the host.
-    sampling_least = engines + sum(r.workers * min(r.resting, r.least_device) for r in others)
+    sampling_least = engines + sum(min(r.resting, r.least_device) for r in others)
     return max(training, sampling), max(training_least, sampling_least)
-
-
-def _shared_gpus(config: Config, layout: Layout) -> int:
-    needs = [config.cluster.roles.of(role) for role in layout.roles]
-    return math.ceil(round(sum(n.workers * n.gpus for n in needs if n.gpus < 1), 4))
 
 
 def _where(who: RoleName | str) -> str:

@@ -10,6 +10,7 @@ from orchestrator.config.cluster import ClusterConfig, Placement, RoleName, Role
 from workers.errors import ResourceError
 
 _EPSILON = 1e-6  # Ray counts resources in units of 1e-4; sums of shares such as 0.1 are not exact
+_RANKED = (RoleName.policy, RoleName.critic)  # one process group each: NCCL takes a rank per GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeShare:
-    """The run's share of one node: CPU cores, GPUs, and the workers that use them."""
+class Share:
+    """CPU cores and GPUs that are reserved together, and the workers that use them."""
 
     cpus: float
     gpus: float
@@ -30,17 +31,57 @@ class NodeShare:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeShare(Share):
+    """The run's share of one node."""
+
+    shared: tuple[Share, ...] = ()  # those of its GPUs that several workers may share
+
+    @property
+    def bundles(self) -> tuple[Share, ...]:
+        """What to reserve of the node: one bundle, or one per shared GPU and one for the rest.
+
+        Ray packs fractions of a GPU within a bundle onto as few GPUs as possible, so only a bundle
+        of one GPU decides which workers share it.
+        """
+        if len(self.shared) < 2:
+            return (Share(self.cpus, self.gpus, self.places),)
+        gone = {place for share in self.shared for place in share.places}
+        places = tuple(place for place in self.places if place not in gone)
+        rest = Share(
+            round(self.cpus - math.fsum(share.cpus for share in self.shared), 4),
+            round(self.gpus - math.fsum(share.gpus for share in self.shared), 4),
+            places,
+        )
+        return (*self.shared, rest) if places else self.shared
+
+    @property
+    def taken(self) -> float:
+        """GPUs that the bundles take: whole ones if there are several bundles."""
+        bundles = self.bundles
+        return self.gpus if len(bundles) == 1 else sum(math.ceil(b.gpus) for b in bundles)
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """The nodes of a run in order; each is one bundle of the run's placement group."""
+    """The nodes of a run in order, each with its bundles of the run's placement group."""
 
     nodes: tuple[NodeShare, ...]
 
     def node_of(self, role: RoleName, rank: int) -> int:
         """The index of the node of a worker; KeyError if the worker was not placed."""
-        for index, node in enumerate(self.nodes):
-            if Place(role, rank) in node.places:
+        return self.bundles[self.bundle_of(role, rank)][0]
+
+    def bundle_of(self, role: RoleName, rank: int) -> int:
+        """The index in `bundles` of a worker; KeyError if the worker was not placed."""
+        for index, (_, share) in enumerate(self.bundles):
+            if Place(role, rank) in share.places:
                 return index
         raise KeyError(f"{role.value}/{rank} has no place in this run")
+
+    @property
+    def bundles(self) -> tuple[tuple[int, Share], ...]:
+        """(index of the node, share) of every bundle, in order."""
+        return tuple((i, share) for i, node in enumerate(self.nodes) for share in node.bundles)
 
     @property
     def roles(self) -> tuple[RoleName, ...]:
@@ -59,23 +100,62 @@ class Layout:
         return math.fsum(node.gpus for node in self.nodes)
 
 
+class _Gpu:
+    """A GPU while it is being filled with workers that take fractions of it."""
+
+    def __init__(self) -> None:
+        self.cpus = self.gpus = 0.0
+        self.places: list[Place] = []
+
+    def count(self, role: RoleName) -> int:
+        """Number of workers of a role on this GPU."""
+        return sum(place.role is role for place in self.places)
+
+
 class _Node:
     """A node while it is being filled."""
 
-    def __init__(self, cpus: float, gpus: float) -> None:
-        self.cpus, self.gpus = cpus, gpus
-        self.cpus_used = self.gpus_used = 0.0
+    def __init__(self, cpus: float, gpus: int) -> None:
+        self.cpus, self.gpus = cpus, [_Gpu() for _ in range(gpus)]
+        self.cpus_used, self.whole = 0.0, 0  # `whole` GPUs at the end of the list are not shared
         self.places: list[Place] = []
 
-    def fits(self, need: RoleResources) -> bool:
-        return (
-            self.cpus_used + need.cpus <= self.cpus + _EPSILON
-            and self.gpus_used + need.gpus <= self.gpus + _EPSILON
-        )
+    def fits(self, role: RoleName, need: RoleResources) -> bool:
+        if self.cpus_used + need.cpus > self.cpus + _EPSILON:
+            return False
+        if 0 < need.gpus < 1:
+            return self.gpu(role, need) is not None
+        free = sum(not gpu.places for gpu in self.gpus) - self.whole
+        return need.gpus <= free
+
+    def gpu(self, role: RoleName, need: RoleResources) -> _Gpu | None:
+        """The GPU for a worker that takes a fraction: the first with the fewest of its role.
+
+        So rank i of every role is on GPU i as long as there are enough, and no GPU ever has two
+        ranks of one process group.
+        """
+        fitting = [
+            gpu
+            for gpu in self.gpus[: len(self.gpus) - self.whole]
+            if gpu.gpus + need.gpus <= 1 + _EPSILON and not (role in _RANKED and gpu.count(role))
+        ]
+        return min(fitting, key=lambda gpu: gpu.count(role), default=None)
+
+    def crowd(self, role: RoleName, need: RoleResources) -> int:
+        """Number of the role's workers on the GPU that its next worker would share."""
+        gpu = self.gpu(role, need) if 0 < need.gpus < 1 else None
+        return gpu.count(role) if gpu else 0
 
     def add(self, place: Place, need: RoleResources) -> None:
+        if 0 < need.gpus < 1:
+            gpu = self.gpu(place.role, need)
+            assert gpu is not None, "`fits` comes first"
+            gpu.cpus += need.cpus
+            gpu.gpus += need.gpus
+            gpu.places.append(place)
+        else:
+            self.whole += int(need.gpus)
         self.cpus_used += need.cpus
-        self.gpus_used += need.gpus
         self.places.append(place)
 
     def strangers(self, role: RoleName) -> int:
@@ -83,17 +163,23 @@ class _Node:
         return len({place.role for place in self.places} - {role})
 
     def share(self) -> NodeShare:
-        return NodeShare(round(self.cpus_used, 4), round(self.gpus_used, 4), tuple(self.places))
+        gpus = self.whole + math.fsum(gpu.gpus for gpu in self.gpus)
+        shared = tuple(
+            Share(round(gpu.cpus, 4), round(gpu.gpus, 4), tuple(gpu.places))
+            for gpu in self.gpus
+            if gpu.places
+        )
+        return NodeShare(round(self.cpus_used, 4), round(gpus, 4), tuple(self.places), shared)
 
 
 def place_roles(cluster: ClusterConfig, roles: Iterable[RoleName]) -> Layout:
-    """Assign a node to every worker of `roles`.
+    """Assign a node to every worker of `roles`, and a GPU to those that take a fraction of one.
 
     Packed placement fills one node after the other. Placement `apart` prefers, for each worker, the
     node with the fewest other role groups, so groups get separate nodes if there are enough. Groups
     with the largest needs are placed first, because large gaps are rare once small groups have been
-    spread. On a local cluster, CPU figures are shares, not cores, so they never refuse a run; GPUs
-    always count.
+    spread; those with whole GPUs before those that share them. On a local cluster, CPU figures are
+    shares, not cores, so they never refuse a run; GPUs always count.
 
     Raises:
         ResourceError: a worker fits on no node; shows the needs and the cluster's resources.
@@ -111,24 +197,33 @@ def place_roles(cluster: ClusterConfig, roles: Iterable[RoleName]) -> Layout:
     return Layout(tuple(node.share() for node in nodes if node.places))
 
 
-def _demand(need: RoleResources) -> tuple[float, float]:
-    return need.gpus * need.workers, need.cpus * need.workers
+def _demand(need: RoleResources) -> tuple[bool, float, float]:
+    return need.gpus >= 1, need.gpus * need.workers, need.cpus * need.workers
 
 
 def _choose(
     nodes: list[_Node], role: RoleName, need: RoleResources, placement: Placement
 ) -> _Node | None:
-    candidates = [node for node in nodes if node.fits(need)]
+    candidates = [node for node in nodes if node.fits(role, need)]
     if not candidates:
         return None
     if placement is Placement.packed:
-        return candidates[0]
-    return min(candidates, key=lambda node: (node.strangers(role), not node.places))
+        return min(candidates, key=lambda node: node.crowd(role, need))
+    return min(candidates, key=lambda n: (n.strangers(role), n.crowd(role, need), not n.places))
 
 
 def _too_small(
     cluster: ClusterConfig, needs: Mapping[RoleName, RoleResources], role: RoleName, rank: int
 ) -> ResourceError:
+    workers, total = needs[role].workers, cluster.nodes * cluster.gpus_per_node
+    if role in _RANKED and 0 < needs[role].gpus < 1 and workers > total:
+        return ResourceError(
+            f"{workers} ranks of the {role.value} on {total} GPU(s): ranks of one process group "
+            "cannot share a GPU",
+            where=f"cluster.roles.{role.value}.workers",
+            fix=f"set it to at most {total}, one rank per GPU, or raise cluster.nodes or "
+            "cluster.gpus_per_node to what the cluster really has",
+        )
     cpus = math.fsum(need.cpus * need.workers for need in needs.values())
     gpus = math.fsum(need.gpus * need.workers for need in needs.values())
     each = ", ".join(

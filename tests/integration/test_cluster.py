@@ -24,7 +24,7 @@ from orchestrator.config.cluster import (
     RoleResources,
     RolesConfig,
 )
-from orchestrator.planning.placement import place_roles
+from orchestrator.planning.placement import Layout, place_roles
 from workers.errors import ResourceError
 
 DRIVER = Path(__file__).with_name("cluster_driver.py")
@@ -207,5 +207,59 @@ def test_groups_apart_on_two_nodes():
         too_large = place_roles(config, [RoleName.policy])
         with pytest.raises(ResourceError, match="80 CPUs"):
             start_cluster(config, too_large, 5)
+    finally:
+        nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_rank_i_of_every_role_gets_gpu_i():
+    class Where:  # local, so that it travels by value: workers cannot import this file
+        def gpu(self) -> tuple[str, str]:
+            context = ray.get_runtime_context()
+            return context.get_node_id(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+    def gpus(layout: Layout) -> dict[str, list[tuple[str, str]]]:
+        with start_cluster(config, layout, 60) as cluster:
+            remote = ray.remote(Where)
+            actors = {
+                role.value: [
+                    remote.options(**cluster.bundle(role, rank)).remote()
+                    for rank in range(config.roles.of(role).workers)
+                ]
+                for role in layout.roles
+            }
+            return {r: ray.get([a.gpu.remote() for a in of]) for r, of in actors.items()}
+
+    roles = [RoleName.rollout, RoleName.policy, RoleName.critic]
+    nodes = ray.cluster_utils.Cluster()
+    try:
+        for gpus_of_node in (2, 3, 2):  # Ray believes what it is told about GPUs
+            nodes.add_node(
+                num_cpus=8, num_gpus=gpus_of_node, include_dashboard=False,
+                object_store_memory=80 << 20,
+            )  # fmt: skip
+        config = ClusterConfig(
+            address=nodes.address, nodes=3, cpus_per_node=8, gpus_per_node=2,
+            roles=RolesConfig(
+                rollout=RoleResources(workers=6, cpus=0.5, gpus=0.4),
+                policy=RoleResources(workers=6, cpus=0.5, gpus=0.3),
+                critic=RoleResources(workers=6, cpus=0.5, gpus=0.3),
+            ),
+        )  # fmt: skip
+        found = gpus(place_roles(config, roles))
+        assert found["rollout"] == found["policy"] == found["critic"]
+        assert len(set(found["policy"])) == 6
+        assert [len({found["policy"][i][0], found["policy"][i + 1][0]}) for i in (0, 2, 4)] == [
+            1, 1, 1,
+        ]  # fmt: skip
+        assert len({node for node, _ in found["policy"]}) == 3
+
+        config.nodes, config.gpus_per_node = 1, 3
+        for role in roles:
+            config.roles.of(role).workers = 3
+        found = gpus(place_roles(config, roles))  # only one of the nodes has three GPUs
+        assert found["rollout"] == found["policy"] == found["critic"]
+        assert [gpu for _, gpu in sorted(found["policy"])] == ["0", "1", "2"]
+        assert len({node for node, _ in found["policy"]}) == 1
     finally:
         nodes.shutdown()

@@ -65,6 +65,70 @@ def test_fractions_of_a_gpu_add_up_to_one():
     assert [(node.cpus, node.gpus) for node in layout.nodes] == [(0.5, 1.0)]
 
 
+def shared(nodes: int, gpus: int, **workers: tuple[int, float]) -> ClusterConfig:
+    roles = {n: RoleResources(workers=w, cpus=1, gpus=g) for n, (w, g) in workers.items()}
+    return ClusterConfig(
+        address="auto", nodes=nodes, cpus_per_node=64, gpus_per_node=gpus,
+        roles=RolesConfig(**roles),
+    )  # fmt: skip
+
+
+def bundles_of(layout: Layout) -> list[tuple[int, float, list[tuple[str, int]]]]:
+    return [
+        (node, share.gpus, [(place.role.value, place.rank) for place in share.places])
+        for node, share in layout.bundles
+    ]
+
+
+def test_rank_i_of_every_role_is_on_gpu_i():
+    config = shared(2, 2, rollout=(4, 0.5), policy=(4, 0.25), critic=(4, 0.25))
+    layout = place_roles(config, [ROLLOUT, POLICY, CRITIC])
+    assert bundles_of(layout) == [
+        (rank // 2, 1.0, [("rollout", rank), ("policy", rank), ("critic", rank)])
+        for rank in range(4)
+    ]
+    assert [layout.bundle_of(CRITIC, rank) for rank in range(4)] == [0, 1, 2, 3]
+    assert [layout.node_of(CRITIC, rank) for rank in range(4)] == [0, 0, 1, 1]
+
+
+def test_whole_gpus_and_workers_without_any_are_one_bundle_beside_the_shared_ones():
+    config = shared(1, 4, rollout=(2, 1), policy=(2, 0.4), critic=(2, 0.4), reward=(1, 0))
+    layout = place_roles(config, [ROLLOUT, POLICY, CRITIC, RoleName.reward])
+    assert bundles_of(layout) == [
+        (0, 0.8, [("policy", 0), ("critic", 0)]),
+        (0, 0.8, [("policy", 1), ("critic", 1)]),
+        (0, 2.0, [("rollout", 0), ("rollout", 1), ("reward", 0)]),
+    ]
+    assert [(n.cpus, n.gpus, n.taken) for n in layout.nodes] == [(7, 3.6, 4)]
+
+
+def test_a_node_with_one_shared_gpu_stays_one_bundle():
+    layout = place_roles(shared(1, 2, rollout=(1, 1), policy=(1, 0.5)), [ROLLOUT, POLICY])
+    assert bundles_of(layout) == [(0, 1.5, [("rollout", 0), ("policy", 0)])]
+
+
+def test_ranks_of_one_process_group_never_share_a_gpu():
+    with pytest.raises(ResourceError, match="3 ranks of the policy on 2 GPU") as caught:
+        place_roles(shared(1, 2, policy=(3, 0.2)), [POLICY])
+    assert caught.value.where == "cluster.roles.policy.workers"
+    with pytest.raises(ResourceError, match="2 ranks of the critic on 1 GPU"):
+        place_roles(shared(1, 1, critic=(2, 0.5)), [CRITIC])
+
+
+def test_independent_workers_share_a_gpu_once_each_has_one():
+    layout = place_roles(shared(1, 2, rollout=(3, 0.3)), [ROLLOUT])
+    assert bundles_of(layout) == [
+        (0, 0.6, [("rollout", 0), ("rollout", 2)]),
+        (0, 0.3, [("rollout", 1)]),
+    ]
+
+
+def test_workers_with_whole_gpus_find_them_before_others_share_the_rest():
+    config = shared(1, 4, policy=(2, 0.9), reference=(1, 1))  # 1.8 GPUs of 2 workers, and 1
+    layout = place_roles(config, [POLICY, RoleName.reference])
+    assert sorted(gpus for _, gpus, _ in bundles_of(layout)) == [0.9, 0.9, 1.0]
+
+
 def test_local_cpu_figures_are_shares_but_gpus_are_not():
     roles = RolesConfig(policy=RoleResources(workers=64, cpus=1))
     assert place_roles(ClusterConfig(cpus_per_node=2, roles=roles), [POLICY]).cpus == 64

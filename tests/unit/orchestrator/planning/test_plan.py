@@ -19,6 +19,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.gpu_memory import check_gpu_memory
 from orchestrator.planning.model_sizes import RoleMemory, checkpoint_size, pocket_size
+from orchestrator.planning.placement import place_roles
 from orchestrator.planning.plan import make_plan, render_plan
 from orchestrator.planning.worker_specs import optimizer_spec
 from workers.errors import (
@@ -498,6 +499,29 @@ def test_of_roles_that_take_turns_the_larger_turn_must_fit():
     (narrow,) = notes("rollout.sleep=true", yielded=20)  # 50 + 30 + 15, and 60 + 15 in training
     assert "needs 95 of 100 GiB" in narrow
     assert notes("rollout.sleep=true", yielded=45) == []  # 50 + 5 + 15, and 60 + 15
+
+
+def test_memory_is_added_up_per_shared_gpu():
+    gib = 1 << 30
+    roles = {name: {"workers": 2, "gpus": 0.4} for name in ("rollout", "policy")}
+    config = pocket(
+        "cluster=one_gpu", "cluster.gpus_per_node=2", "cluster.gpu_memory_gib=100",
+        "rollout.gpu_memory_fraction=0.5",
+        *(f"cluster.roles.{r}.{k}={v}" for r, of in roles.items() for k, v in of.items()),
+    )  # fmt: skip
+    layout = place_roles(config.cluster, [RoleName.rollout, RoleName.policy, RoleName.reward])
+    memory = [
+        RoleMemory(
+            role=name, workers=workers, parameters=1, model=model * gib, least=model * gib,
+            working=0, host=0, loading=0, on_gpu=True,
+        )
+        for name, workers, model in (
+            (RoleName.rollout, 2, 0), (RoleName.policy, 2, 30), (RoleName.reward, 1, 25)
+        )
+    ]  # fmt: skip
+    # 50 + 30 + 25 on the reward model's GPU, though both GPUs together have room for 185.
+    with pytest.raises(ResourceError, match="needs 105 of 100 GiB"):
+        check_gpu_memory(config, layout, memory)
 
 
 def test_host_memory_holds_what_rests():
