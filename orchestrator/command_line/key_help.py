@@ -95,9 +95,12 @@ def _below(section: type, prefix: str) -> Iterator[Key]:
 @functools.cache
 def field_texts(owner: type) -> dict[str, str]:
     """Name of each field, or of each member of an enumeration -> the text below it."""
+    texts: dict[str, str] = {}
+    for base in reversed(owner.__bases__):
+        if dataclasses.is_dataclass(base):
+            texts |= field_texts(base)
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
     body = typing.cast(ast.ClassDef, tree.body[0]).body
-    texts: dict[str, str] = {}
     for statement, below in itertools.pairwise(body):
         match statement, below:
             case (
