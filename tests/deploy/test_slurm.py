@@ -4,9 +4,11 @@ run that is stopped by its time limit and ends as an undisturbed one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed import DEPLOY, configured, ray_command
+from deployed import DEPLOY, ROOT, configured, ray_command
+
+from orchestrator.telemetry.metrics import comparable, read_metrics
 
 SCRIPT = DEPLOY / "slurm" / "train.sbatch"
-JOB = 4711
+JOB = 100_000 + os.getpid()  # the port follows from it: not that of another test run
+PORT = 20_000 + JOB % 10_000
 # Starts the tasks of all nodes on this machine, and passes TERM on as srun does.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
@@ -75,6 +80,7 @@ class Job:
             write_program(self.bin / name, text)
         self.process = subprocess.Popen(
             [SCRIPT, *overrides],
+            cwd=checkout,
             env={
                 **os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "LOGS": str(self.logs),
                 "SLURM_JOB_ID": str(JOB), "SLURM_SUBMIT_DIR": str(checkout),
@@ -88,11 +94,11 @@ class Job:
         path = self.logs / name
         return path.read_text().strip() if path.exists() else ""
 
-    def wait_for(self, path: Path, seconds: float = 60) -> None:
+    def wait_for(self, folder: Path, pattern: str, seconds: float = 60) -> None:
         until = time.monotonic() + seconds
-        while not path.exists():
+        while not list(folder.glob(pattern)):
             assert self.process.poll() is None, self.output(5)
-            assert time.monotonic() < until, f"no {path.name}"
+            assert time.monotonic() < until, f"no {pattern} in {folder}"
             time.sleep(0.05)
 
     def output(self, seconds: float = 60) -> str:
@@ -130,6 +136,7 @@ def start(tmp_path: Path) -> Iterator[object]:
     yield make
     for job in jobs:
         job.end()
+    shutil.rmtree(f"/tmp/ray-{JOB}", ignore_errors=True)
 
 
 def sbatch_options(text: str) -> dict[str, str]:
@@ -153,11 +160,10 @@ def test_the_options_of_the_job_and_no_misspelt_one():
 
 def test_ray_runs_on_every_node_with_the_token_of_the_job(start, checkout):
     job = start(checkout, "+experiment=pocket_tiny", "run.dir=runs/a")
-    job.wait_for(job.logs / "driving")
+    job.wait_for(job.logs, "driving")
     head, worker = (ray_command(shlex.split(job.log(f"ray-{rank}"))) for rank in (0, 1))
-    port = int(head["port"])
     assert (head["head"], head["node_ip_address"], worker["address"]) == (
-        True, "127.0.0.1", f"127.0.0.1:{port}",
+        True, "127.0.0.1", f"127.0.0.1:{PORT}",
     )  # fmt: skip
     assert head["dashboard_host"] == "127.0.0.1"
     assert (head["block"], worker["block"], worker["num_cpus"]) == (True, True, 2)
@@ -168,7 +174,7 @@ def test_ray_runs_on_every_node_with_the_token_of_the_job(start, checkout):
     words = shlex.split(job.log("driver"))
     assert words[:2] == ["-m", "orchestrator.run"]
     config = configured(*words[2:])
-    assert (config.cluster.address, config.cluster.nodes) == (f"127.0.0.1:{port}", 2)
+    assert (config.cluster.address, config.cluster.nodes) == (f"127.0.0.1:{PORT}", 2)
     assert (config.resume, config.run.dir) == ("auto", "runs/a")
     warned = int(sbatch_options(SCRIPT.read_text())["--signal"].removeprefix("B:TERM@"))
     assert config.run.grace_seconds is not None
@@ -177,7 +183,7 @@ def test_ray_runs_on_every_node_with_the_token_of_the_job(start, checkout):
 
 def test_a_job_at_its_time_limit_saves_itself_and_is_queued_again(start, checkout):
     job = start(checkout, "+experiment=pocket_tiny")
-    job.wait_for(job.logs / "driving")
+    job.wait_for(job.logs, "driving")
     job.process.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B: does
     job.output()
     assert job.process.returncode == 8
@@ -196,6 +202,31 @@ def test_a_job_that_ended_is_not_queued_again(start, checkout, code: int) -> Non
     assert list((checkout / "outputs").iterdir()) == []
 
 
+def test_a_job_whose_ray_does_not_start_ends(start, checkout):
+    write_program(checkout / ".venv" / "bin" / "ray", "#!/bin/bash\nexit 1\n")
+    job = start(checkout, "+experiment=pocket_tiny", SLURM_JOB_NUM_NODES="1")
+    assert f"Ray's head does not answer at 127.0.0.1:{PORT}" in job.output()
+    assert job.process.returncode == 7
+    assert job.log("driver") == ""
+
+
+def test_a_job_whose_time_is_over_before_ray_answers_is_queued_again(start, checkout):
+    slow = checkout / ".venv" / "bin" / "ray"
+    slow.rename(slow.with_name("real_ray"))
+    write_program(
+        slow, '#!/bin/bash\ntouch "$LOGS/asked"\nuntil [ -e "$LOGS/go" ]; do sleep 0.05; done\n'
+        'exec "$BIN/real_ray" "$@"\n',
+    )  # fmt: skip
+    job = start(checkout, "+experiment=pocket_tiny", SLURM_JOB_NUM_NODES="1")
+    job.wait_for(job.logs, "asked")
+    job.process.send_signal(signal.SIGTERM)
+    (job.logs / "go").touch()
+    job.output()
+    assert job.process.returncode == 8
+    assert job.log("scontrol") == f"requeue {JOB}"
+    assert job.log("driver") == ""
+
+
 def test_a_checkout_without_an_environment_is_refused(start, checkout):
     (checkout / ".venv" / "bin" / "ray").unlink()
     job = start(checkout)
@@ -210,3 +241,47 @@ def test_a_first_node_that_others_cannot_reach_is_refused(start, checkout, tmp_p
     assert "'127.0.1.1', which other nodes cannot reach; fix: set HEAD_ADDRESS" in job.output()
     assert job.process.returncode == 2
     assert job.log("ray-0") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_run_stopped_by_the_time_limit_ends_as_an_undisturbed_one(start, tmp_path):
+    """Two real Ray nodes on this machine, with the roles apart on them."""
+    tiny = [
+        "+experiment=pocket_tiny",
+        "stages=[pretrain,sft,reward_model,ppo]",
+        "algorithm.iterations=5",
+        "cluster.placement=apart",
+        "rollout.transport=gloo",
+        "run.checkpoint.every_steps=1",
+        "run.checkpoint.keep_last=100",
+    ]
+    once, stopped = tmp_path / "once", tmp_path / "stopped"
+    undisturbed = start(ROOT, *tiny, f"run.dir={once}")
+    said = undisturbed.output(600)
+    assert undisturbed.process.returncode == 0, said
+    assert undisturbed.log("scontrol") == ""
+
+    job = start(ROOT, *tiny, f"run.dir={stopped}")
+    job.wait_for(stopped / "state", "*-ppo-1", 600)
+    job.process.send_signal(signal.SIGTERM)
+    said = job.output(300)
+    assert job.process.returncode == 8, said
+    assert job.log("scontrol") == f"requeue {JOB}"
+    assert not (stopped / "checkpoints" / "ppo").exists()
+
+    again = start(ROOT, *tiny, f"run.dir={stopped}")  # the same number, the same arguments
+    said = again.output(600)
+    assert again.process.returncode == 0, said
+    assert again.log("scontrol") == f"requeue {JOB}"  # not once more
+    assert results(stopped) == results(once)
+
+
+def results(folder: Path) -> tuple[object, dict[str, str]]:
+    """Metrics, timings apart, and hashes of the published weights."""
+    weights = {
+        path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.glob("checkpoints/*/model.safetensors")
+    }
+    assert weights.keys() >= {"base", "sft", "reward_model", "ppo"}
+    return comparable(read_metrics(folder / "metrics.jsonl")), weights
