@@ -54,6 +54,10 @@ class ResourceError(ConfigError):
     """Roles that do not fit on the cluster."""
 
 
+class ClusterTokenError(ConfigError):
+    """A Ray cluster cannot be joined with the token that is here, or without one."""
+
+
 class UnsupportedPlatformError(RehearsalError, RuntimeError):
     """A machine or installation that cannot run the chosen engine."""
 

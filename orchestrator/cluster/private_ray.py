@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import shutil
 import signal
 import threading
@@ -34,7 +33,6 @@ QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
 # Ray's switch for operating systems without cluster support: its servers then listen on loopback
 # only; by default other machines can reach them.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Parts of Ray's error messages when one of its servers is slow, ends or is stopped during the
 # start. While Ray waits for the file, no other thread runs, so the guard cannot see this.
 _SLOW_STARTS = (
@@ -128,7 +126,11 @@ class PrivateRay:
 
 
 def start_private_ray(
-    cpus: int, object_store_mib: int, seconds: float, resort: LastResort | None = None
+    cpus: int,
+    object_store_mib: int,
+    seconds: float,
+    authenticate: Callable[[Path], object],
+    resort: LastResort | None = None,
 ) -> PrivateRay:
     """Start Ray's servers on this machine; retry while Ray reports one of `_SLOW_STARTS`.
 
@@ -138,6 +140,7 @@ def start_private_ray(
         cpus: CPUs that Ray may assign on this machine.
         object_store_mib: Shared memory for objects, in MiB.
         seconds: No retry starts after this time.
+        authenticate: Gets the path of a token file to create, before Ray starts.
         resort: Ends the process if a server is lost and the driver does not react; None: nothing
             does.
 
@@ -146,10 +149,10 @@ def start_private_ray(
         ClusterLostError: one of them ended meanwhile.
     """
     deadline = time.monotonic() + seconds
-    _bring_token()
     while True:
         private = PrivateRay(resort)
         try:
+            authenticate(private.folder / "auth_token")
             # Signals stay blocked until own_signals has put our handler back.
             with _shielded(), own_signals(), _on_loopback():
                 _leave_guesses_out()
@@ -178,13 +181,6 @@ def start_private_ray(
                 ) from error
         else:
             return private
-
-
-def _bring_token() -> None:
-    """Set a token for the local cluster; otherwise Ray would write one into the home directory."""
-    given = any(name in os.environ for name in _TOKENS)
-    if not given and not (Path(os.path.expanduser("~")) / ".ray" / "auth_token").exists():  # noqa: PTH111
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager

@@ -9,15 +9,13 @@ placement is the one that the plan printed.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
 import ray
 from ray.util.placement_group import (
     NODE_ID_LABEL_KEY,
@@ -28,18 +26,13 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from orchestrator.cluster.authentication import Authentication
 from orchestrator.cluster.extra_room import ExtraRoom
-from orchestrator.cluster.private_ray import (
-    QUIET,
-    PrivateRay,
-    leave,
-    own_signals,
-    start_private_ray,
-)
+from orchestrator.cluster.joining import GLANCE_SECONDS, join
+from orchestrator.cluster.private_ray import PrivateRay, leave, start_private_ray
 from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
 from orchestrator.planning.placement import Layout
 from orchestrator.process.forced_exit import LastResort, within
-from orchestrator.process.temporary_folders import home_name
 from orchestrator.supervision.ray_servers import distant_servers
 from orchestrator.supervision.server_guard import Guard
 from orchestrator.supervision.worker_life import Rules
@@ -54,8 +47,7 @@ _RAY_SWITCHES = {
     # The unused history of calls grows gcs_server by 45 KB per PPO iteration.
     "RAY_task_events_report_interval_ms": "0",
 }
-_KNOCK_SECONDS = 10.0
-_GLANCE_SECONDS = 1.0
+_RELEASE_SECONDS = 10.0
 _RULES = Rules(probe_seconds=10.0, probes_to_condemn=3, max_restarts=0, window_seconds=1.0)
 
 
@@ -69,9 +61,11 @@ class Cluster:
         group: PlacementGroup,
         local: PrivateRay | None,
         guard: Guard,
+        authentication: Authentication,
         error_logs: Path | None = None,
     ) -> None:
         self.guard = guard
+        self._authentication = authentication
         self._config = config
         self._layout = layout
         self._group = group
@@ -138,6 +132,7 @@ class Cluster:
             _leave_joined(self._group, self.guard)
         else:
             self._local.close(keep_logs)
+        self._authentication.restore()
 
     def __enter__(self) -> Self:
         return self
@@ -191,31 +186,37 @@ def start_cluster(
 
     Raises:
         ResourceError: there is no cluster at the address, or its nodes are too small.
+        ClusterTokenError: the cluster cannot be joined with the token that is here.
         DeadlineError: Ray did not start, or the cluster's resources did not become free in time.
         ClusterLostError: one of Ray's servers ended or stopped meanwhile.
     """
     for name, value in _RAY_SWITCHES.items():
         os.environ.setdefault(name, value)
+    authentication = Authentication()
     local: PrivateRay | None = None
-    if config.address == "local":
-        cpus = _whole(max(config.cpus_per_node, layout.cpus))
-        local = start_private_ray(cpus, config.object_store_mib, seconds, resort)
-        local.error_logs = error_logs
     guard: Guard | None = None
     try:
-        guard = local.guard if local else _join(config, rules or _RULES, resort)
+        if config.address == "local":
+            cpus = _whole(max(config.cpus_per_node, layout.cpus))
+            own = partial(authentication.own, config.auth)
+            local = start_private_ray(cpus, config.object_store_mib, seconds, own, resort)
+            local.error_logs = error_logs
+            guard = local.guard
+        else:
+            guard = join(config, authentication, rules or _RULES, resort)
         with guard.explaining():
             if local is not None:
                 local.ask(distant_servers(rules or _RULES))
             _check_nodes(config, layout)
             group = _reserve(layout, seconds, guard)
     except BaseException:
-        if local is None:
-            _leave_joined(None, guard)
-        else:
+        if local is not None:
             local.close()
+        elif config.address != "local":
+            _leave_joined(None, guard)
+        authentication.restore()
         raise
-    return Cluster(config, layout, group, local, guard, error_logs)
+    return Cluster(config, layout, group, local, guard, authentication, error_logs)
 
 
 def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:
@@ -223,68 +224,8 @@ def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:
     if guard is not None:
         guard.stand_down()
     if group is not None and not (guard is not None and guard.lost):
-        within(_KNOCK_SECONDS, lambda: remove_placement_group(group))
+        within(_RELEASE_SECONDS, lambda: remove_placement_group(group))
     leave()
-
-
-def find_cluster(processes: Iterable[psutil.Process] | None = None) -> str:
-    """The address of the one Ray cluster on this machine that is not private to a run.
-
-    Ray's own search would also find the private cluster of another run and take its resources.
-
-    Args:
-        processes: Processes to search; None: all of this machine.
-
-    Raises:
-        ConnectionError: there is none, or more than one.
-    """
-    found: set[str] = set()
-    for process in psutil.process_iter() if processes is None else processes:
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            if words and Path(words[0]).name == "raylet" and not _private(words):
-                found |= {w.partition("=")[2] for w in words if w.startswith("--gcs-address=")}
-    if len(found) == 1:
-        return found.pop()
-    if found:
-        raise ConnectionError(f"there are several on this machine: {', '.join(sorted(found))}")
-    raise ConnectionError("none runs on this machine, apart from private ones of other runs")
-
-
-def _private(words: list[str]) -> bool:
-    sessions = [Path(w.partition("=")[2]) for w in words if w.startswith("--session_dir=")]
-    prefix = home_name().rpartition("-")[0] + "-"
-    return any(part.startswith(prefix) for path in sessions for part in path.parts)
-
-
-def _join(config: ClusterConfig, rules: Rules, resort: LastResort | None) -> Guard:
-    try:
-        address = config.address
-        if address == "auto" and not os.environ.get("RAY_ADDRESS"):
-            address = find_cluster()
-        _knock(address)
-        with own_signals():
-            ray.init(address=address, **QUIET)
-    except (ConnectionError, TimeoutError) as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {config.address!r}: {error}",
-            where="cluster.address",
-            fix="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
-            "cluster.address=local",
-        ) from error
-    guard = Guard(distant_servers(rules), _GLANCE_SECONDS, resort)
-    guard.start()
-    return guard
-
-
-def _knock(address: str) -> None:
-    """Check that HOST:PORT accepts a connection; ray.init retries a dead address for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "://" not in address:
-        try:
-            socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
-        except OSError as error:  # refused, timeout, unknown host or no route
-            raise ConnectionError(str(error)) from error
 
 
 def _whole(cpus: float) -> int:
@@ -355,7 +296,7 @@ def _granted(
         bundle_label_selector=nodes,  # pyright: ignore[reportArgumentType]  Ray's default is None
     )
     began = time.monotonic()
-    while not group.wait(timeout_seconds=min(_GLANCE_SECONDS, max(0.0, until - time.monotonic()))):
+    while not group.wait(timeout_seconds=min(GLANCE_SECONDS, max(0.0, until - time.monotonic()))):
         guard.check()
         if time.monotonic() < until:
             continue

@@ -26,6 +26,17 @@ class Accelerator(Enum):
     cuda = "cuda"
 
 
+class Auth(Enum):
+    """Whether Ray's servers ask whoever connects for a token."""
+
+    auto = "auto"
+    """A local cluster has a token of its own; a joined one gets a token if it asks for one."""
+    token = "token"
+    """Like auto, but a cluster without authentication is not joined."""
+    disabled = "disabled"
+    """No token: other users of this machine can run code on a local cluster."""
+
+
 class Placement(Enum):
     """How the workers of a role group are spread over the nodes."""
 
@@ -106,6 +117,8 @@ class ClusterConfig:
 
     address: str = needed("local")
     """local starts a cluster on this machine; auto or HOST:PORT joins a running one."""
+    auth: Auth = Auth.auto
+    """Whether a local cluster has a token; and whether a joined one must have one."""
     accelerator: Accelerator = Accelerator.cpu
     """What models compute on."""
     nodes: int = positive(1, 10_000)

@@ -9,6 +9,7 @@ UNSEEN = {
     "run.verify_inputs": "what a run was given is compared before it goes on: test_inputs.py",
     "run.plan_only": "ends before anything starts: test_run.py",
     "run.grace_seconds": "the time after a signal: test_processes.py, chaos tests",
+    "cluster.auth": "what is sent to a cluster: test_tokens.py, test_authentication.py",
     "cluster.object_store_mib": "handed to ray.init: test_cluster_start.py",
     "cluster.cpus_per_node": "handed to ray.init: test_cluster_start.py",
     "cluster.gpu_memory_gib": "only the plan reads it: test_plan.py, test_recipes.py",

@@ -210,7 +210,7 @@ class World:
 
     @cached_property
     def cluster(self) -> Cluster:
-        return Cluster(self.config.cluster, self.layout, None, None, None)  # type: ignore[arg-type]
+        return Cluster(self.config.cluster, self.layout, None, None, None, None)  # type: ignore[arg-type]
 
     def launch(self, role: str) -> Any:
         return self.fleet._launch(RoleName(role))

@@ -15,7 +15,7 @@ import pytest
 import ray
 from composing import composed
 
-from orchestrator.cluster import private_ray, ray_cluster
+from orchestrator.cluster import joining, private_ray, ray_cluster
 from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
 from orchestrator.planning.placement import place_roles
 from orchestrator.planning.plan import make_plan
@@ -102,7 +102,7 @@ _OTHER = _Process(["python", "--gcs-address=10.0.0.9:6379"])
 
 
 def _found(*processes: _Process) -> str:
-    return ray_cluster.find_cluster(processes)  # type: ignore[arg-type]
+    return joining.find_cluster(processes)  # type: ignore[arg-type]
 
 
 def test_the_private_cluster_of_another_run_is_never_joined() -> None:
