@@ -15,8 +15,12 @@ from pathlib import Path
 import psutil
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import new_model
+from orchestrator.command_line.arguments import prepare
+from orchestrator.command_line.errors import explain
 from orchestrator.config.schema import Config
 from orchestrator.run import CONF, may_add, to_config
 
@@ -26,12 +30,8 @@ DATA = ROOT.parent.parent / "shared" / "data"  # a folder beside the clone
 
 def machine() -> dict[str, object]:
     """What a result rests on."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
     return {
-        "commit": commit,
+        "commit": _commit(),
         "cpus": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -39,6 +39,18 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def _commit() -> str:
+    """The commit of this checkout; "" without git, as in an unpacked archive or an image."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return ""
+    return described.stdout.strip()
 
 
 def make_model(folder: Path, texts: Path, sizes: Sequence[str]) -> None:
@@ -69,9 +81,17 @@ def require(path: Path) -> Path:
 
 
 def configuration(*overrides: str) -> Config:
-    """What a command line with these arguments composes."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(compose("config", overrides=[may_add(o) for o in overrides]))
+    """What a command line with these arguments composes.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    given = [may_add(argument) for argument in prepare(overrides)]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return to_config(compose("config", overrides=given))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
 
 
 def in_turns(sides: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
