@@ -15,9 +15,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common import ROOT, machine, write_result
-from benchmarks.rollout_throughput import VERSION, Case, Ours, make_model, make_requests
+import numpy as np
+
+from benchmarks.common import ROOT, configuration, machine, write_result
+from benchmarks.rollout_throughput.sides import VERSION, Ours
+from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.config.cluster import RoleName
+from orchestrator.planning.placement import place_roles
+from orchestrator.planning.worker_specs import rollout_spec
 from orchestrator.roles.interfaces import Rollouts
+from workers.pocket.model import create_model
 from workers.records.generation import GenerationRequest
 
 
@@ -35,11 +42,46 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Engine(Ours):
+EOS = 2
+
+
+def make_requests(args: argparse.Namespace, turn: int) -> list[GenerationRequest]:
+    """Prompts of 4 to `--prompt` tokens, one sequence each; others in the next turn."""
+    rng = np.random.default_rng([7, turn])
+    made: list[GenerationRequest] = []
+    for n in range(args.sequences):
+        length = int(np.clip(rng.lognormal(2.2, 0.6), 4, args.prompt))
+        prompt = (1, *rng.integers(3, 90, size=length - 1).tolist())
+        made.append(GenerationRequest(n, prompt, (n,), (1000 * turn + n,)))
+    return made
+
+
+def make_model(args: argparse.Namespace, folder: Path) -> None:
+    """A random Llama over the pocket world's words whose answers end at very different lengths."""
+    create_model(
+        folder, hidden_size=args.hidden, layers=args.layers, heads=args.hidden // 64,
+        kv_heads=args.hidden // 64, intermediate_size=args.hidden * 11 // 4,
+        max_position_embeddings=args.prompt + args.response, tie_word_embeddings=True, seed=0,
+    )  # fmt: skip
+
+
+class Engine:
     """One engine that lets calls join."""
 
     def __init__(self, args: argparse.Namespace, model: Path) -> None:
-        super().__init__(args, model, Case(engines=1, samples=1, prefix_caching=True, join=True))
+        config = configuration(
+            "rollout.join_running=true", "rollout.kv_cache_mib=96", "cluster.object_store_mib=128",
+            f"rollout.max_prompt_tokens={args.prompt}",
+            f"rollout.max_response_tokens={args.response}",
+            f"rollout.max_concurrent_sequences={args.concurrent}",
+        )  # fmt: skip
+        layout = place_roles(config.cluster, [RoleName.rollout])
+        self._cluster = start_cluster(config.cluster, layout, 120.0)
+        ours = Ours(config, self._cluster, rollout_spec(config, str(model), EOS))
+        self.rollout, self.sampling = ours.rollout, ours.sampling
+
+    def close(self) -> None:
+        self._cluster.close()
 
     def in_turn(self, batches: list[list[GenerationRequest]]) -> list[Rollouts]:
         return [self.rollout.generate(b, self.sampling, VERSION).result() for b in batches]
@@ -54,7 +96,7 @@ def numbered(args: argparse.Namespace, turn: int) -> list[list[GenerationRequest
     return [
         [
             replace(r, ids=tuple(i + 10_000 * n for i in r.ids))
-            for r in make_requests(args, 1, turn * args.batches + n)
+            for r in make_requests(args, turn * args.batches + n)
         ]
         for n in range(args.batches)
     ]

@@ -173,20 +173,22 @@ class Bench:
         from benchmarks.rollout_throughput.sides import Ours
 
         concurrency = self._settings.concurrency[-1]
-        ours = Ours(self._settings.at(concurrency), cluster, self._spec(concurrency))
+        spec = self._spec(concurrency)
+        ours = Ours(self._settings.at(concurrency), cluster, spec)
         try:
-            return self._syncs(ours)
+            return self._syncs(ours, spec.vocabulary)
         finally:
             ours.close()
 
-    def _syncs(self, ours: Ours) -> dict[str, Any]:
+    def _syncs(self, ours: Ours, vocabulary: int) -> dict[str, Any]:
         from orchestrator.config.cluster import RoleName
         from orchestrator.planning.worker_specs import train_spec
         from orchestrator.roles.weight_sync import WeightSync
 
         config = self._settings.config
         optimizer = config.algorithm.policy_optimizer
-        ours.fleet.policy.load(train_spec(config, str(self._folder), optimizer, 1)).result()
+        spec = train_spec(config, str(self._folder), optimizer, 1, vocabulary=vocabulary)
+        ours.fleet.policy.load(spec).result()
         prompts = self._source.prompts("heldout", 0, config.rollout.parity_prompts)
         tokens, budget = [p.tokens for p in prompts], config.trainer.micro_batch_tokens
         moving = WeightSync(ours.fleet.policy, ours.rollout, config.rollout, tokens, budget)

@@ -88,7 +88,7 @@ class Ours:
         self._account = Account()
         self.fleet = Fleet(config, cluster, Position("benchmark"), self._account,
                            guard=cluster.guard)  # fmt: skip
-        self._sampling = Sampling(config.rollout.temperature, config.rollout.max_response_tokens)
+        self.sampling = Sampling(config.rollout.temperature, config.rollout.max_response_tokens)
         self._delivery = Delivery(config.rollout.stream_sequences)
         self.rollout = self.fleet.rollout
         self._infos = self.rollout.start(spec, VERSION).result()
@@ -96,7 +96,7 @@ class Ours:
     def turn(self, requests: list[GenerationRequest]) -> Turn:
         self._account.untold()
         cpu, own, began = _cpu_seconds(self._infos), time.thread_time(), time.perf_counter()
-        made = self.rollout.generate(requests, self._sampling, VERSION, self._delivery).result()
+        made = self.rollout.generate(requests, self.sampling, VERSION, self._delivery).result()
         seconds, own = time.perf_counter() - began, time.thread_time() - own
         after = _cpu_seconds(self._infos)
         spans = [s for s in self._account.untold() if s.verb == "generate_parts"]
@@ -113,7 +113,7 @@ class Ours:
     def latencies(self, requests: list[GenerationRequest]) -> list[float]:
         found: list[float] = []
         began = time.perf_counter()
-        for part in self.rollout.generate(requests, self._sampling, VERSION, _EACH).parts():
+        for part in self.rollout.generate(requests, self.sampling, VERSION, _EACH).parts():
             found += [time.perf_counter() - began] * len(part.summary)
         return found
 
