@@ -11,7 +11,7 @@ from benchmarks.rollout_throughput.__main__ import main
 
 
 @pytest.mark.slow  # 40 s
-def test_both_sides_draw_the_same_sequences_and_their_figures_are_written(tmp_path: Path):
+def test_sequences_have_the_fixed_length_and_the_figures_of_both_sides_are_written(tmp_path: Path):
     code = main(
         ["+experiment=pocket_tiny", "algorithm.samples_per_prompt=2", "--concurrency", "4,8",
          "--output-tokens", "6", "--repetitions", "2", "--sync", "--out", str(tmp_path)]
@@ -22,7 +22,6 @@ def test_both_sides_draw_the_same_sequences_and_their_figures_are_written(tmp_pa
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert [point["concurrency"] for point in found["points"]] == [4, 8]
     for point in found["points"]:
-        assert point["ours_over"]["raw"]["same_tokens"] == [True, True]
         for side in point["sides"].values():
             assert [turn["tokens"] for turn in side["turns"]] == [6 * point["concurrency"]] * 2
             assert 0 < side["latency_seconds"]["p50"] <= side["latency_seconds"]["p95"]
