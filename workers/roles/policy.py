@@ -74,13 +74,11 @@ class PolicyWorker(Trainer):
 
     def evaluate_supervised(self, step: SupervisedStep) -> TextLoss:
         """Summed loss over all ranks, without an update."""
-        from workers.training.deepspeed_engine import gather_rows
-
         self.engine.mode(training=False)
         engine = self.engine
         parts = [text_loss(engine.passes, b, engine.device) for b in step.micro_batches]
         nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
-        totals = gather_rows([nll, tokens]).sum(dim=0).tolist()
+        totals = engine.gather_rows([nll, tokens]).sum(dim=0).tolist()
         return TextLoss(totals[0], int(totals[1]))
 
     def logprobs(self, work: Work, shards: list[RolloutBatch], temperature: float) -> TokenField:

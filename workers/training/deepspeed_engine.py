@@ -193,6 +193,27 @@ class TrainEngine:
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(math.nan if norm is None else float(norm), rate, applied)
 
+    def gather_rows(self, row: Sequence[float]) -> Tensor:
+        """Collect one row of numbers from every rank: (R, n) float64, the same on all ranks."""
+        mine = torch.tensor(row, dtype=torch.float64)
+        if self.world_size == 1:
+            return mine[None]
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        parts = [torch.empty_like(mine, device=device) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine.to(device))
+        return torch.stack(parts).cpu()
+
+    def gather_objects(self, value: object) -> list[Any]:
+        """Collect one picklable object from every rank: the same list on all ranks."""
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, value)
+        return parts
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
     def full_weights(self, buckets: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, Tensor]]]:
         """Yield unsharded weights, bucket by bucket, with adapters merged in.
 
@@ -370,27 +391,3 @@ def _offload(group: GroupSpec) -> dict[str, Any]:
     if group.offload == "parameters":
         return {"offload_optimizer": where, "offload_param": dict(where)}
     return {}
-
-
-def gather_rows(row: Sequence[float]) -> Tensor:
-    """Collect one row of numbers from every rank: (R, n) float64, the same on all ranks."""
-    mine = torch.tensor(row, dtype=torch.float64)
-    if dist.get_world_size() == 1:
-        return mine[None]
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    parts = [torch.empty_like(mine, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, mine.to(device))
-    return torch.stack(parts).cpu()
-
-
-def gather_objects(value: object) -> list[Any]:
-    """Collect one picklable object from every rank: the same list on all ranks."""
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if dist.get_world_size() > 1:
-        dist.barrier()

@@ -176,7 +176,6 @@ class Trainer:
             CheckpointError: the disk is full or read-only.
         """
         from workers.data.tokenize.tokenizers import load_tokenizer
-        from workers.training.deepspeed_engine import barrier
 
         state: dict[str, Tensor] = {}
         for bucket in self._parts():
@@ -189,7 +188,7 @@ class Trainer:
             with writing(Path(path), "the model"):
                 self._write(path, state)
                 tokenizer.save_pretrained(path)
-        barrier()
+        self.engine.barrier()
 
     def _write(self, path: str, state: dict[str, Tensor]) -> None:
         from workers.models.lora import FOLDER, save_adapter
@@ -318,14 +317,12 @@ class Trainer:
                 says `skip_non_finite`. The weights are unchanged, but the accumulated gradient is
                 not finite, so the model is unloaded.
         """
-        from workers.training.deepspeed_engine import gather_objects, gather_rows
-
         row = [tally.loss, *tally.sums.values(), *tally.peaks.values()]
-        rows = gather_rows(row).numpy()
+        rows = self.engine.gather_rows(row).numpy()
         loss = float(rows[:, 0].sum())
         totals_ids: tuple[int, ...] = ()
         if not math.isfinite(loss):
-            ids = sorted({i for part in gather_objects(tally.bad_ids) for i in part})
+            ids = sorted({i for part in self.engine.gather_objects(tally.bad_ids) for i in part})
             if not self._joined().skip_non_finite:
                 self.unload()
                 raise _non_finite(tally.loss_name, ids, self._name)

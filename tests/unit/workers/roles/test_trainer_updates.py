@@ -6,10 +6,8 @@ The engine is a stand-in: a table of logits by token in place of a model, and no
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -89,6 +87,7 @@ class StubEngine:
     modes: list[bool] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
     steps: int = 0
+    others: list[list[float]] = field(default_factory=list)  # rows of further ranks
 
     def mode(self, *, training: bool) -> None:
         self.modes.append(training)
@@ -100,17 +99,14 @@ class StubEngine:
         self.steps += 1
         return self.outcome
 
+    def gather_rows(self, row: list[float]) -> torch.Tensor:
+        return torch.tensor([row, *self.others], dtype=torch.float64)
+
+    def gather_objects(self, value: object) -> list[object]:
+        return [value]
+
     def close(self) -> None:
         pass
-
-
-@pytest.fixture(autouse=True)
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    module = ModuleType("workers.training.deepspeed_engine")
-    module.gather_rows = lambda row: torch.tensor([row], dtype=torch.float64)
-    module.gather_objects = lambda value: [value]
-    monkeypatch.setitem(sys.modules, "workers.training.deepspeed_engine", module)
-    return
 
 
 def ready(worker: Any, *, skip: bool = False) -> Any:
@@ -320,13 +316,9 @@ def test_a_supervised_step_is_the_mean_over_its_targets() -> None:
     assert worker.engine.modes == [True, False]
 
 
-def test_a_held_out_loss_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = [10.5, 4.0]  # nats and tokens of a second rank
-    monkeypatch.setattr(
-        sys.modules["workers.training.deepspeed_engine"], "gather_rows",
-        lambda row: torch.tensor([row, other], dtype=torch.float64),
-    )  # fmt: skip
+def test_a_held_out_loss_is_that_of_all_ranks() -> None:
     worker = ready(PolicyWorker(0))
+    worker.engine.others = [[10.5, 4.0]]  # nats and tokens of a second rank
     nll = float(plain_nll(worker.engine.passes.table.detach()))
     found = worker.evaluate_supervised(SupervisedStep((text(),), 7))
     assert (found.nll, found.tokens) == (pytest.approx(nll + 10.5), 7)
