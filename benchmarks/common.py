@@ -14,15 +14,10 @@ from pathlib import Path
 
 import psutil
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import new_model
-from orchestrator.command_line.arguments import prepare
-from orchestrator.command_line.errors import explain
+from orchestrator.command_line.composition import compose_run
 from orchestrator.config.schema import Config
-from orchestrator.run import CONF, may_add, to_config
 
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT.parent.parent / "shared" / "data"  # a folder beside the clone
@@ -81,17 +76,8 @@ def require(path: Path) -> Path:
 
 
 def configuration(*overrides: str) -> Config:
-    """What a command line with these arguments composes.
-
-    Raises:
-        ConfigError: a key or a value is wrong.
-    """
-    given = [may_add(argument) for argument in prepare(overrides)]
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return to_config(compose("config", overrides=given))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from error
+    """What a command line with these arguments composes."""
+    return compose_run(overrides)
 
 
 def in_turns(sides: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:

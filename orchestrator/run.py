@@ -16,18 +16,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.command_line.arguments import prepare
+from orchestrator.command_line.composition import CONF, may_add, to_config
 from orchestrator.command_line.earlier_run import Command, configuration
-from orchestrator.command_line.errors import explain, reject_unknown_keys
+from orchestrator.command_line.errors import explain
 from orchestrator.command_line.key_help import key_help
-from orchestrator.command_line.key_types import OPEN_SECTIONS
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import Plan, make_plan, render_plan
 from orchestrator.preflight import hub_models
@@ -44,10 +42,6 @@ from orchestrator.session.resume import (
     saved_runs,
 )
 from workers.errors import CheckpointError, RehearsalError, StoppedError
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-
-ConfigStore.instance().store("schema", Config)
 
 
 def main() -> int:
@@ -73,12 +67,6 @@ def main() -> int:
             raise explain(error) from error
 
     return max(exit_code(compose_and_run, outlast_reader=True), *codes, 0)
-
-
-def may_add(argument: str) -> str:
-    """Let keys of open sections and `rerun=FOLDER` add new keys without Hydra's plus."""
-    bare = argument.lstrip("+")
-    return f"++{bare}" if bare.startswith((*OPEN_SECTIONS, "rerun=")) else argument
 
 
 def _command() -> Command:
@@ -174,26 +162,6 @@ def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
 
     stop.grace_seconds = config.run.grace_seconds
     run_recipe(config, plan, start.folder.path, start, stop)
-
-
-def to_config(composed: DictConfig) -> Config:
-    """Convert to the typed configuration.
-
-    In a sweep, `run.dir` becomes the numbered folder that Hydra assigns to the job.
-
-    Raises:
-        UnknownKeyError: a key is not in the schema; Hydra lets `+key=value` add any.
-        ConfigError: a value has the wrong type or is out of range.
-    """
-    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
-        composed.run.dir = HydraConfig.get().runtime.output_dir
-    reject_unknown_keys(composed)
-    try:
-        config = OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:
-        raise explain(error) from error
-    assert isinstance(config, Config)
-    return config
 
 
 def _report(error: RehearsalError, folder: RunFolder | None) -> int:

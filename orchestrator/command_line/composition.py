@@ -1,0 +1,73 @@
+"""From the command line to the typed configuration: Hydra composes it, the schema checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.command_line.arguments import prepare
+from orchestrator.command_line.earlier_run import Command, configuration
+from orchestrator.command_line.errors import explain, reject_unknown_keys
+from orchestrator.command_line.key_types import OPEN_SECTIONS
+from orchestrator.config.schema import Config
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+ConfigStore.instance().store("schema", Config)
+
+
+def may_add(argument: str) -> str:
+    """Let keys of open sections and `rerun=FOLDER` add new keys without Hydra's plus."""
+    bare = argument.lstrip("+")
+    return f"++{bare}" if bare.startswith((*OPEN_SECTIONS, "rerun=")) else argument
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Convert to the typed configuration.
+
+    In a sweep, `run.dir` becomes the numbered folder that Hydra assigns to the job.
+
+    Raises:
+        UnknownKeyError: a key is not in the schema; Hydra lets `+key=value` add any.
+        ConfigError: a value has the wrong type or is out of range.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        composed.run.dir = HydraConfig.get().runtime.output_dir
+    reject_unknown_keys(composed)
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def compose_run(arguments: Sequence[str]) -> Config:
+    """The configuration of the run that these arguments describe, outside of Hydra's own `main`.
+
+    Args:
+        arguments: group=option, key=value and +experiment=NAME, as a person types them.
+
+    Raises:
+        ConfigError: an argument means nothing, or a value is out of range.
+        MissingCheckpointError: `resume` or `rerun` names no run.
+    """
+    overrides = [may_add(argument) for argument in prepare(arguments)]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("config", overrides=overrides, return_hydra_config=True)
+        choices = {str(g): str(option) for g, option in composed.hydra.runtime.choices.items()}
+        with open_dict(composed):
+            del composed["hydra"]
+        composed, _ = configuration(composed, Command(overrides, choices))
+        return to_config(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
