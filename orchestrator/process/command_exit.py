@@ -1,4 +1,4 @@
-"""How every command ends: `orchestrator.run`, `data`, `export`, `new_model`, `report`.
+"""How every command ends: `orchestrator.run`, `data`, `doctor`, `export`, `new_model`, `report`.
 
 An expected failure ends in its message and exit code. `unexpected` is the last handler: any other
 exception ends in one line, a file with the traceback, and exit code 70.
@@ -97,10 +97,10 @@ def unexpected(error: BaseException, log: Path | None = None) -> int:
     code = UNEXPECTED
     if isinstance(error, ImportError):
         code = _BROKEN_INSTALLATION
-        say(f"error: the installation is not complete: {_words(error)}, at {_place(error)}\n")
+        say(f"error: the installation is not complete: {described(error)}\n")
         say("  fix: `make setup`, or `make setup-gpu`; commands are run by .venv/bin/python\n")
     else:
-        say(f"error: unexpected {_words(error)}, at {_place(error)}\n")
+        say(f"error: unexpected {described(error)}\n")
     lines = traceback.format_exception(error)
     for write in (lambda: _write(log, lines) if log else None, lambda: _temporary(lines)):
         try:
@@ -112,6 +112,11 @@ def unexpected(error: BaseException, log: Path | None = None) -> int:
             return code
     say("  no traceback is kept: neither the run folder nor a temporary file can be written\n")
     return code
+
+
+def described(error: BaseException) -> str:
+    """Type, first line of the message, and place of any error; never raises."""
+    return f"{_words(error)}, at {_place(error)}"
 
 
 def tell(text: str) -> None:
