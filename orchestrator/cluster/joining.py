@@ -33,6 +33,19 @@ def join(
         ResourceError: no cluster answers at the address.
         ClusterTokenError: it cannot be joined with the token that is here.
     """
+    connect(config, authentication)
+    guard = Guard(distant_servers(rules), GLANCE_SECONDS, resort)
+    guard.start()
+    return guard
+
+
+def connect(config: ClusterConfig, authentication: Authentication) -> None:
+    """Connect this process to the cluster at `config.address`.
+
+    Raises:
+        ResourceError: no cluster answers at the address.
+        ClusterTokenError: it cannot be joined with the token that is here.
+    """
     try:
         address = find_address(config.address)
         authentication.join(config.auth, address)
@@ -45,9 +58,6 @@ def join(
             fix="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
             "cluster.address=local",
         ) from error
-    guard = Guard(distant_servers(rules), GLANCE_SECONDS, resort)
-    guard.start()
-    return guard
 
 
 def find_address(address: str) -> str:

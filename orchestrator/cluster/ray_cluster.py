@@ -207,7 +207,7 @@ def start_cluster(
         with guard.explaining():
             if local is not None:
                 local.ask(distant_servers(rules or _RULES))
-            _check_nodes(config, layout)
+            require_nodes(config, layout)
             group = _reserve(layout, seconds, guard)
     except BaseException:
         if local is not None:
@@ -232,8 +232,12 @@ def _whole(cpus: float) -> int:
     return max(1, int(-(-cpus // 1)))
 
 
-def _check_nodes(config: ClusterConfig, layout: Layout) -> None:
-    """Check that every bundle fits on a separate node, the largest on the largest."""
+def require_nodes(config: ClusterConfig, layout: Layout) -> None:
+    """Check that every bundle fits on a separate node, the largest on the largest.
+
+    Raises:
+        ResourceError: there are too few nodes, or they are too small.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     have = sorted(((n.get("GPU", 0.0), n.get("CPU", 0.0)) for n in nodes), reverse=True)
     want = sorted(((share.taken, share.cpus) for share in layout.nodes), reverse=True)

@@ -87,8 +87,14 @@ def docker(words: list[str]) -> None:
         configured_by(shlex.join(rest[image + 1 :]))
 
 
+def python(words: list[str]) -> None:
+    assert words[:2] == ["-m", "orchestrator.doctor"]
+    configured(*words[2:])
+
+
 READERS: dict[str, Callable[[list[str]], None]] = {
     "ray": ray, "make": make, "sbatch": sbatch, "kubectl": kubectl, "docker": docker,
+    "python": python,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator import export, new_model
 from orchestrator.data import command as data
+from orchestrator.doctor import command as doctor
 from orchestrator.process import command_exit
 from orchestrator.process.home_folder import leave_home_alone
 from orchestrator.process.printing import rendered
@@ -184,7 +185,7 @@ def test_a_file_of_the_working_folder_hides_no_module(tmp_path: Path, name: str)
     assert done.stdout.startswith("seed=0 ")
 
 
-@pytest.mark.parametrize("module", [data, export, new_model, report])
+@pytest.mark.parametrize("module", [data, doctor, export, new_model, report])
 def test_every_command_explains_itself(module: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         module.main(["--help"])  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""The command `python -m orchestrator.doctor`: checks of this machine and of a run's cluster."""
