@@ -210,8 +210,33 @@ def test_a_home_that_cannot_be_written_is_left_alone(
     assert all(Path(folder).is_dir() for folder in new.values())
 
 
-def test_a_home_that_can_be_written_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+EVERY_RUN = ("MPLCONFIGDIR", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT")
+
+
+def test_a_home_that_can_be_written_loses_only_what_every_run_would_leave_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", *EVERY_RUN):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    before = dict(os.environ)
+    leave_home_alone()
+    new = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    assert sorted(new) == sorted(EVERY_RUN)
+    assert not any(Path(folder).is_relative_to(tmp_path) for folder in new.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_users_own_place_for_settings_and_caches_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in EVERY_RUN:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     before = dict(os.environ)
     leave_home_alone()
     assert dict(os.environ) == before
