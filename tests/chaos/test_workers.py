@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from orchestrator.cluster.ray_cluster import start_cluster
-from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
+from orchestrator.config.cluster import ClusterConfig, EngineResources, RoleName, RolesConfig
 from orchestrator.config.engines import OptimizerConfig, RolloutConfig, RolloutEngine
 from orchestrator.config.reward import RewardConfig
 from orchestrator.config.run import SupervisionConfig
@@ -78,7 +78,7 @@ class World:
 
 
 def config(folder: Path, rollout: RolloutConfig) -> Config:
-    roles = RolesConfig(rollout=RoleResources(workers=2))
+    roles = RolesConfig(rollout=EngineResources(workers=2))
     built = Config(
         rollout=rollout,
         reward=RewardConfig(kind="function", function="slow_reward:long_words"),

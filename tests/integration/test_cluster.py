@@ -19,6 +19,7 @@ import ray.cluster_utils
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.cluster import (
     ClusterConfig,
+    EngineResources,
     Placement,
     RoleName,
     RoleResources,
@@ -241,7 +242,7 @@ def test_rank_i_of_every_role_gets_gpu_i():
         config = ClusterConfig(
             address=nodes.address, nodes=3, cpus_per_node=8, gpus_per_node=2,
             roles=RolesConfig(
-                rollout=RoleResources(workers=6, cpus=0.5, gpus=0.4),
+                rollout=EngineResources(workers=6, cpus=0.5, gpus=0.4),
                 policy=RoleResources(workers=6, cpus=0.5, gpus=0.3),
                 critic=RoleResources(workers=6, cpus=0.5, gpus=0.3),
             ),

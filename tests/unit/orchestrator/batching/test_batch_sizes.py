@@ -16,7 +16,12 @@ from orchestrator.batching.batch_sizes import (
     started_prompts,
     warmup_note,
 )
-from orchestrator.config.cluster import ClusterConfig, RoleResources, RolesConfig
+from orchestrator.config.cluster import (
+    ClusterConfig,
+    EngineResources,
+    RoleResources,
+    RolesConfig,
+)
 from orchestrator.config.data import DataConfig, DataSourceKind
 from orchestrator.config.engines import OptimizerConfig, RolloutConfig, TrainerConfig
 from orchestrator.config.run import StageName
@@ -36,7 +41,7 @@ def config(policy: int = 3, rollout: int = 4, critic: int = 2, **algorithm: obje
              "iterations": 5, "epochs": 2, "ptx": PtxConfig(documents_per_episode=0.5)}  # fmt: skip
     roles = RolesConfig(
         policy=RoleResources(workers=policy),
-        rollout=RoleResources(workers=rollout),
+        rollout=EngineResources(workers=rollout),
         critic=RoleResources(workers=critic),
     )
     return Config(

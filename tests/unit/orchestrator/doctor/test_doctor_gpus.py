@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from orchestrator.doctor.findings import State
 from orchestrator.doctor.subject import Subject
 from workers.errors import RoleError
 
+ROOT = Path(__file__).resolve().parents[4]
 Subjects = Callable[..., Subject]
 GIB = 1 << 30
 CHECKS = (gpus.check_gpus, gpus.check_capability, gpus.check_gpu_memory, gpus.check_nccl)
@@ -100,10 +103,19 @@ def test_a_collective_that_fails_is_the_finding(
         check(subject(*ONE, torch=torch))
 
 
-def test_two_processes_sum_through_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REHEARSAL_HOST", "127.0.0.1")
-    monkeypatch.setattr(torch_steps, "_BYTES", 1 << 20)
-    assert torch_steps._gloo(None, Path()) == {"bytes": 1 << 20}
+def test_two_processes_sum_through_gloo() -> None:
+    program = """
+from pathlib import Path
+from orchestrator.doctor import torch_steps
+torch_steps._BYTES = 1 << 20
+print(torch_steps._gloo(None, Path()))
+"""
+    # in a fresh process, as by the command: forks of one that has computed have no OpenMP threads
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"REHEARSAL_HOST": "127.0.0.1"}, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("{'bytes': 1048576}\n", 0), done.stderr[-2000:]
 
 
 def test_forks_tell_values_errors_and_crashes() -> None:
