@@ -16,6 +16,7 @@ from orchestrator.checkpoints.saved_runs import SavedRuns
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.mirror.opening import mirrored
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.stage_graph import models_read
 from orchestrator.preflight.dry_run import look
@@ -80,7 +81,12 @@ def run_recipe(
     saves = _saves(config, run_folder, start, stop, resolved)
     names = [stage.value for stage in config.stages if stage.value not in saves.finished]
     run_id = saved.progress["telemetry"]["run_id"] if saved else ""
+    mirror = start.mirror
+    if mirror is not None:
+        mirror.begin()
+        saves.go_on_copying(start.saved)
     with (
+        mirrored(mirror, config.run.mirror_end_seconds, stop) as left,
         Telemetry(run_folder, config.logger, resolved, run_id=run_id) as telemetry,
         LiveView(config.experiment, names, enabled=config.logger.live) as live,
         start_cluster(
@@ -93,6 +99,8 @@ def run_recipe(
             note=live.note,
         ) as cluster,
     ):
+        if mirror is not None:
+            mirror.tell = live.note
         cluster.guard.fix = lambda: going_on(run_folder)
         losses = Losses(run_folder, position, live.note)
         session = Session(
@@ -118,6 +126,8 @@ def run_recipe(
         kept = _keeping(session)
         stop.resort.steps += [live.close, *reversed(kept)]
         _run_stages(session, names, cluster.guard, kept)
+        if mirror is not None:
+            mirror.finish(left)
         summary = summarise(session)
         write_summary(run_folder, summary)
         report = write_report(run_folder)
@@ -139,6 +149,7 @@ def _saves(
         start.saved,
         scores_of(config),
         partial(models_read, config),
+        start.mirror,
     )
 
 
@@ -216,6 +227,7 @@ def summarise(session: Session) -> Summary:
         restarts=session.losses.count,
         discarded_replies=session.losses.discarded,
         given_up=tuple(session.losses.given_up),
+        mirror=session.saves.mirrored,
         roles=tuple(session.fleet.infos()),
         data=accounts(session.source),
     )

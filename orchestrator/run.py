@@ -27,6 +27,7 @@ from orchestrator.command_line.earlier_run import Command, configuration
 from orchestrator.command_line.errors import explain
 from orchestrator.command_line.key_help import key_help
 from orchestrator.config.schema import Config
+from orchestrator.mirror.opening import mirror_outlook, open_mirror
 from orchestrator.planning.plan import Plan, make_plan, render_plan
 from orchestrator.preflight import hub_models
 from orchestrator.preflight.user_functions import check_own_parts
@@ -98,12 +99,14 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
             if config.run.plan_only:
-                told = outlook(config, find_start(config, folder))
+                told = mirror_outlook(config, folder) or outlook(config, find_start(config, folder))
                 _look(config)
                 tell("".join(f"resume: {sentence}\n" for sentence in told))
                 return 0
             with folder.locked():  # no other process may change the folder meanwhile
+                mirror, restored = open_mirror(config, folder, _given(config))
                 found = find_start(config, folder)
+                found = replace(found, mirror=mirror, notes=[*restored, *found.notes])
                 start = replace(_open(found, config), began=began)
                 opened = start.folder
                 stop.resort.report = lambda error: _report(error, opened)
@@ -142,14 +145,18 @@ def _open(start: Start, config: Config) -> Start:
     if start.saved is None:
         aside: Path | None = None
         if start.clear and not config.run.overwrite:
-            given = asdict(config.model.checkpoints).values()
-            aside = start.folder.set_aside([Path(path).resolve() for path in given if path])
+            aside = start.folder.set_aside(_given(config))
         start.folder.create(overwrite=config.run.overwrite or start.clear)
         moved = [f"an earlier attempt that has no checkpoint was moved to {aside}"] if aside else []
         return replace(start, notes=[*start.notes, *moved])
     saved = saved_runs(config, start.folder).continue_from(start.saved)
     start.folder.reopen(saved.progress["appended"])
     return replace(start, saved=saved)
+
+
+def _given(config: Config) -> list[Path]:
+    paths = asdict(config.model.checkpoints).values()
+    return [Path(path).resolve() for path in paths if path]
 
 
 def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:

@@ -96,6 +96,10 @@ class BrokenCheckpointError(CheckpointError):
     """A checkpoint that is incomplete or fails its checks."""
 
 
+class MirrorError(CheckpointError):
+    """A mirror of a run that cannot be reached, read or written."""
+
+
 class StoppedError(RehearsalError):
     """The run stopped on request at a step boundary; its work is saved."""
 

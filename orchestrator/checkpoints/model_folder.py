@@ -141,13 +141,22 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return unseal(folder / MANIFEST, _FIX, since=SCHEMA_VERSION)
 
 
-def _check_manifest(folder: Path, meanwhile: Meanwhile | None) -> None:
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size ("bytes") and hash ("sha256") of each file in a folder's manifest, as they are there.
+
+    Raises:
+        BrokenCheckpointError: the manifest does not parse, or lists no files.
+    """
     files = _manifest(folder).get("files")
     if not isinstance(files, dict) or not files:
         raise _broken(folder, f"{MANIFEST} does not parse: it lists no files")
+    return files
+
+
+def _check_manifest(folder: Path, meanwhile: Meanwhile | None) -> None:
     # users may edit the model card
-    listed = [(name, entry) for name, entry in files.items() if name != CARD]
-    side_by_side(lambda each: _check_entry(folder, *each), listed, meanwhile)
+    checked = [(name, entry) for name, entry in listed(folder).items() if name != CARD]
+    side_by_side(lambda each: _check_entry(folder, *each), checked, meanwhile)
 
 
 def _check_entry(folder: Path, name: str, entry: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from os.path import lexists
@@ -157,12 +157,10 @@ class SavedRuns:
 
     def steps(self) -> dict[str, dict[int, Path]]:
         """The newest published checkpoint of each step of each stage."""
-        found: dict[str, dict[int, Path]] = {}
-        for path in self.whole():
-            name = NAME.fullmatch(path.name)
-            assert name is not None, "whole() takes exact names"
-            found.setdefault(name["stage"], {})[int(name["step"])] = path
-        return found
+        return {
+            stage: {step: self.path / name for step, name in steps.items()}
+            for stage, steps in steps_of(path.name for path in self.whole()).items()
+        }
 
     def prune(self, keep_last: int, keep_every: int, kept: Collection[Path] = ()) -> None:
         """Delete all but the newest `keep_last`, multiples of `keep_every` steps, and `kept`.
@@ -170,11 +168,10 @@ class SavedRuns:
         Call it right after `publish`, so that the new checkpoint is among the newest. A user's copy
         that has the exact name of another checkpoint is not deleted.
         """
-        for path in self.whole()[:-keep_last]:
-            step = int(path.name.rpartition("-")[2])
-            due = path not in kept and not (keep_every and step and step % keep_every == 0)
-            if due and _has_own_name(path):
-                shutil.rmtree(path, ignore_errors=True)
+        names = [path.name for path in self.whole()]
+        for name in superfluous(names, keep_last, keep_every, {path.name for path in kept}):
+            if _has_own_name(self.path / name):
+                shutil.rmtree(self.path / name, ignore_errors=True)
 
     def read(self, path: Path, *, alone: bool = False) -> SavedRun:
         """Read a checkpoint after checking size and hash of every file it relies on.
@@ -309,6 +306,28 @@ class SavedRuns:
             renumber(partial / MANIFEST, number)
             partial.rename(path)
         return replace(saved, path=path, number=number)
+
+
+def steps_of(names: Iterable[str]) -> dict[str, dict[int, str]]:
+    """The last of these exact names, oldest first, for each step of each stage."""
+    found: dict[str, dict[int, str]] = {}
+    for each in names:
+        name = NAME.fullmatch(each)
+        assert name is not None, "only exact names are checkpoints"
+        found.setdefault(name["stage"], {})[int(name["step"])] = each
+    return found
+
+
+def superfluous(
+    names: Sequence[str], keep_last: int, keep_every: int, kept: Collection[str]
+) -> list[str]:
+    """Those of these checkpoints, oldest first, that need not be kept; see `SavedRuns.prune`."""
+    steps = ((name, int(name.rpartition("-")[2])) for name in names[:-keep_last])
+    return [
+        name
+        for name, step in steps
+        if name not in kept and not (keep_every and step and step % keep_every == 0)
+    ]
 
 
 def _has_own_name(path: Path) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from orchestrator.config.ranges import at_least, needed, path, positive, seconds
+from orchestrator.config.ranges import at_least, needed, path, positive, seconds, secret
 from workers.errors import ConfigError
 
 
@@ -89,6 +90,29 @@ class SupervisionConfig:
     """Window in which the restarts of a worker are counted."""
 
 
+_URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<place>[^\s?#]*[^\s?#/][^\s?#]*)")
+
+
+def _trouble_of_url(url: str) -> tuple[str, str] | None:
+    """What is wrong with the URL of a mirror, and the fix; the URL may hold a secret."""
+    parts = _URL.fullmatch(url)
+    examples = "write s3://BUCKET/PATH, gs://BUCKET/PATH or file:///FOLDER"
+    if parts is None or "::" in url:
+        return "this is no plain URL", examples
+    if "@" in parts["place"] and ":" in parts["place"].partition("@")[0]:
+        return (
+            "the URL holds a password, which config.yaml would keep",
+            "give it to the driver in another way, e.g. FSSPEC_FTP_PASSWORD in the environment",
+        )
+    if {".", ".."} & {*parts["place"].split("/")}:
+        return "the URL holds . or ..", "write the path that is meant"
+    if parts["protocol"] == "memory":
+        return "memory:// ends with the run's process", examples
+    if parts["protocol"] in ("file", "local") and not parts["place"].startswith("/"):
+        return "this is no absolute path", "write file:///FOLDER, with three slashes"
+    return None
+
+
 class InputCheck(Enum):
     """How a resumed run detects changes of its data, models and functions."""
 
@@ -124,6 +148,21 @@ class RunConfig:
     """How lost workers are detected and how often they are restarted."""
     grace_seconds: float = seconds(30.0, or_none=True)
     """How long the run may take after SIGTERM to reach the next step boundary; 0 = stop at once."""
+    mirror: str = secret("")
+    """URL of fsspec, e.g. s3://BUCKET/PATH, to which checkpoints are copied; "" = none."""
+    mirror_seconds: float = seconds(60.0)
+    """A call to the mirror that makes no progress for this long has failed."""
+    mirror_end_seconds: float = seconds(600.0, or_none=True)
+    """How long the end of the run waits for the last copies; 0 = not at all."""
+
+    def check(self, key: str) -> None:
+        """Check that `mirror` is one plain URL without a password."""
+        if self.mirror and (trouble := _trouble_of_url(self.mirror)):
+            raise ConfigError(
+                trouble[0],
+                where=f"{key}.mirror",
+                fix=trouble[1],
+            )
 
 
 @dataclass(slots=True, kw_only=True)

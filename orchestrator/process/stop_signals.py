@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,6 +34,7 @@ class StopRequest:
         self.resort = LastResort()
         self.grace_seconds = 0.0  # 0: a signal ends the run at once
         self.caught: signal.Signals | None = None  # the first signal
+        self.until = 0.0  # time.monotonic() at which its grace is over
         self._timer: threading.Timer | None = None
         self._unwinding = False
         self._late = False
@@ -62,6 +64,7 @@ class StopRequest:
             return
         if self._unwinding:
             os._exit(128 + number)
+        self.until = time.monotonic() + (self.grace_seconds if may_save else 0.0)
         self.caught, self.requested = signal.Signals(number), True
         if may_save and self._closed:
             return

@@ -137,6 +137,10 @@ def _run_facts(summary: Summary) -> list[tuple[str, str]]:
     found += [("dropped", f"{count:,}: {reason}") for reason, count in by_count[:_REASONS]]
     if rest := by_count[_REASONS:]:
         found.append(("dropped", f"{sum(n for _, n in rest):,}: {len(rest)} other reasons"))
+    if (mirror := summary.mirror) is not None:
+        text = f"{mirror.copied:,} checkpoints copied to {mirror.url}, {mirror.failures:,} failures"
+        last = f"; the last: {mirror.trouble}" if mirror.trouble else ""
+        found.append(("mirror", f"{text}; newest: {mirror.newest or 'none'}{last}"))
     if sync.count:
         parity = sync.parity_max_abs_logprob_diff
         text = f"{sync.count}, median {_cell(sync.seconds_median, '{:.3f}')} s"

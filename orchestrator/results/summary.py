@@ -109,6 +109,18 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorTotals:
+    """Copies of checkpoints to `run.mirror` by the last process of the run."""
+
+    url: str
+    copied: int = 0  # checkpoints
+    skipped: int = 0  # checkpoints that a newer one replaced before they were copied
+    failures: int = 0  # attempts
+    newest: str = ""  # complete copy
+    trouble: str = ""  # why the last attempt failed; "" after a success
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything in summary.json."""
 
@@ -123,6 +135,7 @@ class Summary:
     restarts: int = 0  # times that workers were lost, over all processes of the run
     discarded_replies: int = 0  # replies of lost workers that were not used
     given_up: tuple[str, ...] = ()  # lost engines without which the run continued
+    mirror: MirrorTotals | None = None  # None without run.mirror
     roles: tuple[RoleInfo, ...] = ()
     data: tuple[SetAccount, ...] = ()  # only with data.source=files
 
@@ -214,6 +227,7 @@ def to_json(summary: Summary) -> dict[str, object]:
         "restarts": summary.restarts,
         "discarded_replies": summary.discarded_replies,
         "given_up": list(summary.given_up),
+        "mirror": asdict(summary.mirror) if summary.mirror else None,
         "roles": [
             {"role": r.role, "rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device}
             for r in summary.roles
@@ -250,7 +264,7 @@ def _row(row: EvaluationRow) -> dict[str, object]:
 
 
 #: Keys of summary.json that earlier versions did not write.
-LATER_KEYS = frozenset({"drops", "restarts", "discarded_replies", "given_up"})
+LATER_KEYS = frozenset({"drops", "restarts", "discarded_replies", "given_up", "mirror"})
 
 
 def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
@@ -272,6 +286,10 @@ def _preference(p: dict[str, Any]) -> Preference:
 def _account(name: str, data: dict[str, Any]) -> SetAccount:
     # these two keys are not written when empty; a missing count is an error, not 0
     return whole(SetAccount, {"unread": [], "labels": ""} | data | {"name": name})
+
+
+def _mirror(data: dict[str, Any] | None) -> MirrorTotals | None:
+    return whole(MirrorTotals, data) if data is not None else None
 
 
 def _judging(data: dict[str, Any] | None) -> Judging | None:
@@ -313,6 +331,7 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
         restarts=part("restarts", _count, 0),
         discarded_replies=part("discarded_replies", _count, 0),
         given_up=part("given_up", _names, ()),
+        mirror=part("mirror", _mirror, None),
         roles=part("roles", lambda v: tuple(whole(RoleInfo, role) for role in require_list(v)), ()),
         data=part(
             "data",

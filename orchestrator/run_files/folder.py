@@ -16,9 +16,9 @@ from orchestrator.run_files.sealed_json import dump, seal
 from workers.errors import ConfigError, NonFiniteError
 from workers.process.disk import writing
 
-_LOCK = ".lock"
+_LOCK, _RESTORING = ".lock", ".restoring"
 # Hydra and the lock create these before the run checks whether the folder is empty.
-_OWN_ENTRIES = frozenset({".hydra", "run.log", _LOCK})
+_OWN_ENTRIES = frozenset({".hydra", "run.log", _LOCK, _RESTORING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,16 @@ class RunFolder:
     def rankings(self) -> Path:
         """The sampled and labeled training rankings of the reward model, as tokens."""
         return self.state / "rankings.safetensors"
+
+    @property
+    def mirror(self) -> Path:
+        """Identity with which the run uses its mirror."""
+        return self.path / "mirror.json"
+
+    @property
+    def restoring(self) -> Path:
+        """Folder of what is being fetched from a mirror."""
+        return self.path / _RESTORING
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -225,7 +235,7 @@ class RunFolder:
 
     def _clear_records(self) -> None:
         records = (self.config, self.metrics, self.summary, self.report, self.error_log)
-        for file in (*records, self.workers, self.losses):
+        for file in (*records, self.workers, self.losses, self.mirror):
             file.unlink(missing_ok=True)
         logs, events = self.path / "logs", self.path / "tensorboard"
         for directory in (self.samples, self.plots, self.trace, self.state, logs, events):
@@ -251,9 +261,8 @@ def _holds_something(entry: Path) -> bool:
     """Whether an entry has content that no run writes before its first stage."""
     if entry.is_dir():
         return any(_holds_something(each) for each in entry.iterdir())
-    return (
-        entry.name not in ("config.yaml", "workers.json", "error.log") and entry.stat().st_size > 0
-    )
+    unfilled = ("config.yaml", "workers.json", "error.log", "mirror.json")
+    return entry.name not in unfilled and entry.stat().st_size > 0
 
 
 def write_text(path: Path, text: str) -> None:

@@ -50,10 +50,15 @@ def unseal(path: Path, fix: str, *, since: int = 0) -> dict[str, Any]:
     """
     require_file(path, fix)
     with reading(path, f"{path.name} cannot be trusted", fix):
-        return _unsealed(path.read_bytes(), since)
+        return unsealed(path.read_bytes(), since)
 
 
-def _unsealed(data: bytes, since: int) -> dict[str, Any]:
+def unsealed(data: bytes, since: int = 0) -> dict[str, Any]:
+    """The value in the bytes of a sealed file, without the checksum; `since`: see `unseal`.
+
+    Raises:
+        ValueError: no JSON object, no checksum, or another checksum.
+    """
     value = json.loads(data.decode())
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")

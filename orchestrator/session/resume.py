@@ -26,6 +26,7 @@ from orchestrator.checkpoints.config_changes import (
 from orchestrator.checkpoints.contents import MANIFEST, number_of
 from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
 from orchestrator.config.schema import Config
+from orchestrator.mirror.background import Mirror
 from orchestrator.planning.stage_graph import models_read
 from orchestrator.run_files.folder import RunFolder
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
@@ -44,6 +45,7 @@ class Start:
     notes: list[str] = field(default_factory=list)  # for the user
     doubts: list[str] = field(default_factory=list)  # those notes that say why bits may differ
     taken: dict[str, given_inputs.Files] | None = None  # inputs that were compared; None: none yet
+    mirror: Mirror | None = None  # not begun
     began: float | None = None  # time.monotonic() at the job's start; None: the process's start
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.checkpoints.best import Scores
-from orchestrator.checkpoints.saved_runs import Needs, SavedRun, SavedRuns
+from orchestrator.checkpoints.saved_runs import Needs, SavedRun, SavedRuns, steps_of
 from orchestrator.config.run import CheckpointConfig
+from orchestrator.mirror.background import Mirror
+from orchestrator.mirror.pruning import Keep
 from orchestrator.process.stop_signals import StopRequest
+from orchestrator.results.summary import MirrorTotals
 from orchestrator.roles.interfaces import Answer, Saver
 from orchestrator.run_files.folder import RunFolder
 from workers.errors import RehearsalError, StoppedError
 from workers.records.processes import FileRecord
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Saves:
         resumed: SavedRun | None = None,
         scores: Scores | None = None,
         needs: Needs | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         """Prepare to save.
 
@@ -67,12 +73,14 @@ class Saves:
             resumed: The checkpoint that the run resumes from.
             scores: The values by which checkpoints are compared.
             needs: The models that the run still reads.
+            mirror: Where finished checkpoints are copied to.
         """
         self._runs = SavedRuns(run, needs)
         self._config = config
         self._stop = stop or StopRequest()
         self._facts = {"config": {}, "versions": {}} | dict(facts or {})
         self._resumed = resumed
+        self._mirror = mirror
         self._saving: _Saving | None = None
         self.scores = scores or Scores()
         self.scores.restore(resumed.progress.get("scores", {}) if resumed else {})
@@ -98,22 +106,41 @@ class Saves:
         where = f"published as {stage}" if last else f"kept as {saved[best].name}"
         return f"{told} after step {best}, {where}"
 
+    @property
+    def mirrored(self) -> MirrorTotals | None:
+        """What was copied to the mirror so far; None without one."""
+        return self._mirror.totals() if self._mirror else None
+
+    def go_on_copying(self, saved: SavedRun | None) -> None:
+        """Have the checkpoint that the run resumes from copied, if the mirror lacks it."""
+        if saved is not None:
+            self._copy(saved.path)
+
+    def _copy(self, path: Path) -> None:
+        if self._mirror is not None:
+            names = [*self._mirror.names, path.name]
+            kept = frozenset(self._comparable(steps_of(names)) if self.scores.metric else ())
+            keep = Keep(self._config.keep_last, self._config.keep_every, kept)
+            self._mirror.submit(path, keep)
+
     def _prune(self) -> None:
         """Delete the checkpoints that need not be kept."""
-        compares = bool(self.scores.metric)
-        kept = self._comparable() if compares else ()
+        compares, mirror = bool(self.scores.metric), self._mirror
+        kept = self._comparable(self._runs.steps()) if compares else set[Path]()
+        kept |= mirror.pinned() if mirror else set()
         self._runs.prune(self._config.keep_last, self._config.keep_every, kept)
         if compares:
+            copies = steps_of(mirror.names if mirror else ())
             for stage, saved in self._runs.steps().items():
-                self.scores.forget(stage, saved)
+                self.scores.forget(stage, {*saved, *copies.get(stage, {})})
 
-    def _comparable(self) -> set[Path]:
+    def _comparable(self, saved_steps: Mapping[str, Mapping[int, T]]) -> set[T]:
         """The best checkpoint of each stage, and those that may still become the best."""
-        kept: set[Path] = set()
-        for stage, saved in self._runs.steps().items():
+        kept: set[T] = set()
+        for stage, saved in saved_steps.items():
             still = self.scores.open(stage, saved) if stage not in self.finished else set()
             steps = still | {self.scores.best(stage, saved)}
-            kept |= {path for step, path in saved.items() if step in steps}
+            kept |= {each for step, each in saved.items() if step in steps}
         return kept
 
     def within(self, stage: str) -> SavedStage | None:
@@ -153,12 +180,13 @@ class Saves:
         try:
             writing = [saver.written() for saver in saving.savers]
             records: list[FileRecord] = [r for answer in writing for r in answer.result()]
-            self._runs.publish(
+            published = self._runs.publish(
                 saving.folder, records, saving.progress, self._facts, saving.products
             )
         except RehearsalError:
             self._runs.discard(saving.folder)
             raise
+        self._copy(published)
         self._prune()
 
     def done(self) -> None:

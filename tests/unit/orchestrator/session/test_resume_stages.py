@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.mirrors import Faults, FaultyMemory
 from fakes.session import Run, small_config
 from fakes.toy import ToyPolicy
 
@@ -16,6 +17,10 @@ from orchestrator.checkpoints.saved_runs import SavedRuns
 from orchestrator.config.evaluation import EvaluateConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.training import KLControl, PretrainConfig, RewardModelConfig, SFTConfig
+from orchestrator.mirror.background import Mirror
+from orchestrator.mirror.claim import find_claim
+from orchestrator.mirror.restoring import restore
+from orchestrator.mirror.store import Store
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.session import Session
 from orchestrator.stages.evaluate import evaluate
@@ -141,9 +146,8 @@ def test_a_finished_run_goes_on_with_appended_stages_as_if_asked_for_them_at_onc
     assert _traces(longer) == _traces(undisturbed)
 
 
-@pytest.mark.parametrize("verb", ["policy.update", "critic.train_rankings", "rollout.admit"])
-def test_a_run_that_died_in_a_step_goes_on(tmp_path: Path, undisturbed: Run, verb: str) -> None:
-    run = Run(tmp_path, _config())
+def _die_in(run: Run, verb: str) -> None:
+    """Have the second call of a verb end its worker."""
     count = 0
     alive = run.hub.events.append
 
@@ -156,11 +160,45 @@ def test_a_run_that_died_in_a_step_goes_on(tmp_path: Path, undisturbed: Run, ver
             alive(event)
 
     run.hub.events = Dying()
+
+
+@pytest.mark.parametrize("verb", ["policy.update", "critic.train_rankings", "rollout.admit"])
+def test_a_run_that_died_in_a_step_goes_on(tmp_path: Path, undisturbed: Run, verb: str) -> None:
+    run = Run(tmp_path, _config())
+    _die_in(run, verb)
     with pytest.raises(RoleDiedError):
         _go(run)
     found, skipped = SavedRuns(run.folder).newest()
     assert found is not None
     assert skipped == []
+    resumed = Run(tmp_path, _config(), found)
+    _go(resumed)
+    assert _traces(resumed) == _traces(undisturbed)
+
+
+@pytest.mark.parametrize("verb", ["critic.train_rankings", "policy.update"])
+def test_a_run_whose_folder_is_lost_goes_on_from_its_mirror(
+    tmp_path: Path, undisturbed: Run, verb: str
+) -> None:
+    run, faults = Run(tmp_path, _config()), Faults(every=7)
+
+    def store() -> Store:
+        return Store(lambda: FaultyMemory(faults), f"/mirror-{verb}", "s3://bucket/run", 10.0)
+
+    mirror = Mirror(store(), run.folder, find_claim(store(), run.folder, ""), pause=0.001)
+    mirror.begin()
+    run.session.saves._mirror = mirror
+    _die_in(run, verb)
+    with pytest.raises(RoleDiedError):
+        _go(run)
+    mirror.finish(lambda: 30.0)
+    shutil.rmtree(run.folder.path)
+    run.folder.path.mkdir()
+    restored = restore(store(), run.folder, find_claim(store(), run.folder, "auto"))
+    found, skipped = SavedRuns(run.folder).newest()
+    assert restored is not None
+    assert found is not None
+    assert (found.path.name, skipped) == (restored.name, [])
     resumed = Run(tmp_path, _config(), found)
     _go(resumed)
     assert _traces(resumed) == _traces(undisturbed)
