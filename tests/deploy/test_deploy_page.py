@@ -92,9 +92,15 @@ def python(words: list[str]) -> None:
     configured(*words[2:])
 
 
+def chmod(words: list[str]) -> None:
+    mode, file = words
+    assert int(mode, 8) & 0o077 == 0, "a run refuses a token that other users may read"
+    assert file == "~/.ray/auth_token", "where Ray writes and looks for it"
+
+
 READERS: dict[str, Callable[[list[str]], None]] = {
     "ray": ray, "make": make, "sbatch": sbatch, "kubectl": kubectl, "docker": docker,
-    "python": python,
+    "python": python, "chmod": chmod,
 }  # fmt: skip
 
 
