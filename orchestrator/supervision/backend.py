@@ -61,7 +61,16 @@ class CallFailedError(CallError):
 
 
 class WorkerGoneError(CallError):
-    """The worker's process ended."""
+    """The worker's process ended.
+
+    Args:
+        why: As far as it is known.
+        output: Where its last words are, for people; "" if unknown.
+    """
+
+    def __init__(self, why: str, output: str = "") -> None:
+        super().__init__(why)
+        self.output = output
 
 
 class NotArrivedError(CallError):

@@ -80,7 +80,8 @@ class Watch:
             rules: When a worker counts as dead, and how often it is restarted.
             stall_seconds: How long a verb may make no progress.
             clock: Monotonic seconds.
-            logs: Folder for the stacks of hung processes; None: they are not written.
+            logs: Folder for the stacks of hung processes, and where a local cluster leaves the
+                output of workers; None: stacks are not written.
             guard: Watches Ray's own servers.
         """
         self._guard = guard
@@ -88,7 +89,7 @@ class Watch:
         self.poll_seconds = min(max(rules.probe_seconds / 20, 0.02), 0.5)
         self._stall_seconds = stall_seconds
         self._clock = clock
-        self._logs = logs
+        self.logs = logs
         self._watched: dict[str, _Watched] = {}
         self._kills = kernel_kills()
         #: Called at every `tick` with the names that are waited for; must not block.
@@ -237,13 +238,13 @@ class Watch:
 
     def _keep_stacks(self, name: str) -> str:
         each = self._watched[name]
-        if self._logs is None or each.life.probe_failures:
+        if self.logs is None or each.life.probe_failures:
             return ""  # the thread that would answer does not answer probes
         text = each.line.stacks(_STACK_SECONDS)
         if not text:
             return ""
-        self._logs.mkdir(parents=True, exist_ok=True)
-        path = self._logs / f"stacks-{name.replace(' ', '-')}.txt"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"stacks-{name.replace(' ', '-')}.txt"
         path.write_text(text, encoding="utf-8")
         return str(path)
 

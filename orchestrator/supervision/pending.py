@@ -299,13 +299,15 @@ def fetch(
             watch.failed(name)
         raise _as_typed(error.cause, name, doing) from error
     except WorkerGoneError as error:
-        why = str(error)
+        why, output = str(error), error.output
         if watch is not None:
             why = watch.died(name, why)
+            if output and watch.logs is not None:
+                output += f"; a local run that ends in an error keeps the file in {watch.logs}"
         raise RoleDiedError(
             f"the process of {name} ended: {doing}; {why}",
             where=name,
-            fix="its last words are in the Ray session's logs",
+            fix=output or "its last words are in the Ray session's logs",
         ) from error
     except NotArrivedError as error:
         raise DeadlineError(

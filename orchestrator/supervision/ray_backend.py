@@ -26,6 +26,7 @@ from orchestrator.supervision.backend import (
     WorkerGoneError,
 )
 from orchestrator.supervision.serving import answer, answers
+from orchestrator.supervision.worker_output import output_of
 from workers.errors import DeadlineError
 from workers.process.heartbeat import Pulse, pulse, stacks
 
@@ -124,7 +125,7 @@ class RayBackend:
                 f"(RAY_memory_usage_threshold): {_first_line(error)}"
             ) from error
         except _GONE as error:
-            raise WorkerGoneError(_first_line(error)) from error
+            raise WorkerGoneError(_first_line(error), output_of(str(error))) from error
         except GetTimeoutError as error:
             raise NotArrivedError(_first_line(error)) from error
         except OutOfDiskError as error:
