@@ -133,3 +133,12 @@ def test_schema_keys_name_leaves_and_sections():
     keys = set(schema_keys())
     assert {"seed", "algorithm", "algorithm.kl.coefficient", "cluster.roles.policy.gpus"} <= keys
     assert all(f"cluster.roles.{role.value}.workers" in keys for role in RoleName)
+
+
+def test_machines_without_gpus_keep_trainers_and_engines_apart():
+    config = composed("+experiment=pocket_tiny", "cluster=cpu_nodes")
+    assert config.rollout.transport == "gloo"
+    nodes = make_plan(config).layout.nodes
+    assert len(nodes) == 2
+    for node in nodes:
+        assert {RoleName.rollout, RoleName.policy} - {place.role for place in node.places}
