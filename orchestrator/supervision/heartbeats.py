@@ -95,6 +95,11 @@ class Watch:
         #: Called at every `tick` with the names that are waited for; must not block.
         self.meanwhile: list[Callable[[Collection[str]], None]] = []
 
+    @property
+    def keeps_output(self) -> str:
+        """Where the output of workers is after the run, for messages; "" if that is unknown."""
+        return f" (a local run that ends in an error keeps it in {self.logs})" if self.logs else ""
+
     def add(self, name: str, line: Line) -> WorkerLife:
         """Watch a new process; a name that was watched before keeps its `WorkerLife`."""
         known = self._watched.get(name)
@@ -278,8 +283,9 @@ class Watch:
             raise RoleDiedError(
                 f"{name} is not restarted again: {life.reason}",
                 where=name,
-                fix="its log says why it ends; where memory ran out take fewer workers, smaller "
-                "micro_batch_tokens or rollout.kv_cache_mib, or a machine with more. "
+                fix=f"its output says why{self.keeps_output}; where memory ran out take fewer "
+                "workers, smaller micro_batch_tokens or rollout.kv_cache_mib, or a machine with "
+                "more. "
                 f"run.supervision.max_restarts={self.rules.max_restarts} within "
                 f"{self.rules.window_seconds:.0f} s",
             )

@@ -299,15 +299,14 @@ def fetch(
             watch.failed(name)
         raise _as_typed(error.cause, name, doing) from error
     except WorkerGoneError as error:
-        why, output = str(error), error.output
+        why = "; ".join(filter(None, (str(error).rstrip("."), error.output)))
+        kept = ""
         if watch is not None:
-            why = watch.died(name, why)
-            if output and watch.logs is not None:
-                output += f"; a local run that ends in an error keeps the file in {watch.logs}"
+            why, kept = watch.died(name, why), watch.keeps_output
         raise RoleDiedError(
             f"the process of {name} ended: {doing}; {why}",
             where=name,
-            fix=output or "its last words are in the Ray session's logs",
+            fix=f"its output says why{kept}",
         ) from error
     except NotArrivedError as error:
         raise DeadlineError(

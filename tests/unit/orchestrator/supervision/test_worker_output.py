@@ -92,11 +92,13 @@ def test_the_error_of_a_lost_worker_says_where_its_output_is(tmp_path: Path, kep
 
     class Gone:
         def get(self, ref: object, seconds: float) -> object:
-            raise WorkerGoneError("signal 6", "its output is in FILE")
+            raise WorkerGoneError("signal 6.", "its output is in FILE")
 
     backend: Any = Gone()
     with pytest.raises(RoleDiedError) as caught:
         fetch(backend, None, "rollout rank 1", "rollout: generate", 9.0, watch)
-    assert caught.value.what == "the process of rollout rank 1 ended: rollout: generate; signal 6"
-    place = f"; a local run that ends in an error keeps the file in {tmp_path}/logs"
-    assert caught.value.fix == "its output is in FILE" + (place if kept else "")
+    assert caught.value.what == (
+        "the process of rollout rank 1 ended: rollout: generate; signal 6; its output is in FILE"
+    )
+    place = f" (a local run that ends in an error keeps it in {tmp_path}/logs)"
+    assert caught.value.fix == "its output says why" + (place if kept else "")
