@@ -197,6 +197,17 @@ class Session:
         self._engine_shape = shape
         return rollout, version
 
+    @property
+    def engines_first(self) -> bool:
+        """Whether engines must have started before another role loads or frees a model.
+
+        True where they share their GPUs: vLLM measures the free memory of its GPU at its start,
+        counts what other processes allocate meanwhile as used by itself, and fails if they free
+        any.
+        """
+        config = self.config
+        return config.rollout.sleep or 0 < config.cluster.roles.rollout.gpus < 1
+
     def trainers_rest(self) -> None:
         """Have running trainers free GPU memory for the engines, if configured."""
         fleet = self.fleet

@@ -83,12 +83,11 @@ def _run_harness(session: Session, names: Sequence[str]) -> None:
 
 def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     path = session.need(name)
-    measuring = session.fleet.reference.load(
-        frozen_spec(
-            session.config, path, session.config.cluster.roles.reference, session.vocabulary
-        )
-    )
+    device = session.config.cluster.roles.reference
+    spec = frozen_spec(session.config, path, device, session.vocabulary)
+    measuring = None if session.engines_first else session.fleet.reference.load(spec)
     rollout, version = session.engines_on(path)
+    measuring = measuring or session.fleet.reference.load(spec)
     texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
     measuring.result()
     _check_engines(session, name, version)

@@ -24,7 +24,7 @@ from workers.records.training import TokenBatch
 
 
 def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PPORun:
-    """Load the models of all roles at the same time, and start the engines."""
+    """Load the models of all roles at the same time, and start the engines, first if they must."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
     roles = stage_roles(config, StageName(stage))
     fleet.release(*(role for role in RoleName if role not in roles))
@@ -34,7 +34,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     steps = settings.iterations * each
     taught = steps - settings.critic_warmup_iterations * each
     reward_model = _reward_checkpoint(session)
-    if config.rollout.sleep:  # before other models load: engines measure their GPUs' free memory
+    if session.engines_first:
         session.engines_on(sft)
         fleet.rollout.sleep().result()
     loading = [
@@ -55,7 +55,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
         ),
         fleet.reward.load(reward_spec(config, reward_model, sft)),
     ]
-    if not config.rollout.sleep:
+    if not session.engines_first:
         session.engines_on(sft)
     for pending in loading:
         pending.result()

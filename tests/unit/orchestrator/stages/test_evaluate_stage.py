@@ -135,6 +135,23 @@ def test_a_perplexity_beyond_all_numbers_is_left_out(tmp_path: Path):
     assert read_summary(run.folder.summary).models["base"].web_perplexity is None
 
 
+@pytest.mark.parametrize("gpus", [0.0, 0.2, 1.0])
+def test_no_model_loads_while_engines_start_on_a_part_of_a_gpu(tmp_path: Path, gpus: float):
+    run = Run(tmp_path)
+    run.config.cluster.roles.rollout.gpus = gpus
+    add_model(run, "large", 8, layers=4)
+    evaluate(run.session)
+    loading = starting = overlaps = starts = 0
+    for event in run.hub.events:
+        change = 1 if event.kind == "start" else -1
+        loading += change * event.name.endswith(".load")
+        starting += change * (event.name == "rollout.start")
+        starts += (event.kind, event.name) == ("start", "rollout.start")
+        overlaps += loading > 0 and starting > 0
+    assert starts == 2  # for the two small models, then for the large one
+    assert (overlaps == 0) == (gpus == 0.2)
+
+
 def test_the_large_model_restarts_the_engines_once(tmp_path: Path):
     run = Run(tmp_path)
     add_model(run, "large", 8, layers=4)

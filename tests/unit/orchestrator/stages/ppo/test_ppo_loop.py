@@ -178,6 +178,17 @@ class TestOrder:
                 require_turns(run)
         assert series[0] == series[1]
 
+    @pytest.mark.parametrize("gpus", [0.0, 0.2, 1.0])
+    def test_engines_on_a_part_of_a_gpu_start_before_any_model_loads(self, tmp_path, gpus):
+        config = small_config()
+        config.cluster.roles.rollout.gpus = gpus
+        run = Run(tmp_path, config)
+        ppo(run.session)
+        started = run.hub.at("result", "rollout.start")
+        loads = [n for n, e in enumerate(run.hub.events) if e.name.endswith(".load")]
+        assert len(loads) == 8  # four models, each begun and awaited
+        assert (started < min(loads)) == (gpus == 0.2)  # else they load at the same time
+
     def test_over_a_network_both_sides_move_at_the_same_time(self, tmp_path: Path):
         config = small_config()
         config.rollout.transport = "gloo"
