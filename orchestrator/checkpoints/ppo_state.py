@@ -60,6 +60,7 @@ class _Noted:
     scoring: _Scoring
     documents_used: int
     ahead: list[_Waiting]
+    engine_logprobs: bool | None = None
 
 
 def check_noted(own: object, control: object) -> None:

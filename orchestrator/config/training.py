@@ -16,6 +16,9 @@ from workers.training.estimator import Estimator, find_estimator
 class OldLogprobs(Enum):
     """Source of the old logprobs in PPO's probability ratio."""
 
+    auto = "auto"
+    """The engine's in each iteration whose weight sync showed that both agree, else the trainer's.
+    """
     trainer = "trainer"
     """Computed by the policy trainer before the first update."""
     rollout = "rollout"
@@ -211,7 +214,7 @@ class AlgorithmConfig:
     missing_eos_penalty: float | None = at_least(0, 1.0)
     """Subtracted from the score of a truncated response, in standard deviations of the reward
     model's scores; null = nothing. For other sources: reward.function_missing_eos_penalty."""
-    old_logprobs: OldLogprobs = OldLogprobs.trainer
+    old_logprobs: OldLogprobs = OldLogprobs.auto
     """Source of the old logprobs in the probability ratio."""
     kl: KLConfig = field(default_factory=KLConfig)
     """KL penalty against the reference."""

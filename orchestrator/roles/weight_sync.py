@@ -6,6 +6,7 @@ between cannot leave an engine serving unknown weights.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class WeightSync:
         self._prompts = probe_prompts
         self._budget = micro_batch_tokens
         self._connected: list[int] = []  # ranks of engines
+        self.promised = math.inf  # nats that a restarted engine may differ from the trainer
         self._connect()
 
     def _connect(self) -> None:
@@ -173,7 +175,7 @@ class WeightSync:
         )
         require_parity(
             parity,
-            self._config.parity_tolerance,
+            min(self._config.parity_tolerance, math.inf if ranks is None else self.promised),
             f"version {version}: engine and trainer",
             "weight sync",
         )

@@ -126,6 +126,9 @@ _PPO = {
     "trained": Metric("sequences", "sequences trained on"),
     "dropped": Metric("sequences", "sequences dropped, each with a reason"),
     "skipped_steps": Metric("steps", "optimizer steps skipped, of policy and critic: not finite"),
+    "engine_logprobs": Metric(
+        "flag", "1: the old log-probabilities are the engine's, 0: the trainer computed them"
+    ),
     "mismatch_max": Metric("nats", "largest |trainer - engine| log-probability"),
     "mismatch_mean": Metric("nats", "mean |trainer - engine| log-probability"),
     "mismatch_k3": Metric("nats/token", "KL(engine || trainer), k3 estimate, mean"),

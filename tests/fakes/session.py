@@ -14,7 +14,7 @@ from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
 from orchestrator.config.engines import OptimizerConfig, RolloutConfig
 from orchestrator.config.evaluation import EvaluateConfig
 from orchestrator.config.schema import Config
-from orchestrator.config.training import AlgorithmConfig, RewardModelConfig
+from orchestrator.config.training import AlgorithmConfig, OldLogprobs, RewardModelConfig
 from orchestrator.process.stop_signals import StopRequest
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.driver_state import apply
@@ -43,7 +43,10 @@ class RecordingSource(PocketSource):
 
 
 def small_config() -> Config:
-    """Sixteen sequences per iteration, two optimizer steps of eight."""
+    """Sixteen sequences per iteration, two optimizer steps of eight.
+
+    The trainer computes the old log-probabilities: faults of the fakes lie in that pass.
+    """
     return Config(
         algorithm=AlgorithmConfig(
             iterations=2,
@@ -52,6 +55,7 @@ def small_config() -> Config:
             sequences_per_minibatch=8,
             evaluate_every=1,
             evaluation_prompts=8,
+            old_logprobs=OldLogprobs.trainer,
         ),
         rollout=RolloutConfig(parity_prompts=2, parity_tokens=4, max_response_tokens=12),
         reward_model=RewardModelConfig(

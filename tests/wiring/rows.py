@@ -195,7 +195,7 @@ FILES = [
 OTHER = [
     Row("algorithm.ptx.rows_per_episode", "2.5", 8 * 40, lambda w: tokens_of(w.update("policy"))),
     Row("algorithm.whiten_advantages", "false", (0.0, 1.0), lambda w: (w.loss().advantage_mean, w.loss().advantage_std)),
-    Row("algorithm.old_logprobs", "rollout", 0, lambda w: len(w.metric("ppo/mismatch_max"))),
+    Row("algorithm.old_logprobs", "trainer", 3, lambda w: len(w.metric("ppo/mismatch_max"))),
     Row("algorithm.critic_init", "sft", "zero", lambda w: w.spec("ppo_ptx", "critic").head),
     Row("reward_model.max_rankings", "5", 5, lambda w: w.ranked()[0]),
     Row("sft.pack_tokens", "50", True, lambda w: max(w.lengths("sft")) < 8),

@@ -25,6 +25,7 @@ from orchestrator.session.corrections import keep_culprits, without
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.advantages import complete_groups
 from orchestrator.stages.ppo.ledger import LedgerSummary
+from orchestrator.stages.ppo.old_logprobs import choose_old_logprobs
 from orchestrator.stages.ppo.passes import Passes
 from orchestrator.stages.ppo.phases import Phases
 from orchestrator.stages.ppo.queue import require_fresh
@@ -108,6 +109,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
             policy=policy_stats,
             critic=critic_stats,
             kl_coefficient=run.kl_coefficient,
+            engine_logprobs=passes.of_engine,
             sync=synced,
             counts=counts,
             skips=session.config.algorithm.on_non_finite is OnNonFinite.skip,
@@ -127,7 +129,13 @@ def _sample(run: PPORun, iteration: int, phases: Phases) -> Passes:
         run.queue.fill(iteration)
         session.saves.settle()  # here, because the trainers are idle
         asked = session.asked(prompts_of(run, iteration)) if session.words_are_read else ()
-        passes = Passes(session, phases.begin, asked, values=run.estimator.needs_values)
+        passes = Passes(
+            session,
+            phases.begin,
+            asked,
+            values=run.estimator.needs_values,
+            of_engine=bool(run.engine_logprobs),
+        )
         batch = run.queue.take(iteration)
         for part in batch.generation.parts():
             require_fresh(part.summary, run.version, run.staleness, str(session.position))
@@ -220,6 +228,7 @@ def _sync(run: PPORun) -> SyncReport:
     """Sync the policy's current weights to the engines under a new version."""
     run.version = run.session.next_version()
     report = run.sync.run(run.version)
+    choose_old_logprobs(run, report.parity)
     findings = run.session.findings
     findings.synced(report.seconds)
     findings.parity_max = max(findings.parity_max or 0.0, report.parity.max_difference)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from orchestrator.batching import training_batches
-from orchestrator.config.training import OldLogprobs
 from orchestrator.roles.interfaces import Answer, Fields, Rollouts, joined
 from orchestrator.roles.scorer_groups import ReferenceGroup
 from orchestrator.roles.trainer_groups import TrainerGroup
@@ -52,6 +51,7 @@ class Passes:
         asked: Sequence[Asked] = (),
         *,
         values: bool = True,
+        of_engine: bool = False,
     ) -> None:
         """Prepare the passes; nothing starts yet.
 
@@ -60,11 +60,13 @@ class Passes:
             begin: Starts the clock of a phase; the returned function stops it.
             asked: The prompts of the batch as text, for a reward that reads text.
             values: Whether there is a critic.
+            of_engine: Whether the old log-probabilities are those of the rollouts.
         """
         self._session = session
         self._begin = begin
         self._asked = asked
         self._values = values
+        self.of_engine = of_engine
         self._ends: dict[str, Callable[[], None]] = {}
         self._parts: list[Rollouts] = []
         self._scores: list[Answer[Scores]] = []
@@ -80,7 +82,7 @@ class Passes:
         policy = shared(session, part, ids, fleet.policy)
         self._clock("reward")
         self._scores.append(fleet.reward.score(part, self._of(part)))
-        if session.config.algorithm.old_logprobs is OldLogprobs.trainer:
+        if not self.of_engine:
             self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
         reference = shared(session, part, ids, fleet.reference)
         self._add("reference", fleet.reference.logprobs(reference, part, temperature))

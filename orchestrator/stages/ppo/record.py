@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.config.training import OldLogprobs
 from orchestrator.roles.interfaces import Experience, Rollouts
 from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.run_files.samples import RolloutSample, append_rollouts
@@ -32,6 +31,7 @@ class Iteration:
     policy: list[StepStats]  # empty during critic warmup
     critic: list[StepStats]  # empty without a critic
     kl_coefficient: float
+    engine_logprobs: bool  # PPO's old log-probabilities are the engines'
     sync: SyncReport | None  # None: the policy did not change
     counts: LedgerSummary  # of this iteration only
     skips: bool  # whether steps that are not finite are skipped and counted
@@ -57,7 +57,8 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     values["ppo/engines"] = float(len(session.fleet.rollout.ranks))
     if done.sync is not None:
         values |= _parity(done.sync)
-    if settings.old_logprobs is OldLogprobs.rollout:  # engine and trainer were not compared
+    values["ppo/engine_logprobs"] = float(done.engine_logprobs)
+    if done.engine_logprobs:  # on these sequences, engine and trainer were not compared
         values = {k: v for k, v in values.items() if not k.startswith("ppo/mismatch_")}
     with session.telemetry.span(done.stage, step, "record"):
         if due:

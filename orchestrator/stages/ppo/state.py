@@ -35,6 +35,7 @@ class PPORun:
     scoring: Scoring
     queue: RolloutQueue
     text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
+    engine_logprobs: bool | None = None  # whether PPO's old ones; None: not chosen yet
     documents_used: int = 0  # cursor into the pretraining text, in documents or full rows
 
     @property
@@ -70,6 +71,7 @@ class PPORun:
             "ledger": self.ledger.state_dict(),
             "scoring": self.scoring.state(),
             "documents_used": self.documents_used,
+            "engine_logprobs": self.engine_logprobs,
             "ahead": [
                 {"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in self.queue
             ],
@@ -89,6 +91,7 @@ class PPORun:
         self.ledger.load_state_dict(state["ledger"])
         self.scoring.restore(state["scoring"])
         self.documents_used = state["documents_used"]
+        self.engine_logprobs = state.get("engine_logprobs", self.engine_logprobs)
         for batch in state["ahead"]:
             ids = np.array(from_ranges(batch["ids"]), np.int64)
             self.queue.adopt(self.saved_rollouts.restore(folder, batch["iteration"], ids))
