@@ -8,7 +8,8 @@ no role was in a call, wherever it lies. The first steps warm up and are left ou
 
 Shapes: `tiny` is a Llama of 2 layers and width 128 with 8 samples of up to 24 tokens per step,
 `pocket` the experiment of that name, `100m` a Llama of 99 million parameters with 8 samples.
-Checkpoints that are not given are made by a few steps of the stages before.
+Checkpoints that are not given are made by a few steps of the stages before. `llama_70m` is that of
+`benchmarks.peers`: 71 million parameters from random weights, 16 samples of 32 + 64 tokens.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.common import (
     run,
     write_result,
 )
+from benchmarks.peers import shapes
 from orchestrator.telemetry.role_time import covered
 
 PHASES = {
@@ -59,17 +61,18 @@ SHAPES = {
     "pocket": ("+experiment=pocket",),
     "100m": ("+experiment=pocket_tiny", *pocket_model(768, 14, 12), *SMALL),
 }
+RANDOM = ("llama_70m",)  # shapes whose checkpoints no stage trains
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", default="tiny", choices=list(SHAPES), help="what runs")
+    parser.add_argument("--shape", default="tiny", choices=[*SHAPES, *RANDOM], help="what runs")
     parser.add_argument("--steps", type=int, default=12, help="steps that count")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them")
     parser.add_argument("--checkpoints", type=Path,
-                        help="folder with base, sft and reward_model of that shape")  # fmt: skip
+                        help="folder with base (not llama_70m), sft and reward_model")  # fmt: skip
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                         help="further arguments of the run")  # fmt: skip
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
@@ -110,6 +113,20 @@ def measure(folder: Path, warm_up: int) -> dict[str, list[float]]:
     return dict(found)
 
 
+def run_keys(name: str, checkpoints: Path | None, made: Path, steps: int) -> list[str]:
+    """The command line of the run; models that are not given are written to the folder `made`."""
+    if name in RANDOM:
+        shape = shapes.SHAPES[name]
+        if checkpoints is None:
+            shapes.make_inputs(made, shape, steps)
+        return shapes.run_keys(shape, checkpoints or made, steps)
+    shape = SHAPES[name]
+    return [
+        *shape, "stages=[ppo]", *given(checkpoints or make_checkpoints(made, shape)),
+        f"algorithm.iterations={steps}", "algorithm.evaluate_every=0",
+    ]  # fmt: skip
+
+
 def ledger(folder: Path, steps: int) -> float:
     """Sequences trained per step."""
     return json.loads((folder / "summary.json").read_text())["ledger"]["trained"] / steps
@@ -117,17 +134,11 @@ def ledger(folder: Path, steps: int) -> float:
 
 def main() -> None:
     args = arguments()
-    shape, steps = SHAPES[args.shape], args.warm_up + args.steps + 1
+    steps = args.warm_up + args.steps + 1
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        checkpoints = args.checkpoints or make_checkpoints(Path(scratch) / "models", shape)
-        run(
-            folder,
-            [
-                *shape, "stages=[ppo]", *given(checkpoints), f"algorithm.iterations={steps}",
-                "algorithm.evaluate_every=0", *args.set,
-            ],
-        )  # fmt: skip
+        keys = [*run_keys(args.shape, args.checkpoints, Path(scratch) / "models", steps), *args.set]
+        run(folder, keys)
         seconds = measure(folder, args.warm_up)
         samples = ledger(folder, steps)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
@@ -145,7 +156,7 @@ def main() -> None:
             "machine": machine(),
             "settings": {
                 "shape": args.shape,
-                "arguments": [*shape, *args.set],
+                "arguments": [key for key in keys if str(scratch) not in key],
                 "steps": args.steps,
             },
             "samples_per_step": samples,
