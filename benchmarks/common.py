@@ -1,4 +1,7 @@
-"""What the benchmarks share: the machine they ran on, models from scratch, where results go."""
+"""What the benchmarks share: the machine they ran on, models from scratch, where results go.
+
+Imports only Python's own modules: machines that run `gpu_workers` may have little else.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
-import torch
-
-from orchestrator import new_model
-from orchestrator.command_line.composition import compose_run
-from orchestrator.config.schema import Config
+if TYPE_CHECKING:
+    from orchestrator.config.schema import Config
 
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT.parent.parent / "shared" / "data"  # a folder beside the clone
@@ -29,10 +30,10 @@ def machine() -> dict[str, object]:
         "commit": _commit(),
         "cpus": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
     }
 
 
@@ -56,6 +57,8 @@ def make_model(folder: Path, texts: Path, sizes: Sequence[str]) -> None:
         texts: A data file.
         sizes: Options of `python -m orchestrator.new_model`.
     """
+    from orchestrator import new_model
+
     if new_model.main([str(folder), "--texts", str(texts), *sizes]) != 0:
         raise SystemExit(1)
 
@@ -77,6 +80,8 @@ def require(path: Path) -> Path:
 
 def configuration(*overrides: str) -> Config:
     """What a command line with these arguments composes."""
+    from orchestrator.command_line.composition import compose_run
+
     return compose_run(overrides)
 
 

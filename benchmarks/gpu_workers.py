@@ -1,0 +1,31 @@
+"""Does everything below Ray and vLLM work on this GPU: trainers, kernels, weights, an engine?
+
+For a machine with one GPU and little else: Python, torch and transformers suffice; checks that need
+deepspeed or peft are skipped without them. Under 8 minutes. The checks run one after the other in a
+separate process; a check that hangs or crashes has failed, and the others continue.
+
+`--device cpu --quick` runs the same checks on small sizes in seconds, without a GPU: a dry run,
+whose times mean nothing.
+
+The exit code is the number of failed checks. A JSON with all figures is written to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks.gpu.command import add_options, run
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser, minutes=8.0)
+    return run("benchmarks.gpu.workers", parser.parse_args(arguments), __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
