@@ -91,6 +91,11 @@ def at_least(low: float, default: float | None, most: float | None = None) -> An
     return _field(default, Range(low, high))
 
 
+def above_one(default: float | None) -> Any:
+    """A number above 1."""
+    return _field(default, Range(1, _MOST_FLOAT, open_low=True))
+
+
 def fraction(default: float | None) -> Any:
     """A number from 0 to 1."""
     return _field(default, Range(0, 1))

@@ -7,9 +7,9 @@ from enum import Enum
 from pathlib import Path
 
 from orchestrator.config.engines import OptimizerConfig, Schedule
-from orchestrator.config.ranges import at_least, below_one, between, fraction, positive
+from orchestrator.config.ranges import above_one, at_least, below_one, between, fraction, positive
 from workers.errors import ConfigError
-from workers.records.specs import EstimatorSpec
+from workers.records.specs import PartSpec
 from workers.training.estimator import Estimator, find_estimator
 
 
@@ -59,6 +59,46 @@ class KLControl(Enum):
 
     fixed = "fixed"
     adaptive = "adaptive"
+
+
+class KLPlace(Enum):
+    """Where the KL penalty acts."""
+
+    reward = "reward"
+    """Subtracted from the reward of each token."""
+    loss = "loss"
+    """A term of the policy's loss, as in GRPO."""
+
+
+class KLEstimator(Enum):
+    """Estimate of a token's KL from d = log(policy / reference), for a penalty in the loss."""
+
+    k1 = "k1"
+    """d; its gradient is 0 on average, so it penalises nothing: for comparisons."""
+    k2 = "k2"
+    """d^2 / 2; its gradient is that of the KL."""
+    k3 = "k3"
+    """exp(-d) - 1 + d, as in GRPO."""
+
+
+class Aggregate(Enum):
+    """How the losses of tokens are averaged over an optimizer step."""
+
+    tokens = "tokens"
+    """Mean over its tokens: long responses weigh more (PPO here, DAPO)."""
+    sequences = "sequences"
+    """Mean over its sequences of the means over their tokens (GRPO)."""
+    constant = "constant"
+    """Sum over its tokens, divided by sequences * rollout.max_response_tokens (Dr. GRPO)."""
+
+
+class ImportanceOutside(Enum):
+    """What happens to the weight of a token beyond its bounds."""
+
+    bound = "bound"
+    """It is set to the bound."""
+    drop = "drop"
+    """It is 0: the token does not train."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,6 +204,19 @@ class KLConfig:
     """
     on_limit: OnLimit = OnLimit.stop
     """What happens above the limit."""
+    place: KLPlace = KLPlace.reward
+    """Whether the penalty is part of the reward or of the policy's loss."""
+    estimator: KLEstimator = KLEstimator.k3
+    """Estimate of the penalty in the loss; the reward uses k1."""
+
+    def check(self, key: str) -> None:
+        """Check that an adapted coefficient acts on the reward."""
+        if self.place is KLPlace.loss and self.control is KLControl.adaptive:
+            raise ConfigError(
+                "an adaptive coefficient needs the penalty in the reward, and it is in the loss",
+                where=f"{key}.control",
+                fix=f"set {key}.control=fixed or {key}.place=reward",
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -197,20 +250,33 @@ class AlgorithmConfig:
     epochs: int = positive(1)
     """Passes over the batch of an iteration."""
     advantage: str = "gae"
-    """Advantage estimator: gae, or package.module:NAME of your own. Without need of values, the run
-    has no critic."""
+    """Advantage estimator: gae, rloo, grpo, dr_grpo, reinforce_pp, reinforce_pp_baseline, or
+    package.module:NAME of your own. All but gae need no values, so the run has no critic."""
+    policy_loss: str = "clip"
+    """Surrogate loss of the policy: clip, gspo, cispo, or package.module:NAME of your own."""
+    aggregate: Aggregate = Aggregate.tokens
+    """How the losses of tokens are averaged."""
     gamma: float = fraction(1.0)
     """Discount per token."""
     lam: float = fraction(0.95)
     """Lambda of generalised advantage estimation: 1 = Monte Carlo returns, 0 = one step."""
     clip: float = positive(0.2)
-    """Probability ratios are clipped to 1 - clip .. 1 + clip in the policy's loss."""
+    """Probability ratios are clipped to 1 - clip .. 1 + clip_high in the policy's loss."""
+    clip_high: float | None = positive(None)
+    """Upper side of the clip range; null = clip."""
+    dual_clip: float | None = above_one(None)
+    """A token of negative advantage A costs at most this times |A|; null = no limit."""
     value_clip: float = positive(0.2)
     """New values are clipped to this distance from the old ones in the critic's loss."""
     importance_cap: float | None = positive(None)
     """Weight of a token's loss: min(trainer / engine probability, this); null = weight 1."""
+    importance_floor: float = at_least(0, 0.0)
+    """Least weight of a token's loss, if importance_cap is set."""
+    importance_outside: ImportanceOutside = ImportanceOutside.bound
+    """What happens to the weight of a token beyond importance_cap or importance_floor."""
     whiten_advantages: bool = True
-    """Advantages of a batch get mean 0 and standard deviation 1."""
+    """Advantages of a batch get mean 0 and standard deviation 1, where that is part of the
+    estimator's method: gae, reinforce_pp, reinforce_pp_baseline, your own."""
     missing_eos_penalty: float | None = at_least(0, 1.0)
     """Subtracted from the score of a truncated response, in standard deviations of the reward
     model's scores; null = nothing. For other sources: reward.function_missing_eos_penalty."""
@@ -259,12 +325,18 @@ class AlgorithmConfig:
         return find_estimator(self.estimator_spec)
 
     @property
-    def estimator_spec(self) -> EstimatorSpec:
+    def estimator_spec(self) -> PartSpec:
         """Where the workers find it."""
-        return EstimatorSpec(self.advantage, str(Path.cwd()))
+        return PartSpec(self.advantage, str(Path.cwd()))
+
+    @property
+    def policy_loss_spec(self) -> PartSpec:
+        """Where the workers find the surrogate loss."""
+        return PartSpec(self.policy_loss, str(Path.cwd()))
 
     def check(self, key: str) -> None:
-        """Check that the policy is trained at all, and that the KL controller is stable."""
+        """Check the policy's training, the importance weights and the KL controller."""
+        self._check_importance(key)
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(
                 f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "
@@ -279,4 +351,21 @@ class AlgorithmConfig:
                 "could turn the KL coefficient negative",
                 where=f"{key}.kl.horizon",
                 fix=f"set {key}.kl.horizon above {sequences // 5}",
+            )
+
+    def _check_importance(self, key: str) -> None:
+        floor, cap = self.importance_floor, self.importance_cap
+        outside = self.importance_outside
+        if cap is None and (floor or outside is not ImportanceOutside.bound):
+            raise ConfigError(
+                f"importance_floor={floor:g} and importance_outside={outside.value} need weights, "
+                "and importance_cap=null turns them off",
+                where=f"{key}.importance_cap",
+                fix="set it, for example to 5",
+            )
+        if cap is not None and floor > cap:
+            raise ConfigError(
+                f"importance_floor={floor:g} is above importance_cap={cap:g}",
+                where=f"{key}.importance_floor",
+                fix="set it below the cap",
             )

@@ -10,10 +10,13 @@ from orchestrator.config.cluster import Accelerator
 from orchestrator.config.evaluation import EndpointConfig, JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import AlgorithmConfig
+from orchestrator.config.training import AlgorithmConfig, KLEstimator, KLPlace
 from workers.errors import ConfigError
 from workers.process.user_code import split_path
 from workers.scorers.source import WHERE
+from workers.training.policy_loss import find_policy_loss
+
+_WIDE_FOR_SEQUENCES = 0.05  # the published bounds are below 1e-3
 
 
 def check_reward(config: Config) -> None:
@@ -41,15 +44,16 @@ def check_reward(config: Config) -> None:
 
 
 def check_estimator(config: Config) -> None:
-    """Check that PPO gives its advantage estimator what that needs.
+    """Check that PPO has its policy loss, and gives its advantage estimator what that needs.
 
     Raises:
-        ConfigError: there is no such estimator, a prompt has too few samples, or a critic that the
-            run does not have would learn first.
+        ConfigError: there is no such loss or estimator, a prompt has too few samples, or a critic
+            that the run does not have would learn first.
     """
     if not any(stage in PPO_STAGES for stage in config.stages):
         return
     algorithm, estimator = config.algorithm, config.algorithm.estimator
+    find_policy_loss(algorithm.policy_loss_spec)
     if algorithm.samples_per_prompt < estimator.needs_samples:
         raise ConfigError(
             f"algorithm.advantage={algorithm.advantage} compares at least "
@@ -79,6 +83,27 @@ def unused_critic_keys(config: Config) -> list[str]:
         return []
     told = ", ".join(keys)
     return [f"algorithm.advantage={algorithm.advantage} needs no critic: {told} has no effect"]
+
+
+def loss_notes(config: Config) -> list[str]:
+    """Sentences about settings of the policy's loss that do nothing or not what they seem to."""
+    algorithm = config.algorithm
+    if not any(stage in PPO_STAGES for stage in config.stages):
+        return []
+    notes: list[str] = []
+    if algorithm.policy_loss == "gspo" and algorithm.clip >= _WIDE_FOR_SEQUENCES:
+        notes.append(
+            f"algorithm.clip={algorithm.clip:g} hardly ever acts on the ratio of a whole sequence, "
+            "which stays much nearer to 1 than those of tokens: algorithm=gspo sets 3e-4"
+        )
+    if algorithm.policy_loss == "cispo" and algorithm.dual_clip is not None:
+        notes.append("algorithm.dual_clip has no effect on algorithm.policy_loss=cispo")
+    if algorithm.kl.place is KLPlace.loss and algorithm.kl.estimator is KLEstimator.k1:
+        notes.append(
+            "algorithm.kl.estimator=k1 in the loss has a gradient of 0 on average: it holds the "
+            "policy nowhere; use k2 or k3"
+        )
+    return notes
 
 
 def check_judge(config: Config) -> None:

@@ -19,6 +19,7 @@ from orchestrator.config.cluster import Accelerator, RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.config.training import Aggregate, AlgorithmConfig
 from orchestrator.planning.backbones import check_backbones, plan_critic, role_sizes
 from orchestrator.planning.checks_devices import (
     check_ahead,
@@ -32,6 +33,7 @@ from orchestrator.planning.checks_scoring import (
     check_estimator,
     check_judge,
     check_reward,
+    loss_notes,
     unused_critic_keys,
 )
 from orchestrator.planning.checks_stages import check_stages, unused_sets
@@ -113,6 +115,7 @@ def make_plan(config: Config) -> Plan:
         notes=(
             *unused_sets(config),
             *unused_critic_keys(config),
+            *loss_notes(config),
             *cut_warmups(config),
             *_notes(config, layout, size),
             *_unknown(config, layout, memory),
@@ -223,6 +226,7 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
         f"{config.trainer.micro_batch_tokens:,} tokens per step and rank",
     ]
+    facts.insert(0, _objective(algorithm))
     surplus = started_prompts(config) - algorithm.prompts_per_iteration
     if surplus:
         facts.append(f"{surplus} more prompts are started, and the last to finish aborted")
@@ -241,6 +245,20 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
             "pretraining text per step"
         )
     return facts
+
+
+def _objective(algorithm: AlgorithmConfig) -> str:
+    high = algorithm.clip if algorithm.clip_high is None else algorithm.clip_high
+    averages = {
+        Aggregate.tokens: "tokens",
+        Aggregate.sequences: "sequences",
+        Aggregate.constant: "sequences, divided by the longest response",
+    }
+    return (
+        f"advantages {algorithm.advantage}, loss {algorithm.policy_loss} within "
+        f"{1 - algorithm.clip:g} .. {1 + high:g}, averaged over "
+        f"{averages[algorithm.aggregate]}, KL in the {algorithm.kl.place.value}"
+    )
 
 
 def _notes(config: Config, layout: Layout, size: ModelSize | None) -> list[str]:

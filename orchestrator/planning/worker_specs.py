@@ -18,11 +18,11 @@ from workers.model_folders.shape import may_pack
 from workers.records.specs import (
     Device,
     Dtype,
-    EstimatorSpec,
     FrozenModelSpec,
     GroupSpec,
     LoraSpec,
     OptimizerSpec,
+    PartSpec,
     Rest,
     RewardSpec,
     RolloutSpec,
@@ -123,7 +123,8 @@ def train_spec(
     dropout: float | None = None,
     whole: bool = False,
     vocabulary: int = 0,
-    estimator: EstimatorSpec | None = None,
+    estimator: PartSpec | None = None,
+    policy_loss: PartSpec | None = None,
 ) -> TrainModelSpec:
     """A model to train from `checkpoint`; `whole` trains all weights, without adapters."""
     assert head in ("keep", "random", "zero")
@@ -141,6 +142,7 @@ def train_spec(
         dropout=dropout,
         vocabulary=vocabulary,
         estimator=estimator,
+        policy_loss=policy_loss,
     )
 
 

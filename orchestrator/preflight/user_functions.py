@@ -34,10 +34,10 @@ def check_functions(config: Config) -> None:
 
 
 def check_own_parts(config: Config) -> None:
-    """Import the parts of the user that the run names: reward source, estimator, transport.
+    """Import the user's parts: reward source, estimator, policy loss, transport.
 
-    The estimator also computes advantages once. Before the plan, because that imports parts into
-    this process.
+    Estimator and policy loss also compute something once. Before the plan, because that imports
+    parts into this process.
 
     Raises:
         ConfigError: one cannot be imported, or is or computes something else.
@@ -51,6 +51,9 @@ def check_own_parts(config: Config) -> None:
     if ":" in estimator:
         loader = "workers.training.estimator:try_estimator"
         _try(loader, estimator, "algorithm.advantage", seconds)
+    if ":" in (policy_loss := config.algorithm.policy_loss):
+        loader = "workers.training.policy_loss:try_policy_loss"
+        _try(loader, policy_loss, "algorithm.policy_loss", seconds)
     if ":" in config.rollout.transport:
         loader = "workers.weights.transport:find_transport"
         _try(loader, config.rollout.transport, "rollout.transport", seconds)

@@ -52,7 +52,7 @@ from workers.records.gather import gather_fields
 from workers.records.generation import Delivery, Finish, GenerationRequest, RolloutBatch, Sampling
 from workers.records.processes import RoleInfo
 from workers.records.specs import (
-    EstimatorSpec,
+    PartSpec,
     PolicyLossSpec,
     RewardSpec,
     ShapingSpec,
@@ -529,7 +529,7 @@ class TestPpo:
         dropped = ~np.isin(ids, kept)
         values = np.where(dropped, np.nan, np.arange(len(ids))).astype(np.float32)
         scores = Scores(ids, values, tuple("no answer" if d else "" for d in dropped))
-        shaping = ShapingSpec(0.1, 1.0, 0.95, EstimatorSpec("gae"))
+        shaping = ShapingSpec(0.1, 1.0, 0.95, PartSpec("gae"))
         shares, fields = works(rollouts, roles.policy.size, kept), [a.result() for a in answers]
         sums = roles.policy.kl_sums(shares, rollouts, *fields[:2]).result()
         experience = roles.policy.build_experience(

@@ -173,6 +173,19 @@ def test_ppo_and_pretraining_text_share_a_step(folder, results, ppo, world, stag
     _assert_weights(model, average)
 
 
+@pytest.mark.parametrize("name", ranks.FURTHER)
+def test_every_loss_and_average_is_the_same_on_any_number_of_ranks(folder, results, name) -> None:
+    loop, losses = _causal(folder), []
+    for _ in range(2):
+        policy = oracle.further_loss(loop, name)
+        _, norm = loop.step(policy + 0.5 * oracle.text_loss(loop))
+        losses.append((float(policy), norm))
+    for world, stage in EVERY:
+        for out in results[world, "policy", stage]:
+            found = _losses(out[f"ppo_{name}"])
+            np.testing.assert_allclose(found, losses, rtol=2e-5, atol=1e-6)
+
+
 def test_ppo_statistics(folder, results) -> None:
     loop, e = _causal(folder), ranks.experience()
     new = torch.cat([oracle.response_logprobs(loop, i) for i in range(5)]).detach().double()

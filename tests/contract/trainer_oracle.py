@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from trainer_ranks import LOSS, OPTIMIZER, experience, rankings, texts
@@ -73,6 +75,39 @@ def ppo_loss(loop: Loop) -> Tensor:
             a = (float(advantage) - LOSS.advantage_mean) / LOSS.advantage_std
             losses.append(-min(ratio * a, torch.clamp(ratio, 0.8, 1.2) * a))
     return torch.stack(losses).mean()
+
+
+def further_loss(loop: Loop, name: str) -> Tensor:
+    """The losses of `FURTHER`, token by token."""
+    e = experience()
+    sequences = []
+    for i in range(5):
+        new = response_logprobs(loop, i)
+        old = torch.tensor(e.old_logprobs.row(i))
+        whole = (new.detach() - old).mean().exp()
+        terms = []
+        for t in range(len(new)):
+            a = (float(e.advantages.row(i)[t]) - LOSS.advantage_mean) / LOSS.advantage_std
+            d = new[t] - float(e.ref_logprobs.row(i)[t])
+            if name == "clip":
+                ratio = torch.exp(new[t] - old[t])
+                term = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.4) * a)
+                term = torch.clamp(term, max=-1.1 * a) if a < 0 else term
+                weight = math.exp(float(old[t]) - float(e.rollout_logprobs.row(i)[t]))
+                terms.append(term * weight if 0.8 <= weight < 1.2 else 0.0 * new[t])
+            elif name == "gspo":
+                ratio = whole * torch.exp(new[t] - new[t].detach())
+                terms.append(-torch.minimum(ratio * a, ratio.clamp(0.7, 1.3) * a))
+                terms[-1] = terms[-1] + 0.6 * (torch.exp(-d) - 1 + d)
+            else:
+                ratio = min(float(torch.exp(new[t] - old[t]).detach()), 1.1)
+                terms.append(-ratio * a * new[t] + 0.2 * d**2 / 2)
+        sequences.append(torch.stack(terms))
+    if name == "clip":
+        return torch.cat(sequences).sum() / (5 * 9)
+    if name == "gspo":
+        return torch.stack([terms.mean() for terms in sequences]).mean()
+    return torch.cat(sequences).mean()
 
 
 def ranking_loss(loop: Loop) -> Tensor:

@@ -19,7 +19,13 @@ from workers.records.arrays import Ragged
 from workers.records.gather import gather_experience
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.processes import RankAddress
-from workers.records.specs import GroupSpec, OptimizerSpec, PolicyLossSpec, TrainModelSpec
+from workers.records.specs import (
+    GroupSpec,
+    OptimizerSpec,
+    PartSpec,
+    PolicyLossSpec,
+    TrainModelSpec,
+)
 from workers.records.training import (
     ExperienceBatch,
     PolicyStep,
@@ -39,6 +45,21 @@ from workers.weights.transport import Link
 
 VOCABULARY = 40
 LOSS = PolicyLossSpec(0.2, 0.7, 0.3, 1.7, 0.5)
+# Other surrogates, averages and KL terms; the first with dual clip and importance weights.
+FURTHER = {
+    "clip": dataclasses.replace(
+        LOSS, aggregate="constant", max_response_tokens=9, clip_high=0.4, dual_clip=1.1,
+        importance_cap=1.2, importance_floor=0.8, importance_outside="drop",
+    ),
+    "gspo": dataclasses.replace(
+        LOSS, aggregate="sequences", policy_loss=PartSpec("gspo"), clip=0.3,
+        kl_coefficient=0.6, kl_estimator="k3",
+    ),
+    "cispo": dataclasses.replace(
+        LOSS, policy_loss=PartSpec("cispo"), clip=1.0, clip_high=0.1, kl_coefficient=0.2,
+        kl_estimator="k2",
+    ),
+}  # fmt: skip
 OPTIMIZER = OptimizerSpec(1e-2, (0.9, 0.95), 1e-5, 0.1, 0.5, "linear", 2, 0.1, 8)
 POISON_ID = 103
 # Sequences end to end, and log-probabilities in chunks of three tokens.
@@ -84,7 +105,7 @@ def experience() -> ExperienceBatch:
 
     return ExperienceBatch(
         np.arange(100, 105), tokens, prompts, field(0.1, -3.6), field(0.2, -3.6), field(1, 0),
-        field(0.5, 1), field(0.1, 0),
+        field(0.5, 1), field(0.1, 0), field(0.3, -3.5),
     )  # fmt: skip
 
 
@@ -156,6 +177,10 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     out["sent"] = _send_to_a_thread(worker)
     worker.save(str(folder / f"ppo-{world}-{stage}"), str(folder / "base"))
 
+    for name, loss in FURTHER.items():
+        worker.load(dataclasses.replace(spec, **LEAN) if name == "gspo" else spec)
+        out[f"ppo_{name}"] = worker.update(steps, shard(rank, world), loss)
+    worker.load(spec)
     spoilt = [_poison(e) for e in shard(rank, world)]
     try:
         worker.update(steps, spoilt, LOSS)

@@ -20,11 +20,11 @@ from workers.data.rows.asked import Asked
 from workers.errors import RoleError, StaleEngineError, WeightSyncError
 from workers.generation.engine import pack
 from workers.ops import (
+    ResponseTokens,
+    importance_weights,
     pair_accuracy,
-    ppo_policy_loss,
-    ppo_stats,
     rankings_loss,
-    truncated_importance_weights,
+    ratio_stats,
     value_loss,
 )
 from workers.records.arrays import Ragged
@@ -55,6 +55,7 @@ from workers.records.training import (
 )
 from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
 from workers.training.experience import build_experience, kl_sums
+from workers.training.policy_loss import batch_loss
 from workers.weights.transport import find_transport
 
 RATE = 0.5  # of every trainer's gradient step; schedules are the real trainers' business
@@ -478,22 +479,35 @@ class FakePolicy(FakeTrainer):
         weights, importance = None, {}
         if loss.importance_cap is not None:
             sampled = torch.tensor(batch.rollout_logprobs.values).double()
-            weights = truncated_importance_weights(old, sampled, counted, loss.importance_cap)
+            weights, outside = importance_weights(
+                old, sampled, counted, loss.importance_cap, loss.importance_floor,
+                drop=loss.importance_outside == "drop",
+            )  # fmt: skip
             importance = {
                 "importance_mean": float(weights.sum()) / tokens,
-                "importance_capped": float((weights >= loss.importance_cap).sum()) / tokens,
+                "importance_capped": float(outside.sum()) / tokens,
             }
-        value = ppo_policy_loss(
-            new, old, advantages, counted, loss.clip, weights=weights, denominator=tokens
-        )
-        stats = ppo_stats(new.detach(), old, advantages, counted, loss.clip)
+        lengths = torch.from_numpy(batch.old_logprobs.lengths)
+        owner = torch.arange(len(lengths)).repeat_interleave(lengths)
+        reference = None
+        if loss.kl_coefficient:
+            reference = torch.tensor(batch.ref_logprobs.values).double()
+        found = batch_loss(
+            ResponseTokens(new, old, advantages, owner, lengths), reference, weights, loss,
+            shares[0].ppo,
+        )  # fmt: skip
+        value, kl = found.policy, {}
+        if found.kl is not None:
+            value, kl = value + loss.kl_coefficient * found.kl, {"kl_loss": float(found.kl.detach())}
+        stats = ratio_stats(new.detach(), old, counted)
         extra = {
-            "clip_fraction": float(stats.clipped) / tokens,
+            "clip_fraction": float(found.clipped.sum()) / tokens,
             "approx_kl": float(stats.approx_kl) / tokens,
             "entropy": 0.0,
             "ratio_mean": float(stats.ratio) / tokens,
             "ratio_max": float(stats.ratio_max),
             **importance,
+            **kl,
         }
         if shares[0].ptx is None:
             return self._step(value, extra)

@@ -208,6 +208,14 @@ OTHER = [
 AHEAD = [
     Row("algorithm.staleness", "1", [0, 1, 1], lambda w: [int(x) for x in w.metric("ppo/lag_max")]),
     Row("trainer.rest_on_host", "true", "state", lambda w: w.group().rest),
+    Row("algorithm.policy_loss", "gspo", "gspo", lambda w: w.loss().policy_loss.name),
+    Row("algorithm.aggregate", "sequences", "sequences", lambda w: w.loss().aggregate),
+    Row("algorithm.clip_high", "0.31", 0.31, lambda w: w.loss().clip_high),
+    Row("algorithm.dual_clip", "3.5", 3.5, lambda w: w.loss().dual_clip),
+    Row("algorithm.importance_floor", "0.25", 0.25, lambda w: w.loss().importance_floor),
+    Row("algorithm.importance_outside", "drop", "drop", lambda w: w.loss().importance_outside),
+    Row("algorithm.kl.place", "loss", (0.0, 0.05), lambda w: (w.shaping().kl_coefficient, w.loss().kl_coefficient)),
+    Row("algorithm.kl.estimator", "k2", "k2", lambda w: w.loss().kl_estimator),
 ]  # fmt: skip
 
 _PPO = ("algorithm.iterations=3", "algorithm.prompts_per_iteration=6", "rollout.max_response_tokens=14",
@@ -223,5 +231,5 @@ SCENARIOS = {
         "reward_model.prompts=12", "reward_model.heldout_prompts=8",
         "reward_model.optimizer.warmup_steps=0", "reward_model.prompts_per_step=4",
         "evaluate.web_documents=4", "evaluate.cloze_tasks=2")),
-    "ahead": Scenario(AHEAD, ("ppo_ptx",), (*_PPO, "rollout.max_response_tokens=4")),
+    "ahead": Scenario(AHEAD, ("ppo_ptx",), (*_PPO, "algorithm.importance_cap=2", "rollout.max_response_tokens=4")),
 }  # fmt: skip

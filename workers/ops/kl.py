@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from workers.ops.masks import check_aligned
+
 KLKind = Literal["k1", "k2", "k3"]
 
 MOST_NATS = 20.0  # a ratio of 5e8; in fp32 exp overflows at 88.7, and its gradient is then NaN
@@ -23,6 +25,23 @@ def bounded_log_ratio(log_ratio: Tensor) -> Tensor:
     """
     clamped = log_ratio.clamp(-MOST_NATS, MOST_NATS)
     return torch.where(log_ratio.isinf(), log_ratio, clamped)
+
+
+def masked_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """`logprobs - old_logprobs`, bounded; 0 at masked positions.
+
+    Args:
+        logprobs: (B, T) nats.
+        old_logprobs: (B, T) nats.
+        mask: (B, T) bool; True = counts.
+
+    Raises:
+        ValueError: shapes do not match.
+    """
+    check_aligned(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    # Masked inputs are replaced before exp, because their infinities would give NaN gradients.
+    ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
+    return bounded_log_ratio(ratio)
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> Tensor:

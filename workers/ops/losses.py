@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from workers.ops.kl import bounded_log_ratio
+from workers.ops.kl import bounded_log_ratio, masked_log_ratio
 from workers.ops.masks import check_aligned, masked_sum
+from workers.ops.surrogates import Clip, clipped_terms
 
 
 def _average(total: Tensor, own_count: Tensor | int, denominator: float | None) -> Tensor:
@@ -26,25 +27,16 @@ def _average(total: Tensor, own_count: Tensor | int, denominator: float | None) 
     return total / denominator
 
 
-def policy_terms(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bounded log-ratio, plain and clipped surrogate losses of each token (shapes of the mask)."""
-    check_aligned(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
-    # Masked inputs are replaced before exp, because their infinities would give NaN gradients.
-    log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
-    log_ratio = bounded_log_ratio(log_ratio)
-    advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
-    ratio = log_ratio.exp()
-    plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    return log_ratio, plain, clipped
-
-
-def truncated_importance_weights(
-    old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, cap: float
-) -> Tensor:
-    """Weights `w_t = min(exp(old_t - rollout_t), C)` that correct for the sampling policy.
+def importance_weights(
+    old_logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    mask: Tensor,
+    cap: float,
+    floor: float = 0.0,
+    *,
+    drop: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Weights `w_t = clip(exp(old_t - rollout_t), f, C)` that correct for the sampling policy.
 
     PPO's surrogate expects tokens of the proximal (old) policy; those of an engine come from an
     older or numerically different one. The ratio of the two is decoupled from PPO's ratio (Hilton
@@ -57,19 +49,25 @@ def truncated_importance_weights(
         rollout_logprobs: (B, T) nats, of the engine that sampled the tokens.
         mask: (B, T) bool; True = response token.
         cap: C, dimensionless.
+        floor: f, dimensionless, at most the cap.
+        drop: tokens outside the bounds get weight 0 instead.
 
     Returns:
-        (B, T) weights in (0, C], without gradient; 0 at masked positions.
+        (B, T) weights, without gradient, 0 at masked positions; and (B, T) bool, tokens at or
+        beyond a bound.
 
     Raises:
-        ValueError: shapes do not match, or the cap is not positive.
+        ValueError: shapes do not match, or not 0 <= floor <= cap, 0 < cap.
     """
     check_aligned(mask, old_logprobs=old_logprobs, rollout_logprobs=rollout_logprobs)
-    if cap <= 0:
-        raise ValueError(f"cap={cap} must be positive")
+    if not (0 <= floor <= cap and cap > 0):
+        raise ValueError(f"cap={cap} must be positive, and floor={floor} from 0 to the cap")
     zero = torch.zeros_like(old_logprobs)
     log_weights = torch.where(mask, old_logprobs - rollout_logprobs, zero).detach()
-    return torch.where(mask, bounded_log_ratio(log_weights).exp().clamp(max=cap), zero)
+    ratio = bounded_log_ratio(log_weights).exp()
+    outside = mask & ((ratio >= cap) | (ratio < floor))
+    kept = torch.where(outside, zero, ratio) if drop else ratio.clamp(min=floor, max=cap)
+    return torch.where(mask, kept, zero), outside
 
 
 def ppo_policy_loss(
@@ -93,7 +91,7 @@ def ppo_policy_loss(
         advantages: (B, T), whitened or not.
         mask: (B, T) bool; True = response token.
         clip: c, dimensionless.
-        weights: (B, T) w, from `truncated_importance_weights`; None = 1 for all tokens.
+        weights: (B, T) w, from `importance_weights`; None = 1 for all tokens.
         denominator: tokens to divide by; None = the counted tokens of `mask`.
 
     Returns:
@@ -102,8 +100,10 @@ def ppo_policy_loss(
     Raises:
         ValueError: shapes do not match, or the denominator is not positive.
     """
-    _, plain, clipped = policy_terms(logprobs, old_logprobs, advantages, mask, clip)
-    terms = torch.maximum(plain, clipped)
+    check_aligned(mask, advantages=advantages)
+    ratio = masked_log_ratio(logprobs, old_logprobs, mask).exp()
+    advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
+    terms = clipped_terms(ratio, advantages, Clip(clip, clip)).terms
     if weights is not None:
         check_aligned(mask, weights=weights)
         terms = terms * torch.where(mask, weights, torch.zeros_like(weights))

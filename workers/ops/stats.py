@@ -7,42 +7,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.ops.kl import kl_estimate
-from workers.ops.losses import policy_terms, value_terms
+from workers.ops.kl import kl_estimate, masked_log_ratio
+from workers.ops.losses import value_terms
 from workers.ops.masks import masked_sum
 
 
-class PolicyStats(NamedTuple):
+class RatioStats(NamedTuple):
     """Sums over counted tokens (0-dim tensors), except `ratio_max`, a maximum."""
 
     tokens: Tensor  # counted tokens
-    clipped: Tensor  # tokens whose gradient the clip removed
     approx_kl: Tensor  # k3 estimate of KL(old || new), nats
     ratio: Tensor  # new / old probability
     ratio_max: Tensor  # 0 when nothing counts
 
 
-def ppo_stats(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
-) -> PolicyStats:
-    """Clip count, approximate KL and ratios for the arguments of `ppo_policy_loss`.
+def ratio_stats(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> RatioStats:
+    """Approximate KL and probability ratios of an updated policy.
 
     Args:
         logprobs: (B, T) nats.
-        old_logprobs: (B, T) nats.
-        advantages: (B, T).
+        old_logprobs: (B, T) nats, of the policy that sampled the tokens.
         mask: (B, T) bool; True = response token.
-        clip: dimensionless.
 
     Returns:
         Sums over counted tokens; divide by the tokens of the step for means.
     """
     with torch.no_grad():
-        log_ratio, plain, clipped = policy_terms(logprobs, old_logprobs, advantages, mask, clip)
+        log_ratio = masked_log_ratio(logprobs, old_logprobs, mask)
         ratio = log_ratio.exp()
-        return PolicyStats(
+        return RatioStats(
             tokens=mask.sum(),
-            clipped=((clipped > plain) & mask).sum(),
             # The tokens come from the old policy, so it is the first argument.
             approx_kl=masked_sum(kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3"), mask),
             ratio=masked_sum(ratio, mask),

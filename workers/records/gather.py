@@ -127,6 +127,7 @@ def gather_experience(shards: Sequence[ExperienceBatch], ids: IntArray) -> Exper
         advantages=at.take([s.advantages for s in shards]),
         returns=at.take_if_any([s.returns for s in shards]),
         values=at.take_if_any([s.values for s in shards]),
+        ref_logprobs=at.take_if_any([s.ref_logprobs for s in shards]),
     )
 
 

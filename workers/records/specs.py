@@ -84,10 +84,10 @@ class LoraSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class EstimatorSpec:
-    """An advantage estimator; see `workers.training.estimator`."""
+class PartSpec:
+    """An extension that workers import: an advantage estimator or a policy loss."""
 
-    name: str  # of a file in workers/training/estimators/, or "package.module:NAME"
+    name: str  # of a module in the package of its kind, or "package.module:NAME"
     folder: str = ""  # first folder of the search for `package.module`
 
 
@@ -109,8 +109,9 @@ class TrainModelSpec:
     freeze: tuple[str, ...] = ()  # name patterns of weights that do not train
     dropout: float | None = None  # None = as the checkpoint's configuration says
     vocabulary: int = 0  # as in RolloutSpec: logprobs of sampled tokens exclude these ids too
-    # Of PPO's advantages; imported with the model, so that a missing module ends the run at once.
-    estimator: EstimatorSpec | None = None
+    # Of the policy in PPO; imported with the model, so that a missing module ends the run at once.
+    estimator: PartSpec | None = None
+    policy_loss: PartSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,19 +147,30 @@ class RewardSpec:
 class ShapingSpec:
     """How scores become token rewards and advantages."""
 
-    kl_coefficient: float
+    kl_coefficient: float  # 0 if the KL penalty is a term of the loss
     gamma: float
     lam: float
-    estimator: EstimatorSpec
+    estimator: PartSpec
+    keeps_reference: bool = False  # the loss needs the reference's log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLossSpec:
-    """PPO's policy loss; whitening moments are those of the whole batch over all shards."""
+    """The policy's loss; whitening moments are those of the whole batch over all shards."""
 
-    clip: float
+    clip: float  # the ratio's lower bound is 1 - clip
     temperature: float
     advantage_mean: float  # 0 and 1 when whitening is off
     advantage_std: float
     ptx_coefficient: float = 0.0
-    importance_cap: float | None = None  # cap on trainer / engine probability per token; None = off
+    importance_cap: float | None = None  # most trainer / engine probability per token; None = off
+    importance_floor: float = 0.0  # least of it
+    importance_outside: Literal["bound", "drop"] = "bound"  # tokens beyond: weight bounded, or 0
+    policy_loss: PartSpec = PartSpec("clip")
+    clip_high: float | None = None  # the ratio's upper bound is 1 + clip_high; None = clip
+    dual_clip: float | None = None  # see `workers.ops.surrogates.Clip`
+    aggregate: Literal["tokens", "sequences", "constant"] = "tokens"
+    max_response_tokens: int = 1  # divisor of aggregate "constant"
+    # Of the KL term of the loss; 0 if the penalty is in the reward.
+    kl_coefficient: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"

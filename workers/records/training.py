@@ -135,6 +135,7 @@ class ExperienceBatch:
     advantages: Ragged  # not whitened: whitening needs the moments of all shards
     returns: Ragged | None  # for the critic to fit; None without a critic
     values: Ragged | None  # critic's values before the first update; None without a critic
+    ref_logprobs: Ragged | None = None  # of the reference, for a KL term in the loss; None without
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,7 @@ import numpy as np
 import torch
 
 from workers.models.padding import response_cells
-from workers.ops import (
-    bounded_log_ratio,
-    ppo_policy_loss,
-    ppo_stats,
-    truncated_importance_weights,
-    whiten,
-)
+from workers.ops import ResponseTokens, bounded_log_ratio, importance_weights, ratio_stats, whiten
 from workers.records.gather import gather_experience, gather_fields, gather_rollouts, gather_scores
 from workers.records.generation import RolloutBatch
 from workers.records.specs import GroupSpec, PolicyLossSpec, ShapingSpec, TrainModelSpec
@@ -37,6 +31,7 @@ from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, Weigh
 from workers.roles.scoring import response_logprobs, text_loss, text_nll
 from workers.training.estimator import find_estimator
 from workers.training.experience import build_experience, kl_sums
+from workers.training.policy_loss import batch_loss, find_policy_loss
 from workers.training.trainer import Share, Tally, Trainer
 from workers.weights.packing import make_offer
 from workers.weights.transfer import WeightSender
@@ -140,15 +135,17 @@ class PolicyWorker(Trainer):
     ) -> list[StepStats]:
         """PPO steps in order; the pretraining text of a step adds to the same gradient.
 
-        L = L_ppo + ptx_coefficient * L_text, each a mean over the counted tokens of the step
-        (InstructGPT, equation 2). `StepStats.loss` is L_ppo; `extra` holds clip_fraction, approx_kl
-        (k3, nats), entropy (nats), ratio_mean, ratio_max and, with text, ptx_loss; with importance
-        weights importance_mean and importance_capped (fraction of tokens).
+        L = L_ppo + kl_coefficient * L_KL + ptx_coefficient * L_text: L_ppo and L_KL averaged as
+        `loss.aggregate` says, L_text a mean over the counted tokens of the step (InstructGPT,
+        equation 2). `StepStats.loss` is L_ppo + kl_coefficient * L_KL; `extra` holds clip_fraction,
+        approx_kl (k3, nats), entropy (nats), ratio_mean, ratio_max and, with text, ptx_loss; with a
+        KL term kl_loss (L_KL, nats); with importance weights importance_mean and importance_capped
+        (fraction of tokens beyond a bound).
 
         Args:
             steps: This rank's share of each step.
             experience: Shards that together hold every sequence of the steps.
-            loss: Clip range, temperature, and the moments used to whiten advantages.
+            loss: Surrogate and its bounds, averages, and the moments used to whiten advantages.
 
         Raises:
             NonFiniteError: a loss is not finite; names the sequences.
@@ -201,6 +198,8 @@ class PolicyWorker(Trainer):
 
         if spec.estimator is not None:
             find_estimator(spec.estimator)
+        if spec.policy_loss is not None:
+            find_policy_loss(spec.policy_loss)
         model = load_causal_lm(
             spec.checkpoint,
             dtype=group.dtype,
@@ -256,23 +255,54 @@ class PolicyWorker(Trainer):
             rows, cells, loss.temperature, with_entropy=True, sampled=True
         )
         assert entropies is not None, "they were asked for"
-        weights = None
-        if loss.importance_cap is not None:
-            sampled = torch.tensor(batch.rollout_logprobs.values, device=device)
-            weights = truncated_importance_weights(old, sampled, counted, loss.importance_cap)
-            tally.add("importance_mean", float(weights.sum()))
-            tally.add("importance_capped", float((weights >= loss.importance_cap).sum()))
-        value = ppo_policy_loss(
-            new, old, advantages, counted, loss.clip, weights=weights, denominator=step.tokens
+        weights = self._importance(tally, batch, old, loss)
+        owner = torch.from_numpy(np.repeat(np.arange(len(batch.ids)), batch.old_logprobs.lengths))
+        lengths = torch.from_numpy(batch.old_logprobs.lengths)
+        found = batch_loss(
+            ResponseTokens(new, old, advantages, owner.to(device), lengths.to(device)),
+            self._reference(batch, loss),
+            weights,
+            loss,
+            step,
         )
-        stats = ppo_stats(new.detach(), old, advantages, counted, loss.clip)
-        tally.add("clip_fraction", float(stats.clipped))
+        value = found.policy
+        if found.kl is not None:
+            value = value + loss.kl_coefficient * found.kl
+            tally.add("kl_loss", float(found.kl.detach()) * step.tokens)
+        stats = ratio_stats(new.detach(), old, counted)
+        tally.add("clip_fraction", float(found.clipped.sum()))
         tally.add("approx_kl", float(stats.approx_kl))
         tally.add("ratio_mean", float(stats.ratio))
         tally.add("entropy", float(entropies.sum()))
         tally.peak("ratio_max", float(stats.ratio_max))
         names = np.repeat(batch.ids, batch.old_logprobs.lengths)
         return Share(value, bounded_log_ratio(new - old).exp() * advantages, names)
+
+    def _importance(
+        self, tally: Tally, batch: ExperienceBatch, old: torch.Tensor, loss: PolicyLossSpec
+    ) -> torch.Tensor | None:
+        """(N,) weights for the difference between trainer and engine; None if that is off."""
+        if loss.importance_cap is None:
+            return None
+        sampled = torch.tensor(batch.rollout_logprobs.values, device=old.device)
+        weights, outside = importance_weights(
+            old,
+            sampled,
+            torch.ones_like(old, dtype=torch.bool),
+            loss.importance_cap,
+            loss.importance_floor,
+            drop=loss.importance_outside == "drop",
+        )
+        tally.add("importance_mean", float(weights.sum()))
+        tally.add("importance_capped", float(outside.sum()))
+        return weights
+
+    def _reference(self, batch: ExperienceBatch, loss: PolicyLossSpec) -> torch.Tensor | None:
+        """(N,) nats, of the reference model; None if the KL is not part of the loss."""
+        if loss.kl_coefficient == 0.0:
+            return None
+        assert batch.ref_logprobs is not None, "the experience was built without them"
+        return torch.tensor(batch.ref_logprobs.values, device=self.engine.device)
 
     def _accumulate_text(self, tally: Tally, step: SupervisedStep, coefficient: float) -> None:
         """Add the gradient of coefficient * mean loss of the target tokens.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from workers.errors import ConfigError, RehearsalError
 from workers.extensions.kinds import Kind
 from workers.process.user_code import describe
-from workers.records.specs import EstimatorSpec
+from workers.records.specs import PartSpec
 
 if TYPE_CHECKING:  # takes a second to import, and the plan of a run reads only what is needed
     from torch import Tensor
@@ -70,6 +70,7 @@ class Estimator:
     needs_values: bool = False  # those of a critic; without, the run has no critic
     # Least sequences of a prompt that have a reward; those of a prompt with fewer are dropped.
     needs_samples: int = 1
+    whitens: bool = True  # the batch's advantages, if `algorithm.whiten_advantages` allows it
 
     def __post_init__(self) -> None:
         """Raises TypeError where a field is something else, at the user's line."""
@@ -77,8 +78,9 @@ class Estimator:
             raise TypeError(f"of_sequences is {self.of_sequences!r}: it must be a function")
         if not callable(self.of_tokens):
             raise TypeError(f"of_tokens is {self.of_tokens!r}: it must be a function")
-        if type(self.needs_values) is not bool:
-            raise TypeError(f"needs_values is {self.needs_values!r}: it must be True or False")
+        for name in ("needs_values", "whitens"):
+            if type(found := getattr(self, name)) is not bool:
+                raise TypeError(f"{name} is {found!r}: it must be True or False")
         if type(self.needs_samples) is not int or not 1 <= self.needs_samples <= 2**20:
             raise TypeError(f"needs_samples is {self.needs_samples!r}: it must be 1, 2, ...")
 
@@ -86,7 +88,7 @@ class Estimator:
 KIND = Kind("advantage estimator", Estimator, "workers.training.estimators", "ESTIMATOR")
 
 
-def find_estimator(spec: EstimatorSpec) -> Estimator:
+def find_estimator(spec: PartSpec) -> Estimator:
     """The estimator of a name or an import path.
 
     Raises:
@@ -134,7 +136,7 @@ def try_estimator(path: str, folder: str = "") -> None:
     """
     import torch
 
-    estimator = find_estimator(EstimatorSpec(path, folder))
+    estimator = find_estimator(PartSpec(path, folder))
     samples = max(2, estimator.needs_samples)
     group = torch.arange(2).repeat_interleave(samples)
     scores = torch.linspace(-1.0, 2.0, 2 * samples, dtype=torch.float64)

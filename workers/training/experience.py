@@ -160,6 +160,7 @@ def build_experience(
         advantages=padded.unpad(advantages),
         returns=padded.unpad(returns) if returns is not None else None,
         values=value_rows,
+        ref_logprobs=ref_rows if shaping.keeps_reference else None,
     )
     summary = _summary(ids, mask, sampled, logprobs, reference, rewards, advantages)
     return batch, summary

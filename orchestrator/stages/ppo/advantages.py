@@ -62,7 +62,7 @@ def numbers_of(
             scores=torch.from_numpy(gather_scores([scores], kept).values).double(),
             kl=torch.from_numpy(gather_numbers(kl, kept, "KL").values),
             lengths=torch.from_numpy(rollouts.summary.response_lengths[rows]),
-            kl_coefficient=run.kl_coefficient,
+            kl_coefficient=run.reward_kl_coefficient,
         ),
     )
     return SequenceField(kept, found.numpy())

@@ -143,7 +143,7 @@ def _policy_losses(steps: list[StepStats]) -> dict[str, float]:
         "ppo/policy_learning_rate": steps[-1].learning_rate,
         "ppo/ratio_max": max(s.extra["ratio_max"] for s in steps),
     }
-    optional = ("ptx_loss", "importance_mean", "importance_capped")
+    optional = ("kl_loss", "ptx_loss", "importance_mean", "importance_capped")
     for name in ("clip_fraction", "approx_kl", "entropy", *optional):
         if name in steps[0].extra:
             values[f"ppo/{name}"] = _mean([s.extra[name] for s in steps])

@@ -47,6 +47,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
                 ema_decay=settings.ema_decay,
                 vocabulary=session.vocabulary,
                 estimator=settings.estimator_spec,
+                policy_loss=settings.policy_loss_spec,
             )
         ),
         *([_load_critic(session, steps)] if RoleName.critic in roles else []),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.config.training import KLPlace
 from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.roles.weight_sync import WeightSync
 from orchestrator.session.session import Session
@@ -56,6 +57,20 @@ class PPORun:
         if self.adaptive_kl is not None:
             return self.adaptive_kl.value * scale
         return self.session.config.algorithm.kl.coefficient * scale
+
+    @property
+    def reward_kl_coefficient(self) -> float:
+        """Of the penalty in the reward; 0 if it is in the loss."""
+        return 0.0 if self._kl_in_loss else self.kl_coefficient
+
+    @property
+    def loss_kl_coefficient(self) -> float:
+        """Of the penalty in the loss; 0 if it is in the reward."""
+        return self.kl_coefficient if self._kl_in_loss else 0.0
+
+    @property
+    def _kl_in_loss(self) -> bool:
+        return self.session.config.algorithm.kl.place is KLPlace.loss
 
     @property
     def saved_rollouts(self) -> SavedRollouts:

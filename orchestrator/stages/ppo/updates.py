@@ -30,8 +30,9 @@ def start_experience(
     shaping = from_sections(
         ShapingSpec,
         settings,
-        kl_coefficient=run.kl_coefficient,
+        kl_coefficient=run.reward_kl_coefficient,
         estimator=settings.estimator_spec,
+        keeps_reference=run.loss_kl_coefficient > 0.0,
     )
     old, reference, values = passes.old_logprobs(), passes.reference_logprobs(), passes.values()
     numbers = None
@@ -87,13 +88,15 @@ def update_policy(
     steps = training_batches.policy_steps(
         kept, *_lengths(rollouts, kept), plan, _pretraining_mix(run, plan, kept)
     )
-    mean, deviation = (
-        whitening_moments(experience.summaries) if settings.whiten_advantages else (0.0, 1.0)
-    )
+    whitens = settings.whiten_advantages and run.estimator.whitens
+    mean, deviation = whitening_moments(experience.summaries) if whitens else (0.0, 1.0)
     loss = from_sections(
         PolicyLossSpec,
         settings,
         run.session.config.rollout,
+        policy_loss=settings.policy_loss_spec,
+        kl_coefficient=run.loss_kl_coefficient,
+        kl_estimator=settings.kl.estimator.value,
         advantage_mean=mean,
         advantage_std=deviation,
         ptx_coefficient=run.ptx_coefficient,

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.ops import (
+    importance_weights,
     pair_accuracy,
     ppo_policy_loss,
-    ppo_stats,
     ranking_loss,
     rankings_loss,
-    truncated_importance_weights,
+    ratio_stats,
     value_loss,
     value_stats,
 )
@@ -39,20 +39,33 @@ def test_importance_weights_of_literals() -> None:
     # The trainer finds the tokens half, equally, 1.5 times and 4 times as likely; the cap is 2.
     old = _logs(0.5, 1.0, 1.5, 4.0).requires_grad_()
     mask = torch.ones(1, 4, dtype=torch.bool)
-    weights = truncated_importance_weights(old, torch.zeros_like(old), mask, 2.0)
+    weights, outside = importance_weights(old, torch.zeros_like(old), mask, 2.0)
     assert weights[0].tolist() == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert outside.tolist() == [[False, False, False, True]]
     assert not weights.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("drop", "expected"), [(False, [0.7, 1.0, 1.5, 2.0]), (True, [0.0, 1.0, 1.5, 0.0])]
+)
+def test_tokens_beyond_a_bound_get_the_bound_or_nothing(drop: bool, expected: list[float]) -> None:
+    old, mask = _logs(0.5, 1.0, 1.5, 4.0), torch.ones(1, 4, dtype=torch.bool)
+    weights, outside = importance_weights(old, torch.zeros_like(old), mask, 2.0, 0.7, drop=drop)
+    assert weights[0].tolist() == pytest.approx(expected)
+    assert outside.tolist() == [[True, False, False, True]]
+    with pytest.raises(ValueError, match=r"floor=2\.5"):
+        importance_weights(old, old, mask, 2.0, 2.5)
 
 
 def test_importance_weights_of_masked_tokens_are_zero_whatever_they_hold() -> None:
     mask = torch.tensor([[True, False, False]])
     old = torch.tensor([[0.0, NAN, float("inf")]])
-    weights = truncated_importance_weights(old, torch.zeros_like(old), mask, 2.0)
+    weights, _ = importance_weights(old, torch.zeros_like(old), mask, 2.0)
     assert weights.tolist() == [[1.0, 0.0, 0.0]]
     with pytest.raises(ValueError, match="cap=0"):
-        truncated_importance_weights(old, old, mask, 0.0)
+        importance_weights(old, old, mask, 0.0)
     with pytest.raises(ValueError, match="rollout_logprobs"):
-        truncated_importance_weights(old, old[:, :2], mask, 2.0)
+        importance_weights(old, old[:, :2], mask, 2.0)
 
 
 def test_weighted_policy_loss_of_literals() -> None:
@@ -74,7 +87,7 @@ def test_weights_make_the_gradient_that_of_the_policy_that_would_have_sampled() 
     advantages = torch.randn(5, generator=generator, dtype=torch.float64)
     mask = torch.ones(5, dtype=torch.bool)
     logprobs = logits.log_softmax(-1)
-    weights = truncated_importance_weights(logprobs.detach(), sampling, mask, 1e9)
+    weights, _ = importance_weights(logprobs.detach(), sampling, mask, 1e9)
     loss = ppo_policy_loss(
         logprobs, logprobs.detach(), advantages * sampling.exp(), mask, 0.2, weights=weights,
         denominator=1,
@@ -91,8 +104,6 @@ def test_clip_removes_exactly_the_gradients_that_would_go_further() -> None:
     ppo_policy_loss(logprobs, torch.zeros_like(logprobs), advantages, mask, 0.2).backward()
     assert logprobs.grad is not None
     assert logprobs.grad[0].tolist() == pytest.approx([0.0, -0.5 / 4, 1.5 / 4, 0.0])
-    stats = ppo_stats(logprobs, torch.zeros_like(logprobs), advantages, mask, 0.2)
-    assert stats.clipped.item() == 2
 
 
 def test_ratio_one_is_the_policy_gradient() -> None:
@@ -174,7 +185,7 @@ def test_masked_poison_reaches_neither_loss_nor_gradient(poison: float) -> None:
         assert results[0] == results[1]
     dirty = torch.where(mask, clean, torch.tensor(poison))
     zeros = torch.zeros(1, 3)
-    for stats in (ppo_stats(dirty, zeros, dirty, mask, 0.2),
+    for stats in (ratio_stats(dirty, zeros, mask),
                   value_stats(dirty, zeros, dirty, mask, 0.2)):  # fmt: skip
         assert all(math.isfinite(float(s)) for s in stats)
 
@@ -222,14 +233,14 @@ def test_policy_stats_of_literals_add_up_over_shards() -> None:
     logprobs = _logs(2.0, 1.0, 4.0)
     zeros = torch.zeros_like(logprobs)
     mask = torch.tensor([[True, True, False]])
-    stats = ppo_stats(logprobs, zeros, zeros + 1, mask, 0.2)
+    stats = ratio_stats(logprobs, zeros, mask)
     assert stats.tokens.item() == 2
     assert stats.ratio.item() == pytest.approx(3.0)
     assert stats.ratio_max.item() == pytest.approx(2.0)
     # k3 from samples of the old policy: (rho - 1) - log rho.
     assert stats.approx_kl.item() == pytest.approx(1 - math.log(2))
-    empty = ppo_stats(zeros[:0], zeros[:0], zeros[:0], mask[:0], 0.2)
-    assert [float(s) for s in empty] == [0.0] * 5
+    empty = ratio_stats(zeros[:0], zeros[:0], mask[:0])
+    assert [float(s) for s in empty] == [0.0] * 4
 
 
 def test_explained_variance_limits() -> None:
@@ -342,7 +353,7 @@ def test_far_log_ratios_have_a_finite_loss_and_a_zero_gradient(
     assert loss.item() == pytest.approx((math.exp(20.0) + 0.8 + math.exp(0.1)) / 3, rel=1e-5)
     assert logprobs.grad is not None
     assert logprobs.grad[0].tolist() == pytest.approx([0.0, 0.0, math.exp(0.1) / 3])
-    stats = ppo_stats(logprobs, torch.zeros_like(advantages), advantages, TRUE3, 0.2)
+    stats = ratio_stats(logprobs, torch.zeros_like(advantages), TRUE3)
     assert all(math.isfinite(float(s)) for s in stats)
     assert stats.ratio_max.item() == pytest.approx(math.exp(20.0), rel=1e-5)
 
@@ -380,5 +391,5 @@ def test_an_infinite_log_ratio_is_not_hidden_by_the_bound() -> None:
 
 def test_importance_weights_of_far_tokens_are_bounded() -> None:
     old = torch.tensor([[900.0, -900.0, 0.0]])
-    weights = truncated_importance_weights(old, torch.zeros(1, 3), TRUE3, 1e12)
+    weights, _ = importance_weights(old, torch.zeros(1, 3), TRUE3, 1e12)
     assert weights[0].tolist() == pytest.approx([math.exp(20.0), math.exp(-20.0), 1.0], rel=1e-5)

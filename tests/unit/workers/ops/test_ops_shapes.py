@@ -13,12 +13,12 @@ import torch
 
 from workers.ops import (
     gae,
+    importance_weights,
     kl_shaped_rewards,
     masked_mean,
     masked_sum,
     ppo_policy_loss,
-    ppo_stats,
-    truncated_importance_weights,
+    ratio_stats,
     value_loss,
     value_stats,
     whiten,
@@ -28,9 +28,9 @@ from workers.ops import (
 FUNCTIONS: list[tuple[Callable[..., Any], tuple[str, ...], tuple[Any, ...]]] = [
     (gae, ("rewards", "values", "mask"), (1.0, 0.9)),
     (kl_shaped_rewards, ("scores", "logprobs", "ref_logprobs", "mask"), (0.1,)),
-    (truncated_importance_weights, ("old_logprobs", "rollout_logprobs", "mask"), (2.0,)),
+    (importance_weights, ("old_logprobs", "rollout_logprobs", "mask"), (2.0,)),
     (ppo_policy_loss, ("logprobs", "old_logprobs", "advantages", "mask"), (0.2,)),
-    (ppo_stats, ("logprobs", "old_logprobs", "advantages", "mask"), (0.2,)),
+    (ratio_stats, ("logprobs", "old_logprobs", "mask"), ()),
     (value_loss, ("values", "old_values", "returns", "mask"), (0.2,)),
     (value_stats, ("values", "old_values", "returns", "mask"), (0.2,)),
     (masked_sum, ("x", "mask"), ()),

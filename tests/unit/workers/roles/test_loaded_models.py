@@ -19,9 +19,9 @@ from workers.models import frozen_model
 from workers.models import load as models
 from workers.records.arrays import Ragged
 from workers.records.specs import (
-    EstimatorSpec,
     FrozenModelSpec,
     GroupSpec,
+    PartSpec,
     RewardSpec,
     TrainModelSpec,
 )
@@ -65,9 +65,9 @@ def test_an_estimator_that_a_rank_cannot_import_is_told_before_the_model_is_load
     loads: list[tuple[str, dict[str, Any]]],
 ) -> None:
     with pytest.raises(ConfigError, match="no module 'not_on_this_node'"):
-        PolicyWorker(0)._build(train_spec(estimator=EstimatorSpec("not_on_this_node:E")), GROUP)
+        PolicyWorker(0)._build(train_spec(estimator=PartSpec("not_on_this_node:E")), GROUP)
     assert loads == []
-    PolicyWorker(0)._build(train_spec(estimator=EstimatorSpec("gae")), GROUP)
+    PolicyWorker(0)._build(train_spec(estimator=PartSpec("gae")), GROUP)
 
 
 @pytest.mark.parametrize("packed", [False, True])

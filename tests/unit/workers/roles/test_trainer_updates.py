@@ -19,7 +19,7 @@ from workers.models.padding import pad_rows
 from workers.ops import entropy, token_logprobs
 from workers.records.arrays import Ragged
 from workers.records.generation import Finish, RolloutBatch
-from workers.records.specs import EstimatorSpec, GroupSpec, PolicyLossSpec, ShapingSpec
+from workers.records.specs import GroupSpec, PartSpec, PolicyLossSpec, ShapingSpec
 from workers.records.training import (
     ExperienceBatch,
     PolicyStep,
@@ -409,7 +409,7 @@ def test_experience_takes_old_log_probabilities_of_the_trainer_or_else_of_the_en
         each(-0.5, -0.75),
         each(0.25, 0.5),
         scores,
-        ShapingSpec(0.1, 1.0, 0.9, EstimatorSpec("gae")),
+        ShapingSpec(0.1, 1.0, 0.9, PartSpec("gae")),
     )
     kl = [-1.25, -0.5] if of_engine else [-1.5, -1.0]  # of 6, then 5
     assert summary.kl.tolist() == pytest.approx(kl)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from workers.errors import ConfigError, NonFiniteError
-from workers.records.specs import EstimatorSpec
+from workers.records.specs import PartSpec
 from workers.training.estimator import (
     KIND,
     Estimator,
@@ -36,7 +36,7 @@ NO_ESTIMATOR = 3
 
 def test_an_estimator_of_ours_is_found_by_the_name_of_its_file() -> None:
     assert "gae" in KIND.names()
-    assert find_estimator(EstimatorSpec("gae")).needs_values
+    assert find_estimator(PartSpec("gae")).needs_values
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_an_estimator_of_ours_is_found_by_the_name_of_its_file() -> None:
 )
 def test_a_name_that_is_no_estimator_is_refused(name: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        find_estimator(EstimatorSpec(name))
+        find_estimator(PartSpec(name))
     assert says in f"{caught.value.what} {caught.value.fix}"
     assert caught.value.where == "algorithm.advantage"
 

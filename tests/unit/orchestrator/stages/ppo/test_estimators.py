@@ -24,7 +24,7 @@ from orchestrator.stages.ppo.loop import ppo
 from orchestrator.stages.reward_model import reward_model
 from workers.errors import ConfigError
 from workers.records.generation import RolloutSummary
-from workers.records.specs import EstimatorSpec
+from workers.records.specs import PartSpec
 from workers.records.training import Scores
 
 DOCS = Path(__file__).parents[5] / "docs" / "extending.md"
@@ -82,7 +82,7 @@ def test_advantages_are_returns_minus_the_mean_of_the_others_wherever_these_are(
     score_by_hand(run, [1.0, 2.0, 6.0, 7.0, 0.0, 0.0, 3.0, 1.0])
     ppo(run.session)
     (load,) = run.hub.facts("policy.load")
-    assert load["spec"].estimator == EstimatorSpec("my_estimators:ESTIMATOR", str(tmp_path))
+    assert load["spec"].estimator == PartSpec("my_estimators:ESTIMATOR", str(tmp_path))
     found = advantages(run, 0)  # the KL is 0 before the first update
     by_hand = [-4.0, -8 / 3, 8 / 3, 4.0, -4 / 3, -4 / 3, 8 / 3, 0.0]
     for i, expected in zip(sorted(found), by_hand, strict=True):

@@ -1,0 +1,1 @@
+"""Policy losses, a file each; see `workers.training.policy_loss`."""

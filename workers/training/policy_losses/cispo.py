@@ -1,0 +1,21 @@
+"""Clipped importance weights without gradient (CISPO, arXiv 2506.13585)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.training.policy_loss import PolicyLoss
+
+if TYPE_CHECKING:
+    from workers.ops import Clip, ResponseTokens, Surrogate
+
+
+def _of_tokens(tokens: ResponseTokens, clip: Clip) -> Surrogate:
+    from workers.ops import (
+        detached_surrogate,  # torch takes a second to import, and the plan does not need it
+    )
+
+    return detached_surrogate(tokens, clip)
+
+
+LOSS = PolicyLoss(_of_tokens)
