@@ -498,7 +498,10 @@ class FakePolicy(FakeTrainer):
         )  # fmt: skip
         value, kl = found.policy, {}
         if found.kl is not None:
-            value, kl = value + loss.kl_coefficient * found.kl, {"kl_loss": float(found.kl.detach())}
+            value, kl = (
+                value + loss.kl_coefficient * found.kl,
+                {"kl_loss": float(found.kl.detach())},
+            )
         stats = ratio_stats(new.detach(), old, counted)
         extra = {
             "clip_fraction": float(found.clipped.sum()) / tokens,

@@ -109,6 +109,34 @@ def test_an_estimator_that_cannot_be_used_is_found_in_another_process(
     assert caught.value.where == "algorithm.advantage"
 
 
+LOSS = """
+import torch
+from workers.ops import Surrogate
+from workers.training.policy_loss import PolicyLoss
+LOSS = PolicyLoss(lambda tokens, clip: Surrogate({terms}, tokens.logprobs > 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("terms", "says"),
+    [
+        ("tokens.logprob", "AttributeError at .*/my_rewards.py:5"),
+        ("tokens.advantages", "do not depend on the log-probabilities"),
+        ("tokens.logprobs.mean()", r"shape \(\) instead of torch.float32 of \(3,\)"),
+    ],
+)
+def test_a_policy_loss_that_cannot_be_used_is_found_in_another_process(
+    module: Path, terms: str, says: str
+) -> None:
+    module.write_text(LOSS.format(terms=terms))
+    own = "algorithm.policy_loss=my_rewards:LOSS"
+    with pytest.raises(ConfigError, match=says) as caught:
+        check_own_parts(composed("+experiment=pocket_tiny", own))
+    assert caught.value.where == "algorithm.policy_loss"
+    module.write_text(LOSS.format(terms="-tokens.advantages * tokens.logprobs"))
+    check_own_parts(composed("+experiment=pocket_tiny", own))
+
+
 def test_only_an_estimator_of_a_user_that_a_stage_calls_is_tried() -> None:
     check_own_parts(composed("+experiment=pocket_tiny"))
     own = "algorithm.advantage=no_such_one:E"

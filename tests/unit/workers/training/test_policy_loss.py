@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from workers.training.policy_loss import (
     try_policy_loss,
 )
 
+DOCS = Path(__file__).parents[4] / "docs" / "extending.md"
 SPEC = PolicyLossSpec(0.2, 1.0, 0.0, 1.0, max_response_tokens=8)
 # Two sequences of 3 and 1 tokens at ratio 1, so that a term is minus the advantage.
 TOKENS = ResponseTokens(
@@ -190,3 +194,22 @@ def test_a_loss_without_a_gradient_is_refused_when_it_is_tried(
     monkeypatch.setitem(globals(), "SLOPE", flat)
     with pytest.raises(ConfigError, match="do not depend on the log-probabilities"):
         try_policy_loss(f"{__name__}:SLOPE")
+
+
+def test_the_documented_loss_is_that_of_its_paper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS.read_text().partition("## A new policy loss")[2]
+    (tmp_path / "my_losses.py").write_text(re.findall(r"```python\n(.*?)```", page, re.S)[0])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    try_policy_loss("my_losses:LOSS")
+    tokens = ResponseTokens(
+        torch.tensor([math.log(1.5), math.log(0.9)], dtype=torch.float64),
+        torch.zeros(2).double(), torch.tensor([2.0, -1.0]).double(), torch.zeros(2).long(),
+        torch.tensor([2]),
+    )  # fmt: skip
+    spec = replace(SPEC, policy_loss=PartSpec("my_losses:LOSS"))
+    found = batch_loss(tokens, None, None, spec, StepWork(Work(()), 1, 1))
+    # -3 + 2 * .25 / .4 and .9 + .01 / .4
+    assert found.policy.item() == pytest.approx(-3.0 + 1.25 + 0.9 + 0.025)
+    assert found.clipped.tolist() == [True, False]

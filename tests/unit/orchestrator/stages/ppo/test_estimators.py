@@ -38,7 +38,7 @@ def estimators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "my_estimators.py"
     (code,) = re.findall(
-        r"```python\n(.*?)```", DOCS.read_text().partition("## A new reward")[0], re.S
+        r"```python\n(.*?)```", DOCS.read_text().partition("## A new policy")[0], re.S
     )
     file.write_text(code)
     yield file
