@@ -331,6 +331,24 @@ def _import_muon_uncompiled() -> None:
 
 def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
     elements = sum(p.numel() for p in model.parameters())
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, spec.weight_decay),
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config=engine_config(elements, spec.max_grad_norm, group),
+    )
+    return engine
+
+
+def engine_config(elements: int, max_grad_norm: float, group: GroupSpec) -> dict[str, Any]:
+    """Deepspeed's configuration for a model of so many elements."""
     # Buckets no larger than the model: deepspeed allocates one in each backward pass.
     bucket = min(_BUCKET_ELEMENTS, elements)
     zero: dict[str, Any] = {
@@ -345,7 +363,7 @@ def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # required by deepspeed; the driver plans the batches
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": spec.max_grad_norm,
+        "gradient_clipping": max_grad_norm,
         "steps_per_print": None,
         "zero_optimization": zero,
         # torch's fused AdamW is as fast as deepspeed's, which would be compiled at start-up.
@@ -356,16 +374,7 @@ def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
     if group.dtype == "bfloat16":
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, spec.weight_decay),
-        lr=spec.learning_rate,
-        betas=spec.betas,
-        eps=spec.eps,
-        weight_decay=spec.weight_decay,
-        fused=True,
-    )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    return engine
+    return config
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
