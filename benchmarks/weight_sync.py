@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace, fleet: Fleet, config: Config, size: str) -
     with tempfile.TemporaryDirectory() as folder:
         nbytes = make(Path(folder), size)
         loading = fleet.policy.load(
-            train_spec(config, folder, config.algorithm.policy_optimizer, 10)
+            train_spec(config, folder, config.algorithm.policy_optimizer, 10, threads=1)
         )
         fleet.rollout.restart(rollout_spec(config, folder, 2), 0).result()
         loading.result()

@@ -214,7 +214,7 @@ def _save(
         seed=0,
     )
     worker.join(RankAddress(0, 1, host, port), group)
-    worker.load(spec)
+    worker.load(replace(spec, threads=threads))
     worker.restore(str(state))
     worker.save(path, spec.checkpoint)
     worker.unload()

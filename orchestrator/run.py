@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.checkpoints.config_changes import set_key
 from orchestrator.command_line.arguments import prepare
 from orchestrator.command_line.composition import CONF, may_add, to_config
 from orchestrator.command_line.earlier_run import Command, configuration
@@ -111,6 +112,9 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
                 opened = start.folder
                 stop.resort.report = lambda error: _report(error, opened)
                 composed.data.date = config.data.date = run_date(config, found.saved)
+                for key, value in found.settled.items():
+                    OmegaConf.update(composed, key, value)
+                    set_key(config, key, value)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
                 _run(config, plan, start, stop)
         except StoppedError as stopped:

@@ -187,7 +187,7 @@ class Bench:
 
         config = self._settings.config
         optimizer = config.algorithm.policy_optimizer
-        spec = train_spec(config, str(self._folder), optimizer, 1, vocabulary=vocabulary)
+        spec = train_spec(config, str(self._folder), optimizer, 1, threads=1, vocabulary=vocabulary)
         ours.fleet.policy.load(spec).result()
         prompts = self._source.prompts("heldout", 0, config.rollout.parity_prompts)
         tokens, budget = [p.tokens for p in prompts], config.trainer.micro_batch_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from orchestrator.batching.batch_sizes import PPO_STAGES, fitting_warmup, optimizers
+from orchestrator.config.cluster import RoleName
 from orchestrator.config.engines import Schedule
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -25,6 +27,13 @@ DATE = "data.date"
 _FREE = ("run", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
 # May change too, but then the order of floating-point sums changes.
 _LAYOUT = ("cluster", "trainer.zero_stage", "trainer.weight_bucket_mib")
+# Keys whose value leaves the choice to the run; what was chosen is in its checkpoints, and stays.
+CORES = "cluster.cores"
+OPEN: dict[str, object] = {
+    CORES: 0,
+    **{f"cluster.roles.{role.value}.threads": 0 for role in RoleName},
+    "algorithm.old_logprobs": "auto",
+}
 _PRETRAIN = (StageName.pretrain, StageName.pretrain_large)
 # The stages that read a key, by its longest prefix listed here; all stages read a key that is not
 # listed or has None. A key may change until the first stage that reads it has begun.
@@ -66,6 +75,7 @@ def compare_config(saved: SavedRun, config: Config) -> Changes:
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
     if not after.get(DATE):  # the resumed run keeps its saved date
         changed = [key for key in changed if key != DATE]
+    changed = [key for key in changed if not (key in OPEN and after[key] == OPEN[key])]
     if _appended(before.get("stages"), after.get("stages")):
         changed.remove("stages")
     found = Changes()
@@ -169,6 +179,34 @@ def plain_config(config: Config | type[Config]) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def settled(saved: SavedRun | None, config: Config, cores: int) -> dict[str, Any]:
+    """Values for the keys that a configuration leaves open (`OPEN`).
+
+    Args:
+        saved: The checkpoint that the run resumes from, whose choices stay; None: there is none.
+        config: The run.
+        cores: Cores per node that there are.
+    """
+    given = flat(plain_config(config))
+    values = {key: value for key, value in chosen(saved).items() if given[key] == OPEN[key]}
+    if given[CORES] == OPEN[CORES]:
+        values[CORES] = min(cores, values.get(CORES, cores))
+    return values
+
+
+def set_key(config: Config, key: str, value: Any) -> None:
+    """Set a key that has a value already, e.g. one of `settled`; enumerations by their names."""
+    *path, name = key.split(".")
+    owner = functools.reduce(getattr, path, config)
+    setattr(owner, name, type(getattr(owner, name))(value))
+
+
+def chosen(saved: SavedRun | None) -> dict[str, Any]:
+    """The values of the keys in `OPEN` that a checkpoint records."""
+    before = saved_values(saved.config) if saved else {}
+    return {key: before[key] for key in OPEN if before.get(key, OPEN[key]) != OPEN[key]}
 
 
 def saved_values(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
     alone = {"REHEARSAL_HOST": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     return {
         **(alone if config.address == "local" else {}),
-        "OMP_NUM_THREADS": str(config.roles.of(role).threads),
+        "OMP_NUM_THREADS": str(config.roles.of(role).threads or 1),  # the models set their own
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore::FutureWarning",

@@ -56,8 +56,9 @@ class RoleResources:
     """CPU cores per worker."""
     gpus: float = at_least(0, 0.0)
     """GPUs per worker."""
-    threads: int = positive(1, 1024)
-    """OpenMP threads per worker."""
+    threads: int = at_least(0, 0, 1024)
+    """Processor threads per worker; 0: chosen from cluster.cores, the model's width and the roles
+    that compute at the same time."""
 
     def check(self, key: str) -> None:
         """Check that `gpus` is a whole number when it is above 1."""
@@ -125,6 +126,9 @@ class ClusterConfig:
     """Nodes that the plan places the roles on."""
     cpus_per_node: float = positive(2.0)
     """CPU cores per node that the plan may hand out."""
+    cores: int = at_least(0, 0, 4096)
+    """Cores of a node that roles on CPUs divide among them; 0: those that this process may use, on
+    a joined cluster cpus_per_node."""
     gpus_per_node: int = at_least(0, 0, 1024)
     """GPUs per node that the plan may hand out."""
     gpu_memory_gib: float = positive(80.0)

@@ -13,13 +13,15 @@ from orchestrator.doctor.findings import Finding, failure, good, skipped, warnin
 from orchestrator.doctor.subject import Subject
 from orchestrator.planning.disk_space import disk_space
 from orchestrator.planning.host_memory import check_host_memory
+from orchestrator.planning.stage_graph import stage_roles
+from orchestrator.planning.threads import threads_of
+from orchestrator.process.cores import usable_cores
 from orchestrator.process.temporary_folders import home
 from workers.process.disk import require_space
 
 _GIB, _MIB = 1 << 30, 1 << 20
 _FEWEST_FILES, _FEW_FILES = 1024, 4096  # Ray's servers warn below the second
 SHM = Path("/dev/shm")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _LOOPBACK_SECONDS = 2.0
 _PROXIES = ("http_proxy", "HTTP_PROXY", "grpc_proxy", "https_proxy", "HTTPS_PROXY")
 
@@ -110,21 +112,15 @@ def check_cores(subject: Subject) -> Finding:
     return judge_cores(subject, usable_cores())
 
 
-def usable_cores() -> float:
-    """Cores of this process: its affinity, or the quota of its container if that is less."""
-    cores = float(len(os.sched_getaffinity(0)))
-    if _QUOTA.is_file():
-        quota, period = _QUOTA.read_text(encoding="utf-8").split()
-        if quota != "max":
-            cores = min(cores, int(quota) / int(period))
-    return cores
-
-
 def judge_cores(subject: Subject, cores: float) -> Finding:
     """Compare the threads of each role, which works alone at some time, with the cores."""
     assert subject.layout is not None
-    roles = subject.config.cluster.roles
-    threads = {r: roles.of(r).workers * roles.of(r).threads for r in subject.layout.roles}
+    config, roles = subject.config, subject.config.cluster.roles
+    threads = {
+        role: roles.of(role).workers * max(threads_of(config, stage, role) for stage in stages)
+        for role in subject.layout.roles
+        if (stages := [each for each in config.stages if role in stage_roles(config, each)])
+    }
     if not threads:
         return skipped("no role computes here")
     role: RoleName = max(threads, key=lambda each: threads[each])

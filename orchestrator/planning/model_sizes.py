@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.config.cluster import Accelerator, RoleName
+from orchestrator.config.data import DataSourceKind
 from orchestrator.config.engines import Offload, Precision
 from orchestrator.config.model import PocketModelConfig
 from orchestrator.config.run import StageName
@@ -84,6 +85,18 @@ class RoleMemory:
         """Bytes that one worker uses at work: of GPU memory if it has a GPU, else of the host's."""
         passing = self.activations + self.step
         return self.model + self.working + passing + (0 if self.on_gpu else self.host)
+
+
+def policy_size(config: Config) -> ModelSize | None:
+    """The size of the policy's model; None when its folder cannot be read yet."""
+    pocket = config.data.source is DataSourceKind.pocket
+    if StageName.pretrain in config.stages and pocket:
+        return pocket_size(config.model.pocket)
+    given = config.model.checkpoints
+    for folder in (given.initial, given.base, given.sft, given.ppo, given.ppo_ptx):
+        if folder:
+            return checkpoint_size(Path(folder))
+    return None
 
 
 def pocket_size(model: PocketModelConfig) -> ModelSize:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.batching.batch_sizes import (
     PPO_STAGES,
@@ -28,7 +27,7 @@ from orchestrator.planning.checks_devices import (
     check_head_sizes,
     check_sharing,
 )
-from orchestrator.planning.checks_lengths import check_lengths
+from orchestrator.planning.checks_lengths import check_lengths, check_rows
 from orchestrator.planning.checks_scoring import (
     check_estimator,
     check_judge,
@@ -41,14 +40,14 @@ from orchestrator.planning.gpu_memory import check_gpu_memory
 from orchestrator.planning.model_sizes import (
     ModelSize,
     RoleMemory,
-    checkpoint_size,
     pocket_size,
+    policy_size,
     role_memory,
     sequences_in_cache,
 )
 from orchestrator.planning.placement import Layout, place_roles
-from orchestrator.planning.row_lengths import check_rows
 from orchestrator.planning.stage_graph import inputs, product, stage_roles
+from orchestrator.planning.threads import threads_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +147,6 @@ def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> 
     ]
 
 
-def policy_size(config: Config) -> ModelSize | None:
-    """The size of the policy's model; None when its folder cannot be read yet."""
-    pocket = config.data.source is DataSourceKind.pocket
-    if StageName.pretrain in config.stages and pocket:
-        return pocket_size(config.model.pocket)
-    given = config.model.checkpoints
-    for folder in (given.initial, given.base, given.sft, given.ppo, given.ppo_ptx):
-        if folder:
-            return checkpoint_size(Path(folder))
-    return None
-
-
 def _plan_stage(config: Config, stage: StageName) -> StagePlan:
     return StagePlan(
         name=stage,
@@ -167,8 +154,17 @@ def _plan_stage(config: Config, stage: StageName) -> StagePlan:
         makes=product(stage),
         roles=stage_roles(config, stage),
         optimizer_steps=stage_steps(config, stage),
-        facts=tuple(_facts(config, stage)),
+        facts=(*_facts(config, stage), *_threads(config, stage)),
     )
+
+
+def _threads(config: Config, stage: StageName) -> list[str]:
+    """The threads of the stage's workers, unless each has one."""
+    found = {role: threads_of(config, stage, role) for role in stage_roles(config, stage)}
+    if max(found.values()) == 1:
+        return []
+    words = ", ".join(f"{role.value} {number}" for role, number in found.items())
+    return [f"threads per worker: {words}"]
 
 
 def _facts(config: Config, stage: StageName) -> list[str]:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from orchestrator.batching.batch_sizes import fitting_warmup
 from orchestrator.config.by_name import from_sections
-from orchestrator.config.cluster import Accelerator, RoleResources
+from orchestrator.config.cluster import Accelerator, RoleName, RoleResources
 from orchestrator.config.engines import OptimizerConfig, Packing, Precision
 from orchestrator.config.model import LoraConfig
+from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
 from orchestrator.config.training import OnNonFinite
+from orchestrator.planning.threads import engine_threads, threads_of
 from orchestrator.process.secrets import secret
 from workers.model_folders.shape import may_pack
 from workers.records.specs import (
@@ -56,6 +58,7 @@ def rollout_spec(
         config.cluster.roles.rollout,
         config.run,
         checkpoint=checkpoint,
+        threads=engine_threads(config),
         dtype=dtype(rollout.precision),
         device=device(config),
         kv_cache_bytes=rollout.kv_cache_mib << 20,
@@ -77,8 +80,8 @@ def group_spec(config: Config, role: RoleResources) -> GroupSpec:
     return from_sections(
         GroupSpec,
         config.trainer,
-        role,
         config.run,
+        threads=role.threads or 1,  # until a model is loaded
         dtype=dtype(config.trainer.precision),
         device=device(config),
         weight_bucket_bytes=config.trainer.weight_bucket_mib << 20,
@@ -118,6 +121,7 @@ def train_spec(
     optimizer: OptimizerConfig,
     total_steps: int,
     *,
+    threads: int,
     head: str = "keep",
     ema_decay: float = 0.0,
     dropout: float | None = None,
@@ -132,6 +136,7 @@ def train_spec(
         TrainModelSpec,
         config.model,
         checkpoint=checkpoint,
+        threads=threads,
         optimizer=optimizer_spec(optimizer, total_steps),
         packed=packed(config, checkpoint),
         logits_bytes=config.trainer.logits_mib << 20,
@@ -152,15 +157,15 @@ def lora_spec(lora: LoraConfig) -> LoraSpec | None:
 
 
 def frozen_spec(
-    config: Config, checkpoint: str, role: RoleResources, vocabulary: int = 0
+    config: Config, checkpoint: str, stage: StageName, role: RoleName, vocabulary: int = 0
 ) -> FrozenModelSpec:
     """A frozen model, which only scores."""
     return from_sections(
         FrozenModelSpec,
         config.model,
         config.reward,
-        role,
         checkpoint=checkpoint,
+        threads=threads_of(config, stage, role),
         dtype=dtype(config.trainer.precision),
         device=device(config),
         packed=packed(config, checkpoint),
@@ -172,19 +177,20 @@ def frozen_spec(
 def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
     """A reward model as judge of the evaluation, independent of PPO's reward."""
     settings = config.reward.values(find_source(MODEL), {})
-    model = frozen_spec(config, judge_checkpoint, config.cluster.roles.reward)
+    model = frozen_spec(config, judge_checkpoint, StageName.evaluate, RoleName.reward)
     return RewardSpec(MODEL, settings, config.reward.folder, policy_checkpoint, model)
 
 
 def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
     """The reward of PPO; `reward_checkpoint` is "" if its source needs no model."""
-    reward, role, needs = config.reward, config.cluster.roles.reward, config.reward.needs
+    reward, needs, role = config.reward, config.reward.needs, RoleName.reward
+    model = frozen_spec(config, reward_checkpoint, StageName.ppo, role) if needs.model else None
     return RewardSpec(
         source=reward.kind,
         settings=reward.values(find_source(reward.kind, reward.folder), reward.settings),
         folder=reward.folder,
         policy_checkpoint=policy_checkpoint,
-        model=frozen_spec(config, reward_checkpoint, role) if needs.model else None,
+        model=model,
         secrets={name: secret(name, WHERE) for name in needs.secrets},
     )
 

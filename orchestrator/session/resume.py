@@ -8,26 +8,31 @@ import platform
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from orchestrator.checkpoints import given_inputs
 from orchestrator.checkpoints.config_changes import (
+    CORES,
     DATE,
     Changes,
+    chosen,
     compare_config,
     require_fitting,
     saved_values,
+    settled,
 )
 from orchestrator.checkpoints.contents import MANIFEST, number_of
 from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
 from orchestrator.config.schema import Config
 from orchestrator.mirror.background import Mirror
 from orchestrator.planning.stage_graph import models_read
+from orchestrator.planning.threads import cores_of
 from orchestrator.run_files.folder import RunFolder
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError
 
@@ -43,6 +48,7 @@ class Start:
     saved: SavedRun | None = None  # None: from the beginning
     clear: bool = False  # the folder may hold an attempt that saved nothing
     notes: list[str] = field(default_factory=list)  # for the user
+    settled: dict[str, Any] = field(default_factory=dict)  # keys that the configuration left open
     doubts: list[str] = field(default_factory=list)  # those notes that say why bits may differ
     taken: dict[str, given_inputs.Files] | None = None  # inputs that were compared; None: none yet
     mirror: Mirror | None = None  # not begun
@@ -117,8 +123,9 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
         ConfigError: the configuration, or a file that it names, differs in something that matters.
     """
     folder = folder or find_folder(config.resume, Path(config.run.dir), config.experiment)
+    cores = max(1, int(cores_of(config.cluster)))
     if not config.resume:
-        return Start(folder)
+        return Start(folder, settled=settled(None, config, cores))
     path = Path(config.resume).resolve()
     runs = saved_runs(config, folder)
     named = config.resume not in ("auto", "latest") and (path / MANIFEST).is_file()
@@ -126,7 +133,7 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
     if found.saved is None:
         if config.resume != "auto":
             raise _nothing(found.folder.path)
-        return found
+        return replace(found, settled=settled(None, config, cores))
     saved, changes = found.saved, compare_config(found.saved, config)
     told: list[str] = []
     if changes.too_late and not changes.refused and not named:
@@ -135,13 +142,29 @@ def find_start(config: Config, folder: RunFolder | None = None) -> Start:
     require_fitting(saved, changes)
     if changes.exact:
         told.append(f"as in a run that had it from the beginning: {'; '.join(changes.exact)}")
+    values = settled(saved, config, cores)
+    told += _choices(saved, values, cores)
+    if values.get(CORES, cores) < chosen(saved).get(CORES, 0):
+        changes.layout.append(f"{CORES} {chosen(saved)[CORES]} -> {values[CORES]}")
     doubts = _doubts(changes) + _compare_versions(saved.versions, package_versions())
     taken = given_inputs.take(config)
     doubts += given_inputs.compare(saved.inputs, taken, config)
     notes = [*found.notes, *saved.notes, *told, *doubts]
     if again := done_again(saved):
         notes.append(f"done again, for it came after this checkpoint: {again}")
-    return Start(found.folder, saved, notes=notes, doubts=doubts, taken=taken)
+    return Start(found.folder, saved, notes=notes, settled=values, doubts=doubts, taken=taken)
+
+
+def _choices(saved: SavedRun, values: Mapping[str, Any], cores: int) -> list[str]:
+    """Notes on choices that stay as they were when the checkpoint was saved."""
+    kept = {key: value for key, value in values.items() if key != CORES}
+    words = ", ".join(f"{key}={value}" for key, value in kept.items())
+    told = [f"as at the checkpoint: {words}"] if words else []
+    own = values.get(CORES, cores)
+    if own < cores and CORES in chosen(saved):
+        told.append(f"computes on {own} of {cores} cores, as at the checkpoint: {CORES}={cores} "
+                    "takes them all")  # fmt: skip
+    return told
 
 
 def outlook(config: Config, start: Start) -> list[str]:

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.batching import training_batches
+from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind, kinds
+from orchestrator.config.run import StageName
 from orchestrator.planning.worker_specs import frozen_spec
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
 from orchestrator.roles.weight_sync import measure_parity, require_parity
@@ -83,8 +85,8 @@ def _run_harness(session: Session, names: Sequence[str]) -> None:
 
 def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     path = session.need(name)
-    device = session.config.cluster.roles.reference
-    spec = frozen_spec(session.config, path, device, session.vocabulary)
+    config, role = session.config, RoleName.reference
+    spec = frozen_spec(config, path, StageName.evaluate, role, session.vocabulary)
     measuring = None if session.engines_first else session.fleet.reference.load(spec)
     rollout, version = session.engines_on(path)
     measuring = measuring or session.fleet.reference.load(spec)

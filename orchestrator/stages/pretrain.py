@@ -5,8 +5,11 @@ It starts from scratch in the pocket world, and from `model.checkpoints.initial`
 
 from __future__ import annotations
 
+from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.model import PocketModelConfig
+from orchestrator.config.run import StageName
+from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import train_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
@@ -38,7 +41,14 @@ def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
     settings = session.config.pretrain
     session.live.stage(stage, settings.steps)
     session.fleet.policy.load(
-        train_spec(session.config, initial, settings.optimizer, settings.steps, whole=True)
+        train_spec(
+            session.config,
+            initial,
+            settings.optimizer,
+            settings.steps,
+            threads=threads_of(session.config, StageName(stage), RoleName.policy),
+            whole=True,
+        )
     ).result()
     count, shared = settings.documents_per_step, session.rows_are_shared()
     supervised.train(

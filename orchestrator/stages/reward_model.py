@@ -12,6 +12,9 @@ import numpy as np
 from orchestrator.batching import training_batches
 from orchestrator.batching.batch_sizes import ranking_steps, reward_model_steps, warmup_note
 from orchestrator.checkpoints import model_folder
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.run import StageName
+from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import train_spec
 from orchestrator.results.agreement import annotator_agreement
 from orchestrator.results.reward_model_figures import Agreement
@@ -45,8 +48,9 @@ def reward_model(session: Session) -> None:
     if total != planned:
         for note in warmup_note(settings.optimizer, total, "reward_model.optimizer"):
             session.live.note(note)
+    threads = threads_of(session.config, StageName.reward_model, RoleName.critic)
     session.fleet.critic.load(
-        train_spec(session.config, sft, settings.optimizer, total, head="random")
+        train_spec(session.config, sft, settings.optimizer, total, threads=threads, head="random")
     ).result()
     if saved is not None and saved.step:
         session.fleet.critic.restore(saved.folder).result()

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from orchestrator.batching.batch_sizes import sft_rows, warmup_note
 from orchestrator.batching.text_rows import TextRows
 from orchestrator.batching.training_batches import pack_documents
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.run import StageName
+from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import train_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
@@ -21,7 +24,10 @@ def sft(session: Session) -> None:
     steps = _steps(session)
     session.live.stage("sft", steps)
     base = session.need("base")
-    spec = train_spec(session.config, base, settings.optimizer, steps, dropout=settings.dropout)
+    threads = threads_of(session.config, StageName.sft, RoleName.policy)
+    spec = train_spec(
+        session.config, base, settings.optimizer, steps, threads=threads, dropout=settings.dropout
+    )
     session.fleet.policy.load(spec).result()
     _, documents = sft_rows(session.config)
     full_rows = settings.pretraining_full_rows and documents > 0

@@ -108,7 +108,9 @@ def working(folder: Path, rollout: RolloutConfig) -> Iterator[World]:
             fleet.bring_up(RoleName.rollout, RoleName.policy)
             starting = fleet.rollout.start(rollout_spec(built, str(folder / "sft"), EOS), 1)
             optimizer = OptimizerConfig(learning_rate=1e-2)
-            fleet.policy.load(train_spec(built, str(folder / "sft"), optimizer, 10)).result()
+            fleet.policy.load(
+                train_spec(built, str(folder / "sft"), optimizer, 10, threads=1)
+            ).result()
             starting.result()
             sync = WeightSync(fleet.policy, fleet.rollout, built.rollout, PROBE, 512)
             sync.run(2)

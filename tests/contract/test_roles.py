@@ -23,6 +23,7 @@ from orchestrator.batching.training_batches import StepPlan
 from orchestrator.cluster.ray_cluster import role_environment, start_cluster
 from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
 from orchestrator.config.engines import OptimizerConfig, RolloutConfig, Schedule
+from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.placement import place_roles
 from orchestrator.planning.worker_specs import frozen_spec, reward_spec, rollout_spec, train_spec
@@ -52,6 +53,7 @@ from workers.records.gather import gather_fields
 from workers.records.generation import Delivery, Finish, GenerationRequest, RolloutBatch, Sampling
 from workers.records.processes import RoleInfo
 from workers.records.specs import (
+    FrozenModelSpec,
     PartSpec,
     PolicyLossSpec,
     RewardSpec,
@@ -86,7 +88,10 @@ class World:
 
     def train_spec(self, name: str, head: str = "keep") -> TrainModelSpec:
         optimizer = OptimizerConfig(learning_rate=1e-2, schedule=Schedule.constant)
-        return train_spec(self.config, self.path(name), optimizer, 100, head=head)
+        return train_spec(self.config, self.path(name), optimizer, 100, threads=1, head=head)
+
+    def frozen_spec(self, name: str) -> FrozenModelSpec:
+        return frozen_spec(self.config, self.path(name), StageName.ppo, RoleName.reference)
 
     def reward_spec(self) -> RewardSpec:
         return reward_spec(self.config, self.path("reward_model"), self.path("sft"))
@@ -313,7 +318,7 @@ class TestTokenFields:
         roles = world.roles
         rollouts, batch = world.sample("sft")
         policy = roles.policy.load(world.train_spec("sft"))
-        roles.reference.load(frozen_spec(world.config, world.path("sft"), RoleResources())).result()
+        roles.reference.load(world.frozen_spec("sft")).result()
         policy.result()
         old = roles.policy.logprobs(world.works(rollouts, roles.policy.size), rollouts, 0.8)
         reference = roles.reference.logprobs(
@@ -500,7 +505,7 @@ class TestTraining:
         roles.policy.load(world.train_spec("sft")).result()
         roles.policy.train_supervised(_share(_demonstrations(), roles.policy.size)).result()
         roles.policy.save(str(tmp_path / "saved"), world.path("sft")).result()
-        spec = frozen_spec(world.config, str(tmp_path / "saved"), RoleResources())
+        spec = world.frozen_spec(str(tmp_path / "saved"))
         roles.reference.load(spec).result()
         found = [
             group.logprobs(world.works(rollouts, group.size), rollouts, 1.0).result()
@@ -516,7 +521,7 @@ class TestPpo:
         loading = [
             roles.policy.load(world.train_spec("sft")),
             roles.critic.load(world.train_spec("reward_model")),
-            roles.reference.load(frozen_spec(world.config, world.path("base"), RoleResources())),
+            roles.reference.load(world.frozen_spec("base")),
         ]
         for answer in loading:
             answer.result()
@@ -607,7 +612,7 @@ class TestPpo:
 
 class TestFailures:
     def test_a_typed_error_keeps_its_parts_and_names_its_place(self, world: World):
-        spec = frozen_spec(world.config, world.path("nowhere"), RoleResources())
+        spec = world.frozen_spec("nowhere")
         with pytest.raises(MissingCheckpointError) as caught:
             world.roles.reference.load(spec).result()
         error = caught.value
@@ -616,9 +621,7 @@ class TestFailures:
         assert world.path("nowhere") in error.where
         _names(error, "reference rank 0", "reference: load")
         # the group lives on
-        world.roles.reference.load(
-            frozen_spec(world.config, world.path("sft"), RoleResources())
-        ).result()
+        world.roles.reference.load(world.frozen_spec("sft")).result()
 
     def test_the_fix_crosses_the_border(self, world: World):
         answer = world.roles.rollout.generate(world.requests(1), SAMPLING, 10_000)
@@ -675,9 +678,7 @@ class TestRayAlone:
 
     def test_every_role_is_a_process_of_its_own(self, ray_actors: World):
         ray_actors.roles.reward.load(ray_actors.reward_spec()).result()
-        ray_actors.roles.reference.load(
-            frozen_spec(ray_actors.config, ray_actors.path("sft"), RoleResources())
-        ).result()
+        ray_actors.roles.reference.load(ray_actors.frozen_spec("sft")).result()
         infos = ray_actors.roles.infos()
         named = sorted((info.role, info.rank) for info in infos)
         assert named == [

@@ -18,8 +18,10 @@ from fakes.toy import ToyPolicy
 from orchestrator.checkpoints.best import scores_of
 from orchestrator.cluster.ray_cluster import Cluster
 from orchestrator.config.cluster import RoleName
+from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.placement import place_roles
+from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import (
     endpoint_spec,
     frozen_spec,
@@ -151,10 +153,13 @@ class World:
 
     @property
     def trained(self) -> Any:
-        return train_spec(self.config, str(self.path), self.config.sft.optimizer, 100)
+        threads = threads_of(self.config, StageName.sft, RoleName.policy)
+        return train_spec(
+            self.config, str(self.path), self.config.sft.optimizer, 100, threads=threads
+        )
 
     def frozen(self, role: str = "reference") -> Any:
-        return frozen_spec(self.config, str(self.path), getattr(self.config.cluster.roles, role))
+        return frozen_spec(self.config, str(self.path), StageName.ppo, RoleName(role))
 
     @property
     def reward(self) -> Any:

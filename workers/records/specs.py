@@ -97,6 +97,7 @@ class TrainModelSpec:
 
     checkpoint: str
     optimizer: OptimizerSpec
+    threads: int = 0  # processor threads while it is loaded; 0 = those of the group
     attention: str = "sdpa"
     packed: bool = False  # sequences lie end to end in one row; needs sdpa
     logits_bytes: int = 256 << 20  # limit on fp32 logits in memory at once

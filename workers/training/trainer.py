@@ -123,6 +123,7 @@ class Trainer:
 
         group = self._joined()
         self.unload()
+        torch.set_num_threads(spec.threads or group.threads)
         self._writing = None  # a snapshot that nobody will wait for
         torch.manual_seed(group.seed)
         model = self._build(spec, group)

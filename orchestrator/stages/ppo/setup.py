@@ -10,6 +10,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.training import KLControl
 from orchestrator.planning.backbones import critic_start
 from orchestrator.planning.stage_graph import stage_roles
+from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_spec
 from orchestrator.roles.interfaces import Answer
 from orchestrator.roles.weight_sync import WeightSync
@@ -44,15 +45,16 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
                 sft,
                 settings.policy_optimizer,
                 taught,
+                threads=threads_of(config, StageName(stage), RoleName.policy),
                 ema_decay=settings.ema_decay,
                 vocabulary=session.vocabulary,
                 estimator=settings.estimator_spec,
                 policy_loss=settings.policy_loss_spec,
             )
         ),
-        *([_load_critic(session, steps)] if RoleName.critic in roles else []),
+        *([_load_critic(session, stage, steps)] if RoleName.critic in roles else []),
         fleet.reference.load(
-            frozen_spec(config, sft, config.cluster.roles.reference, session.vocabulary)
+            frozen_spec(config, sft, StageName(stage), RoleName.reference, session.vocabulary)
         ),
         fleet.reward.load(reward_spec(config, reward_model, sft)),
     ]
@@ -86,12 +88,14 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     return run
 
 
-def _load_critic(session: Session, steps: int) -> Answer[None]:
+def _load_critic(session: Session, stage: str, steps: int) -> Answer[None]:
     """Start loading the critic, which takes `steps` optimizer steps."""
     config = session.config
     start = critic_start(config, session.checkpoints)
     optimizer = config.algorithm.critic_optimizer
-    spec = train_spec(config, session.need(start.checkpoint), optimizer, steps, head=start.head)
+    threads = threads_of(config, StageName(stage), RoleName.critic)
+    path = session.need(start.checkpoint)
+    spec = train_spec(config, path, optimizer, steps, threads=threads, head=start.head)
     return session.fleet.critic.load(spec)
 
 

@@ -111,17 +111,6 @@ def test_more_threads_than_cores_warn_by_role(subject: Subjects) -> None:
     assert machine.judge_cores(many, 6.0).state is State.ok
 
 
-def test_the_quota_of_a_container_limits_the_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
-    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
-    assert machine.usable_cores() == 8
-    for text, cores in (("max 100000\n", 8), ("150000 100000\n", 1.5)):
-        (tmp_path / "cpu.max").write_text(text)
-        assert machine.usable_cores() == cores
-
-
 def test_models_larger_than_the_memory_fail_or_warn(
     subject: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,8 @@ Loaders and senders are stand-ins that write down what they are given; no two op
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,6 +81,31 @@ def test_documents_share_rows_of_a_packed_model_and_of_one_that_keeps_them_apart
     worker = ready(PolicyWorker(0))
     worker._build(train_spec(packed=packed), GROUP)
     assert worker.shares_rows() is (packed or apart)
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0, 3), (2, 2)])
+def test_a_trainer_computes_with_the_threads_of_its_model_or_else_of_its_group(
+    monkeypatch: pytest.MonkeyPatch, own: int, expected: int
+) -> None:
+    class Loaded(Exception):
+        pass
+
+    def build(_spec: Any, _group: Any) -> None:
+        raise Loaded
+
+    monkeypatch.setitem(
+        sys.modules, "workers.training.deepspeed_engine", SimpleNamespace(TrainEngine=None)
+    )
+    worker = PolicyWorker(0)
+    monkeypatch.setattr(worker, "_build", build)
+    worker._group = replace(GROUP, threads=3)
+    before = torch.get_num_threads()
+    try:
+        with pytest.raises(Loaded):
+            worker.load(train_spec(threads=own))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_critic_is_loaded_as_its_spec_says(loads: list[tuple[str, dict[str, Any]]]) -> None:
