@@ -12,19 +12,16 @@ The exit code is the number of failed checks. A JSON with all figures is written
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.gpu.command import add_options, run
+from benchmarks.gpu.command import options, run
+
+MINUTES = 8.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, minutes=8.0)
-    return run("benchmarks.gpu.workers", parser.parse_args(arguments), __doc__)
+    return run("benchmarks.gpu.workers", options(__doc__, MINUTES).parse_args(arguments), __doc__)
 
 
 if __name__ == "__main__":

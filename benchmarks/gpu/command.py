@@ -14,12 +14,16 @@ from benchmarks.gpu.checks import Bench, ViolatedError, run_checks
 from benchmarks.gpu.facts import gpus, versions
 
 
-def add_options(parser: argparse.ArgumentParser, minutes: float) -> None:
+def options(description: str, minutes: float) -> argparse.ArgumentParser:
     """Options of both scripts."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="what computes")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a dry run")
     parser.add_argument("--minutes", type=float, default=minutes, help="limit for all checks")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the JSON")
+    return parser
 
 
 def run(module: str, args: argparse.Namespace, question: str) -> int:
@@ -27,7 +31,7 @@ def run(module: str, args: argparse.Namespace, question: str) -> int:
 
     Args:
         module: Import path of a module with the list `CHECKS`.
-        args: From `add_options`.
+        args: From `options`.
         question: The script's docstring.
 
     Returns:

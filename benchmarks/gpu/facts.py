@@ -6,7 +6,6 @@ import importlib.metadata
 import shutil
 import subprocess
 
-_QUERY = "name,driver_version,memory.total,memory.used"
 _PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "ray", "peft")
 
 
@@ -18,8 +17,27 @@ def versions() -> dict[str, str]:
 
 def gpus() -> list[str]:
     """One line per GPU by nvidia-smi; [] without it."""
+    return _ask("name,driver_version,memory.total,memory.used")
+
+
+def memory_of() -> list[int]:
+    """MiB of each GPU; [] without nvidia-smi."""
+    return _numbers("memory.total")
+
+
+def memory_in_use() -> list[int]:
+    """MiB in use on each GPU, by all processes; [] without nvidia-smi."""
+    return _numbers("memory.used")
+
+
+def _numbers(query: str) -> list[int]:
+    return [int(line) for line in _ask(query, ",nounits")]
+
+
+def _ask(query: str, units: str = "") -> list[str]:
+    """One line per GPU; [] where nvidia-smi is missing or fails."""
     if shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={query}", f"--format=csv,noheader{units}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     return done.stdout.strip().splitlines() if done.returncode == 0 else []

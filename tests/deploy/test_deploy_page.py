@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import yaml
 from click.exceptions import ClickException
 from deployed import DEPLOY, ROOT, configured, configured_by, ray_command
 from hydra.errors import HydraException
+
+from benchmarks.gpu.command import options as gpu_options
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, flags=re.M | re.S)
@@ -88,6 +91,10 @@ def docker(words: list[str]) -> None:
 
 
 def python(words: list[str]) -> None:
+    if words[1].startswith("benchmarks.gpu_"):
+        assert importlib.util.find_spec(words[1]) is not None
+        gpu_options("", 1.0).parse_args(words[2:])
+        return
     assert words[:2] == ["-m", "orchestrator.doctor"]
     configured(*words[2:])
 
