@@ -1,4 +1,4 @@
-"""How every command ends: `orchestrator.run`, `data`, `doctor`, `export`, `new_model`, `report`.
+"""How every command ends: `orchestrator.run`, `data`, `doctor`, `export`, `label`, `new_model`...
 
 An expected failure ends in its message and exit code. `unexpected` is the last handler: any other
 exception ends in one line, a file with the traceback, and exit code 70.

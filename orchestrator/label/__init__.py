@@ -1,0 +1,1 @@
+"""The command `python -m orchestrator.label`: people rank answers in a page."""
