@@ -75,7 +75,7 @@ class Fleet:
         """Start the missing groups together; wait until trainers have formed process groups."""
         missing = [name for name in names if name not in self._groups]
         for name in missing:
-            self._groups[name] = GROUPS[name](self._launch(name))
+            self._groups[name] = self._make(name)
         if RoleName.rollout in missing:
             # A run with engines spends most of its start on importing vLLM.
             self._groups[RoleName.rollout].prepare(self._config.rollout.engine.value)
@@ -93,6 +93,9 @@ class Fleet:
             self.watch.forget(self._names(name))
             self._groups.pop(name).kill()
             self._announce()
+
+    def _make(self, name: RoleName) -> Any:
+        return GROUPS[name](self._launch(name))
 
     def _launch(self, name: RoleName) -> Launch:
         rollout = name is RoleName.rollout

@@ -101,8 +101,10 @@ class RolloutGroup(Group):
         """Leave out engines that died or hang; returns their names.
 
         Leaves out none if one has unfinished sequences and generation is not paused: these began
-        under weights that nobody holds any more.
+        under weights that nobody holds any more. Without a watch, nobody knows whether one is lost.
         """
+        if self._launch.watch is None:
+            return []
         lost = self._watch.lost([self.name(rank) for rank in self.ranks])
         gone = [rank for rank in self.ranks if self.name(rank) in lost]
         if not self._paused and any(rank in each.owed for each in self._open for rank in gone):

@@ -1,7 +1,7 @@
-"""In-process stand-ins for the role groups: the same verbs and promises, a model of one table."""
+"""The real role groups over toy workers in this process, with a model of one table."""
 
-from fakes.hub import Event, FakeAnswer, Faults, Hub
+from fakes.hub import Event, Faults, Hub
 from fakes.roles import FakeRoles
 from fakes.toy import ToyPolicy, ToyScalar
 
-__all__ = ["Event", "FakeAnswer", "FakeRoles", "Faults", "Hub", "ToyPolicy", "ToyScalar"]
+__all__ = ["Event", "FakeRoles", "Faults", "Hub", "ToyPolicy", "ToyScalar"]

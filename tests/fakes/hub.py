@@ -1,18 +1,21 @@
-"""What the fake groups of one run share: the event log, the faults, the position, the wire."""
+"""What the groups of one run share here: the log of their calls, faults, weights on offer."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from orchestrator.supervision.pending import Position
-from workers.errors import DeadlineError, RehearsalError, RoleDiedError
-
-T = TypeVar("T")
+from fakes.backend import LATE
+from orchestrator.roles.interfaces import Experience, Fields, Rollouts
+from orchestrator.supervision.backend import WorkerGoneError
+from orchestrator.supervision.pending import Pending, Position
+from workers.errors import RehearsalError
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,14 @@ class Event:
 
     kind: str  # "start" | "result"
     name: str  # "role.verb"
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # the arguments of the verb, at its start
 
 
 @dataclass
 class Faults:
-    """What shall go wrong; nothing by default."""
+    """What goes wrong; nothing by default."""
 
-    failed_rewards: Callable[[int], str] = lambda _: ""  # sequence id -> reason, "" = well
+    failed_rewards: Callable[[int], str] = lambda _: ""  # sequence id -> reason, "" = none
     dead: set[str] = field(default_factory=set)  # "role.verb": the process ends in this call
     deaths: dict[str, set[int]] = field(default_factory=dict)  # "role.verb" -> in which calls of it
     gone: set[str] = field(default_factory=set)  # roles whose process has ended that way
@@ -48,7 +51,7 @@ class Hub:
         self.events: list[Event] = []
         self.calls: Counter[str] = Counter()  # of each "role.verb", from 1 on
         self.wire: dict[int, torch.Tensor] = {}  # version -> weights on offer
-        self.updates: list[dict[str, Any]] = []  # what each trainer update was asked to do
+        self.keeps_documents_apart = True  # a bigram model does, but for their first tokens
 
     def names(self, kind: str = "start") -> list[str]:
         """Names of the events of one kind, in order."""
@@ -65,73 +68,69 @@ class Hub:
                 return index
         raise AssertionError(f"no {kind} of {name} after event {after}")
 
-
-class FakeAnswer(Generic[T]):
-    """The result of a call that was computed at its start, as an idle actor would."""
-
-    def __init__(
-        self, hub: Hub, name: str, value: T | None, error: RehearsalError | None = None
-    ) -> None:
-        self._hub, self._name, self._value, self._error = hub, name, value, error
-
-    def result(self) -> T:
-        """The value, or the error, and an entry in the log."""
-        self._hub.events.append(Event("result", self._name))
-        if self._error is not None:
-            raise self._error
-        return self._value  # type: ignore[return-value]
+    def fault(self, role: str, method: str) -> Exception | None:
+        """The error with which a call of a worker's method fails now."""
+        name = f"{role}.{'generate' if method == 'generate_parts' else method}"
+        if self.calls[name] in self.faults.deaths.get(name, ()):
+            self.faults.gone.add(role)
+        if name in self.faults.dead or role in self.faults.gone:
+            return WorkerGoneError("its process was ended")
+        return LATE if name in self.faults.late else self.faults.raising.get(name)
 
 
-class FakeGroup:
-    """Starts calls on ranks and turns what they raise into what `Pending` raises."""
+@dataclass
+class _Recorded:
+    """An answer whose arrival is recorded when it is awaited."""
 
-    role = ""
-    packed = False
+    hub: Hub
+    name: str
+    answer: Any
 
-    def __init__(self, hub: Hub, size: int) -> None:
-        self.hub = hub
-        self.size = size
+    def result(self) -> Any:
+        self.hub.events.append(Event("result", self.name))
+        return self.answer.result()
 
-    def _all(
-        self,
-        verb: str,
-        call: Callable[[int], Any],
-        combine: Callable[[list[Any]], Any] = lambda parts: parts,
-        ranks: Sequence[int] | None = None,
-        **facts: Any,
-    ) -> FakeAnswer[Any]:
-        name = f"{self.role}.{verb}"
-        self.hub.events.append(Event("start", name, facts))
-        self.hub.calls[name] += 1
-        doing = f"{self.role}: {verb} ({self.hub.position})"
-        parts: list[Any] = []
-        for rank in range(self.size) if ranks is None else ranks:
-            try:
-                self._fail(name, f"{self.role} rank {rank}", doing)
-                parts.append(call(rank))
-            except (RoleDiedError, DeadlineError) as error:
-                return FakeAnswer(self.hub, name, None, error)
-            except RehearsalError as error:
-                at = f"{self.role} rank {rank}, {doing}"
-                error.where = f"{error.where}; {at}" if error.where else at
-                return FakeAnswer(self.hub, name, None, error)
-        return FakeAnswer(self.hub, name, combine(parts))
-
-    def _fail(self, name: str, who: str, doing: str) -> None:
-        faults = self.hub.faults
-        if self.hub.calls[name] in faults.deaths.get(name, ()):
-            faults.gone.add(self.role)
-        if name in faults.dead or self.role in faults.gone:
-            raise RoleDiedError(f"the process of {who} ended: {doing}", where=who)
-        if name in faults.late:
-            raise DeadlineError(f"no answer within 1 s: {doing}", where=who)
-        if name in faults.raising:
-            raise faults.raising[name]
+    def parts(self) -> Iterator[Rollouts]:
+        self.hub.events.append(Event("result", self.name))
+        yield from self.answer.parts()
 
 
-def first(parts: list[T]) -> T:
-    return parts[0]
+def recorded(kind: type[Any], hub: Hub) -> type[Any]:
+    """A group that records the calls of its verbs."""
+    verbs = {
+        name: _recording(f"{kind.role}.{name}", verb, hub)
+        for name, verb in inspect.getmembers(kind, inspect.isfunction)
+        if name == "resume"
+        or (name[0] != "_" and str(inspect.signature(verb).return_annotation).startswith(_ANSWERS))
+    }
+    return type(kind.__name__, (kind,), verbs)
 
 
-def nothing(parts: list[Any]) -> None:
-    del parts
+_ANSWERS = ("Pending[", "Generation")
+
+
+def _recording(name: str, verb: Callable[..., Any], hub: Hub) -> Callable[..., Any]:
+    @functools.wraps(verb)
+    def start(group: Any, *args: Any, **more: Any) -> Any:
+        given = inspect.signature(verb).bind(group, *args, **more)
+        given.apply_defaults()
+        _, *facts = given.arguments.items()
+        hub.events.append(Event("start", name, {key: _with_data(each) for key, each in facts}))
+        hub.calls[name] += 1
+        found = verb(group, *args, **more)
+        if found is None:
+            return None
+        if isinstance(found, Pending) and not found._refs:  # no worker was called
+            hub.events.pop()
+            hub.calls[name] -= 1
+            return found
+        return _Recorded(hub, name, found)
+
+    return start
+
+
+def _with_data(given: Any) -> Any:
+    """Of records of references, the records that these lead to."""
+    if isinstance(given, Rollouts | Fields | Experience):
+        return replace(given, shards=tuple(ref.value() for ref in given.shards))
+    return given

@@ -11,7 +11,7 @@ from fakes.toy import ToyPolicy, ToyScalar
 from orchestrator.checkpoints.best import scores_of
 from orchestrator.checkpoints.config_changes import plain_config
 from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
-from orchestrator.config.engines import OptimizerConfig, RolloutConfig
+from orchestrator.config.engines import OptimizerConfig, Packing, RolloutConfig, TrainerConfig
 from orchestrator.config.evaluation import EvaluateConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.training import AlgorithmConfig, OldLogprobs, RewardModelConfig
@@ -57,6 +57,7 @@ def small_config() -> Config:
             evaluation_prompts=8,
             old_logprobs=OldLogprobs.trainer,
         ),
+        trainer=TrainerConfig(packing=Packing.off),
         rollout=RolloutConfig(parity_prompts=2, parity_tokens=4, max_response_tokens=12),
         reward_model=RewardModelConfig(
             prompts=24,
@@ -81,7 +82,7 @@ class Run:
     ) -> None:
         self.config = config or small_config()
         self.hub = Hub()
-        self.roles = FakeRoles(self.hub, **sizes)
+        self.roles = FakeRoles(self.hub, self.config, **sizes)
         self.source = RecordingSource()
         self.folder = RunFolder(path / "run")
         if resumed is None:

@@ -20,6 +20,7 @@ from workers.errors import MissingCheckpointError
 from workers.generation.engine import Generated
 from workers.ops import token_logprobs
 from workers.records.generation import Finish
+from workers.records.weights import TensorMeta
 
 
 def _table(vocabulary: int) -> Tensor:
@@ -41,10 +42,6 @@ def _write(path: str | Path, tensors: dict[str, Tensor]) -> None:
     if "layers" in tensors:
         config["num_hidden_layers"] = int(tensors["layers"])
     (Path(path) / "config.json").write_text(json.dumps(config))
-
-
-def checksum(weights: Tensor) -> str:
-    return f"{zlib.crc32(weights.detach().numpy().tobytes()):08x}"
 
 
 class ToyPolicy:
@@ -70,11 +67,21 @@ class ToyPolicy:
     def save(self, path: str | Path) -> None:
         _write(path, {"policy": self.weights, "layers": torch.tensor(self.layers)})
 
+    def meta(self) -> TensorMeta:
+        """The one weight; the engines take another of the same shape alone."""
+        return TensorMeta("weights", "float64", (self.layers, len(self.weights)))
+
+    def checksum(self) -> str:
+        return f"{zlib.crc32(self.weights.detach().numpy().tobytes()):08x}"
+
+    def logits(self, previous: Tensor) -> Tensor:
+        """Of the tokens after `previous`: (N, V)."""
+        return self.weights + self._table[previous]
+
     def logprobs(self, tokens: Sequence[int], start: int, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of tokens[start:], each given the one before; (S - start,) nats."""
         row = torch.tensor(np.asarray(tokens), dtype=torch.long)
-        logits = self.weights + self._table[row[start - 1 : -1]]
-        return token_logprobs(logits, row[start:], temperature)
+        return token_logprobs(self.logits(row[start - 1 : -1]), row[start:], temperature)
 
     def sample(
         self, prompt: Sequence[int], seed: int, temperature: float, most: int, eos: int
@@ -82,7 +89,7 @@ class ToyPolicy:
         generator = np.random.default_rng(seed)
         tokens = [*prompt]
         while len(tokens) < len(prompt) + most and tokens[len(prompt) :][-1:] != [eos]:
-            logits = (self.weights + self._table[tokens[-1]]).detach() / temperature
+            logits = self.logits(torch.tensor(tokens[-1])).detach() / temperature
             cumulated = torch.softmax(logits, 0).cumsum(0).numpy()
             token = int(np.searchsorted(cumulated, generator.random() * cumulated[-1]))
             tokens.append(min(token, len(cumulated) - 1))
@@ -120,11 +127,3 @@ class ToyScalar:
         row = torch.tensor(np.asarray(tokens), dtype=torch.long)
         counts = torch.arange(1, len(row) + 1)
         return self.weights[row].cumsum(0) / counts + self.bias
-
-
-def gradient_step(weights: Tensor, loss: Tensor, rate: float) -> float:
-    """Plain gradient descent in place; gives the norm of the gradient."""
-    (gradient,) = torch.autograd.grad(loss, weights)
-    with torch.no_grad():
-        weights -= rate * gradient
-    return float(gradient.norm())

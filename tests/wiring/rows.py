@@ -134,7 +134,7 @@ MAIN = [
     Row("rollout.max_response_tokens", "14", 14, lambda w: w.generated()[0]["sampling"].max_tokens),
     Row("rollout.kv_cache_mib", "48", 48 << 20, lambda w: w.engine.kv_cache_bytes),
     Row("rollout.parity_prompts", "3", 3, lambda w: len(w.facts("ppo_ptx", "rollout.probe")[0]["prompts"])),
-    Row("rollout.parity_tokens", "2", 2, lambda w: w.facts("ppo_ptx", "rollout.probe")[0]["tokens"]),
+    Row("rollout.parity_tokens", "2", 2, lambda w: w.facts("ppo_ptx", "rollout.probe")[0]["max_tokens"]),
     Row("rollout.transport", "gloo", "gloo", lambda w: w.facts("ppo_ptx", "policy.publish_weights")[0]["transport"]),
     Row("trainer.micro_batch_tokens", "90", True, lambda w: w.widest() <= 90 < w.widest() * 2),
     Row("evaluate.prompts", "12", 12, lambda w: len(w.facts("evaluate", "rollout.generate")[0]["requests"])),

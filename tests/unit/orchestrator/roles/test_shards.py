@@ -17,10 +17,9 @@ from workers.errors import LedgerError
 from workers.records.arrays import Ragged
 from workers.records.gather import gather_rollouts
 from workers.records.generation import Finish, RolloutBatch
-from workers.records.specs import PolicyLossSpec, ShapingSpec
+from workers.records.specs import PartSpec, PolicyLossSpec, ShapingSpec
 from workers.records.training import (
     ExperienceBatch,
-    ExperienceSummary,
     PolicyStep,
     Scores,
     StepStats,
@@ -28,13 +27,11 @@ from workers.records.training import (
     TokenField,
     Work,
 )
+from workers.roles.policy import PolicyWorker
 
 
-class Worker:
-    """Answers with what it was given; each of its verbs needs every sequence of its share."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+class Worker(PolicyWorker):
+    """Has no model; each of its verbs needs every sequence of its share."""
 
     def logprobs(self, work: Work, shards: list[RolloutBatch], temperature: float) -> TokenField:
         found = gather_rollouts(shards, work.ids)
@@ -46,10 +43,6 @@ class Worker:
     def score(self, ids: np.ndarray, shards: list[RolloutBatch], asked: object) -> Scores:
         found = gather_rollouts(shards, ids)
         return Scores(found.ids, found.ids.astype(np.float32), ("",) * len(ids))
-
-    def build_experience(self, work: Work, *_: Any) -> tuple[Any, ExperienceSummary]:
-        none = np.zeros(len(work.ids), np.float32)
-        return work, ExperienceSummary(work.ids, none, none, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     def update(self, steps: list[Any], shards: list[ExperienceBatch], _: Any) -> list[StepStats]:
         return []
@@ -137,7 +130,7 @@ def test_experience_is_built_from_and_trained_on_shards_of_the_share(
     scores = Scores(np.array([1, 2, 3]), np.zeros(3, np.float32), ("",) * 3)
     experience = policy.build_experience(
         works([1], [3, 2]), rollouts, Fields((), ()), reference, values, scores,
-        ShapingSpec(0.1, 1.0, 0.95, "gae"),
+        ShapingSpec(0.1, 1.0, 0.95, PartSpec("gae")),
     ).result()  # fmt: skip
     assert fetched(backend, "build_experience") == [
         (0, [[1, 2]]), (0, [[1, 5]]), (0, [[1, 5]]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes.session import Run
 from test_resume_stages import STAGES, _config, _traces
@@ -228,8 +229,9 @@ def test_a_run_that_goes_back_leaves_the_culprit_out(tmp_path: Path, policy: OnN
     run_supervised(run.session, STAGES["ppo"])
     totals = run.session.findings.ledger
     assert (totals.generated, totals.trained, totals.dropped) == (48, 47, 1)
-    trained = [i for update in run.hub.updates for i in update.get("ids", [])]
-    assert 30 not in trained
+    steps = [step for facts in run.hub.facts("policy.update") for step in facts["steps"][0]]
+    trained = np.unique([i for step in steps for i in step.ppo.work.ids])
+    assert (len(trained), 30 in trained) == (47, False)
     (line,) = culprits(run)
     assert (line["stage"], line["step"], line["ids"]) == ("ppo", 1, [30])
     assert [s["id"] for s in line["sequences"]] == [30]

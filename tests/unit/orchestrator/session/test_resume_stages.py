@@ -146,26 +146,10 @@ def test_a_finished_run_goes_on_with_appended_stages_as_if_asked_for_them_at_onc
     assert _traces(longer) == _traces(undisturbed)
 
 
-def _die_in(run: Run, verb: str) -> None:
-    """Have the second call of a verb end its worker."""
-    count = 0
-    alive = run.hub.events.append
-
-    class Dying(list):
-        def append(self, event: object) -> None:
-            nonlocal count
-            count += getattr(event, "name", "") == verb and getattr(event, "kind", "") == "start"
-            if count == 2:
-                run.hub.faults.dead.add(verb)
-            alive(event)
-
-    run.hub.events = Dying()
-
-
 @pytest.mark.parametrize("verb", ["policy.update", "critic.train_rankings", "rollout.admit"])
 def test_a_run_that_died_in_a_step_goes_on(tmp_path: Path, undisturbed: Run, verb: str) -> None:
     run = Run(tmp_path, _config())
-    _die_in(run, verb)
+    run.hub.faults.deaths[verb] = {2}
     with pytest.raises(RoleDiedError):
         _go(run)
     found, skipped = SavedRuns(run.folder).newest()
@@ -188,7 +172,7 @@ def test_a_run_whose_folder_is_lost_goes_on_from_its_mirror(
     mirror = Mirror(store(), run.folder, find_claim(store(), run.folder, ""), pause=0.001)
     mirror.begin()
     run.session.saves._mirror = mirror
-    _die_in(run, verb)
+    run.hub.faults.deaths[verb] = {2}
     with pytest.raises(RoleDiedError):
         _go(run)
     mirror.finish(lambda: 30.0)

@@ -50,7 +50,7 @@ def test_a_share_of_each_step_is_pretraining_text(tmp_path: Path) -> None:
 def test_every_token_of_the_text_counts_and_of_a_demonstration_its_reply(tmp_path: Path) -> None:
     run = Run(tmp_path, config(steps=2, pretraining_fraction=0.2))
     sft(run.session)
-    counted = [facts["tokens"] for facts in run.hub.facts("policy.train_supervised")]
+    counted = [facts["steps"][0].tokens for facts in run.hub.facts("policy.train_supervised")]
     text = run.source.pretraining("train", 0, 2).target_count
     replies = run.source.demonstrations("train", 0, 8).target_count
     assert counted[0] == text + replies
@@ -63,7 +63,7 @@ def test_demonstrations_share_rows_where_they_do_not_see_each_other(
     settings = config(steps=2, pack_tokens=64, pretraining_fraction=0.2)
     settings.trainer.micro_batch_tokens = 64
     run = Run(tmp_path, settings)
-    run.roles.policy.keeps_documents_apart = apart
+    run.hub.keeps_documents_apart = apart
     sft(run.session)
     assert len(run.hub.facts("policy.shares_rows")) == 1  # not in every step
     steps = [
@@ -85,7 +85,7 @@ def test_pretraining_text_in_full_rows(tmp_path: Path, apart: bool, together: in
     )
     settings.pretrain.row_tokens = 50
     run = Run(tmp_path, settings)
-    run.roles.policy.keeps_documents_apart = apart
+    run.hub.keeps_documents_apart = apart
     sft(run.session)
     stream = run.source.pretraining("train", 0, 100).tokens.values
     for step, rows in enumerate(batches(run)):

@@ -7,10 +7,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes.hub import FakeAnswer
 from fakes.session import Run, small_config
 from fakes.toy import ToyPolicy
 
@@ -60,7 +60,7 @@ def score_by_hand(run: Run, scores: list[float]) -> None:
     def score(rollouts, asked=()):
         ids = np.sort(rollouts.summary.ids)
         found = Scores(ids, np.array(scores, np.float32), ("",) * len(ids))
-        return FakeAnswer(run.hub, "reward.score", found)
+        return SimpleNamespace(result=lambda: found)
 
     run.roles.reward.score = score
 
@@ -123,7 +123,7 @@ def test_ppo_without_values_has_no_critic(estimators: Path, tmp_path: Path) -> N
     run.hub.events.clear()
     ppo(run.session)
     assert not [event.name for event in run.hub.events if event.name.startswith("critic.")]
-    assert RoleName.critic not in run.roles.brought_up
+    assert not run.roles.holds(RoleName.critic)
     assert run.roles.released == [RoleName.critic]
     names = {record.name for record in run.metrics() if record.stage == "ppo"}
     assert "ppo/policy_loss" in names

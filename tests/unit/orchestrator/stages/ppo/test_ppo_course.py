@@ -37,7 +37,7 @@ def test_the_way_to_the_first_iteration_is_told_by_its_parts(tmp_path: Path) -> 
     assert list(run.session.findings.start) == [
         "earlier_stages", "actors", "engines_and_models", "first_sync", "first_iteration",
     ]  # fmt: skip
-    assert set(run.roles.brought_up) == set(RoleName)
+    assert set(RoleName) in map(set, run.roles.brought_up)  # at the same time
 
 
 @pytest.mark.parametrize("role", ["policy", "critic", "reference", "reward"])
@@ -69,7 +69,6 @@ def test_trainers_rest_after_an_iteration_without_a_reward(tmp_path: Path) -> No
     settings = config(iterations=2, evaluate_every=0)
     settings.rollout.sleep = True
     run = Run(tmp_path, settings)
-    run.roles.policy.rests = run.roles.critic.rests = True
     run.hub.faults.failed_rewards = lambda _: "down" if run.hub.calls["reward.score"] == 1 else ""
     ppo(run.session)
     first, second = (
@@ -86,7 +85,6 @@ def test_engines_sleep_while_held_out_answers_are_rewarded(
     settings = small_config()
     settings.rollout.sleep = True
     run = Run(tmp_path, settings)
-    run.roles.policy.rests = run.roles.critic.rests = True
     monkeypatch.setattr(run.source, "gold", lambda prompts, texts: None)
     ppo(run.session)
     require_turns(run)
@@ -135,9 +133,7 @@ def resumed(path: Path, run: Run) -> Run:
     """A second session that continues after the first iteration of `run`."""
     folder = RunFolder(shutil.copytree(run.folder.path, path / "run"))
     (first, *_) = SavedRuns(folder).whole()
-    again = Run(path, run.config, SavedRuns(folder).read(first))
-    again.roles.policy.rests = again.roles.critic.rests = run.config.rollout.sleep
-    return again
+    return Run(path, run.config, SavedRuns(folder).read(first))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from fakes.session import Run, small_config
 
 from orchestrator.checkpoints.model_folder import publish
+from orchestrator.config.engines import Packing
 from orchestrator.config.ranges import check_tree
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.schema import Config
@@ -142,11 +143,11 @@ class TestOrder:
 
     def test_micro_batches_follow_how_the_loaded_model_takes_sequences(self, tmp_path: Path):
         counts = []
-        for packed in (False, True):
+        for packing in (Packing.off, Packing.auto):
             config = small_config()
+            config.trainer.packing = packing
             config.trainer.micro_batch_tokens = 60
-            run = Run(tmp_path / str(packed), config)
-            run.roles.policy.packed = run.roles.critic.packed = packed
+            run = Run(tmp_path / packing.value, config)
             ppo(run.session)
             steps = run.hub.facts("policy.update")[0]["steps"][0]
             counts.append(sum(len(step.ppo.work.micro_batches) for step in steps))
@@ -169,7 +170,6 @@ class TestOrder:
             config.rollout.sleep = sleeps
             config.algorithm.critic_warmup_iterations = 1
             run = Run(tmp_path / str(sleeps), config)
-            run.roles.policy.rests = run.roles.critic.rests = sleeps
             reward_model(run.session)
             ppo(run.session)
             evaluate(run.session)
@@ -508,7 +508,7 @@ class TestPretrainingMix:
         config.algorithm.ptx.rows_per_episode = 8.0
         config.pretrain.row_tokens = 48
         run = Run(tmp_path, config, policy=2)
-        run.roles.policy.keeps_documents_apart = apart
+        run.hub.keeps_documents_apart = apart
         ppo_ptx(run.session)
         read: list[int] = []
         for facts in run.hub.facts("policy.update"):
@@ -527,7 +527,7 @@ class TestPretrainingMix:
         self, tmp_path: Path, apart: bool
     ):
         run = Run(tmp_path)
-        run.roles.policy.keeps_documents_apart = apart
+        run.hub.keeps_documents_apart = apart
         ppo_ptx(run.session)
         texts = [
             batch
@@ -580,7 +580,8 @@ class TestFailures:
         with pytest.raises(ParityError, match="engine and trainer differ"):
             ppo(run.session)
         assert "rollout.admit" not in run.hub.names()
-        assert run.roles.rollout.statuses == ["unverified"]
+        (state,) = run.roles.rollout.states().result()
+        assert state.status == "unverified"
 
     def test_a_nan_names_its_sequence_and_stops_before_the_update(self, tmp_path: Path):
         run = Run(tmp_path)
@@ -594,7 +595,8 @@ class TestFailures:
         run.hub.faults.raising["policy.update"] = NonFiniteError("the policy loss is not finite")
         with pytest.raises(NonFiniteError):
             ppo(run.session)
-        assert run.roles.rollout.versions == [2]
+        (state,) = run.roles.rollout.states().result()
+        assert state.version == 2
         assert run.session.findings.first_step_seconds is None
 
     def test_the_first_step_is_noted_before_the_first_iteration_is_over(self, tmp_path: Path):
@@ -617,6 +619,7 @@ class TestFailures:
 
     def test_a_late_role_is_named(self, tmp_path: Path):
         run = Run(tmp_path)
+        run.config.run.call_seconds = 0.3
         run.hub.faults.late.add("reference.logprobs")
         with pytest.raises(DeadlineError, match="reference: logprobs") as caught:
             ppo(run.session)

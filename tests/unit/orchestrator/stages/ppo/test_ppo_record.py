@@ -283,17 +283,18 @@ def test_a_skipped_step_is_kept_with_the_texts_it_came_from(
     config = small_config()
     config.algorithm = replace(config.algorithm, on_non_finite=OnNonFinite.skip)
     run = Run(tmp_path, config)
-    stepped = run.roles.critic._step
+    (critic,) = run.roles.critic.workers
+    stepped = critic._step
     lost: list[int] = []
 
-    def skip(loss: Any, extra: dict[str, float]) -> StepStats:
-        stats = stepped(loss, extra)
+    def skip(totals: Any, extra: dict[str, float]) -> StepStats:
+        stats = stepped(totals, extra)
         if lost:
             return stats
         lost.append(run.hub.facts("critic.update")[0]["steps"][0][0].work.ids[0])
         return replace(stats, applied=False, culprits=(int(lost[0]),), loss=float("nan"))
 
-    run.roles.critic._step = skip  # type: ignore[method-assign]
+    critic._step = skip
     ppo(run.session)
     assert run.series("ppo/skipped_steps") == [1, 0]
     (line,) = map(json.loads, run.folder.non_finite.read_text().splitlines())
@@ -308,14 +309,15 @@ def test_versions_and_lag_are_those_of_the_newest_and_the_oldest_token(
     config = small_config()
     config.algorithm = replace(config.algorithm, staleness=1, evaluate_every=0)
     run = Run(tmp_path, config)
-    sample = run.roles.rollout._sample
+    (engine,) = run.roles.rollout.workers
+    sample = engine.generate_parts
 
-    def older(rank: int, requests: Any, sampling: Any) -> Any:
-        batch = sample(rank, requests, sampling)
+    def older(call: Any) -> Any:
+        (batch,) = sample(call)
         batch.versions[1, 0] -= 1  # one sequence began before the last update
-        return batch
+        yield batch
 
-    monkeypatch.setattr(run.roles.rollout, "_sample", older)
+    monkeypatch.setattr(engine, "generate_parts", older)
     monkeypatch.setattr("orchestrator.stages.ppo.loop.require_fresh", lambda *_: None)
     ppo(run.session)
     assert run.series("ppo/policy_version") == [2, 2]

@@ -15,7 +15,6 @@ from orchestrator.config.schema import Config
 from orchestrator.config.training import AlgorithmConfig
 from orchestrator.planning.checks_devices import check_ahead
 from orchestrator.results.summary import LedgerTotals
-from orchestrator.roles.interfaces import WHOLE
 from orchestrator.stages.ppo.loop import ppo
 from orchestrator.stages.ppo.queue import Batch, RolloutQueue, require_fresh
 from workers.errors import ConfigError, LedgerError, RoleDiedError, StalenessError
@@ -138,15 +137,15 @@ class TestLoop:
 
     def test_an_engine_that_kept_old_weights_is_found_out(self, tmp_path: Path):
         run = Run(tmp_path, stale_config(1))
-        generate = run.roles.rollout.generate
+        (engine,) = run.roles.rollout.workers
+        sample = engine.generate_parts
 
-        def late(requests, sampling, version, delivery=WHOLE):
-            answer = generate(requests, sampling, version, delivery)
-            for part in answer.parts():
-                part.summary.versions[:] -= 1
-            return answer
+        def late(call):
+            for batch in sample(call):
+                batch.versions[:] -= 1
+                yield batch
 
-        run.roles.rollout.generate = late
+        engine.generate_parts = late
         with pytest.raises(StalenessError, match="2 updates old, allowed are 1"):
             ppo(run.session)
         assert "ppo" not in run.session.checkpoints
@@ -159,16 +158,20 @@ class TestLoop:
             run = Run(tmp_path / str(size), config)
             ppo(run.session)
             runs.append(run)
-        assert runs[1].hub.names().count("reward.score") == 4 * runs[0].hub.names().count(
-            "reward.score"
+        whole, parts = (
+            [len(facts["rollouts"].summary) for facts in run.hub.facts("reward.score")]
+            for run in runs
         )
+        assert whole == [16] * 4
+        assert sum(parts) == sum(whole)
+        assert len(parts) > len(whole)
         assert runs[0].repeatable() == runs[1].repeatable()
 
     def test_a_sequence_that_never_comes_back_is_missed(self, tmp_path: Path):
         run = Run(tmp_path, stale_config(1))
         launch = run.roles.rollout.generate
-        run.roles.rollout.generate = lambda requests, *rest: launch(
-            requests[1:] if len(requests[0].ids) == 2 else requests, *rest
+        run.roles.rollout.generate = lambda requests, sampling, version, *_: launch(
+            requests[1:] if len(requests[0].ids) == 2 else requests, sampling, version
         )
         with pytest.raises(LedgerError, match="neither trained nor dropped"):
             ppo(run.session)
