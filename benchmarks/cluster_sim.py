@@ -1,9 +1,10 @@
 """What do the driver's loop and its modes give on clusters that are not at hand?
 
-The real PPO loop with its scheduler, ledger, staleness checks and records, against simulated roles
-(`simulated_roles.py`): 16 to 1,024 engines, every response log-normal in length and 5 % of them 20
-times as long as the median. Throughput, idle shares and staleness are of simulated time; the
-driver's seconds are real ones of its own process, less those that the simulation took.
+The real PPO loop with its scheduler, ledger, staleness checks and records, and the real role
+groups, over simulated workers (`simulated_roles.py`): 16 to 1,024 engines, every response
+log-normal in length and 5 % of them 20 times as long as the median. Throughput, idle shares and
+staleness are of simulated time; the driver's seconds are real ones of its own process, less those
+that the simulation took.
 
 Modes: `synchronous` trains on a batch when all of it is there; `one-step` samples the next batch
 meanwhile, and its weight updates wait for running calls; `in-flight` samples several batches ahead
@@ -26,14 +27,7 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import ROOT, configuration, machine, print_table, write_result
-from benchmarks.simulated_roles import (
-    PROMPT_TOKENS,
-    Latency,
-    Lengths,
-    Mark,
-    SimRoles,
-    make_roles,
-)
+from benchmarks.simulated_roles import PROMPT_TOKENS, Latency, Lengths, Mark, SimRoles
 from orchestrator.config.schema import Config
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.saves import Saves
@@ -120,21 +114,21 @@ def run(config: Config, roles: SimRoles, path: Path) -> float:
             checkpoints=given, saves=Saves(folder, config.run.checkpoint),
             losses=Losses(folder, position),
         )  # fmt: skip
-        began, own = time.process_time(), roles.clock.own_seconds
+        began, clock = time.process_time(), roles.world.clock
         ppo(session)
-        return time.process_time() - began - (roles.clock.own_seconds - own)
+        return time.process_time() - began - clock.own_seconds
 
 
 def measure(args: argparse.Namespace, mode: str, engine: str, workers: int) -> dict[str, Any]:
     config = loop(args, mode, engine, workers)
-    roles = make_roles(
-        workers, max(1, workers // 8), Latency(), Lengths(), continuous=config.rollout.join_running
-    )
+    sequences = args.iterations * args.sequences * workers
+    roles = SimRoles(config, workers, max(1, workers // 8), sequences)
     with tempfile.TemporaryDirectory() as folder:
         driver = run(config, roles, Path(folder))
-    first, last = steady(roles.policy.marks, args.staleness)
+    world = roles.world
+    first, last = steady(world.marks, args.staleness)
     seconds, sequences = last.now - first.now, last.trained - first.trained
-    lags = roles.policy.lags
+    lags = world.lags
     return {
         "mode": mode,
         "engine": engine,
@@ -146,7 +140,7 @@ def measure(args: argparse.Namespace, mode: str, engine: str, workers: int) -> d
         "policy_idle_share": 1 - (last.policy_busy - first.policy_busy) / seconds,
         "staleness": {str(n): count / lags.total() for n, count in sorted(lags.items())},
         "mean_staleness": sum(n * count for n, count in lags.items()) / lags.total(),
-        "driver_microseconds_per_sequence": driver / roles.policy.trained * 1e6,
+        "driver_microseconds_per_sequence": driver / world.trained * 1e6,
     }
 
 
