@@ -209,7 +209,8 @@ def _check_engines(config: Config) -> None:
         raise ConfigError(
             f"parity_tolerance={config.rollout.parity_tolerance:g} nats cannot hold in bf16",
             where="rollout.parity_tolerance",
-            fix="use fp32 in rollout.precision and trainer.precision, or 0.3",
+            fix="choose trainer=zero1_bf16 (zero2_bf16, zero3_bf16), which sets trainer, engines "
+            "and 0.3, or fp32 in trainer.precision and rollout.precision",
         )
 
 

@@ -46,6 +46,7 @@ from orchestrator.planning.model_sizes import (
     sequences_in_cache,
 )
 from orchestrator.planning.placement import Layout, place_roles
+from orchestrator.planning.processor import precision_notes
 from orchestrator.planning.stage_graph import inputs, product, stage_roles
 from orchestrator.planning.threads import threads_of
 
@@ -117,6 +118,7 @@ def make_plan(config: Config) -> Plan:
             *loss_notes(config),
             *cut_warmups(config),
             *_notes(config, layout, size),
+            *precision_notes(config, size.parameters if size else None),
             *_unknown(config, layout, memory),
             *check_gpu_memory(config, layout, memory),
         ),

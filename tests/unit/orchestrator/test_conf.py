@@ -107,6 +107,17 @@ def test_a_gpu_cluster_brings_its_engine_settings():
     assert composed("+experiment=pocket").rollout.precision is Precision.fp32
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_choice_gives_trainer_engine_and_tolerance_of_bf16(stage: int):
+    config = composed("+experiment=pocket", f"trainer=zero{stage}_bf16")
+    assert config.trainer.precision is config.rollout.precision is Precision.bf16
+    assert config.trainer.zero_stage == stage
+    assert config.rollout.parity_tolerance == 0.3
+    mixed = composed("+experiment=pocket", f"trainer=zero{stage}_bf16", "rollout.precision=fp32")
+    assert mixed.rollout.precision is Precision.fp32
+    assert mixed.trainer.precision is Precision.bf16
+
+
 def test_the_command_line_beats_the_cluster_and_the_experiment():
     line = ["+experiment=pocket_tiny", "cluster=one_gpu", "rollout=transformers"]
     with initialize_config_dir(version_base="1.3", config_dir=str(run.CONF)):
