@@ -20,8 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-PAD, BEGIN, END, UNKNOWN = "<pad>", "<begin>", "<end>", "<unknown>"
-SPECIAL = (PAD, BEGIN, END, UNKNOWN)
+PAD, BEGIN, END, UNKNOWN = SPECIAL = ("<pad>", "<begin>", "<end>", "<unknown>")
 LEARNING_RATE = 1e-5
 PROMPTS = "prompts.jsonl"
 SFT, REWARD_MODEL = "sft", "reward_model"
@@ -106,7 +105,7 @@ def make_inputs(folder: Path, shape: Shape, steps: int, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = LlamaForCausalLM(config)
-        _never_end(policy, config.eos_token_id)
+        _never_special(policy)
         scalar = LlamaForTokenClassification(config)
         prompts = torch.randint(
             len(SPECIAL), shape.vocabulary, (steps * shape.sequences, shape.prompt_tokens)
@@ -139,11 +138,12 @@ def _config(shape: Shape) -> LlamaConfig:
 
 
 @torch.no_grad()
-def _never_end(model: PreTrainedModel, end: int) -> None:
-    """Give the end token a logit far below all others, whatever the text.
+def _never_special(model: PreTrainedModel) -> None:
+    """Give special tokens logits far below all others, whatever the text.
 
-    One channel of the residual stream is the same positive number everywhere: embeddings set it,
-    no layer writes to it, and the output layer reads it for the end token alone.
+    So no response ends early, and none contains what some programs take for padding. One channel
+    of the residual stream is the same positive number everywhere: embeddings set it, no layer
+    writes to it, and the output layer reads it for the special tokens alone.
     """
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     embeddings[:, _BIAS_CHANNEL] = 10 * embeddings.std()
@@ -151,8 +151,8 @@ def _never_end(model: PreTrainedModel, end: int) -> None:
         layer.self_attn.o_proj.weight[_BIAS_CHANNEL] = 0.0
         layer.mlp.down_proj.weight[_BIAS_CHANNEL] = 0.0
     head[:, _BIAS_CHANNEL] = 0.0
-    head[end] = 0.0
-    head[end, _BIAS_CHANNEL] = -100.0
+    head[: len(SPECIAL)] = 0.0
+    head[: len(SPECIAL), _BIAS_CHANNEL] = -100.0
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
