@@ -61,6 +61,7 @@ class _Noted:
     documents_used: int
     ahead: list[_Waiting]
     engine_logprobs: bool | None = None
+    prompts_added: int = 0
 
 
 def check_noted(own: object, control: object) -> None:

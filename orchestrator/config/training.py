@@ -233,6 +233,27 @@ class PtxConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class DynamicSamplingConfig:
+    """Replacement of prompts whose samples all have the same reward, which teach nothing (DAPO)."""
+
+    enabled: bool = False
+    """Drop these prompts, and sample further ones until the iteration has as many as configured."""
+    max_batches: int = positive(4)
+    """Most batches of prompts per iteration, the first included; 1 = sample no further ones."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OverlongConfig:
+    """Penalty for responses that come close to the token limit (DAPO, equation 13)."""
+
+    buffer_tokens: int = at_least(0, 0)
+    """The penalty rises over this many last tokens below rollout.max_response_tokens; it replaces
+    missing_eos_penalty; 0 = off."""
+    penalty: float = at_least(0, 1.0)
+    """Subtracted from the score of a response of full length, in reward units."""
+
+
+@dataclass(slots=True, kw_only=True)
 class AlgorithmConfig:
     """PPO as in InstructGPT. Batch sizes count sequences (episodes)."""
 
@@ -280,6 +301,10 @@ class AlgorithmConfig:
     missing_eos_penalty: float | None = at_least(0, 1.0)
     """Subtracted from the score of a truncated response, in standard deviations of the reward
     model's scores; null = nothing. For other sources: reward.function_missing_eos_penalty."""
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    """Penalty for long responses."""
+    dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    """Replacement of prompts whose samples all have the same reward."""
     old_logprobs: OldLogprobs = OldLogprobs.auto
     """Source of the old logprobs in the probability ratio."""
     kl: KLConfig = field(default_factory=KLConfig)
@@ -337,6 +362,7 @@ class AlgorithmConfig:
     def check(self, key: str) -> None:
         """Check the policy's training, the importance weights and the KL controller."""
         self._check_importance(key)
+        self._check_dynamic_sampling(key)
         if self.critic_warmup_iterations >= self.iterations:
             raise ConfigError(
                 f"the critic alone learns in {self.critic_warmup_iterations} of {self.iterations} "
@@ -368,4 +394,21 @@ class AlgorithmConfig:
                 f"importance_floor={floor:g} is above importance_cap={cap:g}",
                 where=f"{key}.importance_floor",
                 fix="set it below the cap",
+            )
+
+    def _check_dynamic_sampling(self, key: str) -> None:
+        if not self.dynamic_sampling.enabled:
+            return
+        if self.samples_per_prompt < 2:
+            raise ConfigError(
+                "dynamic sampling compares the samples of a prompt, and there is one per prompt",
+                where=f"{key}.samples_per_prompt",
+                fix="set it to 2 or more",
+            )
+        if self.staleness and self.dynamic_sampling.max_batches > 1:
+            raise ConfigError(
+                "further prompts cannot be sampled while later batches are sampled ahead "
+                f"(staleness={self.staleness})",
+                where=f"{key}.dynamic_sampling.max_batches",
+                fix=f"set it to 1, or {key}.staleness=0",
             )

@@ -47,8 +47,9 @@ def check_estimator(config: Config) -> None:
     """Check that PPO has its policy loss, and gives its advantage estimator what that needs.
 
     Raises:
-        ConfigError: there is no such loss or estimator, a prompt has too few samples, or a critic
-            that the run does not have would learn first.
+        ConfigError: there is no such loss or estimator, a prompt has too few samples, the buffer
+            for long responses is too long, or a critic that the run does not have would learn
+            first.
     """
     if not any(stage in PPO_STAGES for stage in config.stages):
         return
@@ -61,6 +62,13 @@ def check_estimator(config: Config) -> None:
             f"{algorithm.samples_per_prompt}",
             where="algorithm.samples_per_prompt",
             fix=f"set it to {estimator.needs_samples} or more",
+        )
+    longest, buffer = config.rollout.max_response_tokens, algorithm.overlong.buffer_tokens
+    if buffer > longest:
+        raise ConfigError(
+            f"the buffer of {buffer:,} tokens is longer than a response of at most {longest:,}",
+            where="algorithm.overlong.buffer_tokens",
+            fix="set it below rollout.max_response_tokens",
         )
     if algorithm.critic_warmup_iterations and not estimator.needs_values:
         raise ConfigError(

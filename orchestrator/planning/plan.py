@@ -228,6 +228,16 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
     surplus = started_prompts(config) - algorithm.prompts_per_iteration
     if surplus:
         facts.append(f"{surplus} more prompts are started, and the last to finish aborted")
+    dynamic = algorithm.dynamic_sampling
+    if dynamic.enabled:
+        facts.append(
+            "prompts whose samples all have the same score are dropped"
+            + (
+                f", at most {dynamic.max_batches} batches of prompts per iteration are sampled"
+                if dynamic.max_batches > 1
+                else ""
+            )
+        )
     if algorithm.staleness:
         facts.append(
             f"generation runs {algorithm.staleness} iteration(s) ahead of training: sequences are "

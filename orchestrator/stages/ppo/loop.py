@@ -7,8 +7,8 @@ One iteration (`_iterate`), from left to right; the calls in one column run at t
                | values            |            |               |
 
 The driver waits at each bar but the first: a part of a batch is scored as soon as it arrives, while
-the engines sample the rest (`passes.py`). With `algorithm.staleness` s above 0, the engines already
-sample the batches of the next s iterations meanwhile (`queue.py`).
+the engines sample the rest (`scored.py`, `passes.py`). With `algorithm.staleness` s above 0, the
+engines already sample the batches of the next s iterations meanwhile (`queue.py`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from orchestrator.results.findings import Findings
 from orchestrator.results.summary import LedgerTotals
 from orchestrator.roles.interfaces import Experience, Rollouts
 from orchestrator.roles.weight_sync import SyncReport
-from orchestrator.session.corrections import keep_culprits, without
+from orchestrator.session.corrections import keep_culprits
 from orchestrator.session.session import Session
-from orchestrator.stages.ppo.advantages import complete_groups
 from orchestrator.stages.ppo.ledger import LedgerSummary
 from orchestrator.stages.ppo.old_logprobs import choose_old_logprobs
 from orchestrator.stages.ppo.passes import Passes
 from orchestrator.stages.ppo.phases import Phases
-from orchestrator.stages.ppo.queue import require_fresh
 from orchestrator.stages.ppo.record import (
     Iteration,
     mean_kl,
@@ -36,7 +34,7 @@ from orchestrator.stages.ppo.record import (
     record_lost,
     record_start,
 )
-from orchestrator.stages.ppo.sampling import drop_culprits, drop_surplus, prompts_of
+from orchestrator.stages.ppo.scored import sample
 from orchestrator.stages.ppo.setup import set_up
 from orchestrator.stages.ppo.state import PPORun
 from orchestrator.stages.ppo.updates import start_experience, update_critic, update_policy
@@ -74,10 +72,8 @@ def _iterate(run: PPORun, iteration: int) -> None:
     began = time.monotonic()
     session = run.session
     phases = Phases(session.telemetry, run.stage, iteration + 1)
-    passes = _sample(run, iteration, phases)
-    rollouts = passes.rollouts()
-    scores = run.scoring.shape(passes.scores(), rollouts.summary.finish)
-    kept = complete_groups(run, rollouts, run.scoring.keep(session, scores))
+    scored = sample(run, iteration, phases)
+    passes, rollouts, scores, kept = scored.passes, scored.rollouts, scored.scores, scored.kept
     if not len(kept):
         _pass_over(run, iteration, rollouts, passes)
         return
@@ -120,31 +116,6 @@ def _iterate(run: PPORun, iteration: int) -> None:
     if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
     session.parts = ()
-
-
-def _sample(run: PPORun, iteration: int, phases: Phases) -> Passes:
-    """Take the iteration's batch; score each part of it as soon as it arrives."""
-    session = run.session
-    with phases.span("generate"):
-        run.queue.fill(iteration)
-        session.saves.settle()  # here, because the trainers are idle
-        asked = session.asked(prompts_of(run, iteration)) if session.words_are_read else ()
-        passes = Passes(
-            session,
-            phases.begin,
-            asked,
-            values=run.estimator.needs_values,
-            of_engine=bool(run.engine_logprobs),
-        )
-        batch = run.queue.take(iteration)
-        for part in batch.generation.parts():
-            require_fresh(part.summary, run.version, run.staleness, str(session.position))
-            session.fleet.rollout.sleep().result()
-            passes.start(without(part, session.corrections.excluded))
-    session.parts = passes.parts
-    drop_culprits(run, batch)
-    drop_surplus(run, batch, passes.rollouts())
-    return passes
 
 
 def _update(

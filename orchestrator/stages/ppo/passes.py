@@ -48,7 +48,6 @@ class Passes:
         self,
         session: Session,
         begin: Callable[[str], Callable[[], None]],
-        asked: Sequence[Asked] = (),
         *,
         values: bool = True,
         of_engine: bool = False,
@@ -58,19 +57,23 @@ class Passes:
         Args:
             session: The run.
             begin: Starts the clock of a phase; the returned function stops it.
-            asked: The prompts of the batch as text, for a reward that reads text.
             values: Whether there is a critic.
             of_engine: Whether the old log-probabilities are those of the rollouts.
         """
         self._session = session
         self._begin = begin
-        self._asked = asked
+        self._asked: list[Asked] = []
         self._values = values
         self.of_engine = of_engine
         self._ends: dict[str, Callable[[], None]] = {}
         self._parts: list[Rollouts] = []
         self._scores: list[Answer[Scores]] = []
+        self._scored: list[Scores] = []
         self._fields: dict[str, list[Answer[Fields]]] = {}
+
+    def expect(self, asked: Sequence[Asked]) -> None:
+        """Enter the prompts of the next parts as text, for a reward that reads text; else ()."""
+        self._asked += asked
 
     def start(self, part: Rollouts) -> None:
         """Start every pass over a part that has just arrived."""
@@ -105,9 +108,10 @@ class Passes:
 
     def scores(self) -> Scores:
         """Their rewards, in the order of `rollouts`."""
-        found = [answer.result() for answer in self._scores]
-        self._ends["reward"]()
-        return gather_scores(found, self.rollouts().summary.ids)
+        while self._scores:
+            self._scored.append(self._scores.pop(0).result())
+        self._end("reward")
+        return gather_scores(self._scored, self.rollouts().summary.ids)
 
     def old_logprobs(self) -> Fields:
         """Under the current policy, nats; no shards if those of the rollouts are used instead."""
@@ -130,6 +134,10 @@ class Passes:
         if phase not in self._ends:
             self._ends[phase] = self._begin(phase)
 
+    def _end(self, phase: str) -> None:
+        if phase in self._ends:
+            self._ends.pop(phase)()
+
     def _add(self, phase: str, answer: Answer[Fields]) -> None:
         self._clock(phase)
         self._fields.setdefault(phase, []).append(answer)
@@ -138,6 +146,6 @@ class Passes:
         if phase not in self._fields:
             return Fields((), ())
         found: Sequence[Fields] = [answer.result() for answer in self._fields[phase]]
-        self._ends[phase]()
+        self._end(phase)
         shards = tuple(shard for fields in found for shard in fields.shards)
         return Fields(shards, tuple(ids for fields in found for ids in fields.held))

@@ -16,9 +16,19 @@ from workers.records.generation import Delivery
 
 def generate(run: PPORun, iteration: int) -> Batch:
     """Start sampling the prompts of one iteration with the engines' current weights."""
-    session, settings = run.session, run.session.config.algorithm
+    return _generate(run, iteration, prompts_of(run, iteration))
+
+
+def generate_more(run: PPORun, iteration: int, n: int) -> tuple[Batch, list[Prompt]]:
+    """Start sampling the next prompts from the same weights, batch `n` of the iteration."""
+    run.prompts_added += started_prompts(run.session.config)
     prompts = prompts_of(run, iteration)
-    requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration)
+    return _generate(run, iteration, prompts, "more", n), prompts
+
+
+def _generate(run: PPORun, iteration: int, prompts: list[Prompt], *path: str | int) -> Batch:
+    session, settings = run.session, run.session.config.algorithm
+    requests = session.requests(prompts, settings.samples_per_prompt, run.stage, iteration, *path)
     ids = np.array([i for request in requests for i in request.ids], np.int64)
     run.ledger.generated(ids)
     outlived, session.outlived = session.outlived, None
@@ -32,9 +42,9 @@ def generate(run: PPORun, iteration: int) -> Batch:
 
 
 def prompts_of(run: PPORun, iteration: int) -> list[Prompt]:
-    """The prompts of an iteration, including those for over-provisioning."""
+    """The prompts of an iteration's newest batch, including those for over-provisioning."""
     count = started_prompts(run.session.config)
-    return run.session.source.prompts("ppo", iteration * count, count)
+    return run.session.source.prompts("ppo", iteration * count + run.prompts_added, count)
 
 
 def drop_culprits(run: PPORun, batch: Batch) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.schema import Config
+from orchestrator.config.training import OverlongConfig
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger
 from workers.errors import RewardError
@@ -41,12 +43,32 @@ def deduct_cut(scores: Scores, finish: IntArray, penalty: float) -> Scores:
         finish: (B,) why each response ended.
         penalty: At least 0, reward units.
     """
-    if not penalty:
-        return scores
+    return deduct(scores, np.where(finish == Finish.STOP, 0.0, penalty)) if penalty else scores
+
+
+def deduct(scores: Scores, penalties: NDArray[np.float64]) -> Scores:
+    """Deduct (B,) penalties, at least 0, reward units; the scores stay finite."""
     with np.errstate(over="ignore"):
-        lower = scores.values - np.float32(penalty)
-    lower = np.maximum(lower, np.finfo(np.float32).min)  # a reward is finite
-    return replace(scores, values=np.where(finish == Finish.STOP, scores.values, lower))
+        lower = scores.values - penalties.astype(np.float32)
+    lower = np.maximum(lower, np.finfo(np.float32).min)
+    return replace(scores, values=np.where(penalties > 0, lower, scores.values))
+
+
+def long_penalties(lengths: IntArray, limit: int, overlong: OverlongConfig) -> NDArray[np.float64]:
+    """Penalties of responses by length (DAPO, arXiv 2503.14476, equation 13).
+
+    0 up to `limit - buffer_tokens` tokens, then linear up to `penalty` at the limit.
+
+    Args:
+        lengths: (B,) response tokens.
+        limit: Most tokens of a response.
+        overlong: Buffer and penalty.
+
+    Returns:
+        (B,) reward units, at least 0.
+    """
+    beyond = lengths - (limit - overlong.buffer_tokens)
+    return overlong.penalty * np.clip(beyond / overlong.buffer_tokens, 0.0, 1.0)
 
 
 @dataclass(slots=True)
@@ -69,20 +91,29 @@ class Scoring:
         return cls(config, ledger, found if usable else None)
 
     def penalty(self) -> float:
-        """Penalty of a cut response, reward units."""
+        """Penalty of a cut response, reward units; 0 where that of long responses replaces it."""
+        if self.config.algorithm.overlong.buffer_tokens:
+            return 0.0
         if self.config.reward.needs.model:
             return (self.config.algorithm.missing_eos_penalty or 0.0) * (self.deviation or 0.0)
         return self.config.reward.function_missing_eos_penalty
 
-    def shape(self, scores: Scores, finish: IntArray) -> Scores:
-        """Deduct the penalty for cut responses.
+    def shape(self, scores: Scores, finish: IntArray, lengths: IntArray) -> Scores:
+        """Deduct the penalty for cut responses, or that for long ones.
 
         If the reward model's folder does not record the standard deviation of its scores, it is
         measured once, on the first responses, which the initial policy sampled.
         """
         if self.deviation is None:
             self.deviation = deviation_of(scores)
-        return deduct_cut(scores, finish, self.penalty())
+        return self._deduct_long(deduct_cut(scores, finish, self.penalty()), lengths)
+
+    def _deduct_long(self, scores: Scores, lengths: IntArray) -> Scores:
+        overlong = self.config.algorithm.overlong
+        if not overlong.buffer_tokens:
+            return scores
+        limit = self.config.rollout.max_response_tokens
+        return deduct(scores, long_penalties(lengths, limit, overlong))
 
     def keep(self, session: Session, scores: Scores) -> IntArray:
         """Record failed rewards as drops, and return the remaining ids, sorted.

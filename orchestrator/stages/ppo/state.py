@@ -37,6 +37,7 @@ class PPORun:
     queue: RolloutQueue
     text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
     engine_logprobs: bool | None = None  # whether PPO's old ones; None: not chosen yet
+    prompts_added: int = 0  # by further batches of iterations so far
     documents_used: int = 0  # cursor into the pretraining text, in documents or full rows
 
     @property
@@ -86,6 +87,7 @@ class PPORun:
             "ledger": self.ledger.state_dict(),
             "scoring": self.scoring.state(),
             "documents_used": self.documents_used,
+            "prompts_added": self.prompts_added,
             "engine_logprobs": self.engine_logprobs,
             "ahead": [
                 {"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in self.queue
@@ -106,6 +108,7 @@ class PPORun:
         self.ledger.load_state_dict(state["ledger"])
         self.scoring.restore(state["scoring"])
         self.documents_used = state["documents_used"]
+        self.prompts_added = state.get("prompts_added", 0)
         self.engine_logprobs = state.get("engine_logprobs", self.engine_logprobs)
         for batch in state["ahead"]:
             ids = np.array(from_ranges(batch["ids"]), np.int64)

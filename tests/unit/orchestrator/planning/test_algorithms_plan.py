@@ -30,6 +30,8 @@ def pocket(*overrides: str) -> Config:
          "tokens, KL in the reward"),
         ("reinforce_pp_baseline", "advantages reinforce_pp_baseline, loss clip within 0.8 .. 1.2, "
          "averaged over tokens, KL in the loss"),
+        ("dapo", "advantages grpo, loss clip within 0.8 .. 1.28, averaged over tokens, "
+         "KL in the reward"),
         ("gspo", "advantages grpo, loss gspo within 0.9997 .. 1.0004, averaged over sequences, "
          "KL in the loss"),
         ("cispo", "advantages grpo, loss cispo within 0 .. 5, averaged over tokens, "
@@ -57,6 +59,8 @@ def test_a_group_sets_the_whole_algorithm(name: str, says: str) -> None:
          "algorithm.importance_floor"),
         (["algorithm.dual_clip=1"], "is out of range", "algorithm.dual_clip"),
         (["algorithm.clip_high=0"], "is out of range", "algorithm.clip_high"),
+        (["algorithm=dapo", "algorithm.overlong.buffer_tokens=999"], "is longer than a response",
+         "algorithm.overlong.buffer_tokens"),
         (["algorithm=grpo", "algorithm.samples_per_prompt=1"], "compares at least 2",
          "algorithm.samples_per_prompt"),
     ],

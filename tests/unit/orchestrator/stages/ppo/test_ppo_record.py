@@ -318,7 +318,7 @@ def test_versions_and_lag_are_those_of_the_newest_and_the_oldest_token(
         yield batch
 
     monkeypatch.setattr(engine, "generate_parts", older)
-    monkeypatch.setattr("orchestrator.stages.ppo.loop.require_fresh", lambda *_: None)
+    monkeypatch.setattr("orchestrator.stages.ppo.scored.require_fresh", lambda *_: None)
     ppo(run.session)
     assert run.series("ppo/policy_version") == [2, 2]
     assert run.series("ppo/lag_max") == [1, 2]

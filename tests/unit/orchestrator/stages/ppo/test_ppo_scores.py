@@ -12,14 +12,16 @@ import pytest
 from orchestrator.config.ranges import check_tree
 from orchestrator.config.reward import RewardConfig
 from orchestrator.config.schema import Config
-from orchestrator.config.training import AlgorithmConfig
+from orchestrator.config.training import AlgorithmConfig, OverlongConfig
 from orchestrator.stages.ppo.ledger import Ledger
-from orchestrator.stages.ppo.scores import Scoring, deduct_cut, deviation_of
+from orchestrator.stages.ppo.scores import Scoring, deduct_cut, deviation_of, long_penalties
 from workers.errors import ConfigError
 from workers.records.generation import Finish
 from workers.records.training import Scores
 
 FINISH = np.array([Finish.STOP, Finish.LENGTH, Finish.STOP, Finish.LENGTH, Finish.LENGTH])
+
+LENGTHS = np.array([3, 16, 12, 16, 16])
 
 
 def scores(*values: float) -> Scores:
@@ -56,9 +58,9 @@ def test_the_deviation_is_that_of_the_scores_that_there_are() -> None:
 
 def test_a_reward_model_is_measured_once() -> None:
     found = scoring("model", 0.5)
-    first = found.shape(scores(1.0, 3.0, 1.0, 3.0, np.nan), FINISH)
+    first = found.shape(scores(1.0, 3.0, 1.0, 3.0, np.nan), FINISH, LENGTHS)
     assert first.values[:4].tolist() == [1.0, 2.5, 1.0, 2.5]
-    second = found.shape(scores(0.0, 100.0, 0.0, -100.0, 8.0), FINISH)
+    second = found.shape(scores(0.0, 100.0, 0.0, -100.0, 8.0), FINISH, LENGTHS)
     assert second.values.tolist() == [0.0, 99.5, 0.0, -100.5, 7.5]
     assert found.state() == {"deviation": 1.0, "lost": 0}
 
@@ -68,9 +70,9 @@ def test_a_function_keeps_its_own_number_unless_a_penalty_in_its_units_is_asked(
     model_penalty: float | None,
 ) -> None:
     given = scores(1.0, 0.0, 1.0, 1.0, 0.0)
-    plain = scoring("function", model_penalty).shape(given, FINISH)
+    plain = scoring("function", model_penalty).shape(given, FINISH, LENGTHS)
     assert plain.values.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0]
-    asked = scoring("function", model_penalty, own=0.25).shape(given, FINISH)
+    asked = scoring("function", model_penalty, own=0.25).shape(given, FINISH, LENGTHS)
     assert asked.values.tolist() == [1.0, -0.25, 1.0, 0.75, -0.25]
 
 
@@ -123,7 +125,7 @@ def test_each_reason_is_told_once_with_the_number_of_its_responses() -> None:
 
 def test_no_penalty_is_no_change() -> None:
     given = scores(1.0, 0.0, 1.0, 1.0, 0.0)
-    assert scoring("model", None).shape(given, FINISH) is given
+    assert scoring("model", None).shape(given, FINISH, LENGTHS) is given
 
 
 def test_a_bonus_for_being_cut_is_refused() -> None:
@@ -132,3 +134,18 @@ def test_a_bonus_for_being_cut_is_refused() -> None:
         check_tree(Config(algorithm=AlgorithmConfig(missing_eos_penalty=-1.0)))
     with pytest.raises(ConfigError, match=r"reward\.function_missing_eos_penalty=-1"):
         check_tree(Config(reward=RewardConfig(function_missing_eos_penalty=-1.0)))
+
+
+def test_responses_close_to_the_limit_lose_in_proportion() -> None:
+    lengths = np.array([1, 8, 9, 10, 12, 12])
+    overlong = OverlongConfig(buffer_tokens=4, penalty=2.0)
+    penalties = long_penalties(lengths, 12, overlong)
+    assert penalties.tolist() == [0.0, 0.0, 0.5, 1.0, 2.0, 2.0]
+
+
+def test_the_penalty_for_length_replaces_that_for_the_cut() -> None:
+    found = scoring("model", 1.0)
+    found.config.rollout.max_response_tokens = 16
+    found.config.algorithm.overlong = OverlongConfig(buffer_tokens=8, penalty=0.5)
+    shaped = found.shape(scores(1.0, 3.0, 1.0, 3.0, np.nan), FINISH, LENGTHS)
+    assert shaped.values[:4].tolist() == [1.0, 2.5, 0.75, 2.5]
