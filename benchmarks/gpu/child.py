@@ -35,7 +35,11 @@ def main(arguments: list[str]) -> None:
             found = outcome(check, bench)
             line = {"number": number, "seconds": time.monotonic() - began, **found}
             write(answers, line)
-            free(bench)
+            gc.collect()
+            if bench.cuda:
+                import torch
+
+                torch.cuda.empty_cache()
 
 
 def write(answers: TextIO, line: dict[str, Any]) -> None:
@@ -55,15 +59,6 @@ def outcome(check: Check, bench: Bench) -> dict[str, Any]:
     except ViolatedError as error:
         return {"status": "failed", "reason": str(error)}
     return {"status": "passed", "figures": figures}
-
-
-def free(bench: Bench) -> None:
-    """Free the memory of a check for the next one."""
-    gc.collect()
-    if bench.cuda:
-        import torch
-
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

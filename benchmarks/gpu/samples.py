@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.gpu.checks import Bench
+from benchmarks.gpu.checks import Bench, CannotRunError
 from orchestrator.batching.training_batches import StepPlan, critic_steps
 from workers.records.arrays import Ragged
 from workers.records.processes import RankAddress
@@ -55,7 +56,24 @@ def model_folder(bench: Bench, name: str) -> Path:
             model = LlamaForCausalLM(llama(name))
         # Half of the bytes of fp32, for the disk's sake; every check rounds from the same numbers.
         model.to(torch.bfloat16).save_pretrained(folder)
+        del model
+        free(bench)
     return folder
+
+
+def free(bench: Bench) -> None:
+    """Give memory that is no longer used back to the GPU, for other processes too."""
+    gc.collect()
+    if bench.cuda:
+        torch.cuda.empty_cache()
+
+
+def require_memory(bench: Bench, gib: int) -> None:
+    """Raise CannotRunError on a GPU that is too small for a check of a billion parameters."""
+    if bench.cuda and not bench.quick:
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        if total < gib:
+            raise CannotRunError(f"needs {gib} GiB of GPU memory, this GPU has {total:.0f}")
 
 
 def llama(name: str) -> LlamaConfig:

@@ -11,6 +11,7 @@ from benchmarks.gpu.checks import Bench, Check, Figures, require
 from benchmarks.gpu.samples import (
     llama,
     policy_step,
+    require_memory,
     sequences,
     shape,
     synchronize,
@@ -36,6 +37,7 @@ def step_flops(parameters: int, layers: int, width: int, lengths: list[int]) -> 
 
 def check_policy_step(bench: Bench) -> Figures:
     """Tokens per second of a policy step, as the trainer takes it in PPO."""
+    require_memory(bench, 60)
     name = shape(bench, "1B")
     config = llama(name)
     lengths = [64] * 4 if bench.quick else [512] * 32  # 16k tokens

@@ -17,6 +17,7 @@ from benchmarks.gpu.samples import (
     llama,
     model_folder,
     policy_step,
+    require_memory,
     sequences,
     shape,
     synchronize,
@@ -76,6 +77,7 @@ def _against(
 
 def check_large_stages(bench: Bench) -> Figures:
     """A model of a billion parameters has at each stage the first loss of a plain forward pass."""
+    require_memory(bench, 40)
     name = shape(bench, "1B")
     e = sequences(_LENGTHS, llama(name).vocab_size)
     with torch.no_grad():
@@ -105,6 +107,7 @@ def _applied(stats: StepStats) -> bool:
 
 def check_rest(bench: Bench) -> Figures:
     """Optimizer state moves to the host and back: bytes, seconds, and the same bits after."""
+    require_memory(bench, 40)
     e = sequences(_LENGTHS)
     step = policy_step(e, None, budget=1024, packed=True)
     worker = trainer(bench, shape(bench, "1B"), 2, "bfloat16", rest="state")

@@ -82,6 +82,7 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("loop: critic with the policy's optimizer", "orchestrator/stages/ppo/setup.py", "optimizer = config.algorithm.critic_optimizer", "optimizer = config.algorithm.policy_optimizer"),
     ("loop: policy with the critic's optimizer", "orchestrator/stages/ppo/setup.py", "                settings.policy_optimizer,\n                taught", "                settings.critic_optimizer,\n                taught"),
     ("loop: schedule over iterations", "orchestrator/stages/ppo/setup.py", "steps = settings.iterations * each", "steps = settings.iterations"),
+    ("session: engines last on a shared GPU", "orchestrator/session/session.py", "config.rollout.sleep or 0 < config.cluster.roles.rollout.gpus < 1", "config.rollout.sleep"),
     ("loop: temperature of 1 in the passes", "orchestrator/stages/ppo/passes.py", "temperature = session.config.rollout.temperature", "temperature = 1.0"),
     ("loop: one seed for all iterations", "orchestrator/stages/ppo/updates.py", '"minibatches", iteration)', '"minibatches", 0)'),
     ("loop: the same prompts in every iteration", "orchestrator/stages/ppo/sampling.py", '"ppo", iteration * count, count)', '"ppo", 0, count)'),
