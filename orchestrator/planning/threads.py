@@ -11,8 +11,9 @@ from orchestrator.planning.placement import Layout, place_roles
 from orchestrator.planning.stage_graph import stage_roles
 from orchestrator.process.cores import usable_cores
 
-# Narrower models have so little work per operation that a second thread costs more than it brings.
-_LEAST_WIDTH = 256
+# Columns of a model's layers per thread, at least: with fewer, waiting for the other threads takes
+# longer than the work. Engines sample one token per sequence and step, trainers pass over many.
+_COLUMNS, _ENGINE_COLUMNS = 32, 64
 _SCORERS = frozenset({RoleName.reward, RoleName.reference})
 _TRAINERS = frozenset({RoleName.policy, RoleName.critic})
 
@@ -29,7 +30,7 @@ def threads_of(config: Config, stage: StageName, role: RoleName) -> int:
 
     A configured number counts. Otherwise a worker on a GPU has a thread per CPU that it reserves,
     and workers on CPUs divide the cores of their node among those that compute at the same time;
-    a role that computes alone takes all cores.
+    a role that computes alone takes all cores that its model is wide enough for.
     """
     cluster = config.cluster
     own = cluster.roles.of(role)
@@ -37,11 +38,11 @@ def threads_of(config: Config, stage: StageName, role: RoleName) -> int:
         return own.threads
     if cluster.accelerator is Accelerator.cuda:
         return max(1, int(own.cpus))
-    size = policy_size(config)
-    if size is not None and size.width < _LEAST_WIDTH:
-        return 1
     together = {role} | _beside(config, stage, role)
-    return share_of(cores_of(cluster), _layout(config), role, together)
+    share = share_of(cores_of(cluster), _layout(config), role, together)
+    size = policy_size(config)
+    columns = _ENGINE_COLUMNS if role is RoleName.rollout else _COLUMNS
+    return share if size is None else max(1, min(share, size.width // columns))
 
 
 def engine_threads(config: Config) -> int:

@@ -22,6 +22,7 @@ from workers.generation.engine import GenerationEngine, require_complete, requir
 from workers.generation.job import Job
 from workers.generation.pool import Pool, nobody
 from workers.model_folders.weight_files import OUTPUT_LAYERS, SafetensorsFolder
+from workers.process.openmp import openmp
 from workers.records.generation import (
     Delivery,
     EngineState,
@@ -55,13 +56,9 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
     }
     if spec.device == "cpu":
         # With logprobs, even in eager mode, vLLM compiles one helper of the sampler: 20 s before
-        # the first token. Waiting threads must leave their core to others.
-        environment |= {
-            "TORCHDYNAMO_DISABLE": "1",
-            "OMP_NUM_THREADS": str(spec.threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
+        # the first token.
+        environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment |= openmp(spec.threads)
     return environment
 
 

@@ -8,6 +8,7 @@ import pytest
 from composing import composed
 from fakes.session import Run, small_config
 
+from orchestrator.cluster.ray_cluster import role_environment
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -36,19 +37,19 @@ def of_roles(config: Config, stage: StageName) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("cores", "alone", "trainer", "scorer"),
-    [(1, 1, 1, 1), (2, 2, 1, 1), (4, 4, 2, 1), (8, 8, 4, 2), (16, 16, 8, 5)],
+    ("cores", "alone", "engine", "trainer", "scorer"),
+    [(1, 1, 1, 1, 1), (2, 2, 2, 1, 1), (4, 4, 4, 2, 1), (8, 8, 8, 4, 2), (16, 16, 8, 8, 5)],
 )
 def test_cores_are_divided_among_those_that_compute_at_the_same_time(
-    cores: int, alone: int, trainer: int, scorer: int
+    cores: int, alone: int, engine: int, trainer: int, scorer: int
 ) -> None:
     config = wide(cores=cores)
     assert threads_of(config, PRETRAIN, RoleName.policy) == alone
     assert threads_of(config, StageName.reward_model, RoleName.critic) == alone
     assert threads_of(config, EVALUATE, RoleName.reference) == alone
-    assert engine_threads(config) == alone
+    assert engine_threads(config) == engine
     assert of_roles(config, PPO) == {
-        "rollout": alone, "reward": scorer, "reference": scorer, "policy": trainer,
+        "rollout": engine, "reward": scorer, "reference": scorer, "policy": trainer,
         "critic": trainer,
     }  # fmt: skip
 
@@ -86,9 +87,16 @@ def test_trainers_share_with_engines_that_sample_ahead() -> None:
     assert engine_threads(config) == 4
 
 
-def test_narrow_models_get_one_thread() -> None:
-    config = composed("+experiment=pocket", "cluster.cores=16")
-    assert {*of_roles(config, PPO).values(), *of_roles(config, PRETRAIN).values()} == {1}
+@pytest.mark.parametrize(("width", "alone", "engine"), [(32, 1, 1), (64, 2, 1), (128, 4, 2)])
+def test_a_narrow_model_keeps_a_few_threads_busy(width: int, alone: int, engine: int) -> None:
+    sizes = (f"model.pocket.hidden_size={width}", "model.pocket.heads=1", "model.pocket.kv_heads=1")
+    config = composed("+experiment=pocket", *sizes, "cluster.cores=16")
+    assert threads_of(config, PRETRAIN, RoleName.policy) == alone
+    assert engine_threads(config) == engine
+
+
+def test_the_plan_is_silent_about_single_threads() -> None:
+    config = composed("+experiment=pocket", "cluster.cores=1")
     assert "threads per worker" not in render_plan(make_plan(config))
 
 
@@ -97,6 +105,13 @@ def test_a_given_number_counts_whatever_the_machine() -> None:
     assert threads_of(config, PPO, RoleName.policy) == 5
     narrow = composed("+experiment=pocket", "cluster.roles.rollout.threads=3", "cluster.cores=1")
     assert rollout_environment(narrow)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("role", [*RoleName])
+def test_threads_that_wait_spin_for_a_bounded_time(role: RoleName) -> None:
+    environment = role_environment(wide().cluster, role)
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["GOMP_SPINCOUNT"] == "10000"
 
 
 def test_on_gpus_a_worker_has_a_thread_per_cpu_that_it_reserves() -> None:
