@@ -159,8 +159,9 @@ METRICS: dict[str, Metric] = {
 }
 
 
-#: Metrics that exist once per part of the run's data; the name of the part is appended.
+#: Metrics that exist once per part of the run's data, or per cause; its name is appended.
 METRIC_FAMILIES: dict[str, Metric] = {
+    "ppo/dropped/": Metric("sequences", "of the dropped ones, those of one cause"),
     "reward_model/heldout_pair_accuracy/source/": Metric(
         "fraction", "pairs of one data set ordered as the labeler did, held out"
     ),

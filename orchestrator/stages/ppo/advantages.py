@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from orchestrator.roles.interfaces import Rollouts
+from orchestrator.stages.ppo.ledger import Cause
 from orchestrator.stages.ppo.state import PPORun
 from workers.records.arrays import IntArray
 from workers.records.gather import gather_numbers, gather_scores
@@ -33,7 +34,7 @@ def complete_groups(run: PPORun, rollouts: Rollouts, kept: IntArray) -> IntArray
     enough = counts[group] >= needed
     if not enough.all():
         why = f"fewer than {needed} sequences of the prompt have a reward"
-        run.ledger.dropped(kept[~enough], why)
+        run.ledger.dropped(kept[~enough], why, Cause.incomplete_group)
     return kept[enough]
 
 

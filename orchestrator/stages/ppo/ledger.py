@@ -10,10 +10,20 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import cast
 
 from workers.errors import LedgerError
 from workers.records.arrays import IntArray
+
+
+class Cause(Enum):
+    """Why sequences are dropped, in one word for metrics; a reason may quote any error."""
+
+    no_reward = "no_reward"
+    incomplete_group = "incomplete_group"
+    surplus = "surplus"
+    not_finite = "not_finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,7 @@ class LedgerSummary:
     trained: int
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     open: int = 0  # requested ahead of their iteration, at the time of the summary
+    causes: dict[Cause, int] = field(default_factory=dict)  # of the drops of a single step
 
     @property
     def dropped_total(self) -> int:
@@ -71,8 +82,10 @@ class Ledger:
             self._settle(i, "trained")
             self._step.trained += 1
 
-    def dropped(self, ids: IntArray | Iterable[int], reason: str) -> None:
-        """Settle sequences that will not be trained on, with the reason.
+    def dropped(
+        self, ids: IntArray | Iterable[int], reason: str, cause: Cause = Cause.no_reward
+    ) -> None:
+        """Settle sequences that will not be trained on, with the reason and its kind.
 
         Raises:
             LedgerError: an id is unknown, or was settled before.
@@ -81,6 +94,7 @@ class Ledger:
         for i in map(int, ids):
             self._settle(i, f"dropped ({reason})")
             self._step.dropped[reason] += 1
+            self._step.causes[cause] += 1
 
     def _settle(self, i: int, fate: str) -> None:
         if i not in self._open:
@@ -185,6 +199,7 @@ class _Counts:
     generated: int = 0
     trained: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    causes: Counter[Cause] = field(default_factory=Counter)
 
     def add(self, other: _Counts) -> None:
         self.generated += other.generated
@@ -192,7 +207,8 @@ class _Counts:
         self.dropped.update(other.dropped)
 
     def summary(self, still_open: int) -> LedgerSummary:
-        return LedgerSummary(self.generated, self.trained, dict(self.dropped), still_open)
+        dropped, causes = dict(self.dropped), dict(self.causes)
+        return LedgerSummary(self.generated, self.trained, dropped, still_open, causes)
 
 
 def from_ranges(ranges: Iterable[Sequence[int]]) -> list[int]:

@@ -170,6 +170,7 @@ def _counts(counts: LedgerSummary) -> dict[str, float]:
         "ppo/trained": float(counts.trained),
         "ppo/dropped": float(counts.dropped_total),
         "ppo/open": float(counts.open),
+        **{f"ppo/dropped/{cause.value}": float(n) for cause, n in counts.causes.items()},
     }
 
 

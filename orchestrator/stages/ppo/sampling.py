@@ -7,6 +7,7 @@ import numpy as np
 from orchestrator.batching.batch_sizes import started_prompts
 from orchestrator.roles.interfaces import Rollouts
 from orchestrator.session.corrections import REASON
+from orchestrator.stages.ppo.ledger import Cause
 from orchestrator.stages.ppo.queue import Batch
 from orchestrator.stages.ppo.saved_rollouts import held
 from orchestrator.stages.ppo.state import PPORun
@@ -51,7 +52,7 @@ def drop_culprits(run: PPORun, batch: Batch) -> None:
     """Record as dropped the sequences that are excluded since they caused a NaN."""
     culprits = run.session.corrections.excluded & set(batch.ids.tolist())
     if culprits:
-        run.ledger.dropped(np.array(sorted(culprits)), REASON)
+        run.ledger.dropped(np.array(sorted(culprits)), REASON, Cause.not_finite)
 
 
 def drop_surplus(run: PPORun, batch: Batch, rollouts: Rollouts) -> None:
@@ -59,4 +60,5 @@ def drop_surplus(run: PPORun, batch: Batch, rollouts: Rollouts) -> None:
     if run.session.config.rollout.overprovision:
         late = np.setdiff1d(batch.ids, rollouts.summary.ids)
         late = np.setdiff1d(late, sorted(run.session.corrections.excluded))
-        run.ledger.dropped(late, "over-provisioned: enough others had finished")
+        why = "over-provisioned: enough others had finished"
+        run.ledger.dropped(late, why, Cause.surplus)

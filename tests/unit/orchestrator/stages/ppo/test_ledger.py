@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.stages.ppo.ledger import Ledger, LedgerSummary, from_ranges, ranges
+from orchestrator.stages.ppo.ledger import Cause, Ledger, LedgerSummary, from_ranges, ranges
 from workers.errors import LedgerError
 
 
@@ -16,10 +16,10 @@ def test_a_closed_step_reports_its_counts_and_the_totals_add_up() -> None:
     ledger.generated([1, 2, 3])
     ledger.trained([1, 3])
     ledger.dropped([2], "reward failed")
-    assert ledger.check(0) == LedgerSummary(3, 2, {"reward failed": 1})
+    assert ledger.check(0) == LedgerSummary(3, 2, {"reward failed": 1}, 0, {Cause.no_reward: 1})
     ledger.generated([4])
-    ledger.dropped([4], "aborted")
-    assert ledger.check(1) == LedgerSummary(1, 0, {"aborted": 1})
+    ledger.dropped([4], "aborted", Cause.surplus)
+    assert ledger.check(1) == LedgerSummary(1, 0, {"aborted": 1}, 0, {Cause.surplus: 1})
     assert ledger.summary() == LedgerSummary(4, 2, {"reward failed": 1, "aborted": 1})
     assert ledger.summary().dropped_total == 2
 

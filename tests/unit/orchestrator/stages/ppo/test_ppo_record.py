@@ -17,7 +17,7 @@ from orchestrator.config.training import OnNonFinite
 from orchestrator.roles.weight_sync import Parity, SyncReport
 from orchestrator.run_files.samples import read_rollouts
 from orchestrator.stages.ppo import record
-from orchestrator.stages.ppo.ledger import LedgerSummary
+from orchestrator.stages.ppo.ledger import Cause, LedgerSummary
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.telemetry.live import LiveView
 from workers.records.generation import Finish
@@ -122,9 +122,11 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means_unless_all_were() -
 
 
 def test_counts_speed_and_parity_have_names_of_their_own() -> None:
-    counts = LedgerSummary(20, 12, {"late": 3, "failed": 4}, 1)
+    causes = {Cause.surplus: 3, Cause.no_reward: 4}
+    counts = LedgerSummary(20, 12, {"late": 3, "failed": 4}, 1, causes)
     assert record._counts(counts) == {
         "ppo/generated": 20.0, "ppo/trained": 12.0, "ppo/dropped": 7.0, "ppo/open": 1.0,
+        "ppo/dropped/surplus": 3.0, "ppo/dropped/no_reward": 4.0,
     }  # fmt: skip
     assert record._speed(iteration()) == {
         "ppo/step_seconds": 8.0, "ppo/tokens_per_second": 5.0,
@@ -166,6 +168,7 @@ def test_the_live_view_follows_every_iteration_also_one_without_a_reward(
     assert stepped == [1, 2, 3]
     assert {r.step for r in run.metrics() if r.name == "ppo/seconds/generate"} == {1, 2, 3}
     assert run.series("ppo/dropped") == [0, 16, 0]
+    assert run.series("ppo/dropped/no_reward") == [16]
 
 
 @pytest.mark.parametrize("gold", [True, False])

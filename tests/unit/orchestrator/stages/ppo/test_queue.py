@@ -191,7 +191,7 @@ class TestOverprovisioning:
         run = Run(tmp_path, self.config(), rollout=2)
         ppo(run.session)
         assert run.series("ppo/trained") == [16] * 4
-        assert run.series("ppo/dropped") == [6] * 4
+        assert run.series("ppo/dropped") == run.series("ppo/dropped/surplus") == [6] * 4
         assert run.series("ppo/open") == [22, 22, 22, 0]
         assert run.session.findings.ledger == LedgerTotals(88, 64, 24)
 
