@@ -43,7 +43,9 @@ from orchestrator.stages.sft import sft
 from orchestrator.supervision.lost_workers import Losses
 from orchestrator.supervision.pending import Position
 from orchestrator.supervision.server_guard import Guard
+from orchestrator.telemetry.exported import Present
 from orchestrator.telemetry.live import LiveView
+from orchestrator.telemetry.prometheus import require_port
 from orchestrator.telemetry.recorder import Telemetry
 from workers.process.caught_errors import Caught
 
@@ -73,6 +75,8 @@ def run_recipe(
         started = time.monotonic() - process_seconds()
     imported = time.monotonic()
     run_folder = RunFolder(folder)
+    if config.logger.prometheus:
+        require_port(config.logger)
     looked = look(config)
     read = time.monotonic()
     position = Position()
@@ -116,12 +120,13 @@ def run_recipe(
             saves=saves,
             losses=losses,
         )
+        telemetry.present = partial(_present, session)
         session.findings.start |= {"imports": imported - started, "data": read - imported}
         session.reached("ray")
         if saved is not None:
             apply(session, saved.progress)
             live.note(f"going on after {saved}")
-        for note in (*start.notes, *looked.notes):
+        for note in (*start.notes, *looked.notes, *telemetry.notes):
             live.note(note)
         kept = _keeping(session)
         stop.resort.steps += [live.close, *reversed(kept)]
@@ -151,6 +156,11 @@ def _saves(
         partial(models_read, config),
         start.mirror,
     )
+
+
+def _present(session: Session) -> Present:
+    workers, unfinished = session.fleet.census()
+    return Present(session.position.stage, workers, session.losses.by_role.copy(), unfinished)
 
 
 def _run_stages(

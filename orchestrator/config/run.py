@@ -179,6 +179,12 @@ class LoggerConfig:
     """Mode of Weights & Biases: online or offline."""
     tensorboard: bool = False
     """Also write metrics for TensorBoard into the run folder."""
+    prometheus: bool = False
+    """Also serve metrics to Prometheus while the run is running."""
+    prometheus_address: str = needed("127.0.0.1")
+    """Address that Prometheus finds them at; 0.0.0.0 = all of this machine, open to everyone."""
+    prometheus_port: int = at_least(0, 0, 65_535)
+    """Port that Prometheus finds them at; 0 = a free one, written into RUN/prometheus.json."""
     sink_seconds: float = seconds(5.0)
     """A sink that takes longer is dropped with one warning."""
 

@@ -18,6 +18,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
+from orchestrator.telemetry.sinks import require_packages
 from workers.scorers.source import WHERE
 
 if TYPE_CHECKING:  # takes seconds to import, and is only a type here
@@ -42,13 +43,14 @@ def look(config: Config) -> Inputs:
     """Import the functions, read every checkpoint and file, and run every check of `CHECKS`.
 
     Raises:
-        RehearsalError: an input cannot be used. The order is functions, checkpoints, data, then
-            that of `CHECKS`.
+        RehearsalError: an input cannot be used. The order is packages of loggers, functions,
+            checkpoints, data, then that of `CHECKS`.
     """
     from orchestrator.preflight.user_functions import check_functions
     from orchestrator.preflight.weight_transport import check_transport
     from orchestrator.session.sources import left_out, make_source
 
+    require_packages(config.logger)
     check_functions(config)  # first: it takes a second, files may take an hour
     check_transport(config)
     checkpoints = _given_checkpoints(config)

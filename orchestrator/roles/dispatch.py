@@ -70,6 +70,11 @@ class Dispatch:
         """The hands with requests still to complete, in order."""
         return [hand for hand in self._hands if hand.wanted]
 
+    @property
+    def unfinished(self) -> int:
+        """Sequences of these hands that have not come back."""
+        return sum(self._left[row] for hand in self.owed for row in hand.rows)
+
     def requests(self, hand: Hand) -> list[GenerationRequest]:
         """The requests of a hand with unfinished sequences, in order."""
         return [self._requests[row] for row in hand.rows if self._left[row]]

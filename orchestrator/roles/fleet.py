@@ -242,6 +242,16 @@ class Fleet:
         """The scalar-head trainers."""
         return self._group(RoleName.critic)
 
+    def census(self) -> tuple[dict[str, int], int]:
+        """Workers in use by role, and sequences that engines have not finished.
+
+        Starts nothing and waits for nothing; any thread may call it.
+        """
+        groups = self._groups.copy()
+        engines: RolloutGroup | None = groups.get(RoleName.rollout)
+        workers = {name.value: len(group.ranks) for name, group in groups.items()}
+        return workers, engines.unfinished if engines else 0
+
     def infos(self) -> list[RoleInfo]:
         """Role, rank, process and node of every worker that was started."""
         return [

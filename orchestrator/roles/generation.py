@@ -58,6 +58,11 @@ class Generating(Generation):
         """Ranks with requests still to complete."""
         return sorted({hand.rank for hand in self.hands})
 
+    @property
+    def unfinished(self) -> int:
+        """Sequences that engines still have to finish."""
+        return self._dispatch.unfinished
+
     def parts(self) -> Iterator[Rollouts]:
         """Each part as soon as it arrives."""
         if self._together:

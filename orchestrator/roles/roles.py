@@ -51,6 +51,13 @@ class Roles(Protocol):
         """Role, rank, process and node of every worker that was started."""
         ...
 
+    def census(self) -> tuple[dict[str, int], int]:
+        """Workers in use by role, and sequences that engines have not finished.
+
+        Starts nothing and waits for nothing; any thread may call it.
+        """
+        ...
+
     def replace_lost(self) -> list[str]:
         """End every group that lost a worker, to restart on its next use; returns lost workers.
 

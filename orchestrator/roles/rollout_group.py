@@ -336,6 +336,11 @@ class RolloutGroup(Group):
         """Whether any engine has unfinished sequences."""
         return any(self._owes(rank) for rank in self.ranks)
 
+    @property
+    def unfinished(self) -> int:
+        """Sequences that were asked for and that engines have not finished."""
+        return sum(generating.unfinished for generating in self._open)
+
     def sleep(self) -> Pending[None]:
         """Free the engines' GPU memory for other roles, if the spec says so and none samples.
 

@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "workers.json"
 
     @property
+    def prometheus(self) -> Path:
+        """Where Prometheus finds the metrics of the running process, in its format for targets."""
+        return self.path / "prometheus.json"
+
+    @property
     def losses(self) -> Path:
         """Each loss or permanent removal of workers, one JSON object per line."""
         return self.path / "losses.jsonl"
@@ -235,7 +240,7 @@ class RunFolder:
 
     def _clear_records(self) -> None:
         records = (self.config, self.metrics, self.summary, self.report, self.error_log)
-        for file in (*records, self.workers, self.losses, self.mirror):
+        for file in (*records, self.workers, self.losses, self.mirror, self.prometheus):
             file.unlink(missing_ok=True)
         logs, events = self.path / "logs", self.path / "tensorboard"
         for directory in (self.samples, self.plots, self.trace, self.state, logs, events):
@@ -261,7 +266,7 @@ def _holds_something(entry: Path) -> bool:
     """Whether an entry has content that no run writes before its first stage."""
     if entry.is_dir():
         return any(_holds_something(each) for each in entry.iterdir())
-    unfilled = ("config.yaml", "workers.json", "error.log", "mirror.json")
+    unfilled = ("config.yaml", "workers.json", "error.log", "mirror.json", "prometheus.json")
     return entry.name not in unfilled and entry.stat().st_size > 0
 
 

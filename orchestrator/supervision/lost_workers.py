@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.run_files.folder import RunFolder, append_lines
 from orchestrator.supervision.pending import Position
@@ -32,6 +33,8 @@ class Losses:
         self._note = note
         before = _lines(folder)
         self.count = sum("lost" in line for line in before)
+        #: Workers lost, by role.
+        self.by_role = Counter(role for line in before for role in _roles(line.get("lost")))
         # replies of lost workers that had arrived and were discarded
         thrown = [line.get("discarded_replies", 0) for line in before]
         self.discarded = sum(n for n in thrown if isinstance(n, int))
@@ -40,6 +43,7 @@ class Losses:
     def add(self, workers: Sequence[str], error: RehearsalError, discarded: int = 0) -> None:
         """Record the loss of workers, its error, and how many of their replies are discarded."""
         self.count += 1
+        self.by_role.update(_roles(list(workers)))
         self.discarded += discarded
         self._write({"lost": list(workers), "discarded_replies": discarded}, error)
         self._note(f"{', '.join(workers)} lost in {self._position}: {error.what}")
@@ -55,6 +59,12 @@ class Losses:
         now = time.time()  # noqa: TID251 - for people
         line = {"time": now, **what, **where, "error": error.what}
         append_lines(self._folder.losses, [line], "a loss")
+
+
+def _roles(workers: object) -> list[str]:
+    """The role of each worker: a name is ROLE rank N."""
+    names = cast("list[object]", workers) if isinstance(workers, list) else []
+    return [str(name).partition(" ")[0] for name in names]
 
 
 def _lines(folder: RunFolder) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from orchestrator.config.run import LoggerConfig, StageName
 from orchestrator.run_files.folder import RunFolder
+from orchestrator.telemetry.exported import Present
 from orchestrator.telemetry.metrics import (
     METRICS,
     PPO_PHASES,
@@ -84,9 +85,11 @@ class Telemetry:
             run_id: Id of a resumed run in external services; "" = a new one.
         """
         self.run_id = run_id or uuid.uuid4().hex[:12]
+        #: The state of the run at any moment, for sinks; other threads call it.
+        self.present: Callable[[], Present] = Present
         warn = warn or logging.getLogger(__name__).warning
         if sinks is None:
-            sinks = configured_sinks(folder.path, logger, dict(config), self.run_id)
+            sinks = configured_sinks(folder, logger, dict(config), self.run_id, self._present)
         self._file = folder.metrics
         with writing(self._file, "a metric"):
             self._metrics = self._file.open("a", encoding="utf-8")
@@ -98,6 +101,8 @@ class Telemetry:
         self._totals: dict[tuple[str, str], float] = defaultdict(float)
         self._of_step: dict[tuple[str, int], dict[str, float]] = {}
         self._last: tuple[str, int, dict[str, float]] = ("", 0, {})  # last recorded step
+        #: Sentences for the user.
+        self.notes = [sink.note for sink in sinks if sink.note]
         self._sinks = [BackgroundSink(sink, logger.sink_seconds, warn) for sink in sinks]
 
     def __enter__(self) -> Self:
@@ -130,6 +135,9 @@ class Telemetry:
         self._tell_calls()
         for sink in self._sinks:
             sink.write(records)
+
+    def _present(self) -> Present:
+        return self.present()
 
     def _require_there(self) -> None:
         """Raise if metrics.jsonl was deleted or replaced: writing to it would give no error."""

@@ -1,4 +1,4 @@
-"""Additional destinations of metrics (W&B, TensorBoard), each with a separate thread.
+"""Additional destinations of metrics (W&B, TensorBoard, Prometheus), each with a separate thread.
 
 A sink is third-party code that often uses a network. If it blocks, raises or is too slow, it is
 dropped with one warning, and training continues without delay.
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.config.run import LoggerConfig
+from orchestrator.run_files.folder import RunFolder
+from orchestrator.telemetry.exported import Present
 from orchestrator.telemetry.metrics import MetricRecord
 from workers.errors import ConfigError
 from workers.process.caught_errors import Caught
@@ -31,6 +33,7 @@ class Sink(Protocol):
     """A destination of records. One thread calls open once, write per step, and close once."""
 
     name: str
+    note: str  # where its metrics can be seen, for the user; "" = nothing to say
 
     def open(self) -> None:
         """Connect; called once."""
@@ -138,7 +141,7 @@ def display_name(record: MetricRecord) -> str:
 class WandbSink:
     """Weights & Biases; `offline` needs neither a key nor a network."""
 
-    name = "wandb"
+    name, note = "wandb", ""
 
     def __init__(
         self, folder: Path, logger: LoggerConfig, config: dict[str, object], run_id: str
@@ -188,7 +191,7 @@ class WandbSink:
 class TensorBoardSink:
     """Event files in RUN/tensorboard."""
 
-    name = "TensorBoard"
+    name, note = "TensorBoard", ""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -211,27 +214,54 @@ class TensorBoardSink:
 
 
 def configured_sinks(
-    folder: Path, logger: LoggerConfig, config: dict[str, object], run_id: str
+    folder: RunFolder,
+    logger: LoggerConfig,
+    config: dict[str, object],
+    run_id: str,
+    present: Callable[[], Present] = Present,
 ) -> list[Sink]:
     """The configured sinks, not opened yet.
 
+    Args:
+        folder: Of the run.
+        logger: Which sinks, and their settings.
+        config: The resolved configuration as plain values.
+        run_id: Id of the run in external services.
+        present: The state of the run at any moment; called by other threads.
+
     Raises:
-        ConfigError: a sink's package is not installed.
+        ConfigError: a sink's package is not installed, or its port cannot be opened.
     """
+    require_packages(logger)
     sinks: list[Sink] = []
     if logger.wandb:
-        _require("wandb")
-        sinks.append(WandbSink(folder, logger, config, run_id))
+        sinks.append(WandbSink(folder.path, logger, config, run_id))
     if logger.tensorboard:
-        _require("tensorboard")
-        sinks.append(TensorBoardSink(folder))
+        sinks.append(TensorBoardSink(folder.path))
+    if logger.prometheus:
+        from orchestrator.telemetry.prometheus import PrometheusSink  # imports torch
+
+        sinks.append(PrometheusSink(folder, logger, present))
     return sinks
 
 
-def _require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"logger.{package}=true, but the package {package} is not installed",
-            where="logger",
-            fix=f"pip install {package}, or set logger.{package}=false",
-        )
+_PACKAGES = {
+    "wandb": ("wandb", "wandb"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "prometheus": ("prometheus_client", "prometheus-client"),
+}
+
+
+def require_packages(logger: LoggerConfig) -> None:
+    """Check that the packages of the configured sinks are installed.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for key, (module, package) in _PACKAGES.items():
+        if getattr(logger, key) and importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"logger.{key}=true, but the package {package} is not installed",
+                where=f"logger.{key}",
+                fix=f"pip install {package}, or set logger.{key}=false",
+            )

@@ -95,7 +95,8 @@ def python(words: list[str]) -> None:
         assert importlib.util.find_spec(words[1]) is not None
         gpu_options("", 1.0).parse_args(words[2:])
         return
-    assert words[:2] == ["-m", "orchestrator.doctor"]
+    assert words[0] == "-m"
+    assert words[1] in ("orchestrator.doctor", "orchestrator.run")
     configured(*words[2:])
 
 

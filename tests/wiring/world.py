@@ -32,6 +32,7 @@ from orchestrator.planning.worker_specs import (
     train_spec,
 )
 from orchestrator.roles.fleet import Fleet
+from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.samples import read_comparisons, read_rollouts
 from orchestrator.session import sources
 from orchestrator.stages.evaluate import evaluate
@@ -248,7 +249,7 @@ class World:
         return sources.make_source(self.config, {})
 
     def sinks(self) -> list[Any]:
-        return configured_sinks(self.path, self.config.logger, {}, "id")
+        return configured_sinks(RunFolder(self.path), self.config.logger, {}, "id")
 
     def harness(self) -> Any:
         """The request that the evaluation harness is handed."""

@@ -17,7 +17,7 @@ def listen() -> tuple[str, int]:
     Returns:
         This host's address for its peers, and the port. It listens only on that address.
     """
-    host = _own_address()
+    host = own_address()
     server = socket.socket()
     server.bind((host, 0))
     server.listen()
@@ -44,7 +44,7 @@ def store(host: str, port: int, world_size: int, rank: int, timeout: timedelta) 
     )
 
 
-def _own_address() -> str:
+def own_address() -> str:
     """Address of the outward network interface (nothing is sent), or loopback.
 
     REHEARSAL_HOST, if set, overrides it, for example with loopback for runs on a single machine.

@@ -52,6 +52,20 @@ def test_the_samples_of_a_prompt_stay_together():
     assert sorted(len(r.ids) for hand in dispatch.owed for r in dispatch.requests(hand)) == [8] * 4
 
 
+def test_what_is_unfinished_is_counted_until_no_more_is_wanted():
+    dispatch = Dispatch([request(n, samples=2) for n in range(4)], range(2), 10, groups=3)
+    assert hands(dispatch, 2) == [[0, 2], [1, 3]]  # one of the first and both of the second
+    assert dispatch.unfinished == 8
+    dispatch.came_back(0, [0, 1, 200])
+    assert dispatch.unfinished == 4  # the rest of the first is surplus
+    dispatch.came_back(1, [100])
+    assert dispatch.unfinished == 3
+    dispatch.deal_again(1, [0])
+    assert dispatch.unfinished == 3
+    dispatch.came_back(0, [101, 300, 301])
+    assert dispatch.unfinished == 0
+
+
 def test_fewer_requests_than_engines():
     dispatch = Dispatch([request(7)], range(3), 10)
     assert [hand.rank for hand in dispatch.owed] == [0]

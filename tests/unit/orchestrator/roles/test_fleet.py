@@ -37,6 +37,7 @@ class Group:
     def __init__(self, role: str) -> None:
         self.role = role
         self.sampling = False
+        self.unfinished = 7
         self.stuck: RehearsalError | None = None
         self.asked: list[str] = []
 
@@ -75,6 +76,13 @@ def fleet() -> Fleet:
 
 def groups(fleet: Fleet) -> tuple[Any, Any]:
     return fleet._groups[RoleName.rollout], fleet._groups[RoleName.policy]
+
+
+def test_a_census_counts_what_is_there_and_starts_nothing(fleet: Fleet) -> None:
+    assert fleet.census() == ({"rollout": 2, "policy": 2}, 7)
+    fleet.release(RoleName.rollout)
+    assert fleet.census() == ({"policy": 2}, 0)
+    assert not fleet.holds(RoleName.rollout)
 
 
 def test_engines_that_sample_are_interrupted_and_kept(fleet: Fleet) -> None:

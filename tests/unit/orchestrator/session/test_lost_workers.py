@@ -34,6 +34,7 @@ def test_counts_go_on_in_another_process_and_torn_lines_count_for_nothing(tmp_pa
     second.add(["reward rank 0"], GONE, 1)
     third = Losses(folder, Position())
     assert (third.count, third.discarded) == (3, 3)
+    assert second.by_role == third.by_role == {"rollout": 1, "policy": 2, "reward": 1}
     assert told == [
         "rollout rank 1 lost in stage ppo, step 3: signal 9",
         "policy rank 0, policy rank 1 lost in stage ppo, step 3: signal 9",
@@ -41,11 +42,13 @@ def test_counts_go_on_in_another_process_and_torn_lines_count_for_nothing(tmp_pa
     ]
 
 
-@pytest.mark.parametrize("line", ["[]", "7", '{"lost": [], "discarded_replies": "x"}', "\x00"])
+@pytest.mark.parametrize("line", ["[]", "7", '{"lost": [], "discarded_replies": "x"}', "\x00",
+                                  '{"lost": "all of them"}'])  # fmt: skip
 def test_a_file_that_somebody_else_wrote_ends_nothing(tmp_path: Path, line: str) -> None:
     folder = RunFolder(tmp_path).create()
     folder.losses.write_text(line + "\n")
-    assert Losses(folder, Position()).discarded == 0
+    found = Losses(folder, Position())
+    assert (found.discarded, found.by_role) == (0, {})
 
 
 def test_a_run_that_was_killed_and_resumed_sums_its_losses_up(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class FakeSink:
     """Does what it is told on the first write."""
 
     def __init__(self, on_write: str = "keep", on_open: str = "keep") -> None:
-        self.name = "fake"
+        self.name, self.note = "fake", ""
         self.on = {"open": on_open, "write": on_write}
         self.written: list[MetricRecord] = []
         self.closed = False
