@@ -186,6 +186,7 @@ def check_devices(config: Config, layout: Layout) -> None:
         )
     if RoleName.rollout in layout.roles:
         _check_engines(config)
+        _check_engines_apart(config, layout)
     if {RoleName.rollout, RoleName.policy} <= set(layout.roles):
         _check_old_logprobs(config)
 
@@ -212,6 +213,25 @@ def _check_engines(config: Config) -> None:
             fix="choose trainer=zero1_bf16 (zero2_bf16, zero3_bf16), which sets trainer, engines "
             "and 0.3, or fp32 in trainer.precision and rollout.precision",
         )
+
+
+def _check_engines_apart(config: Config, layout: Layout) -> None:
+    """Refuse vLLM engines that share a GPU with each other.
+
+    They start at the same time, and each would count the other's memory as used by itself.
+    """
+    if config.rollout.engine is not RolloutEngine.vllm:
+        return
+    for share in (share for node in layout.nodes for share in node.shared):
+        engines = sum(place.role is RoleName.rollout for place in share.places)
+        if engines > 1:
+            raise ResourceError(
+                f"{engines} engines on one GPU: vLLM measures the free memory at its start, and "
+                "counts what the other engine allocates as used by itself",
+                where="cluster.roles.rollout.workers",
+                fix="use at most one engine per GPU, with a higher "
+                "rollout.max_concurrent_sequences, which is as fast",
+            )
 
 
 def _check_old_logprobs(config: Config) -> None:

@@ -462,6 +462,16 @@ def test_state_that_cannot_rest_is_refused(overrides: list[str], words: str):
     assert words in error.what
 
 
+def test_engines_of_vllm_do_not_share_a_gpu_with_each_other():
+    two = ("cluster=one_gpu", "cluster.roles.rollout.workers=2", "cluster.roles.rollout.gpus=0.1")
+    error = refused(ResourceError, *two)
+    assert error.where == "cluster.roles.rollout.workers"
+    assert "2 engines on one GPU" in error.what
+    assert "max_concurrent_sequences" in error.fix
+    make_plan(pocket(*two, "cluster.gpus_per_node=2"))  # one on each
+    make_plan(pocket(*two, "rollout.engine=transformers"))  # measures nothing
+
+
 def test_plan_tells_who_takes_turns():
     text = render_plan(make_plan(pocket(*TURNS, "trainer.rest_on_host=true")))
     assert "engines sleep while the trainers work" in text
