@@ -14,6 +14,7 @@ import pytest
 from fakes.labeling import invited, made, served
 
 from orchestrator.label.command import main
+from orchestrator.label.store import opened
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -125,6 +126,67 @@ def test_three_people_rank_by_keyboard_and_a_reward_model_trains_on_the_file(
         kept += sum(a != b for a, b in pairs)
         tied += sum(a == b for a, b in pairs)
     assert _trained(tmp_path, rankings) == (kept, tied)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_pages_work_without_scripts_and_fit_a_phone(
+    browser: sync_api.Browser, tmp_path: Path, width: int
+) -> None:
+    project = made(tmp_path, _tasks()[5:6] + _tasks()[:1])  # 9 and 4 answers
+    (token,) = invited(project, "ann")
+    with served(project) as address:
+        page = browser.new_context(
+            java_script_enabled=False, viewport={"width": width, "height": 700}
+        ).new_page()
+        page.goto(f"{address}/enter/{token}")
+        page.click("text=Start")
+        boxes = [label.bounding_box() for label in page.locator("#likert-A-1, #likert-A-7").all()]
+        assert boxes[0]["y"] == boxes[1]["y"]  # the scale is one line
+        right = [label.bounding_box() for label in page.locator("fieldset label").all()]
+        assert max(box["x"] + box["width"] for box in right) <= width
+        page.locator("#likert-B-6").focus()
+        page.keyboard.press("Space")
+        page.keyboard.press("Enter")  # with fields missing
+        page.wait_for_selector(".problems")
+        assert page.locator(".problems li").count() == 9 + 8
+        assert page.locator("#likert-B-6").is_checked()
+        for letter in "ABCDEFGHI":
+            page.locator(f"#likert-{letter}-4").check()
+            page.locator(f"#rank-{letter}-{'ABCDEFGHI'.index(letter) // 2 + 1}").check()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=Task 1 is saved")
+        page.click("text=Change it")
+        assert page.locator("#rank-I-5").is_checked()
+    with opened(project) as store:
+        (kept,) = store.judgments()
+    assert [kept.verdict.ranks[i] for i in kept.shown] == [1, 1, 2, 2, 3, 3, 4, 4, 5]
+
+
+def test_text_of_a_model_changes_nothing_in_the_browser(
+    browser: sync_api.Browser, tmp_path: Path
+) -> None:
+    hostile = [
+        "</pre></article><script>document.title = 'owned'</script><img src=x onerror=alert(1)>",
+        "\u202eevil\u2066 \u0007\x1b[2J" + "x" * 100_000,
+        "<a href='javascript:alert(1)'>click</a><form action='https://evil.example'>",
+    ]
+    project = made(tmp_path, [{"id": 1, "prompt": hostile[0], "completions": hostile}])
+    (token,) = invited(project, "ann")
+    with served(project) as address:
+        page = browser.new_page()
+        seen: list[str] = []
+        page.on("dialog", lambda dialog: seen.append(dialog.message))
+        page.on("request", lambda request: seen.append(request.url))
+        page.on("console", lambda message: seen.append(message.text))
+        page.goto(f"{address}/enter/{token}")
+        page.click("text=Start")
+        page.wait_for_load_state("load")
+        assert page.title() == "Task 1"
+        assert [url for url in seen if not url.startswith(address)] == []
+        assert page.locator("main img, main form form, main pre a, main script").count() == 0
+        assert page.locator("article").count() == 3
+        assert sorted(_texts(page).values())[0].startswith("</pre>")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
 def _adjudicate(browser: sync_api.Browser, address: str, token: str) -> dict[str, list[int]]:
