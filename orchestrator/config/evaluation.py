@@ -21,6 +21,8 @@ class JudgeKind(Enum):
     """The function that judge_function names."""
     endpoint = "endpoint"
     """A chat model behind a URL."""
+    human = "human"
+    """People, whose verdicts are in a file."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +93,8 @@ class EvaluateConfig:
     """The function as package.module:callable, (prompts, a, b) -> list of 1, .5 or 0."""
     judge_checkpoint: str = path("")
     """A reward model that PPO did not optimise."""
+    verdicts: str = path("")
+    """Verdicts of people on this run's answers, exported by orchestrator.label (judge: human)."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """The chat model behind a URL (judge: endpoint)."""
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)

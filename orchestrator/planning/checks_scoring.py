@@ -120,8 +120,8 @@ def check_judge(config: Config) -> None:
     The address is checked in every run: it may contain a secret, and every run writes config.yaml.
 
     Raises:
-        ConfigError: no function is named, or the endpoint's address, model, instruction or request
-            is missing or invalid.
+        ConfigError: no function or file of verdicts is named, or the endpoint's address, model,
+            instruction or request is missing or invalid.
     """
     settings = config.evaluate
     if settings.endpoint.url:
@@ -130,6 +130,13 @@ def check_judge(config: Config) -> None:
         return
     if settings.judge is JudgeKind.function:
         split_path(settings.judge_function, "evaluate.judge_function")
+    if settings.judge is JudgeKind.human and not settings.verdicts:
+        raise ConfigError(
+            "the judges are people, and no file holds their verdicts",
+            where="evaluate.verdicts",
+            fix="evaluate with judge=none first, let people compare samples/answers.jsonl "
+            "(docs/labeling.md), and name the file that was exported",
+        )
     if settings.judge is JudgeKind.endpoint:
         _check_endpoint(settings.endpoint)
 

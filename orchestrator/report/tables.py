@@ -44,6 +44,8 @@ def evaluation_columns(summary: Summary) -> list[tuple[str, list[str]]]:
         ("tokens", [_cell(row.length_mean, "{:.1f}") for row in rows]),
         ("web perplexity", [_cell(row.web_perplexity, "{:.2f}") for row in rows]),
         ("cloze", [_percent(row.cloze_accuracy) for row in rows]),
+        ("quality of 7, by people", [_cell(row.likert_mean, "{:.2f}") for row in rows]),
+        *_flag_columns(rows),
         *_task_columns(rows),
     ]
     return [(title, cells) for title, cells in columns if any(cell != MISSING for cell in cells)]
@@ -239,6 +241,18 @@ def _task_columns(rows: Sequence[EvaluationRow]) -> list[tuple[str, list[str]]]:
     return [
         (f"{task} {metric}", [_score(row.lm_eval.get(task, {}).get(metric)) for row in rows])
         for task, metric in names
+    ]
+
+
+def _flag_columns(rows: Sequence[EvaluationRow]) -> list[tuple[str, list[str]]]:
+    """One column for each yes/no field that people answered."""
+    names = dict.fromkeys(name for row in rows for name in row.flags)
+    return [
+        (
+            name.replace("_", " "),
+            [_percent(row.flags[name].rate if name in row.flags else None) for row in rows],
+        )
+        for name in names
     ]
 
 

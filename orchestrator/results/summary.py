@@ -37,6 +37,16 @@ class TaskScore:
 
 
 @dataclass(frozen=True, slots=True)
+class FlagRate:
+    """Share of a model's answers of which people say that something is true."""
+
+    rate: float
+    low: float  # 95 % interval, clustered by prompt
+    high: float
+    n: int  # judgments
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRow:
     """Evaluation of one model on held-out prompts and texts. None = not measured on this data."""
 
@@ -48,6 +58,8 @@ class EvaluationRow:
     correct_rate: float | None = None  # fraction of responses
     cloze_accuracy: float | None = None  # fraction of facts completed, pretraining style
     lm_eval: dict[str, dict[str, TaskScore]] = field(default_factory=dict)  # task -> metric
+    likert_mean: float | None = None  # quality from 1 to 7 by people, mean
+    flags: dict[str, FlagRate] = field(default_factory=dict)  # yes/no field -> rate, by people
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,7 @@ class Preference:
 class Judging:
     """The judge of the evaluation, and the outcome of its requests."""
 
-    judge: str  # gold | function | endpoint | reward_ and the name of a reward source
+    judge: str  # gold | function | endpoint | human | reward_ and the name of a reward source
     asked: int = 0  # requests answered by the endpoint, two per pair of responses
     cached: int = 0  # requests answered from the cache of earlier runs
     failed: int = 0  # pairs of responses without a verdict; left out of the win rates
@@ -259,6 +271,8 @@ def _row(row: EvaluationRow) -> dict[str, object]:
             for task, metrics in row.lm_eval.items()
         }
         or None,
+        "likert_mean": row.likert_mean,
+        "flags": {name: asdict(rate) for name, rate in row.flags.items()} or None,
     }
     return fields | {name: value for name, value in extra.items() if value is not None}
 
@@ -272,10 +286,11 @@ def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
         task: {name: whole(TaskScore, score) for name, score in metrics.items()}
         for task, metrics in data.get("lm_eval", {}).items()
     }
-    figures = {name: value for name, value in data.items() if name != "lm_eval"}
+    flags = {name: whole(FlagRate, rate) for name, rate in data.get("flags", {}).items()}
+    figures = {name: value for name, value in data.items() if name not in ("lm_eval", "flags")}
     for name in ("gold_mean", "web_perplexity", "truthful_rate", "rude_rate", "length_mean"):
         _ = data[name]  # the key is required, its value may be null
-    return verified(EvaluationRow(**figures, lm_eval=tasks))
+    return verified(EvaluationRow(**figures, lm_eval=tasks, flags=flags))
 
 
 def _preference(p: dict[str, Any]) -> Preference:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 from orchestrator.run_files.damage import Damage, require_list, verified
-from orchestrator.run_files.folder import RunFolder, append_lines, write_json
+from orchestrator.run_files.folder import RunFolder, append_lines, write_json, write_text
+from workers.data.rows.asked import as_messages
+from workers.data.rows.examples import Context
 from workers.errors import DataError
 
 
@@ -69,6 +71,29 @@ def _rollout(fields: Any) -> RolloutSample:
 def write_comparisons(folder: RunFolder, comparisons: Sequence[Comparison]) -> None:
     """Write samples/comparison.json."""
     write_json(folder.samples / "comparison.json", [asdict(c) for c in comparisons])
+
+
+def write_answers(
+    folder: RunFolder, prompts: Sequence[Context], answers: Mapping[str, Sequence[str]]
+) -> None:
+    """Write samples/answers.jsonl: every prompt of the evaluation with the answer of each model.
+
+    Args:
+        folder: The run folder.
+        prompts: In order; a dialogue is written as messages.
+        answers: Model -> texts, in the order of the prompts.
+    """
+    rows = (
+        {"id": n, **asked_fields(prompt), "answers": {m: texts[n] for m, texts in answers.items()}}
+        for n, prompt in enumerate(prompts)
+    )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder.samples / "answers.jsonl", text)
+
+
+def asked_fields(prompt: Context) -> dict[str, object]:
+    """The field of a JSON line that holds a prompt: `prompt`, or `messages` for a dialogue."""
+    return {"prompt": prompt} if isinstance(prompt, str) else {"messages": as_messages(prompt)}
 
 
 def _compared(item: dict[str, Any]) -> Comparison:

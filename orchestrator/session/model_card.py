@@ -26,6 +26,7 @@ _FIGURES = {
     "length_mean": "tokens of an answer, mean",
     "correct_rate": "correct answers",
     "cloze_accuracy": "facts completed",
+    "likert_mean": "quality from 1 to 7, by people, mean",
 }
 
 

@@ -21,7 +21,7 @@ from orchestrator.config.run import StageName
 from orchestrator.planning.worker_specs import frozen_spec
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
 from orchestrator.roles.weight_sync import measure_parity, require_parity
-from orchestrator.run_files.samples import Comparison, write_comparisons
+from orchestrator.run_files.samples import Comparison, write_answers, write_comparisons
 from orchestrator.session import model_card
 from orchestrator.session.session import Session
 from orchestrator.stages.judging import Answers, preferences, scores
@@ -195,6 +195,8 @@ def _row_losses(session: Session, batch: TokenBatch) -> FloatArray:
 def _keep_comparisons(
     session: Session, prompts: Sequence[Prompt], answers: dict[str, Answers]
 ) -> None:
+    texts = {name: each.texts for name, each in answers.items()}
+    write_answers(session.folder, [prompt.context for prompt in prompts], texts)
     kept = range(min(session.config.evaluate.samples_shown, len(prompts)))
     write_comparisons(
         session.folder,

@@ -18,6 +18,7 @@ from orchestrator.process.secrets import secret
 from orchestrator.results.intervals import WinRate, preference, win_rate
 from orchestrator.results.summary import EvaluationRow, Judging, Preference
 from orchestrator.session.session import Session
+from orchestrator.stages.human_judge import People, read_verdicts
 from workers.data.records import Gold, Prompt
 from workers.data.rows.asked import plain_text
 from workers.data.tokenize.fingerprint import tokenizer_fingerprint
@@ -65,12 +66,15 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
         ConfigError: the key is not in the environment.
         CheckpointError: the judging reward model is missing or broken.
         TokenizerMismatchError: it would get the token ids of another tokenizer.
+        DataError: the verdicts of people cannot be read.
     """
     settings = config.evaluate
     if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
         model_folder.require(settings.judge_checkpoint, "judge")
     if settings.judge is JudgeKind.endpoint:
         _key(config)
+    if settings.judge is JudgeKind.human:
+        read_verdicts(settings.verdicts)
     folder = _given_model(config)
     if folder and config.reward.bridge is TextBridge.tokens:
         _check_tokenizer(folder, tokenizer)
@@ -159,6 +163,7 @@ def preferences(
         JudgeError: the pairwise judge failed, or gave too few verdicts.
         ConfigError: the endpoint rejects the key, or does not know the model.
         DeadlineError: the endpoint took too long.
+        DataError: people judged other answers.
     """
     pairs = [(model, over) for model, over in PAIRS if model in answers and over in answers]
     kind = session.config.evaluate.judge
@@ -166,6 +171,8 @@ def preferences(
         rates, judging = _by_function(session, prompts, answers, pairs)
     elif kind is JudgeKind.endpoint:
         rates, judging = _by_endpoint(session, prompts, answers, pairs)
+    elif kind is JudgeKind.human:
+        rates, judging = _by_people(session, prompts, answers, pairs)
     else:
         rates, judging = _by_scores(session, answers, pairs)
     found = [
@@ -244,3 +251,17 @@ def _by_endpoint(
     return rates, Judging(
         "endpoint", judged.asked, judged.cached, judged.failed, judged.order_dependent
     )
+
+
+def _by_people(
+    session: Session,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Answers],
+    pairs: Sequence[tuple[str, str]],
+) -> _Rates:
+    """Win rates from a file; what people said of each answer by itself goes into the rows."""
+    verdicts = read_verdicts(session.config.evaluate.verdicts)
+    people = People(verdicts, prompts, {name: each.texts for name, each in answers.items()})
+    for name in answers:
+        session.findings.models[name] = people.rated(name, session.findings.models[name])
+    return [people.win_rate(model, over) for model, over in pairs], Judging("human")

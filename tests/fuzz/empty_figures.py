@@ -16,6 +16,7 @@ from orchestrator.results.reward_model_figures import (
 from orchestrator.results.summary import (
     LATER_KEYS,
     EvaluationRow,
+    FlagRate,
     Judging,
     LedgerTotals,
     MirrorTotals,
@@ -44,6 +45,7 @@ MEASURED = Summary(
         "sft": EvaluationRow(
             1.13, 2.17, 0.523, 0.129, 6.7, 0.331, 0.437,
             {"sums": {"acc": TaskScore(0.5391, 0.1), "norm": TaskScore(0.5483)}},
+            4.37, {"hallucination": FlagRate(0.213, 0.15, 0.27, 79)},
         ),
         "ppo": EvaluationRow(2.19, 3.23, 0.941, 0.043, 8.9, 0.547, 0.653),
     },
@@ -73,6 +75,7 @@ _IN_MODELS: dict[str, Callable[[float], str]] = {
     "length_mean": "{:.1f}".format,
     "correct_rate": _percent,
     "cloze_accuracy": _percent,
+    "likert_mean": "{:.2f}".format,
 }
 # Place -> what stands there where it was not measured, and what the report then no longer shows
 # ("" = it never shows that).
@@ -82,6 +85,7 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "evaluation/models/*/lm_eval": ({}, "sums"),
     "evaluation/models/*/lm_eval/sums": ({}, "sums"),
     "evaluation/models/*/lm_eval/sums/*/stderr": (None, ""),
+    "evaluation/models/*/flags": ({}, "hallucination"),
     "evaluation/preferred": ([], "preferred to"),
     "evaluation/judging": (None, "questions asked"),
     "stages/reward_model/by_source": ({}, "web-one"),
@@ -109,11 +113,13 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
 _TABLES = (
     *("timing/stages", "timing/ppo_phases", "timing/start", "evaluation/models", "data"),
     *("evaluation/models/*/lm_eval", "evaluation/models/*/lm_eval/*", "data/*/dropped", "drops"),
+    "evaluation/models/*/flags",
     *("stages/reward_model/by_source", "stages/reward_model/by_completions"),
     *("[0-9]*/responses", "[0-9]*/gold"),
 )
 _OPTIONAL = (
     *("evaluation/models/*/correct_rate", "evaluation/models/*/cloze_accuracy"),
+    *("evaluation/models/*/likert_mean", "evaluation/models/*/flags"),
     *("evaluation/models/*/lm_eval", "data/*/unread", "data/*/labels", "[0-9]*/gold", *LATER_KEYS),
 )
 

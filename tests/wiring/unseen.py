@@ -29,6 +29,7 @@ UNSEEN = {
     "trainer.packing": "needs a real model folder: test_recipes.py, test_passes.py",
     "evaluate.judge_function": "fakes have no functions: test_judge_config.py",
     "evaluate.judge_checkpoint": "a model that judges: test_judge_config.py",
+    "evaluate.verdicts": "what people said: test_human_judge.py",
     "evaluate.endpoint.cache": "a folder of verdicts: test_judge_endpoint.py",
     "evaluate.lm_eval.deadline_seconds": "the end of a process: test_harness.py",
     "algorithm.dynamic_sampling.enabled": "what is sampled again: test_dynamic_sampling.py",
