@@ -230,7 +230,7 @@ def _check_engines_apart(config: Config, layout: Layout) -> None:
                 "counts what the other engine allocates as used by itself",
                 where="cluster.roles.rollout.workers",
                 fix="use at most one engine per GPU, with a higher "
-                "rollout.max_concurrent_sequences, which is as fast",
+                "rollout.max_concurrent_sequences",
             )
 
 
