@@ -21,9 +21,8 @@ MINUTES = 10.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    return run(
-        "benchmarks.gpu.acceptance", options(__doc__, MINUTES).parse_args(arguments), __doc__
-    )
+    args = options(__doc__, MINUTES).parse_args(arguments)
+    return run("benchmarks.gpu.product.acceptance", args, __doc__)
 
 
 if __name__ == "__main__":

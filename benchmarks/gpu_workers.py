@@ -21,7 +21,8 @@ MINUTES = 8.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    return run("benchmarks.gpu.workers", options(__doc__, MINUTES).parse_args(arguments), __doc__)
+    args = options(__doc__, MINUTES).parse_args(arguments)
+    return run("benchmarks.gpu.workers", args, __doc__)
 
 
 if __name__ == "__main__":

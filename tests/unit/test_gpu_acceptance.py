@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import configuration
-from benchmarks.gpu import recipes, runs, syncs
 from benchmarks.gpu.checks import Bench, CannotRunError, ViolatedError
+from benchmarks.gpu.product import recipes, runs, syncs
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.schema import Config
 from orchestrator.planning.placement import place_roles

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from benchmarks.gpu.checks import Bench, CannotRunError, Check, Figures, require
-from benchmarks.gpu.runs import Finished, MemoryWatch, command, place, run
+from benchmarks.gpu.product.runs import Finished, MemoryWatch, command, place, run
 
 # Gold scores of `+experiment=pocket` on CPUs, seeds and processors of README.md and of
 # benchmarks/README.md: the least and the most.

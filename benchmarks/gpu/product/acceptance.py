@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu import machine, recipes, syncs
+from benchmarks.gpu import machine
+from benchmarks.gpu.product import recipes, syncs
 
 CHECKS = [machine.CHECKS[0], *recipes.CHECKS, *syncs.CHECKS]

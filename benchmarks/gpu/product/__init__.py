@@ -1,0 +1,1 @@
+"""Checks that run the whole product, Ray and vLLM included."""
