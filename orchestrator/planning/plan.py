@@ -46,7 +46,8 @@ from orchestrator.planning.model_sizes import (
     sequences_in_cache,
 )
 from orchestrator.planning.placement import Layout, place_roles
-from orchestrator.planning.processor import precision_notes
+from orchestrator.planning.speed.first_change import estimate_lines
+from orchestrator.planning.speed.processor import precision_notes
 from orchestrator.planning.stage_graph import inputs, product, stage_roles
 from orchestrator.planning.threads import threads_of
 
@@ -75,6 +76,7 @@ class Plan:
     size: ModelSize | None  # of the policy; None when its folder cannot be read yet
     memory: tuple[RoleMemory, ...]  # one worker of each role; () without `size`
     notes: tuple[str, ...]
+    estimate: tuple[str, ...] = ()  # of a PPO iteration on GPUs, in lines
 
 
 def make_plan(config: Config) -> Plan:
@@ -122,6 +124,9 @@ def make_plan(config: Config) -> Plan:
             *_unknown(config, layout, memory),
             *check_gpu_memory(config, layout, memory),
         ),
+        estimate=estimate_lines(config, layout, size)
+        if config.cluster.accelerator is Accelerator.cuda
+        else (),
     )
 
 
@@ -341,6 +346,7 @@ def render_plan(plan: Plan) -> str:
     if plan.size and plan.memory:
         lines.append(f"memory of one worker, estimated for {plan.size.parameters:,} parameters")
         lines += [_memory_line(each, plan.size) for each in plan.memory]
+    lines += plan.estimate
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 

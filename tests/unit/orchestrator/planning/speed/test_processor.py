@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.command_line.composition import compose_run
-from orchestrator.planning import processor
-from orchestrator.planning.processor import amx_gain, bf16_unit, precision_notes
+from orchestrator.planning.speed import processor
+from orchestrator.planning.speed.processor import amx_gain, bf16_unit, precision_notes
 
 AMX = "processor : 0\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\nbugs :\n\nprocessor : 1\n"
 AVX512 = "processor : 0\nflags\t\t: fpu avx2 avx512_bf16\n"
