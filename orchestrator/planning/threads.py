@@ -13,7 +13,7 @@ from orchestrator.process.cores import usable_cores
 
 # Columns of a model's layers per thread, at least: with fewer, waiting for the other threads takes
 # longer than the work. Engines sample one token per sequence and step, trainers pass over many.
-_COLUMNS, _ENGINE_COLUMNS = 32, 64
+_COLUMNS, _ENGINE_COLUMNS = 32, 128
 _SCORERS = frozenset({RoleName.reward, RoleName.reference})
 _TRAINERS = frozenset({RoleName.policy, RoleName.critic})
 

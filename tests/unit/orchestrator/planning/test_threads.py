@@ -38,7 +38,7 @@ def of_roles(config: Config, stage: StageName) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("cores", "alone", "engine", "trainer", "scorer"),
-    [(1, 1, 1, 1, 1), (2, 2, 2, 1, 1), (4, 4, 4, 2, 1), (8, 8, 8, 4, 2), (16, 16, 8, 8, 5)],
+    [(1, 1, 1, 1, 1), (2, 2, 2, 1, 1), (4, 4, 4, 2, 1), (8, 8, 4, 4, 2), (16, 16, 4, 8, 5)],
 )
 def test_cores_are_divided_among_those_that_compute_at_the_same_time(
     cores: int, alone: int, engine: int, trainer: int, scorer: int
@@ -87,7 +87,9 @@ def test_trainers_share_with_engines_that_sample_ahead() -> None:
     assert engine_threads(config) == 4
 
 
-@pytest.mark.parametrize(("width", "alone", "engine"), [(32, 1, 1), (64, 2, 1), (128, 4, 2)])
+@pytest.mark.parametrize(
+    ("width", "alone", "engine"), [(32, 1, 1), (64, 2, 1), (128, 4, 1), (256, 8, 2)]
+)
 def test_a_narrow_model_keeps_a_few_threads_busy(width: int, alone: int, engine: int) -> None:
     sizes = (f"model.pocket.hidden_size={width}", "model.pocket.heads=1", "model.pocket.kv_heads=1")
     config = composed("+experiment=pocket", *sizes, "cluster.cores=16")
