@@ -15,6 +15,9 @@ from torch.nn.functional import linear
 
 from workers.ops.logprobs import entropy, token_logprobs
 
+# Numbers of the logits that are normalized at once: the temporary arrays are a few megabytes.
+_BLOCK = 1 << 20
+
 
 def linear_logprobs(
     hidden: Tensor,
@@ -28,9 +31,10 @@ def linear_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """`token_logprobs(hidden @ weight.T + bias, labels, temperature)`, in chunks of tokens.
 
-    With more than one chunk, nothing of size (N, V) is kept: the backward pass recomputes the
-    logits of each chunk, and sums the weight's gradient in at least fp32. A single chunk uses
-    torch's usual autograd.
+    One array of (chunk_tokens, V) is in memory at once. With more than one chunk, nothing of size
+    (N, V) is kept: the backward pass recomputes the logits of each chunk, and sums the weight's
+    gradient in at least fp32. The logits of a single chunk are kept, and the backward pass turns
+    them into their own gradient, so a second one recomputes them.
 
     Args:
         hidden: (N, D).
@@ -49,22 +53,31 @@ def linear_logprobs(
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens={chunk_tokens} must be positive")
-    if len(labels) > chunk_tokens:
-        return _Chunked.apply(hidden, weight, bias, labels, chunk_tokens, temperature, with_entropy)
-    return _read(hidden, weight, bias, labels, temperature, with_entropy)
+    given = (hidden, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        return _Chunked.apply(*given, labels, chunk_tokens, temperature, with_entropy)
+    parts = [
+        _read(linear(h, weight, bias), y, temperature, with_entropy)
+        for h, y in zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True)
+    ]
+    return _join(parts)
 
 
 def _read(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    temperature: float,
-    with_entropy: bool,
+    logits: Tensor, labels: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    logits = linear(hidden, weight, bias)
-    logprobs = token_logprobs(logits, labels, temperature)
-    return logprobs, entropy(logits.detach(), temperature) if with_entropy else None
+    """Log-probabilities and entropies of logits, block by block."""
+    rows = max(1, _BLOCK // logits.shape[1])
+    parts = [
+        (token_logprobs(z, y, temperature), entropy(z, temperature) if with_entropy else None)
+        for z, y in zip(logits.split(rows), labels.split(rows), strict=True)
+    ]
+    return _join(parts)
+
+
+def _join(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    entropies = [part for _, part in parts if part is not None]
+    return torch.cat([part for part, _ in parts]), torch.cat(entropies) if entropies else None
 
 
 class _Chunked(torch.autograd.Function):
@@ -83,15 +96,15 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, bias, labels)
         ctx.chunk_tokens, ctx.temperature = chunk_tokens, temperature
-        parts = [
-            _read(h, weight, bias, y, temperature, with_entropy)
-            for h, y in zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True)
-        ]
-        logprobs = torch.cat([part for part, _ in parts])
-        if not with_entropy:
-            return logprobs, None
-        entropies = torch.cat([part for _, part in parts if part is not None])
-        ctx.mark_non_differentiable(entropies)
+        logits, parts = None, []
+        for h, y in zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True):
+            logits = None  # frees those of the chunk before
+            logits = linear(h, weight, bias)
+            parts.append(_read(logits, y, temperature, with_entropy))
+        ctx.logits = logits if len(parts) == 1 else None
+        logprobs, entropies = _join(parts)
+        if entropies is not None:
+            ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
@@ -101,6 +114,7 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         gradient: Tensor = gradients[0]
         hidden, weight, bias, labels = ctx.saved_tensors
+        kept, ctx.logits = ctx.logits, None  # a second pass recomputes them
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wide = torch.promote_types(weight.dtype, torch.float32)
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -108,12 +122,8 @@ class _Chunked(torch.autograd.Function):
         of_bias = torch.zeros_like(bias, dtype=wide) if wants_bias else None
         for start in range(0, len(labels), ctx.chunk_tokens):
             part = slice(start, start + ctx.chunk_tokens)
-            of_logits = _logit_gradient(
-                linear(hidden[part], weight, bias), labels[part], gradient[part], ctx.temperature
-            )
-            if of_bias is not None:
-                of_bias += of_logits.sum(0)
-            of_logits = of_logits.to(weight.dtype)
+            of_logits = linear(hidden[part], weight, bias) if kept is None else kept
+            _to_gradient(of_logits, labels[part], gradient[part], ctx.temperature, of_bias)
             if of_hidden is not None:
                 of_hidden[part] = of_logits @ weight
             if of_weight is not None and wide == weight.dtype:
@@ -128,12 +138,17 @@ class _Chunked(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _logit_gradient(logits: Tensor, labels: Tensor, gradient: Tensor, temperature: float) -> Tensor:
-    """Gradient of the logits, (n, V); allocates one array of that size besides the logits."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scale = (gradient / temperature).unsqueeze(1)
-    return (
-        torch.softmax(wide / temperature, dim=-1)
-        .mul_(-scale)
-        .scatter_add_(1, labels.unsqueeze(1), scale)
-    )
+def _to_gradient(
+    logits: Tensor, labels: Tensor, gradient: Tensor, temperature: float, of_bias: Tensor | None
+) -> None:
+    """Overwrite logits (n, V) with their gradient, block by block, and add that of the bias."""
+    rows = max(1, _BLOCK // logits.shape[1])
+    blocks = zip(logits.split(rows), labels.split(rows), gradient.split(rows), strict=True)
+    for block, y, of_logprobs in blocks:
+        wide = block.to(torch.promote_types(block.dtype, torch.float32))
+        scale = (of_logprobs / temperature).unsqueeze(1)
+        of_block = torch.softmax(wide / temperature, dim=-1).mul_(-scale)
+        of_block.scatter_add_(1, y.unsqueeze(1), scale)
+        if of_bias is not None:
+            of_bias += of_block.sum(0)
+        block.copy_(of_block)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
 from workers.ops import linear_logprobs
+
+MODULE = importlib.import_module("workers.ops.linear_logprobs")  # the name is also a function's
 
 
 def inputs(dtype: torch.dtype, *, bias: bool):
@@ -18,7 +22,11 @@ def inputs(dtype: torch.dtype, *, bias: bool):
 
 @pytest.mark.parametrize("chunk", [1, 4, 10, 11, 99])
 @pytest.mark.parametrize("bias", [False, True])
-def test_every_chunk_size_gives_the_whole(chunk: int, bias: bool) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 99])
+def test_every_chunk_size_gives_the_whole(
+    monkeypatch: pytest.MonkeyPatch, rows: int, chunk: int, bias: bool
+) -> None:
+    monkeypatch.setattr(MODULE, "_BLOCK", 17 * rows)
     (h, w, b), labels = inputs(torch.float64, bias=bias)
     logprobs, entropies = linear_logprobs(
         h, w, b, labels, chunk_tokens=chunk, temperature=0.6, with_entropy=True
@@ -61,22 +69,31 @@ def test_what_needs_no_gradient_gets_none() -> None:
     assert not scored.requires_grad
 
 
-def test_nothing_of_the_size_of_all_logits_is_kept() -> None:
+@pytest.mark.parametrize(("chunk", "products"), [(4, 6), (10, 4), (11, 1), (99, 1)])
+def test_logits_of_one_chunk_are_kept_and_of_several_computed_again(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, products: int
+) -> None:
     (h, w, _), labels = inputs(torch.float32, bias=False)
+    sizes: list[int] = []
 
-    def kept(chunk: int) -> int:
-        sizes: list[int] = []
+    def counted(*arguments: torch.Tensor) -> torch.Tensor:
+        logits = torch.nn.functional.linear(*arguments)
+        sizes.append(len(logits))
+        return logits
 
-        def note(x: torch.Tensor) -> torch.Tensor:
-            sizes.append(x.numel())
-            return x
+    monkeypatch.setattr(MODULE, "linear", counted)
+    linear_logprobs(h, w, None, labels, chunk_tokens=chunk)[0].sum().backward()
+    assert len(sizes) == products
+    assert max(sizes) == min(chunk, 11)
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            linear_logprobs(h, w, None, labels, chunk_tokens=chunk)
-        return max(sizes)
 
-    assert kept(4) == kept(10) == w.numel()  # 17 * 6, not 11 * 17
-    assert kept(11) == 11 * 17  # what fits is kept, and not computed again
+@pytest.mark.parametrize("chunk", [4, 11])
+def test_a_second_backward_pass_gives_the_same_gradient(chunk: int) -> None:
+    (h, w, _), labels = inputs(torch.float64, bias=False)
+    logprobs, _ = linear_logprobs(h, w, None, labels, chunk_tokens=chunk)
+    first = torch.autograd.grad(logprobs.sum(), (h, w), retain_graph=True)
+    second = torch.autograd.grad(logprobs.sum(), (h, w))
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
 
 
 def test_a_chunk_without_tokens_is_refused() -> None:
