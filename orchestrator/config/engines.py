@@ -82,7 +82,7 @@ class TrainerConfig:
     """DeepSpeed settings shared by the policy and the critic trainers."""
 
     zero_stage: int = between(1, 1, 3)
-    """1, 2 or 3; stage 0 reports no gradient norm and would let NaN into the weights."""
+    """1, 2 or 3: what is divided over ranks. A single rank divides nothing unless it offloads."""
     precision: Precision = Precision.fp32
     """Numbers of forward and backward passes; bf16 keeps fp32 master weights."""
     micro_batch_tokens: int = positive(4096)
@@ -98,7 +98,7 @@ class TrainerConfig:
     """What is kept in host memory instead of GPU memory."""
     rest_on_host: bool = False
     """Move the optimizer state to host memory during generation, and back for the update; needs
-    rollout.sleep, and ZeRO-2, or ZeRO-1 in fp32."""
+    rollout.sleep, and on several ranks ZeRO-2, or ZeRO-1 in fp32."""
 
     def check(self, key: str) -> None:
         """Check that the ZeRO stage can offload weights."""

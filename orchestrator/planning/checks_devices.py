@@ -119,7 +119,9 @@ def _check_rest(config: Config) -> None:
             fix=f"set {key}=false, or trainer.offload=none",
         )
     bf16 = trainer.precision is Precision.bf16
-    if trainer.zero_stage == 3 or (trainer.zero_stage == 1 and bf16):
+    roles = config.cluster.roles
+    divided = max(roles.policy.workers, roles.critic.workers) > 1
+    if divided and (trainer.zero_stage == 3 or (trainer.zero_stage == 1 and bf16)):
         raise ConfigError(
             f"deepspeed cannot move the optimizer's state at zero_stage={trainer.zero_stage} in "
             f"{trainer.precision.value}",

@@ -28,15 +28,19 @@ TINY_STEPS = 12
 
 
 class Bench:
-    """Loads one worker after the other in this process and trains it a few steps."""
+    """Loads one worker after the other in this process and trains it a few steps.
+
+    Stage 0 stands for a single rank, which divides nothing unless it offloads.
+    """
 
     def __init__(self, rank: int, world: int, port: int, stage: int, folder: Path) -> None:
         self.rank, self.world, self.stage, self.folder = rank, world, stage, folder
         self.where = RankAddress(rank, world, "127.0.0.1", port)
+        self.group = work.group(stage or 1)
 
     def policy(self, group: dict[str, Any] | None = None, **options: Any) -> PolicyWorker:
         worker = PolicyWorker(self.rank)
-        worker.join(self.where, dataclasses.replace(work.group(self.stage), **(group or {})))
+        worker.join(self.where, dataclasses.replace(self.group, **(group or {})))
         spec = TrainModelSpec(str(self.folder / "base"), work.OPTIMIZER, **work.LEAN)
         worker.load(dataclasses.replace(spec, **options))
         return worker
@@ -104,7 +108,7 @@ class Bench:
 
     def lora_critic(self) -> dict[str, Any]:
         worker = CriticWorker(self.rank)
-        worker.join(self.where, work.group(self.stage))
+        worker.join(self.where, self.group)
         base = str(self.folder / "base")
         worker.load(TrainModelSpec(base, work.OPTIMIZER, head="random", lora=LORA))
         step = work.ranking_step(self.rank, self.world)
@@ -146,7 +150,7 @@ class Bench:
     def rested_critic(self) -> list[np.ndarray]:
         """Scores before and after the bias was shifted and a step taken, each from a rest."""
         worker = CriticWorker(self.rank)
-        worker.join(self.where, dataclasses.replace(work.group(self.stage), rest="state"))
+        worker.join(self.where, dataclasses.replace(self.group, rest="state"))
         still = dataclasses.replace(work.OPTIMIZER, learning_rate=0.0)
         worker.load(TrainModelSpec(str(self.folder / "base"), still, head="random"))
         scores = [worker.score(work.texts())]
@@ -170,6 +174,22 @@ class Bench:
             worker.unload()
         return ""
 
+    def resumed(self, writer: str, reader: str) -> tuple[Any, ...]:
+        """Snapshot after two steps, read by a trainer with another offload; state and last step."""
+        at = self.folder / f"from-{writer}"
+        at.mkdir()
+        one = self.policy({"offload": writer})
+        self.losses(one, 2)
+        one.snapshot(str(at))
+        one.written()
+        kept, loss = self.state(one), self.losses(one, 1)
+        self.save(one, f"from-{writer}")
+        two = self.policy({"offload": reader})
+        two.restore(str(at))
+        found, again = self.state(two), self.losses(two, 1)
+        self.save(two, f"to-{reader}")
+        return kept, found, loss, again
+
     def run(self) -> dict[str, Any]:
         out: dict[str, Any] = {
             "plain": self.trained("plain"),
@@ -178,6 +198,9 @@ class Bench:
             "bf16": self.bf16(),
             "lora": self.lora(),
         }
+        if self.stage == 0:
+            out["to zero"] = self.resumed("none", "optimizer")
+            out["from zero"] = self.resumed("optimizer", "none")
         if self.stage < 3:
             out["rest"] = self.rest()
             out["rested_critic"] = self.rested_critic()
@@ -199,7 +222,7 @@ def main() -> None:
         stage: Bench(rank, world, port, stage, Path(folder)).run()
         for stage in json.loads(sys.argv[5])
     }
-    (Path(folder) / f"options-{rank}.pkl").write_bytes(pickle.dumps(out))
+    (Path(folder) / f"options-{world}-{rank}.pkl").write_bytes(pickle.dumps(out))
 
 
 if __name__ == "__main__":

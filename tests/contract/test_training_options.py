@@ -1,4 +1,7 @@
-"""What each training option promises, on two ranks and at every ZeRO stage."""
+"""What each training option promises: on two ranks at every ZeRO stage, and on one rank.
+
+Stage 0 stands for the single rank.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ from transformers import (
 from workers.models.load import load_causal_lm, load_scalar
 from workers.pocket.tokenizer import build_tokenizer
 
-STAGES = (1, 2, 3)
+STAGES = (0, 1, 2, 3)
+WORLDS = {1: (0,), 2: (1, 2, 3)}  # ranks: stages
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 every_stage = pytest.mark.parametrize("stage", STAGES)
@@ -46,19 +50,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path / "base")
     build_tokenizer().save_pretrained(path / "base")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     root = str(Path(__file__).parents[2])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, options.__file__, *map(str, (rank, 2, port, path)), str([*STAGES])],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-            stdout=(path / f"stdout-{rank}").open("wb"),
-            stderr=(path / f"stderr-{rank}").open("wb"),
-        )
-        for rank in range(2)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
+    for world, stages in WORLDS.items():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        processes += [
+            subprocess.Popen(
+                [sys.executable, options.__file__, *map(str, (rank, world, port, path)),
+                 str([*stages])],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+                stdout=(path / f"stdout-{world}-{rank}").open("wb"),
+                stderr=(path / f"stderr-{world}-{rank}").open("wb"),
+            )
+            for rank in range(world)
+        ]  # fmt: skip
     try:
         for process in processes:
             process.wait(timeout=280)
@@ -72,8 +79,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> list[dict[int, dict[str, Any]]]:
-    """One record a rank: ZeRO stage -> name of the run -> what it found."""
-    return [pickle.loads((folder / f"options-{rank}.pkl").read_bytes()) for rank in range(2)]
+    """One record a rank: stage -> name of the run -> what it found; stage 0 in both."""
+    alone = pickle.loads((folder / "options-1-0.pkl").read_bytes())
+    pair = [pickle.loads((folder / f"options-2-{rank}.pkl").read_bytes()) for rank in range(2)]
+    return [each | alone for each in pair]
 
 
 def weights(folder: Path, name: str) -> dict[str, Tensor]:
@@ -99,7 +108,25 @@ def test_recomputing_and_splitting_change_no_update(folder, results, name) -> No
     assert_same(weights(folder, f"{name}-1"), weights(folder, "plain-1"), 1e-5)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", ["plain", "freeze"])
+def test_one_rank_trains_what_two_do(folder, results, name) -> None:
+    assert losses(results, 0, name) == pytest.approx(losses(results, 1, name), rel=1e-6)
+    assert_same(weights(folder, f"{name}-0"), weights(folder, f"{name}-1"), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["to zero", "from zero"])
+def test_one_rank_goes_on_from_a_checkpoint_of_zero_and_back(folder, results, name) -> None:
+    kept, found, loss, again = results[0][0][name]
+    assert kept.keys() == found.keys()
+    for key, (_, values) in kept.items():
+        np.testing.assert_array_equal(values, found[key][1], key)
+    assert again == pytest.approx(loss, rel=1e-6)
+    writer, reader = ("none", "optimizer") if name == "to zero" else ("optimizer", "none")
+    one, two = weights(folder, f"from-{writer}-0"), weights(folder, f"to-{reader}-0")
+    assert_same(one, two, 1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_resting_state_changes_no_bit(folder, results, stage) -> None:
     for result in results:
         found = result[stage]["rest"]
@@ -107,15 +134,16 @@ def test_resting_state_changes_no_bit(folder, results, stage) -> None:
         assert found["awake"].keys() == found["resting"].keys()
         for name, (place, values) in found["awake"].items():
             other, kept = found["resting"][name]
-            # On a CPU deepspeed copies masters into other memory; moments lie on the host already.
-            assert (place != other) == name.startswith("master/"), name
+            # On a CPU deepspeed copies masters into other memory; moments lie on the host already,
+            # as does all the state of a single rank.
+            assert (place != other) == (stage > 0 and name.startswith("master/")), name
             np.testing.assert_array_equal(values, kept, name)
     saved, sent = weights(folder, f"rest-{stage}"), results[0][stage]["rest"]["published"]
     assert_same(saved, weights(folder, f"plain-{stage}"), 0)
     assert_same({name: torch.tensor(w) for name, w in sent.items()}, saved, 0)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_master_that_rests_can_be_changed(results, stage) -> None:
     for result in results:
         before, after = result[stage]["rested_critic"]
@@ -124,6 +152,7 @@ def test_a_master_that_rests_can_be_changed(results, stage) -> None:
 
 def test_the_plan_refuses_what_deepspeed_cannot_move(results) -> None:
     refused = {stage: results[0][stage]["refused_rest"] for stage in STAGES}
+    assert refused[0] == {"float32": "", "bfloat16": ""}
     assert refused[1] == {"float32": "", "bfloat16": "AttributeError"}
     assert refused[2] == {"float32": "", "bfloat16": ""}
     assert refused[3] == dict.fromkeys(("float32", "bfloat16"), "AssertionError")
@@ -162,7 +191,8 @@ def test_updates_below_the_resolution_of_bf16_add_up(folder, stage) -> None:
 
 
 def test_bf16_prints_nothing(folder) -> None:
-    assert not (folder / "stdout-0").read_text()
+    assert not (folder / "stdout-2-0").read_text()
+    assert not (folder / "stdout-1-0").read_text()
 
 
 @every_stage
@@ -193,7 +223,9 @@ def by_hand(base: Tensor, factors: dict[str, Tensor], layer: str) -> Tensor:
     return base.double() + 4.0 * torch.einsum("or,ri->oi", b, a)
 
 
-@pytest.mark.parametrize("name", ["lora-1", "lora-2", "lora-3", "lora-ema-3", "lora-reward-3"])
+@pytest.mark.parametrize(
+    "name", ["lora-0", "lora-1", "lora-2", "lora-3", "lora-ema-3", "lora-reward-3"]
+)
 def test_the_merged_folder_is_base_plus_adapter(folder, name) -> None:
     base, merged, factors = weights(folder, "base"), weights(folder, name), adapter(folder, name)
     adapted = 0

@@ -32,6 +32,7 @@ from workers.training.deepspeed_state import (
 )
 from workers.training.schedule import learning_rate
 from workers.training.state_files import Piece, StateFiles
+from workers.training.whole_adamw import WholeAdamW
 
 # deepspeed reads this during its import: no start-up log messages.
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -52,6 +53,13 @@ _BUCKET_ELEMENTS = 500_000_000  # deepspeed's default
 # Masters and moments only: gradients are freed after a step, and the working weights are needed on
 # the GPU for the weight sync and its comparison.
 _STATE = (OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.optim_states)
+
+_CONFIG: dict[str, Any] = {
+    "train_micro_batch_size_per_gpu": 1,  # required by deepspeed; the driver plans the batches
+    "gradient_accumulation_steps": 1,
+    "steps_per_print": None,
+    "managed_gradient_accumulation": False,
+}
 
 # ZeRO-1 in bf16 would print the memory in use six times per model.
 bf16_optimizer.see_memory_usage = lambda *_, **__: None
@@ -121,6 +129,9 @@ def join_group(where: RankAddress, spec: GroupSpec) -> torch.device:
 class TrainEngine:
     """A model, its optimizer and its schedule, partitioned over the ranks by ZeRO 1, 2 or 3.
 
+    With one rank there is nothing to partition: unless something is offloaded, deepspeed runs at
+    stage 0 with an optimizer that updates weights in place.
+
     Every method that runs the model or returns weights is a collective: all ranks must call it
     equally often. `backward` only accumulates gradients and only `step` ends the accumulation, so
     a step may consist of any number of passes.
@@ -136,11 +147,12 @@ class TrainEngine:
         gradient_checkpointing: bool = False,
     ) -> None:
         self._optimizer_spec = optimizer
-        self._stage = group.zero_stage
         self._steps = 0
         self._resting = False  # masters and moments are in host memory
         self._training: bool | None = None
         self.world_size = dist.get_world_size()
+        whole = self.world_size == 1 and group.offload == "none"
+        self._stage = 0 if whole else group.zero_stage
         self.device = (
             torch.device("cuda", torch.cuda.current_device())
             if group.device == "cuda"
@@ -149,7 +161,8 @@ class TrainEngine:
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         nn.Module.to(model, self.device)
-        self._engine = _initialize(model, optimizer, group)
+        initialize = _initialize_whole if whole else _initialize
+        self._engine = initialize(model, optimizer, group)
         self.passes = passes
         passes.through = self._engine
         live = dict(self._engine.module.named_parameters())
@@ -248,6 +261,10 @@ class TrainEngine:
         parameter = dict(self._engine.module.named_parameters())[name]
         partitioned = self._stage == 3
         master = self.master(parameter)
+        if self._stage == 0:
+            for copy in {parameter, master} - {None}:
+                copy.data.add_(amount)
+            return
         # Computed before the working copy changes: both may share memory.
         moved = None if master is None else master + amount
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
@@ -261,6 +278,8 @@ class TrainEngine:
         if not parameter.requires_grad:
             return None
         self._rise()  # while masters are offloaded, deepspeed cannot find them from their weights
+        if self._stage == 0:
+            return self._engine.optimizer.master(parameter)
         # ZeRO 3 cannot set a whole weight that has fewer elements than ranks, only its parts.
         read = safe_get_local_fp32_param if self._stage == 3 else safe_get_full_fp32_param
         master = read(parameter)
@@ -291,11 +310,14 @@ class TrainEngine:
 
         Args:
             state: True: also move masters and moments to host memory; False: only free what torch
-                caches. deepspeed moves them at ZeRO 1 and 2, but not at ZeRO 1 in bf16, and at
-                ZeRO 3 only those of its own optimizer.
+                caches. With several ranks deepspeed moves them at ZeRO 1 and 2, but not at ZeRO 1
+                in bf16, and at ZeRO 3 only those of its own optimizer.
         """
         if state and not self._resting:
-            self._engine.offload_states(include=_STATE)
+            if self._stage == 0:
+                self._engine.optimizer.move_state(torch.device("cpu"))
+            else:
+                self._engine.offload_states(include=_STATE)
             self._resting = True
         gc.collect()
         if self.device.type == "cuda":
@@ -303,7 +325,10 @@ class TrainEngine:
 
     def _rise(self) -> None:
         if self._resting:
-            self._engine.reload_states()
+            if self._stage == 0:
+                self._engine.optimizer.move_state(self.device)
+            else:
+                self._engine.reload_states()
             self._resting = False
 
     def close(self) -> None:
@@ -327,6 +352,20 @@ def _import_muon_uncompiled() -> None:
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
         compiler.compile = decorate
+
+
+def _initialize_whole(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
+    if group.dtype == "bfloat16":  # adapters are fp32 so far
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=WholeAdamW(_parameter_groups(model, spec.weight_decay), spec),
+        # The optimizer clips and keeps masters; deepspeed at stage 0 would apply a step of NaN.
+        config=_CONFIG | {"gradient_clipping": 0.0, "zero_optimization": {"stage": 0}},
+    )
+    engine.enable_backward_allreduce = False  # would copy every gradient into a bucket and back
+    return engine
 
 
 def _initialize(model: nn.Module, spec: OptimizerSpec, group: GroupSpec) -> Any:
@@ -360,16 +399,12 @@ def engine_config(elements: int, max_grad_norm: float, group: GroupSpec) -> dict
     if group.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 10_000
         zero["stage3_prefetch_bucket_size"] = min(50_000_000, elements)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # required by deepspeed; the driver plans the batches
-        "gradient_accumulation_steps": 1,
+    config: dict[str, Any] = _CONFIG | {
         "gradient_clipping": max_grad_norm,
-        "steps_per_print": None,
         "zero_optimization": zero,
         # torch's fused AdamW is as fast as deepspeed's, which would be compiled at start-up.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "managed_gradient_accumulation": False,
     }
     if group.dtype == "bfloat16":
         config["bf16"] = {"enabled": True}

@@ -22,14 +22,14 @@ MASTER = "master"
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A piece and its location in the flat partition that the optimizer updates."""
+    """A piece and its location in the tensor that the optimizer updates."""
 
     piece: Piece
-    flat: Tensor
+    flat: Tensor  # a flat partition; at stage 0 the master of one weight
     offset: int
 
     def of(self, values: Tensor) -> Tensor:
-        return values.detach().narrow(0, self.offset, self.piece.length)
+        return values.detach().view(-1).narrow(0, self.offset, self.piece.length)
 
 
 def training_tensors(engine: Any, stage: int) -> tuple[dict[str, Tensor], list[Piece]]:
@@ -39,7 +39,7 @@ def training_tensors(engine: Any, stage: int) -> tuple[dict[str, Tensor], list[P
     for held in _held(engine, stage):
         pieces.append(held.piece)
         tensors[f"{MASTER}/{held.piece.name}"] = held.of(held.flat)
-        for kind, values in _moments(engine, held.flat).items():
+        for kind, values in _moments(engine, stage, held.flat).items():
             tensors[f"{kind}/{held.piece.name}"] = held.of(values)
     return tensors, pieces
 
@@ -48,7 +48,7 @@ def optimizer_numbers(engine: Any, stage: int) -> dict[str, float]:
     """Optimizer state that is one number for all weights: Adam's step count."""
     numbers: dict[str, float] = {}
     for held in _held(engine, stage):
-        for kind, value in _state(engine, held.flat).items():
+        for kind, value in _state(engine, stage, held.flat).items():
             if _is_number(value):
                 assert numbers.setdefault(kind, float(value)) == float(value), kind
     return numbers
@@ -57,7 +57,7 @@ def optimizer_numbers(engine: Any, stage: int) -> dict[str, float]:
 def moment_kinds(engine: Any, stage: int) -> list[str]:
     """Names of the optimizer state with one number per element; [] before the first step."""
     for held in _held(engine, stage):
-        return list(_moments(engine, held.flat))
+        return list(_moments(engine, stage, held.flat))
     return []
 
 
@@ -68,7 +68,7 @@ def restore_training(
 
     Args:
         engine: deepspeed's engine.
-        stage: Its ZeRO stage.
+        stage: Its ZeRO stage; 0 = one rank that holds every weight whole.
         files: The files that hold the pieces.
         kinds: Result of `moment_kinds` at the time of saving.
         numbers: Result of `optimizer_numbers` at the time of saving.
@@ -77,14 +77,16 @@ def restore_training(
         BrokenCheckpointError: A piece is missing, has another shape, or is not finite.
     """
     for held in _held(engine, stage):
-        state = _state(engine, held.flat)
+        state = _state(engine, stage, held.flat)
         for name, value in numbers.items():
             state.setdefault(name, torch.tensor(value, device=held.flat.device))
         for kind in kinds:
             state.setdefault(kind, torch.zeros_like(held.flat))
             held.of(state[kind]).copy_(files.read(kind, held.piece))
         held.of(held.flat).copy_(files.read(MASTER, held.piece))
-    if stage == 3:
+    if stage == 0:
+        engine.optimizer.round_masters()
+    elif stage == 3:
         _refresh_partitions(engine.optimizer)
     else:
         _refresh_weights(engine, files)
@@ -111,10 +113,16 @@ def _refresh_partitions(optimizer: Any) -> None:
 
 
 def _held(engine: Any, stage: int) -> Iterator[_Held]:
-    find = _held_of_partition if stage == 3 else _held_of_mapping
+    find = (_held_whole, _held_of_mapping, _held_of_mapping, _held_of_partition)[stage]
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             yield from find(engine.optimizer, name, parameter)
+
+
+def _held_whole(optimizer: Any, name: str, parameter: Any) -> Iterator[_Held]:
+    """Stage 0: every weight by itself."""
+    piece = Piece(name, tuple(parameter.shape), 0, parameter.numel())
+    yield _Held(piece, optimizer.master(parameter), 0)
 
 
 def _held_of_mapping(optimizer: Any, name: str, parameter: Any) -> Iterator[_Held]:
@@ -144,12 +152,13 @@ def _held_of_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[_H
         yield _Held(Piece(name, tuple(parameter.ds_shape), start, length), flat, offset)
 
 
-def _state(engine: Any, flat: Tensor) -> dict[str, Any]:
-    return engine.optimizer.optimizer.state[flat]
+def _state(engine: Any, stage: int, flat: Tensor) -> dict[str, Any]:
+    adam = engine.optimizer if stage == 0 else engine.optimizer.optimizer
+    return adam.state[flat]
 
 
-def _moments(engine: Any, flat: Tensor) -> dict[str, Tensor]:
-    state = _state(engine, flat)
+def _moments(engine: Any, stage: int, flat: Tensor) -> dict[str, Tensor]:
+    state = _state(engine, stage, flat)
     return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == flat.shape}
 
 

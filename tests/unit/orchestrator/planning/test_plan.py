@@ -431,6 +431,7 @@ def test_checkpoints_are_compared_by_a_metric_that_there_is():
 
 
 TURNS = ("cluster=one_gpu", "trainer.zero_stage=2", "rollout.sleep=true")
+TWO_RANKS = ("cluster.gpus_per_node=2", "cluster.roles.critic.workers=2")
 
 
 @pytest.mark.parametrize("key", ["rollout.sleep", "trainer.rest_on_host"])
@@ -451,9 +452,9 @@ def test_turns_on_one_gpu_need_a_gpu_and_its_engine(key: str):
     [
         (["rollout.sleep=false"], "never take it"),
         (["trainer.offload=optimizer"], "in host memory anyway"),
-        (["trainer.zero_stage=1"], "zero_stage=1 in bf16"),
-        (["trainer.zero_stage=3"], "zero_stage=3 in bf16"),
-        (["trainer.zero_stage=3", "trainer.precision=fp32"], "zero_stage=3 in fp32"),
+        (["trainer.zero_stage=1", *TWO_RANKS], "zero_stage=1 in bf16"),
+        (["trainer.zero_stage=3", *TWO_RANKS], "zero_stage=3 in bf16"),
+        (["trainer.zero_stage=3", "trainer.precision=fp32", *TWO_RANKS], "zero_stage=3 in fp32"),
     ],
 )
 def test_state_that_cannot_rest_is_refused(overrides: list[str], words: str):
@@ -470,6 +471,12 @@ def test_engines_of_vllm_do_not_share_a_gpu_with_each_other():
     assert "max_concurrent_sequences" in error.fix
     make_plan(pocket(*two, "cluster.gpus_per_node=2"))  # one on each
     make_plan(pocket(*two, "rollout.engine=transformers"))  # measures nothing
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_state_of_a_single_rank_rests_at_every_stage(stage: int):
+    overrides = ("trainer.rest_on_host=true", f"trainer.zero_stage={stage}")
+    assert "rests in host memory" in render_plan(make_plan(pocket(*TURNS, *overrides)))
 
 
 def test_plan_tells_who_takes_turns():
