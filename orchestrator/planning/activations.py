@@ -1,12 +1,13 @@
 """Activation memory of a model's passes, estimated from its shape as an upper bound.
 
-Measured on a CPU with Llama models of 3 to 65 million weights, in micro-batches of 16 to 4,096
-tokens: the peak memory of a trainer's process is .6 to 1 times the estimate.
+Measured on a CPU with Llama models of 3 to 71 million weights, in micro-batches of 16 to 4,096
+tokens: the peak memory of a trainer's process is .85 to 1 times the estimate.
 """
 
 from __future__ import annotations
 
 from orchestrator.config.cluster import Accelerator
+from orchestrator.config.engines import Offload
 from orchestrator.config.model import Attention
 from orchestrator.config.schema import Config
 from orchestrator.planning.model_sizes import FLOAT, ModelSize, number_bytes
@@ -15,9 +16,9 @@ from orchestrator.planning.model_sizes import FLOAT, ModelSize, number_bytes
 # key, value, rotated copies, output, residuals; and in inner widths: gate, up and their products.
 _WIDTHS, _INNER = 20, 5
 _SCORES = 3  # copies of a (heads, tokens, tokens) array of plain attention
-_MASK = 14  # bytes per pair of tokens of a packed row, on a CPU
-# fp32 numbers per weight on a CPU in addition to weights, gradients and moments: deepspeed's own
-# copy of the weights, and in a step the flattened gradient and the update.
+_MASK = 8  # bytes per pair of tokens of a packed row, on a CPU
+# fp32 numbers per weight that ZeRO has on a CPU in addition to weights, gradients and moments: its
+# own copy of the weights, and in a step the flattened gradient and the update.
 _STEP_COPIES = 3
 
 
@@ -41,14 +42,19 @@ def activation_bytes(config: Config, size: ModelSize, tokens: int, *, trains: bo
     elif model.attention is Attention.sdpa and config.cluster.accelerator is Accelerator.cpu:
         pairs = tokens * tokens * _MASK
     kept = 1
-    if trains and not model.gradient_checkpointing:
-        kept = size.layers
+    if trains:  # a layer that is computed again is there with its gradients
+        kept = 2 if model.gradient_checkpointing else size.layers
     inputs = 2 * tokens * size.width * size.layers * number if trains else 0
     return kept * layer + inputs + pairs
 
 
-def step_bytes(config: Config, parameters: int) -> int:
-    """Temporary bytes of an optimizer step on a CPU, in addition to the permanent state."""
+def step_bytes(config: Config, parameters: int, ranks: int) -> int:
+    """Temporary bytes of an optimizer step on a CPU, in addition to the permanent state.
+
+    A single rank updates its weights in place, unless ZeRO offloads their state.
+    """
     if config.cluster.accelerator is not Accelerator.cpu or config.model.lora.rank:
+        return 0
+    if ranks == 1 and config.trainer.offload is Offload.none:
         return 0
     return _STEP_COPIES * FLOAT * parameters

@@ -22,11 +22,12 @@ _PROCESS_BYTES = {
     RoleName.rollout: 800 << 20,
     RoleName.reward: 400 << 20,
     RoleName.reference: 400 << 20,
-    RoleName.policy: 500 << 20,
-    RoleName.critic: 500 << 20,
+    RoleName.policy: 490 << 20,
+    RoleName.critic: 490 << 20,
 }
 _WHOLE = (StageName.pretrain, StageName.pretrain_large)  # stages that ignore model.freeze
-# Copies of a (tokens, vocabulary) fp32 array alive at once: logits, log-softmax, gradient.
+# Copies of a (tokens, vocabulary) fp32 array alive at once if a model changes its logits: logits,
+# log-softmax, gradient. Unchanged logits become their own gradient.
 _LOGIT_COPIES = {RoleName.policy: 3, RoleName.reference: 2}
 
 
@@ -189,7 +190,7 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
         loading=size.parameters * loading,
         on_gpu=on_gpu,
         activations=0 if engine else activation_bytes(config, size, tokens, trains=trains),
-        step=step_bytes(config, size.parameters) if trains else 0,
+        step=step_bytes(config, size.parameters, workers) if trains else 0,
         yielded=yielded,
     )
 
@@ -201,11 +202,11 @@ def _logit_bytes(config: Config, role: RoleName, size: ModelSize, tokens: int) -
     layer is then summed in fp32 (`workers.ops.linear_logprobs`).
     """
     word, copies = size.vocabulary * FLOAT, _LOGIT_COPIES.get(role, 0)
-    most = max(1, (config.trainer.logits_mib << 20) // word)
-    if not size.plain_logits or tokens <= most:
+    if not size.plain_logits:
         return tokens * word * copies
-    summed = role is RoleName.policy and not config.model.lora.rank
-    return most * word * copies + (word * size.width if summed else 0)
+    most = max(1, (config.trainer.logits_mib << 20) // word)
+    summed = tokens > most and role is RoleName.policy and not config.model.lora.rank
+    return min(tokens, most) * word * min(copies, 1) + (word * size.width if summed else 0)
 
 
 def number_bytes(precision: Precision) -> int:

@@ -11,17 +11,18 @@ from orchestrator.config.schema import Config
 from orchestrator.planning.model_sizes import ModelSize, role_memory
 
 # role, width, layers, inner, words, parameters, tokens, row, attention, checkpointing, peak in MiB
-# of one update of a Llama model in fp32 at ZeRO 1, on a CPU.
+# of three updates of a Llama model in fp32 on one rank, on a CPU.
 MEASURED = [
-    ("critic", 768, 9, 2048, 512, 64_502_016, 16, 16, "sdpa", False, 2185),
-    ("critic", 768, 9, 2048, 512, 64_502_016, 2048, 64, "sdpa", False, 3418),
-    ("critic", 256, 4, 704, 512, 3_475_712, 4096, 64, "sdpa", False, 1113),
-    ("critic", 256, 8, 704, 512, 6_689_024, 4096, 64, "sdpa", False, 1729),
-    ("critic", 256, 4, 2048, 512, 7_604_480, 4096, 64, "sdpa", False, 1487),
-    ("critic", 256, 4, 704, 512, 3_475_712, 4096, 512, "eager", False, 1291),
-    ("critic", 256, 4, 704, 512, 3_475_712, 4096, 64, "sdpa", True, 871),
-    ("policy", 768, 9, 2048, 512, 64_502_016, 16, 16, "sdpa", False, 2173),
-    ("policy", 256, 4, 704, 8000, 7_309_568, 4096, 64, "sdpa", False, 1356),
+    ("critic", 768, 9, 2048, 512, 64_109_569, 16, 16, "sdpa", False, 1461),
+    ("critic", 768, 9, 2048, 512, 64_109_569, 2048, 64, "sdpa", False, 3177),
+    ("critic", 256, 4, 704, 512, 3_344_897, 4096, 64, "sdpa", False, 1108),
+    ("critic", 256, 8, 704, 512, 6_558_465, 4096, 64, "sdpa", False, 1674),
+    ("critic", 256, 4, 2048, 512, 7_473_409, 4096, 64, "sdpa", False, 1539),
+    ("critic", 256, 4, 704, 512, 3_344_897, 4096, 512, "eager", False, 1262),
+    ("critic", 256, 4, 704, 512, 3_344_897, 4096, 64, "sdpa", True, 923),
+    ("policy", 768, 9, 2048, 512, 64_108_800, 16, 16, "sdpa", False, 1462),
+    ("policy", 256, 4, 704, 8000, 5_261_568, 4096, 64, "sdpa", False, 1185),
+    ("policy", 512, 16, 1536, 32000, 70_926_848, 1536, 96, "sdpa", False, 3282),
 ]
 
 
@@ -40,4 +41,4 @@ def test_the_plan_is_never_below_what_was_measured_nor_far_above(case: tuple) ->
     )  # fmt: skip
     config.algorithm.ema_decay = 0.0
     planned = role_memory(config, RoleName(role), size).total / 2**20
-    assert peak <= planned <= 1.6 * peak
+    assert peak <= planned <= 1.2 * peak
