@@ -13,6 +13,7 @@ from orchestrator.checkpoints import given_inputs
 from orchestrator.checkpoints.best import scores_of
 from orchestrator.checkpoints.config_changes import plain_config
 from orchestrator.checkpoints.saved_runs import SavedRuns
+from orchestrator.cluster.fork_servers import ForkServers, here
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -61,7 +62,12 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
 
 
 def run_recipe(
-    config: Config, plan: Plan, folder: Path, start: Start, stop: StopRequest
+    config: Config,
+    plan: Plan,
+    folder: Path,
+    start: Start,
+    stop: StopRequest,
+    forks: ForkServers | None = None,
 ) -> Summary:
     """Run the stages of `config` and return the contents of summary.json.
 
@@ -77,7 +83,8 @@ def run_recipe(
     run_folder = RunFolder(folder)
     if config.logger.prometheus:
         require_port(config.logger)
-    looked = look(config)
+    apart = forks.call if forks is not None and forks.serves_models else None
+    looked = look(config, apart)
     read = time.monotonic()
     position = Position()
     resolved = plain_config(config)
@@ -101,8 +108,10 @@ def run_recipe(
             rules=rules_of(config),
             resort=stop.resort,
             note=live.note,
+            forks=forks,
         ) as cluster,
     ):
+        looked.settle()
         if mirror is not None:
             mirror.tell = live.note
         cluster.guard.fix = lambda: going_on(run_folder)
@@ -119,6 +128,7 @@ def run_recipe(
             checkpoints=looked.checkpoints,
             saves=saves,
             losses=losses,
+            apart=apart or here,
         )
         telemetry.present = partial(_present, session)
         session.findings.start |= {"imports": imported - started, "data": read - imported}

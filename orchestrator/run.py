@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.checkpoints.config_changes import set_key
+from orchestrator.cluster.fork_servers import ForkServers, preloads
 from orchestrator.command_line.arguments import prepare
 from orchestrator.command_line.composition import CONF, may_add, to_config
 from orchestrator.command_line.earlier_run import Command, configuration
@@ -168,11 +169,12 @@ def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
     # pid, or without this variable the parent, which counts as dead if it is process 1, as in
     # containers. Ray reads the variable at import; its own processes get another value.
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
-    # Imported here, because a plan or a mistyped key needs neither Ray nor the engines.
-    from orchestrator.recipe import run_recipe
+    with ForkServers(preloads(config, plan.layout.roles)) as forks:
+        # Imported here, because a plan or a mistyped key needs neither Ray nor the engines.
+        from orchestrator.recipe import run_recipe
 
-    stop.grace_seconds = config.run.grace_seconds
-    run_recipe(config, plan, start.folder.path, start, stop)
+        stop.grace_seconds = config.run.grace_seconds
+        run_recipe(config, plan, start.folder.path, start, stop, forks)
 
 
 def _report(error: RehearsalError, folder: RunFolder | None) -> int:

@@ -20,10 +20,13 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_constants, utils, worker
+from ray._private import ray_constants, services, utils, worker
+from ray._private.parameter import RayParams
 
+from orchestrator.cluster import start_worker
+from orchestrator.cluster.fork_servers import ForkServers
 from orchestrator.process.forced_exit import LEAVING, LastResort
-from orchestrator.process.stop_signals import STOP_SIGNALS
+from orchestrator.process.stop_signals import shielded
 from orchestrator.process.temporary_folders import Scratch
 from orchestrator.supervision.ray_servers import LocalServers, Servers
 from orchestrator.supervision.server_guard import Guard
@@ -50,7 +53,8 @@ _GUESSES = ("Raylet is terminated", "The node with node id")
 class PrivateRay:
     """The processes and the scratch folder of a cluster that this process started."""
 
-    def __init__(self, resort: LastResort | None = None) -> None:
+    def __init__(self, resort: LastResort | None = None, forks: ForkServers | None = None) -> None:
+        self._forks = forks
         self._scratch = Scratch("ray")
         self._before = {child.pid for child in psutil.Process().children()}
         self._servers = LocalServers(_STOPPED_LOOKS, self._processes)
@@ -58,7 +62,7 @@ class PrivateRay:
         self.error_logs: Path | None = None  # gets the roles' logs on `destroy` without `close`
         if resort is not None:
             resort.steps.append(self.destroy)
-        with _shielded():
+        with shielded():
             self.guard.start()
 
     @property
@@ -110,8 +114,11 @@ class PrivateRay:
         psutil.wait_procs(processes, timeout=_LEAVE_SECONDS)
 
     def _processes(self) -> list[psutil.Process]:
-        """Ray's servers, which are new children of this process, and all their descendants."""
-        found: list[psutil.Process] = []
+        """Ray's servers, which are new children of this process, and all their descendants.
+
+        The workers among these may be copies of fork servers.
+        """
+        found: list[psutil.Process] = self._forks.processes() if self._forks is not None else []
         for root in psutil.Process().children():
             if root.pid not in self._before and _is_ray(root):
                 found += [root, *_descendants(root)]
@@ -131,6 +138,7 @@ def start_private_ray(
     seconds: float,
     authenticate: Callable[[Path], object],
     resort: LastResort | None = None,
+    forks: ForkServers | None = None,
 ) -> PrivateRay:
     """Start Ray's servers on this machine; retry while Ray reports one of `_SLOW_STARTS`.
 
@@ -143,6 +151,7 @@ def start_private_ray(
         authenticate: Gets the path of a token file to create, before Ray starts.
         resort: Ends the process if a server is lost and the driver does not react; None: nothing
             does.
+        forks: Processes that the workers are copied from; they end with the servers.
 
     Raises:
         DeadlineError: they did not start in time.
@@ -150,11 +159,11 @@ def start_private_ray(
     """
     deadline = time.monotonic() + seconds
     while True:
-        private = PrivateRay(resort)
+        private = PrivateRay(resort, forks)
         try:
             authenticate(private.folder / "auth_token")
             # Signals stay blocked until own_signals has put our handler back.
-            with _shielded(), own_signals(), _on_loopback():
+            with shielded(), own_signals(), _on_loopback(), _only_needed():
                 _leave_guesses_out()
                 ray.init(
                     address="local",
@@ -200,16 +209,6 @@ def own_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
-    """Block stop signals in the processes and threads that are started within the context."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def _on_loopback() -> Iterator[None]:
     """Have Ray's servers listen on loopback, where no other machine can reach them."""
     assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), "another release of Ray"
@@ -222,6 +221,28 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
         for name in _LOOPBACK:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _only_needed() -> Iterator[None]:
+    """Start workers by our script, and none of the servers that a run does not need.
+
+    These are the autoscaler's monitor, the log monitor, and the dashboard's server.
+    """
+    given, serve = RayParams.update_if_absent, services.start_api_server
+
+    def update(self: RayParams, **kwargs: Any) -> None:
+        if "setup_worker_path" in kwargs:
+            kwargs |= {"setup_worker_path": start_worker.__file__, "include_log_monitor": False}
+            self.no_monitor = True
+        given(self, **kwargs)
+
+    RayParams.update_if_absent = update
+    services.start_api_server = lambda *_, **__: ("", None)
+    try:
+        yield
+    finally:
+        RayParams.update_if_absent, services.start_api_server = given, serve
 
 
 def _leave_guesses_out() -> None:

@@ -8,6 +8,7 @@ placement is the one that the plan printed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,16 +21,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.authentication import Authentication
 from orchestrator.cluster.extra_room import ExtraRoom
+from orchestrator.cluster.fork_servers import ForkServers
 from orchestrator.cluster.joining import join
 from orchestrator.cluster.private_ray import PrivateRay, leave, start_private_ray
 from orchestrator.cluster.reservation import reserve, resources_of
+from orchestrator.cluster.start_worker import SERVER
 from orchestrator.config.cluster import ClusterConfig, RoleName
 from orchestrator.planning.placement import Layout
+from orchestrator.planning.worker_specs import role_environment
 from orchestrator.process.forced_exit import LastResort, within
 from orchestrator.supervision.ray_servers import distant_servers
 from orchestrator.supervision.server_guard import Guard
 from orchestrator.supervision.worker_life import Rules
-from workers.process.openmp import openmp
 
 # Read by Ray's own processes when they start. Prestarted workers would start Python once per core
 # for tasks that never come, since every process of a run is an actor.
@@ -56,8 +59,10 @@ class Cluster:
         guard: Guard,
         authentication: Authentication,
         error_logs: Path | None = None,
+        forks: ForkServers | None = None,
     ) -> None:
         self.guard = guard
+        self._forks = forks
         self._authentication = authentication
         self._config = config
         self._layout = layout
@@ -94,13 +99,19 @@ class Cluster:
                 placement_group=group, placement_group_bundle_index=index
             ),
             "runtime_env": {
-                "env_vars": role_environment(self._config, name) | self._places() | dict(env or {})
+                "env_vars": role_environment(self._config, name)
+                | self._places(name)
+                | dict(env or {})
             },
         }
 
-    def _places(self) -> dict[str, str]:
-        """Have roles put temporary files (vLLM's sockets) where a local cluster deletes them."""
-        return {"TMPDIR": str(self._local.temporary)} if self._local else {}
+    def _places(self, role: RoleName) -> dict[str, str]:
+        """Where the processes of a local cluster begin, and have their temporary files."""
+        if self._local is None:
+            return {}
+        # Temporary files, such as vLLM's sockets, are then deleted with the cluster.
+        address = self._forks.address(role) if self._forks is not None else ""
+        return {"TMPDIR": str(self._local.temporary)} | ({SERVER: address} if address else {})
 
     @property
     def log_folder(self) -> Path | None:
@@ -139,24 +150,6 @@ class Cluster:
         self.close(self._error_logs if error is not None else None)
 
 
-def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
-    """Environment variables of a role's process.
-
-    Without OMP_NUM_THREADS each process uses every core. Threads must not wait actively for long:
-    once another process needs a core too, a spinning thread occupies the core of the sibling that
-    it waits for, which lowers the throughput by a factor of 6 to 10.
-    """
-    alone = {"REHEARSAL_HOST": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    return {
-        **(alone if config.address == "local" else {}),
-        **openmp(config.roles.of(role).threads or 1),  # models are loaded with their own number
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore::FutureWarning",
-        "TQDM_DISABLE": "1",
-        "DS_ACCELERATOR": config.accelerator.value,
-    }
-
-
 def start_cluster(
     config: ClusterConfig,
     layout: Layout,
@@ -165,6 +158,7 @@ def start_cluster(
     rules: Rules | None = None,
     resort: LastResort | None = None,
     note: Callable[[str], None] = lambda _: None,
+    forks: ForkServers | None = None,
 ) -> Cluster:
     """Start a local cluster or join a running one, and reserve the layout on it.
 
@@ -177,6 +171,7 @@ def start_cluster(
         rules: When a server that does not answer counts as lost; None: after half a minute.
         resort: Ends the process if a Ray server is lost and the main thread does not react.
         note: Shows the user what is waited for.
+        forks: Processes that the workers of a local cluster are copied from.
 
     Raises:
         ResourceError: there is no cluster at the address, or its nodes are too few or too small.
@@ -184,7 +179,9 @@ def start_cluster(
         DeadlineError: Ray did not start, or the cluster's resources did not become free in time.
         ClusterLostError: one of Ray's servers ended or stopped meanwhile.
     """
-    for name, value in _RAY_SWITCHES.items():
+    # A worker registers once the imports of its fork server are done.
+    patience = {"RAY_worker_register_timeout_seconds": str(math.ceil(seconds))}
+    for name, value in (_RAY_SWITCHES | patience).items():
         os.environ.setdefault(name, value)
     authentication = Authentication()
     local: PrivateRay | None = None
@@ -193,7 +190,7 @@ def start_cluster(
         if config.address == "local":
             cpus = _whole(max(config.cpus_per_node, layout.cpus))
             own = partial(authentication.own, config.auth)
-            local = start_private_ray(cpus, config.object_store_mib, seconds, own, resort)
+            local = start_private_ray(cpus, config.object_store_mib, seconds, own, resort, forks)
             local.error_logs = error_logs
             guard = local.guard
         else:
@@ -209,7 +206,7 @@ def start_cluster(
             _leave_joined(None, guard)
         authentication.restore()
         raise
-    return Cluster(config, layout, group, local, guard, authentication, error_logs)
+    return Cluster(config, layout, group, local, guard, authentication, error_logs, forks)
 
 
 def _leave_joined(group: PlacementGroup | None, guard: Guard | None) -> None:

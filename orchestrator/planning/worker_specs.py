@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.batching.batch_sizes import fitting_warmup
 from orchestrator.config.by_name import from_sections
-from orchestrator.config.cluster import Accelerator, RoleName, RoleResources
+from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName, RoleResources
 from orchestrator.config.engines import OptimizerConfig, Packing, Precision
 from orchestrator.config.model import LoraConfig
 from orchestrator.config.run import StageName
@@ -17,6 +17,7 @@ from orchestrator.config.training import OnNonFinite
 from orchestrator.planning.threads import engine_threads, threads_of
 from orchestrator.process.secrets import secret
 from workers.model_folders.shape import may_pack
+from workers.process.openmp import openmp
 from workers.records.specs import (
     Device,
     Dtype,
@@ -73,6 +74,24 @@ def rollout_spec(
 def rollout_environment(config: Config) -> dict[str, str]:
     """Environment variables that a rollout process needs before it imports its engine."""
     return engine_environment(rollout_spec(config, "", 0))
+
+
+def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
+    """Environment variables of a role's process.
+
+    Without OMP_NUM_THREADS each process uses every core. Threads must not wait actively for long:
+    once another process needs a core too, a spinning thread occupies the core of the sibling that
+    it waits for, which lowers the throughput by a factor of 6 to 10.
+    """
+    alone = {"REHEARSAL_HOST": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {
+        **(alone if config.address == "local" else {}),
+        **openmp(config.roles.of(role).threads or 1),  # models are loaded with their own number
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        "TQDM_DISABLE": "1",
+        "DS_ACCELERATOR": config.accelerator.value,
+    }
 
 
 def group_spec(config: Config, role: RoleResources) -> GroupSpec:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.checkpoints import model_folder
+from orchestrator.cluster.fork_servers import Apart
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
@@ -22,7 +23,19 @@ from orchestrator.telemetry.sinks import require_packages
 from workers.scorers.source import WHERE
 
 if TYPE_CHECKING:  # takes seconds to import, and is only a type here
+    from transformers import PreTrainedTokenizerBase
+
     from workers.data.source import DataSource
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The given models, for `given_models.check_given`."""
+
+    config: Config
+    folders: dict[str, str]  # by key of the configuration
+    saved: tuple[str, ...]  # folders whose files are copied into those of trained models
+    tokenizer: PreTrainedTokenizerBase | None  # goes into these folders, too; None: none is saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +45,24 @@ class Inputs:
     checkpoints: dict[str, str]  # name -> folder of each given checkpoint
     source: DataSource
     notes: tuple[str, ...]  # sentences for the user
+    # Waits for the checks of models that run in another process; raises what they found.
+    settle: Callable[[], object]
 
 
 _BRIDGED_PROMPTS = 256  # number of prompts checked with the text bridge
 
+_SAVING = "saving"
+
 Check = Callable[[Config, "DataSource"], Iterable[str]]
 
 
-def look(config: Config) -> Inputs:
+def look(config: Config, apart: Apart | None = None) -> Inputs:
     """Import the functions, read every checkpoint and file, and run every check of `CHECKS`.
+
+    Args:
+        config: the run.
+        apart: calls a function of another process; then checks that need torch and transformers,
+            which take seconds to import, run there, until `Inputs.settle`. None: they run here.
 
     Raises:
         RehearsalError: an input cannot be used. The order is packages of loggers, functions,
@@ -54,12 +76,23 @@ def look(config: Config) -> Inputs:
     check_functions(config)  # first: it takes a second, files may take an hour
     check_transport(config)
     checkpoints = _given_checkpoints(config)
-    _check_models(config, checkpoints)
+    folders = _models(config, checkpoints)
+    if apart is None and folders:
+        from orchestrator.preflight.given_models import check_models  # seconds to import
+
+        check_models(config, folders)
     source = make_source(config, checkpoints)
     notes = left_out(source)
-    for check in CHECKS.values():
-        notes += check(config, source)
-    return Inputs(checkpoints, source, tuple(notes))
+    settle: Callable[[], object] = lambda: None  # noqa: E731
+    if apart is not None:
+        saved = tuple(_saved(config))
+        given = Given(config, folders, saved, source.tokenizer if _saves(config) else None)
+        seconds = config.run.role_start_seconds
+        settle = apart("orchestrator.preflight.given_models:check_given", given, seconds=seconds)
+    for name, check in CHECKS.items():
+        if apart is None or name != _SAVING:
+            notes += check(config, source)
+    return Inputs(checkpoints, source, tuple(notes), settle)
 
 
 def _given_checkpoints(config: Config) -> dict[str, str]:
@@ -71,17 +104,26 @@ def _given_checkpoints(config: Config) -> dict[str, str]:
     return given
 
 
-def _check_models(config: Config, checkpoints: dict[str, str]) -> None:
+def _models(config: Config, checkpoints: dict[str, str]) -> dict[str, str]:
+    """The folders of given models, by key of the configuration."""
     folders = {f"model.checkpoints.{name}": folder for name, folder in checkpoints.items()}
     judge = config.evaluate
     if judge.judge is JudgeKind.reward_model and judge.judge_checkpoint:
         folders["evaluate.judge_checkpoint"] = str(
             model_folder.require(judge.judge_checkpoint, "judge")
         )
-    if folders:
-        from orchestrator.preflight.given_models import check_models  # seconds to import
+    return folders
 
-        check_models(config, folders)
+
+def _saves(config: Config) -> bool:
+    """Whether any stage publishes a model."""
+    return any(stage is not StageName.evaluate for stage in config.stages)
+
+
+def _saved(config: Config) -> list[str]:
+    """Given folders whose files are copied into those of trained models."""
+    given = [getattr(config.model.checkpoints, f.name) for f in fields(config.model.checkpoints)]
+    return list(dict.fromkeys(filter(None, given))) if _saves(config) else []
 
 
 def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
@@ -110,10 +152,9 @@ def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
     """Check that the tokenizer, and files copied from given checkpoints, can be saved."""
     from workers.models.published_files import require_saveable, require_tokenizer_saveable
 
-    given = [getattr(config.model.checkpoints, f.name) for f in fields(config.model.checkpoints)]
-    if any(stage is not StageName.evaluate for stage in config.stages):
-        for path in dict.fromkeys(filter(None, given)):
-            require_saveable(Path(path))
+    for path in _saved(config):
+        require_saveable(Path(path))
+    if _saves(config):
         require_tokenizer_saveable(source.tokenizer)
     return ()
 
@@ -151,7 +192,7 @@ CHECKS: dict[str, Check] = {
     "judge": _check_judge,
     "reward": _check_reward,
     "lm-eval": _check_harness,
-    "saving": _check_saving,
+    _SAVING: _check_saving,
     "text bridge": _check_bridge,
     "memory": _check_memory,
 }

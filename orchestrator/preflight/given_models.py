@@ -12,16 +12,31 @@ from pathlib import Path
 from orchestrator.config.model import Attention
 from orchestrator.config.schema import Config
 from orchestrator.planning.backbones import has_head
+from orchestrator.preflight.dry_run import Given
 from workers.data.tokenize.tokenizers import load_tokenizer
 from workers.errors import RehearsalError, TokenizerMismatchError
 from workers.model_folders.files import broken
 from workers.model_folders.shape import read_shape
 from workers.model_folders.weight_files import SafetensorsFolder
 from workers.models.load import check_causal_lm, check_scalar
+from workers.models.published_files import require_saveable, require_tokenizer_saveable
 from workers.process.library_errors import reading
 
 _SCORING = ("reward_model", "judge")  # others are language models; a critic may be either
 _TRIAL = 'The 3 owls said: "Ça va?"\n'
+
+
+def check_given(given: Given) -> None:
+    """`check_models`, and whether tokenizer and copied files can be saved again.
+
+    Raises:
+        RehearsalError: As `check_models`, `require_saveable` and `require_tokenizer_saveable` do.
+    """
+    check_models(given.config, given.folders)
+    for path in given.saved:
+        require_saveable(Path(path))
+    if given.tokenizer is not None:
+        require_tokenizer_saveable(given.tokenizer)
 
 
 def check_models(config: Config, folders: Mapping[str, str]) -> None:

@@ -19,12 +19,20 @@ from orchestrator.process.forced_exit import LEAVING, LastResort, within
 # Those that batch systems and terminals send before they end a job: systemd, Kubernetes and scancel
 # (SIGTERM), a terminal that closes (SIGHUP), Slurm's --signal (SIGUSR1 or SIGUSR2 by custom).
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
-
-
 _NOTICE_SECONDS = 5.0  # time for the main thread to notice that its grace is over
 _TEARDOWN_SECONDS = 60.0  # each of its parts has a shorter deadline
 _FLUSH_SECONDS = 6.0
 _EXIT_SECONDS = 60  # until SIGALRM ends an interpreter that hangs at its end
+
+
+@contextmanager
+def shielded(*more: signal.Signals) -> Iterator[None]:
+    """Block stop signals, and `more`, in processes and threads started within the context."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | set(more))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:

@@ -18,7 +18,6 @@ from orchestrator.config.run import StageName
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.report.page import Page, render_page
-from orchestrator.report.plots import draw_plots
 from orchestrator.report.tables import places, render_result, time_rows
 from orchestrator.results.summary import Summary, read_summary
 from orchestrator.run_files.damage import Damage
@@ -68,6 +67,8 @@ def write_report(folder: RunFolder) -> Report:
         )
     with writing(folder.plots, "a folder"):
         folder.plots.mkdir(exist_ok=True)
+    from orchestrator.report.plots import draw_plots  # half a second of imports, at the end only
+
     captions = draw_plots(folder.plots, records, summary, damage)
     page = Page(
         title=folder.path.resolve().name,

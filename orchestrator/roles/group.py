@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from orchestrator.cluster.worker_processes import end_here
 from orchestrator.roles.interfaces import Fields, Rollouts
-from orchestrator.supervision.backend import Backend, Call, Ref, data_alone
+from orchestrator.supervision.backend import Backend, Call, Ref, WorkerClass, data_alone
 from orchestrator.supervision.heartbeats import Watch
 from orchestrator.supervision.pending import Pending, Position, PulseLine, everything, glance
 from orchestrator.telemetry.role_time import Account
@@ -70,7 +70,7 @@ class Group:
     """The workers of one role."""
 
     role: str
-    worker: type
+    worker: WorkerClass
     line: type[PulseLine] = PulseLine
     replicas = False  # workers are independent, and each can be restarted alone
 
@@ -259,7 +259,7 @@ class Group:
             if self.workers[rank] is not None:
                 self._launch.backend.end(self.workers[rank])
                 self._launch.account.left(self.role, rank)
-        end_here([info for info in self.infos if info.rank in ranks], self.worker.__name__)
+        end_here([info for info in self.infos if info.rank in ranks], self.worker.name)
 
 
 class LanguageModelGroup(Group):

@@ -13,7 +13,7 @@ from orchestrator.roles.generation import Generating
 from orchestrator.roles.group import Each, Group, Launch
 from orchestrator.roles.interfaces import WHOLE, Generation, Rollouts, joined
 from orchestrator.roles.returning_engines import ReturningEngines
-from orchestrator.supervision.backend import Call, with_summary
+from orchestrator.supervision.backend import Call, WorkerClass, with_summary
 from orchestrator.supervision.pending import (
     Arrivals,
     EngineLine,
@@ -34,7 +34,6 @@ from workers.records.generation import (
 from workers.records.processes import RoleInfo
 from workers.records.specs import RolloutSpec
 from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
-from workers.roles.rollout import RolloutWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,8 @@ class _Served:
 class RolloutGroup(Group):
     """n independent generation engines."""
 
-    role, worker, line = "rollout", RolloutWorker, EngineLine
+    role, line = "rollout", EngineLine
+    worker = WorkerClass("workers.roles.rollout", "RolloutWorker")
 
     def __init__(self, launch: Launch) -> None:
         self._returning = ReturningEngines(self)

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.roles.group import Each, Group, LanguageModelGroup, Launch
 from orchestrator.roles.interfaces import Rollouts
+from orchestrator.supervision.backend import WorkerClass
 from orchestrator.supervision.pending import Pending, everything, first
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
@@ -15,8 +16,6 @@ from workers.records.generation import RolloutBatch
 from workers.records.processes import RoleInfo
 from workers.records.specs import FrozenModelSpec, RewardSpec
 from workers.records.training import Scores, TokenBatch
-from workers.roles.reference import ReferenceWorker
-from workers.roles.reward import RewardWorker
 
 
 class _ReplicaGroup(Group):
@@ -41,7 +40,7 @@ class _ReplicaGroup(Group):
 class RewardGroup(_ReplicaGroup):
     """n replicas that score whole sequences."""
 
-    role, worker = "reward", RewardWorker
+    role, worker = "reward", WorkerClass("workers.roles.reward", "RewardWorker")
 
     def load(self, spec: RewardSpec) -> Pending[list[RoleInfo]]:
         """Load the reward model or function."""
@@ -75,7 +74,8 @@ class RewardGroup(_ReplicaGroup):
 class ReferenceGroup(_ReplicaGroup, LanguageModelGroup):
     """n replicas of a frozen language model."""
 
-    role, worker = "reference", ReferenceWorker
+    role = "reference"
+    worker = WorkerClass("workers.roles.reference", "ReferenceWorker")
 
     def load(self, spec: FrozenModelSpec) -> Pending[list[RoleInfo]]:
         """Load the frozen model."""

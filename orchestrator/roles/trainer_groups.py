@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.roles.group import Each, Group, LanguageModelGroup
 from orchestrator.roles.interfaces import Experience, Fields, Rollouts
-from orchestrator.supervision.backend import Call, in_two
+from orchestrator.supervision.backend import Call, WorkerClass, in_two
 from orchestrator.supervision.pending import Pending, everything, first, nothing
 from workers.records.arrays import FloatArray, IntArray
 from workers.records.processes import FileRecord, RankAddress, RoleInfo
@@ -28,8 +28,6 @@ from workers.records.training import (
     Work,
 )
 from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
-from workers.roles.critic import CriticWorker
-from workers.roles.policy import PolicyWorker
 
 
 class TrainerGroup(Group):
@@ -76,7 +74,7 @@ class TrainerGroup(Group):
 class PolicyGroup(TrainerGroup, LanguageModelGroup):
     """The policy's trainers."""
 
-    role, worker = "policy", PolicyWorker
+    role, worker = "policy", WorkerClass("workers.roles.policy", "PolicyWorker")
 
     def shares_rows(self) -> Pending[bool]:
         """Whether the loaded model lets documents share a row without attending to each other."""
@@ -155,7 +153,7 @@ class PolicyGroup(TrainerGroup, LanguageModelGroup):
 class CriticGroup(TrainerGroup):
     """The trainers of scalar-head models: the reward model, then the value function."""
 
-    role, worker = "critic", CriticWorker
+    role, worker = "critic", WorkerClass("workers.roles.critic", "CriticWorker")
 
     def train_rankings(self, steps: Sequence[RankingStep]) -> Pending[StepStats]:
         """One optimizer step of the reward model."""

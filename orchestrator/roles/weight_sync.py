@@ -20,11 +20,12 @@ from orchestrator.roles.rollout_group import RolloutGroup
 from orchestrator.roles.scorer_groups import ReferenceGroup
 from orchestrator.roles.trainer_groups import PolicyGroup
 from workers.errors import ChecksumError, ParityError, RoleDiedError, RoleHungError
-from workers.ops.kl import MOST_NATS
 from workers.records.generation import RolloutBatch
 from workers.records.training import TokenField
 from workers.records.weights import WeightReceipt
 from workers.weights.transport import find_transport
+
+_MOST_NATS = 700.0  # exp(709.8) is the largest float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def compare_logprobs(batch: RolloutBatch, fields: list[TokenField]) -> Parity:
     return Parity(
         max_difference=float(np.abs(delta).max()),
         mean_difference=float(np.abs(delta).mean()),
-        k3=float(np.mean(np.expm1(np.clip(delta, -MOST_NATS, MOST_NATS)) - delta)),
+        k3=float(np.mean(np.expm1(np.clip(delta, -_MOST_NATS, _MOST_NATS)) - delta)),
     )
 
 

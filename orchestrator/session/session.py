@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.batching import training_batches
 from orchestrator.batching.text_rows import TextRows
 from orchestrator.checkpoints import model_folder
+from orchestrator.cluster.fork_servers import Apart, here
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.schema import Config
@@ -65,6 +66,7 @@ class Session:
     checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, large -> folder
     saves: Saves
     losses: Losses
+    apart: Apart = here  # calls functions that need libraries which the driver does without
     corrections: Corrections = field(default_factory=Corrections)
     parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all have arrived
     outlived: Outlived | None = None
@@ -94,12 +96,11 @@ class Session:
             stage: that trained it.
             more: further facts for its manifest.
         """
-        # Imported here because transformers takes seconds to import.
-        from workers.models.published_files import complete
 
         def whole(path: str) -> None:
             save(path)
-            complete(Path(path), self.source.tokenizer, self.sampling())
+            files = (Path(path), self.source.tokenizer, self.sampling())
+            self.away("workers.models.published_files:complete", *files)
             model_card.write(Path(path), model_card.of_session(self, name, stage))
 
         facts = {"stage": stage, "seed": self.config.seed, "experiment": self.config.experiment}
@@ -108,6 +109,10 @@ class Session:
         folder = model_folder.publish(made, whole, facts, meanwhile)
         self.checkpoints[name] = str(folder)
         return folder
+
+    def away(self, function: str, *arguments: Any, **named: Any) -> Any:
+        """Call `module:name` in a process that has imported the libraries of models."""
+        return self.apart(function, *arguments, seconds=self.config.run.call_seconds, **named)()
 
     def boundary(
         self,

@@ -13,7 +13,6 @@ from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import train_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
-from workers.pocket.model import create_model
 
 
 def pretrain(session: Session) -> None:
@@ -70,7 +69,8 @@ def _from_scratch(session: Session, stage: str, name: str, model: PocketModelCon
         return session.need(product)
     folder = session.publish(
         product,
-        lambda path: create_model(
+        lambda path: session.away(
+            "workers.pocket.model:create_model",
             path,
             hidden_size=model.hidden_size,
             layers=model.layers,

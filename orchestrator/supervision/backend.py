@@ -6,6 +6,7 @@ the same groups.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,18 @@ from typing import Any, Protocol
 from workers.records.generation import RolloutBatch, RolloutSummary
 
 Ref = Any  # reference to a record; opaque outside the back end
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerClass:
+    """The class of a worker, by name: the driver need not import it and its libraries."""
+
+    module: str
+    name: str
+
+    def load(self) -> type:
+        """Import the class."""
+        return getattr(importlib.import_module(self.module), self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,7 @@ class StoreFullError(CallError):
 class Backend(Protocol):
     """Creates workers, calls them, and waits for what they answer."""
 
-    def create(self, worker: type, rank: int, options: Mapping[str, Any]) -> Any:
+    def create(self, worker: WorkerClass, rank: int, options: Mapping[str, Any]) -> Any:
         """Start a worker of this class; returns a handle to it."""
         ...
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from orchestrator.process import temporary_folders
 from orchestrator.supervision.backend import (
     Backend,
@@ -31,6 +29,7 @@ T = TypeVar("T")
 _GLANCE_SECONDS = 1.0  # to fetch a small record that is ready, perhaps on another node
 # (number of the call, its loss) -> its new reference, or None: continue without it.
 Again = Callable[[int, RoleError], Any]
+_TORCH_MEMORY = "OutOfMemoryError"  # by name: the driver does not import torch
 _PEER_SECONDS = 2.0  # Ray reports a death within half a second
 
 
@@ -335,7 +334,7 @@ def _as_typed(cause: BaseException, name: str, doing: str) -> RehearsalError:
     if isinstance(cause, RehearsalError):
         cause.where = f"{cause.where}; {name}, {doing}" if cause.where else f"{name}, {doing}"
         return cause
-    if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(cause, MemoryError) or type(cause).__name__ == _TORCH_MEMORY:
         return RoleError(
             f"{name} ran out of memory: {str(cause).partition(chr(10))[0]}",
             where=doing,

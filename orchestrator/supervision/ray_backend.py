@@ -23,6 +23,7 @@ from orchestrator.supervision.backend import (
     NotArrivedError,
     Ref,
     StoreFullError,
+    WorkerClass,
     WorkerGoneError,
 )
 from orchestrator.supervision.serving import answer, answers
@@ -40,10 +41,10 @@ _GONE = (RayActorError, OutOfMemoryError, NodeDiedError)
 class _Host:
     """An actor that holds a worker."""
 
-    worker: type
+    worker: WorkerClass
 
     def __init__(self, rank: int) -> None:
-        self._worker = self.worker(rank)
+        self._worker = self.worker.load()(rank)
 
     def run(self, call: Call, *args: Any) -> Any:
         return answer(self._worker, call, args, _fetch)
@@ -80,10 +81,10 @@ def _fetch(refs: Sequence[Ref]) -> list[Any]:
 class RayBackend:
     """See `backend.Backend`."""
 
-    def create(self, worker: type, rank: int, options: Mapping[str, Any]) -> Any:
+    def create(self, worker: WorkerClass, rank: int, options: Mapping[str, Any]) -> Any:
         """Start an actor, whose process Ray names after the worker's class."""
         remote: Any = ray.remote
-        host = type(worker.__name__, (_Host,), {"worker": worker})
+        host = type(worker.name, (_Host,), {"worker": worker})
         make = remote(concurrency_groups={_CONTROL: 1, _HEALTH: 1})(host)
         return make.options(**options).remote(rank)
 

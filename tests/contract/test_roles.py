@@ -19,13 +19,19 @@ from fakes import FakeRoles, Hub, ToyPolicy, ToyScalar
 
 from orchestrator.batching import training_batches
 from orchestrator.batching.training_batches import StepPlan
-from orchestrator.cluster.ray_cluster import role_environment, start_cluster
+from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.cluster import ClusterConfig, RoleName, RoleResources, RolesConfig
 from orchestrator.config.engines import OptimizerConfig, RolloutConfig, Schedule
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.placement import place_roles
-from orchestrator.planning.worker_specs import frozen_spec, reward_spec, rollout_spec, train_spec
+from orchestrator.planning.worker_specs import (
+    frozen_spec,
+    reward_spec,
+    role_environment,
+    rollout_spec,
+    train_spec,
+)
 from orchestrator.roles.fleet import Fleet
 from orchestrator.roles.group import Launch
 from orchestrator.roles.interfaces import Answer, Experience, Fields, Rollouts
@@ -60,7 +66,7 @@ from workers.records.specs import (
     TrainModelSpec,
 )
 from workers.records.training import Ranking, Scores, TokenBatch
-from workers.training.experience import whitening_moments
+from workers.training.whitening import whitening_moments
 
 EOS = 2
 SAMPLING = Sampling(temperature=0.8, max_tokens=12)

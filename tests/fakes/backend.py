@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from orchestrator.supervision.backend import Call, CallError, CallFailedError, NotArrivedError
+from orchestrator.supervision.backend import (
+    Call,
+    CallError,
+    CallFailedError,
+    NotArrivedError,
+    WorkerClass,
+)
 from orchestrator.supervision.serving import answer, answers
 from workers.process.heartbeat import pulse
 
@@ -53,13 +59,13 @@ class LocalBackend:
         fetched: the records that each call of a worker has fetched: (worker, method, records).
     """
 
-    make: Callable[[type, int], Any] = lambda worker, rank: worker(rank)
+    make: Callable[[WorkerClass, int], Any] = lambda worker, rank: worker.load()(rank)
     fault: Callable[[str], Exception | None] = lambda verb: None
     threads: bool = False
     fetched: list[tuple[Any, str, list[Any]]] = field(default_factory=list)
     _pools: dict[int, ThreadPoolExecutor] = field(default_factory=dict)
 
-    def create(self, worker: type, rank: int, options: Mapping[str, Any]) -> Any:
+    def create(self, worker: WorkerClass, rank: int, options: Mapping[str, Any]) -> Any:
         made = self.make(worker, rank)
         if self.threads:
             self._pools[id(made)] = ThreadPoolExecutor(1, f"rank {rank}")

@@ -53,7 +53,7 @@ class FakeRoles(Fleet):
         ring = Ring(size)
         return Launch(
             backend=LocalBackend(
-                lambda worker, rank: FAKES[worker](rank, self.hub, ring),
+                lambda worker, rank: FAKES[worker.load()](rank, self.hub, ring),
                 partial(self.hub.fault, name.value),
                 threads=size > 1 and name in (RoleName.policy, RoleName.critic),
             ),

@@ -52,8 +52,8 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     # reductions
     ("mean over masked positions too", f"{_OPS}/masks.py", "count = mask.sum() if", "count = mask.numel() * mask.new_ones(()).long() if"),
     ("whiten: mean not put back", f"{_OPS}/masks.py", "scaled if shift_mean else scaled + mean", "scaled if shift_mean else scaled"),
-    ("whiten: unbiased variance", "workers/training/experience.py", "square = math.fsum(s.advantage_square_sum for s in summaries) / count", "square = math.fsum(s.advantage_square_sum for s in summaries) / (count - 1)"),
-    ("whitening: variance for deviation", "workers/training/experience.py", "math.sqrt(max(square - mean * mean, 0.0) + eps)", "max(square - mean * mean, 0.0) + eps"),
+    ("whiten: unbiased variance", "workers/training/whitening.py", "square = math.fsum(s.advantage_square_sum for s in summaries) / count", "square = math.fsum(s.advantage_square_sum for s in summaries) / (count - 1)"),
+    ("whitening: variance for deviation", "workers/training/whitening.py", "math.sqrt(max(square - mean * mean, 0.0) + eps)", "max(square - mean * mean, 0.0) + eps"),
     ("temperature multiplies", f"{_OPS}/logprobs.py", "wide / temperature", "wide * temperature"),
     ("entropy: sign", f"{_OPS}/logprobs.py", "return -(p * logp", "return (p * logp"),
     # experience and trainers

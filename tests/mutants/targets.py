@@ -47,6 +47,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "workers/ops/stats.py": (_LOSSES, _SHAPES),
     "workers/records/gather.py": ("tests/unit/workers/training/test_experience.py", _TRAINERS),
     "workers/training/experience.py": ("tests/unit/workers/training/test_experience.py", _TRAINERS),
+    "workers/training/whitening.py": ("tests/unit/workers/training/test_experience.py",),
     "workers/training/estimator.py": (
         "tests/unit/workers/training/test_estimator.py",
         "tests/unit/orchestrator/stages/ppo/test_estimators.py",

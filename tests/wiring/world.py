@@ -87,7 +87,7 @@ class World:
             self.made.append(size)
             ToyPolicy.create(len(self.run.source.tokenizer), 4).save(folder)
 
-        monkeypatch.setattr("orchestrator.stages.pretrain.create_model", make)
+        monkeypatch.setattr("workers.pocket.model.create_model", make)
         monkeypatch.setattr(
             "orchestrator.checkpoints.saved_runs.SavedRuns.prune",
             lambda _, last, every, kept=(): self.pruned.append((last, every)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from workers.errors import BrokenCheckpointError, ConfigError
@@ -59,6 +60,15 @@ _PACKED = frozenset(
 )  # fmt: skip
 
 
+# Families whose numbers have these names, whose configuration has no parts, and for which
+# transformers has a token-classification class.
+_EXPLICIT = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_NUMBERS = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size",
+    "intermediate_size", "vocab_size", "max_position_embeddings",
+)  # fmt: skip
+
+
 def may_pack(folder: Path, attention: str) -> bool:
     """Whether this model supports rows of packed sequences that attend only to themselves.
 
@@ -80,12 +90,34 @@ def read_shape(folder: Path) -> ModelShape:
         BrokenCheckpointError: config.json is missing, does not parse, or does not describe a
             language model.
     """
-    whole = load_config(folder)
+    content = read_config(folder)
+    if _says_all(content):
+        _refuse_quantised(folder, content)
+        config = SimpleNamespace(**content)
+    else:
+        whole = load_config(folder)
+        with reading(folder, "config.json describes no language model", _FIX):
+            config = whole.get_text_config(decoder=True)
+        content = config.to_dict()
     with reading(folder, "config.json describes no language model", _FIX):
-        shape = _shape(whole.get_text_config(decoder=True))
+        shape = _shape(config, content)
     _refuse_sizes(folder, shape)
-    _refuse_settings(folder, whole.get_text_config(decoder=True).to_dict())
+    _refuse_settings(folder, content)
     return shape
+
+
+def _says_all(content: dict[str, Any]) -> bool:
+    """Whether every number of the shape can be read without the defaults of transformers.
+
+    These take seconds to import, and the driver needs no more of them. Whoever loads the model
+    reads its configuration with transformers, and reports what is wrong with it.
+    """
+    return (
+        content.get("model_type") in _EXPLICIT
+        and all(type(content.get(name)) is int for name in _NUMBERS)
+        and type(content.get("tie_word_embeddings")) is bool
+        and not content.get("auto_map")
+    )
 
 
 def load_config(folder: Path) -> Any:
@@ -167,7 +199,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def _shape(config: Any) -> ModelShape:
+def _shape(config: Any, content: dict[str, Any]) -> ModelShape:
     heads, width = config.num_attention_heads, config.hidden_size
     positions = getattr(config, "max_position_embeddings", None)
     return ModelShape(
@@ -182,7 +214,7 @@ def _shape(config: Any) -> ModelShape:
         plain_logits=all(getattr(config, name, None) in (None, 1) for name in _LOGIT_CHANGES),
         heads=heads,
         inner=_inner(config, width),
-        content=_content(config),
+        content=_content(content),
     )
 
 
@@ -204,8 +236,8 @@ def _kv_heads(config: Any, heads: int) -> int:
     )
 
 
-def _content(config: Any) -> str:
-    values = {k: v for k, v in config.to_dict().items() if k not in _INCIDENTAL}
+def _content(content: dict[str, Any]) -> str:
+    values = {k: v for k, v in content.items() if k not in _INCIDENTAL}
     return json.dumps(values, sort_keys=True, default=str)
 
 
@@ -215,6 +247,8 @@ def require_scalar_class(family: str, where: str) -> None:
     Raises:
         ConfigError: it has none; names the family.
     """
+    if family in _EXPLICIT:  # they have one, and the import takes seconds
+        return
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     )

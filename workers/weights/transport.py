@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from workers.extensions.kinds import Kind
 from workers.records.weights import GroupAddress, WeightOffer
-from workers.weights.packing import Bucket
+
+if TYPE_CHECKING:  # a second to import; the driver asks only what a transport can do
+    import torch
+
+    from workers.weights.packing import Bucket
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from orchestrator.roles.interfaces import Rollouts
 from orchestrator.stages.ppo.ledger import Cause
@@ -54,6 +53,8 @@ def numbers_of(
         scores: Their scores, penalties deducted.
         kl: Their KL to the reference, in nats, from all ranks.
     """
+    import torch  # a second, which a run whose estimator compares nothing does not spend
+
     rows = rows_of(rollouts, kept)
     _, group = np.unique(rollouts.summary.prompt_ids[rows], return_inverse=True)
     found = sequence_numbers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
@@ -20,8 +21,10 @@ from orchestrator.stages.ppo.queue import RolloutQueue
 from orchestrator.stages.ppo.sampling import generate
 from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.ppo.state import PPORun
-from workers.ops.kl import AdaptiveKLController
 from workers.records.training import TokenBatch
+
+if TYPE_CHECKING:  # imports torch
+    from workers.ops.kl import AdaptiveKLController
 
 
 def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PPORun:
@@ -122,4 +125,6 @@ def controller(session: Session) -> AdaptiveKLController | None:
     kl = session.config.algorithm.kl
     if kl.control is KLControl.fixed:
         return None
+    from workers.ops.kl import AdaptiveKLController
+
     return AdaptiveKLController(kl.coefficient, kl.target, kl.horizon)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from orchestrator.stages.ppo.ledger import Ledger, from_ranges, ranges
 from orchestrator.stages.ppo.queue import RolloutQueue
 from orchestrator.stages.ppo.saved_rollouts import SavedRollouts
 from orchestrator.stages.ppo.scores import Scoring
-from workers.ops.kl import AdaptiveKLController
 from workers.records.training import TokenBatch
 from workers.training.estimator import Estimator
+
+if TYPE_CHECKING:  # imports torch
+    from workers.ops.kl import AdaptiveKLController
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from orchestrator.stages.ppo.state import PPORun
 from workers.records.arrays import IntArray
 from workers.records.specs import PolicyLossSpec, ShapingSpec
 from workers.records.training import Scores, StepStats, TokenBatch
-from workers.training.experience import whitening_moments
+from workers.training.whitening import whitening_moments
 
 
 def start_experience(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from workers.data.tokenize.beginnings import Beginning, begin_with
 from workers.data.tokenize.templates import template_source
 from workers.errors import DataError, MissingCheckpointError
 from workers.model_folders.files import read_json
 from workers.process.library_errors import reading
+
+if TYPE_CHECKING:  # seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 _FIX = "save the tokenizer in the model's folder (tokenizer.save_pretrained)"
 _FILE = "tokenizer.json"
@@ -27,6 +29,8 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         DataError: If the tokenizer has no end-of-sequence token, without which no model can learn
             to stop.
     """
+    from transformers import AutoTokenizer  # seconds to import, with torch and every model
+
     path = Path(checkpoint)
     if not path.is_dir():
         raise MissingCheckpointError(

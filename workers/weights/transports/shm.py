@@ -10,13 +10,16 @@ import mmap
 import os
 import warnings
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from workers.errors import WeightSyncError
 from workers.records.weights import WeightOffer
-from workers.weights.packing import Bucket
 from workers.weights.transport import ByteReceiver, ByteSender, Link, Transport
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.weights.packing import Bucket
 
 
 class SharedMemorySender(ByteSender):
@@ -31,6 +34,8 @@ class SharedMemorySender(ByteSender):
 
     def open(self, offer: WeightOffer) -> None:
         """Reserve the memory of the whole model."""
+        import torch  # here, because the driver reads `TRANSPORT` without it
+
         if self._buffer is None or self._buffer.numel() != offer.nbytes:
             self.close()
             self._descriptor = os.memfd_create("weights", os.MFD_CLOEXEC)
@@ -63,7 +68,7 @@ class SharedMemoryReceiver(ByteReceiver):
 
     def __init__(self, _: Link) -> None:
         self._key: tuple[str, int, int] | None = None
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer: torch.Tensor | None = None
 
     def open(self, offer: WeightOffer) -> None:
         """Map the offered buffer.
@@ -92,10 +97,13 @@ class SharedMemoryReceiver(ByteReceiver):
 
     def receive(self, bucket: Bucket) -> torch.Tensor:
         """The bucket's part of the mapping, valid until the sender publishes again."""
+        assert self._buffer is not None, "open comes first"
         return self._buffer[bucket.start : bucket.start + bucket.nbytes]
 
 
 def _read_only(mapping: mmap.mmap) -> torch.Tensor:
+    import torch
+
     with warnings.catch_warnings():  # torch has no read-only tensors; this one is never written
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.frombuffer(mapping, dtype=torch.uint8)

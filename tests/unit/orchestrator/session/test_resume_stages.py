@@ -221,7 +221,7 @@ def test_what_pretraining_started_from_is_not_made_again(
     def make(path: str, **_: object) -> None:
         ToyPolicy.create(200, 4).save(path)
 
-    monkeypatch.setattr("orchestrator.stages.pretrain.create_model", make)
+    monkeypatch.setattr("workers.pocket.model.create_model", make)
     config = _config()
     config.pretrain = PretrainConfig(steps=3, documents_per_step=2)
     run = Run(tmp_path, config)

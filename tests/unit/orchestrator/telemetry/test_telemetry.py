@@ -204,7 +204,7 @@ def test_a_phase_of_a_role_lasts_as_long_as_the_role_worked_not_as_the_driver_wa
 def test_the_phases_of_roles_are_named_by_verbs_that_roles_have() -> None:
     for phase, (role, verb) in CALLS.items():
         assert phase in PPO_PHASES
-        assert callable(getattr(GROUPS[RoleName(role)].worker, verb)), (role, verb)
+        assert callable(getattr(GROUPS[RoleName(role)].worker.load(), verb)), (role, verb)
 
 
 def test_the_trace_has_a_track_for_each_worker_and_each_phase(folder: RunFolder) -> None:

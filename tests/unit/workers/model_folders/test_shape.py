@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from family_models import POSITIONS, build_family
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from orchestrator.planning.model_sizes import ModelSize, checkpoint_size
 from workers.errors import BrokenCheckpointError
+from workers.model_folders import shape
 from workers.model_folders.shape import read_shape
 from workers.pocket.words import VOCABULARY
 
@@ -82,3 +86,35 @@ def test_a_broken_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(BrokenCheckpointError, match=r"config\.json"):
         read_shape(tmp_path)
+
+
+@pytest.mark.parametrize("family", sorted(shape._EXPLICIT))
+def test_a_shape_that_is_spelled_out_is_read_without_transformers_and_the_same(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG_MAPPING[family](
+        vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=80,
+        tie_word_embeddings=True, pad_token_id=0,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shape, "load_config", lambda _: pytest.fail("it is not needed"))
+        quick = read_shape(tmp_path)
+    monkeypatch.setattr(shape, "_says_all", lambda _: False)
+    assert replace(quick, content="") == replace(read_shape(tmp_path), content="")
+    assert family in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_dim": None}, {"vocab_size": "96"}, {"hidden_size": True}, {"model_type": "gemma"},
+        {"tie_word_embeddings": 1}, {"auto_map": {"AutoModel": "x.Y"}}, {"intermediate_size": 1.5},
+    ],
+)  # fmt: skip
+def test_a_shape_that_is_not_is_read_by_transformers(change: dict) -> None:
+    numbers = dict.fromkeys(shape._NUMBERS, 8)
+    whole = {"model_type": "llama", "tie_word_embeddings": False, **numbers}
+    assert shape._says_all(whole)
+    assert not shape._says_all(whole | change)

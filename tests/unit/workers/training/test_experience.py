@@ -21,7 +21,8 @@ from workers.records.gather import (
 from workers.records.generation import RolloutBatch
 from workers.records.specs import PartSpec, ShapingSpec
 from workers.records.training import ExperienceBatch, ExperienceSummary, Scores, TokenField
-from workers.training.experience import build_experience, whitening_moments
+from workers.training.experience import build_experience
+from workers.training.whitening import whitening_moments
 
 SHAPING = ShapingSpec(kl_coefficient=0.1, gamma=1.0, lam=0.95, estimator=PartSpec("gae"))
 Parts = tuple[RolloutBatch, TokenField, TokenField, TokenField, Scores]
