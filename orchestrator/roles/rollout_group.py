@@ -331,6 +331,26 @@ class RolloutGroup(Group):
         ranks = range(len(self.workers))
         self._recover(next(n for n in ranks if self.name(n) == name), error)
 
+    def lost(self, error: RoleError) -> bool:
+        """Continue without the engine that an error names; False if it is none of these.
+
+        Raises:
+            RoleError: as `_recover`.
+        """
+        if error.where not in [self.name(rank) for rank in range(len(self.workers))]:
+            return False
+        self._deal_again(error.where, error)
+        return True
+
+    def refuse(self) -> None:
+        """Have the engines serve nothing until they get other weights.
+
+        What they sample at present they sample to its end, and nobody may take it.
+        """
+        self._open = []
+        for rank in self.ranks:
+            self._launch.backend.tell(self.workers[rank], Call("refuse"))
+
     @property
     def sampling(self) -> bool:
         """Whether any engine has unfinished sequences."""

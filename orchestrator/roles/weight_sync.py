@@ -1,14 +1,17 @@
 """Weight sync as one transaction: publish, receive, compare checksums, probe, admit.
 
 An engine refuses to serve from the start of a transfer until it is admitted, so a failure in
-between cannot leave an engine serving unknown weights.
+between cannot leave an engine serving unknown weights. An iteration of PPO may have the engines
+sample its next batch while the probe is compared: they are then admitted when the checksums agree,
+and the caller gets the batch only after the comparison. If that fails, the engines are refused
+again, and the run ends.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import numpy as np
 
 from orchestrator.batching import training_batches
 from orchestrator.config.engines import RolloutConfig
+from orchestrator.roles.interfaces import Answer, Rollouts
 from orchestrator.roles.rollout_group import RolloutGroup
 from orchestrator.roles.scorer_groups import ReferenceGroup
 from orchestrator.roles.trainer_groups import PolicyGroup
@@ -43,7 +47,7 @@ class SyncReport:
 
     version: int
     nbytes: int
-    seconds: float
+    seconds: float  # until the engines may sample again
     parity: Parity
     transfer_seconds: float = 0.0  # until the engines hold the weights, before probe and admission
 
@@ -112,8 +116,13 @@ class WeightSync:
         self._rollout.connect(address).result()
         sender.result()
 
-    def run(self, version: int) -> SyncReport:
+    def run(self, version: int, meanwhile: Callable[[], None] | None = None) -> SyncReport:
         """Bring every engine to `version`.
+
+        Args:
+            version: Of the weights that the trainers hold.
+            meanwhile: Has the engines sample, while trainers and driver compare the probe. What
+                they sample must not be used before this method returns.
 
         Raises:
             ChecksumError: the bytes that arrived are not those that were sent.
@@ -126,7 +135,7 @@ class WeightSync:
         self._connect()
         while True:
             try:
-                sent, parity, arrived = self._transact(version)
+                sent, parity, arrived = self._transact(version, judged=meanwhile is None)
                 break
             except (RoleDiedError, RoleHungError):
                 # In a transfer group the remaining processes wait for the lost one.
@@ -136,21 +145,58 @@ class WeightSync:
             self._rollout.resume(version)
         if self._one_sided:
             self._rollout.refresh = self._bring_up
-        return SyncReport(version, sent.nbytes, time.monotonic() - start, parity, arrived - start)
+        ready = time.monotonic()
+        if meanwhile is not None:
+            parity, ready = self._judge_while(version, meanwhile)
+        assert parity is not None, "it was judged in the transaction"
+        return SyncReport(version, sent.nbytes, ready - start, parity, arrived - start)
 
     def policy_moves(self) -> None:
         """Call before an update: the weights that the engines serve cannot be sent any more."""
         self._rollout.refresh = None
 
-    def _transact(self, version: int) -> tuple[WeightReceipt, Parity, float]:
-        """Returns what was sent, the parity, and the time when all weights had arrived."""
+    def _transact(
+        self, version: int, *, judged: bool
+    ) -> tuple[WeightReceipt, Parity | None, float]:
+        """Returns what was sent, the parity, and the time when all weights had arrived.
+
+        Unless `judged`, the engines are neither probed nor admitted.
+        """
         sent, received = self._transfer(version)
         arrived = time.monotonic()
         for rank, receipt in zip(self._rollout.ranks, received, strict=True):
             _require_same(receipt, sent, rank)
+        if not judged:
+            return sent, None, arrived
         parity = self._probe(version)
         self._rollout.admit(version).result()
         return sent, parity, arrived
+
+    def _judge_while(self, version: int, meanwhile: Callable[[], None]) -> tuple[Parity, float]:
+        """Compare the engines with the trainer while they sample what `meanwhile` asks for.
+
+        Returns:
+            The parity, and the time when the engines had sampled the probe.
+        """
+        # An engine works in the order of these calls: the probe comes first.
+        probing = self._sampled(version)
+        admitting = self._rollout.admit(version)
+        meanwhile()
+        try:
+            while True:
+                try:
+                    probed = probing.result()
+                    ready = time.monotonic()
+                    admitting.result()
+                    return self._compare(probed, version), ready
+                except (RoleDiedError, RoleHungError) as error:
+                    if not self._one_sided or not self._rollout.lost(error):
+                        raise
+                    probing = self._sampled(version)
+                    admitting = self._rollout.admit(version)
+        except ParityError:
+            self._rollout.refuse()
+            raise
 
     def _bring_up(self, rank: int, version: int) -> None:
         """Sync one restarted engine to `version`, which its peers serve."""
@@ -170,9 +216,17 @@ class WeightSync:
         sent = self._policy.send_weights(offer).result()
         return sent, receiving.result()
 
+    def _sampled(self, version: int, ranks: Sequence[int] | None = None) -> Answer[Rollouts]:
+        return sample_probe(self._rollout, self._config, self._prompts, version, ranks)
+
     def _probe(self, version: int, ranks: Sequence[int] | None = None) -> Parity:
-        parity = measure_parity(
-            self._rollout, self._policy, self._config, self._prompts, version, self._budget, ranks
+        return self._compare(self._sampled(version, ranks).result(), version, ranks)
+
+    def _compare(
+        self, probed: Rollouts, version: int, ranks: Sequence[int] | None = None
+    ) -> Parity:
+        parity = compare_probe(
+            self._rollout, self._policy, self._config, len(self._prompts), self._budget, probed
         )
         require_parity(
             parity,
@@ -190,7 +244,6 @@ def measure_parity(
     prompts: Sequence[tuple[int, ...]],
     version: int,
     micro_batch_tokens: int,
-    ranks: Sequence[int] | None = None,
 ) -> Parity:
     """Sample a few tokens on every engine and compare their log-probabilities with the scorer's.
 
@@ -201,18 +254,43 @@ def measure_parity(
         prompts: prompts for every engine.
         version: the weights that the engines hold, admitted or not.
         micro_batch_tokens: budget of the scorer.
-        ranks: the engines to probe; None: all.
     """
-    tokens, temperature = config.parity_tokens, config.temperature
-    probed = rollout.probe(list(prompts), tokens, temperature, version, ranks).result()
+    probed = sample_probe(rollout, config, prompts, version).result()
+    return compare_probe(rollout, scorer, config, len(prompts), micro_batch_tokens, probed)
+
+
+def sample_probe(
+    rollout: RolloutGroup,
+    config: RolloutConfig,
+    prompts: Sequence[tuple[int, ...]],
+    version: int,
+    ranks: Sequence[int] | None = None,
+) -> Answer[Rollouts]:
+    """Start to sample the probe's tokens on these engines (None: all)."""
+    return rollout.probe(list(prompts), config.parity_tokens, config.temperature, version, ranks)
+
+
+def compare_probe(
+    rollout: RolloutGroup,
+    scorer: PolicyGroup | ReferenceGroup,
+    config: RolloutConfig,
+    prompts: int,
+    micro_batch_tokens: int,
+    probed: Rollouts,
+) -> Parity:
+    """Compare the probe's log-probabilities, of `prompts` sequences per engine, with the scorer's.
+
+    The other arguments are those of `measure_parity`.
+    """
     summary = probed.summary
     lengths = summary.prompt_lengths + summary.response_lengths
     works = training_batches.equal_work(
         summary.ids, lengths, scorer.size, micro_batch_tokens, packed=scorer.packed
     )
     fields = scorer.logprobs(works, probed, config.temperature).result()
-    batch, scored = rollout.fetch(probed).result(), scorer.fetch(fields).result()
-    engine = batch.ids // len(prompts)
+    fetching = rollout.fetch(probed)
+    scored, batch = scorer.fetch(fields).result(), fetching.result()
+    engine = batch.ids // prompts
     return _worst(
         [compare_logprobs(batch.select(np.flatnonzero(engine == n)), scored)
          for n in np.unique(engine)]

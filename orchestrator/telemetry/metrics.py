@@ -136,7 +136,7 @@ _PPO = {
     "parity_max": Metric("nats", "largest |trainer - engine| after the weight sync, probe tokens"),
     "parity_mean": Metric("nats", "mean |trainer - engine| after the weight sync, probe tokens"),
     "sync_bytes": Metric("bytes", "weights sent to each engine"),
-    "sync_seconds": _seconds("weight sync: transfer, check, parity probe, admission"),
+    "sync_seconds": _seconds("weight sync: until the engines may sample again"),
     "sync_transfer_seconds": _seconds("of these, until the engines hold the new weights"),
     "engines": Metric("engines", "rollout engines that serve, lost ones left out", timing=True),
     "step_seconds": _seconds("one whole iteration"),

@@ -65,7 +65,8 @@ def engine_environment(spec: RolloutSpec) -> dict[str, str]:
 class RolloutWorker:
     """Generates with versioned weights. One engine per worker.
 
-    Any thread may call `pause` and `announce` at any time; other methods must not run concurrently.
+    Any thread may call `pause`, `announce` and `refuse` at any time; other methods must not run
+    concurrently.
     """
 
     def __init__(self, rank: int) -> None:
@@ -271,6 +272,10 @@ class RolloutWorker:
         self._require(version, UNVERIFIED, ADMITTED)
         self._status = ADMITTED
         self._paused.clear()
+
+    def refuse(self) -> None:
+        """Serve nothing until weights are received or loaded: a comparison has failed."""
+        self._status = EMPTY
 
     def state(self) -> EngineState:
         """Version and status of the engine's weights."""

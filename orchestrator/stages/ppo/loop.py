@@ -4,7 +4,7 @@ One iteration (`_iterate`), from left to right; the calls in one column run at t
 
     engines    | reward, reference | policy     | policy update | policy -> engines
     sample     | old logprobs      | experience | critic update | weight sync, parity probe
-               | values            |            |               |
+               | values            |            |               | (compared while engines sample)
 
 The driver waits at each bar but the first: a part of a batch is scored as soon as it arrives, while
 the engines sample the rest (`scored.py`, `passes.py`). With `algorithm.staleness` s above 0, the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from orchestrator.config.training import OnNonFinite
 from orchestrator.results.findings import Findings
@@ -91,7 +92,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
     synced = None  # during critic warmup the engines already hold the policy's weights
     if not warming:
         with phases.span("weight_sync"):
-            synced = _sync(run)
+            synced = _sync(run, _beside(run, iteration + 1))
     record_iteration(
         session,
         Iteration(
@@ -195,10 +196,27 @@ def _begin(run: PPORun) -> int:
     return saved.step
 
 
-def _sync(run: PPORun) -> SyncReport:
+def _beside(run: PPORun, iteration: int) -> Callable[[], None] | None:
+    """What the engines do while a sync is verified: sample the batch of the next iteration.
+
+    None if something else comes first: scores of held-out prompts, a checkpoint, or the end. With
+    staleness the engines have batches to sample already; where they sleep, they and the trainers
+    use the same memory.
+    """
+    session, settings = run.session, run.session.config.algorithm
+    scored = settings.evaluate_every and iteration % settings.evaluate_every == 0
+    last = iteration >= settings.iterations
+    if last or scored or settings.staleness or session.config.rollout.sleep:
+        return None
+    if session.saves.due(run.stage, iteration):
+        return None
+    return lambda: run.queue.fill(iteration)
+
+
+def _sync(run: PPORun, beside: Callable[[], None] | None = None) -> SyncReport:
     """Sync the policy's current weights to the engines under a new version."""
     run.version = run.session.next_version()
-    report = run.sync.run(run.version)
+    report = run.sync.run(run.version, beside)
     choose_old_logprobs(run, report.parity)
     findings = run.session.findings
     findings.synced(report.seconds)

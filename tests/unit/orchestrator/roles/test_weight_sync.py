@@ -88,7 +88,7 @@ def test_the_transfer_group_is_formed_again_when_engines_leave_or_join(
     policy: Any = SimpleNamespace(transfer_address=address, connect=lambda _: There())
     sync = WeightSync(policy, rollout, RolloutConfig(transport=transport), PROMPTS, 64)
     done = (WeightReceipt(1, "sum", 8, 0.0), Parity(0.0, 0.0, 0.0), 0.0)
-    monkeypatch.setattr(sync, "_transact", lambda _: done)
+    monkeypatch.setattr(sync, "_transact", lambda _, judged: done)
     for version in range(4):
         sync.run(version)
     assert seen == groups

@@ -118,9 +118,12 @@ def test_a_restarted_engine_keeps_what_was_shown_of_its_peers(
 ) -> None:
     sync: Any = WeightSync.__new__(WeightSync)
     sync.promised, sync._config = promised, SimpleNamespace(parity_tolerance=1e-3)
-    sync._rollout = sync._policy = sync._prompts = sync._budget = None
+    sync._rollout = sync._policy = sync._budget = None
+    sync._prompts = []
     found = SimpleNamespace(max_difference=FAR, mean_difference=FAR, k3=0.0)
-    monkeypatch.setattr("orchestrator.roles.weight_sync.measure_parity", lambda *_: found)
+    sampled = SimpleNamespace(result=lambda: None)
+    monkeypatch.setattr("orchestrator.roles.weight_sync.sample_probe", lambda *_: sampled)
+    monkeypatch.setattr("orchestrator.roles.weight_sync.compare_probe", lambda *_: found)
     probes: list[Callable[[], Any]] = [lambda: sync._probe(3), lambda: sync._probe(3, [1])]
     assert probes[0]() is found  # of all engines: decides, is not decided upon
     if refused:
