@@ -123,12 +123,12 @@ def estimate_lines(config: Config, layout: Layout, size: ModelSize | None) -> tu
     change = first_change(config, layout.roles, sizes, gpu, now)
     told = "none of the usual changes gains 5 %"
     if change is not None:
-        told = f"{change.keys} ({change.gain:.2f} times as fast by this estimate)"
+        told = f"{change.keys} ({change.gain:.2f} times as fast)"
     return (
         "a PPO iteration, estimated and never measured on this cluster",
         f"  time           {now.seconds:.3g} s, {now.throughput:.3g} sequences/s ({phases})",
         f"  idle           {idle}",
         f"  change first   {told}",
-        f"  assumed        {gpu.assumptions}; prompts and responses {LENGTH_SHARE:.0%} of their "
-        "limits",
+        f"  assumed        prompts and responses of {LENGTH_SHARE:.0%} of their limits",
+        *(f"  {'':<15}{line}" for line in gpu.assumptions),
     )

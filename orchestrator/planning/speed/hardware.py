@@ -23,13 +23,14 @@ class Hardware:
     links: float = 0.6
 
     @property
-    def assumptions(self) -> str:
-        """The rates in words."""
+    def assumptions(self) -> tuple[str, ...]:
+        """The rates in words, a line each."""
         return (
-            f"{self.name}: {self.flops / 1e12:,.0f} TFLOP/s, {self.training:.0%} of it in training "
-            f"and {self.forward:.0%} in passes; memory {self.memory / 1e12:.2g} TB/s, "
-            f"{self.decoding:.0%} of it in decoding; links {self.node_link / 1e9:,.0f} GB/s within "
-            f"a node and {self.network / 1e9:,.0f} between nodes, {self.links:.0%} of it"
+            f"{self.name}, {self.flops / 1e12:,.0f} TFLOP/s, {self.training:.0%} of it in training "
+            f"and {self.forward:.0%} in other passes",
+            f"memory of {self.memory / 1e12:.2g} TB/s, {self.decoding:.0%} of it in decoding",
+            f"links of {self.node_link / 1e9:,.0f} GB/s within a node and {self.network / 1e9:,.0f} "
+            f"between nodes, {self.links:.0%} of it",
         )
 
 

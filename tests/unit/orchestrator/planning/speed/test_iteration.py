@@ -177,7 +177,8 @@ def test_plans_on_gpus_show_the_estimate_with_what_it_assumes() -> None:
     assert estimate_lines(config, layout, None) == ()
     shown = render_plan(make_plan(compose_run(["+experiment=pocket", "cluster=node_8gpu"])))
     assert "a PPO iteration, estimated and never measured on this cluster" in shown
-    assert "assumed        H100: 989 TFLOP/s, 40% of it in training" in shown
+    assert "  assumed        prompts and responses of 50% of their limits\n" in shown
+    assert "H100, 989 TFLOP/s, 40% of it in training and 50% in other passes\n" in shown
     on_cpus = render_plan(make_plan(compose_run(["+experiment=pocket"])))
     assert "estimated and never measured" not in on_cpus
     without = make_plan(
