@@ -29,8 +29,8 @@ class Hardware:
             f"{self.name}, {self.flops / 1e12:,.0f} TFLOP/s, {self.training:.0%} of it in training "
             f"and {self.forward:.0%} in other passes",
             f"memory of {self.memory / 1e12:.2g} TB/s, {self.decoding:.0%} of it in decoding",
-            f"links of {self.node_link / 1e9:,.0f} GB/s within a node and {self.network / 1e9:,.0f} "
-            f"between nodes, {self.links:.0%} of it",
+            f"links of {self.node_link / 1e9:,.0f} GB/s within a node and "
+            f"{self.network / 1e9:,.0f} between nodes, {self.links:.0%} of it",
         )
 
 

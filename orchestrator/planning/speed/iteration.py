@@ -24,6 +24,7 @@ from orchestrator.planning.speed.hardware import Hardware
 LENGTH_SHARE = 0.5  # mean length of prompts and responses as a fraction of their limits
 _PASS = 2  # floating-point operations per parameter and token, forward
 _TRAIN = 6  # forward and backward; 8 if activations are computed again
+_LAUNCH = 3e-4  # seconds to launch the kernels of a layer, forward; backward twice that
 _OPTIMIZER_BYTES = 30  # per parameter: read and write weights, moments and gradient
 _STATE_BYTES = 12  # per parameter: fp32 master weight and two moments
 _PROBE_SECONDS = 0.2  # parity probe of a weight sync
@@ -182,18 +183,31 @@ class _Work:
     def _passes(
         self, role: RoleName, size: ModelSize, tokens: float, each: int, reached: float, moves: int
     ) -> float:
-        """Compute, or the collectives of ZeRO behind which it hides, if these take longer."""
+        """The longest of computing, launching kernels, and the collectives of ZeRO beside it.
+
+        Args:
+            role: Whose ranks share the tokens.
+            size: Its model.
+            tokens: Of an iteration.
+            each: Operations per parameter and token.
+            reached: Share of the GPU's rate.
+            moves: Times that a layer is visited and its weights travel: 1 forward, 3 in training.
+        """
         config, gpu = self._config, self._gpu
         ranks = config.cluster.roles.of(role).workers
-        computing = each * size.parameters * tokens / (ranks * gpu.flops * reached)
+        steps = self._plan.steps_per_iteration if moves > 1 else 1
+        batches = steps * math.ceil(tokens / steps / ranks / config.trainer.micro_batch_tokens)
+        computing = max(
+            each * size.parameters * tokens / (ranks * gpu.flops * reached),
+            moves * _LAUNCH * size.layers * batches,
+        )
         if role not in (RoleName.policy, RoleName.critic) or ranks == 1:
             return computing
         weights = number_bytes(config.trainer.precision) * size.parameters * (ranks - 1) / ranks
         if config.trainer.zero_stage == 3:  # weights are gathered in each pass of each micro-batch
-            batches = math.ceil(tokens / ranks / config.trainer.micro_batch_tokens)
             moved = moves * weights * batches
         else:  # gradients are reduced and weights gathered in each optimizer step
-            moved = 2 * weights * self._plan.steps_per_iteration if moves > 1 else 0.0
+            moved = 2 * weights * steps if moves > 1 else 0.0
         return max(computing, moved / (self._link(role) * gpu.links))
 
     def _link(self, *roles: RoleName) -> float:

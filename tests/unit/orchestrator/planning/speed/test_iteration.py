@@ -55,6 +55,14 @@ def test_gradient_checkpointing_adds_a_forward_pass() -> None:
     assert more - estimate().phases["train"] == pytest.approx(2e9 * TOKENS / 2e12)
 
 
+def test_small_models_are_bound_by_launching_kernels() -> None:
+    fast = estimate(gpu=replace(GPU, flops=1e18, memory=1e18, node_link=1e18)).phases
+    assert fast["train"] == pytest.approx(
+        2 * 3 * 3e-4 * 10, rel=1e-4
+    )  # ten layers, one pass per step
+    assert fast["score"] == pytest.approx(3e-4 * 10)
+
+
 def test_every_epoch_trains_on_all_tokens_again() -> None:
     twice = estimate("algorithm.epochs=2").phases["train"]
     assert twice == pytest.approx(2 * estimate().phases["train"])
@@ -91,8 +99,8 @@ def test_waiting_sequences_fill_the_places_of_finished_ones() -> None:
 def test_zero_3_waits_for_links_that_are_slower_than_its_products() -> None:
     slow = replace(GPU, node_link=1e8)
     found = estimate("trainer=zero3_bf16", gpu=slow).phases["train"]
-    # Half of 2 GB of weights comes from the other rank, three times, in one micro-batch.
-    assert found == pytest.approx(3 * 2e9 / 2 / 1e8 + 2 * 30e9 / 2 / 1e12)
+    # Half of 2 GB of weights comes from the other rank, three times, in each of two steps.
+    assert found == pytest.approx(2 * 3 * 2e9 / 2 / 1e8 + 2 * 30e9 / 2 / 1e12)
     assert estimate("trainer=zero3_bf16").phases["train"] == pytest.approx(
         estimate().phases["train"]
     )
