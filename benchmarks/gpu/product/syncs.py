@@ -77,7 +77,7 @@ def _start(fleet: Fleet, config: Config, folder: str, version: int) -> WeightSyn
     fleet.bring_up(RoleName.policy, RoleName.rollout)
     starting = fleet.rollout.start(rollout_spec(config, folder, _EOS), version)
     optimizer = config.algorithm.policy_optimizer
-    fleet.policy.load(train_spec(config, folder, optimizer, 10)).result()
+    fleet.policy.load(train_spec(config, folder, optimizer, 10, threads=4)).result()
     starting.result()
     budget = config.trainer.micro_batch_tokens
     return WeightSync(fleet.policy, fleet.rollout, config.rollout, _PROMPTS, budget)
