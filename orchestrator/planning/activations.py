@@ -6,11 +6,21 @@ tokens: the peak memory of a trainer's process is .85 to 1 times the estimate.
 
 from __future__ import annotations
 
-from orchestrator.config.cluster import Accelerator
+from collections.abc import Sequence
+
+from orchestrator.config.cluster import Accelerator, RoleName
 from orchestrator.config.engines import Offload
 from orchestrator.config.model import Attention
 from orchestrator.config.schema import Config
-from orchestrator.planning.model_sizes import FLOAT, ModelSize, number_bytes
+from orchestrator.planning.model_sizes import (
+    FLOAT,
+    ModelSize,
+    RoleMemory,
+    number_bytes,
+    pass_tokens,
+)
+
+_GIB = 1 << 30
 
 # Numbers that a layer keeps per token for its gradient, in widths: norms and their inputs, query,
 # key, value, rotated copies, output, residuals; and in inner widths: gate, up and their products.
@@ -46,6 +56,27 @@ def activation_bytes(config: Config, size: ModelSize, tokens: int, *, trains: bo
         kept = 2 if model.gradient_checkpointing else size.layers
     inputs = 2 * tokens * size.width * size.layers * number if trains else 0
     return kept * layer + inputs + pairs
+
+
+def smaller_passes(config: Config, memory: Sequence[RoleMemory]) -> list[str]:
+    """A note on trainers on a CPU whose activations a smaller micro-batch would lower a lot.
+
+    At 71 million weights, passes of 800 tokens instead of 1,536 took .84 GiB less and as long.
+    """
+    trainers = [m for m in memory if m.role in (RoleName.policy, RoleName.critic)]
+    most = max(trainers, key=lambda each: each.activations, default=None)
+    if most is None or most.on_gpu or most.activations <= 1.5 * _GIB:
+        return []
+    tokens = pass_tokens(config, most.role)
+    row = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    fewer = max(int(tokens * _GIB / most.activations) // 128 * 128, row)
+    if fewer > 0.75 * tokens:
+        return []
+    part = fewer / tokens * most.activations / _GIB
+    return [
+        f"activations of {tokens:,} tokens take {most.activations / _GIB:.3g} GiB in each trainer: "
+        f"trainer.micro_batch_tokens={fewer} takes about {part:.2g} GiB and as long"
+    ]
 
 
 def step_bytes(config: Config, parameters: int, ranks: int) -> int:

@@ -19,7 +19,7 @@ from workers.pocket.words import VOCABULARY
 FLOAT = 4  # bytes of an fp32 number
 # Resident size of a process before it loads a model (Python, torch, libraries), measured on CPU.
 _PROCESS_BYTES = {
-    RoleName.rollout: 800 << 20,
+    RoleName.rollout: 1056 << 20,
     RoleName.reward: 400 << 20,
     RoleName.reference: 400 << 20,
     RoleName.policy: 490 << 20,
@@ -157,23 +157,24 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
             least, _ = _trained_bytes(
                 config, size.parameters, workers, averaged=False, trains=False
             )
-        tokens, loading = config.trainer.micro_batch_tokens, number_bytes(config.trainer.precision)
+        loading = number_bytes(config.trainer.precision)
         if config.trainer.rest_on_host:
             yielded = model - size.parameters * loading
             resting += yielded
     elif role is RoleName.rollout:
         number = number_bytes(config.rollout.precision)
         model = size.parameters * number // config.rollout.tensor_parallel_size
-        tokens, loading = 0, 0
+        loading = 0
         resting = model if config.rollout.sleep else 0
     else:
         model = size.parameters * number_bytes(config.trainer.precision)
-        tokens, loading = config.reward.micro_batch_tokens, 0
-    working = _logit_bytes(config, role, size, tokens)
+        loading = 0
+    working = _logit_bytes(config, role, size, counted_tokens(config, role))
     on_gpu = config.cluster.accelerator is Accelerator.cuda
     # Imported here because activations imports this module.
     from orchestrator.planning.activations import activation_bytes, step_bytes
 
+    tokens = pass_tokens(config, role)
     trains = role in (RoleName.policy, RoleName.critic)
     engine = role is RoleName.rollout
     if role is RoleName.rollout:
@@ -193,6 +194,41 @@ def role_memory(config: Config, role: RoleName, size: ModelSize) -> RoleMemory:
         step=step_bytes(config, size.parameters, workers) if trains else 0,
         yielded=yielded,
     )
+
+
+def pass_tokens(config: Config, role: RoleName) -> int:
+    """Most tokens of one pass of a role: one that updates weights, in a trainer.
+
+    PPO's own rows may be fewer than the micro-batch allows; other stages usually fill it.
+    """
+    if role is RoleName.rollout:
+        return 0
+    trains = role in (RoleName.policy, RoleName.critic)
+    most = (config.trainer if trains else config.reward).micro_batch_tokens
+    per_step = config.algorithm.sequences_per_minibatch
+    rollout = config.rollout
+    row = rollout.max_prompt_tokens + rollout.max_response_tokens
+    return min(most, _ppo_rows(config, role, per_step if trains else 0) * row or most)
+
+
+def counted_tokens(config: Config, role: RoleName) -> int:
+    """Most tokens of one pass whose log-probabilities a role computes: PPO's are of responses."""
+    if role is RoleName.rollout:
+        return 0
+    trains = role in (RoleName.policy, RoleName.critic)
+    most = (config.trainer if trains else config.reward).micro_batch_tokens
+    return min(most, _ppo_rows(config, role, 0) * config.rollout.max_response_tokens or most)
+
+
+def _ppo_rows(config: Config, role: RoleName, sequences: int) -> int:
+    """Sequences of one worker's share, of an iteration if `sequences` is 0; 0 = not only PPO."""
+    if set(config.stages) != {StageName.ppo}:
+        return 0
+    algorithm = config.algorithm
+    iteration = algorithm.prompts_per_iteration * algorithm.samples_per_prompt
+    evaluated = algorithm.evaluation_prompts if algorithm.evaluate_every else 0
+    each = sequences or max(iteration, evaluated)
+    return math.ceil(each / config.cluster.roles.of(role).workers)
 
 
 def _logit_bytes(config: Config, role: RoleName, size: ModelSize, tokens: int) -> int:

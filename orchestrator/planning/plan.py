@@ -19,6 +19,7 @@ from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Aggregate, AlgorithmConfig
+from orchestrator.planning.activations import smaller_passes
 from orchestrator.planning.backbones import check_backbones, plan_critic, role_sizes
 from orchestrator.planning.checks_devices import (
     check_ahead,
@@ -123,6 +124,7 @@ def make_plan(config: Config) -> Plan:
             *precision_notes(config, size.parameters if size else None),
             *_unknown(config, layout, memory),
             *check_gpu_memory(config, layout, memory),
+            *smaller_passes(config, memory),
         ),
         estimate=estimate_lines(config, layout, size)
         if config.cluster.accelerator is Accelerator.cuda
