@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import ray.cluster_utils
+from test_two_nodes import Nodes
+from test_two_nodes import nodes as nodes
 
 from orchestrator.doctor import command
 
@@ -31,13 +33,13 @@ def test_this_machine_runs_the_demo(capsys: pytest.CaptureFixture[str], tmp_path
 def test_two_nodes_are_joined_and_looked_at(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    nodes = ray.cluster_utils.Cluster()
+    cluster = ray.cluster_utils.Cluster()
     try:
         for _ in range(2):
-            nodes.add_node(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
+            cluster.add_node(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
         arguments = [
             "--json", "+experiment=pocket_tiny", f"run.dir={tmp_path / 'run'}", "cluster.nodes=2",
-            f"cluster.address={nodes.address}", "cluster.placement=apart",
+            f"cluster.address={cluster.address}", "cluster.placement=apart",
         ]  # fmt: skip
         assert command.main(arguments) == 0
         found = states(capsys)
@@ -51,7 +53,54 @@ def test_two_nodes_are_joined_and_looked_at(
         found = states(capsys)
         assert (found["ray"], found["nodes"], found["clocks"]) == ("ok", "fail", "ok")
     finally:
-        nodes.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_token_decides_whether_the_cluster_is_joined(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: Nodes,
+) -> None:
+    nodes.start()
+    nodes.wait()
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # a token may lie in the real one
+    token = Path(nodes.env["RAY_AUTH_TOKEN_PATH"])
+
+    def looked(*more: str) -> tuple[int, dict[str, str], str]:
+        """Exit code, states of the checks, and what the check of the token found."""
+        code = command.main(
+            ["--json", "+experiment=pocket_tiny", "cluster=cpu_nodes", "cluster.nodes=1",
+             f"cluster.address={nodes.address}", f"run.dir={tmp_path / 'run'}", *more]
+        )  # fmt: skip
+        rows = json.loads(capsys.readouterr().out)["checks"]
+        said = next(row["what"] for row in rows if row["name"] == "ray")
+        return code, {row["name"]: row["state"] for row in rows}, said
+
+    later = ("nodes", "node packages", "clocks", "shared folder")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    code, found, said = looked()
+    assert (code, found["ray"], found["plan"]) == (0, "ok", "ok"), said
+    assert {found[name] for name in later} == {"ok"}
+    assert said == f"the cluster at {nodes.address} answers with 1 node(s)"
+    token.chmod(0o644)
+    code, found, said = looked()
+    assert (code, found["ray"], {found[name] for name in later}) == (2, "fail", {"skip"})
+    assert "has mode 644: other users may read it" in said
+    token.chmod(0o600)
+    code, found, said = looked("cluster.auth=disabled")
+    assert (code, found["ray"]) == (2, "fail")
+    assert "cluster.auth=disabled sends none" in said
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    assert "asks for a token, and none is here" in looked()[2]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    code, found, said = looked()
+    assert (code, found["ray"]) == (2, "fail")
+    assert "refuses the token in RAY_AUTH_TOKEN: it has another one" in said
 
 
 @pytest.mark.slow

@@ -54,6 +54,13 @@ class Nodes:
                 )
             )
 
+    def wait(self) -> None:
+        """Wait until the head answers."""
+        until = time.monotonic() + 60
+        while not self.answers():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
     def answers(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
@@ -88,10 +95,7 @@ def test_roles_apart_on_two_nodes_give_the_metrics_of_one(tmp_path: Path, nodes:
     code, said = recipe(tmp_path / "one", dict(os.environ))
     assert code == 0, said[-3000:]
     nodes.start()
-    until = time.monotonic() + 60
-    while not nodes.answers():
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    nodes.wait()
     joined = ["cluster=cpu_nodes", f"cluster.address={nodes.address}"]
     without = os.environ | {"HOME": str(tmp_path)}  # a token may lie in the real one
     code, said = recipe(tmp_path / "refused", without, *joined)
