@@ -62,14 +62,14 @@ def recipe_config(recipe: str, nodes: int, placement: str, keys: list[str]) -> C
         return None
     times = nodes // written
     config = configuration(f"+experiment={recipe}", *keys)
-    config.cluster.nodes = nodes
+    config.cluster.nodes, config.cluster.cpus_per_node, config.cluster.gpus_per_node = nodes, 64, 8
     config.algorithm.prompts_per_iteration *= times
     config.algorithm.sequences_per_minibatch *= times
     for role in _ROLES:
         resources = config.cluster.roles.of(role)
         resources.workers *= times
         if placement == "together":
-            resources.workers, resources.gpus = nodes * config.cluster.gpus_per_node, 0.2
+            resources.workers, resources.gpus = nodes * 8, 0.2
             resources.cpus = 1.0
     if placement == "ahead":
         config.algorithm.staleness, config.algorithm.importance_cap = 1, 2.0

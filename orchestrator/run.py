@@ -30,7 +30,7 @@ from orchestrator.command_line.errors import explain
 from orchestrator.command_line.key_help import key_help
 from orchestrator.config.schema import Config
 from orchestrator.mirror.opening import mirror_outlook, open_mirror
-from orchestrator.planning.plan import Plan, make_plan, render_plan
+from orchestrator.planning.plan import Plan, make_plan, plan_stages, render_plan
 from orchestrator.preflight import hub_models
 from orchestrator.preflight.user_functions import check_own_parts
 from orchestrator.process.command_exit import exit_code, say, tell, unexpected
@@ -97,6 +97,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             for key, model in named.items():  # config.yaml keeps the name and its revision
                 OmegaConf.update(composed, key, model)
             check_own_parts(config)
+            _find_nodes(config)
             plan = make_plan(config)
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
@@ -135,6 +136,26 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
     return 0
 
 
+def _find_nodes(config: Config) -> None:
+    """Enter the nodes of the cluster that is joined, if the configuration leaves them open."""
+    if not config.cluster.unknown:
+        return
+    plan_stages(config)  # its checks come before a wait for nodes
+    _before_ray()
+    from orchestrator.cluster.reported_nodes import reported_nodes
+
+    seconds = 0.0 if config.run.plan_only else config.run.role_start_seconds
+    note = lambda text: tell(f"note: {text}\n")  # noqa: E731
+    config.cluster.sizes = reported_nodes(config.cluster, seconds, note)
+
+
+def _before_ray() -> None:
+    # Ray ends a process (code 1, no message) if it finds its raylet dead: the process with this
+    # pid, or without this variable the parent, which counts as dead if it is process 1, as in
+    # containers. Ray reads the variable at import; its own processes get another value.
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
+
+
 def _look(config: Config) -> None:
     from orchestrator.preflight.dry_run import (
         look,  # imported here, so that a mistyped key is reported without loading tokenizers
@@ -165,10 +186,7 @@ def _given(config: Config) -> list[Path]:
 
 
 def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
-    # Ray ends a process (code 1, no message) if it finds its raylet dead: the process with this
-    # pid, or without this variable the parent, which counts as dead if it is process 1, as in
-    # containers. Ray reads the variable at import; its own processes get another value.
-    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
+    _before_ray()
     with ForkServers(preloads(config, plan.layout.roles)) as forks:
         # Imported here, because a plan or a mistyped key needs neither Ray nor the engines.
         from orchestrator.recipe import run_recipe

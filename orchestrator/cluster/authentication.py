@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from ray import _raylet
 from ray._common.tls_utils import load_certs_from_env
+from ray.core.generated import gcs_pb2, gcs_service_pb2
 
 from orchestrator.cluster.tokens import (
     MODE,
@@ -29,6 +30,7 @@ _NAMES = (MODE, TOKEN, TOKEN_PATH)
 _ASK_SECONDS = 10.0
 # Ray's first call of every client; its request is empty.
 _FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+_NODES_CALL = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 
 
 class Authentication:
@@ -94,9 +96,9 @@ def _accepts(address: str, token: str = "") -> bool:
 
     Ray's own client would log every refusal to the terminal.
     """
-    sent = (("authorization", f"Bearer {token}"),) if token else ()
     with _channel(address) as channel:
-        call = channel.unary_unary(_FIRST_CALL).future(b"", timeout=_ASK_SECONDS, metadata=sent)
+        ask = channel.unary_unary(_FIRST_CALL)
+        call = ask.future(b"", timeout=_ASK_SECONDS, metadata=_bearer(token))
         code = call.code()  # waits for the answer
     if code is grpc.StatusCode.OK:
         return True
@@ -105,9 +107,37 @@ def _accepts(address: str, token: str = "") -> bool:
     raise ConnectionError(f"{code.name}: {call.details()}")
 
 
+def _bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def alive_nodes(address: str, token: Token | None) -> list[dict[str, float]]:
+    """Resources of the nodes that are alive, by Ray's names, as the head at HOST:PORT knows them.
+
+    Args:
+        address: HOST:PORT of the head.
+        token: What `find_access` found.
+
+    Raises:
+        ConnectionError: the head does not answer, or refuses.
+    """
+    sent = _bearer(token.text if token else "")
+    messages: Any = gcs_service_pb2
+    with _channel(address) as channel:
+        ask = channel.unary_unary(
+            _NODES_CALL, response_deserializer=messages.GetAllNodeInfoReply.FromString
+        )
+        call = ask.future(b"", timeout=_ASK_SECONDS, metadata=sent)
+        if (code := call.code()) is not grpc.StatusCode.OK:  # waits for the answer
+            raise ConnectionError(f"{code.name}: {call.details()}")
+        nodes, states = call.result().node_info_list, cast("Any", gcs_pb2).GcsNodeInfo
+        alive = [node for node in nodes if node.state == states.ALIVE]
+        return [dict(node.resources_total) for node in alive]
+
+
 def _channel(address: str) -> grpc.Channel:
     """A channel like those of Ray: no proxy, and TLS if RAY_USE_TLS is set."""
-    options = [("grpc.enable_http_proxy", 0)]
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         return grpc.insecure_channel(address, options)
     chain, key, authority = load_certs_from_env()

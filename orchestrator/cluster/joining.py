@@ -52,12 +52,17 @@ def connect(config: ClusterConfig, authentication: Authentication) -> None:
         with own_signals():
             ray.init(address=address, **QUIET)
     except (ConnectionError, TimeoutError) as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {config.address!r}: {error}",
-            where="cluster.address",
-            fix="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
-            "cluster.address=local",
-        ) from error
+        raise no_answer(config, error) from error
+
+
+def no_answer(config: ClusterConfig, error: Exception) -> ResourceError:
+    """The error for an address at which no cluster answers."""
+    return ResourceError(
+        f"no Ray cluster answers at {config.address!r}: {error}",
+        where="cluster.address",
+        fix="start one with `ray start --head`, name one by cluster.address=HOST:PORT, or use "
+        "cluster.address=local",
+    )
 
 
 def find_address(address: str) -> str:

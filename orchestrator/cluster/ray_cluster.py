@@ -188,7 +188,7 @@ def start_cluster(
     guard: Guard | None = None
     try:
         if config.address == "local":
-            cpus = _whole(max(config.cpus_per_node, layout.cpus))
+            cpus = _whole(max(config.cpus_per_node or 0.0, layout.cpus))
             own = partial(authentication.own, config.auth)
             local = start_private_ray(cpus, config.object_store_mib, seconds, own, resort, forks)
             local.error_logs = error_logs

@@ -42,6 +42,8 @@ def reserve(
     few = config.address != "local" and _useful() < wanted
     if not few:
         require_nodes(config, layout)
+        for words in _overstated(config):
+            note(words)
         return _reserve(layout, until, guard)
     note(f"{_useful()} of {wanted} node(s) have joined: waiting up to {seconds:.0f} s for the rest")
     try:
@@ -57,7 +59,27 @@ def _alive() -> list[dict[str, float]]:
 
 def _useful() -> int:
     """Nodes that have anything for workers: a head is often kept free of them."""
-    return sum(1 for n in _alive() if n.get("CPU", 0.0) > 0 or n.get("GPU", 0.0) > 0)
+    return len(_nodes_for_workers())
+
+
+def _nodes_for_workers() -> list[dict[str, float]]:
+    return [n for n in _alive() if n.get("CPU", 0.0) > 0 or n.get("GPU", 0.0) > 0]
+
+
+def _overstated(config: ClusterConfig) -> list[str]:
+    """Which numbers of the configuration are above what a node has, although the plan fits."""
+    nodes, found = _nodes_for_workers(), list[str]()
+    if config.address == "local" or config.sizes or not nodes:
+        return []
+    for key, resource in (("cpus_per_node", "CPU"), ("gpus_per_node", "GPU")):
+        typed = getattr(config, key)
+        least = min(node.get(resource, 0.0) for node in nodes)
+        if typed is not None and typed > least:
+            found.append(
+                f"cluster.{key}={typed:g} is more than a node has ({least:g}), and the plan fits "
+                "all the same; null reads it from the cluster"
+            )
+    return found
 
 
 def require_nodes(config: ClusterConfig, layout: Layout) -> None:
@@ -84,7 +106,10 @@ def require_nodes(config: ClusterConfig, layout: Layout) -> None:
 def _fix(config: ClusterConfig) -> str:
     if config.accelerator is Accelerator.cuda and config.address == "local":
         return "this machine lacks the GPUs: use cluster=local_cpu, or join a cluster that has them"
-    return "describe the cluster as it is by cluster.nodes, cluster.cpus_per_node and so on"
+    return (
+        "describe the cluster as it is by cluster.nodes, cluster.cpus_per_node and "
+        "cluster.gpus_per_node, or set the last two to null to read them"
+    )
 
 
 def _figures(nodes: Iterable[tuple[float, float]]) -> str:

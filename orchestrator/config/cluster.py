@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
 from orchestrator.config.ranges import at_least, needed, positive
 from workers.errors import ConfigError
+
+_SIZE = r"\d{1,6}(\.\d{1,4})?x\d{1,4}"
+_SIZES = re.compile(rf"{_SIZE}(\+{_SIZE})*")
 
 
 class RoleName(Enum):
@@ -122,15 +126,18 @@ class ClusterConfig:
     """Whether a local cluster has a token; and whether a joined one must have one."""
     accelerator: Accelerator = Accelerator.cpu
     """What models compute on."""
-    nodes: int = positive(1, 10_000)
-    """Nodes that the plan places the roles on."""
-    cpus_per_node: float = positive(2.0)
-    """CPU cores per node that the plan may hand out."""
+    nodes: int | None = positive(1, 10_000)
+    """Nodes that the plan places the roles on; null = all of a joined cluster."""
+    cpus_per_node: float | None = positive(2.0)
+    """CPU cores per node that the plan may hand out; null = those that the joined node has."""
     cores: int = at_least(0, 0, 4096)
     """Cores of a node that roles on CPUs divide among them; 0: those that this process may use, on
-    a joined cluster cpus_per_node."""
-    gpus_per_node: int = at_least(0, 0, 1024)
-    """GPUs per node that the plan may hand out."""
+    a joined cluster those that the plan may hand out."""
+    gpus_per_node: int | None = at_least(0, 0, 1024)
+    """GPUs per node that the plan may hand out; null = those that the joined node has."""
+    sizes: str = ""
+    """CPUs and GPUs of each node, such as "64x8+64x8+8x0"; "" = all alike, by the numbers above. A
+    run that joins a cluster with one of these numbers at null fills it in."""
     gpu_memory_gib: float = positive(80.0)
     """Memory of one GPU; the plan rejects models that do not fit."""
     object_store_mib: int = positive(512)
@@ -139,3 +146,26 @@ class ClusterConfig:
     """How role groups share nodes."""
     roles: RolesConfig = field(default_factory=RolesConfig)
     """Workers and resources of each role."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """The keys whose values only the cluster that is joined can tell."""
+        keys = ("nodes", "cpus_per_node", "gpus_per_node")
+        return [] if self.sizes else [key for key in keys if getattr(self, key) is None]
+
+    def check(self, key: str) -> None:
+        """Check that sizes can be read, and that a local cluster leaves nothing open."""
+        if self.sizes and not _SIZES.fullmatch(self.sizes):
+            raise ConfigError(
+                f"sizes={self.sizes!r} cannot be read",
+                where=f"{key}.sizes",
+                fix="write CPUs and GPUs of each node: 64x8+64x8+8x0",
+            )
+        asked = self.unknown or ["sizes"] * bool(self.sizes)
+        if asked and self.address == "local":
+            raise ConfigError(
+                f"{asked[0]}={getattr(self, asked[0]) or 'null'} is for a cluster that is joined; "
+                "a local one has one node, with the numbers of the configuration",
+                where=f"{key}.{asked[0]}",
+                fix="give numbers, or join a cluster by cluster.address=auto or HOST:PORT",
+            )

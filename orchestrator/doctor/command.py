@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator.cluster.inspected import Inspected
 from orchestrator.command_line.composition import compose_run
+from orchestrator.config.cluster import ClusterConfig
 from orchestrator.doctor.checks import (
     ENGINE_SECONDS,
     NODE_SECONDS,
@@ -50,7 +51,7 @@ def _examine(options: argparse.Namespace) -> list[Result]:
     with stop_on_signals(), child_folders() as folder, ExitStack() as ending:
         torch = _child(ending, "torch", folder, TORCH_SECONDS, environment=_LOOPBACK)
         config = compose_run(options.arguments)
-        subject = make_subject(config, torch, Absent(), Absent())
+        subject = make_subject(config, torch, Absent(), Absent(), _nodes)
         subject = _with_children(subject, folder, ending, engine=options.engine)
         found: list[Result] = []
         for result in run_checks(all_checks(engine=options.engine), subject):
@@ -60,6 +61,12 @@ def _examine(options: argparse.Namespace) -> list[Result]:
                 sys.stdout.flush()
     sys.stdout.write(_as_json(found) if options.json else _total(found))
     return [result for result in found if result.finding.state is State.fail]
+
+
+def _nodes(cluster: ClusterConfig) -> str:
+    from orchestrator.cluster.reported_nodes import reported_nodes  # imports Ray
+
+    return reported_nodes(cluster, 0.0, lambda _: None)
 
 
 def _with_children(subject: Subject, folder: Path, ending: ExitStack, *, engine: bool) -> Subject:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.config.cluster import RoleName
+from orchestrator.config.cluster import ClusterConfig, RoleName
 from orchestrator.config.schema import Config
 from orchestrator.planning.placement import Layout, place_roles
 from orchestrator.planning.plan import Plan, make_plan
@@ -44,7 +45,13 @@ class Subject:
         return self.config.cluster.address == "local"
 
 
-def make_subject(config: Config, torch: Answers, ray: Answers, engine: Answers) -> Subject:
+def make_subject(
+    config: Config,
+    torch: Answers,
+    ray: Answers,
+    engine: Answers,
+    nodes: Callable[[ClusterConfig], str] | None = None,
+) -> Subject:
     """Plan the run as far as possible; names of models are looked up in the local cache only.
 
     Args:
@@ -52,6 +59,7 @@ def make_subject(config: Config, torch: Answers, ray: Answers, engine: Answers) 
         torch: Answers about torch, collectives and GPUs.
         ray: Answers of the joined cluster.
         engine: Answers of a generation engine.
+        nodes: Finds `cluster.sizes` where the configuration leaves it open.
     """
     plan, layout, trouble, missing = None, None, None, None
     try:
@@ -59,6 +67,8 @@ def make_subject(config: Config, torch: Answers, ray: Answers, engine: Answers) 
     except MissingCheckpointError as error:
         missing = error
     try:
+        if config.cluster.unknown and nodes:
+            config.cluster.sizes = nodes(config.cluster)
         if config.stages:
             plan = make_plan(config)
         layout = plan.layout if plan else place_roles(config.cluster, RoleName)

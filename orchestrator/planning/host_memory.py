@@ -21,8 +21,8 @@ def check_host_memory(config: Config) -> tuple[str, ...]:
     cluster = config.cluster
     if (
         cluster.accelerator is not Accelerator.cpu
-        or cluster.nodes > 1
         or cluster.address != "local"
+        or cluster.nodes != 1
     ):
         return ()
     memory = make_plan(config).memory

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.cluster import ClusterConfig, Placement, RoleName, RoleResources
-from workers.errors import ResourceError
+from workers.errors import ConfigError, ResourceError
+
+#: How a plan is made without a cluster.
+TYPED = "cluster.nodes=N cluster.cpus_per_node=N cluster.gpus_per_node=N"
 
 _EPSILON = 1e-6  # Ray counts resources in units of 1e-4; sums of shares such as 0.1 are not exact
 _RANKED = (RoleName.policy, RoleName.critic)  # one process group each: NCCL takes a rank per GPU
@@ -59,6 +63,17 @@ class NodeShare(Share):
         """GPUs that the bundles take: whole ones if there are several bundles."""
         bundles = self.bundles
         return self.gpus if len(bundles) == 1 else sum(math.ceil(b.gpus) for b in bundles)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSize:
+    """What a node of a cluster has."""
+
+    cpus: float
+    gpus: int
+
+    def __str__(self) -> str:
+        return f"({self.cpus:g} CPUs, {self.gpus} GPUs)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +187,41 @@ class _Node:
         return NodeShare(round(self.cpus_used, 4), round(gpus, 4), tuple(self.places), shared)
 
 
+def known_nodes(cluster: ClusterConfig) -> list[NodeSize]:
+    """The nodes as the configuration has them: each by itself, or all alike.
+
+    Raises:
+        ConfigError: numbers are left to a cluster that was not asked.
+    """
+    if cluster.sizes:
+        pairs = (each.split("x") for each in cluster.sizes.split("+"))
+        return [NodeSize(float(cpus), int(gpus)) for cpus, gpus in pairs]
+    nodes, cpus, gpus = cluster.nodes, cluster.cpus_per_node, cluster.gpus_per_node
+    if nodes is None or cpus is None or gpus is None:
+        raise ConfigError(
+            f"{cluster.unknown[0]}=null is read from the cluster that is joined; none was asked",
+            where=f"cluster.{cluster.unknown[0]}",
+            fix=f"give numbers: {TYPED}",
+        )
+    return [NodeSize(cpus, gpus)] * nodes
+
+
+def usable_nodes(cluster: ClusterConfig) -> list[NodeSize]:
+    """What the plan may take of each node, the largest first: numbers are limits of `sizes`.
+
+    Raises:
+        ConfigError: as `known_nodes`.
+    """
+    nodes = [node for node in known_nodes(cluster) if node.cpus > 0 or node.gpus > 0]
+    nodes.sort(key=lambda node: (node.gpus, node.cpus), reverse=True)
+    most_cpus = math.inf if cluster.cpus_per_node is None else cluster.cpus_per_node
+    most_gpus = math.inf if cluster.gpus_per_node is None else cluster.gpus_per_node
+    return [
+        NodeSize(min(node.cpus, most_cpus), int(min(node.gpus, most_gpus)))
+        for node in nodes[: cluster.nodes]
+    ]
+
+
 def place_roles(cluster: ClusterConfig, roles: Iterable[RoleName]) -> Layout:
     """Assign a node to every worker of `roles`, and a GPU to those that take a fraction of one.
 
@@ -182,17 +232,18 @@ def place_roles(cluster: ClusterConfig, roles: Iterable[RoleName]) -> Layout:
     shares, not cores, so they never refuse a run; GPUs always count.
 
     Raises:
+        ConfigError: as `known_nodes`.
         ResourceError: a worker fits on no node; shows the needs and the cluster's resources.
     """
     needs = {role: cluster.roles.of(role) for role in RoleName if role in set(roles)}
     local = cluster.address == "local"
-    cpus = math.inf if local else cluster.cpus_per_node
-    nodes = [_Node(cpus, cluster.gpus_per_node) for _ in range(cluster.nodes)]
+    sizes = usable_nodes(cluster)
+    nodes = [_Node(math.inf if local else size.cpus, size.gpus) for size in sizes]
     for role in sorted(needs, key=lambda role: _demand(needs[role]), reverse=True):
         for rank in range(needs[role].workers):
             node = _choose(nodes, role, needs[role], cluster.placement)
             if node is None:
-                raise _too_small(cluster, needs, role, rank)
+                raise _too_small(sizes, needs, role, rank)
             node.add(Place(role, rank), needs[role])
     return Layout(tuple(node.share() for node in nodes if node.places))
 
@@ -213,16 +264,16 @@ def _choose(
 
 
 def _too_small(
-    cluster: ClusterConfig, needs: Mapping[RoleName, RoleResources], role: RoleName, rank: int
+    sizes: Sequence[NodeSize], needs: Mapping[RoleName, RoleResources], role: RoleName, rank: int
 ) -> ResourceError:
-    workers, total = needs[role].workers, cluster.nodes * cluster.gpus_per_node
+    workers, total = needs[role].workers, sum(size.gpus for size in sizes)
     if role in _RANKED and 0 < needs[role].gpus < 1 and workers > total:
         return ResourceError(
             f"{workers} ranks of the {role.value} on {total} GPU(s): ranks of one process group "
             "cannot share a GPU",
             where=f"cluster.roles.{role.value}.workers",
             fix=f"set it to at most {total}, one rank per GPU, or raise cluster.nodes or "
-            "cluster.gpus_per_node to what the cluster really has",
+            "cluster.gpus_per_node to what the cluster really has (null reads it)",
         )
     cpus = math.fsum(need.cpus * need.workers for need in needs.values())
     gpus = math.fsum(need.gpus * need.workers for need in needs.values())
@@ -232,8 +283,14 @@ def _too_small(
     )
     return ResourceError(
         f"the roles do not fit: {each} make {cpus:g} CPUs and {gpus:g} GPUs; the cluster has "
-        f"{cluster.nodes} x ({cluster.cpus_per_node:g} CPUs, {cluster.gpus_per_node} GPUs)",
+        f"{counted(sizes)}",
         where=f"{role.value}/{rank} is the first worker without a place",
         fix="lower cluster.roles.<role>.workers, .cpus or .gpus, or raise cluster.nodes, "
-        "cluster.cpus_per_node or cluster.gpus_per_node to what the cluster really has",
+        "cluster.cpus_per_node or cluster.gpus_per_node to what the cluster really has (null reads "
+        "it)",
     )
+
+
+def counted(sizes: Iterable[NodeSize]) -> str:
+    """Sizes in words, equal ones together: `2 x (64 CPUs, 8 GPUs)`."""
+    return ", ".join(f"{n} x {size}" for size, n in Counter(sizes).items()) or "no node"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.batching.batch_sizes import (
     PPO_STAGES,
@@ -14,7 +14,7 @@ from orchestrator.batching.batch_sizes import (
     started_prompts,
 )
 from orchestrator.checkpoints.best import check_keep_best
-from orchestrator.config.cluster import Accelerator, RoleName
+from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -46,7 +46,7 @@ from orchestrator.planning.model_sizes import (
     role_memory,
     sequences_in_cache,
 )
-from orchestrator.planning.placement import Layout, place_roles
+from orchestrator.planning.placement import Layout, counted, known_nodes, place_roles, usable_nodes
 from orchestrator.planning.speed.first_change import estimate_lines
 from orchestrator.planning.speed.processor import precision_notes
 from orchestrator.planning.stage_graph import inputs, product, stage_roles
@@ -88,24 +88,14 @@ def make_plan(config: Config) -> Plan:
         ResourceError: the roles do not fit on the configured cluster.
         ConfigError: a stage's input is neither given nor produced, and other contradictions.
     """
-    check_stages(config)
-    check_ahead(config)
-    check_keep_best(config)
-    check_sharing(config)
-    check_extra_engines(config)
-    check_reward(config)
-    check_estimator(config)
-    check_judge(config)
-    stages = tuple(_plan_stage(config, stage) for stage in config.stages)
+    stages = plan_stages(config)
     roles = {role for stage in stages for role in stage.roles}
     layout = place_roles(config.cluster, roles)
     check_devices(config, layout)
+    stages = tuple(
+        replace(each, facts=(*each.facts, *_threads(config, each.name))) for each in stages
+    )
     size = policy_size(config)
-    if RoleName.rollout in roles:
-        check_lengths(config, size)
-        check_head_sizes(config)
-    check_rows(config)
-    check_backbones(config, size)
     memory = _memory(config, layout, size)
     return Plan(
         experiment=config.experiment,
@@ -120,6 +110,7 @@ def make_plan(config: Config) -> Plan:
             *unused_critic_keys(config),
             *loss_notes(config),
             *cut_warmups(config),
+            *_limits(config.cluster),
             *_notes(config, layout, size),
             *precision_notes(config, size.parameters if size else None),
             *_unknown(config, layout, memory),
@@ -130,6 +121,49 @@ def make_plan(config: Config) -> Plan:
         if config.cluster.accelerator is Accelerator.cuda
         else (),
     )
+
+
+def plan_stages(config: Config) -> tuple[StagePlan, ...]:
+    """The stages of the plan, and all checks that do not depend on the nodes.
+
+    Raises:
+        BatchArithmeticError: batch sizes, token limits or models do not fit together.
+        ConfigError: a stage's input is neither given nor produced, and other contradictions.
+    """
+    check_stages(config)
+    check_ahead(config)
+    check_keep_best(config)
+    check_sharing(config)
+    check_extra_engines(config)
+    check_reward(config)
+    check_estimator(config)
+    check_judge(config)
+    stages = tuple(_plan_stage(config, stage) for stage in config.stages)
+    size = policy_size(config)
+    if any(RoleName.rollout in stage.roles for stage in stages):
+        check_lengths(config, size)
+        check_head_sizes(config)
+    check_rows(config)
+    check_backbones(config, size)
+    return stages
+
+
+def _limits(cluster: ClusterConfig) -> list[str]:
+    """What the plan leaves unused of nodes that have sizes of their own, or what they lack."""
+    if not cluster.sizes:
+        return []
+    used = usable_nodes(cluster)
+    notes = [f"the cluster has {counted(known_nodes(cluster))}; the plan may use {counted(used)}"]
+    for key, least in (
+        ("cpus_per_node", min(size.cpus for size in used)),
+        ("gpus_per_node", min(size.gpus for size in used)),
+    ):
+        typed = getattr(cluster, key)
+        if typed is not None and typed > least:
+            notes.append(
+                f"cluster.{key}={typed:g} is more than a node has: the plan uses what is there"
+            )
+    return notes
 
 
 def _memory(config: Config, layout: Layout, size: ModelSize | None) -> tuple[RoleMemory, ...]:
@@ -163,7 +197,7 @@ def _plan_stage(config: Config, stage: StageName) -> StagePlan:
         makes=product(stage),
         roles=stage_roles(config, stage),
         optimizer_steps=stage_steps(config, stage),
-        facts=(*_facts(config, stage), *_threads(config, stage)),
+        facts=tuple(_facts(config, stage)),
     )
 
 

@@ -7,7 +7,7 @@ from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.model_sizes import policy_size
-from orchestrator.planning.placement import Layout, place_roles
+from orchestrator.planning.placement import Layout, place_roles, usable_nodes
 from orchestrator.planning.stage_graph import stage_roles
 from orchestrator.process.cores import usable_cores
 
@@ -22,7 +22,9 @@ def cores_of(cluster: ClusterConfig) -> float:
     """Cores of a node that roles without GPUs compute on."""
     if cluster.cores:
         return cluster.cores
-    return usable_cores() if cluster.address == "local" else cluster.cpus_per_node
+    if cluster.address == "local":
+        return usable_cores()
+    return min(node.cpus for node in usable_nodes(cluster))
 
 
 def threads_of(config: Config, stage: StageName, role: RoleName) -> int:

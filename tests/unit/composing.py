@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import run
 from orchestrator.command_line.key_types import OPEN_SECTIONS
+from orchestrator.config.cluster import Accelerator
 from orchestrator.config.schema import Config
 
 GROUPS = tuple(sorted(path.name for path in run.CONF.iterdir() if path.is_dir()))
@@ -38,3 +39,11 @@ def composed(*overrides: str) -> Config:
 def _groups(*choices: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(run.CONF)):
         return compose("config", overrides=list(choices))
+
+
+def joining(config: Config) -> Config:
+    """The same run with the nodes of a cluster that it may join, if it leaves them open."""
+    if config.cluster.unknown:
+        cuda = config.cluster.accelerator is Accelerator.cuda
+        config.cluster.sizes = "+".join(["64x8"] * 4 if cuda else ["2x0"] * 2)
+    return config

@@ -16,6 +16,7 @@ UNSEEN = {
     "cluster.object_store_mib": "handed to ray.init: test_cluster_start.py",
     "cluster.cpus_per_node": "handed to ray.init: test_cluster_start.py",
     "cluster.cores": "a pocket model gets one thread of them: test_threads.py",
+    "cluster.sizes": "filled in by a run that joins: test_reported_nodes.py, test_placement.py",
     "cluster.gpu_memory_gib": "only the plan reads it: test_plan.py, test_recipes.py",
     "model.checkpoints.initial": "where a stage starts: test_plan.py, test_file_runs.py",
     "model.checkpoints.base": "where a stage starts: test_plan.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from composing import GROUPS, composed
+from composing import GROUPS, composed, joining
 from hydra import compose, initialize_config_dir
 
 from orchestrator import run
@@ -69,7 +69,7 @@ def test_every_experiment_is_covered():
 def test_experiment_plans_on_cluster(experiment: str, cluster: str):
     chosen = [f"cluster={cluster}"] if cluster else []  # "" = the experiment's own
     config = composed(f"+experiment={experiment}", *chosen, *GIVEN[experiment])
-    plan = make_plan(config)
+    plan = make_plan(joining(config))
     assert config.experiment == experiment
     assert [stage.name for stage in plan.stages] == config.stages
     text = render_plan(plan)
@@ -130,7 +130,7 @@ def test_the_command_line_beats_the_cluster_and_the_experiment():
 def test_a_reward_function_reads_text():
     config = composed("+experiment=pocket", "reward=function", "reward.function=a.b:c")
     assert config.reward.bridge is TextBridge.text
-    ppo = next(s for s in make_plan(config).stages if s.name is StageName.ppo)
+    ppo = next(s for s in make_plan(joining(config)).stages if s.name is StageName.ppo)
     assert ppo.needs == ("sft",)
 
 
@@ -149,7 +149,7 @@ def test_schema_keys_name_leaves_and_sections():
 def test_machines_without_gpus_keep_trainers_and_engines_apart():
     config = composed("+experiment=pocket_tiny", "cluster=cpu_nodes")
     assert config.rollout.transport == "gloo"
-    nodes = make_plan(config).layout.nodes
+    nodes = make_plan(joining(config)).layout.nodes
     assert len(nodes) == 2
     for node in nodes:
         assert {RoleName.rollout, RoleName.policy} - {place.role for place in node.places}

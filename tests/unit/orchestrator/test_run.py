@@ -83,6 +83,42 @@ def test_plan_only_prints_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_without_its_cluster_asks_for_numbers_and_takes_them(
+    command: Command, capsys: pytest.CaptureFixture[str]
+):
+    line = ["+experiment=pocket", "cluster=cpu_nodes", "cluster.address=127.0.0.1:1",
+            "run.plan_only=true"]  # fmt: skip
+    assert command(*line, "algorithm.sequences_per_minibatch=48") == 2
+    assert "32 or 64" in capsys.readouterr().err  # found before anybody is asked
+    assert command(*line) == 2
+    printed = capsys.readouterr().err
+    assert "no Ray cluster answers at '127.0.0.1:1'" in printed
+    assert "a plan without a cluster needs numbers: cluster.nodes=N" in printed
+    assert command(*line, "cluster.cpus_per_node=2", "cluster.gpus_per_node=0") == 0
+    assert "node 1: " in capsys.readouterr().out
+
+
+def test_a_plan_is_made_for_the_nodes_that_the_cluster_has(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    from orchestrator.cluster import reported_nodes
+
+    waited: list[float] = []
+
+    def found(config: object, seconds: float, note: Callable[[str], None]) -> str:
+        waited.append(seconds)
+        note("1 of 2 node(s) have joined")
+        return "1.25x0+1x0+0.5x0"
+
+    monkeypatch.setattr(reported_nodes, "reported_nodes", found)
+    line = ["+experiment=pocket", "cluster=cpu_nodes", "run.plan_only=true"]
+    assert command(*line, "cluster.placement=packed") == 0
+    printed = capsys.readouterr().out
+    assert "note: 1 of 2 node(s) have joined\n" in printed
+    assert "node 0: rollout 0, reward 0, reference 0, policy 0, critic 0 (1.25 CPUs" in printed
+    assert waited == [0.0]  # a plan alone is not worth waiting
+
+
 def test_the_resolved_configuration_is_saved_and_composes_again(command, recipe, tmp_path: Path):
     seen: list[Path] = []
     recipe(lambda config, plan, folder, *_: seen.append(folder))

@@ -121,3 +121,17 @@ def test_resources_that_others_hold_have_a_deadline(
     with pytest.raises(DeadlineError, match="did not free 6 CPUs and 0 GPUs in 2 bundle"):
         reservation.reserve(*two_nodes(), 60.0, arriving)  # type: ignore[arg-type]
     assert arriving.now == 60.0
+
+
+def test_numbers_above_what_nodes_have_are_said_where_the_plan_fits(arriving: Arriving) -> None:
+    arriving.nodes, arriving.joins, notes = [{"CPU": 4.0}, {"CPU": 8.0}, {"memory": 1e9}], 0.0, []
+    config, layout = two_nodes(cpus=3)
+    config.cpus_per_node = 6
+    reservation.reserve(config, layout, 60.0, arriving, notes.append)  # type: ignore[arg-type]
+    assert notes == [
+        "cluster.cpus_per_node=6 is more than a node has (4), and the plan fits all the same; "
+        "null reads it from the cluster"
+    ]
+    config.cpus_per_node = 4
+    reservation.reserve(config, layout, 60.0, arriving, notes.append)  # type: ignore[arg-type]
+    assert len(notes) == 1

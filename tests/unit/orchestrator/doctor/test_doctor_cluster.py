@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from composing import composed
 
 from orchestrator.doctor import checks, cluster
+from orchestrator.doctor.children import Absent
 from orchestrator.doctor.findings import State
-from orchestrator.doctor.subject import Subject
+from orchestrator.doctor.subject import Subject, make_subject
 from workers.errors import ResourceError, RoleError
 
 Subjects = Callable[..., Subject]
@@ -110,6 +112,26 @@ def test_a_run_without_a_plan_fails_by_its_error(subject: Subjects) -> None:
     found = cluster.check_plan(subject("+experiment=ppo"))
     assert found.state is State.fail
     assert "needs the checkpoint" in found.what
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ("2x0", "pocket: 1.25 CPUs and 0 GPUs on 1 node(s)"),
+        ("1x0", "the cluster has 1 x (1 CPUs, 0 GPUs)"),
+        ("", "no Ray cluster answers"),
+    ],
+)
+def test_a_plan_is_judged_by_the_nodes_that_the_cluster_reports(sizes: str, words: str) -> None:
+    def ask(_: object) -> str:
+        if not sizes:
+            raise ResourceError("no Ray cluster answers", fix="start one")
+        return sizes
+
+    config = composed("+experiment=pocket", "cluster=cpu_nodes", "cluster.nodes=1")
+    found = cluster.check_plan(make_subject(config, Absent(), Absent(), Absent(), ask))
+    assert words in found.what
+    assert found.fix == ("start one" if not sizes else found.fix)
 
 
 def test_an_engine_that_does_not_start_is_the_finding(subject: Subjects) -> None:

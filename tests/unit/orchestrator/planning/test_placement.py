@@ -15,8 +15,8 @@ from orchestrator.config.cluster import (
     RoleResources,
     RolesConfig,
 )
-from orchestrator.planning.placement import Layout, Place, place_roles
-from workers.errors import ResourceError
+from orchestrator.planning.placement import Layout, NodeSize, Place, place_roles, usable_nodes
+from workers.errors import ConfigError, ResourceError
 
 ROLLOUT, POLICY, CRITIC = RoleName.rollout, RoleName.policy, RoleName.critic
 
@@ -63,6 +63,68 @@ def test_fractions_of_a_gpu_add_up_to_one():
     config = ClusterConfig(address="auto", gpus_per_node=1, cpus_per_node=0.5, roles=roles)
     layout = place_roles(config, RoleName)
     assert [(node.cpus, node.gpus) for node in layout.nodes] == [(0.5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "used"),
+    [
+        ((None, None, None), [(96, 8), (64, 8), (32, 4), (8.5, 0)]),
+        ((2, None, None), [(96, 8), (64, 8)]),
+        ((9, None, None), [(96, 8), (64, 8), (32, 4), (8.5, 0)]),
+        ((None, 48, None), [(48, 8), (48, 8), (32, 4), (8.5, 0)]),
+        ((3, None, 6), [(96, 6), (64, 6), (32, 4)]),
+        ((1, 200, 1), [(96, 1)]),
+    ],
+)
+def test_numbers_are_limits_of_the_nodes_that_are_there(
+    typed: tuple[int | None, float | None, int | None], used: list[tuple[float, int]]
+):
+    nodes, cpus, gpus = typed
+    config = ClusterConfig(address="auto", nodes=nodes, cpus_per_node=cpus, gpus_per_node=gpus)
+    config.sizes = "0x0+8.5x0+64x8+96x8+32x4"
+    config.check("cluster")
+    assert usable_nodes(config) == [NodeSize(*each) for each in used]
+
+
+def test_nodes_of_different_sizes_hold_what_fits_each():
+    config = cluster(Placement.packed, 9, 99, rollout=4, policy=5)
+    config.nodes = config.gpus_per_node = config.cpus_per_node = None
+    config.roles.policy.cpus = 10
+    config.sizes = "6x4+0x0+50x5"
+    layout = place_roles(config, [ROLLOUT, POLICY])
+    assert roles_on(layout) == [{"policy": 5}, {"rollout": 4}]
+    assert [(node.cpus, node.gpus) for node in layout.nodes] == [(50, 5), (4, 4)]
+    config.sizes = "5x4+6x4+6x4"
+    with pytest.raises(ResourceError, match=r"the cluster has 2 x \(6 CPUs, 4 GPUs\), 1 x \(5 C"):
+        place_roles(config, [POLICY])
+    config.sizes = "0x0"
+    with pytest.raises(ResourceError, match="the cluster has no node"):
+        place_roles(config, [POLICY])
+
+
+@pytest.mark.parametrize("key", ["nodes", "cpus_per_node", "gpus_per_node"])
+def test_a_number_that_is_to_be_read_needs_a_cluster(key: str):
+    config = ClusterConfig(address="auto")
+    setattr(config, key, None)
+    config.check("cluster")
+    with pytest.raises(ConfigError, match=f"{key}=null is read from the cluster") as caught:
+        place_roles(config, [POLICY])
+    assert "cluster.nodes=N cluster.cpus_per_node=N cluster.gpus_per_node=N" in caught.value.fix
+    config.address = "local"
+    with pytest.raises(ConfigError, match=f"{key}=null is for a cluster that is joined") as caught:
+        config.check("cluster")
+    assert caught.value.where == f"cluster.{key}"
+
+
+@pytest.mark.parametrize(
+    "sizes", ["64", "64x", "x8", "64x8+", "64x8,8x0", "64x8;8x0", "1e3x1", "2x1.5"]
+)
+def test_sizes_that_cannot_be_read_are_refused(sizes: str):
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        ClusterConfig(address="auto", sizes=sizes).check("cluster")
+    assert caught.value.where == "cluster.sizes"
+    with pytest.raises(ConfigError, match="sizes=64x8 is for a cluster that is joined"):
+        ClusterConfig(sizes="64x8").check("cluster")
 
 
 def shared(nodes: int, gpus: int, **workers: tuple[int, float]) -> ClusterConfig:

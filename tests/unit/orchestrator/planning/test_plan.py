@@ -557,3 +557,15 @@ def test_plans_are_equal_for_equal_configurations():
     first = make_plan(pocket("run.dir=x"))
     assert first == make_plan(pocket("run.dir=x"))
     assert first != replace(first, seed=1)
+
+
+def test_what_a_joined_cluster_has_and_what_the_plan_leaves_of_it_is_said():
+    sizes = "cluster.sizes=4x1+8x0+4x1"
+    plan = make_plan(pocket("cluster=cpu_nodes", "cluster.cpus_per_node=6", sizes))
+    assert plan.notes[:2] == (
+        "the cluster has 2 x (4 CPUs, 1 GPUs), 1 x (8 CPUs, 0 GPUs); the plan may use "
+        "2 x (4 CPUs, 1 GPUs)",
+        "cluster.cpus_per_node=6 is more than a node has: the plan uses what is there",
+    )
+    assert not any("cluster.gpus_per_node=" in note for note in plan.notes)
+    assert len(plan.layout.nodes) == 2

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from composing import composed
+from composing import composed, joining
 
 from orchestrator.preflight.user_functions import check_own_parts
 from orchestrator.preflight.weight_transport import check_transport
@@ -31,6 +31,10 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "my_transports.py"
 
 
+def checked(*line: str) -> None:
+    check_transport(joining(composed("+experiment=pocket", *line)))
+
+
 @pytest.mark.parametrize(
     ("transport", "line", "says", "fix"),
     [
@@ -50,7 +54,7 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 )
 def test_refused(transport: str, line: list[str], says: str, fix: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        check_transport(composed("+experiment=pocket", *line, f"rollout.transport={transport}"))
+        checked(*line, f"rollout.transport={transport}")
     assert caught.value.where == "rollout.transport"
     assert fix in caught.value.fix
 
@@ -59,7 +63,7 @@ def test_accepted() -> None:
     for line in (["rollout.transport=my_transports:FAR", GPU_CLUSTER], [GPU_CLUSTER],
                  ["rollout.transport=shm"], ["rollout.transport=gloo"],
                  ["rollout.transport=nccl", "stages=[pretrain,sft]"]):  # fmt: skip
-        check_transport(composed("+experiment=pocket", *line))
+        checked(*line)
 
 
 def test_a_users_transport_is_imported_elsewhere_before_anything_starts(module: Path) -> None:
