@@ -33,7 +33,7 @@ from orchestrator.telemetry.exported import (
 )
 from orchestrator.telemetry.metrics import MetricRecord
 from workers.errors import ConfigError
-from workers.process.rendezvous import own_address
+from workers.process.own_address import own_address
 
 _EVERYWHERE = ("0.0.0.0", "::")
 _REFUSED = (OSError, UnicodeError)  # the second of names that are too long for DNS

@@ -19,6 +19,7 @@ from orchestrator.config.run import LoggerConfig
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.telemetry.exported import Present
 from orchestrator.telemetry.metrics import MetricRecord
+from orchestrator.telemetry.prometheus import PrometheusSink
 from workers.errors import ConfigError
 from workers.process.caught_errors import Caught
 
@@ -239,8 +240,6 @@ def configured_sinks(
     if logger.tensorboard:
         sinks.append(TensorBoardSink(folder.path))
     if logger.prometheus:
-        from orchestrator.telemetry.prometheus import PrometheusSink  # imports torch
-
         sinks.append(PrometheusSink(folder, logger, present))
     return sinks
 

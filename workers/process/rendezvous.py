@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from workers.process.own_address import own_address
 
 _listening: dict[int, socket.socket] = {}  # by port, from `listen` until a store takes it over
 
@@ -42,18 +43,3 @@ def store(host: str, port: int, world_size: int, rank: int, timeout: timedelta) 
         timeout=timeout,
         master_listen_fd=server.detach() if server else None,
     )
-
-
-def own_address() -> str:
-    """Address of the outward network interface (nothing is sent), or loopback.
-
-    REHEARSAL_HOST, if set, overrides it, for example with loopback for runs on a single machine.
-    """
-    if told := os.environ.get("REHEARSAL_HOST"):
-        return told
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation (RFC 5737)
-        except OSError:
-            return "127.0.0.1"
-        return probe.getsockname()[0]

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -246,3 +248,8 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
         assert metric.name.endswith("_total") == metric.counts
         assert metric.stem.endswith(suffix.get(metric.unit, ""))
         assert metric.meaning.endswith(".")
+
+
+def test_metrics_are_served_without_torch() -> None:
+    code = "import sys, orchestrator.telemetry.recorder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
