@@ -10,6 +10,8 @@ import ray.cluster_utils
 from test_two_nodes import Nodes
 from test_two_nodes import nodes as nodes
 
+from orchestrator.cluster.reported_nodes import reported_nodes
+from orchestrator.config.cluster import ClusterConfig
 from orchestrator.doctor import command
 
 
@@ -83,10 +85,12 @@ def test_the_token_decides_whether_the_cluster_is_joined(
 
     later = ("nodes", "node packages", "clocks", "shared folder")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    there = ClusterConfig(address=nodes.address, nodes=1, cpus_per_node=None)
+    assert reported_nodes(there, 60, lambda _: None) == "2x0"  # the node joins after its head
     code, found, said = looked()
     assert (code, found["ray"], found["plan"]) == (0, "ok", "ok"), said
     assert {found[name] for name in later} == {"ok"}
-    assert said == f"the cluster at {nodes.address} answers with 1 node(s)"
+    assert said.endswith(f":{nodes.port} answers with 1 node(s)")
     token.chmod(0o644)
     code, found, said = looked()
     assert (code, found["ray"], {found[name] for name in later}) == (2, "fail", {"skip"})
