@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.cluster import RoleName
 from orchestrator.telemetry.metrics import comparable, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2",
        "--disable-usage-stats", f"--object-store-memory={128 << 20}"]  # fmt: skip
+# Roles apart have more cores each, and sums over more threads have another order.
+ONE_THREAD = [f"cluster.roles.{role.value}.threads=1" for role in RoleName]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -84,7 +87,7 @@ def nodes() -> Iterator[Nodes]:
 def recipe(folder: Path, env: dict[str, str], *overrides: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.run", "+experiment=pocket_tiny",
-         f"run.dir={folder}", "rollout.transport=gloo", *overrides],
+         f"run.dir={folder}", "rollout.transport=gloo", *ONE_THREAD, *overrides],
         cwd=ROOT, env=env, text=True, timeout=600,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
