@@ -55,26 +55,29 @@ def comparisons(line: Line, source: str) -> Iterator[Comparison]:
     if "completions" in line.fields:
         context, completions = _completions(line)
         verdicts = _verdicts(line, completions)
+        sampled = _sampled(line, len(completions))
     elif "chosen" in line.fields or "rejected" in line.fields:
         for name in ("chosen", "rejected"):
             line.field(name)
         context, completions = _pair(line)
-        verdicts = [_Verdict(_annotator(line), (1, 2))]
+        verdicts, sampled = [_Verdict(_annotator(line), (1, 2))], ()
     else:
         unknown(line, "comparisons")
     user = user_of(line)
     made = 0
     for verdict in verdicts:
-        ranked = [(c, r) for c, r in zip(completions, verdict.ranks, strict=True) if r and c]
+        both = list(zip(completions, verdict.ranks, strict=True))
+        ranked = [(c, r) for c, r in both if r and c]
         if len(ranked) < 2:
             continue
         made += 1
-        texts, ranks = tuple(c for c, _ in ranked if c), _without_gaps([r for _, r in ranked])
+        texts, ranks = tuple(c for c, _ in ranked), _without_gaps([r for _, r in ranked])
         if len(set(ranks)) == 1 and not verdict.annotator:
             raise Unusable(TIED)
         if len(set(ranked)) > len(set(texts)):
             raise Unusable("equal completions ranked apart")
-        yield Comparison(context, texts, ranks, line.where, user, source, verdict.annotator)
+        tokens = tuple(t for t, (c, r) in zip(sampled, both, strict=False) if r and c)
+        yield Comparison(context, texts, ranks, line.where, user, source, verdict.annotator, tokens)
     if not made:
         raise Unusable(NO_LABEL)
 
@@ -151,6 +154,24 @@ def _verdicts(line: Line, completions: list[str | None]) -> list[_Verdict]:
         for i, (annotator, value) in enumerate(zip(annotators, values, strict=True))
         if value is not None
     ]
+
+
+def _sampled(line: Line, count: int) -> tuple[tuple[int, ...], ...]:
+    """The token ids of each completion as sampled; () where the row has none."""
+    name = "completion_tokens"
+    if name not in line.fields:
+        return ()
+    rows = line.list(name)
+    if len(rows) != count:
+        line.fail(f'"{name}" has {len(rows)} entries for {count} completions')
+    return tuple(_ids(line, row, f"{name}[{i}]") for i, row in enumerate(rows))
+
+
+def _ids(line: Line, row: object, name: str) -> tuple[int, ...]:
+    row = line.parsed(row)
+    if not isinstance(row, list) or not all(type(i) is int and 0 <= i < 2**31 for i in row):
+        line.fail(f'"{name}" must be a list of token ids')
+    return tuple(row)
 
 
 def _such_as(line: Line) -> str:

@@ -49,6 +49,7 @@ class Comparison:
     user: str = ""
     source: str = ""
     annotator: str = ""
+    tokens: tuple[tuple[int, ...], ...] = ()  # of each completion, as sampled; () = of its text
 
 
 @dataclass(frozen=True, slots=True)

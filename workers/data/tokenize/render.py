@@ -25,6 +25,7 @@ from workers.data.tokenize.beginnings import beginning
 from workers.data.tokenize.templates import ChatTemplate, ControlTokens
 from workers.data.tokenize.time_limit import ItemTooCostlyError, watched
 from workers.data.tokenize.token_rows import DocumentRow, PromptRow, RankedRow, TokenRow
+from workers.data.tokenize.tokenizers import detokenize
 from workers.errors import DataError
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
@@ -117,7 +118,11 @@ class Renderer:
     def comparisons(self, examples: Sequence[Comparison]) -> list[RankedRow | Rejected]:
         """A prompt and its K completions, each with its end token unless truncated.
 
-        Completions whose tokens are equal tie, even if their ranks differ.
+        Completions whose tokens are equal tie, even if their ranks differ. Those that were sampled
+        keep their tokens, as text could be tokenized differently.
+
+        Raises:
+            DataError: the sampled tokens are those of another tokenizer.
         """
 
         def plan(example: Comparison) -> list[_Turn]:
@@ -129,7 +134,10 @@ class Renderer:
 
         def row(example: Comparison, turns: list[_Turn]) -> RankedRow:
             prompt = self._checked_prompt(turns[0].prompt, turns[0].bare, ids)
-            replies = [self._ended(self._reply(turn, prompt, ids)) for turn in turns]
+            if example.tokens:
+                replies = [self._sampled(example, i) for i in range(len(turns))]
+            else:
+                replies = [self._ended(self._reply(turn, prompt, ids)) for turn in turns]
             ranks = tied_ranks([reply for reply, _ in replies], example.ranks)
             if len(set(ranks)) == 1 < len(set(example.ranks)):
                 raise Unusable("completions do not differ within the token limit")
@@ -264,6 +272,19 @@ class Renderer:
         if not self._control.agree(turn.reply, reply):
             raise Unusable("holds a control token")
         return reply
+
+    def _sampled(self, example: Comparison, number: int) -> tuple[list[int], bool]:
+        ids = list(example.tokens[number])
+        known = max(ids, default=0) < len(self._tokenizer)
+        if not ids or not known or detokenize(self._tokenizer, ids) != example.completions[number]:
+            raise DataError(
+                f'"completion_tokens[{number}]" are not the tokens of its text under this '
+                "tokenizer",
+                where=example.where,
+                fix="give a model with the tokenizer that sampled them, or leave the column "
+                "completion_tokens out",
+            )
+        return ids[: self._max_completion], len(ids) > self._max_completion
 
     def _ended(self, reply: list[int]) -> tuple[list[int], bool]:
         # The end token counts towards the limit, as it does when a response is sampled.
