@@ -18,6 +18,7 @@ from orchestrator.config.schema import Config
 from workers.errors import BatchArithmeticError
 
 PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
+SAMPLING_STAGES = (StageName.collect, StageName.evaluate)  # they train nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
     Raises:
         BatchArithmeticError: batch sizes do not divide, or leave a rank without work.
     """
-    if stage is StageName.evaluate:
+    if stage in SAMPLING_STAGES:
         return 0
     if stage in PPO_STAGES:
         return ppo_arithmetic(config, stage).optimizer_steps
@@ -226,7 +227,7 @@ def optimizers(
         yield "reward_model.optimizer", config.reward_model.optimizer, steps
     elif stage is StageName.sft:
         yield "sft.optimizer", config.sft.optimizer, steps
-    elif stage is not StageName.evaluate:
+    elif stage not in SAMPLING_STAGES:
         yield "pretrain.optimizer", config.pretrain.optimizer, steps
 
 

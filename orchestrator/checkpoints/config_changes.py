@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from orchestrator.batching.batch_sizes import PPO_STAGES, fitting_warmup, optimizers
+from orchestrator.batching.batch_sizes import (
+    PPO_STAGES,
+    SAMPLING_STAGES,
+    fitting_warmup,
+    optimizers,
+)
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.engines import Schedule
 from orchestrator.config.run import StageName
@@ -42,15 +47,16 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "pretrain.documents_per_step": _PRETRAIN,
     "pretrain.optimizer": _PRETRAIN,
     "model.large": (StageName.pretrain_large,),
-    "model.checkpoints.reward_model": (*PPO_STAGES, StageName.evaluate),
+    "model.checkpoints.reward_model": (*PPO_STAGES, *SAMPLING_STAGES),
     "sft": (StageName.sft,),
     "sft.demonstrations_per_step": None,  # determines the order in which files are read
     "sft.pretraining_fraction": None,
     "reward_model": (StageName.reward_model,),
-    "reward": (*PPO_STAGES, StageName.evaluate),
+    "reward": (*PPO_STAGES, *SAMPLING_STAGES),
     "algorithm": PPO_STAGES,
     "algorithm.ptx": (StageName.ppo_ptx,),
     "algorithm.on_non_finite": None,
+    "collect": (StageName.collect,),
     "evaluate": (StageName.evaluate,),
     "evaluate.web_documents": (StageName.pretrain, StageName.evaluate),
 }

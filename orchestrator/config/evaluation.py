@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from orchestrator.config.ranges import at_least, fraction, path, positive, seconds, secret, words
+from orchestrator.config.ranges import (
+    at_least,
+    between,
+    fraction,
+    path,
+    positive,
+    seconds,
+    secret,
+    words,
+)
+from workers.errors import ConfigError
+
+# Models that generate text: names of model.checkpoints.
+COLLECTED = ("base", "large", "sft", "ppo", "ppo_ptx")
 
 
 class JudgeKind(Enum):
@@ -73,6 +87,48 @@ class LmEvalConfig:
     """Torch device; "" = the cluster's accelerator."""
     deadline_seconds: float = seconds(7200.0)
     """For all models together."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CollectConfig:
+    """Answers that are sampled for people to rank."""
+
+    prompts: int = positive(256)
+    """Prompts; of a smaller data set each once."""
+    min_completions: int = between(2, 4, 9)
+    """Smallest number K of answers; K is drawn per prompt from [min, max]."""
+    max_completions: int = between(2, 9, 9)
+    """Largest K."""
+    models: list[str] = field(default_factory=lambda: ["sft"])
+    """Models that answer: names of model.checkpoints."""
+    shares: list[float] = field(default_factory=list)
+    """Share of the answers from each model, in any unit; [] = equal."""
+    temperature: float = positive(1.0)
+    """Sampling temperature."""
+
+    def check(self, key: str) -> None:
+        """Check the models, their shares, and that min_completions <= max_completions."""
+        if self.min_completions > self.max_completions:
+            raise ConfigError(
+                f"min_completions={self.min_completions}, max_completions={self.max_completions}",
+                where=f"{key}.min_completions",
+                fix="choose 2 <= min_completions <= max_completions <= 9",
+            )
+        wrong = [name for name in self.models if name not in COLLECTED]
+        if wrong or not self.models or len(set(self.models)) < len(self.models):
+            raise ConfigError(
+                f"models={self.models}",
+                where=f"{key}.models",
+                fix=f"name each model once, of {', '.join(COLLECTED)}",
+            )
+        if self.shares and (
+            len(self.shares) != len(self.models) or not all(0 < s < math.inf for s in self.shares)
+        ):
+            raise ConfigError(
+                f"shares={self.shares} of {len(self.models)} models",
+                where=f"{key}.shares",
+                fix="give one number above 0 per model, or []",
+            )
 
 
 @dataclass(slots=True, kw_only=True)

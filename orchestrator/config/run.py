@@ -19,6 +19,7 @@ class StageName(Enum):
     ppo = "ppo"
     ppo_ptx = "ppo_ptx"
     pretrain_large = "pretrain_large"
+    collect = "collect"
     evaluate = "evaluate"
 
 

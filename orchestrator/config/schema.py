@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from orchestrator.config.cluster import ClusterConfig
 from orchestrator.config.data import DataConfig
 from orchestrator.config.engines import RolloutConfig, TrainerConfig
-from orchestrator.config.evaluation import EvaluateConfig
+from orchestrator.config.evaluation import CollectConfig, EvaluateConfig
 from orchestrator.config.model import ModelConfig
 from orchestrator.config.ranges import any_seed, check_tree, name, path
 from orchestrator.config.reward import RewardConfig
@@ -60,6 +60,8 @@ class Config:
     """Stage reward_model."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     """Stages ppo and ppo_ptx."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """Stage collect."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Stage evaluate."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

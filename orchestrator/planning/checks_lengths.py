@@ -123,11 +123,13 @@ def _reads_whole_rows(config: Config, stage: StageName) -> bool:
     """Whether a stage reads full rows of the files, not only prompts."""
     if stage is StageName.evaluate:  # the perplexity of pretraining text, if there is any
         return SetKind.pretraining in kinds(config.data)
-    return stage is not StageName.ppo
+    return stage not in (StageName.ppo, StageName.collect)
 
 
 def _readers(config: Config, stage: StageName) -> tuple[str, ...]:
     """Names of the checkpoints whose models read the stage's rows."""
+    if stage is StageName.collect:
+        return tuple(config.collect.models)
     if stage is not StageName.evaluate:
         return (product(stage),)
     made = {product(each) for each in config.stages}

@@ -19,6 +19,7 @@ _SETS = {
     StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
     StageName.ppo: (SetKind.prompts,),
     StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
+    StageName.collect: (SetKind.prompts,),
 }
 
 

@@ -217,6 +217,12 @@ def _facts(config: Config, stage: StageName) -> list[str]:
         return _sft_facts(config)
     if stage is StageName.reward_model:
         return _reward_model_facts(config)
+    if stage is StageName.collect:
+        found = config.collect
+        return [
+            f"{found.prompts:,} prompts with {found.min_completions} to {found.max_completions} "
+            f"answers of {', '.join(found.models)}"
+        ]
     if stage is StageName.evaluate:
         return [
             f"{config.evaluate.prompts:,} held-out prompts and "

@@ -36,6 +36,9 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
     if stage is StageName.reward_model:
         sampled_from_base = pocket and config.reward_model.base_fraction > 0
         return ("sft", "base") if sampled_from_base else ("sft",)
+    if stage is StageName.collect:
+        scored = ("reward_model",) if collected_are_scored(config) else ()
+        return (*config.collect.models, *scored)
     if stage in PPO_STAGES:
         return ("sft", "reward_model") if config.reward.needs.model else ("sft",)
     return ()
@@ -57,6 +60,17 @@ def models_read(config: Config, stage: str, finished: Collection[str]) -> set[st
     return names | {f"{product(each)}_initial" for each in left if each.value == stage}
 
 
+def collected_are_scored(config: Config) -> bool:
+    """Whether a reward model scores what the stage collect samples, to find what is unsure."""
+    trained = StageName.reward_model in config.stages[: _place(config, StageName.collect)]
+    given = bool(config.model.checkpoints.reward_model) or trained
+    return given and config.reward.needs.model
+
+
+def _place(config: Config, stage: StageName) -> int:
+    return config.stages.index(stage) if stage in config.stages else len(config.stages)
+
+
 def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
     """The role groups that a stage calls."""
     if stage in PPO_STAGES:
@@ -65,6 +79,9 @@ def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
     pocket = config.data.source is DataSourceKind.pocket
     if stage is StageName.reward_model:
         return (RoleName.rollout, RoleName.critic) if pocket else (RoleName.critic,)
+    if stage is StageName.collect:
+        scored = (RoleName.reward,) if collected_are_scored(config) else ()
+        return (RoleName.rollout, *scored)
     if stage is StageName.evaluate:
         judge = config.evaluate.judge
         scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.batching.batch_sizes import PPO_STAGES, SAMPLING_STAGES
 from orchestrator.checkpoints import model_folder
 from orchestrator.cluster.fork_servers import Apart
 from orchestrator.config.evaluation import JudgeKind
@@ -117,7 +118,7 @@ def _models(config: Config, checkpoints: dict[str, str]) -> dict[str, str]:
 
 def _saves(config: Config) -> bool:
     """Whether any stage publishes a model."""
-    return any(stage is not StageName.evaluate for stage in config.stages)
+    return any(stage not in SAMPLING_STAGES for stage in config.stages)
 
 
 def _saved(config: Config) -> list[str]:
@@ -136,7 +137,7 @@ def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_reward(config: Config, _source: DataSource) -> Iterable[str]:
     """Check that the environment has the secrets that the reward's source needs."""
-    if {StageName.ppo, StageName.ppo_ptx, StageName.evaluate} & set(config.stages):
+    if {*PPO_STAGES, *SAMPLING_STAGES} & set(config.stages):
         for name in config.reward.needs.secrets:
             secret(name, WHERE)
     return ()
@@ -161,7 +162,7 @@ def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     """Check that reward models that read text can render a dialogue and the run's prompts."""
-    scores = {StageName.ppo, StageName.ppo_ptx, StageName.evaluate} & set(config.stages)
+    scores = {*PPO_STAGES, *SAMPLING_STAGES} & set(config.stages)
     if not scores or config.reward.bridge is not TextBridge.text:
         return ()
     judge = config.evaluate

@@ -86,8 +86,9 @@ def write_report(folder: RunFolder) -> Report:
 
 def _only_evaluated(folder: RunFolder, summary: Summary) -> bool:
     """Whether the run has no steps that it could have measured: its empty file is whole."""
-    stages = set(summary.timing.stages) == {StageName.evaluate.value}
-    return stages and folder.metrics.is_file() and not folder.metrics.stat().st_size
+    ran = set(summary.timing.stages)
+    sampled = bool(ran) and ran <= {StageName.collect.value, StageName.evaluate.value}
+    return sampled and folder.metrics.is_file() and not folder.metrics.stat().st_size
 
 
 def _require_folder(folder: RunFolder) -> None:

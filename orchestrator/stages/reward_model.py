@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from orchestrator.results.reward_model_figures import Agreement
 from orchestrator.run_files.folder import write_text
 from orchestrator.run_files.rankings import load_rankings, save_rankings
 from orchestrator.session.session import Session
+from orchestrator.stages.completions import sample_completions
 from orchestrator.stages.reward_model_record import record_heldout
 from workers.data.records import Prompt
 from workers.errors import EmptyDatasetError
@@ -116,7 +116,11 @@ def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranki
     completions: list[list[list[int]]] = [[] for _ in prompts]
     for name, counts in (("sft", of_sft), ("base", of_base)):
         if any(counts):
-            _sample_from(session, name, prompts, counts, completions)
+            found = sample_completions(
+                session, name, prompts, counts, "reward_model", settings.temperature
+            )
+            for of_prompt, sampled in zip(completions, found.tokens, strict=True):
+                of_prompt.extend(sampled)
     session.fleet.rollout.sleep().result()
     texts = [[session.source.detokenize(c) for c in of_prompt] for of_prompt in completions]
     ranks = session.source.label(prompts, texts)
@@ -129,28 +133,6 @@ def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranki
         )
         for prompt, of_prompt, rank in zip(prompts, completions, ranks, strict=True)
     ]
-
-
-def _sample_from(
-    session: Session,
-    name: str,
-    prompts: Sequence[Prompt],
-    counts: Sequence[int],
-    completions: list[list[list[int]]],
-) -> None:
-    """Append `counts[i]` samples of model `name` to `completions[i]`."""
-    rollout, version = session.engines_on(session.need(name))
-    asked = [n for n, count in enumerate(counts) if count]
-    session.live.note(f"sampling {sum(counts):,} completions of {len(asked):,} prompts from {name}")
-    requests = session.requests(
-        [prompts[n] for n in asked], [counts[n] for n in asked], "reward_model", name
-    )
-    sampling = replace(session.sampling(), temperature=session.config.reward_model.temperature)
-    rollouts = rollout.generate(requests, sampling, version).result()
-    batch = rollout.fetch(rollouts).result()
-    responses = {int(i): batch.response(row) for row, i in enumerate(batch.ids)}
-    for n, request in zip(asked, requests, strict=True):
-        completions[n].extend(responses[i] for i in request.ids)
 
 
 def _chosen(

@@ -92,6 +92,7 @@ def _dense(ranks: list[int]) -> list[int]:
     return [sorted(set(ranks)).index(rank) + 1 for rank in ranks]
 
 
+@pytest.mark.timeout(1200)
 def test_three_people_rank_by_keyboard_and_a_reward_model_trains_on_the_file(
     browser: sync_api.Browser, tmp_path: Path
 ) -> None:

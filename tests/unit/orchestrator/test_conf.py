@@ -39,6 +39,7 @@ GIVEN = {
         "model.checkpoints.sft=S", "model.checkpoints.reward_model=M", "data.files.prompts=P",
         "data.files.pretraining=T",
     ],
+    "collect": ["model.checkpoints.sft=S", "data.files.prompts=P"],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
     "small_sft": [
         "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",
