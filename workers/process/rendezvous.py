@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 from workers.process.own_address import own_address
 
@@ -33,6 +35,8 @@ def store(host: str, port: int, world_size: int, rank: int, timeout: timedelta) 
     Raises:
         RuntimeError: torch could not reach the store within the timeout.
     """
+    import torch.distributed as dist  # a second, which the driver does without
+
     server = _listening.pop(port, None) if rank == 0 else None
     return dist.TCPStore(
         host,

@@ -227,3 +227,14 @@ def test_engines_and_models_are_imported_apart_and_only_on_this_machine_without_
     config.cluster.address = "local"
     config.cluster.accelerator = Accelerator.cuda
     assert preloads(config, list(RoleName)) == []
+
+
+def test_the_driver_imports_no_library_of_models() -> None:
+    seen = "[name for name in ('torch', 'transformers.modeling_utils', 'vllm', 'deepspeed', "
+    seen += "'matplotlib.figure', 'pandas') if name in sys.modules]"
+    code = f"import sys, orchestrator.run, orchestrator.recipe; print({seen})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=module_environment(), timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
