@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -229,7 +230,7 @@ class SimBackend:
         with self.clock:
             if seconds > 0.0:
                 self.clock.wait_until(min(map(attrgetter("at"), refs)))
-            return [ref for ref in refs if ref.at <= self.clock.now][:count]
+            return list(islice((ref for ref in refs if ref.at <= self.clock.now), count))
 
     def get(self, ref: SimRef, seconds: float) -> Any:
         return ref.value
