@@ -50,7 +50,7 @@ from orchestrator.planning.placement import Layout, counted, known_nodes, place_
 from orchestrator.planning.speed.first_change import estimate_lines
 from orchestrator.planning.speed.processor import precision_notes
 from orchestrator.planning.stage_graph import inputs, product, stage_roles
-from orchestrator.planning.threads import threads_of
+from orchestrator.planning.threads import threads_of, too_few_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ def make_plan(config: Config) -> Plan:
             *loss_notes(config),
             *cut_warmups(config),
             *_limits(config.cluster),
+            *too_few_cores(config.cluster),
             *_notes(config, layout, size),
             *precision_notes(config, size.parameters if size else None),
             *_unknown(config, layout, memory),

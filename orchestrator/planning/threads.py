@@ -11,9 +11,9 @@ from orchestrator.planning.placement import Layout, place_roles, usable_nodes
 from orchestrator.planning.stage_graph import stage_roles
 from orchestrator.process.cores import usable_cores
 
-# Columns of a model's layers per thread, at least: with fewer, waiting for the other threads takes
-# longer than the work. Engines sample one token per sequence and step, trainers pass over many.
-_COLUMNS, _ENGINE_COLUMNS = 32, 128
+# Columns of a model's layers per thread, at least: with fewer, waking the other threads takes
+# longer than the work.
+_COLUMNS = 128
 _SCORERS = frozenset({RoleName.reward, RoleName.reference})
 _TRAINERS = frozenset({RoleName.policy, RoleName.critic})
 
@@ -43,8 +43,18 @@ def threads_of(config: Config, stage: StageName, role: RoleName) -> int:
     together = {role} | _beside(config, stage, role)
     share = share_of(cores_of(cluster), _layout(config), role, together)
     size = policy_size(config)
-    columns = _ENGINE_COLUMNS if role is RoleName.rollout else _COLUMNS
-    return share if size is None else max(1, min(share, size.width // columns))
+    return share if size is None else max(1, min(share, size.width // _COLUMNS))
+
+
+def too_few_cores(cluster: ClusterConfig) -> list[str]:
+    """A note if roles will compute on more cores than this process may use."""
+    there, cpu = usable_cores(), cluster.accelerator is Accelerator.cpu
+    if cluster.address != "local" or not cpu or cluster.cores <= there:
+        return []
+    return [
+        f"cluster.cores={cluster.cores}, and this process may use {there:g}: threads wait for each "
+        "other; cluster.cores=0 takes those that there are, and sums in another order"
+    ]
 
 
 def engine_threads(config: Config) -> int:

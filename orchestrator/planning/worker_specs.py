@@ -79,9 +79,9 @@ def rollout_environment(config: Config) -> dict[str, str]:
 def role_environment(config: ClusterConfig, role: RoleName) -> dict[str, str]:
     """Environment variables of a role's process.
 
-    Without OMP_NUM_THREADS each process uses every core. Threads must not wait actively for long:
-    once another process needs a core too, a spinning thread occupies the core of the sibling that
-    it waits for, which lowers the throughput by a factor of 6 to 10.
+    Without OMP_NUM_THREADS each process uses every core. Threads must wait passively: once another
+    process needs a core too, a spinning thread occupies the core of the sibling that it waits for,
+    which lowers the throughput by a factor of 6 to 10.
     """
     alone = {"REHEARSAL_HOST": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     return {
