@@ -37,6 +37,7 @@ from orchestrator.session.saves import Saves
 from orchestrator.session.session import Session
 from orchestrator.session.sources import accounts
 from orchestrator.stages.collect import collect
+from orchestrator.stages.dpo import dpo
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
@@ -57,6 +58,7 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.reward_model: reward_model,
     StageName.ppo: ppo,
     StageName.ppo_ptx: ppo_ptx,
+    StageName.dpo: dpo,
     StageName.pretrain_large: pretrain_large,
     StageName.collect: collect,
     StageName.evaluate: evaluate,

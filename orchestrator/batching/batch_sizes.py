@@ -120,6 +120,25 @@ def reward_model_steps(config: Config) -> int | None:
     return ranking_steps(config, rankings) if pocket else None
 
 
+def preference_steps(config: Config) -> int | None:
+    """Optimizer steps of the stage dpo; None if the number of rankings depends on a file.
+
+    Raises:
+        BatchArithmeticError: a step is smaller than the number of ranks.
+    """
+    settings = config.preference
+    _enough(
+        config, RoleName.policy, settings.rankings_per_step, "preference.rankings_per_step",
+        "rankings",
+    )  # fmt: skip
+    if config.data.source is not DataSourceKind.pocket:
+        return None
+    rankings = config.reward_model.prompts
+    if config.reward_model.max_rankings:
+        rankings = min(rankings, config.reward_model.max_rankings)
+    return math.ceil(rankings / settings.rankings_per_step) * settings.epochs
+
+
 def ranking_steps(config: Config, rankings: int) -> int:
     """Optimizer steps of all passes over `rankings`; the last step of a pass may be smaller."""
     settings = config.reward_model
@@ -155,6 +174,8 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
         return ppo_arithmetic(config, stage).optimizer_steps
     if stage is StageName.reward_model:
         return reward_model_steps(config)
+    if stage is StageName.dpo:
+        return preference_steps(config)
     if stage is StageName.sft:
         sft_rows(config)
         _enough(
@@ -225,6 +246,8 @@ def optimizers(
             yield "algorithm.critic_optimizer", algorithm.critic_optimizer, steps
     elif stage is StageName.reward_model:
         yield "reward_model.optimizer", config.reward_model.optimizer, steps
+    elif stage is StageName.dpo:
+        yield "preference.optimizer", config.preference.optimizer, steps
     elif stage is StageName.sft:
         yield "sft.optimizer", config.sft.optimizer, steps
     elif stage not in SAMPLING_STAGES:

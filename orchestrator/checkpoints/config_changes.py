@@ -51,7 +51,8 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "sft": (StageName.sft,),
     "sft.demonstrations_per_step": None,  # determines the order in which files are read
     "sft.pretraining_fraction": None,
-    "reward_model": (StageName.reward_model,),
+    "reward_model": (StageName.reward_model, StageName.dpo),
+    "preference": (StageName.dpo,),
     "reward": (*PPO_STAGES, *SAMPLING_STAGES),
     "algorithm": PPO_STAGES,
     "algorithm.ptx": (StageName.ppo_ptx,),

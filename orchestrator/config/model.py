@@ -68,6 +68,8 @@ class CheckpointPaths:
     """A model trained by PPO, to evaluate."""
     ppo_ptx: str = path("")
     """A model trained by PPO-ptx, to evaluate."""
+    dpo: str = path("")
+    """A model trained by DPO, to evaluate."""
     large: str = path("")
     """The larger base model that pocket_scale compares with."""
     critic: str = path("")

@@ -18,6 +18,7 @@ class StageName(Enum):
     reward_model = "reward_model"
     ppo = "ppo"
     ppo_ptx = "ppo_ptx"
+    dpo = "dpo"
     pretrain_large = "pretrain_large"
     collect = "collect"
     evaluate = "evaluate"
@@ -44,6 +45,8 @@ class StageSteps:
     """Iterations between two checkpoints."""
     ppo_ptx: int = at_least(0, 5)
     """Iterations between two checkpoints."""
+    dpo: int = at_least(0, 50)
+    """Optimizer steps between two checkpoints."""
     pretrain_large: int = at_least(0, 250)
     """Optimizer steps between two checkpoints."""
 

@@ -14,6 +14,7 @@ from orchestrator.config.data import DataConfig
 from orchestrator.config.engines import RolloutConfig, TrainerConfig
 from orchestrator.config.evaluation import CollectConfig, EvaluateConfig
 from orchestrator.config.model import ModelConfig
+from orchestrator.config.preference import PreferenceConfig
 from orchestrator.config.ranges import any_seed, check_tree, name, path
 from orchestrator.config.reward import RewardConfig
 from orchestrator.config.run import LoggerConfig, RunConfig, StageName
@@ -58,6 +59,8 @@ class Config:
     """Stage sft."""
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     """Stage reward_model."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Stage dpo."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     """Stages ppo and ppo_ptx."""
     collect: CollectConfig = field(default_factory=CollectConfig)

@@ -17,6 +17,7 @@ _SETS = {
     StageName.sft: (SetKind.demonstrations,),
     # demonstrations set the reward model's bias
     StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
+    StageName.dpo: (SetKind.comparisons,),
     StageName.ppo: (SetKind.prompts,),
     StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
     StageName.collect: (SetKind.prompts,),

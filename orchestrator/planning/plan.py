@@ -224,6 +224,8 @@ def _facts(config: Config, stage: StageName) -> list[str]:
             f"{found.prompts:,} prompts with {found.min_completions} to {found.max_completions} "
             f"answers of {', '.join(found.models)}"
         ]
+    if stage is StageName.dpo:
+        return _preference_facts(config)
     if stage is StageName.evaluate:
         return [
             f"{config.evaluate.prompts:,} held-out prompts and "
@@ -256,6 +258,14 @@ def _reward_model_facts(config: Config) -> list[str]:
     if config.data.source is DataSourceKind.pocket:  # given rankings have their own K
         facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
     return facts
+
+
+def _preference_facts(config: Config) -> list[str]:
+    settings = config.preference
+    return [
+        f"{settings.rankings_per_step} rankings per step, {settings.epochs} pass(es), loss "
+        f"{settings.loss.value} with beta {settings.beta:g}, pairs {settings.pairs.value}"
+    ]
 
 
 def _ppo_facts(config: Config, stage: StageName) -> list[str]:

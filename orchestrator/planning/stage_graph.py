@@ -8,6 +8,7 @@ from orchestrator.batching.batch_sizes import PPO_STAGES
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.evaluation import JudgeKind
+from orchestrator.config.preference import PreferenceLoss
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 
@@ -17,8 +18,12 @@ _PRODUCTS = {
     StageName.reward_model: "reward_model",
     StageName.ppo: "ppo",
     StageName.ppo_ptx: "ppo_ptx",
+    StageName.dpo: "dpo",
     StageName.pretrain_large: "large",
 }
+
+# The stages that train on rankings.
+RANKING_STAGES = (StageName.reward_model, StageName.dpo)
 
 
 def product(stage: StageName) -> str:
@@ -33,8 +38,8 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
         return () if pocket else ("initial",)
     if stage is StageName.sft:
         return ("base",)
-    if stage is StageName.reward_model:
-        sampled_from_base = pocket and config.reward_model.base_fraction > 0
+    if stage in RANKING_STAGES:
+        sampled_from_base = labels(config, stage) and config.reward_model.base_fraction > 0
         return ("sft", "base") if sampled_from_base else ("sft",)
     if stage is StageName.collect:
         scored = ("reward_model",) if collected_are_scored(config) else ()
@@ -42,6 +47,14 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
     if stage in PPO_STAGES:
         return ("sft", "reward_model") if config.reward.needs.model else ("sft",)
     return ()
+
+
+def labels(config: Config, stage: StageName) -> bool:
+    """Whether a stage samples and labels rankings, as the first that reads them does."""
+    if config.data.source is not DataSourceKind.pocket:
+        return False
+    first = next((each for each in config.stages if each in RANKING_STAGES), stage)
+    return stage in RANKING_STAGES and stage is first
 
 
 def models_read(config: Config, stage: str, finished: Collection[str]) -> set[str]:
@@ -77,11 +90,15 @@ def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
         critic = config.algorithm.estimator.needs_values
         return tuple(role for role in RoleName if critic or role is not RoleName.critic)
     pocket = config.data.source is DataSourceKind.pocket
+    sampling = (RoleName.rollout,) if labels(config, stage) else ()
     if stage is StageName.reward_model:
-        return (RoleName.rollout, RoleName.critic) if pocket else (RoleName.critic,)
+        return (*sampling, RoleName.critic)
     if stage is StageName.collect:
         scored = (RoleName.reward,) if collected_are_scored(config) else ()
         return (RoleName.rollout, *scored)
+    if stage is StageName.dpo:
+        simpo = config.preference.loss is PreferenceLoss.simpo
+        return (*sampling, *(() if simpo else (RoleName.reference,)), RoleName.policy)
     if stage is StageName.evaluate:
         judge = config.evaluate.judge
         scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)

@@ -27,6 +27,7 @@ _COLORS = {
     "sft": "#3b6fb6",
     "ppo": "#e07b39",
     "ppo_ptx": "#2f9e6e",
+    "dpo": "#b8336a",
     "pretrain": "#8c8f98",
     "pretrain_large": "#5b5f6b",
     "reward_model": "#8a56ac",

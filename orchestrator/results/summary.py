@@ -18,13 +18,14 @@ from workers.records.processes import RoleInfo
 T = TypeVar("T")
 
 # Models in the order of the recipe, which is also that of every table and plot.
-MODEL_ORDER = ("base", "large", "sft", "ppo", "ppo_ptx")
+MODEL_ORDER = ("base", "large", "sft", "ppo", "ppo_ptx", "dpo")
 MODEL_LABELS = {
     "base": "base",
     "large": "large base",
     "sft": "SFT",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
+    "dpo": "DPO",
 }
 
 
@@ -137,7 +138,7 @@ class Summary:
     """Everything in summary.json."""
 
     reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
-    models: dict[str, EvaluationRow] = field(default_factory=dict)  # base, sft, ppo, ppo_ptx, large
+    models: dict[str, EvaluationRow] = field(default_factory=dict)  # by name
     preferred: tuple[Preference, ...] = ()
     judging: Judging | None = None
     ledger: LedgerTotals = LedgerTotals()

@@ -13,7 +13,13 @@ from orchestrator.supervision.backend import Call, WorkerClass, in_two
 from orchestrator.supervision.pending import Pending, everything, first, nothing
 from workers.records.arrays import FloatArray, IntArray
 from workers.records.processes import FileRecord, RankAddress, RoleInfo
-from workers.records.specs import GroupSpec, PolicyLossSpec, ShapingSpec, TrainModelSpec
+from workers.records.specs import (
+    GroupSpec,
+    PolicyLossSpec,
+    PreferenceSpec,
+    ShapingSpec,
+    TrainModelSpec,
+)
 from workers.records.training import (
     PairCounts,
     PolicyStep,
@@ -87,6 +93,18 @@ class PolicyGroup(TrainerGroup, LanguageModelGroup):
     def evaluate_supervised(self, steps: Sequence[SupervisedStep]) -> Pending[TextLoss]:
         """Loss without an update; one share per rank."""
         return self._all("evaluate_supervised", first, Each(steps))
+
+    def train_preferences(
+        self, steps: Sequence[RankingStep], spec: PreferenceSpec
+    ) -> Pending[StepStats]:
+        """One optimizer step on rankings; one share per rank."""
+        return self._all("train_preferences", first, Each(steps), spec)
+
+    def evaluate_preferences(
+        self, steps: Sequence[RankingStep], spec: PreferenceSpec
+    ) -> Pending[PairCounts]:
+        """Pairs ordered as labeled, without an update, and every implicit reward."""
+        return self._all("evaluate_preferences", _join_counts, Each(steps), spec)
 
     def kl_sums(
         self, works: Sequence[Work], rollouts: Rollouts, old: Fields, reference: Fields

@@ -33,6 +33,7 @@ def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
         "ranks": np.concatenate([r.ranks for r in rankings]),
         "tokens": sequences.values,
         "offsets": sequences.offsets,
+        "prompt_lengths": np.array([r.prompt_length for r in rankings], np.int64),
     }
     names = {"names": json.dumps([[r.source, r.annotator] for r in rankings])}
     with writing(path, "the rankings"):
@@ -64,7 +65,17 @@ def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ran
     sizes = arrays["completions"]
     if (sizes < 0).any() or not sizes.sum() == len(ranks) == len(sequences):
         raise ValueError("there are not as many ranks as completions")
+    unknown = np.zeros(len(sizes), np.int64)  # earlier versions did not write them
+    prompts = arrays.get("prompt_lengths", unknown)
+    check_values("prompt_lengths", prompts)
+    columns = (arrays["prompt_ids"], sizes, sizes.cumsum(), names, prompts)
     return [
-        Ranking(int(i), sequences.select(np.arange(end - k, end)), ranks[end - k : end], *name)
-        for i, k, end, name in zip(arrays["prompt_ids"], sizes, sizes.cumsum(), names, strict=True)
+        Ranking(
+            int(i),
+            sequences.select(np.arange(end - k, end)),
+            ranks[end - k : end],
+            *name,
+            prompt_length=int(length),
+        )
+        for i, k, end, name, length in zip(*columns, strict=True)
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints import model_folder
+from orchestrator.planning.stage_graph import RANKING_STAGES
 from orchestrator.results.findings import Findings
 from orchestrator.run_files.dataclass_json import from_plain
 from workers.process.disk import writing
@@ -61,7 +62,7 @@ def _apply_results(session: Session, progress: Mapping[str, Any]) -> None:
 def products(session: Session, stage: str) -> list[Path]:
     """The files outside a checkpoint that it needs: manifests of finished stages' models."""
     files = [path / model_folder.MANIFEST for path in _made(session).values()]
-    if stage == "reward_model" and session.folder.rankings.exists():
+    if stage in (each.value for each in RANKING_STAGES) and session.folder.rankings.exists():
         files.append(session.folder.rankings)
     return files
 

@@ -250,6 +250,7 @@ _EACH_STEP = {
     "reward_model": "reward_model/loss",
     "ppo": "ppo/response_tokens_mean",
     "ppo_ptx": "ppo/response_tokens_mean",
+    "dpo": "dpo/loss",
 }
 
 

@@ -42,6 +42,11 @@ PAIRS = (
     ("ppo", "large"),
     ("ppo_ptx", "large"),
     ("ppo_ptx", "ppo"),
+    ("dpo", "sft"),
+    ("dpo", "base"),
+    ("dpo", "large"),
+    ("dpo", "ppo"),
+    ("dpo", "ppo_ptx"),
 )
 
 

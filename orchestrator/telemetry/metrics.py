@@ -87,6 +87,18 @@ _REWARD_MODEL = {
     "pairs_tied": Metric("pairs", "pairs left out because the labeler called a tie"),
     **_optimizer("reward model"),
 }
+_DPO = {
+    "loss": Metric("1", "preference loss: mean over pairs of a ranking, then rankings"),
+    "pair_accuracy": Metric("fraction", "pairs that the implicit reward orders as labeled"),
+    "margin": Metric("reward", "implicit reward of the better less the worse, mean over pairs"),
+    "best_logprob": Metric("nats/sequence", "log-probability of the best completion, mean"),
+    "worst_logprob": Metric("nats/sequence", "log-probability of the worst completion, mean"),
+    "heldout_loss": Metric("1", "preference loss on held-out rankings"),
+    "heldout_pair_accuracy": Metric("fraction", "pairs ordered as labeled, held out"),
+    "heldout_pair_accuracy_low": Metric("fraction", "its 95 % interval, clustered by prompt"),
+    "heldout_pair_accuracy_high": Metric("fraction", "its 95 % interval, clustered by prompt"),
+    **_optimizer("policy"),
+}
 _PPO = {
     "score_mean": Metric("reward", "score of a sequence before the KL penalty, mean"),
     "score_std": Metric("reward", "score of a sequence before the KL penalty, deviation"),
@@ -154,6 +166,7 @@ METRICS: dict[str, Metric] = {
         "sft": _SFT,
         "reward_model": _REWARD_MODEL,
         "ppo": _PPO,
+        "dpo": _DPO,
     }.items()
     for name, metric in metrics.items()
 }

@@ -186,6 +186,19 @@ def test_every_loss_and_average_is_the_same_on_any_number_of_ranks(folder, resul
             np.testing.assert_allclose(found, losses, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ranks.PREFERENCES)
+def test_preference_steps_are_those_of_single_pairs(folder, results, name) -> None:
+    loop = _causal(folder)
+    losses = [loop.step(oracle.preference_loss(loop, name)) for _ in range(2)]
+    for world, stage in EVERY:
+        for out in results[world, "policy", stage]:
+            found = _losses(out[f"preference_{name}"])
+            np.testing.assert_allclose(found, losses, rtol=2e-5, atol=1e-6)
+            if name == "simpo":
+                after = float(oracle.preference_loss(loop, name))
+                assert out["preferred"].loss_sum / 2 == pytest.approx(after, rel=2e-5)
+
+
 def test_ppo_statistics(folder, results) -> None:
     loop, e = _causal(folder), ranks.experience()
     new = torch.cat([oracle.response_logprobs(loop, i) for i in range(5)]).detach().double()

@@ -127,6 +127,42 @@ def ranking_loss(loop: Loop) -> Tensor:
     return torch.stack(means).mean()
 
 
+def completion_logprobs(loop: Loop, row: object, prompt: int) -> Tensor:
+    logp = loop.logits(row).log_softmax(-1)
+    return torch.stack([logp[t - 1, row[t]] for t in range(prompt, len(row))])  # type: ignore[index]
+
+
+def preference_loss(loop: Loop, name: str) -> Tensor:
+    """The losses of `PREFERENCES`, pair by pair; the third ranking only ties."""
+    means = []
+    for ranking in rankings()[:1] + rankings()[2:]:
+        each = [completion_logprobs(loop, row, 2) for row in ranking.sequences.rows()]
+        ranks, distinct = ranking.ranks, sorted(set(ranking.ranks.tolist()))
+        if name == "simpo":
+            rewards = [2.0 * logps.mean() for logps in each]
+        else:
+            rewards = [
+                logps.sum() - float(ref) for logps, ref in zip(each, ranking.reference, strict=True)
+            ]
+        terms = []
+        for i in range(len(ranks)):
+            for j in range(len(ranks)):
+                near = distinct.index(ranks[j]) == distinct.index(ranks[i]) + 1
+                ends = ranks[i] == distinct[0] and ranks[j] == distinct[-1]
+                d = rewards[i] - rewards[j]
+                if name == "dpo" and ranks[i] < ranks[j]:
+                    right, wrong = torch.sigmoid(0.2 * d), torch.sigmoid(-0.2 * d)
+                    terms.append(-0.9 * torch.log(right) - 0.1 * torch.log(wrong))
+                elif name == "ipo" and ends:
+                    terms.append((d - 1.0) ** 2)
+                elif name == "simpo" and near:
+                    terms.append(-torch.log(torch.sigmoid(d - 0.3)))
+        means.append(torch.stack(terms).mean())
+        if name == "simpo":
+            means[-1] = means[-1] - 0.7 * each[int(ranks.argmin())].mean()
+    return torch.stack(means).mean()
+
+
 def response_values(loop: Loop, row: int) -> Tensor:
     e = experience()
     tokens, start = e.tokens.row(row), int(e.prompt_lengths[row])

@@ -24,6 +24,7 @@ from workers.records.specs import (
     OptimizerSpec,
     PartSpec,
     PolicyLossSpec,
+    PreferenceSpec,
     TrainModelSpec,
 )
 from workers.records.training import (
@@ -60,6 +61,11 @@ FURTHER = {
         kl_estimator="k2",
     ),
 }  # fmt: skip
+PREFERENCES = {
+    "dpo": PreferenceSpec("dpo", 0.2, 0.0, 0.1, False, "all", 0.0),
+    "ipo": PreferenceSpec("ipo", 0.5, 0.0, 0.0, False, "best_worst", 0.0),
+    "simpo": PreferenceSpec("simpo", 2.0, 0.3, 0.0, False, "adjacent", 0.7),
+}
 OPTIMIZER = OptimizerSpec(1e-2, (0.9, 0.95), 1e-5, 0.1, 0.5, "linear", 2, 0.1, 8)
 POISON_ID = 103
 # Sequences end to end, and log-probabilities in chunks of three tokens.
@@ -86,9 +92,12 @@ def rankings() -> list[Ranking]:
     rng = np.random.default_rng(2)
     ranks = ([1, 2, 2, 3], [1, 1, 1], [2, 1, 4, 3, 3])
     return [
-        Ranking(i, _rows(rng, rng.integers(3, 9, len(r)).tolist()), np.array(r))
+        Ranking(
+            i, _rows(rng, rng.integers(3, 9, len(r)).tolist()), np.array(r), prompt_length=2,
+            reference=rng.normal(-9, 3, len(r)).astype(np.float32),
+        )
         for i, r in enumerate(ranks)
-    ]
+    ]  # fmt: skip
 
 
 def experience() -> ExperienceBatch:
@@ -177,6 +186,12 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     out["sent"] = _send_to_a_thread(worker)
     worker.save(str(folder / f"ppo-{world}-{stage}"), str(folder / "base"))
 
+    for name, loss in PREFERENCES.items():
+        worker.load(dataclasses.replace(spec, packed=name == "ipo"))
+        out[f"preference_{name}"] = [
+            worker.train_preferences(ranking_step(rank, world), loss) for _ in range(2)
+        ]
+    out["preferred"] = worker.evaluate_preferences(ranking_step(rank, world), loss)
     for name, loss in FURTHER.items():
         worker.load(dataclasses.replace(spec, **LEAN) if name == "gspo" else spec)
         out[f"ppo_{name}"] = worker.update(steps, shard(rank, world), loss)

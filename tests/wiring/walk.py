@@ -20,7 +20,7 @@ from composing import composed
 
 from orchestrator.checkpoints.given_inputs import take
 from orchestrator.command_line.key_types import schema_types
-from orchestrator.config.by_name import plain
+from orchestrator.config.by_name import from_sections, plain
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.ranges import Range, check_tree, limits_of
@@ -29,16 +29,20 @@ from orchestrator.planning.plan import make_plan, render_plan
 from orchestrator.planning.worker_specs import optimizer_spec
 from wiring.world import World
 from workers.errors import ConfigError, RehearsalError
+from workers.records.specs import PreferenceSpec
 
 # Options without which others have no effect.
 BASE = (
     "+experiment=pocket_tiny", "model.lora.rank=4", "evaluate.lm_eval.tasks=[a]",
     "reward.function=a:b", "run.checkpoint.every_steps=null",
+    "stages=[pretrain,sft,reward_model,dpo,ppo,ppo_ptx,collect,evaluate]",
+    "preference.rankings_per_step=8",
 )  # fmt: skip
 LEAVES = [key for key, kind in schema_types().items() if not dataclasses.is_dataclass(kind)]
 SOURCES = {"files": DataSourceKind.files, "world": DataSourceKind.pocket}
 # Other values of keys that not every value of their type fits.
 VALUES = {
+    "collect.shares": [2.0],
     "data.date": "2026-01-02", "logger.wandb_mode": "online", "model.lora.target": ["q_proj"],
     "model.pocket.hidden_size": 128, "model.pocket.heads": 4, "model.pocket.kv_heads": 1,
     "model.large.hidden_size": 512, "model.large.heads": 16, "model.large.kv_heads": 4,
@@ -48,7 +52,7 @@ BESIDES = {
     "seed": {"seed"},  # derived seeds
     "sleep": {"rest"},
     "threads": {"OMP_NUM_THREADS"},
-    "workers": {"cpus", "rank", "role"},  # places
+    "workers": {"cpus", "rank", "role", "threads", "OMP_NUM_THREADS"},  # places
 }
 # part -> what of it a run derives from the configuration
 PARTS: dict[str, Callable[[World], Any]] = {
@@ -60,6 +64,7 @@ PARTS: dict[str, Callable[[World], Any]] = {
     "frozen": lambda w: w.frozen(),
     "reward": lambda w: (w.reward, w.function, w.judge),
     "penalties": lambda w: [w.penalty(kind, 2.0) for kind in ("model", "function")],
+    "preference": lambda w: from_sections(PreferenceSpec, w.config.preference),
     "endpoint": lambda w: w.endpoint,
     "lm_eval": lambda w: w.harness(),
     "launches": lambda w: {role.value: w.launch(role.value) for role in RoleName},
@@ -122,7 +127,9 @@ class Walk:
 
 
 def _optimizers(config: Config) -> Iterator[Any]:
-    yield from (getattr(config, s).optimizer for s in ("pretrain", "sft", "reward_model"))
+    yield from (
+        getattr(config, s).optimizer for s in ("pretrain", "sft", "reward_model", "preference")
+    )
     yield from (config.algorithm.policy_optimizer, config.algorithm.critic_optimizer)
 
 

@@ -35,6 +35,7 @@ from orchestrator.roles.fleet import Fleet
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.samples import read_comparisons, read_rollouts
 from orchestrator.session import sources
+from orchestrator.stages.dpo import dpo
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.lm_eval import harness_scores
 from orchestrator.stages.ppo import setup as ppo_stage
@@ -51,7 +52,7 @@ from workers.pocket.model import create_model
 
 STAGES = {
     "pretrain": pretrain, "pretrain_large": pretrain_large, "sft": sft,
-    "reward_model": reward_model, "ppo": ppo, "ppo_ptx": ppo_ptx, "evaluate": evaluate,
+    "reward_model": reward_model, "ppo": ppo, "ppo_ptx": ppo_ptx, "dpo": dpo, "evaluate": evaluate,
 }  # fmt: skip
 
 

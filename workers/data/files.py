@@ -247,4 +247,5 @@ def _ranking(table: Table, row: int) -> Ranking:
         rows.ranks.row(row).astype(np.int64),
         source=table.sets[rows.sets[row]].name,
         annotator=bytes(rows.texts.row(row)).decode(),
+        prompt_length=int((rows.targets.row(first) == 0).sum()),
     )

@@ -156,6 +156,19 @@ class ShapingSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferenceSpec:
+    """The loss of a policy that is trained on rankings; see `workers.ops.preferences`."""
+
+    loss: Literal["dpo", "ipo", "simpo"]
+    beta: float
+    margin: float
+    label_smoothing: float
+    robust: bool
+    pairs: Literal["all", "best_worst", "adjacent"]
+    sft_coefficient: float  # weight of the mean loss per token of the best completion
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyLossSpec:
     """The policy's loss; whitening moments are those of the whole batch over all shards."""
 

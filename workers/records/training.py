@@ -104,11 +104,23 @@ class Ranking:
     ranks: IntArray  # (K,)
     source: str = ""  # name of the data set
     annotator: str = ""  # who ranked them, if the data set says so
+    prompt_length: int = 0  # tokens of the prompt, with which each sequence begins; 0 = unknown
+    # (K,) nats, log-probability of each completion under the reference; None = not computed
+    reference: FloatArray | None = None
 
     @property
     def pairs(self) -> int:
         """Number of ordered pairs after ties are dropped."""
         return int((self.ranks[:, None] < self.ranks[None, :]).sum())
+
+    @property
+    def completions(self) -> TokenBatch:
+        """The sequences with the tokens of the completions as targets."""
+        assert self.prompt_length > 0, "a completion needs a token before it"
+        starts = np.repeat(self.sequences.offsets[:-1], self.sequences.lengths)
+        within = np.arange(len(self.sequences.values)) - starts
+        targets = Ragged(within >= self.prompt_length, self.sequences.offsets)
+        return TokenBatch(self.sequences, targets)
 
 
 @dataclass(frozen=True, slots=True)

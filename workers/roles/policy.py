@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,22 @@ import torch
 
 from workers.models.padding import response_cells
 from workers.ops import ResponseTokens, bounded_log_ratio, importance_weights, ratio_stats, whiten
+from workers.records.arrays import FloatArray
 from workers.records.gather import gather_experience, gather_fields, gather_rollouts, gather_scores
 from workers.records.generation import RolloutBatch
-from workers.records.specs import GroupSpec, PolicyLossSpec, ShapingSpec, TrainModelSpec
+from workers.records.specs import (
+    GroupSpec,
+    PolicyLossSpec,
+    PreferenceSpec,
+    ShapingSpec,
+    TrainModelSpec,
+)
 from workers.records.training import (
     ExperienceBatch,
     ExperienceSummary,
+    PairCounts,
     PolicyStep,
+    RankingStep,
     Scores,
     SequenceField,
     StepStats,
@@ -28,6 +38,7 @@ from workers.records.training import (
     Work,
 )
 from workers.records.weights import GroupAddress, TensorMeta, WeightOffer, WeightReceipt
+from workers.roles.preferences import preference_share
 from workers.roles.scoring import response_logprobs, text_loss, text_nll
 from workers.training.estimator import find_estimator
 from workers.training.experience import build_experience, kl_sums
@@ -75,6 +86,50 @@ class PolicyWorker(Trainer):
         nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
         totals = engine.gather_rows([nll, tokens]).sum(dim=0).tolist()
         return TextLoss(totals[0], int(totals[1]))
+
+    def train_preferences(self, step: RankingStep, spec: PreferenceSpec) -> StepStats:
+        """One optimizer step on the mean preference loss of the rankings, without dropout.
+
+        `extra` holds pair_accuracy and margin (reward units) of all pairs, and best_logprob and
+        worst_logprob, nats summed over the completion, means over rankings.
+
+        Raises:
+            NonFiniteError: the loss is not finite; names the prompts. No weight has changed.
+        """
+        self.engine.mode(training=False)
+        tally = Tally("preference")
+        for rankings in step.micro_batches:
+            share = preference_share(self.engine.passes, rankings, spec, self.engine.device)
+            self._accumulate(tally, Share(share.loss / step.rankings, share.terms, share.prompts))
+            for name, value in asdict(share.counts).items():
+                tally.add(name, value)
+        totals = self._total(tally)
+        pairs, rankings = totals.sums["pairs"], totals.sums["rankings"]
+        extra = {
+            "pair_accuracy": totals.sums["correct"] / pairs,
+            "margin": totals.sums["margin"] / pairs,
+            "best_logprob": totals.sums["best"] / rankings,
+            "worst_logprob": totals.sums["worst"] / rankings,
+        }
+        return self._step(totals, extra)
+
+    def evaluate_preferences(self, step: RankingStep, spec: PreferenceSpec) -> PairCounts:
+        """Correctly ordered pairs, summed loss over all ranks, and this rank's implicit rewards."""
+        self.engine.mode(training=False)
+        tally = Tally("preference")
+        rewards: list[FloatArray] = []
+        with torch.no_grad():
+            for rankings in step.micro_batches:
+                share = preference_share(self.engine.passes, rankings, spec, self.engine.device)
+                tally.loss += float(share.loss)
+                for name, value in asdict(share.counts).items():
+                    tally.add(name, value)
+                rewards += share.rewards
+        totals = self._total(tally)
+        counts = {name: int(totals.sums[name]) for name in ("correct", "pairs", "rankings")}
+        return PairCounts(
+            counts["correct"], counts["pairs"], totals.loss, counts["rankings"], tuple(rewards)
+        )
 
     def logprobs(self, work: Work, shards: list[RolloutBatch], temperature: float) -> TokenField:
         """Log-probabilities (nats) of this rank's response tokens under the current weights."""

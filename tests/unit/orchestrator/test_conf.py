@@ -40,6 +40,8 @@ GIVEN = {
         "data.files.pretraining=T",
     ],
     "collect": ["model.checkpoints.sft=S", "data.files.prompts=P"],
+    "dpo": ["model.checkpoints.sft=S", "data.files.rankings=R"],
+    "pocket_dpo": [],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
     "small_sft": [
         "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",

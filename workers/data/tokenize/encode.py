@@ -42,7 +42,7 @@ class Chunk:
     pii: PiiArray  # (R,) index into PII_KINDS; -1 = none found, or not checked
     within: Ragged  # uint64, hashes of `prompts_within`; pretraining: none
     tokens: Ragged  # int32, one row per sequence
-    targets: Ragged  # bool, demonstrations: as tokens
+    targets: Ragged  # bool, as tokens; demonstrations and comparisons: True = replies
     ranks: Ragged  # int16, comparisons: K per row
     texts: Ragged  # uint8, prompts: UTF-8 as the tokenizer saw it; comparisons: the annotator
     dialogues: Ragged  # uint8, prompts: `pack_dialogue` of each; any other kind: no rows
@@ -145,6 +145,8 @@ class Encoder:
             if isinstance(row, RankedRow):
                 self._describe(columns, example.context, row.user, example.completions)
                 columns.tokens += [np.append(row.tokens, each) for each in row.completions]
+                asked = np.zeros(len(row.tokens), np.bool_)
+                columns.targets += [np.append(asked, each >= 0) for each in row.completions]
                 columns.ranks.append(row.ranks)
                 columns.texts.append(np.frombuffer(row.annotator.encode(), np.uint8))
                 columns.cut += row.cut
