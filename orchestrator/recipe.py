@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,14 +14,14 @@ from orchestrator.checkpoints import given_inputs
 from orchestrator.checkpoints.best import scores_of
 from orchestrator.checkpoints.config_changes import plain_config
 from orchestrator.checkpoints.saved_runs import SavedRuns
-from orchestrator.cluster.fork_servers import ForkServers, here
-from orchestrator.cluster.ray_cluster import start_cluster
+from orchestrator.cluster.fork_servers import Apart, ForkServers, here
+from orchestrator.cluster.ray_cluster import Cluster, start_cluster
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.mirror.opening import mirrored
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.stage_graph import models_read
-from orchestrator.preflight.dry_run import look
+from orchestrator.preflight.dry_run import Inputs, look
 from orchestrator.process.age import process_seconds
 from orchestrator.process.command_exit import say, tell
 from orchestrator.process.printing import rendered
@@ -119,29 +120,15 @@ def run_recipe(
         if mirror is not None:
             mirror.tell = live.note
         cluster.guard.fix = lambda: going_on(run_folder)
-        losses = Losses(run_folder, position, live.note)
-        session = Session(
-            config=config,
-            folder=run_folder,
-            source=looked.source,
-            telemetry=telemetry,
-            live=live,
-            fleet=Fleet(config, cluster, position, telemetry.account, losses, cluster.guard),
-            position=position,
-            started=started,
-            checkpoints=looked.checkpoints,
-            saves=saves,
-            losses=losses,
-            apart=apart or here,
+        session = _session(
+            config, run_folder, looked, telemetry, live, cluster, position, saves, started, apart
         )
-        telemetry.present = partial(_present, session)
         session.findings.start |= {"imports": imported - started, "data": read - imported}
         session.reached("ray")
         if saved is not None:
             apply(session, saved.progress)
             live.note(f"going on after {saved}")
-        for note in (*start.notes, *looked.notes, *telemetry.notes):
-            live.note(note)
+        _tell_all(live, start.notes, looked.notes, telemetry.notes)
         kept = _keeping(session)
         stop.resort.steps += [live.close, *reversed(kept)]
         _run_stages(session, names, cluster.guard, kept)
@@ -153,6 +140,43 @@ def run_recipe(
     tell(rendered(render_result(summary, report.comparisons)) + places(run_folder))
     say("".join(f"damaged: {note}\n" for note in report.damage))
     return summary
+
+
+def _session(
+    config: Config,
+    folder: RunFolder,
+    looked: Inputs,
+    telemetry: Telemetry,
+    live: LiveView,
+    cluster: Cluster,
+    position: Position,
+    saves: Saves,
+    started: float,
+    apart: Apart | None,
+) -> Session:
+    """The session of a run whose cluster is up; its figures can be scraped from now on."""
+    losses = Losses(folder, position, live.note)
+    session = Session(
+        config=config,
+        folder=folder,
+        source=looked.source,
+        telemetry=telemetry,
+        live=live,
+        fleet=Fleet(config, cluster, position, telemetry.account, losses, cluster.guard),
+        position=position,
+        started=started,
+        checkpoints=looked.checkpoints,
+        saves=saves,
+        losses=losses,
+        apart=apart or here,
+    )
+    telemetry.present = partial(_present, session)
+    return session
+
+
+def _tell_all(live: LiveView, *notes: Sequence[str]) -> None:
+    for note in itertools.chain(*notes):
+        live.note(note)
 
 
 def _saves(
