@@ -38,7 +38,9 @@ class Spinner:
             pass
 
 
-def recipe(config: Config, plan: Plan, folder: Path, start: object, stop: StopRequest) -> None:
+def recipe(
+    config: Config, plan: Plan, folder: Path, start: object, stop: StopRequest, _: object
+) -> None:
     with start_cluster(
         config.cluster, plan.layout, 60, folder / "logs", resort=stop.resort
     ) as cluster:

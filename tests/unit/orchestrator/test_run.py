@@ -163,7 +163,9 @@ def test_a_used_folder_is_refused_unless_overwritten(command, recipe):
 
 @pytest.mark.parametrize("again", ["run.overwrite=true", "resume=auto", "resume=here"])
 def test_a_second_start_leaves_a_running_run_alone(command, recipe, capsys, again: str):
-    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+    def save(
+        config: Config, plan: object, folder: Path, start: Start, stop: object, forks: object
+    ) -> None:
         runs = SavedRuns(start.folder)
         known = progress("ppo", 1, **{"metrics.jsonl": 0})
         facts = {"config": plain_config(config), "versions": package_versions()}
@@ -257,7 +259,7 @@ def _terminate(number: signal.Signals = signal.SIGTERM) -> None:
 def test_a_stop_signal_lets_the_run_reach_a_step_boundary(
     command, recipe, terminal, capsys, number
 ):
-    def run_a_step(config: Config, plan: object, folder: Path, start: object, stop: StopRequest):
+    def run_a_step(config: Config, plan: object, folder: Path, start: object, stop: StopRequest, _):
         assert not stop.requested
         _terminate(number)
         _terminate()  # batch systems send several
@@ -281,7 +283,9 @@ def test_a_run_that_ends_within_its_grace_has_succeeded(command, recipe):
 def test_the_grace_does_not_interrupt_the_teardown_of_a_run_that_saved_in_time(command, recipe):
     torn_down: list[bool] = []
 
-    def save_and_stop(config: Config, plan: object, folder: Path, start: Start, stop: StopRequest):
+    def save_and_stop(
+        config: Config, plan: object, folder: Path, start: Start, stop: StopRequest, _: object
+    ):
         try:
             _terminate()
             Saves(RunFolder(folder), config.run.checkpoint, stop).stop_if_asked()
@@ -295,7 +299,9 @@ def test_the_grace_does_not_interrupt_the_teardown_of_a_run_that_saved_in_time(c
 
 
 def test_the_grace_is_over_when_the_last_stage_is_saved(command, recipe):
-    def finish(config: Config, plan: object, folder: Path, start: Start, stop: StopRequest):
+    def finish(
+        config: Config, plan: object, folder: Path, start: Start, stop: StopRequest, _: object
+    ):
         _terminate()
         Saves(RunFolder(folder), config.run.checkpoint, stop).done()
         time.sleep(0.3)
@@ -322,7 +328,7 @@ def test_after_its_grace_the_run_unwinds(command, recipe):
 def test_nohup_keeps_a_run_from_being_stopped_by_a_closed_terminal(command, recipe):
     requested: list[bool] = []
 
-    def hang_up(config: Config, plan: object, folder: Path, start: object, stop: StopRequest):
+    def hang_up(config: Config, plan: object, folder: Path, start: object, stop: StopRequest, _):
         _terminate(signal.SIGHUP)
         requested.append(stop.requested)
 
@@ -367,7 +373,9 @@ def test_a_second_interrupt_ends_the_process_at_once(command, recipe, monkeypatc
 def test_resume_goes_on_in_the_folder_it_names(command, recipe, tmp_path: Path):
     starts: list[Start] = []
 
-    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+    def save(
+        config: Config, plan: object, folder: Path, start: Start, stop: object, forks: object
+    ) -> None:
         starts.append(start)
         runs = SavedRuns(start.folder)
         known = progress("ppo", 1, **{"metrics.jsonl": 0})
@@ -389,7 +397,9 @@ def test_stages_are_appended_by_the_command_line_and_a_plan_of_it_changes_nothin
 ):
     seen: list[tuple[list[str], Start]] = []
 
-    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+    def save(
+        config: Config, plan: object, folder: Path, start: Start, stop: object, forks: object
+    ) -> None:
         seen.append(([stage.value for stage in config.stages], start))
         runs = SavedRuns(start.folder)
         known = progress("sft", 1, **{"metrics.jsonl": 0})
@@ -424,7 +434,9 @@ def earlier(command, recipe) -> list[tuple[Config, Start]]:
     """A run of seed 3 in the folder `here` that was killed; and what the commands after it run."""
     seen: list[tuple[Config, Start]] = []
 
-    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+    def save(
+        config: Config, plan: object, folder: Path, start: Start, stop: object, forks: object
+    ) -> None:
         seen.append((config, start))
         if len(seen) == 1:
             runs = SavedRuns(start.folder)
@@ -474,7 +486,9 @@ def test_keys_beside_resume_are_applied_and_said_or_refused(
 def test_resume_latest_alone_takes_the_run_that_saved_itself_last(command, recipe, tmp_path: Path):
     seen: list[tuple[str, int]] = []
 
-    def save(config: Config, plan: object, folder: Path, start: Start, stop: object) -> None:
+    def save(
+        config: Config, plan: object, folder: Path, start: Start, stop: object, forks: object
+    ) -> None:
         seen.append((config.experiment, config.seed))
         runs = SavedRuns(start.folder)
         facts = {"config": plain_config(config), "versions": package_versions()}
@@ -562,7 +576,7 @@ def test_a_key_that_is_newer_than_a_checkpoint_had_its_default(command, earlier)
 
 def test_the_time_of_a_later_job_of_a_sweep_begins_with_the_job(command, recipe):
     began: list[float | None] = []
-    recipe(lambda config, plan, folder, start, stop: began.append(start.began))
+    recipe(lambda config, plan, folder, start, *_: began.append(start.began))
     before = time.monotonic()
     assert command("-m", "+experiment=pocket_tiny", "seed=1,2,3", "hydra.sweep.dir=sweep") == 0
     first, second, third = began
