@@ -116,7 +116,7 @@ def trained(
     trainer, engine = processes
     root = tmp_path_factory.mktemp(request.param)
     before = build_family(request.param, root / "before")
-    spec = TrainModelSpec(str(before), LARGE, FAMILIES[request.param].attention)
+    spec = TrainModelSpec(str(before), LARGE, attention=FAMILIES[request.param].attention)
     trainer(("policy", "load"), spec)
     engine("start", make_spec("vllm", before), 0)
     batch = texts()
@@ -215,7 +215,7 @@ def rankings() -> RankingStep:
 
 def test_a_reward_model_of_the_family(trained: Trained, tmp_path: Path) -> None:
     family, trainer = FAMILIES[trained.name], trained.trainer
-    spec = TrainModelSpec(str(trained.before), LARGE, family.attention, head="random")
+    spec = TrainModelSpec(str(trained.before), LARGE, attention=family.attention, head="random")
     if not family.head:
         with pytest.raises(ConfigError, match="no token-classification class"):
             trainer(("critic", "load"), spec)

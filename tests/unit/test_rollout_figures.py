@@ -202,11 +202,11 @@ def test_all_sides_need_room_on_the_cluster():
     assert (cluster.roles.rollout.workers, layout.gpus) == (5, 5)
 
 
-def test_engines_that_share_a_gpu_share_its_memory():
+def test_engines_do_not_share_a_gpu_with_raw_vllm():
     keys = ["cluster=one_gpu", "cluster.roles.rollout.gpus=0.5", "rollout.gpu_memory_fraction=0.6"]
     with pytest.raises(ResourceError) as raised:
         roles_of(read(keys))
-    assert raised.value.where == "rollout.gpu_memory_fraction"
+    assert raised.value.where == "cluster.roles.rollout.workers"
     roles_of(read([*keys, "--against", "none"]))
 
 

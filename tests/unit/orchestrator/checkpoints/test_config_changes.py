@@ -353,7 +353,7 @@ def test_a_model_that_a_stage_still_reads_is_refused_by_its_name(
         ("pretrain,sft,pretrain_large", "pretrain_large", "pretrain,sft", {"large_initial"}),
         ("pretrain,sft", "sft", "pretrain,sft", set()),
         ("sft,evaluate", "sft", "sft",
-         {"base", "large", "sft", "reward_model", "ppo", "ppo_ptx"}),
+         {"base", "large", "sft", "reward_model", "ppo", "ppo_ptx", "dpo"}),
         ("", "ppo", "sft", {"sft", "reward_model", "ppo_initial"}),
     ],
 )  # fmt: skip
