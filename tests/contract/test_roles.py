@@ -147,7 +147,7 @@ def make_config() -> Config:
     return config
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fakes(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("fakes")
     for seed, name in enumerate(("base", "sft")):
@@ -167,7 +167,7 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One cluster with two CPUs declared, and one process a worker, for all tests here."""
     folder = tmp_path_factory.mktemp("ray_actors")
