@@ -48,6 +48,7 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "pretrain.optimizer": _PRETRAIN,
     "model.large": (StageName.pretrain_large,),
     "model.checkpoints.reward_model": (*PPO_STAGES, *SAMPLING_STAGES),
+    "model.checkpoints.teacher": (*PPO_STAGES, StageName.evaluate),
     "sft": (StageName.sft,),
     "sft.demonstrations_per_step": None,  # determines the order in which files are read
     "sft.pretraining_fraction": None,

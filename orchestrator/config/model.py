@@ -72,6 +72,9 @@ class CheckpointPaths:
     """A model trained by DPO, to evaluate."""
     large: str = path("")
     """The larger base model that pocket_scale compares with."""
+    teacher: str = path("")
+    """The model whose log-probabilities a student learns (algorithm.advantage=distill); it has the
+    student's tokenizer, at any size. Also evaluated."""
     critic: str = path("")
     """Initial weights of the critic; "" = algorithm.critic_init."""
 

@@ -271,8 +271,8 @@ class AlgorithmConfig:
     epochs: int = positive(1)
     """Passes over the batch of an iteration."""
     advantage: str = "gae"
-    """Advantage estimator: gae, rloo, grpo, dr_grpo, reinforce_pp, reinforce_pp_baseline, or
-    package.module:NAME of your own. All but gae need no values, so the run has no critic."""
+    """Advantage estimator: gae, rloo, grpo, dr_grpo, reinforce_pp, reinforce_pp_baseline, distill,
+    or package.module:NAME of your own. All but gae need no values, so the run has no critic."""
     policy_loss: str = "clip"
     """Surrogate loss of the policy: clip, gspo, cispo, or package.module:NAME of your own."""
     aggregate: Aggregate = Aggregate.tokens

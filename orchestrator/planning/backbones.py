@@ -18,6 +18,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import CriticInit
 from orchestrator.planning.model_sizes import ModelSize, checkpoint_size
+from orchestrator.planning.stage_graph import any_rewarded
 from workers.errors import BatchArithmeticError, TokenizerMismatchError
 from workers.model_folders.shape import read_config, read_shape, require_scalar_class
 
@@ -94,7 +95,10 @@ def plan_critic(config: Config) -> CriticStart | None:
 
 
 def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | None]:
-    """The largest model that each role loads; None if there is none or it cannot be read yet."""
+    """The largest model that each role loads; None if there is none or it cannot be read yet.
+
+    The reference role also measures the evaluated models, of which the teacher is one.
+    """
     # The critic's trainers train the reward model, starting from the SFT model.
     made = StageName.reward_model in config.stages
     given = config.model.checkpoints
@@ -106,14 +110,19 @@ def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | 
         starts = {"critic": checkpoint_size(Path(given.critic or "/")), "reward_model": reward}
         sizes = (critic, starts.get(start.checkpoint, policy))
         critic = max((s for s in sizes if s), key=lambda size: size.parameters, default=None)
+    teacher = checkpoint_size(Path(given.teacher or "/"))
+    held = max((s for s in (policy, teacher) if s), key=lambda size: size.parameters)
     return dict.fromkeys(RoleName, policy) | {
         RoleName.reward: reward,
+        RoleName.reference: held,
         RoleName.critic: critic,
     }
 
 
 def check_backbones(config: Config, policy: ModelSize | None) -> None:
     """Check that the given models support a scalar head and every sequence of the policy.
+
+    A teacher needs no head.
 
     Args:
         config: The run.
@@ -126,12 +135,14 @@ def check_backbones(config: Config, policy: ModelSize | None) -> None:
     """
     rollout = config.rollout
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    for name, reads_ids in _carriers(config):
+    teacher = [("teacher", True)] if _learns_from_teacher(config) else []
+    for name, reads_ids in (*_carriers(config), *teacher):
         folder = Path(getattr(config.model.checkpoints, name, "") or "/")
         if not (folder / "config.json").is_file():
             continue  # a stage of this run trains it, or loading it reports that it is missing
         where = f"model.checkpoints.{name}"
-        require_scalar_class(read_shape(folder).family, where)
+        if name != "teacher":
+            require_scalar_class(read_shape(folder).family, where)
         size = checkpoint_size(folder)
         if not reads_ids or size is None:
             continue
@@ -146,8 +157,14 @@ def check_backbones(config: Config, policy: ModelSize | None) -> None:
                 f"the policy samples from {policy.vocabulary} token ids, this model knows "
                 f"{size.vocabulary}",
                 where=where,
-                fix="give a model with the policy's tokenizer, or set reward.bridge=text",
+                fix="give a model with the policy's tokenizer"
+                + ("" if name == "teacher" else ", or set reward.bridge=text"),
             )
+
+
+def _learns_from_teacher(config: Config) -> bool:
+    ppo = any(stage in PPO_STAGES for stage in config.stages)
+    return ppo and config.algorithm.estimator.needs_teacher
 
 
 def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
@@ -161,7 +178,7 @@ def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
     origin = start.checkpoint if start is not None else ""
     if origin and (origin != "reward_model" or not made):
         yield _origin(config) if origin == "sft" else origin, True
-    if config.reward.needs.model and origin != "reward_model":
+    if any_rewarded(config) and config.reward.needs.model and origin != "reward_model":
         yield "reward_model", not config.reward.needs.text
 
 

@@ -151,7 +151,8 @@ def check_head_sizes(config: Config) -> None:
     for stage, model in made.items():
         if stage in config.stages:
             _check_head_size(model.hidden_size // model.heads, f"the model of stage {stage.value}")
-    for name in MODEL_ORDER:
+    served = [n for n in MODEL_ORDER if n != "teacher" or StageName.evaluate in config.stages]
+    for name in served:
         folder = Path(getattr(config.model.checkpoints, name) or "/")
         if (folder / "config.json").is_file():
             _check_head_size(read_shape(folder).head_size, f"model.checkpoints.{name}")

@@ -70,6 +70,7 @@ def check_estimator(config: Config) -> None:
             where="algorithm.overlong.buffer_tokens",
             fix="set it below rollout.max_response_tokens",
         )
+    _check_unrewarded(algorithm)
     if algorithm.critic_warmup_iterations and not estimator.needs_values:
         raise ConfigError(
             f"algorithm.advantage={algorithm.advantage} needs no values, so there is no critic "
@@ -77,6 +78,22 @@ def check_estimator(config: Config) -> None:
             where="algorithm.critic_warmup_iterations",
             fix="set it to 0, or algorithm.advantage=gae",
         )
+
+
+def _check_unrewarded(algorithm: AlgorithmConfig) -> None:
+    """Refuse what acts on scores if the estimator has none."""
+    if algorithm.estimator.needs_reward:
+        return
+    for key, is_set in (
+        ("dynamic_sampling.enabled", algorithm.dynamic_sampling.enabled),
+        ("overlong.buffer_tokens", algorithm.overlong.buffer_tokens > 0),
+    ):
+        if is_set:
+            raise ConfigError(
+                f"algorithm.advantage={algorithm.advantage} has no rewards, and this acts on them",
+                where=f"algorithm.{key}",
+                fix="turn it off: algorithm=distill does",
+            )
 
 
 def unused_critic_keys(config: Config) -> list[str]:

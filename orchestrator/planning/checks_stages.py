@@ -75,6 +75,13 @@ def _check_judging_model(config: Config, made: set[str]) -> None:
 
 
 def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
+    if name == "teacher":
+        return ConfigError(
+            f"algorithm.advantage={config.algorithm.advantage} learns from a teacher, and none is "
+            "given",
+            where="model.checkpoints.teacher",
+            fix="name the folder of a model with the student's tokenizer",
+        )
     maker = next((each for each, made in _PRODUCTS.items() if made == name), None)
     if maker is None:
         return ConfigError(

@@ -49,7 +49,13 @@ from orchestrator.planning.model_sizes import (
 from orchestrator.planning.placement import Layout, counted, known_nodes, place_roles, usable_nodes
 from orchestrator.planning.speed.first_change import estimate_lines
 from orchestrator.planning.speed.processor import precision_notes
-from orchestrator.planning.stage_graph import inputs, product, stage_roles
+from orchestrator.planning.stage_graph import (
+    inputs,
+    is_rewarded,
+    product,
+    reference_of,
+    stage_roles,
+)
 from orchestrator.planning.threads import threads_of, too_few_cores
 
 
@@ -283,6 +289,10 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         f"{config.trainer.micro_batch_tokens:,} tokens per step and rank",
     ]
     facts.insert(0, _objective(algorithm))
+    if reference_of(config, stage) == "teacher":
+        facts.append("the reference is the teacher, model.checkpoints.teacher")
+    if not is_rewarded(config, stage):
+        facts.append("no rewards, so no reward role")
     surplus = started_prompts(config) - algorithm.prompts_per_iteration
     if surplus:
         facts.append(f"{surplus} more prompts are started, and the last to finish aborted")

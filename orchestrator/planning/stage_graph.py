@@ -45,8 +45,26 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
         scored = ("reward_model",) if collected_are_scored(config) else ()
         return (*config.collect.models, *scored)
     if stage in PPO_STAGES:
-        return ("sft", "reward_model") if config.reward.needs.model else ("sft",)
+        scored = is_rewarded(config, stage) and config.reward.needs.model
+        taught = reference_of(config, stage) == "teacher"
+        return ("sft", *(("reward_model",) * scored), *(("teacher",) * taught))
     return ()
+
+
+def is_rewarded(config: Config, stage: StageName) -> bool:
+    """Whether a PPO stage has rewards; without, it has no reward role."""
+    return stage in PPO_STAGES and config.algorithm.estimator.needs_reward
+
+
+def any_rewarded(config: Config) -> bool:
+    """Whether any stage of the run trains on rewards."""
+    return any(is_rewarded(config, stage) for stage in config.stages)
+
+
+def reference_of(config: Config, stage: StageName) -> str:
+    """The name of the checkpoint that a PPO stage's reference role holds."""
+    assert stage in PPO_STAGES
+    return "teacher" if config.algorithm.estimator.needs_teacher else "sft"
 
 
 def labels(config: Config, stage: StageName) -> bool:
@@ -87,8 +105,9 @@ def _place(config: Config, stage: StageName) -> int:
 def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
     """The role groups that a stage calls."""
     if stage in PPO_STAGES:
-        critic = config.algorithm.estimator.needs_values
-        return tuple(role for role in RoleName if critic or role is not RoleName.critic)
+        absent = set() if config.algorithm.estimator.needs_values else {RoleName.critic}
+        absent |= set() if is_rewarded(config, stage) else {RoleName.reward}
+        return tuple(role for role in RoleName if role not in absent)
     pocket = config.data.source is DataSourceKind.pocket
     sampling = (RoleName.rollout,) if labels(config, stage) else ()
     if stage is StageName.reward_model:

@@ -18,9 +18,11 @@ from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.planning.stage_graph import any_rewarded, reference_of
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
 from orchestrator.telemetry.sinks import require_packages
+from workers.errors import TokenizerMismatchError
 from workers.scorers.source import WHERE
 
 if TYPE_CHECKING:  # takes seconds to import, and is only a type here
@@ -137,7 +139,7 @@ def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_reward(config: Config, _source: DataSource) -> Iterable[str]:
     """Check that the environment has the secrets that the reward's source needs."""
-    if {*PPO_STAGES, *SAMPLING_STAGES} & set(config.stages):
+    if any_rewarded(config) or {*SAMPLING_STAGES} & set(config.stages):
         for name in config.reward.needs.secrets:
             secret(name, WHERE)
     return ()
@@ -181,6 +183,26 @@ def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     return notes
 
 
+def _check_teacher(config: Config, source: DataSource) -> Iterable[str]:
+    """Check that a teacher reads the student's token ids as the student does."""
+    if "teacher" not in {reference_of(config, s) for s in config.stages if s in PPO_STAGES}:
+        return ()
+    from workers.data.tokenize.fingerprint import tokenizer_fingerprint
+    from workers.data.tokenize.tokenizers import load_tokenizer
+
+    teacher = load_tokenizer(config.model.checkpoints.teacher)
+    mine, theirs = (tokenizer_fingerprint(each) for each in (source.tokenizer, teacher))
+    if mine != theirs:
+        raise TokenizerMismatchError(
+            "the teacher and the student do not share a tokenizer: their vocabularies or special "
+            f"tokens have the fingerprints {theirs[:12]} and {mine[:12]}",
+            where="model.checkpoints.teacher",
+            fix="give a teacher with the student's tokenizer, for example a larger model of its "
+            "family",
+        )
+    return ()
+
+
 def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
     from orchestrator.planning.host_memory import check_host_memory
 
@@ -195,5 +217,6 @@ CHECKS: dict[str, Check] = {
     "lm-eval": _check_harness,
     _SAVING: _check_saving,
     "text bridge": _check_bridge,
+    "teacher": _check_teacher,
     "memory": _check_memory,
 }

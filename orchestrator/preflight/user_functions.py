@@ -15,6 +15,7 @@ from orchestrator.batching.batch_sizes import PPO_STAGES
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.planning.stage_graph import any_rewarded
 from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
@@ -61,7 +62,7 @@ def check_own_parts(config: Config) -> None:
 
 def _named(config: Config) -> Iterator[tuple[str, str, str]]:
     evaluates = StageName.evaluate in config.stages
-    if evaluates or any(stage in PPO_STAGES for stage in config.stages):
+    if evaluates or any_rewarded(config):
         for each in config.reward.needs.code:
             yield each.loader, each.path, each.where
     if evaluates and config.evaluate.judge is JudgeKind.function:

@@ -24,6 +24,7 @@ Records = Sequence[MetricRecord]
 _COLORS = {
     "base": "#8c8f98",
     "large": "#5b5f6b",
+    "teacher": "#c9a227",
     "sft": "#3b6fb6",
     "ppo": "#e07b39",
     "ppo_ptx": "#2f9e6e",

@@ -18,10 +18,11 @@ from workers.records.processes import RoleInfo
 T = TypeVar("T")
 
 # Models in the order of the recipe, which is also that of every table and plot.
-MODEL_ORDER = ("base", "large", "sft", "ppo", "ppo_ptx", "dpo")
+MODEL_ORDER = ("base", "large", "teacher", "sft", "ppo", "ppo_ptx", "dpo")
 MODEL_LABELS = {
     "base": "base",
     "large": "large base",
+    "teacher": "teacher",
     "sft": "SFT",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",

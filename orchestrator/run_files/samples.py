@@ -25,7 +25,7 @@ class RolloutSample:
     id: int
     prompt: str
     response: str
-    score: float  # reward units, before the KL penalty
+    score: float  # reward units, before the KL penalty; NaN without rewards
     kl: float  # nats, whole sequence
     finish: str  # "stop" | "length" | "abort"
     policy_version: int

@@ -42,6 +42,8 @@ PAIRS = (
     ("ppo", "large"),
     ("ppo_ptx", "large"),
     ("ppo_ptx", "ppo"),
+    ("teacher", "sft"),
+    ("ppo", "teacher"),
     ("dpo", "sft"),
     ("dpo", "base"),
     ("dpo", "large"),

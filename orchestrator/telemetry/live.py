@@ -30,7 +30,7 @@ _LABELS: dict[str, tuple[str, str]] = {
     "score_mean": ("reward", ""),
     "gold_mean": ("gold score", ""),
     "heldout_score_mean": ("held-out reward", ""),
-    "kl_sequence": ("KL to SFT", "nats/sequence"),
+    "kl_sequence": ("KL to reference", "nats/sequence"),
     "kl_coefficient": ("KL coefficient", "reward/nat"),
     "loss": ("loss", ""),
     "validation_loss": ("validation loss", "nats/token"),

@@ -46,6 +46,7 @@ class Tokens:
 
     rewards: Tensor  # (B, T) fp64, reward units: KL penalty, and the score on the last token
     mask: Tensor  # (B, T) bool; True = response token
+    log_ratio: Tensor  # (B, T) fp64, nats: log(policy / reference), before the first update
     values: Tensor | None  # (B, T) fp64, reward units, before each token; None without a critic
     sequence: Tensor | None  # (B,) fp64, what `of_sequences` computed; None without it
     gamma: float
@@ -70,6 +71,8 @@ class Estimator:
     needs_values: bool = False  # those of a critic; without, the run has no critic
     # Least sequences of a prompt that have a reward; those of a prompt with fewer are dropped.
     needs_samples: int = 1
+    needs_reward: bool = True  # without, the run has no reward role, and every score is 0
+    needs_teacher: bool = False  # the reference is `model.checkpoints.teacher`, not the SFT model
     whitens: bool = True  # the batch's advantages, if `algorithm.whiten_advantages` allows it
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class Estimator:
             raise TypeError(f"of_sequences is {self.of_sequences!r}: it must be a function")
         if not callable(self.of_tokens):
             raise TypeError(f"of_tokens is {self.of_tokens!r}: it must be a function")
-        for name in ("needs_values", "whitens"):
+        for name in ("needs_values", "needs_reward", "needs_teacher", "whitens"):
             if type(found := getattr(self, name)) is not bool:
                 raise TypeError(f"{name} is {found!r}: it must be True or False")
         if type(self.needs_samples) is not int or not 1 <= self.needs_samples <= 2**20:
@@ -114,8 +117,10 @@ def token_advantages(estimator: Estimator, tokens: Tokens) -> tuple[Tensor, Tens
     Raises:
         ConfigError: the estimator raises, or returns something else.
     """
-    rewards, mask = tokens.rewards.clone(), tokens.mask.clone()  # theirs may change in place
-    pair = _called(estimator.of_tokens, replace(tokens, rewards=rewards, mask=mask))
+    # theirs may change in place
+    rewards, ratio, mask = tokens.rewards.clone(), tokens.log_ratio.clone(), tokens.mask.clone()
+    given = replace(tokens, rewards=rewards, log_ratio=ratio, mask=mask)
+    pair = _called(estimator.of_tokens, given)
     if not (isinstance(pair, tuple) and len(pair) == 2):
         raise _wrong("of_tokens", f"{type(pair).__name__} instead of (advantages, returns)")
     found, returns = pair
@@ -146,7 +151,7 @@ def try_estimator(path: str, folder: str = "") -> None:
     mask = torch.arange(3) < lengths.unsqueeze(1)
     rewards = torch.where(mask, scores.unsqueeze(1), 0.0)
     values = 0.5 * rewards if estimator.needs_values else None
-    token_advantages(estimator, Tokens(rewards, mask, values, numbers, 1.0, 0.95))
+    token_advantages(estimator, Tokens(rewards, mask, 0.1 * rewards, values, numbers, 1.0, 0.95))
 
 
 def _called(function: Callable[[Any], T], argument: object) -> T:

@@ -141,6 +141,7 @@ def build_experience(
     tokens = Tokens(
         rewards=rewards,
         mask=mask,
+        log_ratio=kl_estimate(logprobs, reference),
         values=padded.pad(value_rows, "values") if value_rows is not None else None,
         sequence=_aligned(numbers, ids),
         gamma=shaping.gamma,

@@ -107,6 +107,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
             critic=critic_stats,
             kl_coefficient=run.kl_coefficient,
             engine_logprobs=passes.of_engine,
+            rewarded=run.estimator.needs_reward,
             sync=synced,
             counts=counts,
             skips=session.config.algorithm.on_non_finite is OnNonFinite.skip,

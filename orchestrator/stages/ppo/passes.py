@@ -50,6 +50,7 @@ class Passes:
         begin: Callable[[str], Callable[[], None]],
         *,
         values: bool = True,
+        rewards: bool = True,
         of_engine: bool = False,
     ) -> None:
         """Prepare the passes; nothing starts yet.
@@ -58,12 +59,14 @@ class Passes:
             session: The run.
             begin: Starts the clock of a phase; the returned function stops it.
             values: Whether there is a critic.
+            rewards: Whether there is a reward role; without, every score is 0.
             of_engine: Whether the old log-probabilities are those of the rollouts.
         """
         self._session = session
         self._begin = begin
         self._asked: list[Asked] = []
         self._values = values
+        self._rewards = rewards
         self.of_engine = of_engine
         self._ends: dict[str, Callable[[], None]] = {}
         self._parts: list[Rollouts] = []
@@ -83,8 +86,12 @@ class Passes:
         temperature = session.config.rollout.temperature
         self._parts.append(part)
         policy = shared(session, part, ids, fleet.policy)
-        self._clock("reward")
-        self._scores.append(fleet.reward.score(part, self._of(part)))
+        if self._rewards:
+            self._clock("reward")
+            self._scores.append(fleet.reward.score(part, self._of(part)))
+        else:
+            zeros = np.zeros(len(ids), np.float32)
+            self._scored.append(Scores(ids, zeros, ("",) * len(ids)))
         if not self.of_engine:
             self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
         reference = shared(session, part, ids, fleet.reference)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.config.run import StageName
+from orchestrator.planning.stage_graph import is_rewarded
 from orchestrator.roles.interfaces import Experience, Rollouts
 from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.run_files.samples import RolloutSample, append_rollouts
@@ -32,6 +35,7 @@ class Iteration:
     critic: list[StepStats]  # empty without a critic
     kl_coefficient: float
     engine_logprobs: bool  # PPO's old log-probabilities are the engines'
+    rewarded: bool  # False: the scores are 0 and mean nothing
     sync: SyncReport | None  # None: the policy did not change
     counts: LedgerSummary  # of this iteration only
     skips: bool  # whether steps that are not finite are skipped and counted
@@ -95,12 +99,14 @@ def _sequences(done: Iteration) -> dict[str, float]:
     tokens = [s.advantage_count for s in done.experience.summaries]
     mean_mismatch = np.average([s.mismatch_mean for s in done.experience.summaries], weights=tokens)
     k3 = np.average([s.mismatch_k3 for s in done.experience.summaries], weights=tokens)
-    return {
+    rewards = {
         "ppo/score_mean": float(scores.mean()),
         "ppo/score_std": float(scores.std()),
+        "ppo/shaped_return": float(shaped.mean(dtype=np.float64)),
+    }
+    return (rewards if done.rewarded else {}) | {
         "ppo/kl_sequence": mean_kl(done.experience),
         "ppo/kl_coefficient": done.kl_coefficient,
-        "ppo/shaped_return": float(shaped.mean(dtype=np.float64)),
         "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
         "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
         "ppo/policy_version": float(done.version),
@@ -203,14 +209,16 @@ def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> d
     prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
     rollout = session.fleet.rollout
     _, batch = session.sample_texts(rollout, version, prompts, stage, "heldout", step)
-    rollout.sleep().result()  # frees memory for models that take turns with the engines
-    scores = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
-    ok = np.array([not failure for failure in scores.failures])
     values = {
         "ppo/heldout_response_tokens_mean": float(batch.response_lengths.mean()),
         "ppo/heldout_eos_rate": float((batch.finish == Finish.STOP).mean()),
-        "ppo/heldout_failed": float((~ok).sum()),
     }
+    if not is_rewarded(session.config, StageName(stage)):
+        return values
+    rollout.sleep().result()  # frees memory for models that take turns with the engines
+    scores = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
+    ok = np.array([not failure for failure in scores.failures])
+    values["ppo/heldout_failed"] = float((~ok).sum())
     if not ok.any():
         session.live.note(f"no held-out prompt has a reward, first: {told(scores)[0]}")
         return values
@@ -238,7 +246,7 @@ def _keep_samples(session: Session, done: Iteration, most: int | None) -> None:
                 id=int(batch.ids[n]),
                 prompt=session.source.detokenize(batch.prompt(n)),
                 response=session.source.detokenize(batch.response(n)),
-                score=score[int(batch.ids[n])],
+                score=score[int(batch.ids[n])] if done.rewarded else math.nan,
                 kl=kl[int(batch.ids[n])],
                 finish=Finish(int(batch.finish[n])).name.lower(),
                 policy_version=int(batch.versions[n, 1]),

@@ -44,6 +44,7 @@ def sample(run: PPORun, iteration: int, phases: Phases) -> Scored:
         session,
         phases.begin,
         values=run.estimator.needs_values,
+        rewards=run.estimator.needs_reward,
         of_engine=bool(run.engine_logprobs),
     )
     dynamic, wanted = settings.dynamic_sampling, settings.prompts_per_iteration

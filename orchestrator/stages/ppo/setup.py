@@ -10,7 +10,7 @@ from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.training import KLControl
 from orchestrator.planning.backbones import critic_start
-from orchestrator.planning.stage_graph import stage_roles
+from orchestrator.planning.stage_graph import is_rewarded, reference_of, stage_roles
 from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_spec
 from orchestrator.roles.interfaces import Answer
@@ -37,7 +37,8 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     each = _steps_per_iteration(session)
     steps = settings.iterations * each
     taught = steps - settings.critic_warmup_iterations * each
-    reward_model = _reward_checkpoint(session)
+    rewarded = is_rewarded(config, StageName(stage))
+    reward_model = _reward_checkpoint(session) if rewarded else ""
     if session.engines_first:
         session.engines_on(sft)
         fleet.rollout.sleep().result()
@@ -56,10 +57,8 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
             )
         ),
         *([_load_critic(session, stage, steps)] if RoleName.critic in roles else []),
-        fleet.reference.load(
-            frozen_spec(config, sft, StageName(stage), RoleName.reference, session.vocabulary)
-        ),
-        fleet.reward.load(reward_spec(config, reward_model, sft)),
+        _load_reference(session, StageName(stage)),
+        *([fleet.reward.load(reward_spec(config, reward_model, sft))] if rewarded else []),
     ]
     if not session.engines_first:
         session.engines_on(sft)
@@ -100,6 +99,13 @@ def _load_critic(session: Session, stage: str, steps: int) -> Answer[None]:
     path = session.need(start.checkpoint)
     spec = train_spec(config, path, optimizer, steps, threads=threads, head=start.head)
     return session.fleet.critic.load(spec)
+
+
+def _load_reference(session: Session, stage: StageName) -> Answer[None]:
+    """Start loading the frozen model that the policy is compared with."""
+    path = session.need(reference_of(session.config, stage))
+    spec = frozen_spec(session.config, path, stage, RoleName.reference, session.vocabulary)
+    return session.fleet.reference.load(spec)
 
 
 def _text(session: Session, *, mixed: bool) -> Callable[[int, int], TokenBatch]:

@@ -42,6 +42,8 @@ GIVEN = {
     "collect": ["model.checkpoints.sft=S", "data.files.prompts=P"],
     "dpo": ["model.checkpoints.sft=S", "data.files.rankings=R"],
     "pocket_dpo": [],
+    "distill": ["model.checkpoints.sft=S", "model.checkpoints.teacher=T", "data.files.prompts=P"],
+    "pocket_distill": ["model.checkpoints.teacher=T"],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
     "small_sft": [
         "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",

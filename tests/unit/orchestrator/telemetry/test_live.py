@@ -58,7 +58,8 @@ def test_plain_lines_of_slow_stages_come_every_five_seconds() -> None:
     assert [line.split(" | ")[0] for line in lines(stream)[1:]] == [
         f"ppo {step}/1000" for step in (3, 6, 9, 12, 15, 18)
     ]
-    assert lines(stream)[1].endswith("KL to SFT 2.000 nats/sequence | 2.0 s/step | 33:14 left")
+    ends = "KL to reference 2.000 nats/sequence | 2.0 s/step | 33:14 left"
+    assert lines(stream)[1].endswith(ends)
 
 
 def test_the_number_of_steps_is_corrected_once_the_data_is_read() -> None:

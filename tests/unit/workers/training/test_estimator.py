@@ -25,6 +25,7 @@ MASK = torch.tensor([[True, True], [True, False]])
 TOKENS = Tokens(
     rewards=torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=torch.float64),
     mask=MASK,
+    log_ratio=torch.zeros(2, 2, dtype=torch.float64),
     values=None,
     sequence=torch.tensor([5.0, 7.0], dtype=torch.float64),
     gamma=1.0,

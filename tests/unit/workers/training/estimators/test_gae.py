@@ -11,6 +11,7 @@ def test_two_tokens_by_hand() -> None:
     tokens = Tokens(
         rewards=torch.tensor([[1.0, 4.0, 9.0]], dtype=torch.float64),
         mask=torch.tensor([[True, True, False]]),
+        log_ratio=torch.zeros(1, 3, dtype=torch.float64),
         values=torch.tensor([[0.5, 2.0, 9.0]], dtype=torch.float64),
         sequence=None,
         gamma=0.5,

@@ -60,6 +60,7 @@ def test_reinforce_pp_sums_the_rewards_still_to_come() -> None:
     tokens = Tokens(
         rewards=torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 0.0]], dtype=torch.float64),
         mask=torch.tensor([[True, True, True], [True, True, False]]),
+        log_ratio=torch.zeros(2, 3, dtype=torch.float64),
         values=None,
         sequence=None,
         gamma=0.5,
@@ -72,5 +73,5 @@ def test_reinforce_pp_sums_the_rewards_still_to_come() -> None:
 
 
 def test_the_names_are_those_of_the_files() -> None:
-    names = ("dr_grpo", "gae", "grpo", "reinforce_pp", "reinforce_pp_baseline", "rloo")
+    names = ("distill", "dr_grpo", "gae", "grpo", "reinforce_pp", "reinforce_pp_baseline", "rloo")
     assert KIND.names() == names
