@@ -27,13 +27,23 @@ class Peer:
     pins: tuple[str, ...]
 
 
-PEERS = {"trl": Peer(("trl==1.12.0", "datasets==5.2.0"))}
+# TRL's GRPO and RLOO import requests, which it does not declare.
+PEERS = {"trl": Peer(("trl==1.12.0", "datasets==5.2.0", "requests==2.34.2"))}
 
 
 def default_cache() -> Path:
     """Where environments are kept between calls."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "rehearsal" / "peers"
+
+
+def installed(name: str, cache: Path) -> Path | None:
+    """The Python of a peer's environment; None if there is none, or one with other versions."""
+    folder = cache.resolve() / name
+    python, marker = folder / "bin" / "python", folder / _MARKER
+    there = marker.is_file() and python.exists()
+    same = there and json.loads(marker.read_text(encoding="utf-8")) == contents(PEERS[name])
+    return python if same else None
 
 
 def ensure(name: str, cache: Path) -> tuple[Path, dict[str, str]]:
@@ -45,16 +55,14 @@ def ensure(name: str, cache: Path) -> tuple[Path, dict[str, str]]:
     Raises:
         UnsupportedPlatformError: There is no uv, or the installation failed.
     """
-    folder = cache.resolve() / name
-    python, marker = folder / "bin" / "python", folder / _MARKER
-    content = contents(PEERS[name])
-    if not (marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == content):
+    folder, content = cache.resolve() / name, contents(PEERS[name])
+    if installed(name, cache) is None:
         shutil.rmtree(folder, ignore_errors=True)
         for command in commands(PEERS[name], folder, _uv()):
             _run(command, name)
         _share_torch(folder)
-        marker.write_text(json.dumps(content), encoding="utf-8")
-    return python, content
+        (folder / _MARKER).write_text(json.dumps(content), encoding="utf-8")
+    return folder / "bin" / "python", content
 
 
 def contents(peer: Peer) -> dict[str, str]:
