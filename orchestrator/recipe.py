@@ -40,6 +40,7 @@ from orchestrator.session.sources import accounts
 from orchestrator.stages.collect import collect
 from orchestrator.stages.dpo import dpo
 from orchestrator.stages.evaluate import evaluate
+from orchestrator.stages.online_dpo import online_dpo
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
@@ -60,6 +61,7 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.ppo: ppo,
     StageName.ppo_ptx: ppo_ptx,
     StageName.dpo: dpo,
+    StageName.online_dpo: online_dpo,
     StageName.pretrain_large: pretrain_large,
     StageName.collect: collect,
     StageName.evaluate: evaluate,

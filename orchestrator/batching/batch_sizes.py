@@ -18,6 +18,8 @@ from orchestrator.config.schema import Config
 from workers.errors import BatchArithmeticError
 
 PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
+# The stages that train on sequences which the policy samples meanwhile.
+ONLINE_STAGES = (*PPO_STAGES, StageName.online_dpo)
 SAMPLING_STAGES = (StageName.collect, StageName.evaluate)  # they train nothing
 
 
@@ -139,6 +141,21 @@ def preference_steps(config: Config) -> int | None:
     return math.ceil(rankings / settings.rankings_per_step) * settings.epochs
 
 
+def online_preference_steps(config: Config) -> int:
+    """Most optimizer steps of the stage online_dpo; prompts without a pair are left out.
+
+    Raises:
+        BatchArithmeticError: a step or an iteration is smaller than the ranks that share it.
+    """
+    settings, algorithm = config.preference, config.algorithm
+    size = min(settings.rankings_per_step, algorithm.prompts_per_iteration)
+    _enough(config, RoleName.policy, size, "preference.rankings_per_step", "rankings")
+    sequences = algorithm.prompts_per_iteration * algorithm.samples_per_prompt
+    _enough(config, RoleName.rollout, sequences, "algorithm.prompts_per_iteration", "sequences")
+    each = math.ceil(algorithm.prompts_per_iteration / settings.rankings_per_step)
+    return each * settings.epochs * algorithm.iterations
+
+
 def ranking_steps(config: Config, rankings: int) -> int:
     """Optimizer steps of all passes over `rankings`; the last step of a pass may be smaller."""
     settings = config.reward_model
@@ -176,6 +193,8 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
         return reward_model_steps(config)
     if stage is StageName.dpo:
         return preference_steps(config)
+    if stage is StageName.online_dpo:
+        return online_preference_steps(config)
     if stage is StageName.sft:
         sft_rows(config)
         _enough(
@@ -246,7 +265,7 @@ def optimizers(
             yield "algorithm.critic_optimizer", algorithm.critic_optimizer, steps
     elif stage is StageName.reward_model:
         yield "reward_model.optimizer", config.reward_model.optimizer, steps
-    elif stage is StageName.dpo:
+    elif stage in (StageName.dpo, StageName.online_dpo):
         yield "preference.optimizer", config.preference.optimizer, steps
     elif stage is StageName.sft:
         yield "sft.optimizer", config.sft.optimizer, steps

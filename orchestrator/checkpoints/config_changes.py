@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from orchestrator.batching.batch_sizes import (
+    ONLINE_STAGES,
     PPO_STAGES,
     SAMPLING_STAGES,
     fitting_warmup,
@@ -47,15 +48,15 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "pretrain.documents_per_step": _PRETRAIN,
     "pretrain.optimizer": _PRETRAIN,
     "model.large": (StageName.pretrain_large,),
-    "model.checkpoints.reward_model": (*PPO_STAGES, *SAMPLING_STAGES),
+    "model.checkpoints.reward_model": (*ONLINE_STAGES, *SAMPLING_STAGES),
     "model.checkpoints.teacher": (*PPO_STAGES, StageName.evaluate),
     "sft": (StageName.sft,),
     "sft.demonstrations_per_step": None,  # determines the order in which files are read
     "sft.pretraining_fraction": None,
     "reward_model": (StageName.reward_model, StageName.dpo),
-    "preference": (StageName.dpo,),
-    "reward": (*PPO_STAGES, *SAMPLING_STAGES),
-    "algorithm": PPO_STAGES,
+    "preference": (StageName.dpo, StageName.online_dpo),
+    "reward": (*ONLINE_STAGES, *SAMPLING_STAGES),
+    "algorithm": ONLINE_STAGES,
     "algorithm.ptx": (StageName.ppo_ptx,),
     "algorithm.on_non_finite": None,
     "collect": (StageName.collect,),

@@ -70,6 +70,8 @@ class CheckpointPaths:
     """A model trained by PPO-ptx, to evaluate."""
     dpo: str = path("")
     """A model trained by DPO, to evaluate."""
+    online_dpo: str = path("")
+    """A model trained by online DPO, to evaluate."""
     large: str = path("")
     """The larger base model that pocket_scale compares with."""
     teacher: str = path("")

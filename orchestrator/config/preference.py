@@ -1,4 +1,4 @@
-"""Settings of the stage dpo: a policy trained on rankings, without reward model and rollouts."""
+"""Settings of the stages dpo and online_dpo: a policy trained on rankings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PreferencePairs(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class PreferenceConfig:
-    """Direct preference optimisation on K-way rankings (stage dpo)."""
+    """Direct preference optimisation on K-way rankings (stages dpo and online_dpo)."""
 
     loss: PreferenceLoss = PreferenceLoss.dpo
     """Loss of a pair."""
@@ -51,7 +51,7 @@ class PreferenceConfig:
     pairs: PreferencePairs = PreferencePairs.all
     """The pairs that train."""
     epochs: int = positive(1)
-    """Passes over the rankings."""
+    """Passes over the rankings; in online_dpo over those of an iteration."""
     rankings_per_step: int = positive(16)
     """Rankings per optimizer step."""
     optimizer: OptimizerConfig = field(

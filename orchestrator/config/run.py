@@ -19,6 +19,7 @@ class StageName(Enum):
     ppo = "ppo"
     ppo_ptx = "ppo_ptx"
     dpo = "dpo"
+    online_dpo = "online_dpo"
     pretrain_large = "pretrain_large"
     collect = "collect"
     evaluate = "evaluate"
@@ -33,7 +34,7 @@ class Best(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class StageSteps:
-    """One number per training stage: optimizer steps; for PPO, iterations."""
+    """One number per training stage: optimizer steps; for PPO and online DPO, iterations."""
 
     pretrain: int = at_least(0, 250)
     """Optimizer steps between two checkpoints."""
@@ -47,6 +48,8 @@ class StageSteps:
     """Iterations between two checkpoints."""
     dpo: int = at_least(0, 50)
     """Optimizer steps between two checkpoints."""
+    online_dpo: int = at_least(0, 5)
+    """Iterations between two checkpoints."""
     pretrain_large: int = at_least(0, 250)
     """Optimizer steps between two checkpoints."""
 

@@ -62,7 +62,7 @@ class Config:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """Stage dpo."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    """Stages ppo and ppo_ptx."""
+    """Stages ppo and ppo_ptx; online_dpo samples as it says."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     """Stage collect."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

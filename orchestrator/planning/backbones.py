@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
@@ -172,7 +172,7 @@ def _carriers(config: Config) -> Iterator[tuple[str, bool]]:
     made = StageName.reward_model in config.stages
     if made:
         yield _origin(config), True
-    if not any(stage in PPO_STAGES for stage in config.stages):
+    if not any(stage in ONLINE_STAGES for stage in config.stages):
         return
     start = plan_critic(config)
     origin = start.checkpoint if start is not None else ""

@@ -43,6 +43,34 @@ def check_reward(config: Config) -> None:
         )
 
 
+def check_online_rankings(config: Config) -> None:
+    """Check that the stage online_dpo has samples to rank.
+
+    Raises:
+        ConfigError: a prompt has a single sample, or the buffer for long responses is too long.
+    """
+    if StageName.online_dpo not in config.stages:
+        return
+    if config.algorithm.samples_per_prompt < 2:
+        raise ConfigError(
+            "online_dpo ranks the samples of a prompt, and there is one per prompt",
+            where="algorithm.samples_per_prompt",
+            fix="set it to 2 or more; +experiment=online_dpo has 4",
+        )
+    _check_buffer(config)
+
+
+def _check_buffer(config: Config) -> None:
+    longest, overlong = config.rollout.max_response_tokens, config.algorithm.overlong
+    if overlong.buffer_tokens > longest:
+        raise ConfigError(
+            f"the buffer of {overlong.buffer_tokens:,} tokens is longer than a response of at most "
+            f"{longest:,}",
+            where="algorithm.overlong.buffer_tokens",
+            fix="set it below rollout.max_response_tokens",
+        )
+
+
 def check_estimator(config: Config) -> None:
     """Check that PPO has its policy loss, and gives its advantage estimator what that needs.
 
@@ -63,13 +91,7 @@ def check_estimator(config: Config) -> None:
             where="algorithm.samples_per_prompt",
             fix=f"set it to {estimator.needs_samples} or more",
         )
-    longest, buffer = config.rollout.max_response_tokens, algorithm.overlong.buffer_tokens
-    if buffer > longest:
-        raise ConfigError(
-            f"the buffer of {buffer:,} tokens is longer than a response of at most {longest:,}",
-            where="algorithm.overlong.buffer_tokens",
-            fix="set it below rollout.max_response_tokens",
-        )
+    _check_buffer(config)
     _check_unrewarded(algorithm)
     if algorithm.critic_warmup_iterations and not estimator.needs_values:
         raise ConfigError(

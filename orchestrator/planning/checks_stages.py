@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.data import DataSourceKind, all_sets, kinds
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
@@ -20,6 +20,7 @@ _SETS = {
     StageName.dpo: (SetKind.comparisons,),
     StageName.ppo: (SetKind.prompts,),
     StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
+    StageName.online_dpo: (SetKind.prompts,),
     StageName.collect: (SetKind.prompts,),
 }
 
@@ -147,7 +148,7 @@ def unused_sets(config: Config) -> list[str]:
     used: set[SetKind] = set()
     for stage in config.stages:
         used.update(_needed(config, stage))
-        if stage in PPO_STAGES:  # the probes of weight syncs
+        if stage in ONLINE_STAGES:  # the probes of weight syncs
             used.add(SetKind.evaluation_prompts)
         if stage is StageName.evaluate:
             held_out = SetKind.evaluation_prompts

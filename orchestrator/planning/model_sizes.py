@@ -94,7 +94,8 @@ def policy_size(config: Config) -> ModelSize | None:
     if StageName.pretrain in config.stages and pocket:
         return pocket_size(config.model.pocket)
     given = config.model.checkpoints
-    for folder in (given.initial, given.base, given.sft, given.ppo, given.ppo_ptx, given.dpo):
+    tuned = (given.ppo, given.ppo_ptx, given.dpo, given.online_dpo)
+    for folder in (given.initial, given.base, given.sft, *tuned):
         if folder:
             return checkpoint_size(Path(folder))
     return None

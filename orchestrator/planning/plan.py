@@ -32,6 +32,7 @@ from orchestrator.planning.checks_lengths import check_lengths, check_rows
 from orchestrator.planning.checks_scoring import (
     check_estimator,
     check_judge,
+    check_online_rankings,
     check_reward,
     loss_notes,
     unused_critic_keys,
@@ -144,6 +145,7 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
     check_extra_engines(config)
     check_reward(config)
     check_estimator(config)
+    check_online_rankings(config)
     check_judge(config)
     stages = tuple(_plan_stage(config, stage) for stage in config.stages)
     size = policy_size(config)
@@ -232,6 +234,8 @@ def _facts(config: Config, stage: StageName) -> list[str]:
         ]
     if stage is StageName.dpo:
         return _preference_facts(config)
+    if stage is StageName.online_dpo:
+        return _online_facts(config)
     if stage is StageName.evaluate:
         return [
             f"{config.evaluate.prompts:,} held-out prompts and "
@@ -274,6 +278,40 @@ def _preference_facts(config: Config) -> list[str]:
     ]
 
 
+def _online_facts(config: Config) -> list[str]:
+    algorithm = config.algorithm
+    prompts, samples = algorithm.prompts_per_iteration, algorithm.samples_per_prompt
+    return [
+        *_preference_facts(config),
+        f"{prompts} prompts x {samples} samples = {prompts * samples} sequences per iteration, "
+        "ranked by their rewards",
+        f"{algorithm.iterations} iterations",
+        *_dynamic_facts(algorithm),
+        *_ahead_facts(algorithm),
+    ]
+
+
+def _dynamic_facts(algorithm: AlgorithmConfig) -> list[str]:
+    dynamic = algorithm.dynamic_sampling
+    if not dynamic.enabled:
+        return []
+    at_most = (
+        f", at most {dynamic.max_batches} batches of prompts per iteration are sampled"
+        if dynamic.max_batches > 1
+        else ""
+    )
+    return [f"prompts whose samples all have the same score are dropped{at_most}"]
+
+
+def _ahead_facts(algorithm: AlgorithmConfig) -> list[str]:
+    if not algorithm.staleness:
+        return []
+    return [
+        f"generation runs {algorithm.staleness} iteration(s) ahead of training: sequences are "
+        "up to that many updates old"
+    ]
+
+
 def _ppo_facts(config: Config, stage: StageName) -> list[str]:
     sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
     facts = [
@@ -296,21 +334,7 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
     surplus = started_prompts(config) - algorithm.prompts_per_iteration
     if surplus:
         facts.append(f"{surplus} more prompts are started, and the last to finish aborted")
-    dynamic = algorithm.dynamic_sampling
-    if dynamic.enabled:
-        facts.append(
-            "prompts whose samples all have the same score are dropped"
-            + (
-                f", at most {dynamic.max_batches} batches of prompts per iteration are sampled"
-                if dynamic.max_batches > 1
-                else ""
-            )
-        )
-    if algorithm.staleness:
-        facts.append(
-            f"generation runs {algorithm.staleness} iteration(s) ahead of training: sequences are "
-            "up to that many updates old"
-        )
+    facts += [*_dynamic_facts(algorithm), *_ahead_facts(algorithm)]
     if algorithm.critic_warmup_iterations:
         facts.append(f"only the critic learns in the first {algorithm.critic_warmup_iterations}")
     if sizes.documents_per_step:

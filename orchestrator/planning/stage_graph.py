@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.evaluation import JudgeKind
@@ -19,6 +19,7 @@ _PRODUCTS = {
     StageName.ppo: "ppo",
     StageName.ppo_ptx: "ppo_ptx",
     StageName.dpo: "dpo",
+    StageName.online_dpo: "online_dpo",
     StageName.pretrain_large: "large",
 }
 
@@ -44,7 +45,7 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
     if stage is StageName.collect:
         scored = ("reward_model",) if collected_are_scored(config) else ()
         return (*config.collect.models, *scored)
-    if stage in PPO_STAGES:
+    if stage in ONLINE_STAGES:
         scored = is_rewarded(config, stage) and config.reward.needs.model
         taught = reference_of(config, stage) == "teacher"
         return ("sft", *(("reward_model",) * scored), *(("teacher",) * taught))
@@ -52,7 +53,9 @@ def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
 
 
 def is_rewarded(config: Config, stage: StageName) -> bool:
-    """Whether a PPO stage has rewards; without, it has no reward role."""
+    """Whether a stage learns from rewards; without, it has no reward role."""
+    if stage is StageName.online_dpo:
+        return True
     return stage in PPO_STAGES and config.algorithm.estimator.needs_reward
 
 
@@ -62,9 +65,9 @@ def any_rewarded(config: Config) -> bool:
 
 
 def reference_of(config: Config, stage: StageName) -> str:
-    """The name of the checkpoint that a PPO stage's reference role holds."""
-    assert stage in PPO_STAGES
-    return "teacher" if config.algorithm.estimator.needs_teacher else "sft"
+    """The name of the checkpoint that the reference role holds where a policy is trained."""
+    taught = stage in PPO_STAGES and config.algorithm.estimator.needs_teacher
+    return "teacher" if taught else "sft"
 
 
 def labels(config: Config, stage: StageName) -> bool:
@@ -116,10 +119,16 @@ def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
         scored = (RoleName.reward,) if collected_are_scored(config) else ()
         return (RoleName.rollout, *scored)
     if stage is StageName.dpo:
-        simpo = config.preference.loss is PreferenceLoss.simpo
-        return (*sampling, *(() if simpo else (RoleName.reference,)), RoleName.policy)
+        return (*sampling, *_compared(config), RoleName.policy)
+    if stage is StageName.online_dpo:
+        return (RoleName.rollout, RoleName.reward, *_compared(config), RoleName.policy)
     if stage is StageName.evaluate:
         judge = config.evaluate.judge
         scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)
         return (RoleName.rollout, *((RoleName.reward,) if scored else ()), RoleName.reference)
     return (RoleName.policy,)
+
+
+def _compared(config: Config) -> tuple[RoleName, ...]:
+    """The role that a preference loss compares the policy with, if any."""
+    return () if config.preference.loss is PreferenceLoss.simpo else (RoleName.reference,)

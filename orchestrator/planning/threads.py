@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -90,7 +90,7 @@ def _beside(config: Config, stage: StageName, role: RoleName) -> set[RoleName]:
     Trainers spend most of their time in updates, policy and critic side by side; the frozen models
     score beside each other and the critic.
     """
-    if stage not in PPO_STAGES:
+    if stage not in ONLINE_STAGES:
         return set()
     roles, ahead = set(stage_roles(config, stage)), config.algorithm.staleness > 0
     others = {RoleName.rollout} if ahead else set[RoleName]()

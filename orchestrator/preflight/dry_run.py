@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.batching.batch_sizes import PPO_STAGES, SAMPLING_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES, SAMPLING_STAGES
 from orchestrator.checkpoints import model_folder
 from orchestrator.cluster.fork_servers import Apart
 from orchestrator.config.evaluation import JudgeKind
@@ -164,7 +164,7 @@ def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     """Check that reward models that read text can render a dialogue and the run's prompts."""
-    scores = {*PPO_STAGES, *SAMPLING_STAGES} & set(config.stages)
+    scores = {*ONLINE_STAGES, *SAMPLING_STAGES} & set(config.stages)
     if not scores or config.reward.bridge is not TextBridge.text:
         return ()
     judge = config.evaluate
@@ -185,7 +185,7 @@ def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_teacher(config: Config, source: DataSource) -> Iterable[str]:
     """Check that a teacher reads the student's token ids as the student does."""
-    if "teacher" not in {reference_of(config, s) for s in config.stages if s in PPO_STAGES}:
+    if "teacher" not in {reference_of(config, s) for s in config.stages}:
         return ()
     from workers.data.tokenize.fingerprint import tokenizer_fingerprint
     from workers.data.tokenize.tokenizers import load_tokenizer

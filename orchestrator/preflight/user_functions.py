@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -47,7 +47,7 @@ def check_own_parts(config: Config) -> None:
     source, estimator = config.reward.kind, config.algorithm.advantage
     if ":" in source:
         _try("workers.scorers.source:find_source", source, WHERE, seconds)
-    if not any(stage in PPO_STAGES for stage in config.stages):
+    if not any(stage in ONLINE_STAGES for stage in config.stages):
         return
     if ":" in estimator:
         loader = "workers.training.estimator:try_estimator"

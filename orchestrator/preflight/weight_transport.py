@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.cluster import Accelerator, RoleName
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import make_plan
@@ -21,7 +21,7 @@ def check_transport(config: Config) -> None:
     Raises:
         ConfigError: It cannot be used for this run.
     """
-    if not any(stage in PPO_STAGES for stage in config.stages):
+    if not any(stage in ONLINE_STAGES for stage in config.stages):
         return
     name = config.rollout.transport
     transport = find_transport(name, str(Path.cwd()))

@@ -29,13 +29,14 @@ _COLORS = {
     "ppo": "#e07b39",
     "ppo_ptx": "#2f9e6e",
     "dpo": "#b8336a",
+    "online_dpo": "#d17fa3",
     "pretrain": "#8c8f98",
     "pretrain_large": "#5b5f6b",
     "reward_model": "#8a56ac",
 }
 _STAGE_LABELS = {**MODEL_LABELS, "reward_model": "reward model"}
 _INK, _PALE = "#24292f", "#d8dee4"
-_PPO_STAGES = ("ppo", "ppo_ptx")
+_ONLINE = {"ppo": "-", "ppo_ptx": "--", "online_dpo": "-."}  # with line styles
 
 #: One curve: stage, metric, label, colour, line style.
 Curve = tuple[str, str, str, str, str]
@@ -81,10 +82,10 @@ def _drawn(
 
 
 def _ppo_curves(metric: str) -> list[Curve]:
-    # Dashes keep the two apart where they coincide, and for eyes that see no colour difference.
+    # Dashes keep them apart where they coincide, and for eyes that see no colour difference.
     return [
-        ("ppo", f"ppo/{metric}", _STAGE_LABELS["ppo"], _COLORS["ppo"], "-"),
-        ("ppo_ptx", f"ppo/{metric}", _STAGE_LABELS["ppo_ptx"], _COLORS["ppo_ptx"], "--"),
+        (stage, f"ppo/{metric}", _STAGE_LABELS[stage], _COLORS[stage], line)
+        for stage, line in _ONLINE.items()
     ]
 
 
@@ -93,7 +94,7 @@ def _reward(records: Records, _: Summary) -> Figure | None:
         records,
         [
             ("Score from the reward model", _ppo_curves("score_mean")),
-            ("KL to the SFT model", _ppo_curves("kl_sequence")),
+            ("KL to the reference", _ppo_curves("kl_sequence")),
             ("Score minus KL penalty", _ppo_curves("shaped_return")),
         ],
     )
@@ -323,7 +324,7 @@ def _panels(
         for (_, _, label, color, line), points in curves:
             _draw_curve(axes, points, label, color, line, markers=markers)
         _style(axes, title, _unit(curves[0][0][1]))
-        axes.set_xlabel("iteration" if curves[0][0][0] in _PPO_STAGES else "step", color=_INK)
+        axes.set_xlabel("iteration" if curves[0][0][0] in _ONLINE else "step", color=_INK)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.legend(frameon=False, fontsize=9)

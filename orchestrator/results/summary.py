@@ -18,7 +18,7 @@ from workers.records.processes import RoleInfo
 T = TypeVar("T")
 
 # Models in the order of the recipe, which is also that of every table and plot.
-MODEL_ORDER = ("base", "large", "teacher", "sft", "ppo", "ppo_ptx", "dpo")
+MODEL_ORDER = ("base", "large", "teacher", "sft", "ppo", "ppo_ptx", "dpo", "online_dpo")
 MODEL_LABELS = {
     "base": "base",
     "large": "large base",
@@ -27,6 +27,7 @@ MODEL_LABELS = {
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
     "dpo": "DPO",
+    "online_dpo": "online DPO",
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.roles.interfaces import Rollouts, joined
 from orchestrator.run_files.folder import append_lines
 from workers.errors import NonFiniteError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.session.session import Session
 
 REASON = "not finite"  # of the drop, in the ledger
+_SAMPLING = {stage.value for stage in ONLINE_STAGES}  # their ids are those of sequences
 _KL_FACTOR = 2.0
 
 
@@ -40,7 +42,7 @@ class Corrections:
         if not new and (stage, step) in self.places:
             return False
         self.places.add((stage, step))
-        if stage.startswith("ppo"):
+        if stage in _SAMPLING:
             self.excluded |= new
         self.made += 1
         return True

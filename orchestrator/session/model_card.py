@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 _REWARD_MODEL = "reward_model"
 _SCORES = (_REWARD_MODEL, "critic")
-_ORIGINS = {"sft": "base", _REWARD_MODEL: "sft", "ppo": "sft", "ppo_ptx": "sft", "dpo": "sft"}
+_ORIGINS = {
+    "sft": "base",
+    _REWARD_MODEL: "sft",
+    "ppo": "sft",
+    "ppo_ptx": "sft",
+    "dpo": "sft",
+    "online_dpo": "sft",
+}
 _FIGURES = {
     "gold_mean": "gold score, mean",
     "web_perplexity": "perplexity of pretraining-style text",
@@ -34,7 +41,7 @@ _FIGURES = {
 class Card:
     """Contents of one model's card."""
 
-    name: str  # base, sft, reward_model, ppo, ppo_ptx, dpo, large
+    name: str  # base, sft, reward_model, ppo, ppo_ptx, dpo, online_dpo, large
     stages: tuple[str, ...]  # in the order in which they ran; the last one trained the model
     experiment: str
     seed: int

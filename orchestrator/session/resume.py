@@ -251,6 +251,7 @@ _EACH_STEP = {
     "ppo": "ppo/response_tokens_mean",
     "ppo_ptx": "ppo/response_tokens_mean",
     "dpo": "dpo/loss",
+    "online_dpo": "ppo/response_tokens_mean",
 }
 
 

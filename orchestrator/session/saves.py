@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.checkpoints.best import Scores
 from orchestrator.checkpoints.saved_runs import Needs, SavedRun, SavedRuns, steps_of
 from orchestrator.config.run import CheckpointConfig
@@ -94,7 +95,7 @@ class Saves:
     def best_of(self, stage: str) -> str:
         """A sentence on the best checkpoint of a PPO stage; "" if no metric is configured."""
         scores = self.scores
-        if not scores.metric or not stage.startswith("ppo"):
+        if not scores.metric or stage not in {each.value for each in ONLINE_STAGES}:
             return ""
         saved = self._runs.steps().get(stage, {})
         best = scores.best(stage, saved)

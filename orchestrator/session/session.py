@@ -63,7 +63,7 @@ class Session:
     fleet: Roles
     position: Position
     started: float  # time.monotonic() at the start of the process, minus earlier processes' seconds
-    checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ppo_ptx, dpo, large -> folder
+    checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ... -> folder
     saves: Saves
     losses: Losses
     apart: Apart = here  # calls functions that need libraries which the driver does without

@@ -25,7 +25,7 @@ from orchestrator.stages.rankings import chosen, rankings_of, with_pairs
 from workers.errors import DataError
 from workers.records.arrays import Ragged
 from workers.records.specs import PreferenceSpec
-from workers.records.training import Ranking, TokenBatch
+from workers.records.training import Ranking, StepStats, TokenBatch
 
 _ROWS = 1024  # completions per replica whose log-probabilities are asked for at once
 
@@ -38,7 +38,10 @@ def dpo(session: Session) -> None:
     session.live.stage("dpo", planned or 0)  # None: unknown until the file is read
     saved = session.saves.within("dpo")
     given = with_pairs(rankings_of(session, "dpo", labeled=saved is not None), "dpo")
-    train, heldout = (_with_reference(session, sft, _known(part)) for part in given)
+    if session.config.preference.loss is not PreferenceLoss.simpo:
+        spec = frozen_spec(session.config, sft, StageName.dpo, RoleName.reference)
+        session.fleet.reference.load(spec).result()
+    train, heldout = (with_reference(session, _known(part)) for part in given)
     steps_per_epoch = -(-len(train) // settings.rankings_per_step)
     total = steps_per_epoch * settings.epochs
     session.live.expect(total)
@@ -72,13 +75,13 @@ def _known(rankings: list[Ranking]) -> list[Ranking]:
     )
 
 
-def _with_reference(session: Session, sft: str, rankings: list[Ranking]) -> list[Ranking]:
-    """The rankings with the reference's log-probabilities, one pass over all completions."""
+def with_reference(session: Session, rankings: list[Ranking]) -> list[Ranking]:
+    """The rankings with the loaded reference's log-probabilities, one pass over all completions.
+
+    Unchanged if the loss has no reference.
+    """
     if session.config.preference.loss is PreferenceLoss.simpo:
         return rankings
-    reference = session.fleet.reference
-    spec = frozen_spec(session.config, sft, StageName.dpo, RoleName.reference)
-    reference.load(spec).result()
     parts = [ranking.completions for ranking in rankings]
     batch = TokenBatch(
         Ragged.concat([part.tokens for part in parts]),
@@ -104,11 +107,17 @@ def _row_losses(session: Session, batch: TokenBatch) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
-    policy, spec = session.fleet.policy, _spec(session)
+def learn(session: Session, rankings: Sequence[Ranking], beta_scale: float = 1.0) -> StepStats:
+    """One optimizer step of the policy on rankings; `beta_scale` multiplies the loss's beta."""
+    policy = session.fleet.policy
     budget = session.config.trainer.micro_batch_tokens
     shares = training_batches.ranking_step(rankings, policy.size, budget, packed=policy.packed)
-    stats = policy.train_preferences(shares, spec).result()
+    spec = preference_spec(session)
+    return policy.train_preferences(shares, replace(spec, beta=spec.beta * beta_scale)).result()
+
+
+def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
+    stats = learn(session, rankings)
     session.note_first_step()
     session.telemetry.record(
         "dpo",
@@ -128,7 +137,7 @@ def _evaluate(session: Session, heldout: Sequence[Ranking], step: int) -> None:
     policy = session.fleet.policy
     budget = session.config.trainer.micro_batch_tokens
     shares = training_batches.ranking_step(heldout, policy.size, budget, packed=policy.packed)
-    counts = policy.evaluate_preferences(shares, _spec(session)).result()
+    counts = policy.evaluate_preferences(shares, preference_spec(session)).result()
     scored = [r for share in shares for batch in share.micro_batches for r in batch]
     found = pair_accuracy(ordered_pairs(scored, counts.scores))
     session.telemetry.record(
@@ -148,5 +157,6 @@ def _evaluate(session: Session, heldout: Sequence[Ranking], step: int) -> None:
     )
 
 
-def _spec(session: Session) -> PreferenceSpec:
+def preference_spec(session: Session) -> PreferenceSpec:
+    """The loss of the run's preference stages."""
     return from_sections(PreferenceSpec, session.config.preference)

@@ -49,6 +49,11 @@ PAIRS = (
     ("dpo", "large"),
     ("dpo", "ppo"),
     ("dpo", "ppo_ptx"),
+    ("online_dpo", "sft"),
+    ("online_dpo", "base"),
+    ("online_dpo", "ppo"),
+    ("online_dpo", "ppo_ptx"),
+    ("online_dpo", "dpo"),
 )
 
 

@@ -158,7 +158,7 @@ SPECS = [
     Row("run.supervision.restart_window_seconds", "64.5", 64.5, lambda w: w.fleet.watch.rules.window_seconds),
     Row("run.supervision.stall_seconds", "65.5", 65.5, lambda w: w.stall_seconds()),
     *(Row(f"run.checkpoint.stage_steps.{stage}", f"{n}", n, lambda w, stage=stage: w.config.run.checkpoint.steps(stage))
-      for n, stage in enumerate(("pretrain", "sft", "reward_model", "ppo", "ppo_ptx", "pretrain_large"), 11)),
+      for n, stage in enumerate(("pretrain", "sft", "reward_model", "ppo", "ppo_ptx", "online_dpo", "pretrain_large"), 11)),
     Row("run.checkpoint.keep_best", "ppo/gold_mean", "ppo/gold_mean", lambda w: w.scores.metric),
     Row("run.checkpoint.best_is", "lowest", True, lambda w: w.scores.lowest),
     Row("cluster.accelerator", "cuda", ("cuda", "cuda", "cuda"), lambda w: (w.engine.device, w.group().device, w.frozen().device)),

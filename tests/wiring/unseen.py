@@ -39,6 +39,7 @@ UNSEEN = {
     "evaluate.lm_eval.deadline_seconds": "the end of a process: test_harness.py",
     "preference.margin": "belongs to one loss: test_dpo_stage.py, test_preferences.py",
     "preference.robust": "needs label_smoothing: test_dpo_stage.py, test_preferences.py",
+    "model.checkpoints.online_dpo": "what is evaluated: test_evaluate_stage.py",
     "model.checkpoints.dpo": "what is evaluated: test_evaluate_stage.py",
     "algorithm.dynamic_sampling.enabled": "what is sampled again: test_dynamic_sampling.py",
     "algorithm.dynamic_sampling.max_batches": "what is sampled again: test_dynamic_sampling.py",

@@ -107,6 +107,8 @@ class Ranking:
     prompt_length: int = 0  # tokens of the prompt, with which each sequence begins; 0 = unknown
     # (K,) nats, log-probability of each completion under the reference; None = not computed
     reference: FloatArray | None = None
+    # (K,) of the sampled sequences, to name them in errors; None = the prompt is named
+    ids: IntArray | None = None
 
     @property
     def pairs(self) -> int:

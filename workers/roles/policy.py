@@ -100,7 +100,7 @@ class PolicyWorker(Trainer):
         tally = Tally("preference")
         for rankings in step.micro_batches:
             share = preference_share(self.engine.passes, rankings, spec, self.engine.device)
-            self._accumulate(tally, Share(share.loss / step.rankings, share.terms, share.prompts))
+            self._accumulate(tally, Share(share.loss / step.rankings, share.terms, share.names))
             for name, value in asdict(share.counts).items():
                 tally.add(name, value)
         totals = self._total(tally)

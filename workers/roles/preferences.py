@@ -44,7 +44,7 @@ class PreferenceShare:
 
     loss: Tensor  # scalar, summed over rankings
     terms: Tensor  # (N,) nats per token; a NaN here is the cause of a loss that is not finite
-    prompts: IntArray  # (N,) prompt of each term
+    names: IntArray  # (N,) sequence of each term, or its prompt if sequences have no ids
     counts: Counts
     rewards: tuple[FloatArray, ...]  # of each ranking: (K,) implicit rewards
 
@@ -70,7 +70,7 @@ def preference_share(
         return PreferenceShare(nll.sum(), nll, rows, Counts(), ())
     owners = torch.from_numpy(rows).to(nll.device)
     sums = nll.new_zeros(len(batch)).index_add(0, owners, -nll)
-    prompts = np.repeat([r.prompt_id for r in rankings], [len(r.ranks) for r in rankings])
+    names = np.concatenate([_names(ranking) for ranking in rankings])
     loss, counts, rewards = nll.new_zeros(()), Counts(), list[FloatArray]()
     for ranking, logprobs in zip(
         rankings, sums.split([len(r.ranks) for r in rankings]), strict=True
@@ -78,7 +78,12 @@ def preference_share(
         value, found, own = _of_ranking(ranking, logprobs, spec)
         loss, counts = loss + value, counts + found
         rewards.append(own)
-    return PreferenceShare(loss, nll, prompts[rows], counts, tuple(rewards))
+    return PreferenceShare(loss, nll, names[rows], counts, tuple(rewards))
+
+
+def _names(ranking: Ranking) -> IntArray:
+    """(K,) what errors call each completion."""
+    return np.full(len(ranking.ranks), ranking.prompt_id) if ranking.ids is None else ranking.ids
 
 
 def _completions(rankings: Sequence[Ranking]) -> TokenBatch:

@@ -60,7 +60,7 @@ def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
     session.reached("earlier_stages")
     sft = session.need("sft")
     run = set_up(session, stage, ptx_coefficient, sft)
-    for iteration in range(_begin(run), settings.iterations):
+    for iteration in range(begin(run), settings.iterations):
         session.position.step = iteration
         _iterate(run, iteration)
         savers = (*run.trainers, run.saved_rollouts)
@@ -76,23 +76,23 @@ def _iterate(run: PPORun, iteration: int) -> None:
     scored = sample(run, iteration, phases)
     passes, rollouts, scores, kept = scored.passes, scored.rollouts, scored.scores, scored.kept
     if not len(kept):
-        _pass_over(run, iteration, rollouts, passes)
+        pass_over(run, iteration, rollouts, passes)
         return
 
     with phases.span("experience"):
         experience = start_experience(run, rollouts, kept, scores, passes).result()
-    _require_near(session, experience)
+    require_near(session, mean_kl(experience))
     warming = iteration < session.config.algorithm.critic_warmup_iterations
     policy_stats, critic_stats = _update(run, iteration, rollouts, kept, experience, phases)
     run.ledger.trained(kept)
     counts = run.ledger.check(iteration, run.queue.ids)
-    _enter(session.findings, counts)
+    enter(session.findings, counts)
 
     trained_version = run.version
     synced = None  # during critic warmup the engines already hold the policy's weights
     if not warming:
         with phases.span("weight_sync"):
-            synced = _sync(run, _beside(run, iteration + 1))
+            synced = sync_weights(run, beside(run, iteration + 1))
     record_iteration(
         session,
         Iteration(
@@ -141,26 +141,26 @@ def _update(
         session.note_first_step()
     critic_stats = fitting.result() if fitting is not None else []
     session.trainers_rest()
-    _keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
+    keep_skipped(session, rollouts, [*policy_stats, *critic_stats])
     session.note_first_step()
     session.reached("first_iteration")
     return policy_stats, critic_stats
 
 
-def _pass_over(run: PPORun, iteration: int, rollouts: Rollouts, passes: Passes) -> None:
+def pass_over(run: PPORun, iteration: int, rollouts: Rollouts, passes: Passes) -> None:
     """End an iteration in which no response has a reward, without an update."""
     session = run.session
     passes.finish()
     session.trainers_rest()
     counts = run.ledger.check(iteration, run.queue.ids)
-    _enter(session.findings, counts)
+    enter(session.findings, counts)
     record_lost(session, run.stage, iteration + 1, rollouts, counts)
     session.parts = ()
 
 
-def _require_near(session: Session, experience: Experience) -> None:
-    """Raise KLLimitError if the policy's KL to its reference exceeds the limit."""
-    limit, kl = session.config.algorithm.kl.limit, mean_kl(experience)
+def require_near(session: Session, kl: float) -> None:
+    """Raise KLLimitError if the policy's KL to its reference, nats per sequence, is too large."""
+    limit = session.config.algorithm.kl.limit
     if limit and kl > limit:
         raise KLLimitError(
             f"the policy is {kl:.2f} nats per sequence from its reference, allowed are {limit:g}",
@@ -170,7 +170,8 @@ def _require_near(session: Session, experience: Experience) -> None:
         )
 
 
-def _keep_skipped(session: Session, rollouts: Rollouts, steps: list[StepStats]) -> None:
+def keep_skipped(session: Session, rollouts: Rollouts, steps: list[StepStats]) -> None:
+    """Save what caused the steps that were skipped, and say so."""
     for stats in steps:
         if not stats.applied:
             what = f"an optimizer step was skipped: loss {stats.loss}, gradient {stats.grad_norm}"
@@ -178,13 +179,13 @@ def _keep_skipped(session: Session, rollouts: Rollouts, steps: list[StepStats]) 
             session.live.note(what)
 
 
-def _begin(run: PPORun) -> int:
+def begin(run: PPORun) -> int:
     """Sync the initial weights or those of the checkpoint; returns the first iteration."""
     session = run.session
     saved = session.saves.within(run.stage)
     if saved is None:
         session.trainers_rest()
-        synced = _sync(run)
+        synced = sync_weights(run)
         session.reached("first_sync")
         record_start(session, run.stage, synced, run.version)
         return 0
@@ -197,7 +198,7 @@ def _begin(run: PPORun) -> int:
     return saved.step
 
 
-def _beside(run: PPORun, iteration: int) -> Callable[[], None] | None:
+def beside(run: PPORun, iteration: int) -> Callable[[], None] | None:
     """What the engines do while a sync is verified: sample the batch of the next iteration.
 
     None if something else comes first: scores of held-out prompts, a checkpoint, or the end. With
@@ -214,10 +215,10 @@ def _beside(run: PPORun, iteration: int) -> Callable[[], None] | None:
     return lambda: run.queue.fill(iteration)
 
 
-def _sync(run: PPORun, beside: Callable[[], None] | None = None) -> SyncReport:
+def sync_weights(run: PPORun, meanwhile: Callable[[], None] | None = None) -> SyncReport:
     """Sync the policy's current weights to the engines under a new version."""
     run.version = run.session.next_version()
-    report = run.sync.run(run.version, beside)
+    report = run.sync.run(run.version, meanwhile)
     choose_old_logprobs(run, report.parity)
     findings = run.session.findings
     findings.synced(report.seconds)
@@ -225,7 +226,8 @@ def _sync(run: PPORun, beside: Callable[[], None] | None = None) -> SyncReport:
     return report
 
 
-def _enter(findings: Findings, counts: LedgerSummary) -> None:
+def enter(findings: Findings, counts: LedgerSummary) -> None:
+    """Add the counts of an iteration to those of the run."""
     totals = findings.ledger
     findings.ledger = LedgerTotals(
         totals.generated + counts.generated,

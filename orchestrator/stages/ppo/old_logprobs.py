@@ -23,6 +23,8 @@ def choose_old_logprobs(run: PPORun, parity: Parity) -> None:
         run: The PPO run.
         parity: What the sync measured.
     """
+    if run.learns_rankings:  # of which no ratio to the old policy is a part
+        return
     settings = run.session.config.algorithm
     if settings.old_logprobs is not OldLogprobs.auto:
         run.engine_logprobs = settings.old_logprobs is OldLogprobs.rollout

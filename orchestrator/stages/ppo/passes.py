@@ -51,6 +51,7 @@ class Passes:
         *,
         values: bool = True,
         rewards: bool = True,
+        reference: bool = True,
         of_engine: bool = False,
     ) -> None:
         """Prepare the passes; nothing starts yet.
@@ -60,6 +61,7 @@ class Passes:
             begin: Starts the clock of a phase; the returned function stops it.
             values: Whether there is a critic.
             rewards: Whether there is a reward role; without, every score is 0.
+            reference: Whether the reference's log-probabilities of each token are needed.
             of_engine: Whether the old log-probabilities are those of the rollouts.
         """
         self._session = session
@@ -67,6 +69,7 @@ class Passes:
         self._asked: list[Asked] = []
         self._values = values
         self._rewards = rewards
+        self._reference = reference
         self.of_engine = of_engine
         self._ends: dict[str, Callable[[], None]] = {}
         self._parts: list[Rollouts] = []
@@ -85,7 +88,6 @@ class Passes:
             return
         temperature = session.config.rollout.temperature
         self._parts.append(part)
-        policy = shared(session, part, ids, fleet.policy)
         if self._rewards:
             self._clock("reward")
             self._scores.append(fleet.reward.score(part, self._of(part)))
@@ -93,9 +95,11 @@ class Passes:
             zeros = np.zeros(len(ids), np.float32)
             self._scored.append(Scores(ids, zeros, ("",) * len(ids)))
         if not self.of_engine:
+            policy = shared(session, part, ids, fleet.policy)
             self._add("logprobs", fleet.policy.logprobs(policy, part, temperature))
-        reference = shared(session, part, ids, fleet.reference)
-        self._add("reference", fleet.reference.logprobs(reference, part, temperature))
+        if self._reference:
+            reference = shared(session, part, ids, fleet.reference)
+            self._add("reference", fleet.reference.logprobs(reference, part, temperature))
         if self._values:
             critic = shared(session, part, ids, fleet.critic)
             self._add("values", fleet.critic.values(critic, part))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from orchestrator.run_files.samples import RolloutSample, append_rollouts
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import LedgerSummary
 from workers.records.gather import told
-from workers.records.generation import Finish
+from workers.records.generation import Finish, RolloutBatch
 from workers.records.training import Scores, StepStats
 
 
@@ -49,7 +49,9 @@ def mean_kl(experience: Experience) -> float:
 
 def record_start(session: Session, stage: str, sync: SyncReport, version: int) -> None:
     """Record the first sync and the scores of held-out prompts before any update, as step 0."""
-    session.telemetry.record(stage, 0, _parity(sync) | _heldout(session, stage, 0, version))
+    session.telemetry.record(
+        stage, 0, parity_values(sync) | heldout_values(session, stage, 0, version)
+    )
 
 
 def record_iteration(session: Session, done: Iteration, version: int) -> None:
@@ -57,16 +59,16 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     settings = session.config.algorithm
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
-    values = _sequences(done) | _losses(done) | _counts(done.counts) | _speed(done)
+    values = _sequences(done) | _losses(done) | count_values(done.counts) | _speed(done)
     values["ppo/engines"] = float(len(session.fleet.rollout.ranks))
     if done.sync is not None:
-        values |= _parity(done.sync)
+        values |= parity_values(done.sync)
     values["ppo/engine_logprobs"] = float(done.engine_logprobs)
     if done.engine_logprobs:  # on these sequences, engine and trainer were not compared
         values = {k: v for k, v in values.items() if not k.startswith("ppo/mismatch_")}
     with session.telemetry.span(done.stage, step, "record"):
         if due:
-            values |= _heldout(session, done.stage, step, version)
+            values |= heldout_values(session, done.stage, step, version)
         _keep_samples(session, done, settings.rollouts_kept)
         session.telemetry.record(done.stage, step, values)
     session.telemetry.record_phases(done.stage, step)
@@ -81,34 +83,42 @@ def record_lost(
     session: Session, stage: str, step: int, rollouts: Rollouts, counts: LedgerSummary
 ) -> None:
     """Record an iteration without any reward, which has neither scores nor losses."""
-    summary = rollouts.summary
-    lengths = {
-        "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
-        "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
-    }
-    session.telemetry.record(stage, step, lengths | _counts(counts))
+    session.telemetry.record(stage, step, _lengths(rollouts) | count_values(counts))
     session.telemetry.record_phases(stage, step)
     session.live.advance(step)
 
 
+def sampled_values(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+    """Metrics of the sampled sequences and their scores."""
+    ok = np.array([not failure for failure in scores.failures])
+    found = scores.values[ok].astype(np.float64)
+    return {
+        "ppo/score_mean": float(found.mean()),
+        "ppo/score_std": float(found.std()),
+        **_lengths(rollouts),
+    }
+
+
+def _lengths(rollouts: Rollouts) -> dict[str, float]:
+    summary = rollouts.summary
+    return {
+        "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
+        "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
+    }
+
+
 def _sequences(done: Iteration) -> dict[str, float]:
-    summary = done.rollouts.summary
-    ok = np.array([not failure for failure in done.scores.failures])
-    scores = done.scores.values[ok].astype(np.float64)
     shaped = np.concatenate([s.shaped_returns for s in done.experience.summaries])
     tokens = [s.advantage_count for s in done.experience.summaries]
     mean_mismatch = np.average([s.mismatch_mean for s in done.experience.summaries], weights=tokens)
     k3 = np.average([s.mismatch_k3 for s in done.experience.summaries], weights=tokens)
-    rewards = {
-        "ppo/score_mean": float(scores.mean()),
-        "ppo/score_std": float(scores.std()),
-        "ppo/shaped_return": float(shaped.mean(dtype=np.float64)),
-    }
-    return (rewards if done.rewarded else {}) | {
+    sampled = _lengths(done.rollouts)
+    if done.rewarded:
+        sampled = sampled_values(done.rollouts, done.scores)
+        sampled["ppo/shaped_return"] = float(shaped.mean(dtype=np.float64))
+    return sampled | {
         "ppo/kl_sequence": mean_kl(done.experience),
         "ppo/kl_coefficient": done.kl_coefficient,
-        "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
-        "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
         "ppo/policy_version": float(done.version),
         "ppo/lag_max": float(done.lag),
         "ppo/mismatch_max": max(s.mismatch_max for s in done.experience.summaries),
@@ -133,34 +143,36 @@ def _taken(steps: list[StepStats]) -> list[StepStats]:
 
 def _critic_losses(steps: list[StepStats]) -> dict[str, float]:
     values = {
-        "ppo/value_loss": _mean([s.loss for s in steps]),
-        "ppo/critic_grad_norm": _mean([s.grad_norm for s in steps]),
+        "ppo/value_loss": mean_of([s.loss for s in steps]),
+        "ppo/critic_grad_norm": mean_of([s.grad_norm for s in steps]),
         "ppo/critic_learning_rate": steps[-1].learning_rate,
     }
     for name in ("explained_variance", "value_clip_fraction"):
-        values[f"ppo/{name}"] = _mean([s.extra[name] for s in steps])
+        values[f"ppo/{name}"] = mean_of([s.extra[name] for s in steps])
     return values
 
 
 def _policy_losses(steps: list[StepStats]) -> dict[str, float]:
     values = {
-        "ppo/policy_loss": _mean([s.loss for s in steps]),
-        "ppo/policy_grad_norm": _mean([s.grad_norm for s in steps]),
+        "ppo/policy_loss": mean_of([s.loss for s in steps]),
+        "ppo/policy_grad_norm": mean_of([s.grad_norm for s in steps]),
         "ppo/policy_learning_rate": steps[-1].learning_rate,
         "ppo/ratio_max": max(s.extra["ratio_max"] for s in steps),
     }
     optional = ("kl_loss", "ptx_loss", "importance_mean", "importance_capped")
     for name in ("clip_fraction", "approx_kl", "entropy", *optional):
         if name in steps[0].extra:
-            values[f"ppo/{name}"] = _mean([s.extra[name] for s in steps])
+            values[f"ppo/{name}"] = mean_of([s.extra[name] for s in steps])
     return values
 
 
-def _mean(numbers: Sequence[float]) -> float:
+def mean_of(numbers: Sequence[float]) -> float:
+    """Mean in float64."""
     return float(np.mean(numbers, dtype=np.float64))
 
 
-def _parity(sync: SyncReport) -> dict[str, float]:
+def parity_values(sync: SyncReport) -> dict[str, float]:
+    """Metrics of a weight sync."""
     return {
         "ppo/parity_max": sync.parity.max_difference,
         "ppo/parity_mean": sync.parity.mean_difference,
@@ -170,7 +182,8 @@ def _parity(sync: SyncReport) -> dict[str, float]:
     }
 
 
-def _counts(counts: LedgerSummary) -> dict[str, float]:
+def count_values(counts: LedgerSummary) -> dict[str, float]:
+    """Metrics of the ledger."""
     return {
         "ppo/generated": float(counts.generated),
         "ppo/trained": float(counts.trained),
@@ -188,7 +201,7 @@ def _speed(done: Iteration) -> dict[str, float]:
     }
 
 
-def _heldout(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
+def heldout_values(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
     """Scores of responses to held-out prompts, by the gold labeler if any, else by the reward."""
     if not session.config.algorithm.evaluate_every:
         return {}
@@ -198,9 +211,9 @@ def _heldout(session: Session, stage: str, step: int, version: int) -> dict[str,
     texts, _ = session.sample_texts(session.fleet.rollout, version, prompts, stage, "gold", step)
     golds = session.source.gold(prompts, texts) or []
     return {
-        "ppo/gold_mean": _mean([g.score for g in golds]),
-        "ppo/gold_rude_rate": _mean([g.rude for g in golds]),
-        "ppo/gold_truthful_rate": _mean([g.truthful for g in golds]),
+        "ppo/gold_mean": mean_of([g.score for g in golds]),
+        "ppo/gold_rude_rate": mean_of([g.rude for g in golds]),
+        "ppo/gold_truthful_rate": mean_of([g.truthful for g in golds]),
     }
 
 
@@ -222,7 +235,7 @@ def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> d
     if not ok.any():
         session.live.note(f"no held-out prompt has a reward, first: {told(scores)[0]}")
         return values
-    return values | {"ppo/heldout_score_mean": _mean(scores.values[ok].tolist())}
+    return values | {"ppo/heldout_score_mean": mean_of(scores.values[ok].tolist())}
 
 
 def _keep_samples(session: Session, done: Iteration, most: int | None) -> None:
@@ -230,23 +243,45 @@ def _keep_samples(session: Session, done: Iteration, most: int | None) -> None:
     if most == 0:
         return
     batch = session.fleet.rollout.fetch(done.rollouts).result()
-    score = dict(zip(done.scores.ids.tolist(), done.scores.values.tolist(), strict=True))
+    ids, values = done.scores.ids.tolist(), done.scores.values.tolist()
+    score = dict(zip(ids, values if done.rewarded else [math.nan] * len(ids), strict=True))
     kl = {
         i: k
         for s in done.experience.summaries
         for i, k in zip(s.ids.tolist(), s.kl.tolist(), strict=True)
     }
+    append_samples(session, (done.stage, done.index + 1), batch, score, kl, most)
+
+
+def append_samples(
+    session: Session,
+    at: tuple[str, int],
+    batch: RolloutBatch,
+    score: Mapping[int, float],
+    kl: Mapping[int, float],
+    most: int | None,
+) -> None:
+    """Write the texts of up to `most` sequences that have a KL; None = all.
+
+    Args:
+        session: The run.
+        at: Stage and step.
+        batch: The sequences.
+        score: By id, reward units.
+        kl: By id, nats.
+        most: Number of texts.
+    """
     shown = [n for n, i in enumerate(batch.ids.tolist()) if i in kl][:most]
     append_rollouts(
         session.folder,
         [
             RolloutSample(
-                stage=done.stage,
-                step=done.index + 1,
+                stage=at[0],
+                step=at[1],
                 id=int(batch.ids[n]),
                 prompt=session.source.detokenize(batch.prompt(n)),
                 response=session.source.detokenize(batch.response(n)),
-                score=score[int(batch.ids[n])] if done.rewarded else math.nan,
+                score=score[int(batch.ids[n])],
                 kl=kl[int(batch.ids[n])],
                 finish=Finish(int(batch.finish[n])).name.lower(),
                 policy_version=int(batch.versions[n, 1]),

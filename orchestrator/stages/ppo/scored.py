@@ -20,7 +20,7 @@ from workers.records.gather import gather_scores
 from workers.records.training import Scores
 
 # Scores of one prompt that differ by less, relative to their size, are the same.
-_SAME = 1e-6
+SAME = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ def sample(run: PPORun, iteration: int, phases: Phases) -> Scored:
         phases.begin,
         values=run.estimator.needs_values,
         rewards=run.estimator.needs_reward,
-        of_engine=bool(run.engine_logprobs),
+        reference=not run.learns_rankings,
+        of_engine=run.learns_rankings or bool(run.engine_logprobs),
     )
     dynamic, wanted = settings.dynamic_sampling, settings.prompts_per_iteration
     most = dynamic.max_batches if dynamic.enabled else 1
@@ -113,7 +114,7 @@ def _drop_uniform(run: PPORun, passes: Passes, kept: IntArray) -> IntArray:
     low, high = np.full(size, np.inf), np.full(size, -np.inf)
     np.minimum.at(low, group, scores)
     np.maximum.at(high, group, scores)
-    tells = (high - low > _SAME * np.maximum(1.0, np.abs(high)))[group]
+    tells = (high - low > SAME * np.maximum(1.0, np.abs(high)))[group]
     if not tells.all():
         run.ledger.dropped(kept[~tells], "all samples of the prompt have the same score")
     if len(kept) and not tells.any():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from orchestrator.batching.batch_sizes import online_preference_steps
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.training import KLControl
@@ -21,10 +22,15 @@ from orchestrator.stages.ppo.queue import RolloutQueue
 from orchestrator.stages.ppo.sampling import generate
 from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.ppo.state import PPORun
+from workers.records.processes import RoleInfo
 from workers.records.training import TokenBatch
+from workers.training.estimator import Estimator
 
 if TYPE_CHECKING:  # imports torch
     from workers.ops.kl import AdaptiveKLController
+
+# Of rankings, instead of an advantage estimator: a sample alone is no pair.
+RANKED = Estimator(needs_samples=2, whitens=False)
 
 
 def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PPORun:
@@ -34,30 +40,15 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     fleet.release(*(role for role in RoleName if role not in roles))
     fleet.bring_up(*roles)
     session.reached("actors")
-    each = _steps_per_iteration(session)
-    steps = settings.iterations * each
-    taught = steps - settings.critic_warmup_iterations * each
     rewarded = is_rewarded(config, StageName(stage))
     reward_model = _reward_checkpoint(session) if rewarded else ""
     if session.engines_first:
         session.engines_on(sft)
         fleet.rollout.sleep().result()
     loading = [
-        fleet.policy.load(
-            train_spec(
-                config,
-                sft,
-                settings.policy_optimizer,
-                taught,
-                threads=threads_of(config, StageName(stage), RoleName.policy),
-                ema_decay=settings.ema_decay,
-                vocabulary=session.vocabulary,
-                estimator=settings.estimator_spec,
-                policy_loss=settings.policy_loss_spec,
-            )
-        ),
-        *([_load_critic(session, stage, steps)] if RoleName.critic in roles else []),
-        _load_reference(session, StageName(stage)),
+        _load_policy(session, stage, sft),
+        *([_load_critic(session, stage)] if RoleName.critic in roles else []),
+        *([_load_reference(session, StageName(stage))] if RoleName.reference in roles else []),
         *([fleet.reward.load(reward_spec(config, reward_model, sft))] if rewarded else []),
     ]
     if not session.engines_first:
@@ -77,7 +68,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     run = PPORun(
         session=session,
         stage=stage,
-        estimator=settings.estimator,
+        estimator=RANKED if stage == StageName.online_dpo.value else settings.estimator,
         ptx_coefficient=ptx_coefficient,
         sync=sync,
         version=0,
@@ -90,9 +81,30 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     return run
 
 
-def _load_critic(session: Session, stage: str, steps: int) -> Answer[None]:
-    """Start loading the critic, which takes `steps` optimizer steps."""
+def _load_policy(session: Session, stage: str, sft: str) -> Answer[None]:
+    """Start loading the policy, with the optimizer and the loss of the stage."""
+    config, settings = session.config, session.config.algorithm
+    ranked = stage == StageName.online_dpo.value
+    waits = settings.critic_warmup_iterations
+    taught = (settings.iterations - waits) * _steps_per_iteration(session)
+    spec = train_spec(
+        config,
+        sft,
+        config.preference.optimizer if ranked else settings.policy_optimizer,
+        online_preference_steps(config) if ranked else taught,
+        threads=threads_of(config, StageName(stage), RoleName.policy),
+        ema_decay=settings.ema_decay,
+        vocabulary=session.vocabulary,
+        estimator=None if ranked else settings.estimator_spec,
+        policy_loss=None if ranked else settings.policy_loss_spec,
+    )
+    return session.fleet.policy.load(spec)
+
+
+def _load_critic(session: Session, stage: str) -> Answer[None]:
+    """Start loading the critic."""
     config = session.config
+    steps = config.algorithm.iterations * _steps_per_iteration(session)
     start = critic_start(config, session.checkpoints)
     optimizer = config.algorithm.critic_optimizer
     threads = threads_of(config, StageName(stage), RoleName.critic)
@@ -101,7 +113,7 @@ def _load_critic(session: Session, stage: str, steps: int) -> Answer[None]:
     return session.fleet.critic.load(spec)
 
 
-def _load_reference(session: Session, stage: StageName) -> Answer[None]:
+def _load_reference(session: Session, stage: StageName) -> Answer[list[RoleInfo]]:
     """Start loading the frozen model that the policy is compared with."""
     path = session.need(reference_of(session.config, stage))
     spec = frozen_spec(session.config, path, stage, RoleName.reference, session.vocabulary)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.config.run import StageName
 from orchestrator.config.training import KLPlace
 from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.roles.weight_sync import WeightSync
@@ -46,6 +47,11 @@ class PPORun:
     def staleness(self) -> int:
         """How many updates old the weights that sampled a trained sequence may be."""
         return self.session.config.algorithm.staleness
+
+    @property
+    def learns_rankings(self) -> bool:
+        """Whether the policy learns from pairs of its samples, which takes no advantages."""
+        return self.stage == StageName.online_dpo.value
 
     @property
     def trainers(self) -> tuple[TrainerGroup, ...]:

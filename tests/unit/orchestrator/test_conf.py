@@ -42,6 +42,10 @@ GIVEN = {
     "collect": ["model.checkpoints.sft=S", "data.files.prompts=P"],
     "dpo": ["model.checkpoints.sft=S", "data.files.rankings=R"],
     "pocket_dpo": [],
+    "online_dpo": [
+        "model.checkpoints.sft=S", "model.checkpoints.reward_model=M", "data.files.prompts=P",
+    ],
+    "pocket_online_dpo": [],
     "distill": ["model.checkpoints.sft=S", "model.checkpoints.teacher=T", "data.files.prompts=P"],
     "pocket_distill": ["model.checkpoints.teacher=T"],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],

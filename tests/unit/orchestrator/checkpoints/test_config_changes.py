@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fakes.session import Run, small_config
 
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.checkpoints import config_changes
 from orchestrator.config import cluster, data, engines, evaluation, model, run, schema, training
 from orchestrator.config.engines import OptimizerConfig, Schedule
@@ -281,7 +282,7 @@ def test_a_stage_reads_no_key_that_may_change_while_it_runs(
 
 def test_the_longest_prefix_tells_who_reads_a_key() -> None:
     assert config_changes._readers("algorithm.ptx.coefficient") == (StageName.ppo_ptx,)
-    assert config_changes._readers("algorithm.clip") == (StageName.ppo, StageName.ppo_ptx)
+    assert config_changes._readers("algorithm.clip") == ONLINE_STAGES
     assert config_changes._readers("algorithm.on_non_finite") is None
     assert config_changes._readers("rollout.temperature") is None
     assert config_changes._readers("rewards.kind") is None
@@ -353,7 +354,7 @@ def test_a_model_that_a_stage_still_reads_is_refused_by_its_name(
         ("pretrain,sft,pretrain_large", "pretrain_large", "pretrain,sft", {"large_initial"}),
         ("pretrain,sft", "sft", "pretrain,sft", set()),
         ("sft,evaluate", "sft", "sft",
-         {"base", "large", "sft", "reward_model", "ppo", "ppo_ptx", "dpo"}),
+         {"base", "large", "sft", "reward_model", "ppo", "ppo_ptx", "dpo", "online_dpo"}),
         ("", "ppo", "sft", {"sft", "reward_model", "ppo_initial"}),
     ],
 )  # fmt: skip

@@ -63,6 +63,7 @@ def iteration(**changed: Any) -> Any:
         "policy": [policy_step(1.0), policy_step(5.0)],
         "critic": [critic_step(2.0), critic_step(3.0)],
         "kl_coefficient": 0.07, "version": 6, "lag": 2, "skips": False, "seconds": 8.0,
+        "rewarded": True,
     }  # fmt: skip
     return SimpleNamespace(**(made | changed))
 
@@ -124,7 +125,7 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means_unless_all_were() -
 def test_counts_speed_and_parity_have_names_of_their_own() -> None:
     causes = {Cause.surplus: 3, Cause.no_reward: 4}
     counts = LedgerSummary(20, 12, {"late": 3, "failed": 4}, 1, causes)
-    assert record._counts(counts) == {
+    assert record.count_values(counts) == {
         "ppo/generated": 20.0, "ppo/trained": 12.0, "ppo/dropped": 7.0, "ppo/open": 1.0,
         "ppo/dropped/surplus": 3.0, "ppo/dropped/no_reward": 4.0,
     }  # fmt: skip
@@ -132,7 +133,7 @@ def test_counts_speed_and_parity_have_names_of_their_own() -> None:
         "ppo/step_seconds": 8.0, "ppo/tokens_per_second": 5.0,
     }  # fmt: skip
     sync = SyncReport(4, 100, 3.0, Parity(0.5, 0.25, 9), transfer_seconds=2.0)
-    assert record._parity(sync) == {
+    assert record.parity_values(sync) == {
         "ppo/parity_max": 0.5, "ppo/parity_mean": 0.25, "ppo/sync_bytes": 100.0,
         "ppo/sync_seconds": 3.0, "ppo/sync_transfer_seconds": 2.0,
     }  # fmt: skip

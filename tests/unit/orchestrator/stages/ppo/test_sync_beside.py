@@ -86,7 +86,7 @@ def test_the_numbers_of_a_run_do_not_depend_on_it(
 ) -> None:
     beside = made(tmp_path / "beside")
     ppo(beside.session)
-    monkeypatch.setattr(loop, "_beside", lambda *_: None)
+    monkeypatch.setattr(loop, "beside", lambda *_: None)
     after = made(tmp_path / "after")
     ppo(after.session)
     for name in ("ppo/score_mean", "ppo/kl_sequence", "ppo/policy_loss", "ppo/parity_max"):
@@ -116,7 +116,7 @@ def test_a_stop_that_comes_while_the_batch_is_sampled_loses_nothing(
     whole = made(tmp_path / "whole")
     ppo(whole.session)
     run = made(tmp_path / "cut")
-    fill = loop._beside
+    fill = loop.beside
 
     def stopping(*given: Any) -> Any:
         ahead = fill(*given)
@@ -129,7 +129,7 @@ def test_a_stop_that_comes_while_the_batch_is_sampled_loses_nothing(
         return go
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_beside", stopping)
+        patch.setattr(loop, "beside", stopping)
         with pytest.raises(StoppedError):
             ppo(run.session)
     newest, _ = SavedRuns(run.folder).newest()
