@@ -20,7 +20,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.mirror.opening import mirrored
 from orchestrator.planning.plan import Plan
-from orchestrator.planning.stage_graph import models_read
+from orchestrator.planning.runs.expand import models_read
 from orchestrator.preflight.dry_run import Inputs, look
 from orchestrator.process.age import process_seconds
 from orchestrator.process.command_exit import say, tell

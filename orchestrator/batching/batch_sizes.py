@@ -244,7 +244,7 @@ def warmup_note(optimizer: OptimizerConfig, steps: int | None, where: str) -> li
 def cut_warmups(config: Config) -> list[str]:
     """One sentence per warm-up of the run that does not end within its stage."""
     notes: list[str] = []
-    for stage in config.stages:
+    for stage in config.stage_names:
         for where, optimizer, steps in optimizers(config, stage):
             notes += warmup_note(optimizer, steps, where)
     return list(dict.fromkeys(notes))

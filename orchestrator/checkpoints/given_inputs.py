@@ -15,6 +15,7 @@ from pathlib import Path
 from orchestrator.config.ranges import paths_of
 from orchestrator.config.run import InputCheck
 from orchestrator.config.schema import Config
+from orchestrator.config.variants import variant
 from workers.errors import ConfigError
 from workers.process.regular_files import sha256_of
 
@@ -97,10 +98,19 @@ def _given(config: Config) -> Iterator[tuple[str, Path]]:
         **{each.where: each.path for each in config.reward.needs.code},
         "evaluate.judge_function": config.evaluate.judge_function,
         "algorithm.advantage": config.algorithm.advantage,
+        **_of_variants(config),
     }
     for key, path in named.items():
         if ":" in path and (file := _source(path.partition(":")[0])) is not None:
             yield key, file
+
+
+def _of_variants(config: Config) -> dict[str, str]:
+    key = "algorithm.advantage"
+    changes = {name: variant(name, given).changes for name, given in config.variants.items()}
+    return {
+        f"variants.{name}.set.{key}": str(own[key]) for name, own in changes.items() if key in own
+    }
 
 
 def _source(module: str) -> Path | None:

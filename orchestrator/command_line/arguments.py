@@ -271,7 +271,7 @@ def _parse(given: _Given, kind: object) -> Override:
     try:
         return OverridesParser.create().parse_override(str(given))
     except (HydraException, ValueError, RecursionError) as error:
-        if kind is None and re.fullmatch(r"(?!hydra|data\.sets)[\w.]+", given.key):
+        if kind is None and re.fullmatch(r"(?!hydra|data\.sets|variants\.)[\w.]+", given.key):
             raise unknown_key(given.key) from error
         raise _wrong(
             f"{given.shown} cannot be read" + (" (nested too deep)" if _deep(error) else ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,6 +19,7 @@ from orchestrator.command_line.earlier_run import Command, configuration
 from orchestrator.command_line.errors import explain, reject_unknown_keys
 from orchestrator.command_line.key_types import OPEN_SECTIONS
 from orchestrator.config.schema import Config
+from orchestrator.config.variants import with_files
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -42,6 +44,9 @@ def to_config(composed: DictConfig) -> Config:
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
         composed.run.dir = HydraConfig.get().runtime.output_dir
     reject_unknown_keys(composed)
+    if composed.variants:
+        given = OmegaConf.to_container(composed.variants, resolve=True)
+        composed.variants = with_files(cast(dict[str, Any], given))
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:

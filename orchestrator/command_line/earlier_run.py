@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.command_line.errors import explain
 from orchestrator.command_line.key_types import OPEN_SECTIONS
 from orchestrator.config.schema import Config
+from orchestrator.config.variants import check_names
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.resume import find_folder, newest_of_any
 from workers.errors import ConfigError, UnknownKeyError
@@ -108,6 +110,7 @@ def read_configuration(file: Path) -> DictConfig:
         schema = OmegaConf.structured(Config)
         _require_sections(schema, loaded, file)
         merged = OmegaConf.merge(schema, loaded)
+        _require_stages(merged, file)
     except OSError as error:
         raise ConfigError(
             f"the run's configuration cannot be read: {error.strerror}",
@@ -127,6 +130,16 @@ def read_configuration(file: Path) -> DictConfig:
         ) from error
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _require_stages(merged: DictConfig | ListConfig, file: Path) -> None:
+    """Name the stage or variant that another version wrote."""
+    try:
+        variants = OmegaConf.to_container(merged.variants, resolve=True)
+        check_names(list(merged.stages), cast(dict[str, Any], variants))
+    except ConfigError as error:
+        error.where = f"{file}, {error.where}"
+        raise
 
 
 def _require_sections(schema: DictConfig, loaded: DictConfig, file: Path, prefix: str = "") -> None:

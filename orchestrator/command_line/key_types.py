@@ -15,7 +15,7 @@ from orchestrator.config.schema import Config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # Sections whose keys the schema does not declare: Hydra must be told to add them.
-OPEN_SECTIONS = ("data.sets.", "reward.settings.")
+OPEN_SECTIONS = ("data.sets.", "reward.settings.", "variants.")
 # Folders that Hydra itself writes into; jobs of a sweep get numbered folders in the second.
 _HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
@@ -38,7 +38,7 @@ def _types(owner: type, prefix: str) -> list[tuple[str, Any]]:
 
 
 def key_type(key: str) -> Any:
-    """The type of a key, those of `data.sets.NAME` included; None for a key that there is not."""
+    """The type of a key, also below `data.sets.NAME` and `variants.NAME`; None: there is none."""
     if key in _HYDRA_TEXTS:
         return str
     if key.startswith("data.sets."):
@@ -46,6 +46,10 @@ def key_type(key: str) -> Any:
         if len(parts) == 4:
             return typing.get_type_hints(DataSetConfig).get(parts[3])
         return str if len(parts) > 4 and parts[3] == "columns" else None
+    if key.startswith("variants."):
+        _, _, word, *below = (*key.split("."), "", "")
+        own = ".".join(filter(None, below))
+        return schema_types().get(own) if word == "set" else str if word and not own else None
     return schema_types().get(key)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 from orchestrator.config.ranges import at_least, needed, path, positive, seconds, secret
 from workers.errors import ConfigError
 
 
-class StageName(Enum):
+class StageName(StrEnum):
     """The stages of the recipe; each comes after the stages that it depends on."""
 
     pretrain = "pretrain"

@@ -8,6 +8,7 @@ section's `check`. Checks across sections are in `orchestrator.planning.plan`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.config.cluster import ClusterConfig
 from orchestrator.config.data import DataConfig
@@ -24,6 +25,7 @@ from orchestrator.config.training import (
     RewardModelConfig,
     SFTConfig,
 )
+from orchestrator.config.variants import check_names
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,8 +41,11 @@ class Config:
     checkpoint; "" = do not resume."""
     rerun: str = path("")
     """Run folder whose config.yaml is run again in a new folder; "" = off."""
-    stages: list[StageName] = field(default_factory=list)
-    """Stages to run, in order."""
+    stages: list[str] = field(default_factory=list)
+    """Stages to run, in order, and variants of them."""
+    variants: dict[str, Any] = field(default_factory=dict)
+    """Further runs of stages with other settings, by name: variants.NAME.stage, algorithm, set,
+    from, reward_model, seed_as (docs/variants.md)."""
     run: RunConfig = field(default_factory=RunConfig)
     """Run folder, deadlines, checkpoints and supervision."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -73,4 +78,19 @@ class Config:
     """Where metrics are sent besides the run folder."""
 
     def __post_init__(self) -> None:
+        self.stages = [*map(self._name, self.stages)]
         check_tree(self)
+
+    def check(self, key: str) -> None:  # noqa: ARG002  the root has no key
+        """Check the variants, and that `stages` names stages and variants."""
+        check_names(self.stages, self.variants)
+
+    @property
+    def stage_names(self) -> list[StageName]:
+        """The stages named in `stages`; variants are left out."""
+        names = map(self._name, self.stages)
+        return [name for name in names if isinstance(name, StageName)]
+
+    def _name(self, name: str) -> str:
+        plain = name in StageName.__members__ and name not in self.variants
+        return StageName(name) if plain else name

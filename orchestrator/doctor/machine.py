@@ -13,7 +13,7 @@ from orchestrator.doctor.findings import Finding, failure, good, skipped, warnin
 from orchestrator.doctor.subject import Subject
 from orchestrator.planning.disk_space import disk_space
 from orchestrator.planning.host_memory import check_host_memory
-from orchestrator.planning.stage_graph import stage_roles
+from orchestrator.planning.runs.expand import expand
 from orchestrator.planning.threads import threads_of
 from orchestrator.process.cores import usable_cores
 from orchestrator.process.temporary_folders import home
@@ -117,9 +117,9 @@ def judge_cores(subject: Subject, cores: float) -> Finding:
     assert subject.layout is not None
     config, roles = subject.config, subject.config.cluster.roles
     threads = {
-        role: roles.of(role).workers * max(threads_of(config, stage, role) for stage in stages)
+        role: roles.of(role).workers * max(threads_of(run.config, run.stage, role) for run in runs)
         for role in subject.layout.roles
-        if (stages := [each for each in config.stages if role in stage_roles(config, each)])
+        if (runs := [each for each in expand(config) if role in each.roles])
     }
     if not threads:
         return skipped("no role computes here")

@@ -87,7 +87,7 @@ def check_rows(config: Config) -> None:
         BatchArithmeticError: rows may be too long; names the key and the stage.
         BrokenCheckpointError: a given folder has a config.json that does not parse.
     """
-    for stage in config.stages:
+    for stage in config.stage_names:
         rows = tuple(_rows(config, stage))
         for name in _readers(config, stage) if rows else ():
             positions = _positions(config, name)
@@ -132,13 +132,13 @@ def _readers(config: Config, stage: StageName) -> tuple[str, ...]:
         return tuple(config.collect.models)
     if stage is not StageName.evaluate:
         return (product(stage),)
-    made = {product(each) for each in config.stages}
+    made = {product(each) for each in config.stage_names}
     return tuple(n for n in MODEL_ORDER if n in made or getattr(config.model.checkpoints, n))
 
 
 def _positions(config: Config, name: str) -> int | None:
     """Positions of a checkpoint's model; None = no limit, or not readable here."""
-    maker = next((stage for stage in config.stages if product(stage) == name), None)
+    maker = next((stage for stage in config.stage_names if product(stage) == name), None)
     if maker is None:
         folder = Path(getattr(config.model.checkpoints, name) or "/")
         return read_shape(folder).positions if (folder / "config.json").is_file() else None

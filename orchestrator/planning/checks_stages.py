@@ -7,7 +7,9 @@ from orchestrator.config.data import DataSourceKind, all_sets, kinds
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.planning.stage_graph import _PRODUCTS, inputs, product
+from orchestrator.planning.runs.expand import compared, expand
+from orchestrator.planning.runs.stage_run import StageRun
+from orchestrator.planning.stage_graph import _PRODUCTS
 from orchestrator.results.summary import MODEL_ORDER
 from workers.data.tokenize.data_sets import SHORTHANDS, SetKind
 from workers.errors import ConfigError
@@ -37,25 +39,26 @@ def check_stages(config: Config) -> None:
             where="stages",
             fix="choose an experiment (+experiment=pocket), or set stages=[sft,ppo]",
         )
-    names = [stage.value for stage in config.stages]
+    names = [str(name) for name in config.stages]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"stages appear twice: {', '.join(twice)}", where="stages",
                           fix="name each stage once")  # fmt: skip
     made: set[str] = set()
-    for stage in config.stages:
-        for name in inputs(config, stage):
-            if name not in made and not getattr(config.model.checkpoints, name):
-                raise _no_checkpoint(config, stage, name)
-        if stage is StageName.evaluate:
+    for run in expand(config):
+        for name in run.reads:
+            if name not in made and not getattr(config.model.checkpoints, name, ""):
+                raise _no_checkpoint(config, run, name)
+        if run.stage is StageName.evaluate:
             _check_models(config, made)
             _check_judging_model(config, made)
-        _check_files(config, stage)
-        made.add(product(stage))
+        _check_files(run.config, run.stage)
+        made.add(run.product)
 
 
 def _check_models(config: Config, made: set[str]) -> None:
-    if not any(name in made or getattr(config.model.checkpoints, name) for name in MODEL_ORDER):
+    given = (name for name in MODEL_ORDER if getattr(config.model.checkpoints, name))
+    if not made & {*compared(config)} and not any(given):
         raise ConfigError(
             "there is no model to evaluate",
             where="stages",
@@ -75,28 +78,27 @@ def _check_judging_model(config: Config, made: set[str]) -> None:
         )
 
 
-def _no_checkpoint(config: Config, stage: StageName, name: str) -> ConfigError:
+def _no_checkpoint(config: Config, run: StageRun, name: str) -> ConfigError:
     if name == "teacher":
         return ConfigError(
-            f"algorithm.advantage={config.algorithm.advantage} learns from a teacher, and none is "
-            "given",
+            f"algorithm.advantage={run.config.algorithm.advantage} learns from a teacher, and none "
+            "is given",
             where="model.checkpoints.teacher",
             fix="name the folder of a model with the student's tokenizer",
         )
     maker = next((each for each, made in _PRODUCTS.items() if made == name), None)
     if maker is None:
         return ConfigError(
-            f"the stage {stage.value} starts from a checkpoint that is not given",
+            f"the stage {run.name} starts from a checkpoint that is not given",
             where=f"model.checkpoints.{name}",
             fix="name a folder; `python -m orchestrator.new_model` makes one from scratch",
         )
     late = "later " if maker in config.stages else ""
     return ConfigError(
-        f"the stage {stage.value} needs the checkpoint {name!r}, which is not given"
+        f"the stage {run.name} needs the checkpoint {name!r}, which is not given"
         + (f" and is made by a {late}stage" if late else " and made by no stage"),
         where="stages",
-        fix=f"set model.checkpoints.{name}=DIR, or put the stage {maker.value} before "
-        f"{stage.value}",
+        fix=f"set model.checkpoints.{name}=DIR, or put the stage {maker.value} before {run.name}",
     )
 
 
@@ -146,11 +148,11 @@ def unused_sets(config: Config) -> list[str]:
     """One sentence per data set that is given but used by no stage of the run."""
     given = kinds(config.data)
     used: set[SetKind] = set()
-    for stage in config.stages:
-        used.update(_needed(config, stage))
-        if stage in ONLINE_STAGES:  # the probes of weight syncs
+    for run in expand(config):
+        used.update(_needed(run.config, run.stage))
+        if run.stage in ONLINE_STAGES:  # the probes of weight syncs
             used.add(SetKind.evaluation_prompts)
-        if stage is StageName.evaluate:
+        if run.stage is StageName.evaluate:
             held_out = SetKind.evaluation_prompts
             used |= {held_out if held_out in given else SetKind.prompts, SetKind.pretraining}
     return [

@@ -42,7 +42,7 @@ def disk_space(config: Config, plan: Plan) -> DiskSpace | None:
     checkpoint = 0 if adapters else policy * (_STATE + averaged) + critic * _STATE
     number = number_bytes(config.trainer.precision)
     models = sum(
-        number * (critic if stage.name is StageName.reward_model else policy)
+        number * (critic if stage.stage is StageName.reward_model else policy)
         for stage in plan.stages
         if stage.makes
     )

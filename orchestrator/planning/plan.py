@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.batching.batch_sizes import (
     PPO_STAGES,
     cut_warmups,
-    ppo_arithmetic,
-    sft_rows,
     stage_steps,
-    started_prompts,
 )
 from orchestrator.checkpoints.best import check_keep_best
 from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
-from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import Aggregate, AlgorithmConfig
 from orchestrator.planning.activations import smaller_passes
 from orchestrator.planning.backbones import check_backbones, plan_critic, role_sizes
 from orchestrator.planning.checks_devices import (
@@ -42,29 +38,25 @@ from orchestrator.planning.gpu_memory import check_gpu_memory
 from orchestrator.planning.model_sizes import (
     ModelSize,
     RoleMemory,
-    pocket_size,
     policy_size,
     role_memory,
     sequences_in_cache,
 )
 from orchestrator.planning.placement import Layout, counted, known_nodes, place_roles, usable_nodes
+from orchestrator.planning.runs.expand import expand, run_roles
+from orchestrator.planning.runs.facts import stage_facts, thread_facts
+from orchestrator.planning.runs.stage_run import StageRun, named
 from orchestrator.planning.speed.first_change import estimate_lines
 from orchestrator.planning.speed.processor import precision_notes
-from orchestrator.planning.stage_graph import (
-    inputs,
-    is_rewarded,
-    product,
-    reference_of,
-    stage_roles,
-)
-from orchestrator.planning.threads import threads_of, too_few_cores
+from orchestrator.planning.threads import too_few_cores
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
     """One stage: its inputs, product, roles, and sizes in words."""
 
-    name: StageName
+    name: str  # of the stage run
+    stage: StageName
     needs: tuple[str, ...]  # names of the checkpoints that it starts from
     makes: str  # the name of the checkpoint that it produces, or ""
     roles: tuple[RoleName, ...]
@@ -95,15 +87,15 @@ def make_plan(config: Config) -> Plan:
         ResourceError: the roles do not fit on the configured cluster.
         ConfigError: a stage's input is neither given nor produced, and other contradictions.
     """
-    stages = plan_stages(config)
-    roles = {role for stage in stages for role in stage.roles}
-    layout = place_roles(config.cluster, roles)
+    stages, runs = plan_stages(config), expand(config)
+    layout = place_roles(config.cluster, {*run_roles(config)})
     check_devices(config, layout)
     stages = tuple(
-        replace(each, facts=(*each.facts, *_threads(config, each.name))) for each in stages
+        replace(each, facts=(*each.facts, *thread_facts(run)))
+        for each, run in zip(stages, runs, strict=True)
     )
     size = policy_size(config)
-    memory = _memory(config, layout, size)
+    memory = _memory(config, runs, layout, size)
     return Plan(
         experiment=config.experiment,
         seed=config.seed,
@@ -114,9 +106,7 @@ def make_plan(config: Config) -> Plan:
         memory=memory,
         notes=(
             *unused_sets(config),
-            *unused_critic_keys(config),
-            *loss_notes(config),
-            *cut_warmups(config),
+            *_own_notes(config, runs),
             *_limits(config.cluster),
             *too_few_cores(config.cluster),
             *_notes(config, layout, size),
@@ -125,7 +115,7 @@ def make_plan(config: Config) -> Plan:
             *check_gpu_memory(config, layout, memory),
             *smaller_passes(config, memory),
         ),
-        estimate=estimate_lines(config, layout, size)
+        estimate=estimate_lines(_estimated(config, runs), layout, size)
         if config.cluster.accelerator is Accelerator.cuda
         else (),
     )
@@ -139,6 +129,24 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
         ConfigError: a stage's input is neither given nor produced, and other contradictions.
     """
     check_stages(config)
+    runs = expand(config)
+    _check_settings(config)
+    stages: list[StagePlan] = []
+    for run in runs:
+        with named(run):
+            if run.variant:
+                _check_settings(run.config)
+            stages.append(_plan_stage(run))
+    samples = any(RoleName.rollout in run.roles for run in runs)
+    _check_models(config, samples=samples)
+    for run in runs:
+        with named(run):
+            if run.variant:
+                _check_models(run.config, samples=RoleName.rollout in run.roles)
+    return tuple(stages)
+
+
+def _check_settings(config: Config) -> None:
     check_ahead(config)
     check_keep_best(config)
     check_sharing(config)
@@ -147,14 +155,31 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
     check_estimator(config)
     check_online_rankings(config)
     check_judge(config)
-    stages = tuple(_plan_stage(config, stage) for stage in config.stages)
+
+
+def _check_models(config: Config, *, samples: bool) -> None:
     size = policy_size(config)
-    if any(RoleName.rollout in stage.roles for stage in stages):
+    if samples:
         check_lengths(config, size)
         check_head_sizes(config)
     check_rows(config)
     check_backbones(config, size)
-    return stages
+
+
+def _own_notes(config: Config, runs: Sequence[StageRun]) -> list[str]:
+    """Notes on the settings of stages; those of a variant begin with its name."""
+    notes = [*unused_critic_keys(config), *loss_notes(config), *cut_warmups(config)]
+    for run in runs:
+        if run.variant:
+            own = run.config
+            more = [*unused_critic_keys(own), *loss_notes(own), *cut_warmups(own)]
+            notes += [f"{run.name}: {note}" for note in more if note not in notes]
+    return notes
+
+
+def _estimated(config: Config, runs: Sequence[StageRun]) -> Config:
+    """The configuration whose PPO iteration is estimated: that of the first PPO stage."""
+    return next((run.config for run in runs if run.stage in PPO_STAGES), config)
 
 
 def _limits(cluster: ClusterConfig) -> list[str]:
@@ -175,16 +200,32 @@ def _limits(cluster: ClusterConfig) -> list[str]:
     return notes
 
 
-def _memory(config: Config, layout: Layout, size: ModelSize | None) -> tuple[RoleMemory, ...]:
-    """The memory of one worker of each role, if the size of its model is known."""
+def _memory(
+    config: Config, runs: Sequence[StageRun], layout: Layout, size: ModelSize | None
+) -> tuple[RoleMemory, ...]:
+    """The memory of one worker of each role, if the size of its model is known.
+
+    It is that of the stage run that needs most.
+    """
     if size is None:
         return ()
-    sizes = role_sizes(config, size)
-    return tuple(
-        role_memory(config, role, held)
-        for role in layout.roles
-        if (held := sizes[role]) is not None
-    )
+    most: dict[RoleName, RoleMemory] = {}
+    for own, roles in _users(config, runs):
+        sizes = role_sizes(own, size)
+        for role in roles:
+            if (held := sizes[role]) is None:
+                continue
+            found = role_memory(own, role, held)
+            most[role] = max(most.get(role, found), found, key=lambda each: each.total)
+    return tuple(most[role] for role in layout.roles if role in most)
+
+
+def _users(config: Config, runs: Sequence[StageRun]) -> Iterator[tuple[Config, set[RoleName]]]:
+    """Each different configuration, and the roles of the stage runs that have it."""
+    yield config, {role for run in runs if not run.variant for role in run.roles}
+    for run in runs:
+        if run.variant:
+            yield run.config, {*run.roles}
 
 
 def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:
@@ -199,165 +240,15 @@ def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> 
     ]
 
 
-def _plan_stage(config: Config, stage: StageName) -> StagePlan:
+def _plan_stage(run: StageRun) -> StagePlan:
     return StagePlan(
-        name=stage,
-        needs=inputs(config, stage),
-        makes=product(stage),
-        roles=stage_roles(config, stage),
-        optimizer_steps=stage_steps(config, stage),
-        facts=tuple(_facts(config, stage)),
-    )
-
-
-def _threads(config: Config, stage: StageName) -> list[str]:
-    """The threads of the stage's workers, unless each has one."""
-    found = {role: threads_of(config, stage, role) for role in stage_roles(config, stage)}
-    if max(found.values()) == 1:
-        return []
-    words = ", ".join(f"{role.value} {number}" for role, number in found.items())
-    return [f"threads per worker: {words}"]
-
-
-def _facts(config: Config, stage: StageName) -> list[str]:
-    if stage in PPO_STAGES:
-        return _ppo_facts(config, stage)
-    if stage is StageName.sft:
-        return _sft_facts(config)
-    if stage is StageName.reward_model:
-        return _reward_model_facts(config)
-    if stage is StageName.collect:
-        found = config.collect
-        return [
-            f"{found.prompts:,} prompts with {found.min_completions} to {found.max_completions} "
-            f"answers of {', '.join(found.models)}"
-        ]
-    if stage is StageName.dpo:
-        return _preference_facts(config)
-    if stage is StageName.online_dpo:
-        return _online_facts(config)
-    if stage is StageName.evaluate:
-        return [
-            f"{config.evaluate.prompts:,} held-out prompts and "
-            f"{config.evaluate.web_documents:,} documents per model"
-        ]
-    facts = [f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents"]
-    if config.data.source is DataSourceKind.pocket:
-        model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
-        facts.append(f"{pocket_size(model).parameters:,} parameters")
-    return facts
-
-
-def _sft_facts(config: Config) -> list[str]:
-    demonstrations, documents = sft_rows(config)
-    epochs = config.sft.epochs
-    times = f"{epochs} pass(es) in steps of" if epochs else f"{config.sft.steps:,} x"
-    what = "pretraining documents"
-    if config.sft.pretraining_full_rows:
-        what = f"rows of {config.pretrain.row_tokens:,} tokens of pretraining text"
-    mixed = f" and {documents} {what}" if documents else ""
-    return [f"{times} {demonstrations} demonstrations{mixed}"]
-
-
-def _reward_model_facts(config: Config) -> list[str]:
-    settings = config.reward_model
-    facts = [
-        f"{settings.prompts_per_step} prompts per step, every pair of a prompt in one step, "
-        f"{settings.epochs} pass(es)"
-    ]
-    if config.data.source is DataSourceKind.pocket:  # given rankings have their own K
-        facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
-    return facts
-
-
-def _preference_facts(config: Config) -> list[str]:
-    settings = config.preference
-    return [
-        f"{settings.rankings_per_step} rankings per step, {settings.epochs} pass(es), loss "
-        f"{settings.loss.value} with beta {settings.beta:g}, pairs {settings.pairs.value}"
-    ]
-
-
-def _online_facts(config: Config) -> list[str]:
-    algorithm = config.algorithm
-    prompts, samples = algorithm.prompts_per_iteration, algorithm.samples_per_prompt
-    return [
-        *_preference_facts(config),
-        f"{prompts} prompts x {samples} samples = {prompts * samples} sequences per iteration, "
-        "ranked by their rewards",
-        f"{algorithm.iterations} iterations",
-        *_dynamic_facts(algorithm),
-        *_ahead_facts(algorithm),
-    ]
-
-
-def _dynamic_facts(algorithm: AlgorithmConfig) -> list[str]:
-    dynamic = algorithm.dynamic_sampling
-    if not dynamic.enabled:
-        return []
-    at_most = (
-        f", at most {dynamic.max_batches} batches of prompts per iteration are sampled"
-        if dynamic.max_batches > 1
-        else ""
-    )
-    return [f"prompts whose samples all have the same score are dropped{at_most}"]
-
-
-def _ahead_facts(algorithm: AlgorithmConfig) -> list[str]:
-    if not algorithm.staleness:
-        return []
-    return [
-        f"generation runs {algorithm.staleness} iteration(s) ahead of training: sequences are "
-        "up to that many updates old"
-    ]
-
-
-def _ppo_facts(config: Config, stage: StageName) -> list[str]:
-    sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
-    facts = [
-        f"{algorithm.prompts_per_iteration} prompts x {algorithm.samples_per_prompt} sample(s) = "
-        f"{sizes.sequences_per_iteration} sequences per iteration, "
-        f"{sizes.sequences_per_engine} per engine",
-        f"{sizes.minibatches} minibatches of {algorithm.sequences_per_minibatch} x "
-        f"{algorithm.epochs} pass(es) = {sizes.steps_per_iteration} optimizer steps per iteration",
-        f"{algorithm.iterations} iterations = {sizes.episodes:,} episodes, "
-        f"{sizes.optimizer_steps:,} optimizer steps",
-        f"at most {sizes.most_tokens_per_iteration:,} tokens per iteration, "
-        f"{sizes.most_micro_batches_per_step} micro-batch(es) of "
-        f"{config.trainer.micro_batch_tokens:,} tokens per step and rank",
-    ]
-    facts.insert(0, _objective(algorithm))
-    if reference_of(config, stage) == "teacher":
-        facts.append("the reference is the teacher, model.checkpoints.teacher")
-    if not is_rewarded(config, stage):
-        facts.append("no rewards, so no reward role")
-    surplus = started_prompts(config) - algorithm.prompts_per_iteration
-    if surplus:
-        facts.append(f"{surplus} more prompts are started, and the last to finish aborted")
-    facts += [*_dynamic_facts(algorithm), *_ahead_facts(algorithm)]
-    if algorithm.critic_warmup_iterations:
-        facts.append(f"only the critic learns in the first {algorithm.critic_warmup_iterations}")
-    if sizes.documents_per_step:
-        facts.append(f"{sizes.documents_per_step} pretraining documents per step")
-    if sizes.text_rows_per_step:
-        facts.append(
-            f"{sizes.text_rows_per_step} rows of {config.pretrain.row_tokens:,} tokens of "
-            "pretraining text per step"
-        )
-    return facts
-
-
-def _objective(algorithm: AlgorithmConfig) -> str:
-    high = algorithm.clip if algorithm.clip_high is None else algorithm.clip_high
-    averages = {
-        Aggregate.tokens: "tokens",
-        Aggregate.sequences: "sequences",
-        Aggregate.constant: "sequences, divided by the longest response",
-    }
-    return (
-        f"advantages {algorithm.advantage}, loss {algorithm.policy_loss} within "
-        f"{1 - algorithm.clip:g} .. {1 + high:g}, averaged over "
-        f"{averages[algorithm.aggregate]}, KL in the {algorithm.kl.place.value}"
+        name=run.name,
+        stage=run.stage,
+        needs=run.reads,
+        makes=run.product,
+        roles=run.roles,
+        optimizer_steps=stage_steps(run.config, run.stage),
+        facts=stage_facts(run),
     )
 
 
@@ -443,7 +334,7 @@ def _stage_lines(stage: StagePlan) -> list[str]:
     flow = [f"from {' + '.join(stage.needs)}"] if stage.needs else []
     flow += [f"makes {stage.makes}"] if stage.makes else []
     flow += [steps] if stage.makes and steps else []
-    head = f"  {stage.name.value:<15}{', '.join(flow)}".rstrip()
+    head = f"  {str(stage.name) + ' ':<15}{', '.join(flow)}".rstrip()
     return [head, *(f"  {'':<15}{fact}" for fact in stage.facts)]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
@@ -32,15 +30,22 @@ def product(stage: StageName) -> str:
     return _PRODUCTS.get(stage, "")
 
 
-def inputs(config: Config, stage: StageName) -> tuple[str, ...]:
-    """The names of the checkpoints that a stage starts from."""
+def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tuple[str, ...]:
+    """The names of the checkpoints that a stage starts from.
+
+    Args:
+        config: What it runs with.
+        stage: The stage.
+        labeling: Whether it samples and labels rankings; None: as `labels` says.
+    """
     pocket = config.data.source is DataSourceKind.pocket
     if stage is StageName.pretrain:
         return () if pocket else ("initial",)
     if stage is StageName.sft:
         return ("base",)
     if stage in RANKING_STAGES:
-        sampled_from_base = labels(config, stage) and config.reward_model.base_fraction > 0
+        sampling = labels(config, stage) if labeling is None else labeling
+        sampled_from_base = sampling and config.reward_model.base_fraction > 0
         return ("sft", "base") if sampled_from_base else ("sft",)
     if stage is StageName.collect:
         scored = ("reward_model",) if collected_are_scored(config) else ()
@@ -60,8 +65,8 @@ def is_rewarded(config: Config, stage: StageName) -> bool:
 
 
 def any_rewarded(config: Config) -> bool:
-    """Whether any stage of the run trains on rewards."""
-    return any(is_rewarded(config, stage) for stage in config.stages)
+    """Whether any stage of the configuration trains on rewards; variants are left out."""
+    return any(is_rewarded(config, stage) for stage in config.stage_names)
 
 
 def reference_of(config: Config, stage: StageName) -> str:
@@ -75,23 +80,7 @@ def labels(config: Config, stage: StageName) -> bool:
     if config.data.source is not DataSourceKind.pocket:
         return False
     first = next((each for each in config.stages if each in RANKING_STAGES), stage)
-    return stage in RANKING_STAGES and stage is first
-
-
-def models_read(config: Config, stage: str, finished: Collection[str]) -> set[str]:
-    """The names of the models that a run still needs.
-
-    Args:
-        config: The run.
-        stage: The current stage.
-        finished: The finished stages.
-    """
-    left = [each for each in StageName if each in config.stages or each.value == stage]
-    left = [each for each in left if each.value not in finished]
-    names = {name for each in left for name in inputs(config, each)}
-    if StageName.evaluate in left:
-        names |= {*_PRODUCTS.values()}
-    return names | {f"{product(each)}_initial" for each in left if each.value == stage}
+    return stage in RANKING_STAGES and stage == first
 
 
 def collected_are_scored(config: Config) -> bool:
@@ -105,14 +94,17 @@ def _place(config: Config, stage: StageName) -> int:
     return config.stages.index(stage) if stage in config.stages else len(config.stages)
 
 
-def stage_roles(config: Config, stage: StageName) -> tuple[RoleName, ...]:
-    """The role groups that a stage calls."""
+def stage_roles(
+    config: Config, stage: StageName, labeling: bool | None = None
+) -> tuple[RoleName, ...]:
+    """The role groups that a stage calls; see `inputs`."""
     if stage in PPO_STAGES:
         absent = set() if config.algorithm.estimator.needs_values else {RoleName.critic}
         absent |= set() if is_rewarded(config, stage) else {RoleName.reward}
         return tuple(role for role in RoleName if role not in absent)
     pocket = config.data.source is DataSourceKind.pocket
-    sampling = (RoleName.rollout,) if labels(config, stage) else ()
+    labeling = labels(config, stage) if labeling is None else labeling
+    sampling = (RoleName.rollout,) if labeling else ()
     if stage is StageName.reward_model:
         return (*sampling, RoleName.critic)
     if stage is StageName.collect:

@@ -8,6 +8,8 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.model_sizes import policy_size
 from orchestrator.planning.placement import Layout, place_roles, usable_nodes
+from orchestrator.planning.runs.expand import expand, run_roles
+from orchestrator.planning.runs.stage_run import whole
 from orchestrator.planning.stage_graph import stage_roles
 from orchestrator.process.cores import usable_cores
 
@@ -59,8 +61,8 @@ def too_few_cores(cluster: ClusterConfig) -> list[str]:
 
 def engine_threads(config: Config) -> int:
     """Threads of an engine, which keeps its process and their number in all stages."""
-    stages = [s for s in config.stages if RoleName.rollout in stage_roles(config, s)]
-    return min((threads_of(config, s, RoleName.rollout) for s in stages), default=1)
+    runs = [run for run in expand(whole(config)) if RoleName.rollout in run.roles]
+    return min((threads_of(run.config, run.stage, RoleName.rollout) for run in runs), default=1)
 
 
 def share_of(cores: float, layout: Layout, role: RoleName, together: set[RoleName]) -> int:
@@ -78,9 +80,7 @@ def share_of(cores: float, layout: Layout, role: RoleName, together: set[RoleNam
 
 
 def _layout(config: Config) -> Layout:
-    return place_roles(
-        config.cluster, {role for stage in config.stages for role in stage_roles(config, stage)}
-    )
+    return place_roles(config.cluster, {*run_roles(config)})
 
 
 def _beside(config: Config, stage: StageName, role: RoleName) -> set[RoleName]:

@@ -18,7 +18,8 @@ from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.planning.stage_graph import any_rewarded, reference_of
+from orchestrator.planning.runs.expand import any_rewarded, expand, stages_of
+from orchestrator.planning.stage_graph import reference_of
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
 from orchestrator.telemetry.sinks import require_packages
@@ -120,7 +121,7 @@ def _models(config: Config, checkpoints: dict[str, str]) -> dict[str, str]:
 
 def _saves(config: Config) -> bool:
     """Whether any stage publishes a model."""
-    return any(stage not in SAMPLING_STAGES for stage in config.stages)
+    return bool(stages_of(config) - {*SAMPLING_STAGES})
 
 
 def _saved(config: Config) -> list[str]:
@@ -130,7 +131,7 @@ def _saved(config: Config) -> list[str]:
 
 
 def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
-    if StageName.evaluate in config.stages:
+    if StageName.evaluate in stages_of(config):
         from orchestrator.stages.judging import check_judge_ready
 
         check_judge_ready(config, source.tokenizer)
@@ -139,14 +140,14 @@ def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_reward(config: Config, _source: DataSource) -> Iterable[str]:
     """Check that the environment has the secrets that the reward's source needs."""
-    if any_rewarded(config) or {*SAMPLING_STAGES} & set(config.stages):
+    if any_rewarded(config) or {*SAMPLING_STAGES} & stages_of(config):
         for name in config.reward.needs.secrets:
             secret(name, WHERE)
     return ()
 
 
 def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
-    if StageName.evaluate in config.stages:
+    if StageName.evaluate in stages_of(config):
         check_harness_ready(config)
     return ()
 
@@ -164,7 +165,7 @@ def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     """Check that reward models that read text can render a dialogue and the run's prompts."""
-    scores = {*ONLINE_STAGES, *SAMPLING_STAGES} & set(config.stages)
+    scores = {*ONLINE_STAGES, *SAMPLING_STAGES} & stages_of(config)
     if not scores or config.reward.bridge is not TextBridge.text:
         return ()
     judge = config.evaluate
@@ -185,7 +186,7 @@ def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
 
 def _check_teacher(config: Config, source: DataSource) -> Iterable[str]:
     """Check that a teacher reads the student's token ids as the student does."""
-    if "teacher" not in {reference_of(config, s) for s in config.stages}:
+    if "teacher" not in {reference_of(run.config, run.stage) for run in expand(config)}:
         return ()
     from workers.data.tokenize.fingerprint import tokenizer_fingerprint
     from workers.data.tokenize.tokenizers import load_tokenizer

@@ -15,7 +15,7 @@ from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.planning.stage_graph import any_rewarded
+from orchestrator.planning.runs.expand import any_rewarded, stages_of, variants_of
 from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
@@ -44,20 +44,34 @@ def check_own_parts(config: Config) -> None:
         ConfigError: one cannot be imported, or is or computes something else.
     """
     seconds = config.run.role_start_seconds
-    source, estimator = config.reward.kind, config.algorithm.advantage
-    if ":" in source:
+    if ":" in (source := config.reward.kind):
         _try("workers.scorers.source:find_source", source, WHERE, seconds)
-    if not any(stage in ONLINE_STAGES for stage in config.stages):
+    if not {*ONLINE_STAGES} & stages_of(config):
         return
-    if ":" in estimator:
-        loader = "workers.training.estimator:try_estimator"
-        _try(loader, estimator, "algorithm.advantage", seconds)
-    if ":" in (policy_loss := config.algorithm.policy_loss):
-        loader = "workers.training.policy_loss:try_policy_loss"
-        _try(loader, policy_loss, "algorithm.policy_loss", seconds)
+    for loader, path, where in _of_algorithms(config):
+        _try(loader, path, where, seconds)
     if ":" in config.rollout.transport:
         loader = "workers.weights.transport:find_transport"
         _try(loader, config.rollout.transport, "rollout.transport", seconds)
+
+
+def _of_algorithms(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Loader, path and key of the user's estimators and losses, those of variants included."""
+    plain = any(stage in ONLINE_STAGES for stage in config.stage_names)
+    chosen = variants_of(config).items()
+    changes = {
+        f"variants.{name}.set.": own.changes for name, own in chosen if own.stage in ONLINE_STAGES
+    }
+    for key, loader in (
+        ("algorithm.advantage", "workers.training.estimator:try_estimator"),
+        ("algorithm.policy_loss", "workers.training.policy_loss:try_policy_loss"),
+    ):
+        given = getattr(config.algorithm, key.rpartition(".")[2])
+        paths = {key: given} if plain or not all(key in each for each in changes.values()) else {}
+        paths |= {where + key: str(each[key]) for where, each in changes.items() if key in each}
+        for where, path in paths.items():
+            if ":" in path:
+                yield loader, path, where
 
 
 def _named(config: Config) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.cluster import Accelerator, RoleName
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import make_plan
+from orchestrator.planning.runs.expand import stages_of
 from workers.errors import ConfigError
 from workers.weights.transport import KIND, WHERE, Transport, find_transport
 
@@ -21,7 +22,7 @@ def check_transport(config: Config) -> None:
     Raises:
         ConfigError: It cannot be used for this run.
     """
-    if not any(stage in ONLINE_STAGES for stage in config.stages):
+    if not {*ONLINE_STAGES} & stages_of(config):
         return
     name = config.rollout.transport
     transport = find_transport(name, str(Path.cwd()))

@@ -31,7 +31,7 @@ from orchestrator.checkpoints.contents import MANIFEST, number_of
 from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
 from orchestrator.config.schema import Config
 from orchestrator.mirror.background import Mirror
-from orchestrator.planning.stage_graph import models_read
+from orchestrator.planning.runs.expand import models_read
 from orchestrator.planning.threads import cores_of
 from orchestrator.run_files.folder import RunFolder
 from workers.errors import BrokenCheckpointError, ConfigError, MissingCheckpointError

@@ -5,6 +5,7 @@ from __future__ import annotations
 UNSEEN = {
     "resume": "where a run goes on: test_resume_start.py",
     "rerun": "a run's configuration is read again: test_run.py",
+    "variants": "further stage runs: test_stage_runs.py, test_variant_stages.py",
     "run.overwrite": "an old folder is refused without it: test_run.py",
     "run.verify_inputs": "what a run was given is compared before it goes on: test_inputs.py",
     "run.plan_only": "ends before anything starts: test_run.py",

@@ -62,7 +62,7 @@ def estimate_step(
     Returns:
         None if there is no PPO stage, or the policy's size is not known.
     """
-    stages = [stage for stage in config.stages if stage in PPO_STAGES]
+    stages = [stage for stage in config.stage_names if stage in PPO_STAGES]
     policy = sizes.get(RoleName.policy)
     if not stages or policy is None:
         return None

@@ -21,7 +21,7 @@ from orchestrator.config.evaluation import EvaluateConfig
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import RewardModelConfig, SFTConfig
-from orchestrator.planning.stage_graph import models_read
+from orchestrator.planning.runs.expand import models_read
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.resume import Start, find_start, outlook
 from orchestrator.session.session import Session

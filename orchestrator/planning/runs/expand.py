@@ -1,0 +1,213 @@
+"""The stage runs of a configuration: every stage and variant, with what it runs with.
+
+A run of the recipe is a graph of stage runs over products (the checkpoints). A plain stage has its
+own name, the run's configuration and the products that its stage always reads. A variant has its
+own name, the run's configuration with its changes, and may read other products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from orchestrator.batching.batch_sizes import ONLINE_STAGES
+from orchestrator.config.cluster import RoleName
+from orchestrator.config.data import DataSourceKind
+from orchestrator.config.run import StageName
+from orchestrator.config.schema import Config
+from orchestrator.config.variants import Variant, variant
+from orchestrator.config.variants import stage_of as variant_stage
+from orchestrator.planning.runs.products import check_products, check_sources
+from orchestrator.planning.runs.settings import changed, kept_of, named_keys
+from orchestrator.planning.runs.stage_run import StageConfig, StageRun, whole
+from orchestrator.planning.stage_graph import (
+    RANKING_STAGES,
+    inputs,
+    is_rewarded,
+    product,
+    stage_roles,
+)
+from orchestrator.results.summary import MODEL_ORDER
+from workers.errors import ConfigError
+
+# The name by which a stage calls the model that it starts from.
+_START = {StageName.pretrain: "initial", StageName.sft: "base"}  # all others: "sft"
+
+
+_FIRST = {"base": 0, "large": 1}
+
+
+def expand(config: Config) -> tuple[StageRun, ...]:
+    """The stage runs of a configuration, in order.
+
+    Raises:
+        ConfigError: a variant has a key or value that it cannot have, two stage runs make the same
+            product, or a variant reads a product that nobody makes before it.
+    """
+    of_variants = variants_of(config)
+    if not of_variants:
+        return tuple(_plain(config, config, stage) for stage in config.stage_names)
+    own = _of_plain(config, of_variants)
+    runs: list[StageRun] = []
+    for name in config.stages:
+        if name in of_variants:
+            runs.append(_of_variant(config, name, of_variants[name], runs))
+        else:
+            runs.append(_plain(own, config, StageName(name)))
+    check_products(runs)
+    check_sources(config, runs, of_variants)
+    roles = frozenset(role for run in runs for role in run.roles)
+    for run in runs:
+        assert isinstance(run.config, StageConfig)
+        run.config.roles = roles
+    return tuple(runs)
+
+
+def run_roles(config: Config) -> frozenset[RoleName]:
+    """The roles of all stage runs, also where `config` is that of one of them."""
+    if isinstance(config, StageConfig):
+        return config.roles
+    return frozenset(role for run in expand(config) for role in run.roles)
+
+
+def variants_of(config: Config) -> dict[str, Variant]:
+    """The variants that are run, by name."""
+    return {n: variant(n, config.variants[n]) for n in config.stages if n in config.variants}
+
+
+def stage_of(config: Config, name: str) -> StageName:
+    """The stage that a stage run of this name runs."""
+    stage = variant_stage(config.variants, name)
+    assert stage is not None, f"there is no stage run {name!r}"
+    return stage
+
+
+def stages_of(config: Config) -> set[StageName]:
+    """The stages that are run, under whatever names."""
+    return {stage_of(config, name) for name in config.stages}
+
+
+def any_rewarded(config: Config) -> bool:
+    """Whether any stage run trains on rewards."""
+    return any(is_rewarded(run.config, run.stage) for run in expand(config))
+
+
+def compared(config: Config) -> list[str]:
+    """The models that an evaluation of the run compares, in the order of tables and plots.
+
+    The base models come first, then what is given, then what the run makes, in its order.
+    """
+    made = [run.product for run in expand(whole(config)) if run.stage is not StageName.reward_model]
+    given = [name for name in MODEL_ORDER if getattr(config.model.checkpoints, name)]
+    names = [*(name for name in given if name not in made), *filter(None, made)]
+    return sorted(names, key=lambda name: _FIRST.get(name, len(_FIRST)))
+
+
+def models_read(config: Config, stage: str, finished: Collection[str]) -> set[str]:
+    """The names of the models that a run still needs.
+
+    Args:
+        config: The run.
+        stage: The current stage run.
+        finished: The finished stage runs.
+    """
+    runs = [*expand(config)]
+    if stage in StageName.__members__ and stage not in config.stages:
+        runs.append(_plain(config, config, StageName(stage)))
+    left = [run for run in runs if run.name not in finished]
+    names = {name for run in left for name in run.reads}
+    if any(run.stage is StageName.evaluate for run in left):
+        names |= {*map(product, StageName), *(run.product for run in runs)}
+    return names | {f"{run.product}_initial" for run in left if run.name == stage}
+
+
+def _plain(config: Config, run: Config, stage: StageName) -> StageRun:
+    """A stage under its own name; `run` has the stages before it, by which rankings are labeled."""
+    at = run.stages.index(stage) if stage in run.stages else len(run.stages)
+    labels = _labels(run, stage, run.stages[:at])
+    return StageRun(
+        name=stage,
+        stage=stage,
+        config=config,
+        inputs={name: name for name in inputs(config, stage, labels)},
+        product=product(stage),
+        roles=stage_roles(config, stage, labels),
+        seed_as=stage.value,
+        labels=labels,
+    )
+
+
+def _labels(config: Config, stage: StageName, before: Sequence[str]) -> bool:
+    """Whether a stage run samples and labels rankings: the first that reads any."""
+    kinds = [stage_of(config, name) for name in before]
+    first = not any(kind in RANKING_STAGES for kind in kinds)
+    return first and stage in RANKING_STAGES and config.data.source is DataSourceKind.pocket
+
+
+def _of_plain(config: Config, variants: Mapping[str, Variant]) -> StageConfig:
+    """What the stages that are no variants run with; it shares the run's sections."""
+    return _stage_config(config, config, [n for n in config.stages if n not in variants])
+
+
+def _stage_config(config: Config, whole_run: Config, stages: list[str]) -> StageConfig:
+    values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+    made = StageConfig(**values | {"stages": stages, "variants": {}})
+    made.whole = whole_run
+    return made
+
+
+def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageRun]) -> StageRun:
+    where = f"variants.{name}"
+    labels = _labels(config, own.stage, [run.name for run in before])
+    with named_keys(name, own.changes):
+        settings = changed(config, own.changes, where)
+        bound = _bound(own, inputs(settings, own.stage, labels), where)
+    stages = [*_ancestors(bound.values(), before), own.stage.value]
+    made = _stage_config(settings, config, list(dict.fromkeys(stages)))
+    return StageRun(
+        name=name,
+        stage=own.stage,
+        config=made,
+        inputs=bound,
+        product=product(own.stage) if name == own.stage.value else name,
+        roles=stage_roles(made, own.stage, labels),
+        seed_as=own.seed_as or name,
+        changes=own.changes,
+        kept=kept_of(config, own),
+        variant=True,
+        labels=labels,
+    )
+
+
+def _bound(own: Variant, called: Sequence[str], where: str) -> dict[str, str]:
+    """Name of a model in the stage's code -> the product that the variant reads."""
+    bound, start = {name: name for name in called}, _START.get(own.stage, "sft")
+    if own.start:
+        if start not in called:
+            raise ConfigError(
+                f"the stage {own.stage.value} starts from no model",
+                where=f"{where}.from",
+                fix="leave it out",
+            )
+        bound[start] = own.start
+    if own.reward_model:
+        if "reward_model" not in called:
+            more = "; reward=model reads one" if own.stage in ONLINE_STAGES else ""
+            raise ConfigError(
+                f"the stage {own.stage.value} reads no reward model in this run",
+                where=f"{where}.reward_model",
+                fix=f"leave it out{more}",
+            )
+        bound["reward_model"] = own.reward_model
+    return bound
+
+
+def _ancestors(products: Iterable[str], before: Sequence[StageRun]) -> list[str]:
+    """The stages of the runs that products come from, in their order."""
+    wanted = set(products)
+    found: list[str] = []
+    for run in reversed(before):
+        if run.product in wanted:
+            found.insert(0, run.stage.value)
+            wanted |= set(run.reads)
+    return found

@@ -1,0 +1,78 @@
+"""Checks of the graph of products: every model has one maker, which comes before its readers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from orchestrator.config.schema import Config
+from orchestrator.config.variants import Variant, nearest
+from orchestrator.planning.runs.stage_run import StageRun
+from workers.errors import ConfigError
+
+
+def check_products(runs: Sequence[StageRun]) -> None:
+    """Refuse two stage runs that make the same model."""
+    made: dict[str, str] = {}
+    for run in runs:
+        if run.product and run.product in made:
+            raise ConfigError(
+                f"{made[run.product]} and {run.name} both make the model {run.product!r}",
+                where="stages",
+                fix="give the variant another name",
+            )
+        made[run.product] = run.name
+
+
+def check_sources(
+    config: Config, runs: Sequence[StageRun], variants: Mapping[str, Variant]
+) -> None:
+    """Check that what a variant reads is given, or made before it."""
+    makers = {run.product: run for run in runs if run.product}
+    given = [
+        each.name
+        for each in dataclasses.fields(config.model.checkpoints)
+        if getattr(config.model.checkpoints, each.name)
+    ]
+    made: list[str] = []
+    for run in runs:
+        own = variants.get(run.name)
+        for key, name in _named(own):
+            where = f"variants.{run.name}.{key}"
+            if name in made or name in given:
+                continue
+            if run.name in _sources(name, makers):
+                raise ConfigError(
+                    f"{run.name} starts from {name!r}, which itself comes from {run.name}",
+                    where=where,
+                    fix="name a model that does not depend on it",
+                )
+            if name in makers:
+                raise ConfigError(
+                    f"{run.name} reads {name!r}, which a later stage makes",
+                    where=where,
+                    fix=f"put {makers[name].name} before {run.name} in stages",
+                )
+            raise ConfigError(
+                f"{run.name} reads {name!r}, which no stage of this run makes",
+                where=where,
+                fix=f"{nearest(name, [*made, *given])}there are: "
+                f"{', '.join([*made, *given]) or 'none'}",
+            )
+        made += [run.product] if run.product else []
+
+
+def _named(own: Variant | None) -> list[tuple[str, str]]:
+    found = [("from", own.start), ("reward_model", own.reward_model)] if own else []
+    return [(key, name) for key, name in found if name]
+
+
+def _sources(name: str, makers: Mapping[str, StageRun]) -> set[str]:
+    """The names of the stage runs that a product comes from."""
+    found, left = set[str](), [name]
+    while left:
+        run = makers.get(left.pop())
+        if run is not None and run.name not in found:
+            found.add(run.name)
+            left += run.reads
+    return found
