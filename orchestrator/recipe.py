@@ -20,7 +20,8 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.mirror.opening import mirrored
 from orchestrator.planning.plan import Plan
-from orchestrator.planning.runs.expand import models_read
+from orchestrator.planning.runs.expand import expand, models_read
+from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.preflight.dry_run import Inputs, look
 from orchestrator.process.age import process_seconds
 from orchestrator.process.command_exit import say, tell
@@ -97,7 +98,8 @@ def run_recipe(
     resolved = plain_config(config)
     saved = start.saved
     saves = _saves(config, run_folder, start, stop, resolved)
-    names = [stage.value for stage in config.stages if stage.value not in saves.finished]
+    runs = [run for run in expand(config) if run.name not in saves.finished]
+    names = [str(run.name) for run in runs]
     run_id = saved.progress["telemetry"]["run_id"] if saved else ""
     mirror = start.mirror
     if mirror is not None:
@@ -105,7 +107,9 @@ def run_recipe(
         saves.go_on_copying(start.saved)
     with (
         mirrored(mirror, config.run.mirror_end_seconds, stop) as left,
-        Telemetry(run_folder, config.logger, resolved, run_id=run_id) as telemetry,
+        Telemetry(
+            run_folder, config.logger, resolved, run_id=run_id, stages=config.stages
+        ) as telemetry,
         LiveView(config.experiment, names, enabled=config.logger.live) as live,
         start_cluster(
             config.cluster,
@@ -133,7 +137,7 @@ def run_recipe(
         _tell_all(live, start.notes, looked.notes, telemetry.notes)
         kept = _keeping(session)
         stop.resort.steps += [live.close, *reversed(kept)]
-        _run_stages(session, names, cluster.guard, kept)
+        _run_stages(session, runs, cluster.guard, kept)
         if mirror is not None:
             mirror.finish(left)
         summary = summarise(session)
@@ -186,15 +190,18 @@ def _saves(
 ) -> Saves:
     # fingerprints of the inputs may take many minutes
     inputs = given_inputs.take(config) if start.taken is None else start.taken
+    runs, scores = expand(config), scores_of(config)
+    scores.delays = {str(run.name): scores_of(run.config).delay for run in runs if run.variant}
     return Saves(
         folder,
         config.run.checkpoint,
         stop,
         {"config": resolved, "versions": package_versions(), "inputs": inputs},
         start.saved,
-        scores_of(config),
+        scores,
         partial(models_read, config),
         start.mirror,
+        {str(run.name): run.stage.value for run in runs},
     )
 
 
@@ -204,13 +211,13 @@ def _present(session: Session) -> Present:
 
 
 def _run_stages(
-    session: Session, names: list[str], guard: Guard, kept: list[Callable[[], object]]
+    session: Session, runs: Sequence[StageRun], guard: Guard, kept: list[Callable[[], object]]
 ) -> None:
     """Run the stages; if they end early for any reason, `kept` writes the results so far."""
     try:
         with guard.explaining():
-            for name in names:
-                _run_stage(session, StageName(name), last=name == names[-1])
+            for run in runs:
+                _run_stage(session, run, last=run is runs[-1])
     except BaseException as error:
         guard.stand_down()
         # After a signal there may be no time for the report's plots.
@@ -243,11 +250,13 @@ def going_on(folder: RunFolder) -> str:
     return f"resume it with resume={folder.path}, whose last checkpoint is {saved[-1].name}"
 
 
-def _run_stage(session: Session, stage: StageName, *, last: bool) -> None:
-    session.position.stage, session.position.step = stage.value, 0
-    with session.telemetry.stage_span(stage.value):
-        run_supervised(session, STAGES[stage])
-    session.finish(stage.value, last=last)
+def _run_stage(session: Session, run: StageRun, *, last: bool) -> None:
+    name = str(run.name)
+    session.enter(run)
+    session.position.stage, session.position.step = name, 0
+    with session.telemetry.stage_span(name):
+        run_supervised(session, STAGES[run.stage])
+    session.finish(name, last=last)
     session.live.finish_stage()
 
 
@@ -257,6 +266,7 @@ def summarise(session: Session) -> Summary:
     seconds = findings.sync_seconds
     return Summary(
         reward_model=findings.reward_model,
+        reward_models=findings.reward_models,
         models=findings.models,
         preferred=tuple(findings.preferred),
         judging=findings.judging,

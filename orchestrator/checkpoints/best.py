@@ -36,6 +36,7 @@ class Scores:
     metric: str = ""  # "" = checkpoints are not compared
     lowest: bool = False  # the lowest value is the best
     delay: int = 0  # steps until the weights appear in the metric
+    delays: dict[str, int] = field(default_factory=dict)  # of stages where it is another one
     values: dict[str, dict[int, float]] = field(default_factory=dict)  # stage -> step -> value
 
     def measured(self, stage: str, step: int, metrics: Mapping[str, float]) -> bool:
@@ -45,8 +46,9 @@ class Scores:
             return False
         known = self.values.setdefault(stage, {})
         best = all(self._worth(value) > self._worth(other) for other in known.values())
-        known[step - self.delay] = value
-        return best and not self.delay
+        delay = self.delays.get(stage, self.delay)
+        known[step - delay] = value
+        return best and not delay
 
     def best(self, stage: str, steps: Collection[int]) -> int | None:
         """The best of these steps, the first one among equals; None if none was measured."""
@@ -56,7 +58,7 @@ class Scores:
 
     def open(self, stage: str, steps: Collection[int]) -> set[int]:
         """Those of these steps whose weights have not been measured yet."""
-        if not self.delay:
+        if not self.delays.get(stage, self.delay):
             return set()
         latest = max(self.values.get(stage, {}), default=0)
         return {step for step in steps if step > latest}

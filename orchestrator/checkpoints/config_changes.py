@@ -22,6 +22,7 @@ from orchestrator.config.cluster import RoleName
 from orchestrator.config.engines import Schedule
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.config.variants import stage_of
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ class _Change:
 
 def _sort(found: Changes, change: _Change, told: str, saved: SavedRun, config: Config) -> None:
     finished = saved.progress["finished"]
-    readers = _readers(change.key)
-    begun = [s.value for s in readers or () if s.value in (*finished, saved.stage)]
-    if readers is not None and not begun:
+    begun = [name for name in (*finished, saved.stage) if _reads(name, change.key, config)]
+    begun = list(dict.fromkeys(begun))
+    if not begun and _readers(change.key) is not None:
         found.exact.append(told)
     elif change.key not in _LENGTHS:
         found.refused.append(told)
@@ -138,8 +139,18 @@ def _sort(found: Changes, change: _Change, told: str, saved: SavedRun, config: C
         found.exact.append(told)
 
 
+def _reads(name: str, key: str, config: Config) -> bool:
+    """Whether a stage run reads a key whose readers are known."""
+    if key.startswith("variants."):
+        return key.split(".")[1] == name
+    readers = _readers(key)
+    return readers is not None and stage_of(config.variants, name) in readers
+
+
 def _readers(key: str) -> tuple[StageName, ...] | None:
     names = key.split(".")
+    if names[0] == "variants" and len(names) > 1:
+        return ()  # the variant itself
     prefixes = (".".join(names[:count]) for count in range(len(names), 0, -1))
     return next((READERS[prefix] for prefix in prefixes if prefix in READERS), None)
 
@@ -151,6 +162,8 @@ def _not_longer(change: _Change, begun: list[str], saved: SavedRun, config: Conf
     """
     if earlier := [stage for stage in begun if stage != saved.stage]:
         return f"{earlier[0]} is finished, and a later stage has begun"
+    if saved.stage in config.variants:
+        return f"the variant {saved.stage} has begun"
     before, after = change.before, change.after
     if not (isinstance(before, int) and isinstance(after, int) and 0 < before < after):
         return "a stage that has begun can only be made longer"

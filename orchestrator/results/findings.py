@@ -15,6 +15,8 @@ class Findings:
     """Results of the stages, for the summary."""
 
     reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
+    # of variants of its stage, by name
+    reward_models: dict[str, RewardModelFigures] = field(default_factory=dict)
     models: dict[str, EvaluationRow] = field(default_factory=dict)
     preferred: list[Preference] = field(default_factory=list)
     judging: Judging | None = None

@@ -17,7 +17,7 @@ from workers.records.processes import RoleInfo
 
 T = TypeVar("T")
 
-# Models in the order of the recipe, which is also that of every table and plot.
+# Models that have a label, in the order of the recipe; those of variants come in the run's order.
 MODEL_ORDER = ("base", "large", "teacher", "sft", "ppo", "ppo_ptx", "dpo", "online_dpo")
 MODEL_LABELS = {
     "base": "base",
@@ -140,7 +140,8 @@ class Summary:
     """Everything in summary.json."""
 
     reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
-    models: dict[str, EvaluationRow] = field(default_factory=dict)  # by name
+    reward_models: dict[str, RewardModelFigures] = field(default_factory=dict)  # of variants
+    models: dict[str, EvaluationRow] = field(default_factory=dict)  # by name, in the run's order
     preferred: tuple[Preference, ...] = ()
     judging: Judging | None = None
     ledger: LedgerTotals = LedgerTotals()
@@ -155,9 +156,10 @@ class Summary:
     data: tuple[SetAccount, ...] = ()  # only with data.source=files
 
     def ordered_models(self) -> list[str]:
-        """The evaluated models in the order of the recipe; others after them."""
-        known = [name for name in MODEL_ORDER if name in self.models]
-        return known + [name for name in self.models if name not in MODEL_ORDER]
+        """The evaluated models in the run's order; in that of the recipe if it made no others."""
+        if any(name not in MODEL_ORDER for name in self.models):
+            return list(self.models)
+        return [name for name in MODEL_ORDER if name in self.models]
 
     def preference(self, model: str, over: str) -> Preference | None:
         """The comparison of two models, if it was made."""
@@ -206,7 +208,10 @@ def to_json(summary: Summary) -> dict[str, object]:
     """The summary as plain JSON values; the key names are fixed."""
     sync, timing = summary.weight_sync, summary.timing
     return {
-        "stages": {"reward_model": summary.reward_model.to_json()},
+        "stages": {
+            "reward_model": summary.reward_model.to_json(),
+            **{name: found.to_json() for name, found in summary.reward_models.items()},
+        },
         "evaluation": {
             "models": {name: _row(summary.models[name]) for name in summary.ordered_models()},
             "preferred": [
@@ -333,6 +338,7 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             lambda v: verified(RewardModelFigures.from_json(v)),
             RewardModelFigures(),
         ),
+        reward_models=part("stages", _reward_models, {}) if _has_variants(data) else {},
         models=part(
             "evaluation/models",
             lambda v: {str(name): _row_from_json(row) for name, row in v.items()},
@@ -357,6 +363,19 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             (),
         ),
     )
+
+
+def _has_variants(data: dict[str, Any]) -> bool:
+    stages = data.get("stages")
+    return isinstance(stages, dict) and bool(stages.keys() - {"reward_model"})
+
+
+def _reward_models(stages: dict[str, Any]) -> dict[str, RewardModelFigures]:
+    return {
+        str(name): verified(RewardModelFigures.from_json(figures))
+        for name, figures in stages.items()
+        if name != "reward_model"
+    }
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -36,13 +36,20 @@ class Corrections:
     places: set[tuple[str, int]] = field(default_factory=set)  # (stage, step) of corrected errors
     made: int = 0  # number of corrections in this process
 
-    def for_numbers(self, error: NonFiniteError, stage: str, step: int) -> bool:
-        """Exclude the sequences named by `error`; False if a replay would fail in the same way."""
+    def for_numbers(self, error: NonFiniteError, stage: str, step: int, kind: str = "") -> bool:
+        """Exclude the sequences named by `error`; False if a replay would fail in the same way.
+
+        Args:
+            error: The error.
+            stage: Name of the stage run.
+            step: Of the stage run.
+            kind: The stage that it runs, if that has another name.
+        """
         new = {*error.ids} - self.excluded
         if not new and (stage, step) in self.places:
             return False
         self.places.add((stage, step))
-        if stage in _SAMPLING:
+        if (kind or stage) in _SAMPLING:
             self.excluded |= new
         self.made += 1
         return True

@@ -62,7 +62,9 @@ def _apply_results(session: Session, progress: Mapping[str, Any]) -> None:
 def products(session: Session, stage: str) -> list[Path]:
     """The files outside a checkpoint that it needs: manifests of finished stages' models."""
     files = [path / model_folder.MANIFEST for path in _made(session).values()]
-    if stage in (each.value for each in RANKING_STAGES) and session.folder.rankings.exists():
+    run = session.run
+    kind = run.stage if run and run.name == stage else stage
+    if kind in RANKING_STAGES and session.folder.rankings.exists():
         files.append(session.folder.rankings)
     return files
 

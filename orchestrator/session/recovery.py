@@ -64,9 +64,8 @@ def _amend_numbers(session: Session, error: NonFiniteError) -> None:
     keep_culprits(session, error.what, error.ids, session.parts)
     wanted = session.config.algorithm.on_non_finite is not OnNonFinite.stop
     _require_patience(session, error)
-    if not wanted or not session.corrections.for_numbers(
-        error, session.position.stage, session.position.step
-    ):
+    place, kind = session.position, session.run.stage if session.run else ""
+    if not wanted or not session.corrections.for_numbers(error, place.stage, place.step, kind):
         raise error
     session.live.note(f"going back because {error.what}")
 

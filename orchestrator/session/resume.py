@@ -173,7 +173,7 @@ def outlook(config: Config, start: Start) -> list[str]:
         fresh = ["there is no checkpoint: the run starts from its beginning"]
         return fresh if config.resume else []
     finished = start.saved.progress["finished"]
-    left = ", ".join(s.value for s in config.stages if s.value not in finished) or "none"
+    left = ", ".join(name for name in config.stages if name not in finished) or "none"
     over = f"finished stages: {', '.join(finished) or 'none'}; left: {left}"
     told = [f"continues after {start.saved}; {over}", *start.notes]
     if config.rollout.inflight_updates or config.rollout.join_running:
@@ -242,17 +242,10 @@ def _doubts(changes: Changes) -> list[str]:
     return [f"changed since the checkpoint: {words}; not bit-identical from here on"]
 
 
-# For each stage, a metric that every step records once.
-_EACH_STEP = {
-    "pretrain": "pretrain/loss",
-    "pretrain_large": "pretrain/loss",
-    "sft": "sft/loss",
-    "reward_model": "reward_model/loss",
-    "ppo": "ppo/response_tokens_mean",
-    "ppo_ptx": "ppo/response_tokens_mean",
-    "dpo": "dpo/loss",
-    "online_dpo": "ppo/response_tokens_mean",
-}
+# Metrics that every step of their stages records once.
+_EACH_STEP = (
+    "pretrain/loss", "sft/loss", "reward_model/loss", "ppo/response_tokens_mean", "dpo/loss",
+)  # fmt: skip
 
 
 def done_again(saved: SavedRun) -> str:
@@ -268,7 +261,7 @@ def done_again(saved: SavedRun) -> str:
             with suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 stage = record.get("stage") if isinstance(record, dict) else None
-                if isinstance(stage, str) and record.get("name") == _EACH_STEP.get(stage, ""):
+                if isinstance(stage, str) and record.get("name") in _EACH_STEP:
                     steps[stage] += 1
     return ", ".join(f"{stage} {count:,} step(s)" for stage, count in steps.items())
 

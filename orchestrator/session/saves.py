@@ -63,6 +63,7 @@ class Saves:
         scores: Scores | None = None,
         needs: Needs | None = None,
         mirror: Mirror | None = None,
+        stages: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare to save.
 
@@ -75,7 +76,9 @@ class Saves:
             scores: The values by which checkpoints are compared.
             needs: The models that the run still reads.
             mirror: Where finished checkpoints are copied to.
+            stages: Name of a stage run -> its stage, where they differ.
         """
+        self._stages = stages or {}
         self._runs = SavedRuns(run, needs)
         self._config = config
         self._stop = stop or StopRequest()
@@ -95,7 +98,7 @@ class Saves:
     def best_of(self, stage: str) -> str:
         """A sentence on the best checkpoint of a PPO stage; "" if no metric is configured."""
         scores = self.scores
-        if not scores.metric or stage not in {each.value for each in ONLINE_STAGES}:
+        if not scores.metric or self._stages.get(stage, stage) not in ONLINE_STAGES:
             return ""
         saved = self._runs.steps().get(stage, {})
         best = scores.best(stage, saved)
@@ -153,7 +156,7 @@ class Saves:
 
     def due(self, stage: str, step: int) -> bool:
         """Whether a checkpoint is due after `step` steps."""
-        every = self._config.steps(stage)
+        every = self._config.steps(self._stages.get(stage, stage))
         return self._stop.requested or bool(every and step % every == 0)
 
     def start(

@@ -18,8 +18,12 @@ from orchestrator.checkpoints import model_folder
 from orchestrator.cluster.fork_servers import Apart, here
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.reward import TextBridge
+from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
+from orchestrator.planning.runs.expand import stage_of
+from orchestrator.planning.runs.stage_run import StageRun, whole
+from orchestrator.planning.stage_graph import product
 from orchestrator.planning.worker_specs import rollout_spec
 from orchestrator.results.findings import Findings
 from orchestrator.roles.interfaces import Rollouts, Saver
@@ -55,7 +59,7 @@ class Outlived:
 class Session:
     """The configuration, the roles, the data and the records of one run."""
 
-    config: Config
+    config: Config  # of the current stage run, after `enter`
     folder: RunFolder
     source: DataSource
     telemetry: Telemetry
@@ -63,7 +67,7 @@ class Session:
     fleet: Roles
     position: Position
     started: float  # time.monotonic() at the start of the process, minus earlier processes' seconds
-    checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ... -> folder
+    checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ..., names of variants -> folder
     saves: Saves
     losses: Losses
     apart: Apart = here  # calls functions that need libraries which the driver does without
@@ -71,16 +75,45 @@ class Session:
     parts: Sequence[Rollouts] = ()  # of the iteration in progress, once all have arrived
     outlived: Outlived | None = None
     findings: Findings = field(default_factory=Findings)
+    run: StageRun | None = None  # the current one; None: stages have their own names and products
     _next_id: int = 0
     _next_version: int = 0
     _engine_shape: str = ""  # architecture that the engines hold; "" = not started
 
+    def enter(self, run: StageRun) -> None:
+        """Begin a stage run: its configuration, name, inputs and product count from now on."""
+        self.run, self.config = run, run.config
+
+    def name_of(self, stage: StageName) -> str:
+        """The name of the stage run that runs this stage: of its metrics, checkpoints and seeds."""
+        return str(self.run.name) if self.run and self.run.stage is stage else stage.value
+
+    def product_of(self, stage: StageName) -> str:
+        """The name of the model that this stage makes in the current stage run."""
+        return self.run.product if self.run and self.run.stage is stage else product(stage)
+
+    def has_run(self, *stages: StageName) -> bool:
+        """Whether a finished stage run ran one of these stages."""
+        run = whole(self.config)
+        return any(stage_of(run, name) in stages for name in self.saves.finished)
+
+    def called(self) -> dict[str, str]:
+        """The folders of all checkpoints, by the names that the current stage has for them."""
+        bound = self.run.inputs if self.run else {}
+        return self.checkpoints | {
+            name: self.checkpoints[read] for name, read in bound.items() if read in self.checkpoints
+        }
+
     def need(self, name: str) -> str:
-        """Path of the checkpoint `name`, after a check.
+        """Path of a checkpoint, after a check.
+
+        Args:
+            name: of the checkpoint as the stage calls it; a variant may read another in its place.
 
         Raises:
             CheckpointError: it is missing or broken.
         """
+        name = self.run.inputs.get(name, name) if self.run else name
         path = self.checkpoints.get(name, "")
         return str(model_folder.require(path, name, self.fleet.look_after))
 
@@ -174,7 +207,14 @@ class Session:
         self._next_id, self._next_version = counters["next_id"], counters["next_version"]
 
     def seed(self, *path: str | int) -> int:
-        """The seed of one random choice of this run."""
+        """The seed of one random choice of this run.
+
+        Args:
+            path: the purpose; if it begins with the name of the stage or stage run, that name
+                becomes the one that the stage run has in its seeds.
+        """
+        if self.run and path and path[0] in (self.run.stage, self.run.name):
+            path = (str(self.run.seed_as), *path[1:])
         return derive(self.config.seed, *path)
 
     def next_version(self) -> int:

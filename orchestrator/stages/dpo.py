@@ -32,12 +32,12 @@ _ROWS = 1024  # completions per replica whose log-probabilities are asked for at
 
 def dpo(session: Session) -> None:
     """Train the policy from the SFT model on rankings; the SFT model is the reference."""
-    settings = session.config.preference
+    settings, stage = session.config.preference, session.name_of(StageName.dpo)
     sft = session.need("sft")
     planned = preference_steps(session.config)
-    session.live.stage("dpo", planned or 0)  # None: unknown until the file is read
-    saved = session.saves.within("dpo")
-    given = with_pairs(rankings_of(session, "dpo", labeled=saved is not None), "dpo")
+    session.live.stage(stage, planned or 0)  # None: unknown until the file is read
+    saved = session.saves.within(stage)
+    given = with_pairs(rankings_of(session, stage, labeled=saved is not None), stage)
     if session.config.preference.loss is not PreferenceLoss.simpo:
         spec = frozen_spec(session.config, sft, StageName.dpo, RoleName.reference)
         session.fleet.reference.load(spec).result()
@@ -58,10 +58,11 @@ def dpo(session: Session) -> None:
     for step in range(saved.step if saved else 0, total):
         session.position.step = step
         size = settings.rankings_per_step
-        _train_step(session, step, chosen(session, "dpo", train, step, size))
-        session.boundary("dpo", step + 1, total, {}, policy)
-    session.publish("dpo", lambda path: policy.save(path, sft).result(), "dpo")
-    _evaluate(session, heldout, total)
+        _train_step(session, stage, step, chosen(session, stage, train, step, size))
+        session.boundary(stage, step + 1, total, {}, policy)
+    made = session.product_of(StageName.dpo)
+    session.publish(made, lambda path: policy.save(path, sft).result(), stage)
+    _evaluate(session, stage, heldout, total)
 
 
 def _known(rankings: list[Ranking]) -> list[Ranking]:
@@ -116,11 +117,11 @@ def learn(session: Session, rankings: Sequence[Ranking], beta_scale: float = 1.0
     return policy.train_preferences(shares, replace(spec, beta=spec.beta * beta_scale)).result()
 
 
-def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
+def _train_step(session: Session, stage: str, step: int, rankings: list[Ranking]) -> None:
     stats = learn(session, rankings)
     session.note_first_step()
     session.telemetry.record(
-        "dpo",
+        stage,
         step,
         {
             "dpo/loss": stats.loss,
@@ -132,7 +133,7 @@ def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
     session.live.advance(step + 1, loss=stats.loss, pair_accuracy=stats.extra["pair_accuracy"])
 
 
-def _evaluate(session: Session, heldout: Sequence[Ranking], step: int) -> None:
+def _evaluate(session: Session, stage: str, heldout: Sequence[Ranking], step: int) -> None:
     """Record how many held-out pairs the implicit reward orders as labeled."""
     policy = session.fleet.policy
     budget = session.config.trainer.micro_batch_tokens
@@ -141,7 +142,7 @@ def _evaluate(session: Session, heldout: Sequence[Ranking], step: int) -> None:
     scored = [r for share in shares for batch in share.micro_batches for r in batch]
     found = pair_accuracy(ordered_pairs(scored, counts.scores))
     session.telemetry.record(
-        "dpo",
+        stage,
         step,
         {
             "dpo/heldout_loss": counts.loss_sum / counts.rankings,

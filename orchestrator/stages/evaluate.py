@@ -18,6 +18,7 @@ from orchestrator.batching import training_batches
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind, kinds
 from orchestrator.config.run import StageName
+from orchestrator.planning.runs.expand import compared
 from orchestrator.planning.worker_specs import frozen_spec
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
 from orchestrator.roles.weight_sync import measure_parity, require_parity
@@ -39,7 +40,7 @@ _MOST_NATS = 700.0  # exp(709.8) is the largest float
 
 def evaluate(session: Session) -> None:
     """Compare all models of the run."""
-    names = [name for name in MODEL_ORDER if session.checkpoints.get(name)]
+    names = [name for name in _order(session) if session.checkpoints.get(name)]
     session.live.stage("evaluate", len(names))
     if not names:
         raise ConfigError(
@@ -61,6 +62,12 @@ def evaluate(session: Session) -> None:
     session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
     _run_harness(session, names)
     model_card.add_evaluation(session)
+
+
+def _order(session: Session) -> list[str]:
+    """All models in order, also those of an earlier part of the run that had other stages."""
+    names = compared(session.config)
+    return [*names, *(name for name in MODEL_ORDER if name not in names)]
 
 
 def _by_architecture(session: Session, names: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from orchestrator.config.schema import Config
 from orchestrator.planning.worker_specs import endpoint_spec, judge_spec, reward_spec
 from orchestrator.process.secrets import secret
 from orchestrator.results.intervals import WinRate, preference, win_rate
-from orchestrator.results.summary import EvaluationRow, Judging, Preference
+from orchestrator.results.summary import MODEL_ORDER, EvaluationRow, Judging, Preference
 from orchestrator.session.session import Session
 from orchestrator.stages.human_judge import People, read_verdicts
 from workers.data.records import Gold, Prompt
@@ -31,30 +31,6 @@ from workers.user_functions.judge_function import Pair, call_judge, started_judg
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
-
-# Each pair (model, over) whose win rate is reported if both were evaluated.
-PAIRS = (
-    ("sft", "base"),
-    ("ppo", "sft"),
-    ("ppo_ptx", "sft"),
-    ("ppo", "base"),
-    ("ppo_ptx", "base"),
-    ("ppo", "large"),
-    ("ppo_ptx", "large"),
-    ("ppo_ptx", "ppo"),
-    ("teacher", "sft"),
-    ("ppo", "teacher"),
-    ("dpo", "sft"),
-    ("dpo", "base"),
-    ("dpo", "large"),
-    ("dpo", "ppo"),
-    ("dpo", "ppo_ptx"),
-    ("online_dpo", "sft"),
-    ("online_dpo", "base"),
-    ("online_dpo", "ppo"),
-    ("online_dpo", "ppo_ptx"),
-    ("online_dpo", "dpo"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +142,26 @@ def scores(
     return found.values.tolist()
 
 
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each pair (model, over) whose win rate is reported.
+
+    Every model that comes after SFT is compared with SFT, with the base models, with a teacher and
+    with the model before it; the stages of the recipe, few as they are, with each other.
+
+    Args:
+        names: Of the evaluated models, in their order.
+    """
+    starts = ("sft", "base", "large", "teacher")
+    own = [name for name in names if name not in starts]
+    pairs = [("sft", "base"), ("teacher", "sft")]
+    pairs += [(name, over) for over in starts for name in own]
+    for number, name in enumerate(own):
+        earlier = own[:number]
+        known = name in MODEL_ORDER
+        pairs += [(name, o) for o in earlier if o == earlier[-1] or (known and o in MODEL_ORDER)]
+    return [(model, over) for model, over in pairs if model in names and over in names]
+
+
 def preferences(
     session: Session, prompts: Sequence[Prompt], answers: Mapping[str, Answers]
 ) -> tuple[list[Preference], Judging | None]:
@@ -177,7 +173,7 @@ def preferences(
         DeadlineError: the endpoint took too long.
         DataError: people judged other answers.
     """
-    pairs = [(model, over) for model, over in PAIRS if model in answers and over in answers]
+    pairs = pairs_of([*answers])
     kind = session.config.evaluate.judge
     if kind is JudgeKind.function:
         rates, judging = _by_function(session, prompts, answers, pairs)

@@ -46,22 +46,21 @@ from workers.records.gather import gather_scores
 from workers.records.generation import RolloutBatch
 from workers.records.training import Ranking, StepStats
 
-STAGE = StageName.online_dpo.value
-
 
 def online_dpo(session: Session) -> None:
     """Train the policy from the SFT model on rankings of its own samples."""
-    total = session.config.algorithm.iterations
-    session.live.stage(STAGE, total)
+    total, stage = session.config.algorithm.iterations, session.name_of(StageName.online_dpo)
+    session.live.stage(stage, total)
     session.reached("earlier_stages")
     sft = session.need("sft")
-    run = set_up(session, STAGE, 0.0, sft)
+    run = set_up(session, StageName.online_dpo, 0.0, sft)
     for iteration in range(begin(run), total):
         session.position.step = iteration
         _iterate(run, iteration)
         savers = (*run.trainers, run.saved_rollouts)
-        session.boundary(STAGE, iteration + 1, total, run.state(), *savers)
-    session.publish(STAGE, lambda path: session.fleet.policy.save(path, sft).result(), STAGE)
+        session.boundary(stage, iteration + 1, total, run.state(), *savers)
+    made = session.product_of(StageName.online_dpo)
+    session.publish(made, lambda path: session.fleet.policy.save(path, sft).result(), stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class _Iteration:
 def _iterate(run: PPORun, iteration: int) -> None:
     """One iteration: sample, rank, learn, sync."""
     began, session = time.monotonic(), run.session
-    phases = Phases(session.telemetry, STAGE, iteration + 1)
+    phases = Phases(session.telemetry, run.stage, iteration + 1)
     scored = sample(run, iteration, phases)
     batch = session.fleet.rollout.fetch(scored.rollouts).result()
     rankings = _rankings(run, scored, batch)
@@ -173,7 +172,7 @@ def _learn(run: PPORun, iteration: int, rankings: list[Ranking]) -> list[StepSta
     size, steps = settings.rankings_per_step, list[StepStats]()
     run.sync.policy_moves()
     for epoch in range(settings.epochs):
-        rng = np.random.default_rng(session.seed(STAGE, "order", iteration, epoch))
+        rng = np.random.default_rng(session.seed(run.stage, "order", iteration, epoch))
         order = rng.permutation(len(rankings))
         for start in range(0, len(order), size):
             own = [rankings[n] for n in order[start : start + size]]
@@ -205,15 +204,15 @@ def _record(run: PPORun, done: _Iteration) -> None:
     if settings.on_non_finite is OnNonFinite.skip:
         values["ppo/skipped_steps"] = float(sum(not stats.applied for stats in done.steps))
     due = settings.evaluate_every and step % settings.evaluate_every == 0
-    with session.telemetry.span(STAGE, step, "record"):
+    with session.telemetry.span(run.stage, step, "record"):
         if due:
-            values |= heldout_values(session, STAGE, step, run.version)
+            values |= heldout_values(session, run.stage, step, run.version)
         if settings.rollouts_kept != 0:
             of_score = dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
-            at, most = (STAGE, step), settings.rollouts_kept
+            at, most = (run.stage, step), settings.rollouts_kept
             append_samples(session, at, done.batch, of_score, done.kl, most)
-        session.telemetry.record(STAGE, step, values)
-    session.telemetry.record_phases(STAGE, step)
+        session.telemetry.record(run.stage, step, values)
+    session.telemetry.record_phases(run.stage, step)
     shown = {
         name.partition("/")[2]: values[name]
         for name in ("ppo/score_mean", "ppo/kl_sequence", "dpo/loss", "ppo/gold_mean")

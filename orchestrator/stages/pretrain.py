@@ -17,35 +17,36 @@ from orchestrator.stages import supervised
 
 def pretrain(session: Session) -> None:
     """Train the base model."""
+    stage = StageName.pretrain
     if session.config.data.source is DataSourceKind.pocket:
-        initial = _from_scratch(session, "pretrain", "base", session.config.model.pocket)
+        initial = _from_scratch(session, stage, session.config.model.pocket)
     else:
         initial = session.need("initial")
-    _pretrain(session, "pretrain", "base", initial)
+    _pretrain(session, stage, initial)
     heldout = session.source.pretraining("heldout", 0, session.config.evaluate.web_documents)
     loss = supervised.mean_loss(session, heldout)
-    session.telemetry.record(
-        "pretrain", session.config.pretrain.steps, {"pretrain/validation_loss": loss}
-    )
+    step, values = session.config.pretrain.steps, {"pretrain/validation_loss": loss}
+    session.telemetry.record(session.name_of(stage), step, values)
     session.live.note(f"held-out loss {loss:.3f} nats per token")
 
 
 def pretrain_large(session: Session) -> None:
     """Train the larger base model to which the aligned models are compared."""
-    initial = _from_scratch(session, "pretrain_large", "large", session.config.model.large)
-    _pretrain(session, "pretrain_large", "large", initial)
+    stage = StageName.pretrain_large
+    initial = _from_scratch(session, stage, session.config.model.large)
+    _pretrain(session, stage, initial)
 
 
-def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
-    settings = session.config.pretrain
-    session.live.stage(stage, settings.steps)
+def _pretrain(session: Session, stage: StageName, initial: str) -> None:
+    settings, name = session.config.pretrain, session.name_of(stage)
+    session.live.stage(name, settings.steps)
     session.fleet.policy.load(
         train_spec(
             session.config,
             initial,
             settings.optimizer,
             settings.steps,
-            threads=threads_of(session.config, StageName(stage), RoleName.policy),
+            threads=threads_of(session.config, stage, RoleName.policy),
             whole=True,
         )
     ).result()
@@ -53,17 +54,19 @@ def _pretrain(session: Session, stage: str, name: str, initial: str) -> None:
     supervised.train(
         session,
         supervised.Loop(
-            stage=stage,
+            stage=name,
             family="pretrain",
             steps=settings.steps,
             batch=lambda step: session.pretraining_rows(step * count, count, shared=shared),
         ),
     )
-    session.publish(name, lambda path: session.fleet.policy.save(path, initial).result(), stage)
+    made = session.product_of(stage)
+    session.publish(made, lambda path: session.fleet.policy.save(path, initial).result(), name)
 
 
-def _from_scratch(session: Session, stage: str, name: str, model: PocketModelConfig) -> str:
+def _from_scratch(session: Session, stage: StageName, model: PocketModelConfig) -> str:
     """The initial model of a stage; one from before an interruption is reused."""
+    name = session.product_of(stage)
     product = f"{name}_initial"
     if product in session.checkpoints:
         return session.need(product)
@@ -81,6 +84,6 @@ def _from_scratch(session: Session, stage: str, name: str, model: PocketModelCon
             tie_word_embeddings=model.tie_word_embeddings,
             seed=session.seed("model", name),
         ),
-        stage,
+        session.name_of(stage),
     )
     return str(folder)

@@ -32,7 +32,7 @@ def rankings_of(
     train = session.source.rankings("train")
     heldout = session.source.rankings("heldout")
     if train is None or heldout is None:
-        labeled |= any(each.value in session.saves.finished for each in RANKING_STAGES)
+        labeled |= session.has_run(*RANKING_STAGES)
         rankings = (
             load_rankings(session.folder.rankings) if labeled else _label_and_keep(session, stage)
         )

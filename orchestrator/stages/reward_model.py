@@ -21,15 +21,15 @@ from workers.records.training import Ranking, TokenBatch
 
 def reward_model(session: Session) -> None:
     """Train the reward model from the SFT model; demonstrations then score 0 on average."""
-    settings = session.config.reward_model
+    settings, stage = session.config.reward_model, session.name_of(StageName.reward_model)
     sft = session.need("sft")
     planned = reward_model_steps(session.config)
-    session.live.stage("reward_model", planned or 0)  # None: unknown until the file is read
-    saved = session.saves.within("reward_model")
-    given = rankings_of(session, "reward_model", labeled=saved is not None)
+    session.live.stage(stage, planned or 0)  # None: unknown until the file is read
+    saved = session.saves.within(stage)
+    given = rankings_of(session, stage, labeled=saved is not None)
     verdicts = [*session.source.ties(), *(ranking for split in given for ranking in split)]
     agreement = annotator_agreement(verdicts)
-    train, heldout = with_pairs(given, "reward_model")
+    train, heldout = with_pairs(given, stage)
     # Read before training, so that a missing held-out part fails early.
     zero = session.source.demonstrations("heldout", 0, settings.bias_demonstrations)
     total = ranking_steps(session.config, len(train))
@@ -47,20 +47,20 @@ def reward_model(session: Session) -> None:
     for step in range(saved.step if saved else 0, total):
         session.position.step = step
         _train_step(
-            session, step, chosen(session, "reward_model", train, step, settings.prompts_per_step)
+            session, stage, step, chosen(session, stage, train, step, settings.prompts_per_step)
         )
-        session.boundary("reward_model", step + 1, total, {}, session.fleet.critic)
+        session.boundary(stage, step + 1, total, {}, session.fleet.critic)
     deviation = _evaluate(session, heldout, agreement, total)
     _centre(session, zero)
     session.publish(
-        "reward_model",
+        session.product_of(StageName.reward_model),
         lambda path: session.fleet.critic.save(path, sft).result(),
-        "reward_model",
+        stage,
         **{model_folder.SCORE_DEVIATION: deviation},
     )
 
 
-def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
+def _train_step(session: Session, stage: str, step: int, rankings: list[Ranking]) -> None:
     critic = session.fleet.critic
     budget = session.config.trainer.micro_batch_tokens
     shares = training_batches.ranking_step(rankings, critic.size, budget, packed=critic.packed)
@@ -68,7 +68,7 @@ def _train_step(session: Session, step: int, rankings: list[Ranking]) -> None:
     session.note_first_step()
     pairs = sum(r.pairs for r in rankings)
     session.telemetry.record(
-        "reward_model",
+        stage,
         step,
         {
             "reward_model/loss": stats.loss,

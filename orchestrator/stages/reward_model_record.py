@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from orchestrator.config.run import StageName
 from orchestrator.results.calibration import calibrate
 from orchestrator.results.pair_metrics import (
     accuracy_by_completions,
@@ -43,10 +44,14 @@ def record_heldout(
         calibration=calibrate(pairs),
         agreement=agreement,
     )
-    session.findings.reward_model = figures
+    stage = session.name_of(StageName.reward_model)
+    if stage == StageName.reward_model:
+        session.findings.reward_model = figures
+    else:
+        session.findings.reward_models[stage] = figures
     metrics = dict(_metrics(figures))
     metrics["reward_model/heldout_loss"] = counts.loss_sum / counts.rankings
-    session.telemetry.record("reward_model", step, metrics)
+    session.telemetry.record(stage, step, metrics)
     session.live.note(
         f"held-out pairs ordered as labeled: {100 * found.accuracy:.1f} % "
         f"[{100 * found.low:.1f}-{100 * found.high:.1f}] of {found.pairs:,} pairs of "

@@ -20,9 +20,9 @@ from workers.records.training import TokenBatch
 
 def sft(session: Session) -> None:
     """Fine-tune the base model on the demonstrator's replies."""
-    settings = session.config.sft
+    settings, stage = session.config.sft, session.name_of(StageName.sft)
     steps = _steps(session)
-    session.live.stage("sft", steps)
+    session.live.stage(stage, steps)
     base = session.need("base")
     threads = threads_of(session.config, StageName.sft, RoleName.policy)
     spec = train_spec(
@@ -39,16 +39,17 @@ def sft(session: Session) -> None:
     supervised.train(
         session,
         supervised.Loop(
-            stage="sft",
+            stage=stage,
             family="sft",
             steps=steps,
             batch=lambda step: _batch(session, step, mix),
         ),
     )
-    session.publish("sft", lambda path: session.fleet.policy.save(path, base).result(), "sft")
+    made = session.product_of(StageName.sft)
+    session.publish(made, lambda path: session.fleet.policy.save(path, base).result(), stage)
     heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
     loss = supervised.mean_loss(session, heldout)
-    session.telemetry.record("sft", steps, {"sft/validation_loss": loss})
+    session.telemetry.record(stage, steps, {"sft/validation_loss": loss})
     session.live.note(f"held-out loss {loss:.3f} nats per response token")
 
 

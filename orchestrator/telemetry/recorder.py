@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -73,6 +73,7 @@ class Telemetry:
         warn: Warn | None = None,
         sinks: Sequence[Sink] | None = None,
         run_id: str = "",
+        stages: Iterable[str] = (),
     ) -> None:
         """Open metrics.jsonl and start the sinks.
 
@@ -83,7 +84,9 @@ class Telemetry:
             warn: Called once per dropped sink or trace; logs by default.
             sinks: Replaces the configured sinks.
             run_id: Id of a resumed run in external services; "" = a new one.
+            stages: Names of stage runs that are no stages.
         """
+        self._stages = _STAGES | {*stages}
         self.run_id = run_id or uuid.uuid4().hex[:12]
         #: The state of the run at any moment, for sinks; other threads call it.
         self.present: Callable[[], Present] = Present
@@ -123,7 +126,7 @@ class Telemetry:
             UnknownMetricError: a name is not in METRICS; nothing is written then.
             CheckpointError: the disk is full or read-only, or the run folder was deleted.
         """
-        _check_stage(stage)
+        self._check_stage(stage)
         records = [MetricRecord.make(stage, step, name, value) for name, value in values.items()]
         if not records:
             return
@@ -163,7 +166,7 @@ class Telemetry:
 
         Repeated phases of a step are added up; a phase that never ends is not recorded.
         """
-        _check_stage(stage)
+        self._check_stage(stage)
         begin = time.monotonic()
         self.account.open()
 
@@ -189,7 +192,7 @@ class Telemetry:
     @contextmanager
     def stage_span(self, stage: str) -> Iterator[None]:
         """Time a whole stage."""
-        _check_stage(stage)
+        self._check_stage(stage)
         begin = self._running[stage] = time.monotonic()
         try:
             yield
@@ -286,6 +289,5 @@ class Telemetry:
             for span in self.account.untold():
                 self._trace.call(span)
 
-
-def _check_stage(stage: str) -> None:
-    assert stage in _STAGES, f"unknown stage {stage!r}; StageName has {sorted(_STAGES)}"
+    def _check_stage(self, stage: str) -> None:
+        assert stage in self._stages, f"unknown stage {stage!r}; known: {sorted(self._stages)}"

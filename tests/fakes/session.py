@@ -91,7 +91,9 @@ class Run:
             SavedRuns(self.folder).continue_from(resumed)
             self.folder.reopen(resumed.progress["appended"])
         self.stop = StopRequest()
-        self.telemetry = Telemetry(self.folder, self.config.logger, {}, sinks=[])
+        self.telemetry = Telemetry(
+            self.folder, self.config.logger, {}, sinks=[], stages=self.config.stages
+        )
         self.session = Session(
             config=self.config,
             folder=self.folder,

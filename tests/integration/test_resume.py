@@ -86,6 +86,38 @@ def test_a_run_killed_in_every_stage_ends_in_the_same(
     assert traces(often) == traces(once)
 
 
+def test_a_run_killed_in_two_variants_of_ppo_ends_in_the_same(tmp_path: Path) -> None:
+    arms = [
+        "stages=[pretrain,sft,reward_model,ppo,free,rloo,evaluate]",
+        "variants.free.stage=ppo", "variants.free.set.algorithm.kl.coefficient=0",
+        "variants.rloo.stage=ppo", "variants.rloo.algorithm=rloo",
+        "variants.rloo.set.algorithm.prompts_per_iteration=4",
+    ]  # fmt: skip
+    once, often = tmp_path / "once" / "run", tmp_path / "often" / "run"
+    for folder in (once, often):
+        folder.parent.mkdir()
+    finish(start(once, *arms), once)
+    for point in ("free-1", "rloo-1"):
+        process = start(often, *arms, "resume=auto")
+        try:
+            wait_for(process, often, point)
+        finally:
+            process.kill()
+            process.wait()
+    finish(start(often, *arms, "resume=auto"), often)
+    ended = traces(once)
+    assert traces(often) == ended
+    weights, evaluated = ended["weights"], ended["evaluation"]
+    assert isinstance(weights, dict)
+    assert isinstance(evaluated, dict)
+    assert {"ppo", "free", "rloo"} < {*weights}
+    assert [*evaluated["models"]] == ["base", "sft", "ppo", "free", "rloo"]
+    compared = {(p["model"], p["over"]) for p in evaluated["preferred"]}
+    assert {("free", "ppo"), ("rloo", "free"), ("rloo", "sft")} < compared
+    values = {r.stage for r in read_metrics(once / "metrics.jsonl") if r.name == "ppo/value_loss"}
+    assert values == {"ppo", "free"}  # rloo has no critic
+
+
 def test_sigterm_saves_a_step_and_the_newest_whole_checkpoint_goes_on(tmp_path: Path) -> None:
     once, often = tmp_path / "once" / "run", tmp_path / "often" / "run"
     for folder in (once, often):

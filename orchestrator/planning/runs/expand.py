@@ -34,7 +34,7 @@ from workers.errors import ConfigError
 _START = {StageName.pretrain: "initial", StageName.sft: "base"}  # all others: "sft"
 
 
-_FIRST = {"base": 0, "large": 1}
+_FIRST = {"base": 0, "large": 1, "teacher": 2}
 
 
 def expand(config: Config) -> tuple[StageRun, ...]:

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from orchestrator.config.run import StageName
 from orchestrator.config.training import OnNonFinite
 from orchestrator.results.findings import Findings
 from orchestrator.results.summary import LedgerTotals
@@ -46,26 +47,27 @@ from workers.records.training import StepStats
 
 def ppo(session: Session) -> None:
     """PPO without pretraining gradients."""
-    _train(session, "ppo", ptx_coefficient=0.0)
+    _train(session, StageName.ppo, ptx_coefficient=0.0)
 
 
 def ppo_ptx(session: Session) -> None:
     """PPO with pretraining gradients accumulated into the same optimizer steps."""
-    _train(session, "ppo_ptx", ptx_coefficient=session.config.algorithm.ptx.coefficient)
+    _train(session, StageName.ppo_ptx, ptx_coefficient=session.config.algorithm.ptx.coefficient)
 
 
-def _train(session: Session, stage: str, ptx_coefficient: float) -> None:
-    settings = session.config.algorithm
+def _train(session: Session, kind: StageName, ptx_coefficient: float) -> None:
+    settings, stage = session.config.algorithm, session.name_of(kind)
     session.live.stage(stage, settings.iterations)
     session.reached("earlier_stages")
     sft = session.need("sft")
-    run = set_up(session, stage, ptx_coefficient, sft)
+    run = set_up(session, kind, ptx_coefficient, sft)
     for iteration in range(begin(run), settings.iterations):
         session.position.step = iteration
         _iterate(run, iteration)
         savers = (*run.trainers, run.saved_rollouts)
         session.boundary(stage, iteration + 1, settings.iterations, run.state(), *savers)
-    session.publish(stage, lambda path: session.fleet.policy.save(path, sft).result(), stage)
+    made = session.product_of(kind)
+    session.publish(made, lambda path: session.fleet.policy.save(path, sft).result(), stage)
 
 
 def _iterate(run: PPORun, iteration: int) -> None:

@@ -33,10 +33,10 @@ if TYPE_CHECKING:  # imports torch
 RANKED = Estimator(needs_samples=2, whitens=False)
 
 
-def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PPORun:
+def set_up(session: Session, stage: StageName, ptx_coefficient: float, sft: str) -> PPORun:
     """Load the models of all roles at the same time, and start the engines, first if they must."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
-    roles = stage_roles(config, StageName(stage))
+    roles = stage_roles(config, stage)
     fleet.release(*(role for role in RoleName if role not in roles))
     fleet.bring_up(*roles)
     session.reached("actors")
@@ -48,7 +48,7 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     loading = [
         _load_policy(session, stage, sft),
         *([_load_critic(session, stage)] if RoleName.critic in roles else []),
-        *([_load_reference(session, StageName(stage))] if RoleName.reference in roles else []),
+        *([_load_reference(session, stage)] if RoleName.reference in roles else []),
         *([fleet.reward.load(reward_spec(config, reward_model, sft))] if rewarded else []),
     ]
     if not session.engines_first:
@@ -67,8 +67,8 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     ledger = Ledger()
     run = PPORun(
         session=session,
-        stage=stage,
-        estimator=RANKED if stage == StageName.online_dpo.value else settings.estimator,
+        stage=session.name_of(stage),
+        estimator=RANKED if stage is StageName.online_dpo else settings.estimator,
         ptx_coefficient=ptx_coefficient,
         sync=sync,
         version=0,
@@ -81,10 +81,10 @@ def set_up(session: Session, stage: str, ptx_coefficient: float, sft: str) -> PP
     return run
 
 
-def _load_policy(session: Session, stage: str, sft: str) -> Answer[None]:
+def _load_policy(session: Session, stage: StageName, sft: str) -> Answer[None]:
     """Start loading the policy, with the optimizer and the loss of the stage."""
     config, settings = session.config, session.config.algorithm
-    ranked = stage == StageName.online_dpo.value
+    ranked = stage is StageName.online_dpo
     waits = settings.critic_warmup_iterations
     taught = (settings.iterations - waits) * _steps_per_iteration(session)
     spec = train_spec(
@@ -92,7 +92,7 @@ def _load_policy(session: Session, stage: str, sft: str) -> Answer[None]:
         sft,
         config.preference.optimizer if ranked else settings.policy_optimizer,
         online_preference_steps(config) if ranked else taught,
-        threads=threads_of(config, StageName(stage), RoleName.policy),
+        threads=threads_of(config, stage, RoleName.policy),
         ema_decay=settings.ema_decay,
         vocabulary=session.vocabulary,
         estimator=None if ranked else settings.estimator_spec,
@@ -101,13 +101,13 @@ def _load_policy(session: Session, stage: str, sft: str) -> Answer[None]:
     return session.fleet.policy.load(spec)
 
 
-def _load_critic(session: Session, stage: str) -> Answer[None]:
+def _load_critic(session: Session, stage: StageName) -> Answer[None]:
     """Start loading the critic."""
     config = session.config
     steps = config.algorithm.iterations * _steps_per_iteration(session)
-    start = critic_start(config, session.checkpoints)
+    start = critic_start(config, session.called())
     optimizer = config.algorithm.critic_optimizer
-    threads = threads_of(config, StageName(stage), RoleName.critic)
+    threads = threads_of(config, stage, RoleName.critic)
     path = session.need(start.checkpoint)
     spec = train_spec(config, path, optimizer, steps, threads=threads, head=start.head)
     return session.fleet.critic.load(spec)
