@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 from orchestrator.checkpoints import model_folder
 from orchestrator.checkpoints.contents import FIX, MANIFEST
 from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
+from orchestrator.config.run import StageName
+from orchestrator.config.variants import stage_of
 from orchestrator.process.command_exit import exit_code
 from orchestrator.run_files.dataclass_json import from_plain
 from orchestrator.run_files.folder import RunFolder
@@ -79,7 +81,7 @@ def _export(options: argparse.Namespace) -> None:
     saved = find(Path(options.checkpoint), options.role)
     export(saved, options.role, Path(options.folder), options.threads)
     sys.stdout.write(f"{options.folder}: the {options.role} after {saved}\n")
-    if options.role == "critic" and saved.stage == "reward_model":
+    if _is_reward_model(saved, options.role):
         sys.stdout.write("its scores are not centred: a run does that at the end of the stage\n")
 
 
@@ -155,7 +157,7 @@ def _tokenizer(config: _Config, origin: Path) -> PreTrainedTokenizerBase:
 
 
 def _card(saved: SavedRun, role: Role, origin: Path, config: _Config) -> model_card.Card:
-    scores = role == "critic" and saved.stage == "reward_model"
+    scores = _is_reward_model(saved, role)
     return model_card.Card(
         name="reward_model" if scores else "critic" if role == "critic" else saved.stage,
         stages=(*saved.progress.get("finished", ()), f"{saved.stage}, {saved.step} steps of it"),
@@ -168,6 +170,11 @@ def _card(saved: SavedRun, role: Role, origin: Path, config: _Config) -> model_c
         temperature=config.rollout.temperature,
         max_tokens=config.rollout.max_response_tokens,
     )
+
+
+def _is_reward_model(saved: SavedRun, role: Role) -> bool:
+    stage = stage_of(saved.config.get("variants", {}), saved.stage)
+    return role == "critic" and stage is StageName.reward_model
 
 
 def _facts(saved: SavedRun, role: Role) -> tuple[TrainModelSpec, Dtype]:

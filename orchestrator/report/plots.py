@@ -34,6 +34,9 @@ _COLORS = {
     "pretrain_large": "#5b5f6b",
     "reward_model": "#8a56ac",
 }
+# Of models and stages that have no colour above, in their order.
+_FURTHER = ("#c9a227", "#1b9aaa", "#7d5a50", "#6a8532", "#d1495b", "#4f5d95", "#a0568b", "#3d8a7d")
+_LINES = ("-", "--", "-.", ":")
 _STAGE_LABELS = {**MODEL_LABELS, "reward_model": "reward model"}
 _INK, _PALE = "#24292f", "#d8dee4"
 _ONLINE = {"ppo": "-", "ppo_ptx": "--", "online_dpo": "-."}  # with line styles
@@ -81,45 +84,63 @@ def _drawn(
     return png.getvalue()
 
 
-def _ppo_curves(metric: str) -> list[Curve]:
-    # Dashes keep them apart where they coincide, and for eyes that see no colour difference.
+def _ppo_curves(records: Records, summary: Summary, metric: str) -> list[Curve]:
+    # Dashes keep curves apart where they coincide, and for eyes that see no colour difference.
     return [
-        (stage, f"ppo/{metric}", _STAGE_LABELS[stage], _COLORS[stage], line)
-        for stage, line in _ONLINE.items()
+        *(
+            (stage, f"ppo/{metric}", _STAGE_LABELS[stage], _COLORS[stage], line)
+            for stage, line in _ONLINE.items()
+        ),
+        *_of_variants(records, summary, f"ppo/{metric}"),
     ]
 
 
-def _reward(records: Records, _: Summary) -> Figure | None:
+def _of_variants(records: Records, summary: Summary, metric: str) -> list[Curve]:
+    """A curve per stage run that is no stage of the recipe; those without points are left out."""
+    return [
+        (name, metric, _label(name), _color(name, summary, records), _LINES[-n % len(_LINES)])
+        for n, name in enumerate(_further(summary, records), 2)
+    ]
+
+
+def _further(summary: Summary, records: Records = ()) -> list[str]:
+    """The stage runs and models without a colour in `_COLORS`, in the run's order."""
+    names = [*summary.timing.stages, *summary.models, *(record.stage for record in records)]
+    return [name for name in dict.fromkeys(names) if name not in _COLORS]
+
+
+def _reward(records: Records, summary: Summary) -> Figure | None:
     return _panels(
         records,
         [
-            ("Score from the reward model", _ppo_curves("score_mean")),
-            ("KL to the reference", _ppo_curves("kl_sequence")),
-            ("Score minus KL penalty", _ppo_curves("shaped_return")),
+            ("Score from the reward model", _ppo_curves(records, summary, "score_mean")),
+            ("KL to the reference", _ppo_curves(records, summary, "kl_sequence")),
+            ("Score minus KL penalty", _ppo_curves(records, summary, "shaped_return")),
         ],
     )
 
 
-def _gold(records: Records, _: Summary) -> Figure | None:
+def _gold(records: Records, summary: Summary) -> Figure | None:
     return _panels(
         records,
         [
-            ("Gold score, held-out prompts", _ppo_curves("gold_mean")),
-            ("Reward, held-out prompts", _ppo_curves("heldout_score_mean")),
-            ("Truthful responses", _ppo_curves("gold_truthful_rate")),
-            ("Rude responses", _ppo_curves("gold_rude_rate")),
+            ("Gold score, held-out prompts", _ppo_curves(records, summary, "gold_mean")),
+            ("Reward, held-out prompts", _ppo_curves(records, summary, "heldout_score_mean")),
+            ("Truthful responses", _ppo_curves(records, summary, "gold_truthful_rate")),
+            ("Rude responses", _ppo_curves(records, summary, "gold_rude_rate")),
         ],
         markers=True,
     )
 
 
-def _losses(records: Records, _: Summary) -> Figure | None:
+def _losses(records: Records, summary: Summary) -> Figure | None:
     supervised: list[tuple[str, list[Curve]]] = [
         (
             "Pretraining",
             [
                 ("pretrain", "pretrain/loss", "base", _COLORS["base"], "-"),
                 ("pretrain_large", "pretrain/loss", "large base", _COLORS["large"], "--"),
+                *_of_variants(records, summary, "pretrain/loss"),
             ],
         ),
         (
@@ -127,6 +148,7 @@ def _losses(records: Records, _: Summary) -> Figure | None:
             [
                 ("sft", "sft/loss", "training", _COLORS["sft"], "-"),
                 ("sft", "sft/validation_loss", "held out", _INK, "o"),
+                *_of_variants(records, summary, "sft/loss"),
             ],
         ),
         (
@@ -134,45 +156,50 @@ def _losses(records: Records, _: Summary) -> Figure | None:
             [
                 ("reward_model", "reward_model/loss", "training", _COLORS["reward_model"], "-"),
                 ("reward_model", "reward_model/heldout_loss", "held out", _INK, "o"),
+                *_of_variants(records, summary, "reward_model/loss"),
             ],
         ),
     ]
     ppo = [
-        ("PPO: policy loss", _ppo_curves("policy_loss")),
-        ("PPO: value loss", _ppo_curves("value_loss")),
-        ("PPO-ptx: pretraining text", _ppo_curves("ptx_loss")),
+        ("PPO: policy loss", _ppo_curves(records, summary, "policy_loss")),
+        ("PPO: value loss", _ppo_curves(records, summary, "value_loss")),
+        ("PPO-ptx: pretraining text", _ppo_curves(records, summary, "ptx_loss")),
     ]
     return _panels(records, supervised + ppo)
 
 
-def _lengths(records: Records, _: Summary) -> Figure | None:
+def _lengths(records: Records, summary: Summary) -> Figure | None:
     return _panels(
         records,
         [
-            ("Response length", _ppo_curves("response_tokens_mean")),
-            ("Responses that ended by themselves", _ppo_curves("eos_rate")),
-            ("Entropy of the policy", _ppo_curves("entropy")),
+            ("Response length", _ppo_curves(records, summary, "response_tokens_mean")),
+            ("Responses that ended by themselves", _ppo_curves(records, summary, "eos_rate")),
+            ("Entropy of the policy", _ppo_curves(records, summary, "entropy")),
         ],
     )
 
 
-def _health(records: Records, _: Summary) -> Figure | None:
+def _health(records: Records, summary: Summary) -> Figure | None:
     return _panels(
         records,
         [
-            ("Engine and trainer after a weight sync", _ppo_curves("parity_max")),
-            ("Clipped tokens", _ppo_curves("clip_fraction")),
-            ("Variance explained by the critic", _ppo_curves("explained_variance")),
+            ("Engine and trainer after a weight sync", _ppo_curves(records, summary, "parity_max")),
+            ("Clipped tokens", _ppo_curves(records, summary, "clip_fraction")),
+            (
+                "Variance explained by the critic",
+                _ppo_curves(records, summary, "explained_variance"),
+            ),
         ],
     )
 
 
-def _pair_accuracy(records: Records, _: Summary) -> Figure | None:
+def _pair_accuracy(records: Records, summary: Summary) -> Figure | None:
     stage = "reward_model"
     color = _COLORS[stage]
     accuracy: list[Curve] = [
         (stage, "reward_model/pair_accuracy", "training step", color, "-"),
         (stage, "reward_model/heldout_pair_accuracy", "held out", _INK, "o"),
+        *_of_variants(records, summary, "reward_model/pair_accuracy"),
     ]
     pairs: list[Curve] = [
         (stage, "reward_model/pairs_kept", "ordered", color, "-"),
@@ -231,7 +258,7 @@ def _perplexity(_: Records, summary: Summary) -> Figure | None:
     figure, (axes,) = _figure(1)
     names = [_label(name) for name, _ in rows]
     values = [value for _, value in rows if value is not None]
-    bars = axes.bar(names, values, color=[_color(name) for name, _ in rows], width=0.6)
+    bars = axes.bar(names, values, color=[_color(name, summary) for name, _ in rows], width=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=3, color=_INK)
     _style(axes, "Perplexity of web text: the alignment tax", "exp(nats/token), lower is better")
     axes.set_ylim(0, max(values) * 1.15)
@@ -246,9 +273,9 @@ def _win_rates(_: Records, summary: Summary) -> Figure | None:
     labels = [f"{_label(p.model)} over {_label(p.over)}" for p in preferred]
     figure, (axes,) = _figure(1, height=max(3.4, 1.4 + 0.42 * len(preferred)))
     for y, p in enumerate(preferred):
-        axes.plot([p.low, p.high], [y, y], color=_color(p.model), linewidth=5, alpha=0.35,
+        axes.plot([p.low, p.high], [y, y], color=_color(p.model, summary), linewidth=5, alpha=0.35,
                   solid_capstyle="round")  # fmt: skip
-        axes.plot([p.rate], [y], "o", color=_color(p.model), markersize=8)
+        axes.plot([p.rate], [y], "o", color=_color(p.model, summary), markersize=8)
         axes.annotate(
             f"{100 * p.rate:.1f} %", (p.rate, y), xytext=(0, 8), textcoords="offset points",
             ha="center", fontsize=9, color=_INK,
@@ -324,7 +351,7 @@ def _panels(
         for (_, _, label, color, line), points in curves:
             _draw_curve(axes, points, label, color, line, markers=markers)
         _style(axes, title, _unit(curves[0][0][1]))
-        axes.set_xlabel("iteration" if curves[0][0][0] in _ONLINE else "step", color=_INK)
+        axes.set_xlabel("iteration" if curves[0][0][1].startswith("ppo/") else "step", color=_INK)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.legend(frameon=False, fontsize=9)
@@ -402,7 +429,10 @@ def _label(name: str) -> str:
     return _STAGE_LABELS.get(name, name.replace("_", " ").replace("$", r"\$"))
 
 
-def _color(name: str) -> str:
+def _color(name: str, summary: Summary, records: Records = ()) -> str:
+    further = _further(summary, records)
+    if name in further and name not in _STAGE_LABELS:
+        return _FURTHER[further.index(name) % len(_FURTHER)]
     return _COLORS.get(name, _INK)
 
 

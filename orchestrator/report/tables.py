@@ -116,9 +116,11 @@ def _judging_facts(summary: Summary) -> list[tuple[str, str]]:
 def _reward_model_facts(summary: Summary) -> list[tuple[str, str]]:
     figures = summary.reward_model
     found: list[tuple[str, str]] = []
-    if (a := figures.heldout) is not None:
-        text = f"{_percent(a.accuracy)} {_interval(a.low, a.high)} of {a.pairs:,} pairs"
-        found.append(("reward model, held-out pairs", f"{text}, {a.prompts:,} prompts"))
+    named = {"reward model": figures} | summary.reward_models
+    for name, each in named.items():
+        if (a := each.heldout) is not None:
+            text = f"{_percent(a.accuracy)} {_interval(a.low, a.high)} of {a.pairs:,} pairs"
+            found.append((f"{name}, held-out pairs", f"{text}, {a.prompts:,} prompts"))
     if figures.calibration is not None:
         found.append(("reward model, calibration error", f"{figures.calibration.error:.3f}"))
     if (b := figures.agreement) is not None:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestrator.checkpoints.model_folder import CARD
+from orchestrator.config.run import StageName
+from orchestrator.planning.runs.expand import expand
+from orchestrator.planning.runs.stage_run import StageRun, whole
 from orchestrator.results.summary import MODEL_LABELS, EvaluationRow, TaskScore
 from workers.data.tables.accounts import SetAccount
 
@@ -41,7 +44,7 @@ _FIGURES = {
 class Card:
     """Contents of one model's card."""
 
-    name: str  # base, sft, reward_model, ppo, ppo_ptx, dpo, online_dpo, large
+    name: str  # base, sft, reward_model, ppo, ppo_ptx, dpo, online_dpo, large, or of a variant
     stages: tuple[str, ...]  # in the order in which they ran; the last one trained the model
     experiment: str
     seed: int
@@ -52,6 +55,7 @@ class Card:
     temperature: float
     max_tokens: int
     figures: tuple[tuple[str, float], ...] = ()
+    scores: bool = False  # a variant with a scalar head, which generates no text
 
 
 def of_session(session: Session, name: str, stage: str) -> Card:
@@ -59,7 +63,7 @@ def of_session(session: Session, name: str, stage: str) -> Card:
     from orchestrator.session.sources import accounts
 
     config, sampling = session.config, session.sampling()
-    origin = session.checkpoints.get(_ORIGINS.get(name, ""), "")
+    origin = session.checkpoints.get(_origins(session).get(name, ""), "")
     pairs = session.findings.reward_model.heldout
     figures = (("accuracy on held-out pairs", pairs.accuracy),) if pairs else ()
     return Card(
@@ -74,12 +78,28 @@ def of_session(session: Session, name: str, stage: str) -> Card:
         temperature=sampling.temperature,
         max_tokens=sampling.max_tokens,
         figures=figures if name == _REWARD_MODEL else (),
+        scores=session.run is not None and _trains_scores(session.run, name),
     )
+
+
+def _trains_scores(run: StageRun, name: str) -> bool:
+    return run.product == name and run.stage is StageName.reward_model
+
+
+def _has_head(card: Card) -> bool:
+    return card.scores or card.name in _SCORES
+
+
+def _origins(session: Session) -> dict[str, str]:
+    """Name of each model -> that of the one which its training started from."""
+    runs = expand(whole(session.config))
+    return _ORIGINS | {run.product: run.reads[0] for run in runs if run.variant and run.reads}
 
 
 def _base(session: Session, name: str) -> str:
     """Name of the given folder that a model derives from; "" if the run trained its base, too."""
-    while name := _ORIGINS.get(name, ""):  # some of these folders may have been deleted since
+    origins = _origins(session)
+    while name := origins.get(name, ""):  # some of these folders may have been deleted since
         folder = Path(session.checkpoints.get(name, session.folder.checkpoints / name))
         if folder.parent != session.folder.checkpoints:
             return folder.name
@@ -94,7 +114,7 @@ def write(folder: Path, card: Card) -> None:
 def render(card: Card) -> str:
     """The card as Markdown with a YAML front matter."""
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["rehearsal", "rlhf"]}
-    if card.name not in _SCORES:
+    if not _has_head(card):
         head["pipeline_tag"] = "text-generation"
     if card.licence:
         head["license"] = card.licence
@@ -104,7 +124,7 @@ def render(card: Card) -> str:
         _made(card),
         _data(card),
         _figures(card),
-        _SCORING if card.name in _SCORES else _prompting(card),
+        _SCORING if _has_head(card) else _prompting(card),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

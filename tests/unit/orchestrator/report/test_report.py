@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.config.run import LoggerConfig
+from orchestrator.report import plots
 from orchestrator.report.build import main, write_report
 from orchestrator.report.page import Page as PageContent
 from orchestrator.report.page import render_page
@@ -260,6 +261,41 @@ def test_tables_of_any_number_of_models_fit_eighty_columns(count: int) -> None:
     assert "a_task_with_quite_a_long_name_of_its_own" in labels
     for name in names:
         assert model_label(name) in text
+
+
+def test_variants_have_curves_colours_and_columns_of_their_own(tmp_path: Path) -> None:
+    names = ["ppo", "free", "rloo"]
+    records = [
+        MetricRecord.make(name, step, "ppo/score_mean", step) for name in names for step in range(3)
+    ]
+    rows = {name: EvaluationRow(web_perplexity=2.0) for name in ("base", "sft", "rloo", *names)}
+    summary = Summary(
+        models=rows,
+        reward_models={"rm_long": RewardModelFigures(heldout=PairAccuracy(0.65, 0.6, 0.7, 90, 30))},
+        timing=Timing(stages=dict.fromkeys(["rm_long", "ppo", "free", "rloo"], 1.0)),
+    )
+    curves = plots._ppo_curves(records, summary, "score_mean")
+    drawn = [curve for curve in curves if any(r.stage == curve[0] for r in records)]
+    assert [(name, label) for name, _, label, _, _ in drawn] == [
+        ("ppo", "PPO"), ("free", "free"), ("rloo", "rloo"),
+    ]  # fmt: skip
+    assert len({color for *_, color, _ in drawn}) == 3
+    # the same colours where only the summary is known
+    assert [plots._color(name, summary) for name in names] == [c for *_, c, _ in drawn]
+    assert {"reward.png", "perplexity.png"} <= {*plots.draw_plots(tmp_path, records, summary)}
+    assert summary.ordered_models() == ["base", "sft", "rloo", "ppo", "free"]
+    assert ("rm_long, held-out pairs", "65.0 % [60.0-70.0] of 90 pairs, 30 prompts") in facts(
+        summary
+    )
+
+
+def test_the_figures_of_several_reward_models_read_back(folder: RunFolder) -> None:
+    more = {"rm_long": SUMMARY.reward_model, "rm_wide": RewardModelFigures()}
+    write_summary(folder, replace(SUMMARY, reward_models=more))
+    assert [*json.loads(folder.summary.read_text())["stages"]] == ["reward_model", *more]
+    assert read_summary(folder.summary).reward_models == more
+    write_summary(folder, SUMMARY)
+    assert read_summary(folder.summary).reward_models == {}
 
 
 def test_plots_without_data_are_not_drawn(folder: RunFolder) -> None:

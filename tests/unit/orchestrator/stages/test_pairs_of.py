@@ -1,0 +1,33 @@
+"""Which models are compared: as the recipes always did, and each variant with its predecessor."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.stages.judging import pairs_of
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (
+            ["base", "large", "sft", "ppo", "ppo_ptx"],
+            ["sft base", "ppo sft", "ppo_ptx sft", "ppo base", "ppo_ptx base", "ppo large",
+             "ppo_ptx large", "ppo_ptx ppo"],
+        ),
+        (["base", "sft", "dpo"], ["sft base", "dpo sft", "dpo base"]),
+        (
+            ["sft", "ppo", "ppo_ptx", "dpo"],
+            ["ppo sft", "ppo_ptx sft", "dpo sft", "ppo_ptx ppo", "dpo ppo", "dpo ppo_ptx"],
+        ),
+        (
+            ["base", "sft", "ppo", "rloo", "b0"],
+            ["sft base", "ppo sft", "rloo sft", "b0 sft", "ppo base", "rloo base", "b0 base",
+             "rloo ppo", "b0 rloo"],
+        ),
+        (["base", "sft", "sft2"], ["sft base", "sft2 sft", "sft2 base"]),
+        (["ppo"], []),
+    ],
+)  # fmt: skip
+def test_pairs(names: list[str], pairs: list[str]) -> None:
+    assert pairs_of(names) == [tuple(pair.split()) for pair in pairs]
