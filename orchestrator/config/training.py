@@ -147,6 +147,17 @@ class SFTConfig:
     """AdamW and its schedule."""
 
 
+class Margin(Enum):
+    """The margin by which the score of the better completion of a pair has to lead."""
+
+    none = "none"
+    """None."""
+    ranks = "ranks"
+    """The distance of the ranks, divided by K - 1."""
+    likert = "likert"
+    """A third of the distance of the ratings from 1 to 7, at most 1 (column likert)."""
+
+
 @dataclass(slots=True, kw_only=True)
 class RewardModelConfig:
     """Reward modelling on K-way rankings."""
@@ -170,6 +181,8 @@ class RewardModelConfig:
     """Passes over the training rankings (paper: 1)."""
     prompts_per_step: int = positive(16)
     """Rankings per optimizer step."""
+    margin: Margin = Margin.none
+    """Margin in the loss of a pair (Llama 2, equation 2)."""
     bias_demonstrations: int = positive(256)
     """Demonstrations whose mean score becomes 0 through the bias."""
     optimizer: OptimizerConfig = field(

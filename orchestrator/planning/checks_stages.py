@@ -7,6 +7,7 @@ from orchestrator.config.data import DataSourceKind, all_sets, kinds
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.config.training import Margin
 from orchestrator.planning.runs.expand import compared, expand
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import _PRODUCTS
@@ -104,6 +105,12 @@ def _no_checkpoint(config: Config, run: StageRun, name: str) -> ConfigError:
 
 def _check_files(config: Config, stage: StageName) -> None:
     if config.data.source is DataSourceKind.pocket:
+        if stage is StageName.reward_model and config.reward_model.margin is Margin.likert:
+            raise ConfigError(
+                "the pocket world's labeler ranks completions and rates none",
+                where="reward_model.margin",
+                fix="set it to ranks or none, or use data=files with a column likert",
+            )
         if stage is StageName.sft and config.sft.epochs:
             raise ConfigError(
                 "the pocket world's demonstrations have no end, so there is no pass over them",

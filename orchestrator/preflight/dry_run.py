@@ -18,6 +18,7 @@ from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.config.training import Margin
 from orchestrator.planning.runs.expand import any_rewarded, expand, stages_of
 from orchestrator.planning.stage_graph import reference_of
 from orchestrator.process.secrets import secret
@@ -204,6 +205,17 @@ def _check_teacher(config: Config, source: DataSource) -> Iterable[str]:
     return ()
 
 
+def _check_margins(config: Config, source: DataSource) -> Iterable[str]:
+    """Check that every ranking that trains the reward model has ratings if its margin is theirs."""
+    for run in expand(config):
+        margin = run.config.reward_model.margin
+        if run.stage is StageName.reward_model and margin is Margin.likert:
+            from orchestrator.batching.margins import with_margins
+
+            with_margins(source.rankings("train") or [], margin)
+    return ()
+
+
 def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
     from orchestrator.planning.host_memory import check_host_memory
 
@@ -219,5 +231,6 @@ CHECKS: dict[str, Check] = {
     _SAVING: _check_saving,
     "text bridge": _check_bridge,
     "teacher": _check_teacher,
+    "margins": _check_margins,
     "memory": _check_memory,
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from orchestrator.batching import training_batches
 from orchestrator.batching.batch_sizes import ranking_steps, reward_model_steps, warmup_note
+from orchestrator.batching.margins import with_margins
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
@@ -30,6 +31,7 @@ def reward_model(session: Session) -> None:
     verdicts = [*session.source.ties(), *(ranking for split in given for ranking in split)]
     agreement = annotator_agreement(verdicts)
     train, heldout = with_pairs(given, stage)
+    train = with_margins(train, settings.margin)  # the held-out loss has none: it stays comparable
     # Read before training, so that a missing held-out part fails early.
     zero = session.source.demonstrations("heldout", 0, settings.bias_demonstrations)
     total = ranking_steps(session.config, len(train))

@@ -105,6 +105,9 @@ MAIN = [
     Row("reward_model.epochs", "2", 8, lambda w: w.spec("reward_model", "critic").optimizer.total_steps),
     Row("reward_model.prompts_per_step", "4", 4, lambda w: max(
         s.rankings for f in w.facts("reward_model", "critic.train_rankings") for s in f["steps"])),
+    Row("reward_model.margin", "ranks", {1.0}, lambda w: {float(r.levels.max() - r.levels.min()) for f in w.facts(
+        "reward_model", "critic.train_rankings") for s in f["steps"] for b in s.micro_batches for r in b
+        if len(set(r.ranks.tolist())) == len(r.ranks)}),
     Row("reward_model.bias_demonstrations", "13", 13, lambda w: len(w.facts("reward_model", "critic.score")[0]["batch"])),
     Row("algorithm.iterations", "4", 4, lambda w: len(w.facts("ppo_ptx", "critic.update"))),
     Row("algorithm.critic_warmup_iterations", "1", 3, lambda w: len(w.facts("ppo_ptx", "policy.update"))),

@@ -248,4 +248,5 @@ def _ranking(table: Table, row: int) -> Ranking:
         source=table.sets[rows.sets[row]].name,
         annotator=bytes(rows.texts.row(row)).decode(),
         prompt_length=int((rows.targets.row(first) == 0).sum()),
+        likert=rows.likert.row(row).astype(np.int64) if len(rows.likert.row(row)) else None,
     )

@@ -164,14 +164,17 @@ def _pairs(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     return better, worse
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
-    """Mean over the pairs of one prompt of `-log sigmoid(s_better - s_worse)`; ties are dropped.
+def ranking_loss(scores: Tensor, ranks: Tensor, levels: Tensor | None = None) -> Tensor:
+    """Mean over the pairs of one prompt of `-log sigmoid(s_better - s_worse - m)`; ties drop out.
 
     InstructGPT (arXiv 2203.02155, equation 1): all pairs of a prompt are one element of the batch.
+    The margin m is that of Llama 2 (arXiv 2307.09288, equation 2).
 
     Args:
         scores: (K,) reward units, carries the gradient.
         ranks: (K,) integers, 1 = best, equal = tie.
+        levels: (K,) reward units; m = level of the better less that of the worse, limited to
+            0 .. 1. None: m = 0.
 
     Returns:
         Scalar loss, nats per pair; 0 (with zero gradient) when all completions tie.
@@ -180,18 +183,24 @@ def ranking_loss(scores: Tensor, ranks: Tensor) -> Tensor:
         ValueError: the arguments are not vectors of equal length.
     """
     better, worse = _pairs(scores, ranks)
-    losses = softplus(scores[worse] - scores[better])
+    margins = 0.0 if levels is None else (levels[better] - levels[worse]).clamp(0.0, 1.0)
+    losses = softplus(scores[worse] - scores[better] + margins)
     return losses.sum() / max(len(better), 1)
 
 
 def rankings_loss(
-    scores: Sequence[Tensor], ranks: Sequence[Tensor], *, denominator: float | None = None
+    scores: Sequence[Tensor],
+    ranks: Sequence[Tensor],
+    *,
+    levels: Sequence[Tensor | None] | None = None,
+    denominator: float | None = None,
 ) -> Tensor:
     """Mean of `ranking_loss` over the prompts that kept at least one pair.
 
     Args:
         scores: one (K_i,) vector per prompt; at least one prompt.
         ranks: one (K_i,) vector per prompt.
+        levels: for the margins, one (K_i,) vector or None per prompt; None = no margins.
         denominator: prompts to divide by; None = the prompts with a kept pair.
 
     Returns:
@@ -202,7 +211,8 @@ def rankings_loss(
     """
     if not scores:
         raise ValueError("no ranking")
-    total = torch.stack([ranking_loss(s, r) for s, r in zip(scores, ranks, strict=True)]).sum()
+    each = zip(scores, ranks, levels or [None] * len(scores), strict=True)
+    total = torch.stack([ranking_loss(*one) for one in each]).sum()
     kept = sum(bool((r != r[0]).any()) for r in ranks)
     return _average(total, kept, denominator)
 

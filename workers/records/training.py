@@ -109,6 +109,10 @@ class Ranking:
     reference: FloatArray | None = None
     # (K,) of the sampled sequences, to name them in errors; None = the prompt is named
     ids: IntArray | None = None
+    likert: IntArray | None = None  # (K,) quality from 1 to 7, by the annotator; None = not rated
+    # (K,) the margin of a pair in the reward model's loss is the difference of its levels, within
+    # 0 .. 1; None = no margin
+    levels: FloatArray | None = None
 
     @property
     def pairs(self) -> int:

@@ -147,7 +147,11 @@ class CriticWorker(Trainer):
             return [scores], scores.sum()
         split = list(scores.split([len(r.ranks) for r in rankings]))
         ranks = [torch.tensor(r.ranks, device=scores.device) for r in rankings]
-        return split, rankings_loss(split, ranks, denominator=count)
+        levels = [
+            None if r.levels is None else torch.tensor(r.levels, device=scores.device)
+            for r in rankings
+        ]
+        return split, rankings_loss(split, ranks, levels=levels, denominator=count)
 
     def _update(
         self, step: StepWork, experience: list[ExperienceBatch], value_clip: float

@@ -6,7 +6,7 @@ from orchestrator.batching.batch_sizes import PPO_STAGES, ppo_arithmetic, sft_ro
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import Aggregate, AlgorithmConfig
+from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin
 from orchestrator.planning.model_sizes import pocket_size
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import is_rewarded, reference_of
@@ -86,6 +86,8 @@ def _reward_model_facts(config: Config) -> list[str]:
     ]
     if config.data.source is DataSourceKind.pocket:  # given rankings have their own K
         facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
+    if settings.margin is not Margin.none:
+        facts.append(f"the loss of a pair has a margin, by {settings.margin.value}")
     return facts
 
 

@@ -40,6 +40,7 @@ class _Verdict:
 
     annotator: str
     ranks: tuple[int | None, ...]
+    likert: tuple[int, ...] = ()  # quality of each completion, 1 to 7; () = not rated
 
 
 def comparisons(line: Line, source: str) -> Iterator[Comparison]:
@@ -77,7 +78,10 @@ def comparisons(line: Line, source: str) -> Iterator[Comparison]:
         if len(set(ranked)) > len(set(texts)):
             raise Unusable("equal completions ranked apart")
         tokens = tuple(t for t, (c, r) in zip(sampled, both, strict=False) if r and c)
-        yield Comparison(context, texts, ranks, line.where, user, source, verdict.annotator, tokens)
+        likert = tuple(v for v, (c, r) in zip(verdict.likert, both, strict=False) if r and c)
+        yield Comparison(
+            context, texts, ranks, line.where, user, source, verdict.annotator, tokens, likert
+        )
     if not made:
         raise Unusable(NO_LABEL)
 
@@ -147,13 +151,27 @@ def _verdicts(line: Line, completions: list[str | None]) -> list[_Verdict]:
     values = line.list(name)
     count = len(completions)
     if not any(isinstance(value, list) for value in values):
-        return [_Verdict(_annotator(line), _ranks(line, name, values, count))]
+        likert = _likert(line, "likert", line.fields.get("likert"), count)
+        return [_Verdict(_annotator(line), _ranks(line, name, values, count), likert)]
     annotators = _annotators(line, len(values))
     return [
         _Verdict(annotator, _ranks(line, f"{name}[{i}]", value, count))
         for i, (annotator, value) in enumerate(zip(annotators, values, strict=True))
         if value is not None
     ]
+
+
+def _likert(line: Line, name: str, values: object, count: int) -> tuple[int, ...]:
+    """The quality of each completion from 1 to 7; () where the row has none."""
+    values = line.parsed(values)
+    if values is None:
+        return ()
+    line.used.add(name)
+    listed = values if isinstance(values, list) else []
+    ratings = tuple(v for v in listed if type(v) is int and 1 <= v <= 7)
+    if not len(ratings) == len(listed) == count:
+        line.fail(f'"{name}" must hold a whole number from 1 to 7 for each of {count} completions')
+    return ratings
 
 
 def _sampled(line: Line, count: int) -> tuple[tuple[int, ...], ...]:

@@ -50,6 +50,7 @@ class Comparison:
     source: str = ""
     annotator: str = ""
     tokens: tuple[tuple[int, ...], ...] = ()  # of each completion, as sampled; () = of its text
+    likert: tuple[int, ...] = ()  # quality of each completion, 1 to 7; () = not rated
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Gatherer:
         self._tokens = RowStore(np.int32)
         self._targets = RowStore(np.bool_)
         self._ranks = RowStore(np.int16)
+        self._likert = RowStore(np.int16)
         self._texts = RowStore(np.uint8)
         self._dialogues = RowStore(np.uint8)
 
@@ -47,6 +48,7 @@ class Gatherer:
         self._tokens.extend(chunk.tokens)
         self._targets.extend(chunk.targets)
         self._ranks.extend(chunk.ranks)
+        self._likert.extend(chunk.likert)
         self._texts.extend(chunk.texts)
         self._dialogues.extend(chunk.dialogues)
         account.read += len(chunk.keys) + chunk.dropped.total()
@@ -68,6 +70,7 @@ class Gatherer:
             self._tokens.finish(),
             self._targets.finish(),
             self._ranks.finish(),
+            self._likert.finish(),
             self._texts.finish(),
             self._dialogues.finish(),
         )
@@ -103,6 +106,7 @@ class Rows:
     tokens: Ragged
     targets: Ragged
     ranks: Ragged
+    likert: Ragged
     texts: Ragged
     dialogues: Ragged
 

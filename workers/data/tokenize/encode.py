@@ -44,6 +44,7 @@ class Chunk:
     tokens: Ragged  # int32, one row per sequence
     targets: Ragged  # bool, as tokens; demonstrations and comparisons: True = replies
     ranks: Ragged  # int16, comparisons: K per row
+    likert: Ragged  # int16, comparisons: K per row, or 0 where they are not rated
     texts: Ragged  # uint8, prompts: UTF-8 as the tokenizer saw it; comparisons: the annotator
     dialogues: Ragged  # uint8, prompts: `pack_dialogue` of each; any other kind: no rows
     dropped: Counter[str] = field(default_factory=Counter)  # rows by reason
@@ -62,6 +63,7 @@ class _Columns:
     tokens: list[npt.NDArray[np.generic]] = field(default_factory=list)
     targets: list[npt.NDArray[np.generic]] = field(default_factory=list)
     ranks: list[Sequence[int]] = field(default_factory=list)
+    likert: list[Sequence[int]] = field(default_factory=list)
     texts: list[npt.NDArray[np.generic]] = field(default_factory=list)
     dialogues: list[npt.NDArray[np.generic]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -77,6 +79,7 @@ class _Columns:
             Ragged.from_rows(self.tokens, np.int32),
             Ragged.from_rows(self.targets, np.bool_),
             Ragged.from_rows(self.ranks, np.int16),
+            Ragged.from_rows(self.likert, np.int16),
             Ragged.from_rows(self.texts, np.uint8),
             Ragged.from_rows(self.dialogues, np.uint8),
             self.dropped,
@@ -148,6 +151,7 @@ class Encoder:
                 asked = np.zeros(len(row.tokens), np.bool_)
                 columns.targets += [np.append(asked, each >= 0) for each in row.completions]
                 columns.ranks.append(row.ranks)
+                columns.likert.append(row.likert)
                 columns.texts.append(np.frombuffer(row.annotator.encode(), np.uint8))
                 columns.cut += row.cut
             else:

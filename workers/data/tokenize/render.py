@@ -151,6 +151,7 @@ class Renderer:
                 example.user,
                 example.source,
                 example.annotator,
+                example.likert,
             )
 
         return _finished(examples, planned, row)

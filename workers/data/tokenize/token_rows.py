@@ -38,6 +38,7 @@ class RankedRow:
     user: str = ""
     source: str = ""
     annotator: str = ""
+    likert: tuple[int, ...] = ()  # quality of each completion, 1 to 7; () = not rated
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,6 +286,38 @@ def test_ranking_loss_of_literals() -> None:
     assert ranking_loss(scores, torch.tensor([2, 1])).item() == pytest.approx(-math.log(1 / 4))
 
 
+def test_a_margin_of_literals() -> None:
+    # log 3 apart with a margin of log 3: sigmoid(0) = 1/2; the other way round sigmoid(-2 log 3).
+    scores, third = torch.tensor([math.log(3.0), 0.0]), torch.tensor([2 / 3, 1 / 3])
+    right, wrong = torch.tensor([1, 2]), torch.tensor([2, 1])
+    one = torch.tensor([math.log(3.0), 0.0])  # above 1: limited to 1
+    assert ranking_loss(scores, right, one).item() == pytest.approx(math.log1p(math.e / 3))
+    # m = 1/3: log(1 + exp(1/3) / 3) = log 1.46520
+    assert ranking_loss(scores, right, third).item() == pytest.approx(0.381994, abs=1e-6)
+    # levels that contradict the ranks are no margin
+    assert ranking_loss(scores, wrong, third).item() == pytest.approx(math.log(4.0))
+    flat = torch.zeros(2)
+    assert ranking_loss(scores, right, flat).item() == ranking_loss(scores, right).item()
+
+
+def test_a_margin_is_that_of_each_pair() -> None:
+    scores, ranks = torch.zeros(3), torch.tensor([1, 2, 3])
+    levels = torch.tensor([0.0, -0.5, -1.0])
+    pairs = [math.log1p(math.exp(m)) for m in (0.5, 0.5, 1.0)]
+    assert ranking_loss(scores, ranks, levels).item() == pytest.approx(sum(pairs) / 3)
+    both = rankings_loss([scores, scores], [ranks, ranks], levels=[levels, None])
+    assert both.item() == pytest.approx((sum(pairs) / 3 + math.log(2)) / 2)
+
+
+def test_the_gradient_of_a_margin_is_that_of_shifted_scores() -> None:
+    ranks, levels = torch.tensor([1, 2]), torch.tensor([0.5, 0.0])
+    scores = torch.tensor([0.3, -0.1], requires_grad=True)
+    ranking_loss(scores, ranks, levels).backward()
+    # d/ds_better = -sigmoid(-(0.4 - 0.5)) = -sigmoid(0.1)
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([-0.524979, 0.524979], abs=1e-6)
+
+
 def test_equal_scores_cost_log_two_whatever_k() -> None:
     for k in range(2, 10):
         loss = ranking_loss(torch.zeros(k), torch.arange(k))
