@@ -16,9 +16,9 @@ from orchestrator.run_files.sealed_json import dump, seal
 from workers.errors import ConfigError, NonFiniteError
 from workers.process.disk import writing
 
-_LOCK, _RESTORING = ".lock", ".restoring"
+LOCK, _RESTORING = ".lock", ".restoring"
 # Hydra and the lock create these before the run checks whether the folder is empty.
-_OWN_ENTRIES = frozenset({".hydra", "run.log", _LOCK, _RESTORING})
+_OWN_ENTRIES = frozenset({".hydra", "run.log", LOCK, _RESTORING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +207,8 @@ class RunFolder:
             CheckpointError: the disk is full or read-only.
         """
         self._make()
-        with writing(self.path / _LOCK, "the run folder"):
-            lock = (self.path / _LOCK).open("w")
+        with writing(self.path / LOCK, "the run folder"):
+            lock = (self.path / LOCK).open("w")
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +222,7 @@ class RunFolder:
 
     def _was_given_up(self) -> bool:
         """Whether a run was started here; a user's own config.yaml does not count."""
-        return (self.path / _LOCK).is_file() and all(map(Path.is_dir, self.directories))
+        return (self.path / LOCK).is_file() and all(map(Path.is_dir, self.directories))
 
     def _make(self) -> None:
         if self.path.exists() and not self.path.is_dir():

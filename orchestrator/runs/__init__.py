@@ -1,0 +1,1 @@
+"""Commands that look at run folders: a list of runs, and the comparison of two."""
