@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, machine, write_result
+from benchmarks.common import RESULTS, ROOT, machine, write_result
 from orchestrator.telemetry.metrics import MetricRecord, read_metrics
 
 # Phases of each role; they follow each other, so their sum is the time that the role works.
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1,
                         help="first iterations that are left out of the speeds")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=7200, help="deadline of one run")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     parser.add_argument("overrides", nargs="*", help="more keys of the configuration, KEY=VALUE")
     return parser.parse_args()
 

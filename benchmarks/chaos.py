@@ -32,7 +32,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import ROOT, machine, write_result
+from benchmarks.common import RESULTS, ROOT, machine, write_result
 from orchestrator.supervision.ray_servers import server_name
 from orchestrator.telemetry.metrics import comparable, read_metrics
 
@@ -66,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engines", type=int, default=1, help="rollout engines")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import ROOT, configuration, machine, print_table, write_result
+from benchmarks.common import RESULTS, configuration, machine, print_table, write_result
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.schema import Config
 from orchestrator.planning.gpu_memory import check_gpu_memory
@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nodes", nargs="+", type=int, default=[1, 32], help="with 8 GPUs each")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

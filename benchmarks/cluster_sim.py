@@ -26,7 +26,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import ROOT, configuration, machine, print_table, write_result
+from benchmarks.common import RESULTS, configuration, machine, print_table, write_result
 from benchmarks.simulated_roles import PROMPT_TOKENS, Latency, Lengths, Mark, SimRoles
 from orchestrator.config.schema import Config
 from orchestrator.run_files.folder import RunFolder
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=16, help="of an iteration, a worker")
     parser.add_argument("--staleness", type=int, default=6, help="iterations ahead, in-flight")
     parser.add_argument("--iterations", type=int, default=42, help="of each run")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

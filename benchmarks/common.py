@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from orchestrator.config.schema import Config
 
 ROOT = Path(__file__).resolve().parent
+# In an installed package this folder belongs to nobody's project.
+RESULTS = ROOT / "results" if (ROOT / "results").is_dir() else Path("benchmark_results")
 DATA = ROOT.parent.parent / "shared" / "data"  # a folder beside the clone
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from benchmarks.common import DATA, ROOT, machine, make_model, require, write_result
+from benchmarks.common import DATA, RESULTS, machine, make_model, require, write_result
 from orchestrator import run
 from orchestrator.results.intervals import WinRate, preference
 from orchestrator.session.sources import make_source
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="+", default=[3, 4, 5, 6], choices=range(8),
                         help="eighths of the file to hold out, one after another")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="keep model and run here; default: nowhere")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     parser.add_argument("overrides", nargs="*", help="more key=value for the run")
     return parser.parse_args()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import ROOT, configuration, machine, write_result
+from benchmarks.common import RESULTS, configuration, machine, write_result
 from benchmarks.rollout_throughput.sides import VERSION, Ours
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.cluster import RoleName
@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--concurrent", type=int, default=16, help="sequences at once")
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.chaos import Run
-from benchmarks.common import ROOT, machine, write_result
+from benchmarks.common import RESULTS, machine, write_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=2000, help="of PPO")
     parser.add_argument("--every-seconds", type=float, default=2.0, help="between two looks")
     parser.add_argument("--work", type=Path, required=True, help="folder for the run")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
-    ROOT,
+    RESULTS,
     given,
     machine,
     make_checkpoints,
@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
                         help="folder with base (not llama_70m), sft and reward_model")  # fmt: skip
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                         help="further arguments of the run")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

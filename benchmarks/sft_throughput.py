@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from benchmarks.common import DATA, ROOT, machine, make_model, require, write_result
+from benchmarks.common import DATA, RESULTS, machine, make_model, require, write_result
 from orchestrator.batching import training_batches
 from workers.data.files import FileSource
 from workers.data.tokenize.data_sets import DataSet, Feeding, Rendering, SetKind
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the BPE")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

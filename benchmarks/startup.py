@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.common import (
-    ROOT,
+    RESULTS,
     given,
     machine,
     make_checkpoints,
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3, help="launches")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                         help="further arguments of the run")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

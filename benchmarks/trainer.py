@@ -33,7 +33,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import ROOT, machine, write_result
+from benchmarks.common import RESULTS, ROOT, machine, write_result
 from orchestrator.batching import training_batches
 from workers.models.forward import ModelPasses
 from workers.models.padding import pad_rows, response_cells
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory-tokens", type=int, default=1024, help="tokens under the large "
                         "vocabulary")  # fmt: skip
     parser.add_argument("--logits-mib", type=int, default=64, help="trainer.logits_mib there")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     parser.add_argument("--one-peak", nargs=2, type=int, metavar=("SEQUENCES", "MIB"),
                         help=argparse.SUPPRESS)  # fmt: skip
     return parser.parse_args()

@@ -22,7 +22,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import (
-    ROOT,
+    RESULTS,
     configuration,
     in_turns,
     machine,
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
                         choices=("shm", "gloo"), help="how the bytes travel")  # fmt: skip
     parser.add_argument("--ranks", type=int, default=1, help="trainer ranks of the policy")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each side")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser.parse_args()
 
 

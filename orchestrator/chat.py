@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from orchestrator.process.command_exit import exit_code, visible
+from orchestrator.process.program import program
 from workers.errors import ConfigError, RoleError
 from workers.scorers.http_answer import ask
 
@@ -152,7 +153,7 @@ def _words(answer: Any) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.chat", description=(__doc__ or "").splitlines()[0]
+        prog=program("orchestrator.chat"), description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--url", default=_URL, help=f"where the server listens ({_URL})")
     parser.add_argument("--model", default="", help="its name there (the first that is served)")

@@ -20,6 +20,7 @@ from orchestrator.checkpoints.saved_runs import SavedRun, SavedRuns
 from orchestrator.config.run import StageName
 from orchestrator.config.variants import stage_of
 from orchestrator.process.command_exit import exit_code
+from orchestrator.process.program import program
 from orchestrator.run_files.dataclass_json import from_plain
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session import model_card
@@ -229,7 +230,7 @@ def _save(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.export", description=(__doc__ or "").splitlines()[0]
+        prog=program("orchestrator.export"), description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("checkpoint", help="RUN/state/NUMBER-STAGE-STEP, or RUN: its newest one")
     parser.add_argument("folder", help="the Hugging Face folder to write")

@@ -15,6 +15,7 @@ import psutil
 
 from orchestrator.checkpoints import model_folder
 from orchestrator.process.command_exit import exit_code
+from orchestrator.process.program import program
 from workers.data.formats.readers import read_rows
 from workers.errors import ConfigError
 from workers.records.generation import Sampling
@@ -132,7 +133,7 @@ def _texts(paths: Sequence[str]) -> Iterator[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.new_model", description=(__doc__ or "").splitlines()[0]
+        prog=program("orchestrator.new_model"), description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("folder", help="where to write the model")
     parser.add_argument("--texts", nargs="+", required=True, metavar="FILE",

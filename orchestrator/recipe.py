@@ -28,7 +28,7 @@ from orchestrator.process.command_exit import say, tell
 from orchestrator.process.printing import rendered
 from orchestrator.process.stop_signals import StopRequest
 from orchestrator.report.build import write_report
-from orchestrator.report.tables import places, render_result
+from orchestrator.report.tables import next_steps, places, render_result
 from orchestrator.results.summary import Summary, Timing, WeightSyncTotals, write_summary
 from orchestrator.roles.fleet import Fleet, rules_of
 from orchestrator.run_files.folder import RunFolder
@@ -143,7 +143,8 @@ def run_recipe(
         summary = summarise(session)
         write_summary(run_folder, summary)
         report = write_report(run_folder)
-    tell(rendered(render_result(summary, report.comparisons)) + places(run_folder))
+    end = places(run_folder) + next_steps(run_folder, summary)
+    tell(rendered(render_result(summary, report.comparisons)) + end)
     say("".join(f"damaged: {note}\n" for note in report.damage))
     return summary
 

@@ -24,10 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from orchestrator.checkpoints.config_changes import set_key
 from orchestrator.cluster.fork_servers import ForkServers, preloads
 from orchestrator.command_line.arguments import prepare
-from orchestrator.command_line.composition import CONF, may_add, to_config
+from orchestrator.command_line.composition import may_add, to_config
 from orchestrator.command_line.earlier_run import Command, configuration
 from orchestrator.command_line.errors import explain
 from orchestrator.command_line.key_help import key_help
+from orchestrator.command_line.key_types import CONF
 from orchestrator.config.schema import Config
 from orchestrator.mirror.opening import mirror_outlook, open_mirror
 from orchestrator.planning.plan import Plan, make_plan, plan_stages, render_plan

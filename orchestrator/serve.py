@@ -18,6 +18,7 @@ from pathlib import Path
 from orchestrator.checkpoints import model_folder
 from orchestrator.process.command_exit import exit_code
 from orchestrator.process.installed import vllm_variants
+from orchestrator.process.program import program
 from workers.errors import ConfigError, UnsupportedPlatformError
 
 LOOPBACK, PORT = "127.0.0.1", 8000
@@ -155,7 +156,7 @@ def _built_for_cpu() -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.serve",
+        prog=program("orchestrator.serve"),
         description=(__doc__ or "").splitlines()[0],
         epilog="further options are handed to vLLM's server as they are",
         allow_abbrev=False,

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import ROOT, machine, write_result
+from benchmarks.common import RESULTS, machine, write_result
 from benchmarks.gpu.checks import Bench, ViolatedError, run_checks
 from benchmarks.gpu.facts import gpus, versions
 
@@ -22,7 +22,7 @@ def options(description: str, minutes: float) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="what computes")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a dry run")
     parser.add_argument("--minutes", type=float, default=minutes, help="limit for all checks")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     return parser
 
 

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import ROOT, machine, print_table, write_result
+from benchmarks.common import RESULTS, machine, print_table, write_result
 from benchmarks.peers import shapes
 from benchmarks.peers.environments import PEERS as INSTALLED
 from benchmarks.peers.environments import contents, default_cache
 from benchmarks.peers.figures import OURS, Turn, ratios, summary, work_of
 from benchmarks.peers.sides import PEERS, Comparison, launch
 from orchestrator.process.command_exit import exit_code
+from orchestrator.process.program import program
 from workers.errors import ConfigError
 
 _STEPS = {"tiny": 20, "pocket": 8, "llama_70m": 3}
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__,
+        prog=program("benchmarks.peers"), description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--shape", default="tiny", choices=list(shapes.SHAPES))
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of ours")
     parser.add_argument("--cache", type=Path, default=default_cache(),
                         help="folder of the peers' environments")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return parser
 
 

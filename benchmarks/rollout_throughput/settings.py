@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from benchmarks.common import ROOT, configuration
+from benchmarks.common import RESULTS, configuration
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
 from orchestrator.config.data import DataSourceKind, kinds
@@ -19,6 +19,7 @@ from orchestrator.planning.checks_lengths import check_lengths
 from orchestrator.planning.model_sizes import ModelSize, checkpoint_size, sequences_in_cache
 from orchestrator.planning.placement import Layout, place_roles
 from orchestrator.preflight import hub_models
+from orchestrator.process.program import program
 from workers.data.tokenize.data_sets import SetKind
 from workers.errors import BatchArithmeticError, ConfigError, ResourceError
 
@@ -63,7 +64,7 @@ class Settings:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks.rollout_throughput",
+        prog=program("benchmarks.rollout_throughput"),
         description="How fast do the engines of a run generate on your model, prompts and "
         "cluster, next to raw vLLM? Keys are those of python -m orchestrator.run: model, rollout, "
         "cluster, data, algorithm.samples_per_prompt.",
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repetitions", type=int, default=5, help="counted turns of each side")
     made.add_argument("--sync", action="store_true",
                       help="also time weight syncs from the policy's trainers")  # fmt: skip
-    made.add_argument("--out", type=Path, default=ROOT / "results", help="folder of results")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -17,11 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from orchestrator.command_line.arguments import prepare
 from orchestrator.command_line.earlier_run import Command, configuration
 from orchestrator.command_line.errors import explain, reject_unknown_keys
-from orchestrator.command_line.key_types import OPEN_SECTIONS
+from orchestrator.command_line.key_types import CONF, OPEN_SECTIONS
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import with_files
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 ConfigStore.instance().store("schema", Config)
 

@@ -14,14 +14,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.command_line.errors import explain
-from orchestrator.command_line.key_types import OPEN_SECTIONS
+from orchestrator.command_line.key_types import CONF, OPEN_SECTIONS
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import check_names
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.resume import find_folder, newest_of_any
 from workers.errors import ConfigError, UnknownKeyError
 
-_OPTIONS = Path(__file__).resolve().parents[2] / "conf"
 # Taken from this command line only, not from the earlier one.
 _OF_THE_COMMAND = ("run.overwrite", "run.plan_only", "resume", "rerun")
 
@@ -174,7 +173,7 @@ def _apply(
 
 def _keys_of_option(group: str, option: str) -> Iterator[str]:
     """Every key that an option of a group sets, including those of the options that it selects."""
-    text = (_OPTIONS / group / f"{option}.yaml").read_text(encoding="utf-8")
+    text = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
     first = text.partition("\n")[0]
     package = first.removeprefix("# @package ").strip() if first.startswith("# @package") else group
     plain = yaml.safe_load(text) or {}

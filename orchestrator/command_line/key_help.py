@@ -22,7 +22,7 @@ from orchestrator.config.schema import Config
 
 EVERYTHING = "all"
 _SET = "data.sets.NAME"
-_NOTE = "Values are the schema's; groups and experiments set others: --cfg job prints a run's.\n"
+NOTE = "Values are the schema's; groups and experiments set others: --cfg job prints a run's.\n"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,23 +56,33 @@ def key_help(arguments: Sequence[str]) -> str | None:
     asked = [word for word in read_flags(arguments)[1] if "=" not in word]
     if not asked:
         return None
-    known = list(_keys())
+    return described(asked)
+
+
+def described(words: Sequence[str]) -> str:
+    """One line per key that is, or is below, one of these; with the options of a single key.
+
+    Raises:
+        UnknownKeyError: there is no such key or section.
+    """
+    known = list(all_keys())
     lines: list[str] = []
-    for word in asked:
+    for word in words:
         found = [key for key in known if _is_below(key.name, word)]
         if not found:
             raise unknown_key(word)
         lines += [key.line() for key in found]
         if len(found) == 1:
             lines += _options(found[0].kind)
-    return "\n".join([*lines, "", _NOTE])
+    return "\n".join([*lines, "", NOTE])
 
 
 def _is_below(key: str, word: str) -> bool:
     return word == EVERYTHING or key == word or key.startswith(f"{word}.")
 
 
-def _keys() -> Iterator[Key]:
+def all_keys() -> Iterator[Key]:
+    """Every key that a command line can set, in the order of the schema."""
     yield from _below(Config, "")
     yield from _below(DataSetConfig, f"{_SET}.")
 

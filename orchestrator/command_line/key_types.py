@@ -7,13 +7,13 @@ import functools
 import types
 import typing
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from orchestrator.config.data_sets import DataSetConfig
 from orchestrator.config.schema import Config
+from orchestrator.process.shipped import shipped
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = shipped("conf")
 # Sections whose keys the schema does not declare: Hydra must be told to add them.
 OPEN_SECTIONS = ("data.sets.", "reward.settings.", "variants.")
 # Folders that Hydra itself writes into; jobs of a sweep get numbered folders in the second.

@@ -22,6 +22,7 @@ from orchestrator.data.inspection import (
 )
 from orchestrator.data.view import follow, print_report, render
 from orchestrator.process.command_exit import exit_code
+from orchestrator.process.program import program
 from workers.data.formats.kinds import FORMATS, SPECIAL
 from workers.data.formats.lines import Meter
 from workers.data.recognise.columns import Columns
@@ -118,7 +119,7 @@ def _measure(options: argparse.Namespace) -> Measure:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.data", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("orchestrator.data"), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = commands.add_parser("inspect", help="show what a run would read from a data set")
     look.add_argument("source", help="file, folder, or id of a Hugging Face data set")

@@ -31,6 +31,7 @@ from orchestrator.doctor.machine import existing
 from orchestrator.doctor.subject import Subject, make_subject
 from orchestrator.planning.worker_specs import rollout_environment
 from orchestrator.process.command_exit import exit_code, visible
+from orchestrator.process.program import program
 from orchestrator.process.stop_signals import stop_on_signals
 from workers.errors import ConfigError
 
@@ -129,7 +130,7 @@ def _as_json(found: Sequence[Result]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.doctor",
+        prog=program("orchestrator.doctor"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

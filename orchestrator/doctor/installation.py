@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -17,8 +16,8 @@ from orchestrator.doctor.findings import Finding, failure, good, skipped, warnin
 from orchestrator.doctor.gpus import torch_is_missing
 from orchestrator.doctor.subject import Subject
 from orchestrator.process.installed import vllm_variants
+from orchestrator.process.shipped import shipped
 
-ROOT = Path(__file__).resolve().parents[2]
 _SETUP = {"cpu": "make setup", "gpu": "make setup-gpu"}
 _SHOWN = 4
 _STACK = ("vllm", "torch", "transformers")  # shown where all is well
@@ -44,7 +43,7 @@ def check_packages(_subject: Subject) -> Finding:
     variant = (vllm_variants() or ["cpu"])[0]
     project = _project()
     needed = [*project["dependencies"], *project["optional-dependencies"][variant]]
-    pins = (ROOT / "requirements" / f"{variant}.txt").read_text(encoding="utf-8").splitlines()
+    pins = (shipped("requirements") / f"{variant}.txt").read_text(encoding="utf-8").splitlines()
     return judge_packages([Requirement(each) for each in needed], pins, variant, _installed)
 
 
@@ -131,7 +130,7 @@ def check_siblings(subject: Subject) -> Finding:
 
 
 def _project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return tomllib.loads(shipped("pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def _installed(name: str) -> str:

@@ -17,6 +17,7 @@ from orchestrator.label.store import make, opened
 from orchestrator.label.tasks import Making, read_tasks
 from orchestrator.label.web.server import Address, links, serve
 from orchestrator.process.command_exit import exit_code
+from orchestrator.process.program import program
 from workers.errors import ConfigError
 
 _NAME = re.compile(r"[\w.@+-]{1,60}")
@@ -144,7 +145,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.label", description=(__doc__ or "").splitlines()[0]
+        prog=program("orchestrator.label"), description=(__doc__ or "").splitlines()[0]
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _make_options(commands.add_parser("make", help="make a project from a file of tasks"))

@@ -17,6 +17,7 @@ import yaml
 from orchestrator.config.run import StageName
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
+from orchestrator.process.program import program
 from orchestrator.report.page import Page, render_page
 from orchestrator.report.tables import places, render_result, time_rows
 from orchestrator.results.summary import Summary, read_summary
@@ -123,7 +124,7 @@ def _yaml(text: str) -> object:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report of the run folder named on the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.report", description=(__doc__ or "").splitlines()[0]
+        prog=program("orchestrator.report"), description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("folder", metavar="RUN_FOLDER")
     options = parser.parse_args(arguments)

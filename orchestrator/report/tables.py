@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.process.program import invocation
 from orchestrator.results.summary import MODEL_LABELS, EvaluationRow, Preference, Summary, TaskScore
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.samples import Comparison
@@ -202,6 +203,23 @@ def places(folder: RunFolder) -> str:
         "checkpoints": folder.checkpoints,
     }
     return "".join(f"{what:13}{path}\n" for what, path in found.items() if path.exists())
+
+
+def next_steps(folder: RunFolder, summary: Summary) -> str:
+    """What can be done with the models of a finished run: a line per command, to be copied."""
+    trained = [
+        folder.checkpoints / name
+        for name in reversed(summary.ordered_models())
+        if (folder.checkpoints / name).is_dir()
+    ]
+    if not trained:
+        return ""
+    found = {
+        "serve it": f"{invocation('serve', 'orchestrator.serve')} {trained[0]}",
+        "talk to it": f"{invocation('chat', 'orchestrator.chat')}, while it is served",
+        "compare": f"{invocation('compare', 'orchestrator.runs.comparing')} {folder.path} OTHER",
+    }
+    return "\n" + "".join(f"{what:13}{command}\n" for what, command in found.items())
 
 
 def _evaluation_table(summary: Summary) -> Table:

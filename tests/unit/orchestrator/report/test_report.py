@@ -16,7 +16,14 @@ from orchestrator.report.build import main, write_report
 from orchestrator.report.page import Page as PageContent
 from orchestrator.report.page import render_page
 from orchestrator.report.plots import running_mean
-from orchestrator.report.tables import facts, model_label, render_result, render_table, time_rows
+from orchestrator.report.tables import (
+    facts,
+    model_label,
+    next_steps,
+    render_result,
+    render_table,
+    time_rows,
+)
 from orchestrator.results.reward_model_figures import (
     Agreement,
     Calibration,
@@ -475,3 +482,13 @@ def test_the_first_ppo_update_is_told_apart_from_the_first_step_of_the_run() -> 
     assert shown["first PPO update after"] == "33 s"
     unknown = replace(timing, start={"imports": 20.0})
     assert "first PPO update after" not in dict(facts(replace(SUMMARY, timing=unknown)))
+
+
+def test_a_finished_run_names_what_can_be_done_with_its_last_model(tmp_path: Path) -> None:
+    folder, summary = RunFolder(tmp_path), Summary(models={"sft": EvaluationRow()})
+    assert next_steps(folder, summary) == ""
+    (folder.checkpoints / "sft").mkdir(parents=True)
+    summary.models["ppo"] = EvaluationRow()  # evaluated, but made by another run
+    lines = next_steps(folder, summary).splitlines()
+    assert f"serve it     python -m orchestrator.serve {tmp_path}/checkpoints/sft" in lines
+    assert "talk to it   python -m orchestrator.chat, while it is served" in lines
