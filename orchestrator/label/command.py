@@ -15,7 +15,8 @@ from orchestrator.label.figures import Figures, Rate, figures_of
 from orchestrator.label.queue import LEASE_SECONDS
 from orchestrator.label.store import make, opened
 from orchestrator.label.tasks import Making, read_tasks
-from orchestrator.label.web.server import Address, links, serve
+from orchestrator.label.web.server import links, serve
+from orchestrator.pages.address import add_options, address_of
 from orchestrator.process.command_exit import exit_code
 from orchestrator.process.program import program
 from workers.errors import ConfigError
@@ -92,16 +93,12 @@ def _invite(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    address = Address(
-        options.host, options.port, options.url, options.tls_cert, options.tls_key,
-        options.without_tls,
-    )  # fmt: skip
     if not 1 <= options.lease_minutes <= 1440:
         raise ConfigError("1 to 1440 minutes", where="--lease-minutes", fix="such as 30")
     if options.gold_every < 2:
         raise ConfigError("at least 2", where="--gold-every", fix="such as 20")
     serve(
-        Path(options.project), address, lease_seconds=options.lease_minutes * 60.0,
+        Path(options.project), address_of(options), lease_seconds=options.lease_minutes * 60.0,
         gold_every=options.gold_every,
     )  # fmt: skip
 
@@ -193,12 +190,7 @@ def _make_options(make_: argparse.ArgumentParser) -> None:
 
 def _serve_options(serve_: argparse.ArgumentParser) -> None:
     serve_.add_argument("project")
-    serve_.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone")
-    serve_.add_argument("--port", type=int, default=8711, help="0 = any that is free (8711)")
-    serve_.add_argument("--url", default="", help="how people reach it, if a proxy is in front")
-    serve_.add_argument("--tls-cert", default="", metavar="FILE", help="PEM file: serve https")
-    serve_.add_argument("--tls-key", default="", metavar="FILE", help="its private key")
-    serve_.add_argument("--without-tls", action="store_true", help="other machines, unencrypted")
+    add_options(serve_, 8711)
     serve_.add_argument("--lease-minutes", type=float, default=LEASE_SECONDS / 60,
                         help="how long a task waits for somebody who left (30)")  # fmt: skip
     serve_.add_argument("--gold-every", type=int, default=20,

@@ -18,10 +18,11 @@ from starlette.staticfiles import StaticFiles
 from orchestrator.label.queue import Queue, shown_order
 from orchestrator.label.records import Labeler, Task
 from orchestrator.label.store import Store, seconds_since
-from orchestrator.label.web.access import Guard, form_of, person, read_form, remember
+from orchestrator.label.web.access import form_of, person, read_form, remember
 from orchestrator.label.web.forms import Problem, filled, seconds, values_of
 from orchestrator.label.web.pages import form_page, page, shown_task
 from orchestrator.label.writer import Writer
+from orchestrator.pages.guard import Guard
 
 _STATIC = Path(__file__).parent / "static"
 _HISTORY = 200  # judgments that a labeler can go back to

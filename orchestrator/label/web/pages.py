@@ -6,22 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from orchestrator.label.records import CONSTRAINT, FLAGS, SCALE, Labeler, Prompt, Task
 from orchestrator.label.web.access import COOKIE, proof
 from orchestrator.label.web.forms import LETTERS, Problem, is_pair
-from orchestrator.label.web.visible import Shown, shown
+from orchestrator.pages.environment import environment
+from orchestrator.pages.visible import Shown, shown
 
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("orchestrator.label.web", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_ENVIRONMENT = environment("orchestrator.label.web")
 _ENVIRONMENT.globals.update(
     flags=FLAGS, constraint=CONSTRAINT, scale=SCALE, shown=shown, letters=LETTERS
 )

@@ -17,7 +17,7 @@ from orchestrator.label.export import majority
 from orchestrator.label.records import FLAGS, Rating, Verdict
 from orchestrator.label.schema import connect, serving
 from orchestrator.label.store import Store, opened
-from orchestrator.label.web.server import Address
+from orchestrator.pages.address import Address
 from workers.errors import ConfigError, DataError
 
 ROWS = [

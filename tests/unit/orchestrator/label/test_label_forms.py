@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.label.records import FLAGS, Answer, Rating, Task, Verdict, dense
 from orchestrator.label.web.forms import filled, seconds, values_of
-from orchestrator.label.web.visible import FOLDED_FROM, Part, shown
+from orchestrator.pages.visible import FOLDED_FROM, Part, shown
 
 TASK = Task(1, "rank", "t", "?", (Answer("zero"), Answer("one"), Answer("two")))
 PAIR = Task(2, "compare", "p", "?", (Answer("zero"), Answer("one")))

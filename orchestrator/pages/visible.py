@@ -35,10 +35,11 @@ def shown(text: str) -> Shown:
     """A text for the template, which escapes every piece."""
     text = text.replace("\r\n", "\n")
     head, rest = text[:FOLDED_FROM], text[FOLDED_FROM:]
-    return Shown(tuple(_parts(head)), tuple(_parts(rest)), len(rest))
+    return Shown(tuple(parts(head)), tuple(parts(rest)), len(rest))
 
 
-def _parts(text: str) -> Iterator[Part]:
+def parts(text: str) -> Iterator[Part]:
+    """A text in pieces, of which the template escapes every one."""
     for hidden, characters in groupby(text, _is_hidden):
         piece = "".join(characters)
         yield Part(" ".join(f"U+{ord(c):04X}" for c in piece), mark=True) if hidden else Part(piece)

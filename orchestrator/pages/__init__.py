@@ -1,0 +1,1 @@
+"""What the servers of our own pages share: address, guard, escaping, templates."""
