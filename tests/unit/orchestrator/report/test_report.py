@@ -13,9 +13,9 @@ from rich.console import Console
 from orchestrator.config.run import LoggerConfig
 from orchestrator.report import plots
 from orchestrator.report.build import main, write_report
+from orchestrator.report.curves import further, groups, running_mean
 from orchestrator.report.page import Page as PageContent
 from orchestrator.report.page import render_page
-from orchestrator.report.plots import running_mean
 from orchestrator.report.tables import (
     facts,
     model_label,
@@ -281,7 +281,8 @@ def test_variants_have_curves_colours_and_columns_of_their_own(tmp_path: Path) -
         reward_models={"rm_long": RewardModelFigures(heldout=PairAccuracy(0.65, 0.6, 0.7, 90, 30))},
         timing=Timing(stages=dict.fromkeys(["rm_long", "ppo", "free", "rloo"], 1.0)),
     )
-    curves = plots._ppo_curves(records, summary, "score_mean")
+    others = further([*summary.timing.stages, *summary.models])
+    _, curves = groups(others)["Reward and KL"][0]
     drawn = [curve for curve in curves if any(r.stage == curve[0] for r in records)]
     assert [(name, label) for name, _, label, _, _ in drawn] == [
         ("ppo", "PPO"), ("free", "free"), ("rloo", "rloo"),
