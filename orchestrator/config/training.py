@@ -339,7 +339,8 @@ class AlgorithmConfig:
     evaluation_prompts: int = positive(128)
     """Held-out prompts answered and scored during training."""
     rollouts_kept: int | None = at_least(0, 4)
-    """Rollouts per iteration saved in samples/rollouts.jsonl; null = all."""
+    """Rollouts per iteration saved in samples/rollouts.jsonl: as many trained on as dropped ones;
+    null = all."""
     policy_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-4, schedule=Schedule.constant, warmup_steps=10

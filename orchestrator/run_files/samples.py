@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os.path import lexists
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,34 @@ from typing import Any
 from orchestrator.run_files.damage import Damage, require_list, verified
 from orchestrator.run_files.folder import RunFolder, append_lines, write_json, write_text
 from workers.data.rows.asked import as_messages
-from workers.data.rows.examples import Context
+from workers.data.rows.examples import Context, Message
 from workers.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutSample:
-    """One sampled response of a PPO iteration."""
+    """One sampled response of a PPO iteration: trained on, or dropped with a reason."""
 
     stage: str
     step: int
     id: int
     prompt: str
     response: str
-    score: float  # reward units, before the KL penalty; NaN without rewards
-    kl: float  # nats, whole sequence
+    score: float  # reward units, before the KL penalty; NaN without a reward
+    kl: float  # nats, whole sequence; NaN if it was dropped before it was measured
     finish: str  # "stop" | "length" | "abort"
     policy_version: int
+    tokens: int | None = None  # of the response; None: an earlier version did not record it
+    dropped: str = ""  # why it was not trained on; "" = it was
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One prompt of the evaluation with the answer of every model."""
+
+    id: int
+    prompt: Context
+    answers: dict[str, str]  # model -> text
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +68,18 @@ def read_rollouts(folder: RunFolder, damage: Damage | None = None) -> list[Rollo
     """
     path = folder.rollouts
     found = damage or Damage()
-    samples = list(found.lines(path, _rollout)) if lexists(path) else []
+    samples = list(found.lines(path, rollout_of)) if lexists(path) else []
     if damage is None:
         _require_whole(found, path)
     return samples
 
 
-def _rollout(fields: Any) -> RolloutSample:
-    # the score is NaN if the reward failed
+def rollout_of(fields: Any) -> RolloutSample:
+    """The sample in a line of samples/rollouts.jsonl, after JSON has been read.
+
+    Raises:
+        ValueError, TypeError: it is no sample.
+    """
     return verified(RolloutSample(**fields), finite=False)
 
 
@@ -89,6 +104,22 @@ def write_answers(
     )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(folder.samples / "answers.jsonl", text)
+
+
+def answered_of(fields: Any) -> Answered:
+    """The prompt and answers in a line of samples/answers.jsonl, after JSON has been read.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is no such line.
+    """
+    if not isinstance(fields, dict):
+        raise TypeError("a line must be an object")
+    prompt: Context = fields["prompt"] if "messages" not in fields else ""
+    made = verified(Answered(fields["id"], prompt, fields["answers"]))  # type: ignore[arg-type]
+    if "messages" not in fields:
+        return made
+    turns = tuple(verified(Message(**turn)) for turn in require_list(fields["messages"]))
+    return replace(made, prompt=turns)
 
 
 def asked_fields(prompt: Context) -> dict[str, object]:

@@ -209,8 +209,8 @@ def _record(run: PPORun, done: _Iteration) -> None:
             values |= heldout_values(session, run.stage, step, run.version)
         if settings.rollouts_kept != 0:
             of_score = dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
-            at, most = (run.stage, step), settings.rollouts_kept
-            append_samples(session, at, done.batch, of_score, done.kl, most)
+            at = (run.stage, step)
+            append_samples(session, at, done.batch, of_score, done.kl, done.counts)
         session.telemetry.record(run.stage, step, values)
     session.telemetry.record_phases(run.stage, step)
     shown = {

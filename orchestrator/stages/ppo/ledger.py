@@ -39,6 +39,8 @@ class LedgerSummary:
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     open: int = 0  # requested ahead of their iteration, at the time of the summary
     causes: dict[Cause, int] = field(default_factory=dict)  # of the drops of a single step
+    # sequence -> why it was dropped, of a single step; names, not counts
+    reasons: dict[int, str] = field(default_factory=dict, compare=False)
 
     @property
     def dropped_total(self) -> int:
@@ -94,6 +96,7 @@ class Ledger:
         for i in map(int, ids):
             self._settle(i, f"dropped ({reason})")
             self._step.dropped[reason] += 1
+            self._step.reasons[i] = reason
             self._step.causes[cause] += 1
 
     def _settle(self, i: int, fate: str) -> None:
@@ -200,6 +203,7 @@ class _Counts:
     trained: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     causes: Counter[Cause] = field(default_factory=Counter)
+    reasons: dict[int, str] = field(default_factory=dict)
 
     def add(self, other: _Counts) -> None:
         self.generated += other.generated
@@ -208,7 +212,9 @@ class _Counts:
 
     def summary(self, still_open: int) -> LedgerSummary:
         dropped, causes = dict(self.dropped), dict(self.causes)
-        return LedgerSummary(self.generated, self.trained, dropped, still_open, causes)
+        return LedgerSummary(
+            self.generated, self.trained, dropped, still_open, causes, dict(self.reasons)
+        )
 
 
 def from_ranges(ranges: Iterable[Sequence[int]]) -> list[int]:

@@ -69,7 +69,7 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
     with session.telemetry.span(done.stage, step, "record"):
         if due:
             values |= heldout_values(session, done.stage, step, version)
-        _keep_samples(session, done, settings.rollouts_kept)
+        _keep_samples(session, done)
         session.telemetry.record(done.stage, step, values)
     session.telemetry.record_phases(done.stage, step)
     headline = (
@@ -83,6 +83,9 @@ def record_lost(
     session: Session, stage: str, step: int, rollouts: Rollouts, counts: LedgerSummary
 ) -> None:
     """Record an iteration without any reward, which has neither scores nor losses."""
+    if session.config.algorithm.rollouts_kept != 0:
+        batch = session.fleet.rollout.fetch(rollouts).result()
+        append_samples(session, (stage, step), batch, {}, {}, counts)
     session.telemetry.record(stage, step, _lengths(rollouts) | count_values(counts))
     session.telemetry.record_phases(stage, step)
     session.live.advance(step)
@@ -238,19 +241,20 @@ def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> d
     return values | {"ppo/heldout_score_mean": mean_of(scores.values[ok].tolist())}
 
 
-def _keep_samples(session: Session, done: Iteration, most: int | None) -> None:
-    """Write the texts of up to `most` training rollouts; None = all."""
-    if most == 0:
+def _keep_samples(session: Session, done: Iteration) -> None:
+    """Write the texts of an iteration's sequences."""
+    if session.config.algorithm.rollouts_kept == 0:
         return
     batch = session.fleet.rollout.fetch(done.rollouts).result()
-    ids, values = done.scores.ids.tolist(), done.scores.values.tolist()
-    score = dict(zip(ids, values if done.rewarded else [math.nan] * len(ids), strict=True))
+    scores = done.scores
+    score = dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
     kl = {
         i: k
         for s in done.experience.summaries
         for i, k in zip(s.ids.tolist(), s.kl.tolist(), strict=True)
     }
-    append_samples(session, (done.stage, done.index + 1), batch, score, kl, most)
+    at = (done.stage, done.index + 1)
+    append_samples(session, at, batch, score if done.rewarded else {}, kl, done.counts)
 
 
 def append_samples(
@@ -259,33 +263,37 @@ def append_samples(
     batch: RolloutBatch,
     score: Mapping[int, float],
     kl: Mapping[int, float],
-    most: int | None,
+    counts: LedgerSummary,
 ) -> None:
-    """Write the texts of up to `most` sequences that have a KL; None = all.
+    """Write the first texts that were trained on, and as many of those that were dropped.
 
     Args:
-        session: The run.
+        session: The run; `algorithm.rollouts_kept` says how many, None = all.
         at: Stage and step.
         batch: The sequences.
-        score: By id, reward units.
-        kl: By id, nats.
-        most: Number of texts.
+        score: By id, reward units; NaN is written of those without one.
+        kl: By id, nats, of the sequences that were trained on.
+        counts: Of this step, with the reasons of its drops.
     """
-    shown = [n for n, i in enumerate(batch.ids.tolist()) if i in kl][:most]
+    most, ids = session.config.algorithm.rollouts_kept, batch.ids.tolist()
+    trained = [n for n, i in enumerate(ids) if i in kl][:most]
+    dropped = [n for n, i in enumerate(ids) if i in counts.reasons][:most]
     append_rollouts(
         session.folder,
         [
             RolloutSample(
                 stage=at[0],
                 step=at[1],
-                id=int(batch.ids[n]),
+                id=ids[n],
                 prompt=session.source.detokenize(batch.prompt(n)),
                 response=session.source.detokenize(batch.response(n)),
-                score=score[int(batch.ids[n])],
-                kl=kl[int(batch.ids[n])],
+                score=score.get(ids[n], math.nan),
+                kl=kl.get(ids[n], math.nan),
                 finish=Finish(int(batch.finish[n])).name.lower(),
                 policy_version=int(batch.versions[n, 1]),
+                tokens=int(batch.response_lengths[n]),
+                dropped=counts.reasons.get(ids[n], ""),
             )
-            for n in shown
+            for n in sorted({*trained, *dropped})
         ],
     )

@@ -24,6 +24,16 @@ def test_a_closed_step_reports_its_counts_and_the_totals_add_up() -> None:
     assert ledger.summary().dropped_total == 2
 
 
+def test_a_closed_step_names_the_reason_of_each_of_its_drops_alone() -> None:
+    ledger = Ledger()
+    ledger.generated([1, 2, 3])
+    ledger.dropped([3, 1], "reward failed")
+    ledger.dropped([2], "aborted")
+    assert ledger.check(0).reasons == {1: "reward failed", 2: "aborted", 3: "reward failed"}
+    assert ledger.check(1).reasons == {}
+    assert ledger.summary().reasons == {}
+
+
 def test_a_lost_sequence_is_named_with_its_step() -> None:
     ledger = Ledger()
     ledger.generated([7, 8])

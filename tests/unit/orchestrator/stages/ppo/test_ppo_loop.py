@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -750,8 +751,28 @@ class TestRecords:
         samples = read_rollouts(run.folder)
         assert {s.step for s in samples} == {1, 2}
         for sample in samples:
-            assert sample.score == scores[sample.step - 1][sample.id]
             assert sample.policy_version == sample.step + 1
+            assert 1 <= (sample.tokens or 0) <= run.config.rollout.max_response_tokens
+            if sample.id % 2:
+                assert sample.dropped == "no answer"
+                assert math.isnan(sample.score)
+                assert math.isnan(sample.kl)
+            else:
+                assert sample.dropped == ""
+                assert sample.score == scores[sample.step - 1][sample.id]
+        most = run.config.algorithm.rollouts_kept
+        assert Counter((s.step, bool(s.dropped)) for s in samples) == {
+            (step, dropped): most for step in (1, 2) for dropped in (False, True)
+        }
+
+    def test_texts_of_an_iteration_without_any_reward_are_kept(self, tmp_path: Path):
+        run = Run(tmp_path)
+        calls = run.hub.calls
+        run.hub.faults.failed_rewards = lambda i: "down" if calls["reward.score"] == 1 else ""
+        ppo(run.session)
+        lost = [s for s in read_rollouts(run.folder) if s.step == 1]
+        assert {s.dropped for s in lost} == {"down"}
+        assert len(lost) == run.config.algorithm.rollouts_kept
 
     def test_the_trained_policy_is_published(self, tmp_path: Path):
         run = Run(tmp_path)
