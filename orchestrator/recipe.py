@@ -110,7 +110,7 @@ def run_recipe(
         Telemetry(
             run_folder, config.logger, resolved, run_id=run_id, stages=config.stages
         ) as telemetry,
-        LiveView(config.experiment, names, enabled=config.logger.live) as live,
+        LiveView(config.experiment, names, enabled=config.logger.live, log=run_folder.log) as live,
         start_cluster(
             config.cluster,
             plan.layout,

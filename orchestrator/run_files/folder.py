@@ -16,9 +16,9 @@ from orchestrator.run_files.sealed_json import dump, seal
 from workers.errors import ConfigError, NonFiniteError
 from workers.process.disk import writing
 
-LOCK, _RESTORING = ".lock", ".restoring"
+LOCK, _RESTORING, _LOG = ".lock", ".restoring", "run.log"
 # Hydra and the lock create these before the run checks whether the folder is empty.
-_OWN_ENTRIES = frozenset({".hydra", "run.log", LOCK, _RESTORING})
+_OWN_ENTRIES = frozenset({".hydra", _LOG, LOCK, _RESTORING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ class RunFolder:
     def error_log(self) -> Path:
         """Traceback of the error that ended the run."""
         return self.path / "error.log"
+
+    @property
+    def log(self) -> Path:
+        """What the run said: starts and ends of stages, progress and notes, with their times."""
+        return self.path / _LOG
 
     @property
     def workers(self) -> Path:
@@ -240,7 +245,8 @@ class RunFolder:
 
     def _clear_records(self) -> None:
         records = (self.config, self.metrics, self.summary, self.report, self.error_log)
-        for file in (*records, self.workers, self.losses, self.mirror, self.prometheus):
+        others = (self.log, self.workers, self.losses, self.mirror, self.prometheus)
+        for file in (*records, *others):
             file.unlink(missing_ok=True)
         logs, events = self.path / "logs", self.path / "tensorboard"
         for directory in (self.samples, self.plots, self.trace, self.state, logs, events):

@@ -9,7 +9,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -120,6 +122,7 @@ class LiveView:
         *,
         enabled: bool = True,
         stream: TextIO | None = None,
+        log: Path | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """Prepare the view; drawing begins when the context is entered.
@@ -129,6 +132,7 @@ class LiveView:
             stages: Names of the stages, in order.
             enabled: Whether to redraw in place where possible.
             stream: Where to write; standard output by default.
+            log: A file that gets the plain lines too, with the date; it is appended to.
             clock: Seconds, monotonic.
         """
         self._lock = threading.RLock()
@@ -138,7 +142,10 @@ class LiveView:
         in_place = enabled and console.is_terminal and not console.is_dumb_terminal
         # The screen draws the state several times per second; lines are written on each event.
         self._screen = _Screen(console, self._state, self._lock, clock) if in_place else None
-        self._lines = None if in_place else _Lines(stream or sys.stdout, clock)
+        self._lines = [] if in_place else [_Lines(stream or sys.stdout, clock)]
+        self._log = _LogFile(log, self.note) if log else None
+        if self._log:
+            self._lines.append(_Lines(self._log, clock, "%Y-%m-%d %H:%M:%S"))
 
     def __enter__(self) -> Self:
         if self._screen:
@@ -162,16 +169,16 @@ class LiveView:
                 self._state.stages.append(stage)
             stage.total, stage.started = total_steps, self._clock()
             self._state.current = stage
-            if self._lines:
-                self._lines.started(stage)
+            for lines in self._lines:
+                lines.started(stage)
 
     def expect(self, total_steps: int) -> None:
         """Set the number of steps of the current stage, once it is known from the data."""
         with self._lock:
             stage = self._current()
             changed, stage.total = stage.total != total_steps, total_steps
-            if self._lines and changed:
-                self._lines.expected(stage)
+            for lines in self._lines if changed else []:
+                lines.expected(stage)
 
     def advance(self, step: int, **headline: float) -> None:
         """Report that `step` steps of the current stage are done, with its headline values."""
@@ -182,8 +189,8 @@ class LiveView:
                 stage.first = (step, self._clock())
             for name, value in headline.items():
                 stage.values.setdefault(name, deque(maxlen=_HISTORY)).append(value)
-            if self._lines:
-                self._lines.advanced(stage)
+            for lines in self._lines:
+                lines.advanced(stage)
 
     def finish_stage(self) -> None:
         """End the current stage."""
@@ -191,21 +198,23 @@ class LiveView:
             stage = self._current()
             stage.ended = self._clock()
             self._state.current = None
-            if self._lines:
-                self._lines.finished(stage)
+            for lines in self._lines:
+                lines.finished(stage)
 
     def note(self, text: str) -> None:
         """Show the user a note."""
         text = visible(text)
         with self._lock:
             self._state.notes.append(text)
-            if self._lines:
-                self._lines.noted(text)
+            for lines in self._lines:
+                lines.noted(text)
 
     def close(self) -> None:
         """Stop drawing and release the terminal; further calls do nothing."""
         if self._screen:
             self._screen.close()
+        if self._log:
+            self._log.close()
 
     def _current(self) -> StageState:
         current = self._state.current
@@ -216,9 +225,10 @@ class LiveView:
 class _Lines:
     """Plain lines for pipes and files."""
 
-    def __init__(self, stream: TextIO, clock: Clock) -> None:
+    def __init__(self, stream: TextIO | _LogFile, clock: Clock, moment: str = "%H:%M:%S") -> None:
         self._stream = stream
         self._clock = clock
+        self._moment = moment  # of strftime
         self._last = -math.inf
         self._tenth = 0
 
@@ -251,8 +261,44 @@ class _Lines:
         self._write(f"note: {text}")
 
     def _write(self, text: str) -> None:
-        self._stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        self._stream.write(f"{time.strftime(self._moment)} {text}\n")
         self._stream.flush()
+
+
+class _LogFile:
+    """A file that lines are appended to; the first failure ends it with a note."""
+
+    def __init__(self, path: Path, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._file: TextIO | None = None
+        try:
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            self._drop(error)
+
+    def write(self, text: str) -> None:
+        try:
+            if self._file is not None:
+                self._file.write(text)
+        except OSError as error:
+            self._drop(error)
+
+    def flush(self) -> None:
+        try:
+            if self._file is not None:
+                self._file.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what was flushed is there
+                file.close()
+
+    def _drop(self, error: OSError) -> None:
+        self.close()
+        self._note(f"no log of this run is kept: {error.strerror or error}")
 
 
 class _Screen:

@@ -1,9 +1,11 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections import deque
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -72,6 +74,33 @@ def test_the_number_of_steps_is_corrected_once_the_data_is_read() -> None:
         view.finish_stage()
     assert lines(stream)[:2] == ["reward_model: start", "reward_model: 3 steps"]
     assert lines(stream)[2].startswith("reward_model: done, 3 steps")
+
+
+def test_a_log_gets_the_plain_lines_with_their_date_and_is_appended_to(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    for n in range(2):
+        with LiveView("run", ["sft"], stream=io.StringIO(), log=log) as view:
+            view.stage("sft", 3)
+            view.note(f"a note {n}\x1b[2J")
+            view.finish_stage()
+    lines = log.read_text().splitlines()
+    assert [line[20:].split(" in ")[0] for line in lines[:3]] == [
+        "sft: start, 3 steps", "note: a note 0\\x1b[2J", "sft: done, 0 steps",
+    ]  # fmt: skip
+    assert len(lines) == 6
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+
+
+def test_a_log_that_cannot_be_written_is_left_out_with_one_note(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    for log in (tmp_path / "nowhere" / "run.log", Path("/dev/full")):
+        with LiveView("run", ["sft"], stream=stream, log=log) as view:
+            view.note("first")
+            view.note("second")
+        said = stream.getvalue()
+        assert said.count("no log of this run is kept") == 1
+        assert said.count("second") == 1
+        stream.truncate(0)
 
 
 def test_notes_appear_and_a_step_without_a_stage_is_a_bug() -> None:
