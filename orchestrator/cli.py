@@ -44,6 +44,7 @@ VERBS = {
     "export": Verb("orchestrator.export", "Write a checkpoint within a stage as a model."),
     "serve": Verb("orchestrator.serve", "Serve a trained model to OpenAI clients."),
     "chat": Verb("orchestrator.chat", "Talk to a served model."),
+    "watch": Verb("orchestrator.watch.command", "Show a run in the browser while it goes on."),
     "label": Verb("orchestrator.label.command", "Have people rank answers in a page."),
     "bench": Verb("benchmarks.command", "Measure throughput on your models and cluster."),
 }

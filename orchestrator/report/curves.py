@@ -41,7 +41,7 @@ def further(names: Iterable[str]) -> list[str]:
 
 def color_of(name: str, others: Sequence[str]) -> str:
     """The colour of a stage or model; `others`: see `further`."""
-    if name in others:
+    if name in others and name not in STAGE_LABELS:
         return _FURTHER[others.index(name) % len(_FURTHER)]
     return COLORS.get(name, INK)
 

@@ -75,10 +75,16 @@ class Damage:
         if not whole:
             self.note(file, "it is empty" if not raw else "it holds no whole line")
         for number, line in enumerate(whole, start=1):
-            try:
-                yield make(json.loads(line.decode("utf-8")))
-            except _CONTENT as error:
-                self.note(file, complaint(error), number)
+            if (made := self.line(file, number, line, make)) is not None:
+                yield made
+
+    def line(self, file: Path, number: int, line: bytes, make: Callable[[Any], T]) -> T | None:
+        """The result of `make` for the JSON value of a line; None and a note if it fails."""
+        try:
+            return make(json.loads(line.decode("utf-8")))
+        except _CONTENT as error:
+            self.note(file, complaint(error), number)
+            return None
 
     def notes(self) -> list[str]:
         """One sentence per damaged part; per file only the first few, and the number of others."""
