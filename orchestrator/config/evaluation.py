@@ -151,6 +151,9 @@ class EvaluateConfig:
     """A reward model that PPO did not optimise."""
     verdicts: str = path("")
     """Verdicts of people on this run's answers, exported by orchestrator.label (judge: human)."""
+    answers: str = path("")
+    """samples/answers.jsonl of an earlier evaluation of the same models and prompts: its answers
+    are judged, and no others sampled (judge: human, function, endpoint or none)."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """The chat model behind a URL (judge: endpoint)."""
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)

@@ -16,6 +16,8 @@ from workers.process.user_code import split_path
 from workers.scorers.source import WHERE
 from workers.training.policy_loss import find_policy_loss
 
+#: Judges that compare texts. The others score the tokens that were sampled, which no file holds.
+_BY_TEXT = (JudgeKind.human, JudgeKind.function, JudgeKind.endpoint, JudgeKind.none)
 _WIDE_FOR_SEQUENCES = 0.05  # the published bounds are below 1e-3
 
 
@@ -159,8 +161,8 @@ def check_judge(config: Config) -> None:
     The address is checked in every run: it may contain a secret, and every run writes config.yaml.
 
     Raises:
-        ConfigError: no function or file of verdicts is named, or the endpoint's address, model,
-            instruction or request is missing or invalid.
+        ConfigError: no function or file of verdicts is named, the judge cannot compare the texts of
+            a file, or the endpoint's address, model, instruction or request is missing or invalid.
     """
     settings = config.evaluate
     if settings.endpoint.url:
@@ -169,6 +171,14 @@ def check_judge(config: Config) -> None:
         return
     if settings.judge is JudgeKind.function:
         split_path(settings.judge_function, "evaluate.judge_function")
+    if settings.answers and settings.judge not in _BY_TEXT:
+        raise ConfigError(
+            f"judge={settings.judge.value} scores the tokens that were sampled, and the answers of "
+            "an earlier evaluation are texts",
+            where="evaluate.answers",
+            fix=f"choose judge={', '.join(kind.value for kind in _BY_TEXT)}, or leave it empty, "
+            "so that the models answer again",
+        )
     if settings.judge is JudgeKind.human and not settings.verdicts:
         raise ConfigError(
             "the judges are people, and no file holds their verdicts",

@@ -122,6 +122,18 @@ def answered_of(fields: Any) -> Answered:
     return replace(made, prompt=turns)
 
 
+def read_answers(path: Path) -> list[Answered]:
+    """All lines of a samples/answers.jsonl.
+
+    Raises:
+        DataError: the file cannot be read, or a line cannot be used.
+    """
+    damage = Damage()
+    found = list(damage.lines(path, answered_of))
+    _require_whole(damage, path)
+    return found
+
+
 def asked_fields(prompt: Context) -> dict[str, object]:
     """The field of a JSON line that holds a prompt: `prompt`, or `messages` for a dialogue."""
     return {"prompt": prompt} if isinstance(prompt, str) else {"messages": as_messages(prompt)}

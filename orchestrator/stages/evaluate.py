@@ -25,6 +25,7 @@ from orchestrator.roles.weight_sync import measure_parity, require_parity
 from orchestrator.run_files.samples import Comparison, write_answers, write_comparisons
 from orchestrator.session import model_card
 from orchestrator.session.session import Session
+from orchestrator.stages.earlier_answers import earlier_answers
 from orchestrator.stages.judging import Answers, preferences, scores
 from orchestrator.stages.lm_eval import harness_scores
 from workers.data.records import Gold, Prompt
@@ -32,7 +33,6 @@ from workers.data.tokenize.data_sets import SetKind
 from workers.errors import ConfigError
 from workers.model_folders.shape import read_shape
 from workers.records.arrays import FloatArray, Ragged
-from workers.records.generation import RolloutBatch
 from workers.records.training import TokenBatch
 
 _MOST_NATS = 700.0  # exp(709.8) is the largest float
@@ -49,11 +49,17 @@ def evaluate(session: Session) -> None:
             fix="give model.checkpoints.NAME=PATH or add training stages",
         )
     prompts = session.source.prompts("heldout", 0, session.config.evaluate.prompts)
+    earlier = session.config.evaluate.answers
+    given = earlier_answers(earlier, names, prompts) if earlier else {}
     answers: dict[str, Answers] = {}
     for number, name in enumerate(_by_architecture(session, names)):
         session.position.step = number
         session.stop_if_asked()
-        answers[name] = _answer(session, name, prompts)
+        answers[name] = (
+            _answered(session, name, prompts, given[name])
+            if given
+            else _answer(session, name, prompts)
+        )
         session.live.advance(number + 1)
     answers = {name: answers[name] for name in names}
     session.findings.models = {name: a.row for name, a in answers.items()}
@@ -103,7 +109,18 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     rollout.sleep().result()
     golds = session.source.gold(prompts, texts)
     judged = scores(session, path, prompts, batch, golds)
-    return Answers(texts, golds, judged, _row(session, batch, golds))
+    length = float(batch.response_lengths.mean())
+    return Answers(texts, golds, judged, _row(session, length, golds))
+
+
+def _answered(session: Session, name: str, prompts: Sequence[Prompt], texts: list[str]) -> Answers:
+    """A model's answers of an earlier evaluation: no engine runs, and tokens are not counted."""
+    role = RoleName.reference
+    path, config = session.need(name), session.config
+    spec = frozen_spec(config, path, StageName.evaluate, role, session.vocabulary)
+    session.fleet.reference.load(spec).result()
+    golds = session.source.gold(prompts, texts)
+    return Answers(texts, golds, None, _row(session, None, golds))
 
 
 def _check_engines(session: Session, name: str, version: int) -> None:
@@ -130,13 +147,13 @@ def _check_engines(session: Session, name: str, version: int) -> None:
     require_parity(parity, tolerance, f"model {name}: engine and reference", "evaluate")
 
 
-def _row(session: Session, batch: RolloutBatch, golds: list[Gold] | None) -> EvaluationRow:
+def _row(session: Session, length: float | None, golds: list[Gold] | None) -> EvaluationRow:
     return EvaluationRow(
         gold_mean=_mean([g.score for g in golds]) if golds else None,
         web_perplexity=_web_perplexity(session),
         truthful_rate=_mean([g.truthful for g in golds]) if golds else None,
         rude_rate=_mean([g.rude for g in golds]) if golds else None,
-        length_mean=float(batch.response_lengths.mean()),
+        length_mean=length,
         correct_rate=_mean([g.correct for g in golds]) if golds else None,
         cloze_accuracy=_cloze_accuracy(session),
     )

@@ -17,6 +17,7 @@ from orchestrator.planning.worker_specs import endpoint_spec, judge_spec, reward
 from orchestrator.process.secrets import secret
 from orchestrator.results.intervals import WinRate, preference, win_rate
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow, Judging, Preference
+from orchestrator.run_files.samples import read_answers
 from orchestrator.session.session import Session
 from orchestrator.stages.human_judge import People, read_verdicts
 from workers.data.records import Gold, Prompt
@@ -54,7 +55,7 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
         ConfigError: the key is not in the environment.
         CheckpointError: the judging reward model is missing or broken.
         TokenizerMismatchError: it would get the token ids of another tokenizer.
-        DataError: the verdicts of people cannot be read.
+        DataError: the verdicts of people, or the answers that they judged, cannot be read.
     """
     settings = config.evaluate
     if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
@@ -63,6 +64,8 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
         _key(config)
     if settings.judge is JudgeKind.human:
         read_verdicts(settings.verdicts)
+    if settings.answers:
+        read_answers(Path(settings.answers))
     folder = _given_model(config)
     if folder and config.reward.bridge is TextBridge.tokens:
         _check_tokenizer(folder, tokenizer)

@@ -21,8 +21,9 @@ from orchestrator.stages.human_judge import read_verdicts
 from workers.errors import DataError, DataLineError, EmptyDatasetError
 
 
-def evaluated(folder: Path, verdicts: str = "") -> Run:
+def evaluated(folder: Path, verdicts: str = "", answers: Path | str = "") -> Run:
     run = Run(folder)
+    run.config.evaluate.answers = str(answers)
     run.config.evaluate.judge = JudgeKind.human if verdicts else JudgeKind.none
     run.config.evaluate.verdicts = verdicts
     evaluate(run.session)
@@ -73,6 +74,45 @@ def test_verdicts_of_one_person_are_win_rates_and_rates_of_fields(tmp_path: Path
     assert run.session.findings.models["base"].likert_mean == 2
     write_summary(run.folder, Summary(models=run.session.findings.models))
     assert read_summary(run.folder.summary).models["sft"] == row
+
+
+def test_answers_of_an_earlier_evaluation_are_judged_without_sampling(tmp_path: Path) -> None:
+    first = evaluated(tmp_path / "first")
+    answers = first.folder.samples / "answers.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    for row in rows:  # what another engine sampled
+        row["answers"] = {model: f"{text} really" for model, text in row["answers"].items()}
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verdicts = compared(tmp_path, first, 1)
+    run = evaluated(tmp_path / "second", str(verdicts), answers)
+    (found,) = run.session.findings.preferred
+    assert found.rate == preference([(1, 0.5, 0)[i % 3] for i in range(32)]).rate
+    assert not [name for name in run.hub.names() if name.startswith("rollout.")]
+    assert (run.folder.samples / "answers.jsonl").read_text() == answers.read_text()
+    row, old = (r.session.findings.models["sft"] for r in (run, first))
+    assert (row.likert_mean, row.length_mean) == (6, None)
+    assert (row.web_perplexity, row.cloze_accuracy) == (
+        old.web_perplexity,
+        old.cloze_accuracy,
+    )
+
+
+def test_answers_to_other_prompts_or_of_other_models_are_refused(tmp_path: Path) -> None:
+    answers = evaluated(tmp_path / "first").folder.samples / "answers.jsonl"
+    lines = answers.read_text().splitlines()
+    wrong = tmp_path / "wrong.jsonl"
+    row = json.loads(lines[4])
+    for changed, says, line in [
+        ([*lines[:4], json.dumps(row | {"prompt": "?"}), *lines[5:]], "the first is in line 5", ""),
+        (lines[:-1], "31 lines, 32 prompts", ""),
+        ([*lines[:4], json.dumps(row | {"answers": {"base": "a"}}), *lines[5:]],
+         "no answer of sft", ":5"),
+        ([*lines[:4], "{", *lines[5:]], "not what a run writes", ""),
+    ]:  # fmt: skip
+        wrong.write_text("".join(f"{each}\n" for each in changed))
+        with pytest.raises(DataError, match=says) as caught:
+            evaluated(tmp_path / says[:9], answers=wrong)
+        assert caught.value.where.endswith(f"wrong.jsonl{line}")
 
 
 def test_several_people_per_prompt_are_clustered(tmp_path: Path) -> None:

@@ -33,6 +33,22 @@ def test_the_instruction_and_the_request_of_the_endpoint_are_in_conf():
     assert RoleName.reward not in stage.roles
 
 
+@pytest.mark.parametrize("judge", ["auto", "reward_model", "none", "human", "function"])
+def test_only_judges_of_texts_take_the_answers_of_an_earlier_evaluation(judge: str):
+    told = {
+        "human": ["evaluate.verdicts=v.jsonl"],
+        "function": ["evaluate.judge_function=a:b"],
+        "reward_model": ["evaluate.judge_checkpoint=J"],
+    }
+    config = composed(*EVALUATE, f"judge={judge}", *told.get(judge, []), "evaluate.answers=a.jsonl")
+    if judge in ("auto", "reward_model"):
+        with pytest.raises(ConfigError, match=f"judge={judge} scores the tokens") as caught:
+            make_plan(config)
+        assert caught.value.where == "evaluate.answers"
+    else:
+        make_plan(config)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
