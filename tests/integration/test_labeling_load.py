@@ -41,8 +41,8 @@ class Worker(threading.Thread):
         try:
             began = time.perf_counter()
             page = person.client.get("/task")
-            form = Form(page.text) if 'id="judge"' in page.text else None
             self.seconds.append(time.perf_counter() - began)
+            form = Form(page.text) if 'id="judge"' in page.text else None
             if form is None:
                 return False
             time.sleep(self._rng.expovariate(1 / self.think))

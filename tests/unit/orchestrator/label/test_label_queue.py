@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -100,3 +101,26 @@ def test_answers_are_shown_in_an_order_of_each_labeler(k: int) -> None:
     assert all(abs(count - expected) < 5 * expected**0.5 for count in first.values())
     assert orders == [shown_order(7, labeler, k, seed=3) for labeler in range(900)]
     assert orders != [shown_order(8, labeler, k, seed=3) for labeler in range(900)]
+
+
+def test_what_is_left_is_what_a_count_over_all_tasks_gives() -> None:
+    rng = random.Random(4)
+    needed = {i: rng.randint(1, 3) for i in range(1, 41)}
+    q = queue(*needed.values())
+    judged: dict[int, set[int]] = {i: set() for i in needed}
+    seen: dict[int, set[int]] = {person: set() for person in range(1, 6)}
+    for _ in range(400):
+        person = rng.randint(1, 5)
+        open_ = [i for i in needed if len(judged[i]) < needed[i] and i not in seen[person]]
+        assert q.left(person) == len(open_)
+        task = q.next(person)
+        assert task is None or task in open_
+        if task is None:
+            continue
+        seen[person].add(task)
+        if rng.random() < 0.7:
+            judged[task].add(person)
+            q.judged(person, task)
+        else:
+            q.passed(person, task)
+    assert all(len(who) <= needed[i] for i, who in judged.items())
