@@ -12,9 +12,9 @@ from orchestrator.telemetry.metrics import METRICS
 from orchestrator.watch.measured import Measured, Series
 
 WIDTH, HEIGHT = 400, 220  # units of the drawing; the page scales it
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 8, 22
 _BUCKETS = 240  # columns that a long series is drawn in, by its least and greatest value
-_TICKS = 4
+_TICKS = 5
 _RAW_FROM = 80  # values from which on a running mean is drawn over the pale values
 
 _HUGE = 1.7e308  # about the largest float
@@ -138,7 +138,7 @@ class _Axes:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two bounds, about four."""
+    """Round numbers between two bounds, about five."""
     rough = high / _TICKS - low / _TICKS
     if not math.isfinite(rough) or rough <= 0:
         return []

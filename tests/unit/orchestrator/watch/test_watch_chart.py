@@ -31,7 +31,7 @@ def places(path: str) -> list[list[float]]:
 def test_the_ends_of_a_series_are_at_the_edges_and_its_middle_halfway() -> None:
     (line,) = drawn([0.0, 1.0, 2.0]).lines
     (x0, y0), (x1, y1), (x2, y2) = places(line.path)
-    assert (x0, x2) == (52, WIDTH - 8)
+    assert (x0, x2) == (52, WIDTH - 16)
     assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
     assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
     assert 0 < y2 < y0 < HEIGHT  # greater is higher
@@ -55,8 +55,8 @@ def test_odd_series_give_a_chart_with_finite_places(values: list[float]) -> None
 
 
 def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0, 10) == [0, 5, 10]
-    assert ticks(0.13, 0.57) == pytest.approx([0.2, 0.4])
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.13, 0.57) == pytest.approx([0.2, 0.3, 0.4, 0.5])
     assert ticks(-1, 1) == pytest.approx([-1, -0.5, 0, 0.5, 1])
     assert ticks(1, 1) == []
 
