@@ -14,6 +14,7 @@ import yaml
 from orchestrator.results.summary import Summary, read_summary
 from orchestrator.run_files.damage import Damage
 from orchestrator.run_files.folder import LOCK, RunFolder
+from orchestrator.run_files.lock import holder
 from workers.errors import ConfigError
 
 _DEEPEST = 4  # folders below the root that are looked into: outputs/EXPERIMENT/TIME/JOB
@@ -75,7 +76,7 @@ def read_run(path: Path) -> RunView:
     summary = read_summary(folder.summary, damage) if folder.summary.exists() else Summary()
     finished, place = _progress(folder)
     stages = [str(stage) for stage in config.get("stages") or []]
-    if _is_locked(path / LOCK):
+    if holder(path / LOCK) is not None:
         state = "running"
     elif folder.error_log.exists():
         state = "failed"
@@ -97,16 +98,3 @@ def _progress(folder: RunFolder) -> tuple[list[str], str]:
             found = json.loads(file.read_text(encoding="utf-8"))
             return [str(name) for name in found["finished"]], f"{found['stage']} {found['step']}"
     return [], ""
-
-
-def _is_locked(file: Path) -> bool:
-    """Whether a process of this machine holds the run's lock.
-
-    The kernel's list is read instead of trying the lock: for that moment a run could not start.
-    """
-    with suppress(OSError):
-        stat = file.stat()
-        device = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
-        rows = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-        return any(row.split()[1] == "FLOCK" and row.split()[5] == device for row in rows)
-    return False

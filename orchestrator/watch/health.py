@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 import psutil
 
 from orchestrator.run_files.damage import Damage, require_list, verified
-from orchestrator.run_files.folder import RunFolder
+from orchestrator.run_files.folder import LOCK, RunFolder
+from orchestrator.run_files.lock import holder
 from orchestrator.watch.measured import Measured
 from workers.records.processes import RoleInfo
 
 T = TypeVar("T")
-_LOCKS = Path("/proc/locks")
 _SHOWN = 50  # losses and skipped updates, the newest
 _CLOCK_SECONDS = 2.0  # by which a file's time and a process's may differ
 
@@ -105,38 +105,20 @@ class Health:
 class State:
     """Whether a run is going on."""
 
-    word: str  # "running", "ended", "failed" or "not running"
+    word: str  # "running", "finished", "failed" or "stopped"
     process: int | None  # of the driver, if it is on this machine
     quiet_seconds: float | None  # since the run last wrote a metric
 
 
 def state_of(folder: RunFolder) -> State:
     """Whether a run is going on: it holds the lock of its folder until its process ends."""
-    process = lock_holder(folder.path / ".lock")
+    process = holder(folder.path / LOCK)
     quiet = age(folder.metrics)
     if process is not None:
         return State("running", process, quiet)
     if folder.summary.is_file():
-        return State("ended", None, quiet)
-    return State("failed" if folder.error_log.is_file() else "not running", None, quiet)
-
-
-def lock_holder(lock: Path) -> int | None:
-    """The process that holds a lock on a file, as the kernel lists it; None: none that is visible.
-
-    Asking for the lock would show it, too, but a run that starts in this moment would be refused.
-    """
-    try:
-        status = lock.stat()
-        lines = _LOCKS.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    name = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in lines:
-        words = line.split()
-        if "->" not in words and len(words) > 5 and words[1] == "FLOCK" and words[5] == name:
-            return int(words[4])
-    return None
+        return State("finished", None, quiet)
+    return State("failed" if folder.error_log.is_file() else "stopped", None, quiet)
 
 
 def age(file: Path) -> float | None:

@@ -67,7 +67,7 @@ def test_a_run_is_watched_while_it_goes_on_and_afterwards(tmp_path: Path) -> Non
             assert f"process {run.pid}" in page
             assert re.search(r"<td>runs</td>", page)
             assert run.wait(500) == 0
-            seen(address, "/", "<b>ended</b>")
+            seen(address, "/", "<b>finished</b>")
             _shows_the_whole_run(address, folder)
             if CHROMIUM:
                 _fits_the_browser(address)

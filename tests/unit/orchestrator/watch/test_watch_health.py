@@ -13,7 +13,8 @@ import pytest
 from fakes.watched import folder_at
 
 from orchestrator.run_files.folder import RunFolder
-from orchestrator.watch.health import health_of, lock_holder, state_of
+from orchestrator.run_files.lock import holder
+from orchestrator.watch.health import health_of, state_of
 from orchestrator.watch.measured import Measured
 
 
@@ -23,20 +24,20 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_the_holder_of_the_lock_is_the_process_of_the_run(folder: RunFolder) -> None:
-    assert state_of(folder).word == "not running"
+    assert state_of(folder).word == "stopped"
     with folder.locked():
-        assert lock_holder(folder.path / ".lock") == os.getpid()
+        assert holder(folder.path / ".lock") == os.getpid()
         assert (state_of(folder).word, state_of(folder).process) == ("running", os.getpid())
         with pytest.raises(Exception, match="another process"), folder.locked():
             pass  # looking at the lock did not take it
     assert state_of(folder).process is None
 
 
-def test_a_run_that_is_over_has_ended_or_failed(folder: RunFolder) -> None:
+def test_a_run_that_is_over_is_finished_or_failed(folder: RunFolder) -> None:
     folder.error_log.write_text("Traceback")
     assert state_of(folder).word == "failed"
     folder.summary.write_text("{}")
-    assert state_of(folder).word == "ended"
+    assert state_of(folder).word == "finished"
 
 
 def _worker(rank: int, pid: int, node: str) -> dict:
