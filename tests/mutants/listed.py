@@ -44,7 +44,7 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("value loss: smaller of the two", f"{_OPS}/losses.py", "masked_sum(torch.maximum(plain, clipped), mask) / 2", "masked_sum(torch.minimum(plain, clipped), mask) / 2"),
     ("value loss: without the half", f"{_OPS}/losses.py", "clipped), mask) / 2", "clipped), mask)"),
     ("value clip: around the return", f"{_OPS}/losses.py", "near = old_values +", "near = returns +"),
-    ("ranking loss: sign", f"{_OPS}/losses.py", "softplus(scores[worse] - scores[better])", "softplus(scores[better] - scores[worse])"),
+    ("ranking loss: sign", f"{_OPS}/losses.py", "softplus(scores[worse] - scores[better] + margins)", "softplus(scores[better] - scores[worse] + margins)"),
     ("ranking loss: ties count", f"{_OPS}/losses.py", "(ranks.unsqueeze(1) < ranks.unsqueeze(0))", "(ranks.unsqueeze(1) <= ranks.unsqueeze(0))"),
     ("ranking loss: sum of pairs", f"{_OPS}/losses.py", "losses.sum() / max(len(better), 1)", "losses.sum()"),
     ("rankings: tied prompts count", f"{_OPS}/losses.py", "sum(bool((r != r[0]).any()) for r in ranks)", "len(ranks)"),
