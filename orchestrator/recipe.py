@@ -44,6 +44,7 @@ from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.online_dpo import online_dpo
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
+from orchestrator.stages.rejection_sampling import rejection_sampling
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
 from orchestrator.supervision.lost_workers import Losses
@@ -63,6 +64,7 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.ppo_ptx: ppo_ptx,
     StageName.dpo: dpo,
     StageName.online_dpo: online_dpo,
+    StageName.rejection_sampling: rejection_sampling,
     StageName.pretrain_large: pretrain_large,
     StageName.collect: collect,
     StageName.evaluate: evaluate,

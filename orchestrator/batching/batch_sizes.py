@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind
 from orchestrator.config.engines import OptimizerConfig
+from orchestrator.config.rejection import Keep, Start
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from workers.errors import BatchArithmeticError
 
 PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
 # The stages that train on sequences which the policy samples meanwhile.
-ONLINE_STAGES = (*PPO_STAGES, StageName.online_dpo)
+ONLINE_STAGES = (*PPO_STAGES, StageName.online_dpo, StageName.rejection_sampling)
 SAMPLING_STAGES = (StageName.collect, StageName.evaluate)  # they train nothing
 
 
@@ -156,6 +157,27 @@ def online_preference_steps(config: Config) -> int:
     return each * settings.epochs * algorithm.iterations
 
 
+def rejection_steps(config: Config) -> list[int]:
+    """Optimizer steps of each iteration of rejection sampling, at most.
+
+    Prompts that repeat, or whose rewards fail, leave fewer samples to train on.
+
+    Raises:
+        BatchArithmeticError: a batch or a step is smaller than the number of workers.
+    """
+    settings, where = config.rejection, "rejection.sequences_per_step"
+    _enough(config, RoleName.policy, settings.sequences_per_step, where, "sequences")
+    sampled = settings.prompts_per_iteration * settings.samples
+    where = "rejection.prompts_per_iteration"
+    _enough(config, RoleName.rollout, sampled, where, "sequences")
+    kept = sampled if settings.keep is Keep.above else settings.prompts_per_iteration
+    return [
+        math.ceil(kept * (n if settings.from_all_iterations else 1) / settings.sequences_per_step)
+        * settings.epochs
+        for n in range(1, settings.iterations + 1)
+    ]
+
+
 def ranking_steps(config: Config, rankings: int) -> int:
     """Optimizer steps of all passes over `rankings`; the last step of a pass may be smaller."""
     settings = config.reward_model
@@ -195,6 +217,8 @@ def stage_steps(config: Config, stage: StageName) -> int | None:
         return preference_steps(config)
     if stage is StageName.online_dpo:
         return online_preference_steps(config)
+    if stage is StageName.rejection_sampling:
+        return sum(rejection_steps(config))
     if stage is StageName.sft:
         sft_rows(config)
         _enough(
@@ -265,6 +289,10 @@ def optimizers(
             yield "algorithm.critic_optimizer", algorithm.critic_optimizer, steps
     elif stage is StageName.reward_model:
         yield "reward_model.optimizer", config.reward_model.optimizer, steps
+    elif stage is StageName.rejection_sampling:
+        each = rejection_steps(config)
+        alone = config.rejection.start is Start.sft
+        yield "rejection.optimizer", config.rejection.optimizer, min(each) if alone else sum(each)
     elif stage in (StageName.dpo, StageName.online_dpo):
         yield "preference.optimizer", config.preference.optimizer, steps
     elif stage is StageName.sft:

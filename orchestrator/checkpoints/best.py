@@ -1,4 +1,4 @@
-"""Selection of the best PPO checkpoint by a metric of the run.
+"""Selection of the best checkpoint of PPO or rejection sampling by a metric of the run.
 
 A checkpoint has the weights after step k. Gold scores of step k are measured with these weights.
 Metrics of sampled sequences, such as score or KL, belong to the weights that sampled them: the
@@ -20,6 +20,8 @@ from workers.errors import ConfigError
 
 _GOLD = ("ppo/gold_mean", "ppo/gold_rude_rate", "ppo/gold_truthful_rate")
 _HELDOUT = ("ppo/heldout_score_mean",)  # used if there is no gold labeler
+_JUDGED = ("ppo/heldout_preferred",)  # if a judge compares held-out answers
+_REJECTION = "rejection/"  # rejection sampling measures the same on held-out prompts
 _SAMPLED = (
     "ppo/score_mean",
     "ppo/shaped_return",
@@ -90,7 +92,8 @@ class Scores:
 def scores_of(config: Config) -> Scores:
     """Empty Scores for the metric that compares the checkpoints of a run."""
     metric = config.run.checkpoint.keep_best
-    delay = 0 if metric in (*_GOLD, *_HELDOUT) else 1 + config.algorithm.staleness
+    heldout = metric.startswith(_REJECTION) or metric in (*_GOLD, *_HELDOUT, *_JUDGED)
+    delay = 0 if heldout else 1 + config.algorithm.staleness
     return Scores(metric, config.run.checkpoint.best_is is Best.lowest, delay)
 
 
@@ -98,12 +101,14 @@ def check_keep_best(config: Config) -> None:
     """Check that run.checkpoint.keep_best names a metric that can compare checkpoints.
 
     Raises:
-        ConfigError: PPO has no such metric, or this run does not measure it.
+        ConfigError: there is no such metric, or this run does not measure it.
     """
     name, where = config.run.checkpoint.keep_best, "run.checkpoint.keep_best"
     if not name:
         return
-    if name not in (known := (*_GOLD, *_HELDOUT, *_SAMPLED)):
+    heldout = (*_GOLD, *_HELDOUT, *_JUDGED)
+    rejection = tuple(_of_rejection(each) for each in heldout)
+    if name not in (known := (*heldout, *_SAMPLED, *rejection)):
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ConfigError(
             f"{name!r} is no metric that checkpoints are compared by",
@@ -112,9 +117,20 @@ def check_keep_best(config: Config) -> None:
         )
     pocket = config.data.source is DataSourceKind.pocket
     measured = _GOLD if pocket else _HELDOUT
+    if config.training_judge is not None:
+        measured = (*measured, *_JUDGED)
+    judged = (*_JUDGED, *map(_of_rejection, _JUDGED))
+    measured = (*measured, *map(_of_rejection, measured))
     if name in _SAMPLED or (name in measured and config.algorithm.evaluate_every):
         return
     fix = "set algorithm.evaluate_every"
-    if name not in measured:
+    if name in judged:
+        fix += ", and a judge that algorithm.evaluation_judge lets compare these answers"
+    elif name not in measured:
         fix = f"only the pocket world has gold scores, in place of the reward: try {measured[0]}"
     raise ConfigError(f"{name} is not measured in this run", where=where, fix=fix)
+
+
+def _of_rejection(name: str) -> str:
+    """The same metric of the stage rejection_sampling."""
+    return name.replace("ppo/", _REJECTION, 1)

@@ -22,6 +22,7 @@ from orchestrator.config.cluster import RoleName
 from orchestrator.config.engines import Schedule
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.config.training import SFTBest
 from orchestrator.config.variants import stage_of
 from workers.errors import ConfigError
 
@@ -56,6 +57,7 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "sft.pretraining_fraction": None,
     "reward_model": (StageName.reward_model, StageName.dpo),
     "preference": (StageName.dpo, StageName.online_dpo),
+    "rejection": (StageName.rejection_sampling,),
     "reward": (*ONLINE_STAGES, *SAMPLING_STAGES),
     "algorithm": ONLINE_STAGES,
     "algorithm.ptx": (StageName.ppo_ptx,),
@@ -64,8 +66,11 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "evaluate": (StageName.evaluate,),
     "evaluate.web_documents": (StageName.pretrain, StageName.evaluate),
 }
+_JUDGE = ("evaluate.judge", "evaluate.judge_function", "evaluate.endpoint")
 _PASSES = ("sft.epochs", "reward_model.epochs")  # the number of steps depends on the data
-_LENGTHS = ("pretrain.steps", "sft.steps", "algorithm.iterations", *_PASSES)
+_LENGTHS = (
+    "pretrain.steps", "sft.steps", "algorithm.iterations", "rejection.iterations", *_PASSES,
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -144,7 +149,9 @@ def _reads(name: str, key: str, config: Config) -> bool:
     if key.startswith("variants."):
         return key.split(".")[1] == name
     readers = _readers(key)
-    return readers is not None and stage_of(config.variants, name) in readers
+    if readers is None:
+        return False
+    return stage_of(config.variants, name) in (*readers, *_more_readers(key, config))
 
 
 def _readers(key: str) -> tuple[StageName, ...] | None:
@@ -153,6 +160,16 @@ def _readers(key: str) -> tuple[StageName, ...] | None:
         return ()  # the variant itself
     prefixes = (".".join(names[:count]) for count in range(len(names), 0, -1))
     return next((READERS[prefix] for prefix in prefixes if prefix in READERS), None)
+
+
+def _more_readers(key: str, config: Config) -> tuple[StageName, ...]:
+    """Stages that read a key only with certain values of others."""
+    by_reward = config.sft.keep_best is SFTBest.reward_model
+    if by_reward and key == "model.checkpoints.reward_model":
+        return (StageName.sft,)
+    if config.training_judge is not None and _below(key, _JUDGE):
+        return ONLINE_STAGES
+    return ()
 
 
 def _not_longer(change: _Change, begun: list[str], saved: SavedRun, config: Config) -> str:

@@ -29,8 +29,8 @@ PARTIAL, BROKEN, SUPERSEDED = ".partial", ".broken", ".superseded"
 # Only folders with these names are checkpoints; other names ("...-backup") are copies by the user.
 NAME = re.compile(r"(?P<number>\d{6,})-(?P<stage>[a-z0-9_]+)-(?P<step>\d+)")
 NUMBERED = re.compile(rf"{NAME.pattern}(\{PARTIAL}|(\{BROKEN}|\{SUPERSEDED})(-\d+)?)?")
-# Files that trainers and the sequence queue read; the manifest must list each of them.
-_READ = re.compile(r"[a-z_]+\.\d+\.safetensors|ahead-\d+-\d+\.safetensors")
+# Files that trainers, queue and pool of sequences read; the manifest must list each of them.
+_READ = re.compile(r"[a-z_]+\.\d+\.safetensors|ahead-\d+-\d+\.safetensors|pool\.safetensors")
 FIX = "an older checkpoint of the run may be whole: resume=FOLDER/state/NUMBER-STAGE-STEP"
 
 

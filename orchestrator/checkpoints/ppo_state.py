@@ -1,4 +1,4 @@
-"""Schema of the PPO state in a checkpoint, in addition to the trainers' state."""
+"""Schema of a stage's own state in a checkpoint, in addition to the trainers' state."""
 
 from __future__ import annotations
 
@@ -64,6 +64,42 @@ class _Noted:
     prompts_added: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Rejection:
+    """See `rejection_sampling`."""
+
+    version: int
+    counters: Counters
+    ledger: _Account
+    scoring: _Scoring
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """See `sft_candidates.Candidates.state`."""
+
+    found: dict[int, float]
+
+
+def check_own(stage: str, own: object, control: object) -> None:
+    """Refuse a saved state from which its stage cannot resume.
+
+    Args:
+        stage: Name of the stage.
+        own: Its state in the checkpoint.
+        control: `algorithm.kl.control` of the run.
+
+    Raises:
+        TypeError, ValueError: names the field.
+    """
+    if stage == "sft":
+        from_plain(_Compared, own)
+    elif stage == "rejection_sampling":
+        _check_account(from_plain(_Rejection, own).ledger, [])
+    else:
+        check_noted(own, control)
+
+
 def check_noted(own: object, control: object) -> None:
     """Refuse a saved state from which PPO cannot resume.
 
@@ -80,13 +116,16 @@ def check_noted(own: object, control: object) -> None:
         raise ValueError(
             f"it holds {held} KL coefficient in force, unlike one of algorithm.kl.control={control}"
         )
-    account = noted.ledger
+    _check_account(noted.ledger, [r for batch in noted.ahead for r in batch.ids])
+
+
+def _check_account(account: _Account, ahead: Sequence[tuple[int, int]]) -> None:
     settled = account.trained + sum(account.dropped.values())
     # checked before ranges are expanded to sets: a wrong range could exceed the memory
     for name, ranges, count in (
         ("seen", account.ranges, account.generated),
         ("open", account.open, account.generated - settled),
-        ("ahead", [r for batch in noted.ahead for r in batch.ids], account.generated - settled),
+        ("ahead", ahead, account.generated - settled),
     ):
         if _length(ranges) != count:
             raise ValueError(f"{_length(ranges)} sequences are {name}, the account says {count}")

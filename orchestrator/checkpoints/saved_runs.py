@@ -40,7 +40,7 @@ from orchestrator.checkpoints.contents import (
     renumber,
 )
 from orchestrator.checkpoints.given_inputs import Files
-from orchestrator.checkpoints.ppo_state import check_noted
+from orchestrator.checkpoints.ppo_state import check_own
 from orchestrator.checkpoints.progress import Place, Progress
 from orchestrator.run_files.dataclass_json import from_plain
 from orchestrator.run_files.folder import RunFolder, write_json
@@ -188,8 +188,9 @@ class SavedRuns:
         progress = read_json(path / PROGRESS)
         with reading(path, f"{PROGRESS} is not what a run writes", FIX):
             place = from_plain(Place if alone else Progress, progress)
-            if isinstance(place, Progress) and place.own:  # only PPO has a state of this kind
-                check_noted(place.own, saved_values(manifest.config)["algorithm.kl.control"])
+            if isinstance(place, Progress) and place.own:
+                control = saved_values(manifest.config)["algorithm.kl.control"]
+                check_own(place.stage, place.own, control)
         check_places(path, place.checkpoints.values())
         check_name(path, place, manifest.number)
         notes: list[str] = []

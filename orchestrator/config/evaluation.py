@@ -19,7 +19,10 @@ from orchestrator.config.ranges import (
 from workers.errors import ConfigError
 
 # Models that generate text: names of model.checkpoints.
-COLLECTED = ("base", "large", "sft", "ppo", "ppo_ptx")
+COLLECTED = ("base", "large", "sft", "ppo", "ppo_ptx", "dpo", "rejection_sampling")
+
+
+MOST_SAMPLES = 4096  # per prompt, of which the best is evaluated
 
 
 class JudgeKind(Enum):
@@ -143,6 +146,9 @@ class EvaluateConfig:
     """Cloze questions of the pocket world per model."""
     samples_shown: int = positive(3)
     """Prompts whose answers the report shows."""
+    best_of: list[int] = field(default_factory=list)
+    """Also evaluate the best of n answers of the SFT model by the reward, for each of these n;
+    [] = off."""
     judge: JudgeKind = JudgeKind.auto
     """What compares two answers for the win rates."""
     judge_function: str = ""
@@ -158,3 +164,12 @@ class EvaluateConfig:
     """The chat model behind a URL (judge: endpoint)."""
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
     """Tasks of EleutherAI's lm-evaluation-harness (extra `lm-eval`)."""
+
+    def check(self, key: str) -> None:
+        """Check the numbers of `best_of`."""
+        if not all(1 <= n <= MOST_SAMPLES for n in self.best_of):
+            raise ConfigError(
+                f"best_of={self.best_of}",
+                where=f"{key}.best_of",
+                fix=f"give numbers from 1 to {MOST_SAMPLES:,}",
+            )

@@ -68,6 +68,8 @@ class CheckpointPaths:
     """A model trained by PPO, to evaluate."""
     ppo_ptx: str = path("")
     """A model trained by PPO-ptx, to evaluate."""
+    rejection_sampling: str = path("")
+    """Result of rejection sampling, for the evaluation."""
     dpo: str = path("")
     """A model trained by DPO, to evaluate."""
     online_dpo: str = path("")

@@ -20,6 +20,7 @@ class StageName(StrEnum):
     ppo_ptx = "ppo_ptx"
     dpo = "dpo"
     online_dpo = "online_dpo"
+    rejection_sampling = "rejection_sampling"
     pretrain_large = "pretrain_large"
     collect = "collect"
     evaluate = "evaluate"
@@ -34,7 +35,7 @@ class Best(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class StageSteps:
-    """One number per training stage: optimizer steps; for PPO and online DPO, iterations."""
+    """One number per training stage: optimizer steps, or iterations where a stage samples."""
 
     pretrain: int = at_least(0, 250)
     """Optimizer steps between two checkpoints."""
@@ -49,6 +50,8 @@ class StageSteps:
     dpo: int = at_least(0, 50)
     """Optimizer steps between two checkpoints."""
     online_dpo: int = at_least(0, 5)
+    """Iterations between two checkpoints."""
+    rejection_sampling: int = at_least(0, 1)
     """Iterations between two checkpoints."""
     pretrain_large: int = at_least(0, 250)
     """Optimizer steps between two checkpoints."""
@@ -70,7 +73,7 @@ class CheckpointConfig:
     keep_every: int = at_least(0, 0)
     """Also keep checkpoints whose step is a multiple; 0 = off."""
     keep_best: str = ""
-    """PPO metric, e.g. ppo/score_mean: also keep its best checkpoint; "" = off."""
+    """Metric, e.g. ppo/score_mean: also keep the best checkpoint of its stages; "" = off."""
     best_is: Best = Best.highest
     """Whether the best value of `keep_best` is the highest or the lowest."""
 

@@ -13,10 +13,11 @@ from typing import Any
 from orchestrator.config.cluster import ClusterConfig
 from orchestrator.config.data import DataConfig
 from orchestrator.config.engines import RolloutConfig, TrainerConfig
-from orchestrator.config.evaluation import CollectConfig, EvaluateConfig
+from orchestrator.config.evaluation import CollectConfig, EvaluateConfig, JudgeKind
 from orchestrator.config.model import ModelConfig
 from orchestrator.config.preference import PreferenceConfig
 from orchestrator.config.ranges import any_seed, check_tree, name, path
+from orchestrator.config.rejection import RejectionConfig
 from orchestrator.config.reward import RewardConfig
 from orchestrator.config.run import LoggerConfig, RunConfig, StageName
 from orchestrator.config.training import (
@@ -24,6 +25,7 @@ from orchestrator.config.training import (
     PretrainConfig,
     RewardModelConfig,
     SFTConfig,
+    TrainingJudge,
 )
 from orchestrator.config.variants import check_names
 
@@ -66,6 +68,8 @@ class Config:
     """Stage reward_model."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """Stage dpo."""
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    """Stage rejection_sampling."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     """Stages ppo and ppo_ptx; online_dpo samples as it says."""
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -94,3 +98,17 @@ class Config:
     def _name(self, name: str) -> str:
         plain = name in StageName.__members__ and name not in self.variants
         return StageName(name) if plain else name
+
+    @property
+    def training_judge(self) -> JudgeKind | None:
+        """The judge that compares held-out answers while the policy learns; None: nobody does."""
+        learning = {StageName.ppo, StageName.ppo_ptx, StageName.online_dpo}
+        learning.add(StageName.rejection_sampling)
+        if not self.algorithm.evaluate_every or not learning & set(self.stage_names):
+            return None
+        asked = {
+            TrainingJudge.function: (JudgeKind.function,),
+            TrainingJudge.endpoint: (JudgeKind.function, JudgeKind.endpoint),
+            TrainingJudge.none: (),
+        }[self.algorithm.evaluation_judge]
+        return self.evaluate.judge if self.evaluate.judge in asked else None

@@ -101,6 +101,17 @@ class ImportanceOutside(Enum):
     """It is 0: the token does not train."""
 
 
+class TrainingJudge(Enum):
+    """Whether the judge of the evaluation also compares held-out answers during training."""
+
+    function = "function"
+    """If it is a function."""
+    endpoint = "endpoint"
+    """If it is a function or an endpoint, which is asked twice per prompt each time."""
+    none = "none"
+    """Never."""
+
+
 @dataclass(slots=True, kw_only=True)
 class PretrainConfig:
     """Next-token training on the pocket world's web text, or on `data.files.pretraining`."""
@@ -117,6 +128,17 @@ class PretrainConfig:
         )
     )
     """AdamW and its schedule."""
+
+
+class SFTBest(Enum):
+    """Which of the weights of SFT are published."""
+
+    none = "none"
+    """The last."""
+    loss = "loss"
+    """Those of the lowest loss on held-out demonstrations."""
+    reward_model = "reward_model"
+    """Those whose answers to held-out prompts model.checkpoints.reward_model scores highest."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,12 +161,27 @@ class SFTConfig:
     off."""
     validation_demonstrations: int = positive(256)
     """Held-out demonstrations for the validation loss."""
+    keep_best: SFTBest = SFTBest.none
+    """Which weights are published; those that were compared stay in checkpoints/sft_step_N."""
+    keep_best_every: int = at_least(0, 0)
+    """Optimizer steps between two weights that are compared; 0 = after each pass (`epochs`)."""
     dropout: float | None = fraction(None)
     """Dropout in this stage (paper: .2); 0 = off, null = as the checkpoint's config.json says."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
     )
     """AdamW and its schedule."""
+
+    def check(self, key: str) -> None:
+        """Check that there are weights to compare."""
+        if self.keep_best is SFTBest.none or self.epochs or self.keep_best_every:
+            return
+        raise ConfigError(
+            f"keep_best={self.keep_best.value} compares the weights after each pass, and "
+            f"{key}.steps={self.steps} counts no passes",
+            where=f"{key}.keep_best_every",
+            fix=f"set it to a number of steps, or set {key}.epochs",
+        )
 
 
 class Margin(Enum):
@@ -335,9 +372,11 @@ class AlgorithmConfig:
     (paper: .992)."""
     evaluate_every: int = at_least(0, 8)
     """Iterations between evaluations on held-out prompts, scored by the gold labeler if there is
-    one, else by the reward; 0 = never."""
+    one, else by the reward; 0 = never. A judge may also compare: evaluation_judge."""
     evaluation_prompts: int = positive(128)
     """Held-out prompts answered and scored during training."""
+    evaluation_judge: TrainingJudge = TrainingJudge.function
+    """Whether evaluate.judge compares these answers with those before the first update."""
     rollouts_kept: int | None = at_least(0, 4)
     """Rollouts per iteration saved in samples/rollouts.jsonl: as many trained on as dropped ones;
     null = all."""

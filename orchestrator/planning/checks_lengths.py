@@ -123,7 +123,8 @@ def _reads_whole_rows(config: Config, stage: StageName) -> bool:
     """Whether a stage reads full rows of the files, not only prompts."""
     if stage is StageName.evaluate:  # the perplexity of pretraining text, if there is any
         return SetKind.pretraining in kinds(config.data)
-    return stage not in (StageName.ppo, StageName.online_dpo, StageName.collect)
+    prompts_alone = {StageName.ppo, StageName.online_dpo, StageName.rejection_sampling}
+    return stage not in {*prompts_alone, StageName.collect}
 
 
 def _readers(config: Config, stage: StageName) -> tuple[str, ...]:

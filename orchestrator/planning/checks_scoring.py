@@ -11,6 +11,7 @@ from orchestrator.config.evaluation import EndpointConfig, JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import AlgorithmConfig, KLEstimator, KLPlace
+from orchestrator.planning.stage_graph import chooses_by_reward
 from workers.errors import ConfigError
 from workers.process.user_code import split_path
 from workers.scorers.source import WHERE
@@ -42,6 +43,23 @@ def check_reward(config: Config) -> None:
             f"reward.kind={config.reward.kind} needs a GPU",
             where=WHERE,
             fix="use a cluster of GPUs (cluster=one_gpu), or another source",
+        )
+
+
+def check_sft_choice(config: Config) -> None:
+    """Check that a reward model is there where one chooses the weights of SFT.
+
+    Raises:
+        ConfigError: the rewards of the run come from another source.
+    """
+    if StageName.sft not in config.stage_names or not chooses_by_reward(config):
+        return
+    if not config.reward.needs.model:
+        raise ConfigError(
+            "a reward model chooses the weights of SFT, and the rewards of this run come from "
+            f"reward.kind={config.reward.kind}",
+            where="sft.keep_best",
+            fix="set it to loss, or reward=model",
         )
 
 
@@ -167,7 +185,7 @@ def check_judge(config: Config) -> None:
     settings = config.evaluate
     if settings.endpoint.url:
         _check_address(settings.endpoint.url)
-    if StageName.evaluate not in config.stages:
+    if StageName.evaluate not in config.stages and config.training_judge is None:
         return
     if settings.judge is JudgeKind.function:
         split_path(settings.judge_function, "evaluate.judge_function")

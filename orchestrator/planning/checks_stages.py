@@ -21,6 +21,7 @@ _SETS = {
     # demonstrations set the reward model's bias
     StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
     StageName.dpo: (SetKind.comparisons,),
+    StageName.rejection_sampling: (SetKind.prompts,),
     StageName.ppo: (SetKind.prompts,),
     StageName.ppo_ptx: (SetKind.prompts, SetKind.pretraining),
     StageName.online_dpo: (SetKind.prompts,),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.config.training import SFTBest
 from orchestrator.planning.model_sizes import FLOAT, number_bytes
 from orchestrator.planning.plan import Plan
 
@@ -46,5 +48,17 @@ def disk_space(config: Config, plan: Plan) -> DiskSpace | None:
         for stage in plan.stages
         if stage.makes
     )
+    models += number * policy * _compared(config)
     kept = config.run.checkpoint.keep_last + 1
     return DiskSpace(checkpoint, kept * checkpoint, models)
+
+
+def _compared(config: Config) -> int:
+    """Weights that SFT keeps to compare them."""
+    settings = config.sft
+    if StageName.sft not in config.stages or settings.keep_best is SFTBest.none:
+        return 0
+    if not settings.keep_best_every:
+        return settings.epochs
+    # the number of steps of `epochs` depends on the data
+    return 0 if settings.epochs else math.ceil(settings.steps / settings.keep_best_every)

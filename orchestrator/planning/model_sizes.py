@@ -94,7 +94,7 @@ def policy_size(config: Config) -> ModelSize | None:
     if StageName.pretrain in config.stages and pocket:
         return pocket_size(config.model.pocket)
     given = config.model.checkpoints
-    tuned = (given.ppo, given.ppo_ptx, given.dpo, given.online_dpo)
+    tuned = (given.ppo, given.ppo_ptx, given.dpo, given.online_dpo, given.rejection_sampling)
     for folder in (given.initial, given.base, given.sft, *tuned):
         if folder:
             return checkpoint_size(Path(folder))

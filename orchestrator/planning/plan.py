@@ -30,6 +30,7 @@ from orchestrator.planning.checks_scoring import (
     check_judge,
     check_online_rankings,
     check_reward,
+    check_sft_choice,
     loss_notes,
     unused_critic_keys,
 )
@@ -152,6 +153,7 @@ def _check_settings(config: Config) -> None:
     check_sharing(config)
     check_extra_engines(config)
     check_reward(config)
+    check_sft_choice(config)
     check_estimator(config)
     check_online_rankings(config)
     check_judge(config)

@@ -9,6 +9,7 @@ from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.preference import PreferenceLoss
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.config.training import SFTBest
 
 _PRODUCTS = {
     StageName.pretrain: "base",
@@ -18,6 +19,7 @@ _PRODUCTS = {
     StageName.ppo_ptx: "ppo_ptx",
     StageName.dpo: "dpo",
     StageName.online_dpo: "online_dpo",
+    StageName.rejection_sampling: "rejection_sampling",
     StageName.pretrain_large: "large",
 }
 
@@ -42,7 +44,7 @@ def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tu
     if stage is StageName.pretrain:
         return () if pocket else ("initial",)
     if stage is StageName.sft:
-        return ("base",)
+        return ("base", "reward_model") if chooses_by_reward(config) else ("base",)
     if stage in RANKING_STAGES:
         sampling = labels(config, stage) if labeling is None else labeling
         sampled_from_base = sampling and config.reward_model.base_fraction > 0
@@ -50,6 +52,8 @@ def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tu
     if stage is StageName.collect:
         scored = ("reward_model",) if collected_are_scored(config) else ()
         return (*config.collect.models, *scored)
+    if stage is StageName.evaluate and config.evaluate.best_of:
+        return ("sft", "reward_model") if config.reward.needs.model else ("sft",)
     if stage in ONLINE_STAGES:
         scored = is_rewarded(config, stage) and config.reward.needs.model
         taught = reference_of(config, stage) == "teacher"
@@ -57,9 +61,14 @@ def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tu
     return ()
 
 
+def chooses_by_reward(config: Config) -> bool:
+    """Whether a reward model chooses the weights that SFT publishes."""
+    return config.sft.keep_best is SFTBest.reward_model
+
+
 def is_rewarded(config: Config, stage: StageName) -> bool:
     """Whether a stage learns from rewards; without, it has no reward role."""
-    if stage is StageName.online_dpo:
+    if stage in (StageName.online_dpo, StageName.rejection_sampling):
         return True
     return stage in PPO_STAGES and config.algorithm.estimator.needs_reward
 
@@ -110,6 +119,8 @@ def stage_roles(
     if stage is StageName.collect:
         scored = (RoleName.reward,) if collected_are_scored(config) else ()
         return (RoleName.rollout, *scored)
+    if stage is StageName.rejection_sampling:
+        return (RoleName.rollout, RoleName.reward, RoleName.policy)
     if stage is StageName.dpo:
         return (*sampling, *_compared(config), RoleName.policy)
     if stage is StageName.online_dpo:
@@ -117,7 +128,10 @@ def stage_roles(
     if stage is StageName.evaluate:
         judge = config.evaluate.judge
         scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)
+        scored = scored or bool(config.evaluate.best_of)
         return (RoleName.rollout, *((RoleName.reward,) if scored else ()), RoleName.reference)
+    if stage is StageName.sft and chooses_by_reward(config):
+        return (RoleName.rollout, RoleName.reward, RoleName.policy)
     return (RoleName.policy,)
 
 

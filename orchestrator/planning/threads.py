@@ -90,7 +90,7 @@ def _beside(config: Config, stage: StageName, role: RoleName) -> set[RoleName]:
     Trainers spend most of their time in updates, policy and critic side by side; the frozen models
     score beside each other and the critic.
     """
-    if stage not in ONLINE_STAGES:
+    if stage not in ONLINE_STAGES or stage is StageName.rejection_sampling:
         return set()
     roles, ahead = set(stage_roles(config, stage)), config.algorithm.staleness > 0
     others = {RoleName.rollout} if ahead else set[RoleName]()

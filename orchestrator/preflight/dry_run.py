@@ -20,7 +20,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Margin
 from orchestrator.planning.runs.expand import any_rewarded, expand, stages_of
-from orchestrator.planning.stage_graph import reference_of
+from orchestrator.planning.stage_graph import chooses_by_reward, reference_of
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
 from orchestrator.telemetry.sinks import require_packages
@@ -132,7 +132,8 @@ def _saved(config: Config) -> list[str]:
 
 
 def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
-    if StageName.evaluate in stages_of(config):
+    judged = StageName.evaluate in stages_of(config)
+    if judged or any(run.config.training_judge is not None for run in expand(config)):
         from orchestrator.stages.judging import check_judge_ready
 
         check_judge_ready(config, source.tokenizer)
@@ -167,11 +168,14 @@ def _check_saving(config: Config, source: DataSource) -> Iterable[str]:
 def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     """Check that reward models that read text can render a dialogue and the run's prompts."""
     scores = {*ONLINE_STAGES, *SAMPLING_STAGES} & stages_of(config)
-    if not scores or config.reward.bridge is not TextBridge.text:
+    runs = expand(config)
+    chooses = any(r.stage is StageName.sft and chooses_by_reward(r.config) for r in runs)
+    if not (scores or chooses) or config.reward.bridge is not TextBridge.text:
         return ()
     judge = config.evaluate
     judging = judge.judge_checkpoint if judge.judge is JudgeKind.reward_model else ""
     rewarding = config.model.checkpoints.reward_model if config.reward.needs.model else ""
+    from orchestrator.stages.selection.sft_candidates import demonstration_prompts
     from workers.data.tokenize.tokenizers import load_tokenizer
     from workers.scorers.text_bridge import TextBridge as Bridge
     from workers.scorers.text_bridge import require_prompts
@@ -180,7 +184,12 @@ def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     for folder in filter(None, (rewarding, judging)):
         bridge = Bridge(load_tokenizer(folder))
         split = "heldout" if scores == {StageName.evaluate} else "ppo"
-        prompts = {each.key: each.asked for each in source.prompts(split, 0, _BRIDGED_PROMPTS)}
+        given = (
+            source.prompts(split, 0, _BRIDGED_PROMPTS)
+            if scores
+            else demonstration_prompts(source, _BRIDGED_PROMPTS)
+        )
+        prompts = {each.key: each.asked for each in given}
         notes += require_prompts(bridge, list(prompts.values()), folder)
     return notes
 
@@ -216,6 +225,20 @@ def _check_margins(config: Config, source: DataSource) -> Iterable[str]:
     return ()
 
 
+def _check_heldout(config: Config, source: DataSource) -> Iterable[str]:
+    """Say if fewer prompts are held out than would be scored during training."""
+    settings = config.algorithm
+    if not settings.evaluate_every or not {*ONLINE_STAGES} & stages_of(config):
+        return ()
+    found = len(source.prompts("heldout", 0, settings.evaluation_prompts))
+    if found == settings.evaluation_prompts:
+        return ()
+    return [
+        f"only {found:,} prompts are held out: during training these are scored instead of "
+        f"algorithm.evaluation_prompts={settings.evaluation_prompts:,}"
+    ]
+
+
 def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
     from orchestrator.planning.host_memory import check_host_memory
 
@@ -231,6 +254,7 @@ CHECKS: dict[str, Check] = {
     _SAVING: _check_saving,
     "text bridge": _check_bridge,
     "teacher": _check_teacher,
+    "held-out prompts": _check_heldout,
     "margins": _check_margins,
     "memory": _check_memory,
 }

@@ -79,7 +79,8 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
     if evaluates or any_rewarded(config):
         for each in config.reward.needs.code:
             yield each.loader, each.path, each.where
-    if evaluates and config.evaluate.judge is JudgeKind.function:
+    compares = evaluates or config.training_judge is not None
+    if compares and config.evaluate.judge is JudgeKind.function:
         loader = "workers.user_functions.judge_function:load_judge"
         yield loader, config.evaluate.judge_function, "evaluate.judge_function"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from orchestrator.results.summary import MODEL_LABELS
+from orchestrator.results.best_of import parts_of
+from orchestrator.results.summary import MODEL_LABELS, model_label
 
 COLORS = {
     "base": "#8c8f98",
@@ -16,6 +17,7 @@ COLORS = {
     "ppo_ptx": "#2f9e6e",
     "dpo": "#b8336a",
     "online_dpo": "#d17fa3",
+    "rejection_sampling": "#a6761d",
     "pretrain": "#8c8f98",
     "pretrain_large": "#5b5f6b",
     "reward_model": "#8a56ac",
@@ -43,12 +45,13 @@ def color_of(name: str, others: Sequence[str]) -> str:
     """The colour of a stage or model; `others`: see `further`."""
     if name in others and name not in STAGE_LABELS:
         return _FURTHER[others.index(name) % len(_FURTHER)]
-    return COLORS.get(name, INK)
+    return COLORS.get(parts_of(name)[0], INK)
 
 
 def label_of(name: str) -> str:
     """How a stage or model is called."""
-    return STAGE_LABELS.get(name, name.replace("_", " "))
+    known = STAGE_LABELS.get(name) or (model_label(name) if parts_of(name)[1] else None)
+    return known or name.replace("_", " ")
 
 
 def groups(others: Sequence[str]) -> dict[str, Panels]:

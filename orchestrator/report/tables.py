@@ -12,7 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.process.program import invocation
-from orchestrator.results.summary import MODEL_LABELS, EvaluationRow, Preference, Summary, TaskScore
+from orchestrator.results.best_of import parts_of
+from orchestrator.results.summary import (
+    EvaluationRow,
+    Preference,
+    Summary,
+    TaskScore,
+    model_label,
+)
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.samples import Comparison
 from orchestrator.telemetry.live import duration
@@ -24,17 +31,21 @@ _REASONS = 5  # of drops that are named
 _GAP = 3  # columns between two cells, and at both edges together
 
 
-def model_label(name: str) -> str:
-    """How a model is called in tables."""
-    return MODEL_LABELS.get(name, name)
+def evaluation_columns(
+    summary: Summary, names: Sequence[str] | None = None
+) -> list[tuple[str, list[str]]]:
+    """Columns (heading, one cell a model) of the final table; unmeasured columns are left out.
 
-
-def evaluation_columns(summary: Summary) -> list[tuple[str, list[str]]]:
-    """Columns (heading, one cell a model) of the final table; unmeasured columns are left out."""
-    names = summary.ordered_models()
+    Args:
+        summary: The run.
+        names: The models; None = all.
+    """
+    names = summary.ordered_models() if names is None else names
     rows = [summary.models[name] for name in names]
     columns = [
         ("gold score", [_cell(row.gold_mean, "{:.2f}") for row in rows]),
+        ("reward", [_cell(row.reward_mean, "{:.2f}") for row in rows]),
+        ("KL to SFT, at most", [_cell(row.kl_bound, "{:.2f}") for row in rows]),
         *(
             (f"preferred to {model_label(over)}", _wins(summary, names, over))
             for over in _rivals(summary)
@@ -165,8 +176,11 @@ def _run_facts(summary: Summary) -> list[tuple[str, str]]:
 def render_table(summary: Summary) -> RenderableType:
     """The evaluation tables and the facts under them, at most WIDTH columns wide."""
     parts: list[RenderableType] = []
-    if summary.models:
-        parts.append(_evaluation_table(summary))
+    # The best of n answers have a table of their own, so that each fits the width.
+    for best in (False, True):
+        names = [name for name in summary.ordered_models() if (parts_of(name)[1] > 0) == best]
+        if names:
+            parts.append(_evaluation_table(summary, names))
     if rows := reward_model_rows(summary):
         parts.append(_table(REWARD_MODEL_HEADS, rows))
     grid = Table.grid(padding=(0, 2, 0, 1))
@@ -222,13 +236,18 @@ def next_steps(folder: RunFolder, summary: Summary) -> str:
     return "\n" + "".join(f"{what:13}{command}\n" for what, command in found.items())
 
 
-def _evaluation_table(summary: Summary) -> Table:
+def _evaluation_table(summary: Summary, names: Sequence[str]) -> Table:
     # Models side by side: with ten measures this fits 80 columns, the other way round it does not.
-    heads = ["held-out prompts", *(model_label(name) for name in summary.ordered_models())]
-    rows = [[title, *cells] for title, cells in evaluation_columns(summary)]
+    heads = ["held-out prompts", *(_head(name) for name in names)]
+    rows = [[title, *cells] for title, cells in evaluation_columns(summary, names)]
     if _width(heads, rows) > WIDTH:  # the intervals of win rates go under them
         rows = [[title, *(cell.replace(" [", "\n[") for cell in cells)] for title, *cells in rows]
     return _table(heads, rows)
+
+
+def _head(name: str) -> str:
+    """A model's name above a column; that of the best of n answers goes over two lines."""
+    return model_label(name).replace(", ", ",\n")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

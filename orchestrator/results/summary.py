@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.results.best_of import parts_of
 from orchestrator.results.reward_model_figures import RewardModelFigures
 from orchestrator.run_files.damage import Damage, require_count, require_list, verified, whole
 from orchestrator.run_files.folder import RunFolder, write_json
@@ -18,7 +19,17 @@ from workers.records.processes import RoleInfo
 T = TypeVar("T")
 
 # Models that have a label, in the order of the recipe; those of variants come in the run's order.
-MODEL_ORDER = ("base", "large", "teacher", "sft", "ppo", "ppo_ptx", "dpo", "online_dpo")
+MODEL_ORDER = (
+    "base",
+    "large",
+    "teacher",
+    "sft",
+    "ppo",
+    "ppo_ptx",
+    "dpo",
+    "online_dpo",
+    "rejection_sampling",
+)
 MODEL_LABELS = {
     "base": "base",
     "large": "large base",
@@ -28,7 +39,15 @@ MODEL_LABELS = {
     "ppo_ptx": "PPO-ptx",
     "dpo": "DPO",
     "online_dpo": "online DPO",
+    "rejection_sampling": "rejection",
 }
+
+
+def model_label(name: str) -> str:
+    """How a model is called in tables and plots."""
+    model, n = parts_of(name)
+    label = MODEL_LABELS.get(model, model)
+    return f"{label}, best of {n}" if n else MODEL_LABELS.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,8 @@ class EvaluationRow:
     lm_eval: dict[str, dict[str, TaskScore]] = field(default_factory=dict)  # task -> metric
     likert_mean: float | None = None  # quality from 1 to 7 by people, mean
     flags: dict[str, FlagRate] = field(default_factory=dict)  # yes/no field -> rate, by people
+    reward_mean: float | None = None  # of the best of n answers: the reward that chose them, mean
+    kl_bound: float | None = None  # nats, upper bound of their KL to the model that is sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +177,19 @@ class Summary:
     data: tuple[SetAccount, ...] = ()  # only with data.source=files
 
     def ordered_models(self) -> list[str]:
-        """The evaluated models in the run's order; in that of the recipe if it made no others."""
-        if any(name not in MODEL_ORDER for name in self.models):
-            return list(self.models)
-        return [name for name in MODEL_ORDER if name in self.models]
+        """The evaluated models in the run's order; in that of the recipe if it made no others.
+
+        The best of n answers of a model follow the model.
+        """
+        plain = [name for name in self.models if not parts_of(name)[1]]
+        if all(name in MODEL_ORDER for name in plain):
+            plain = [name for name in MODEL_ORDER if name in plain]
+
+        def place(name: str) -> tuple[int, int]:
+            model, n = parts_of(name)
+            return plain.index(model) if model in plain else len(plain), n
+
+        return sorted(self.models, key=place)
 
     def preference(self, model: str, over: str) -> Preference | None:
         """The comparison of two models, if it was made."""
@@ -281,6 +311,8 @@ def _row(row: EvaluationRow) -> dict[str, object]:
         or None,
         "likert_mean": row.likert_mean,
         "flags": {name: asdict(rate) for name, rate in row.flags.items()} or None,
+        "reward_mean": row.reward_mean,
+        "kl_bound": row.kl_bound,
     }
     return fields | {name: value for name, value in extra.items() if value is not None}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from workers.records.training import (
     ExperienceSummary,
 )
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 WHOLE = Delivery()  # all sequences, in one part
@@ -90,6 +91,17 @@ class Answer(Protocol[T_co]):
     def result(self) -> T_co:
         """Wait for the result; raises the typed error of the first rank that failed or was late."""
         ...
+
+
+class Known(Generic[T]):
+    """An answer whose value is known."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def result(self) -> T:
+        """The value."""
+        return self._value
 
 
 class Generation(Answer[Rollouts], Protocol):

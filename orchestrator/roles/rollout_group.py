@@ -414,7 +414,7 @@ class RolloutGroup(Group):
         return Rollouts.of(self._launch.backend.put(batch), batch.summary())
 
     def fetch(self, rollouts: Rollouts) -> Pending[RolloutBatch]:
-        """Bring whole sequences to the driver: for texts and labels, never for training."""
+        """Bring whole sequences to the driver: for texts, labels and supervised steps."""
         return self._bring(rollouts.shards, RolloutBatch.concat)
 
     def load_checkpoint(self, path: str, version: int) -> Pending[list[WeightReceipt]]:

@@ -1,4 +1,4 @@
-"""Sampled texts for users: PPO rollouts, and responses of all models to the same prompts."""
+"""Sampled texts for users: rollouts, and responses of all models to the same prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class RolloutSample:
-    """One sampled response of a PPO iteration: trained on, or dropped with a reason."""
+    """One sampled response of an iteration: trained on, or dropped with a reason."""
 
     stage: str
     step: int
@@ -26,7 +26,7 @@ class RolloutSample:
     prompt: str
     response: str
     score: float  # reward units, before the KL penalty; NaN without a reward
-    kl: float  # nats, whole sequence; NaN if it was dropped before it was measured
+    kl: float  # nats, whole sequence; NaN if it was not measured
     finish: str  # "stop" | "length" | "abort"
     policy_version: int
     tokens: int | None = None  # of the response; None: an earlier version did not record it

@@ -23,8 +23,8 @@ from rich.text import Text
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.process.program import program
-from orchestrator.report.tables import MISSING, model_label
-from orchestrator.results.summary import EvaluationRow, Preference, Summary
+from orchestrator.report.tables import MISSING
+from orchestrator.results.summary import EvaluationRow, Preference, Summary, model_label
 from orchestrator.run_files.damage import Damage
 from orchestrator.runs.reading import RunView, read_run
 from orchestrator.telemetry.metrics import comparable, read_whole_metrics

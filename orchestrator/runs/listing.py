@@ -20,8 +20,7 @@ from rich.text import Text
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.process.program import program
-from orchestrator.report.tables import model_label
-from orchestrator.results.summary import Summary
+from orchestrator.results.summary import Summary, model_label
 from orchestrator.runs.reading import RunView, find_runs, read_run
 from orchestrator.telemetry.live import duration
 from workers.errors import ConfigError

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.batching.batch_sizes import ONLINE_STAGES
+from orchestrator.config.run import StageName
 from orchestrator.roles.interfaces import Rollouts, joined
 from orchestrator.run_files.folder import append_lines
 from workers.errors import NonFiniteError
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from orchestrator.session.session import Session
 
 REASON = "not finite"  # of the drop, in the ledger
-_SAMPLING = {stage.value for stage in ONLINE_STAGES}  # their ids are those of sequences
+# Their errors name sequences; those of supervised steps name rows.
+_SAMPLING = {stage.value for stage in ONLINE_STAGES} - {StageName.rejection_sampling.value}
 _KL_FACTOR = 2.0
 
 

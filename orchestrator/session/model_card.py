@@ -20,14 +20,8 @@ if TYPE_CHECKING:
 
 _REWARD_MODEL = "reward_model"
 _SCORES = (_REWARD_MODEL, "critic")
-_ORIGINS = {
-    "sft": "base",
-    _REWARD_MODEL: "sft",
-    "ppo": "sft",
-    "ppo_ptx": "sft",
-    "dpo": "sft",
-    "online_dpo": "sft",
-}
+_FROM_SFT = (_REWARD_MODEL, "ppo", "ppo_ptx", "dpo", "online_dpo", "rejection_sampling")
+_ORIGINS = {"sft": "base", **dict.fromkeys(_FROM_SFT, "sft")}
 _FIGURES = {
     "gold_mean": "gold score, mean",
     "web_perplexity": "perplexity of pretraining-style text",
@@ -44,7 +38,7 @@ _FIGURES = {
 class Card:
     """Contents of one model's card."""
 
-    name: str  # base, sft, reward_model, ppo, ppo_ptx, dpo, online_dpo, large, or of a variant
+    name: str  # base, sft, reward_model, ppo, rejection_sampling, ..., or of a variant
     stages: tuple[str, ...]  # in the order in which they ran; the last one trained the model
     experiment: str
     seed: int
@@ -62,6 +56,7 @@ def of_session(session: Session, name: str, stage: str) -> Card:
     """The card of the model that a stage has just trained."""
     from orchestrator.session.sources import accounts
 
+    name = name.partition("_step_")[0]  # weights within a stage that are compared
     config, sampling = session.config, session.sampling()
     origin = session.checkpoints.get(_origins(session).get(name, ""), "")
     pairs = session.findings.reward_model.heldout
@@ -145,8 +140,8 @@ def add_evaluation(session: Session) -> None:
     """Add the figures of the evaluation to the cards of the models that this run trained."""
     made = session.folder.checkpoints
     for name, row in session.findings.models.items():
-        folder = Path(session.checkpoints[name])
-        if folder.parent != made:
+        folder = Path(session.checkpoints.get(name, ""))
+        if folder.parent != made:  # given, or the best of n answers of a model
             continue
         card = of_session(session, name, "")
         stages = tuple(stage for stage in card.stages if stage)

@@ -245,6 +245,7 @@ def _doubts(changes: Changes) -> list[str]:
 # Metrics that every step of their stages records once.
 _EACH_STEP = (
     "pretrain/loss", "sft/loss", "reward_model/loss", "ppo/response_tokens_mean", "dpo/loss",
+    "rejection/response_tokens_mean",
 )  # fmt: skip
 
 

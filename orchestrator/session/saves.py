@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.checkpoints.best import Scores
 from orchestrator.checkpoints.saved_runs import Needs, SavedRun, SavedRuns, steps_of
-from orchestrator.config.run import CheckpointConfig
+from orchestrator.config.run import CheckpointConfig, StageName
 from orchestrator.mirror.background import Mirror
 from orchestrator.mirror.pruning import Keep
 from orchestrator.process.stop_signals import StopRequest
@@ -96,9 +96,11 @@ class Saves:
         return self._stop.requested
 
     def best_of(self, stage: str) -> str:
-        """A sentence on the best checkpoint of a PPO stage; "" if no metric is configured."""
+        """A sentence on the best checkpoint of a stage; "" if its metrics are not compared."""
         scores = self.scores
-        if not scores.metric or self._stages.get(stage, stage) not in ONLINE_STAGES:
+        kind = self._stages.get(stage, stage)
+        family = "rejection" if kind == StageName.rejection_sampling else "ppo"
+        if kind not in ONLINE_STAGES or scores.metric.partition("/")[0] != family:
             return ""
         saved = self._runs.steps().get(stage, {})
         best = scores.best(stage, saved)

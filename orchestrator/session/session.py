@@ -67,7 +67,7 @@ class Session:
     fleet: Roles
     position: Position
     started: float  # time.monotonic() at the start of the process, minus earlier processes' seconds
-    checkpoints: dict[str, str]  # base, sft, reward_model, ppo, ..., names of variants -> folder
+    checkpoints: dict[str, str]  # name of a model, e.g. sft -> folder
     saves: Saves
     losses: Losses
     apart: Apart = here  # calls functions that need libraries which the driver does without

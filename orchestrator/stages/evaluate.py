@@ -28,6 +28,7 @@ from orchestrator.session.session import Session
 from orchestrator.stages.earlier_answers import earlier_answers
 from orchestrator.stages.judging import Answers, preferences, scores
 from orchestrator.stages.lm_eval import harness_scores
+from orchestrator.stages.selection.best_of import MODEL, BestOf, best_of_n
 from workers.data.records import Gold, Prompt
 from workers.data.tokenize.data_sets import SetKind
 from workers.errors import ConfigError
@@ -63,9 +64,11 @@ def evaluate(session: Session) -> None:
         session.live.advance(number + 1)
     answers = {name: answers[name] for name in names}
     session.findings.models = {name: a.row for name, a in answers.items()}
+    best = _best_of(session, prompts, answers)
     # Written before judging, as an endpoint can fail; a rerun requests only missing verdicts.
     _keep_comparisons(session, prompts, answers)
     session.findings.preferred, session.findings.judging = preferences(session, prompts, answers)
+    session.findings.preferred += best.preferred
     _run_harness(session, names)
     model_card.add_evaluation(session)
 
@@ -74,6 +77,16 @@ def _order(session: Session) -> list[str]:
     """All models in order, also those of an earlier part of the run that had other stages."""
     names = compared(session.config)
     return [*names, *(name for name in MODEL_ORDER if name not in names)]
+
+
+def _best_of(session: Session, prompts: Sequence[Prompt], answers: dict[str, Answers]) -> BestOf:
+    """The best of n answers of the SFT model, as further models; nothing if that is off."""
+    if not session.config.evaluate.best_of:
+        return BestOf({}, ())
+    own = answers[MODEL]
+    found = best_of_n(session, prompts, own.scores, gold=own.golds is not None)
+    session.findings.models |= found.rows
+    return found
 
 
 def _by_architecture(session: Session, names: list[str]) -> list[str]:

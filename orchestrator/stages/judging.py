@@ -194,6 +194,40 @@ def preferences(
     return found, judging if found else None
 
 
+def preferred(
+    session: Session,
+    kind: JudgeKind,
+    prompts: Sequence[Prompt],
+    mine: Sequence[str],
+    others: Sequence[str],
+) -> WinRate | None:
+    """How often a function or an endpoint prefers one answer per prompt to another.
+
+    Args:
+        session: The run.
+        kind: JudgeKind.function or JudgeKind.endpoint.
+        prompts: The prompts.
+        mine: One answer per prompt.
+        others: What they are compared with.
+
+    Returns:
+        None if no pair has a verdict.
+
+    Raises:
+        JudgeError: the judge failed, or gave too few verdicts.
+        ConfigError: the endpoint rejects the key, or does not know the model.
+        DeadlineError: the endpoint took too long.
+    """
+    assert kind in (JudgeKind.function, JudgeKind.endpoint)
+    answers = {
+        name: Answers(list(texts), None, None, EvaluationRow())
+        for name, texts in (("mine", mine), ("others", others))
+    }
+    ask = _by_function if kind is JudgeKind.function else _by_endpoint
+    (rate,), _ = ask(session, prompts, answers, [("mine", "others")])
+    return rate
+
+
 _Rates = tuple[list[WinRate | None], Judging]
 
 

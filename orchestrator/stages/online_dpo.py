@@ -19,11 +19,10 @@ from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.session.session import Session
 from orchestrator.stages.dpo import learn, with_reference
 from orchestrator.stages.ppo.advantages import rows_of
-from orchestrator.stages.ppo.ledger import LedgerSummary
+from orchestrator.stages.ppo.ledger import LedgerSummary, enter
 from orchestrator.stages.ppo.loop import (
     begin,
     beside,
-    enter,
     keep_skipped,
     pass_over,
     require_near,
@@ -33,8 +32,8 @@ from orchestrator.stages.ppo.phases import Phases
 from orchestrator.stages.ppo.record import (
     append_samples,
     count_values,
-    heldout_values,
     mean_of,
+    named,
     parity_values,
     sampled_values,
 )
@@ -206,7 +205,7 @@ def _record(run: PPORun, done: _Iteration) -> None:
     due = settings.evaluate_every and step % settings.evaluate_every == 0
     with session.telemetry.span(run.stage, step, "record"):
         if due:
-            values |= heldout_values(session, run.stage, step, run.version)
+            values |= named(run.heldout.measure(step, run.version))
         if settings.rollouts_kept != 0:
             of_score = dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
             at = (run.stage, step)

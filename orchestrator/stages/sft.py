@@ -10,10 +10,12 @@ from orchestrator.batching.text_rows import TextRows
 from orchestrator.batching.training_batches import pack_documents
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
+from orchestrator.config.training import SFTBest
 from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import train_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
+from orchestrator.stages.selection.sft_candidates import Candidates
 from workers.data.batches import stack_batches
 from workers.records.training import TokenBatch
 
@@ -28,6 +30,9 @@ def sft(session: Session) -> None:
     spec = train_spec(
         session.config, base, settings.optimizer, steps, threads=threads, dropout=settings.dropout
     )
+    compared = _candidates(session, base, steps)
+    if compared is not None:
+        compared.start()
     session.fleet.policy.load(spec).result()
     _, documents = sft_rows(session.config)
     full_rows = settings.pretraining_full_rows and documents > 0
@@ -43,14 +48,32 @@ def sft(session: Session) -> None:
             family="sft",
             steps=steps,
             batch=lambda step: _batch(session, step, mix),
+            measuring=compared,
         ),
     )
     made = session.product_of(StageName.sft)
+    if compared is not None:
+        compared.publish(made)
+        return
     session.publish(made, lambda path: session.fleet.policy.save(path, base).result(), stage)
     heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
     loss = supervised.mean_loss(session, heldout)
     session.telemetry.record(stage, steps, {"sft/validation_loss": loss})
     session.live.note(f"held-out loss {loss:.3f} nats per response token")
+
+
+def _candidates(session: Session, base: str, steps: int) -> Candidates | None:
+    """The weights to compare: after each pass, or after equal numbers of steps, and the last."""
+    settings = session.config.sft
+    if settings.keep_best is SFTBest.none:
+        return None
+    if every := settings.keep_best_every:
+        return Candidates(session, base, [*range(every, steps, every), steps])
+    rows = session.source.demonstration_count()
+    assert rows is not None, "checked before anything started: a pass has an end"
+    demonstrations, _ = sft_rows(session.config)
+    ends = (math.ceil(n * rows / demonstrations) for n in range(1, settings.epochs + 1))
+    return Candidates(session, base, list(ends))
 
 
 def _steps(session: Session) -> int:

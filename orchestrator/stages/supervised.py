@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from orchestrator.batching import training_batches
 from orchestrator.roles.interfaces import Answer
@@ -13,6 +14,26 @@ from orchestrator.session.session import Session
 from workers.records.training import StepStats, TextLoss, TokenBatch
 
 _IN_FLIGHT = 2  # the driver prepares the next batch while the trainers work on this one
+
+
+class Measuring(Protocol):
+    """Something that measures the weights at some steps of a stage."""
+
+    def due(self, step: int) -> bool:
+        """Whether to measure after `step` steps."""
+        ...
+
+    def measure(self, step: int) -> None:
+        """Measure the weights after `step` steps; no call to the trainers is open."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """State as plain values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved `state`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +44,7 @@ class Loop:
     family: str  # prefix of its metrics
     steps: int
     batch: Callable[[int], TokenBatch]  # step -> examples of that optimizer step, all ranks
+    measuring: Measuring | None = None
 
 
 def train(session: Session, loop: Loop) -> None:
@@ -44,6 +66,8 @@ def train(session: Session, loop: Loop) -> None:
     saved = session.saves.within(loop.stage)
     if saved is not None:
         policy.restore(saved.folder).result()
+        if loop.measuring is not None:
+            loop.measuring.restore(saved.own)
     for step in range(saved.step if saved else 0, loop.steps):
         session.position.step = step
         batch = loop.batch(step)
@@ -52,12 +76,24 @@ def train(session: Session, loop: Loop) -> None:
         session.saves.settle()  # a checkpoint of the previous step, written during this batch
         if len(waiting) == _IN_FLIGHT:
             settle()
-        if session.saves.due(loop.stage, step + 1):
+        measures = loop.measuring is not None and loop.measuring.due(step + 1)
+        if measures or session.saves.due(loop.stage, step + 1):
             while waiting:
                 settle()
-            session.boundary(loop.stage, step + 1, loop.steps, {}, policy)
+            _between(session, loop, step + 1, measures=measures)
+            clock = time.monotonic()
     while waiting:
         settle()
+
+
+def _between(session: Session, loop: Loop, step: int, *, measures: bool) -> None:
+    """Measure the weights, if that is due, and save the run, if that is."""
+    own: dict[str, Any] = {}
+    if loop.measuring is not None:
+        if measures:
+            loop.measuring.measure(step)
+        own = loop.measuring.state()
+    session.boundary(loop.stage, step, loop.steps, own, session.fleet.policy)
 
 
 def mean_loss(session: Session, batch: TokenBatch) -> float:

@@ -31,7 +31,9 @@ Clock = Callable[[], float]
 _LABELS: dict[str, tuple[str, str]] = {
     "score_mean": ("reward", ""),
     "gold_mean": ("gold score", ""),
+    "best_score_mean": ("best of a prompt", ""),
     "heldout_score_mean": ("held-out reward", ""),
+    "heldout_preferred": ("held-out answers preferred", ""),
     "kl_sequence": ("KL to reference", "nats/sequence"),
     "kl_coefficient": ("KL coefficient", "reward/nat"),
     "loss": ("loss", ""),
@@ -92,8 +94,7 @@ class StageState:
         """All headline values in one line."""
         parts: list[str] = []
         for name, history in self.values.items():
-            label, unit = _label(name)
-            parts.append(f"{label} {number(history[-1])}{' ' + unit if unit else ''}")
+            parts.append(headline(name, history[-1]))
         return ", ".join(parts)
 
 
@@ -446,6 +447,12 @@ def number(value: float) -> str:
     if size >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{1 if size >= 100 else 2 if size >= 10 else 3}f}"
+
+
+def headline(name: str, value: float) -> str:
+    """One value with its label and unit."""
+    label, unit = _label(name)
+    return f"{label} {number(value)}{' ' + unit if unit else ''}"
 
 
 def _label(name: str) -> tuple[str, str]:

@@ -68,6 +68,9 @@ _PRETRAIN = {
 _SFT = {
     "loss": Metric("nats/token", "next-token loss on response tokens of the step"),
     "validation_loss": Metric("nats/token", "the same loss on held-out demonstrations"),
+    "heldout_score_mean": Metric("reward", "reward of answers to held-out prompts, mean"),
+    "heldout_response_tokens_mean": Metric("tokens", "length of these answers, mean"),
+    "heldout_eos_rate": Metric("fraction", "of these answers, those that ended by themselves"),
     "tokens_per_second": Metric("tokens/s", "counted tokens trained per second", timing=True),
     **_optimizer("model"),
 }
@@ -99,6 +102,47 @@ _DPO = {
     "heldout_pair_accuracy_high": Metric("fraction", "its 95 % interval, clustered by prompt"),
     **_optimizer("policy"),
 }
+_REJECTION = {
+    "score_mean": Metric("reward", "score of a sample, mean"),
+    "score_std": Metric("reward", "score of a sample, deviation"),
+    "best_score_mean": Metric(
+        "reward", "highest score of the iteration's samples of a prompt, mean"
+    ),
+    "kept_score_mean": Metric("reward", "score of the samples that are trained on, mean"),
+    "kept_score_max": Metric("reward", "highest score of the samples that are trained on"),
+    "kept_tokens_mean": Metric("tokens", "length of a sample that is trained on, mean"),
+    "response_tokens_mean": Metric("tokens", "length of a sample, mean"),
+    "eos_rate": Metric("fraction", "samples that ended by themselves"),
+    "loss": Metric("nats/token", "next-token loss on the tokens of the samples, mean over steps"),
+    "optimizer_steps": Metric("steps", "optimizer steps of the iteration"),
+    **_optimizer("policy"),
+    "generated": Metric("sequences", "sequences asked of the engines"),
+    "trained": Metric("sequences", "sequences trained on for the first time"),
+    "reused": Metric("sequences", "sequences of earlier iterations that are trained on again"),
+    "dropped": Metric("sequences", "sequences dropped, each with a reason"),
+    "parity_max": Metric("nats", "largest |trainer - engine| after the weight sync, probe tokens"),
+    "parity_mean": Metric("nats", "mean |trainer - engine| after the weight sync, probe tokens"),
+    "sync_bytes": Metric("bytes", "weights sent to each engine"),
+    "sync_seconds": _seconds("weight sync: until the engines may sample again"),
+    "step_seconds": _seconds("one whole iteration, held-out prompts left out"),
+    "tokens_per_second": Metric("tokens/s", "sampled tokens per second", timing=True),
+}
+_HELDOUT = {
+    "gold_mean": Metric("gold", "noise-free score of held-out prompts, mean"),
+    "gold_rude_rate": Metric("fraction", "rude responses to held-out prompts"),
+    "gold_truthful_rate": Metric("fraction", "truthful responses to held-out prompts"),
+    "heldout_score_mean": Metric("reward", "reward of answers to held-out prompts, mean"),
+    "heldout_response_tokens_mean": Metric("tokens", "length of these answers, mean"),
+    "heldout_eos_rate": Metric(
+        "fraction", "fraction of these answers that ended with the end token"
+    ),
+    "heldout_preferred": Metric(
+        "fraction", "of these answers, those that the judge prefers to the first model's; tie: half"
+    ),
+    "heldout_preferred_low": Metric("fraction", "its 95 % interval"),
+    "heldout_preferred_high": Metric("fraction", "its 95 % interval"),
+    "heldout_failed": Metric("sequences", "of these answers, those without a reward"),
+}
 _PPO = {
     "score_mean": Metric("reward", "score of a sequence before the KL penalty, mean"),
     "score_std": Metric("reward", "score of a sequence before the KL penalty, deviation"),
@@ -123,15 +167,6 @@ _PPO = {
     "critic_grad_norm": Metric("1", "L2 norm of the critic gradient before clipping"),
     "policy_learning_rate": Metric("1", "learning rate of the policy"),
     "critic_learning_rate": Metric("1", "learning rate of the critic"),
-    "gold_mean": Metric("gold", "noise-free score of held-out prompts, mean"),
-    "gold_rude_rate": Metric("fraction", "rude responses to held-out prompts"),
-    "gold_truthful_rate": Metric("fraction", "truthful responses to held-out prompts"),
-    "heldout_score_mean": Metric("reward", "reward of answers to held-out prompts, mean"),
-    "heldout_response_tokens_mean": Metric("tokens", "length of these answers, mean"),
-    "heldout_eos_rate": Metric(
-        "fraction", "fraction of these answers that ended with the end token"
-    ),
-    "heldout_failed": Metric("sequences", "of these answers, those without a reward"),
     "policy_version": Metric("version", "policy version that generated this iteration's sequences"),
     "lag_max": Metric("updates", "policy updates since the oldest sequence began"),
     "generated": Metric("sequences", "sequences asked of the engines, those ahead included"),
@@ -165,8 +200,9 @@ METRICS: dict[str, Metric] = {
         "pretrain": _PRETRAIN,
         "sft": _SFT,
         "reward_model": _REWARD_MODEL,
-        "ppo": _PPO,
+        "ppo": _PPO | _HELDOUT,
         "dpo": _DPO,
+        "rejection": _REJECTION | _HELDOUT,
     }.items()
     for name, metric in metrics.items()
 }
@@ -175,6 +211,7 @@ METRICS: dict[str, Metric] = {
 #: Metrics that exist once per part of the run's data, or per cause; its name is appended.
 METRIC_FAMILIES: dict[str, Metric] = {
     "ppo/dropped/": Metric("sequences", "of the dropped ones, those of one cause"),
+    "rejection/dropped/": Metric("sequences", "of the dropped ones, those of one cause"),
     "reward_model/heldout_pair_accuracy/source/": Metric(
         "fraction", "pairs of one data set ordered as the labeler did, held out"
     ),

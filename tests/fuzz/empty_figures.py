@@ -45,7 +45,7 @@ MEASURED = Summary(
         "sft": EvaluationRow(
             1.13, 2.17, 0.523, 0.129, 6.7, 0.331, 0.437,
             {"sums": {"acc": TaskScore(0.5391, 0.1), "norm": TaskScore(0.5483)}},
-            4.37, {"hallucination": FlagRate(0.213, 0.15, 0.27, 79)},
+            4.37, {"hallucination": FlagRate(0.213, 0.15, 0.27, 79)}, 0.57, 1.71,
         ),
         "ppo": EvaluationRow(2.19, 3.23, 0.941, 0.043, 8.9, 0.547, 0.653),
     },
@@ -76,6 +76,8 @@ _IN_MODELS: dict[str, Callable[[float], str]] = {
     "correct_rate": _percent,
     "cloze_accuracy": _percent,
     "likert_mean": "{:.2f}".format,
+    "reward_mean": "{:.2f}".format,
+    "kl_bound": "{:.2f}".format,
 }
 # Place -> what stands there where it was not measured, and what the report then no longer shows
 # ("" = it never shows that).
@@ -120,6 +122,7 @@ _TABLES = (
 _OPTIONAL = (
     *("evaluation/models/*/correct_rate", "evaluation/models/*/cloze_accuracy"),
     *("evaluation/models/*/likert_mean", "evaluation/models/*/flags"),
+    *("evaluation/models/*/reward_mean", "evaluation/models/*/kl_bound"),
     *("evaluation/models/*/lm_eval", "data/*/unread", "data/*/labels", "[0-9]*/gold", *LATER_KEYS),
 )
 

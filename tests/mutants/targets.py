@@ -93,6 +93,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/unit/orchestrator/stages/test_wiring.py",
         "tests/unit/orchestrator/batching/test_batch_sizes.py",
     ),
+    "orchestrator/batching/selection.py": ("tests/unit/orchestrator/batching/test_selection.py",),
+    "orchestrator/batching/margins.py": ("tests/unit/orchestrator/batching/test_margins.py",),
+    "orchestrator/results/best_of.py": ("tests/unit/orchestrator/results/test_best_of.py",),
     "orchestrator/results/intervals.py": ("tests/unit/orchestrator/results/test_intervals.py",),
     "orchestrator/stages/ppo/advantages.py": (
         "tests/unit/orchestrator/stages/ppo/test_estimators.py",

@@ -43,6 +43,7 @@ from orchestrator.stages.ppo.ledger import Ledger
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.pretrain import pretrain, pretrain_large
+from orchestrator.stages.rejection_sampling import rejection_sampling
 from orchestrator.stages.reward_model import reward_model
 from orchestrator.stages.sft import sft
 from orchestrator.supervision.pending import Position
@@ -53,6 +54,7 @@ from workers.pocket.model import create_model
 STAGES = {
     "pretrain": pretrain, "pretrain_large": pretrain_large, "sft": sft,
     "reward_model": reward_model, "ppo": ppo, "ppo_ptx": ppo_ptx, "dpo": dpo, "evaluate": evaluate,
+    "rejection_sampling": rejection_sampling,
 }  # fmt: skip
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from orchestrator.batching.batch_sizes import PPO_STAGES, ppo_arithmetic, sft_rows, started_prompts
+from orchestrator.batching.batch_sizes import (
+    PPO_STAGES,
+    ppo_arithmetic,
+    rejection_steps,
+    sft_rows,
+    started_prompts,
+)
 from orchestrator.config.data import DataSourceKind
+from orchestrator.config.rejection import Keep, Start
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin
+from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin, SFTBest
 from orchestrator.planning.model_sizes import pocket_size
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import is_rewarded, reference_of
@@ -55,15 +62,27 @@ def _facts(config: Config, stage: StageName) -> list[str]:
         return _preference_facts(config)
     if stage is StageName.online_dpo:
         return _online_facts(config)
+    if stage is StageName.rejection_sampling:
+        return _rejection_facts(config)
     if stage is StageName.evaluate:
-        return [
-            f"{config.evaluate.prompts:,} held-out prompts and "
-            f"{config.evaluate.web_documents:,} documents per model"
-        ]
+        return _evaluation_facts(config)
     facts = [f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents"]
     if config.data.source is DataSourceKind.pocket:
         model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
         facts.append(f"{pocket_size(model).parameters:,} parameters")
+    return facts
+
+
+def _evaluation_facts(config: Config) -> list[str]:
+    facts = [
+        f"{config.evaluate.prompts:,} held-out prompts and "
+        f"{config.evaluate.web_documents:,} documents per model"
+    ]
+    if best_of := config.evaluate.best_of:
+        facts.append(
+            f"{config.evaluate.prompts:,} x {max(best_of):,} answers of the SFT model, for the "
+            f"best of {', '.join(map(str, best_of))} by the reward"
+        )
     return facts
 
 
@@ -75,7 +94,16 @@ def _sft_facts(config: Config) -> list[str]:
     if config.sft.pretraining_full_rows:
         what = f"rows of {config.pretrain.row_tokens:,} tokens of pretraining text"
     mixed = f" and {documents} {what}" if documents else ""
-    return [f"{times} {demonstrations} demonstrations{mixed}"]
+    facts = [f"{times} {demonstrations} demonstrations{mixed}"]
+    if config.sft.keep_best is not SFTBest.none:
+        every = config.sft.keep_best_every
+        when = f"every {every:,} steps" if every else "after each pass"
+        by = "the lowest held-out loss"
+        if config.sft.keep_best is SFTBest.reward_model:
+            count = config.sft.validation_demonstrations
+            by = f"the reward model's highest score, mean of answers to {count:,} held-out prompts"
+        facts += [f"weights {when} stay in checkpoints/sft_step_N", f"published: those of {by}"]
+    return facts
 
 
 def _reward_model_facts(config: Config) -> list[str]:
@@ -107,6 +135,7 @@ def _online_facts(config: Config) -> list[str]:
         f"{prompts} prompts x {samples} samples = {prompts * samples} sequences per iteration, "
         "ranked by their rewards",
         f"{algorithm.iterations} iterations",
+        *_measured(config, StageName.online_dpo),
         *_dynamic_facts(algorithm),
         *_ahead_facts(algorithm),
     ]
@@ -133,6 +162,27 @@ def _ahead_facts(algorithm: AlgorithmConfig) -> list[str]:
     ]
 
 
+def _rejection_facts(config: Config) -> list[str]:
+    settings = config.rejection
+    best = settings.keep is Keep.best
+    prompts, samples = settings.prompts_per_iteration, settings.samples
+    kept = "the best of each prompt" if best else f"those that score above {settings.threshold:g}"
+    again = ["samples kept in earlier iterations train again"]
+    start = "the SFT model" if settings.start is Start.sft else "the current weights"
+    sequences, steps = prompts * samples, sum(rejection_steps(config))
+    degrees = ", ".join(f"{t:g}" for t in settings.temperatures)
+    return [
+        f"{prompts:,} prompts x {samples} samples = {sequences:,} sequences per iteration, "
+        f"at temperature {degrees}",
+        f"{kept} train {start} for {settings.epochs} pass(es) in steps of "
+        f"{settings.sequences_per_step}",
+        *(again if settings.from_all_iterations else []),
+        f"{settings.iterations} iterations = {settings.iterations * sequences:,} sequences, "
+        f"at most {steps:,} optimizer steps",
+        *_measured(config, StageName.rejection_sampling),
+    ]
+
+
 def _ppo_facts(config: Config, stage: StageName) -> list[str]:
     sizes, algorithm = ppo_arithmetic(config, stage), config.algorithm
     facts = [
@@ -152,6 +202,7 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         facts.append("the reference is the teacher, model.checkpoints.teacher")
     if not is_rewarded(config, stage):
         facts.append("no rewards, so no reward role")
+    facts += _measured(config, stage)
     surplus = started_prompts(config) - algorithm.prompts_per_iteration
     if surplus:
         facts.append(f"{surplus} more prompts are started, and the last to finish aborted")
@@ -166,6 +217,23 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
             "pretraining text per step"
         )
     return facts
+
+
+def _measured(config: Config, stage: StageName) -> list[str]:
+    """What measures held-out prompts during training, or that nothing does."""
+    algorithm, judge = config.algorithm, config.training_judge
+    if not algorithm.evaluate_every:
+        return ["nothing is measured on held-out prompts (algorithm.evaluate_every=0)"]
+    every = f"every {algorithm.evaluate_every} iteration(s)"
+    if stage is StageName.rejection_sampling:
+        every = "after each iteration"
+    scorer = "the gold labeler" if config.data.source is DataSourceKind.pocket else ""
+    if not scorer and is_rewarded(config, stage):
+        scorer = f"the reward ({config.reward.kind})"
+    prompts = f"{algorithm.evaluation_prompts:,} held-out prompts"
+    scored = f"{scorer} scores answers to {prompts}" if scorer else f"{prompts} are answered"
+    compared = [f"the judge ({judge.value}) compares them with the first answers"] if judge else []
+    return [f"{every} {scored}", *compared]
 
 
 def _objective(algorithm: AlgorithmConfig) -> str:

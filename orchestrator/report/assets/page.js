@@ -39,7 +39,8 @@
     for (const s of found) {
       const box = add(at("browser"), "div", "rollout", "");
       const figures = add(box, "span", "figures",
-        "score " + shown(s.score) + " · KL " + shown(s.kl) + " nats · version "
+        "score " + shown(s.score)
+        + (s.kl === null ? "" : " · KL " + shown(s.kl) + " nats") + " · version "
         + s.policy_version + " · ");
       add(figures, "span", s.finish === "stop" ? "" : "cut", s.finish);
       add(box, "div", "prompt", s.prompt);

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import cast
 
+from orchestrator.results.findings import Findings
+from orchestrator.results.summary import LedgerTotals
 from workers.errors import LedgerError
 from workers.records.arrays import IntArray
 
@@ -24,6 +26,7 @@ class Cause(Enum):
     incomplete_group = "incomplete_group"
     surplus = "surplus"
     not_finite = "not_finite"
+    not_chosen = "not_chosen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,17 @@ class Ledger:
         self._total = _Counts(
             int(str(state["generated"])), int(str(state["trained"])), Counter(dropped)
         )
+
+
+def enter(findings: Findings, counts: LedgerSummary) -> None:
+    """Add the counts of a step to the results of the run."""
+    totals = findings.ledger
+    findings.ledger = LedgerTotals(
+        totals.generated + counts.generated,
+        totals.trained + counts.trained,
+        totals.dropped + counts.dropped_total,
+    )
+    findings.drops = dict(Counter(findings.drops) + Counter(counts.dropped))
 
 
 _FIX = "this is a defect of the loop, not of the configuration: please report it"

@@ -14,18 +14,15 @@ engines already sample the batches of the next s iterations meanwhile (`queue.py
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from orchestrator.config.run import StageName
 from orchestrator.config.training import OnNonFinite
-from orchestrator.results.findings import Findings
-from orchestrator.results.summary import LedgerTotals
 from orchestrator.roles.interfaces import Experience, Rollouts
 from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.session.corrections import keep_culprits
 from orchestrator.session.session import Session
-from orchestrator.stages.ppo.ledger import LedgerSummary
+from orchestrator.stages.ppo.ledger import enter
 from orchestrator.stages.ppo.old_logprobs import choose_old_logprobs
 from orchestrator.stages.ppo.passes import Passes
 from orchestrator.stages.ppo.phases import Phases
@@ -116,6 +113,7 @@ def _iterate(run: PPORun, iteration: int) -> None:
             seconds=time.monotonic() - began,
         ),
         run.version,
+        run.heldout,
     )
     if run.adaptive_kl is not None and not warming:
         run.adaptive_kl.update(mean_kl(experience), len(kept))
@@ -189,7 +187,7 @@ def begin(run: PPORun) -> int:
         session.trainers_rest()
         synced = sync_weights(run)
         session.reached("first_sync")
-        record_start(session, run.stage, synced, run.version)
+        record_start(session, run.stage, synced, run.heldout.measure(0, run.version))
         return 0
     restoring = [trainer.restore(saved.folder) for trainer in run.trainers]
     for pending in restoring:
@@ -226,14 +224,3 @@ def sync_weights(run: PPORun, meanwhile: Callable[[], None] | None = None) -> Sy
     findings.synced(report.seconds)
     findings.parity_max = max(findings.parity_max or 0.0, report.parity.max_difference)
     return report
-
-
-def enter(findings: Findings, counts: LedgerSummary) -> None:
-    """Add the counts of an iteration to those of the run."""
-    totals = findings.ledger
-    findings.ledger = LedgerTotals(
-        totals.generated + counts.generated,
-        totals.trained + counts.trained,
-        totals.dropped + counts.dropped_total,
-    )
-    findings.drops = dict(Counter(findings.drops) + Counter(counts.dropped))

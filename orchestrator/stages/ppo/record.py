@@ -1,4 +1,4 @@
-"""Records of a PPO iteration: metrics, sampled texts, scores of held-out prompts."""
+"""Records of a PPO iteration: metrics and sampled texts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.config.run import StageName
-from orchestrator.planning.stage_graph import is_rewarded
 from orchestrator.roles.interfaces import Experience, Rollouts
 from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.run_files.samples import RolloutSample, append_rollouts
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import LedgerSummary
-from workers.records.gather import told
+from orchestrator.stages.selection.heldout import HEADLINES, Heldout
+from orchestrator.telemetry.live import headline
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.training import Scores, StepStats
 
@@ -47,14 +46,17 @@ def mean_kl(experience: Experience) -> float:
     return float(np.concatenate([s.kl for s in experience.summaries]).mean(dtype=np.float64))
 
 
-def record_start(session: Session, stage: str, sync: SyncReport, version: int) -> None:
+def record_start(
+    session: Session, stage: str, sync: SyncReport, heldout: Mapping[str, float]
+) -> None:
     """Record the first sync and the scores of held-out prompts before any update, as step 0."""
-    session.telemetry.record(
-        stage, 0, parity_values(sync) | heldout_values(session, stage, 0, version)
-    )
+    session.telemetry.record(stage, 0, parity_values(sync) | named(heldout))
+    for name in HEADLINES:
+        if name in heldout:
+            session.live.note(f"before the first update: {headline(name, heldout[name])}")
 
 
-def record_iteration(session: Session, done: Iteration, version: int) -> None:
+def record_iteration(session: Session, done: Iteration, version: int, heldout: Heldout) -> None:
     """Record a finished iteration as step index + 1; the engines now serve `version`."""
     settings = session.config.algorithm
     step = done.index + 1
@@ -68,14 +70,12 @@ def record_iteration(session: Session, done: Iteration, version: int) -> None:
         values = {k: v for k, v in values.items() if not k.startswith("ppo/mismatch_")}
     with session.telemetry.span(done.stage, step, "record"):
         if due:
-            values |= heldout_values(session, done.stage, step, version)
+            values |= named(heldout.measure(step, version))
         _keep_samples(session, done)
         session.telemetry.record(done.stage, step, values)
     session.telemetry.record_phases(done.stage, step)
-    headline = (
-        "score_mean", "kl_sequence", "response_tokens_mean", "gold_mean", "heldout_score_mean",
-    )  # fmt: skip
-    shown = {name: values[f"ppo/{name}"] for name in headline if f"ppo/{name}" in values}
+    shown = ("score_mean", "kl_sequence", "response_tokens_mean", *HEADLINES)
+    shown = {name: values[f"ppo/{name}"] for name in shown if f"ppo/{name}" in values}
     session.live.advance(step, **shown)
 
 
@@ -174,6 +174,11 @@ def mean_of(numbers: Sequence[float]) -> float:
     return float(np.mean(numbers, dtype=np.float64))
 
 
+def named(values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of held-out prompts under their full names."""
+    return {f"ppo/{name}": value for name, value in values.items()}
+
+
 def parity_values(sync: SyncReport) -> dict[str, float]:
     """Metrics of a weight sync."""
     return {
@@ -202,43 +207,6 @@ def _speed(done: Iteration) -> dict[str, float]:
         "ppo/step_seconds": done.seconds,
         "ppo/tokens_per_second": tokens / done.seconds,
     }
-
-
-def heldout_values(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
-    """Scores of responses to held-out prompts, by the gold labeler if any, else by the reward."""
-    if not session.config.algorithm.evaluate_every:
-        return {}
-    if session.source.gold([], []) is None:
-        return _heldout_rewards(session, stage, step, version)
-    prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
-    texts, _ = session.sample_texts(session.fleet.rollout, version, prompts, stage, "gold", step)
-    golds = session.source.gold(prompts, texts) or []
-    return {
-        "ppo/gold_mean": mean_of([g.score for g in golds]),
-        "ppo/gold_rude_rate": mean_of([g.rude for g in golds]),
-        "ppo/gold_truthful_rate": mean_of([g.truthful for g in golds]),
-    }
-
-
-def _heldout_rewards(session: Session, stage: str, step: int, version: int) -> dict[str, float]:
-    """Rewards of responses to held-out prompts, without any penalty."""
-    prompts = session.source.prompts("heldout", 0, session.config.algorithm.evaluation_prompts)
-    rollout = session.fleet.rollout
-    _, batch = session.sample_texts(rollout, version, prompts, stage, "heldout", step)
-    values = {
-        "ppo/heldout_response_tokens_mean": float(batch.response_lengths.mean()),
-        "ppo/heldout_eos_rate": float((batch.finish == Finish.STOP).mean()),
-    }
-    if not is_rewarded(session.config, StageName(stage)):
-        return values
-    rollout.sleep().result()  # frees memory for models that take turns with the engines
-    scores = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
-    ok = np.array([not failure for failure in scores.failures])
-    values["ppo/heldout_failed"] = float((~ok).sum())
-    if not ok.any():
-        session.live.note(f"no held-out prompt has a reward, first: {told(scores)[0]}")
-        return values
-    return values | {"ppo/heldout_score_mean": mean_of(scores.values[ok].tolist())}
 
 
 def _keep_samples(session: Session, done: Iteration) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from orchestrator.roles.interfaces import Answer, Generation, Rollouts, joined
+from orchestrator.roles.interfaces import Answer, Generation, Known, Rollouts, joined
 from orchestrator.roles.rollout_group import RolloutGroup
 from orchestrator.run_files.stored_arrays import check_rows, check_values
 from orchestrator.stages.ppo.queue import Batch, RolloutQueue
@@ -67,11 +67,11 @@ class SavedRollouts:
             for batch in self._ahead
             for n, sequences in enumerate(self._parts(batch))
         ]
-        return _There(None)
+        return Known(None)
 
     def written(self) -> Answer[list[FileRecord]]:
         """The files of the last snapshot."""
-        return _There(self._records)
+        return Known(self._records)
 
     def restore(self, folder: str, iteration: int, ids: IntArray) -> Batch:
         """Load a saved batch.
@@ -94,16 +94,6 @@ class SavedRollouts:
     def _parts(self, batch: Batch) -> Iterator[RolloutBatch]:
         for part in batch.generation.parts():
             yield self._rollout.fetch(part).result()
-
-
-class _There:
-    """An answer whose value is known."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def result(self) -> Any:
-        return self._value
 
 
 class _Held(Generation):

@@ -22,6 +22,7 @@ from orchestrator.stages.ppo.queue import RolloutQueue
 from orchestrator.stages.ppo.sampling import generate
 from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.ppo.state import PPORun
+from orchestrator.stages.selection.heldout import Heldout
 from workers.records.processes import RoleInfo
 from workers.records.training import TokenBatch
 from workers.training.estimator import Estimator
@@ -75,6 +76,7 @@ def set_up(session: Session, stage: StageName, ptx_coefficient: float, sft: str)
         adaptive_kl=controller(session),
         ledger=ledger,
         scoring=Scoring.of(config, ledger, reward_model),
+        heldout=Heldout(session, stage),
         queue=RolloutQueue(settings.staleness, settings.iterations, lambda n: generate(run, n)),
         text=_text(session, mixed=ptx_coefficient > 0.0),
     )

@@ -17,6 +17,7 @@ from orchestrator.stages.ppo.ledger import Ledger, from_ranges, ranges
 from orchestrator.stages.ppo.queue import RolloutQueue
 from orchestrator.stages.ppo.saved_rollouts import SavedRollouts
 from orchestrator.stages.ppo.scores import Scoring
+from orchestrator.stages.selection.heldout import Heldout
 from workers.records.training import TokenBatch
 from workers.training.estimator import Estimator
 
@@ -38,6 +39,7 @@ class PPORun:
     ledger: Ledger
     scoring: Scoring
     queue: RolloutQueue
+    heldout: Heldout
     text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
     engine_logprobs: bool | None = None  # whether PPO's old ones; None: not chosen yet
     prompts_added: int = 0  # by further batches of iterations so far
@@ -94,6 +96,7 @@ class PPORun:
             "kl": self.adaptive_kl.state_dict() if self.adaptive_kl is not None else None,
             "ledger": self.ledger.state_dict(),
             "scoring": self.scoring.state(),
+            "heldout": self.heldout.state(),
             "documents_used": self.documents_used,
             "prompts_added": self.prompts_added,
             "engine_logprobs": self.engine_logprobs,
@@ -115,6 +118,7 @@ class PPORun:
             self.adaptive_kl.load_state_dict(state["kl"])
         self.ledger.load_state_dict(state["ledger"])
         self.scoring.restore(state["scoring"])
+        self.heldout.restore(state.get("heldout", {}))
         self.documents_used = state["documents_used"]
         self.prompts_added = state.get("prompts_added", 0)
         self.engine_logprobs = state.get("engine_logprobs", self.engine_logprobs)

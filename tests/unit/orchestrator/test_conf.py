@@ -49,6 +49,10 @@ GIVEN = {
     "distill": ["model.checkpoints.sft=S", "model.checkpoints.teacher=T", "data.files.prompts=P"],
     "pocket_distill": ["model.checkpoints.teacher=T"],
     "pocket_algorithms": [],
+    "rejection_sampling": [
+        "model.checkpoints.sft=S", "model.checkpoints.reward_model=R", "data.files.prompts=P",
+    ],
+    "pocket_rejection": [],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
     "small_sft": [
         "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",

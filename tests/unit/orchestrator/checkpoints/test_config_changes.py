@@ -17,10 +17,10 @@ from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.checkpoints import config_changes
 from orchestrator.config import cluster, data, engines, evaluation, model, run, schema, training
 from orchestrator.config.engines import OptimizerConfig, Schedule
-from orchestrator.config.evaluation import EvaluateConfig
+from orchestrator.config.evaluation import EvaluateConfig, JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardModelConfig, SFTConfig
+from orchestrator.config.training import RewardModelConfig, SFTBest, SFTConfig
 from orchestrator.planning.runs.expand import models_read
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.resume import Start, find_start, outlook
@@ -277,7 +277,9 @@ def test_a_stage_reads_no_key_that_may_change_while_it_runs(
     assert own.get(stage, "algorithm.iterations") in read
     for key in sorted(read):
         readers = config_changes._readers(key)
-        assert readers is None or StageName(stage) in readers, key
+        # read to see whether training asks a judge; `_more_readers` has those that it then reads
+        asked = key == "evaluate.judge" and stage.startswith("ppo")
+        assert readers is None or StageName(stage) in readers or asked, key
 
 
 def test_the_longest_prefix_tells_who_reads_a_key() -> None:
@@ -292,6 +294,17 @@ def test_the_longest_prefix_tells_who_reads_a_key() -> None:
     assert {*config_changes._LENGTHS} <= {
         *config_changes.flat(config_changes.plain_config(Config()))
     }
+
+
+def test_a_judge_and_a_reward_model_are_read_by_training_that_asks_them() -> None:
+    config = Config(stages=[StageName.sft, StageName.ppo])
+    reward, judge = "model.checkpoints.reward_model", "evaluate.judge_function"
+    assert config_changes._more_readers(judge, config) == ()
+    assert config_changes._more_readers(reward, config) == ()
+    config.evaluate.judge, config.sft.keep_best = JudgeKind.function, SFTBest.reward_model
+    assert config_changes._more_readers(judge, config) == ONLINE_STAGES
+    assert config_changes._more_readers(reward, config) == (StageName.sft,)
+    assert config_changes._more_readers("evaluate.prompts", config) == ()
 
 
 def test_a_folder_copied_elsewhere_is_made_longer_there(finished: Path, tmp_path: Path) -> None:
@@ -354,7 +367,8 @@ def test_a_model_that_a_stage_still_reads_is_refused_by_its_name(
         ("pretrain,sft,pretrain_large", "pretrain_large", "pretrain,sft", {"large_initial"}),
         ("pretrain,sft", "sft", "pretrain,sft", set()),
         ("sft,evaluate", "sft", "sft",
-         {"base", "large", "sft", "reward_model", "ppo", "ppo_ptx", "dpo", "online_dpo"}),
+         {"base", "large", "sft", "reward_model", "ppo", "ppo_ptx", "dpo", "online_dpo",
+          "rejection_sampling"}),
         ("", "ppo", "sft", {"sft", "reward_model", "ppo_initial"}),
     ],
 )  # fmt: skip

@@ -351,7 +351,10 @@ def test_a_sink_that_falls_behind_is_dropped() -> None:
 
 def test_every_stage_that_trains_has_metrics() -> None:
     families = {name.partition("/")[0] for name in METRICS}
-    aliases = {"pretrain_large": "pretrain", "ppo_ptx": "ppo", "online_dpo": "dpo"}
+    aliases = {
+        "pretrain_large": "pretrain", "ppo_ptx": "ppo", "online_dpo": "dpo",
+        "rejection_sampling": "rejection",
+    }  # fmt: skip
     stages = {aliases.get(s.value, s.value) for s in StageName}
     assert stages - families == {"evaluate", "collect"}
 

@@ -65,3 +65,15 @@ def test_tokens_of_something_else_are_refused(
     with pytest.raises(kind, match=says) as caught:
         rankings(tmp_path, checkpoint, completion_tokens=tokens)
     assert "rankings.jsonl:1" in caught.value.where
+
+
+def test_ratings_reach_the_rankings_without_those_of_what_is_left_out(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    for ranking in rankings(tmp_path, checkpoint, likert=[3, 7, 1, 6]):
+        assert ranking.likert is not None
+        assert ranking.likert.tolist() == [3, 7, 6]
+
+
+def test_rankings_without_ratings_have_none(tmp_path: Path, checkpoint: Path) -> None:
+    assert all(ranking.likert is None for ranking in rankings(tmp_path, checkpoint))
