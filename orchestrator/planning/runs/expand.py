@@ -117,7 +117,7 @@ def models_read(config: Config, stage: str, finished: Collection[str]) -> set[st
     left = [run for run in runs if run.name not in finished]
     names = {name for run in left for name in run.reads}
     if any(run.stage is StageName.evaluate for run in left):
-        names |= {*map(product, StageName), *(run.product for run in runs)}
+        names |= {*map(product, StageName), *(run.product for run in runs)} - {""}
     return names | {f"{run.product}_initial" for run in left if run.name == stage}
 
 
