@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from orchestrator.config.run import StageName
+from orchestrator.process.shipped import shipped
 from workers.errors import ConfigError, UnknownKeyError
 
 KEYS = ("stage", "algorithm", "set", "from", "reward_model", "seed_as", "files")
@@ -25,7 +25,7 @@ KEYS = ("stage", "algorithm", "set", "from", "reward_model", "seed_as", "files")
 ONCE = (StageName.collect, StageName.evaluate)
 # Names of checkpoints that no stage makes.
 _GIVEN = ("initial", "critic")
-_ALGORITHMS = Path(__file__).resolve().parents[2] / "conf" / "algorithm"
+_ALGORITHMS = shipped("conf") / "algorithm"
 # Part of the names of checkpoints and of published models, so no dash and no dot.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
