@@ -79,6 +79,7 @@ def set_up(session: Session, stage: StageName, ptx_coefficient: float, sft: str)
         heldout=Heldout(session, stage),
         queue=RolloutQueue(settings.staleness, settings.iterations, lambda n: generate(run, n)),
         text=_text(session, mixed=ptx_coefficient > 0.0),
+        learns_rankings=stage is StageName.online_dpo,
     )
     return run
 

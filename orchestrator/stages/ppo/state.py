@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.config.run import StageName
 from orchestrator.config.training import KLPlace
 from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.roles.weight_sync import WeightSync
@@ -41,6 +40,7 @@ class PPORun:
     queue: RolloutQueue
     heldout: Heldout
     text: Callable[[int, int], TokenBatch]  # start, count -> pretraining documents or rows
+    learns_rankings: bool = False  # the policy learns from pairs of its samples, without advantages
     engine_logprobs: bool | None = None  # whether PPO's old ones; None: not chosen yet
     prompts_added: int = 0  # by further batches of iterations so far
     documents_used: int = 0  # cursor into the pretraining text, in documents or full rows
@@ -49,11 +49,6 @@ class PPORun:
     def staleness(self) -> int:
         """How many updates old the weights that sampled a trained sequence may be."""
         return self.session.config.algorithm.staleness
-
-    @property
-    def learns_rankings(self) -> bool:
-        """Whether the policy learns from pairs of its samples, which takes no advantages."""
-        return self.stage == StageName.online_dpo.value
 
     @property
     def trainers(self) -> tuple[TrainerGroup, ...]:

@@ -17,6 +17,7 @@ from orchestrator.config.preference import PreferenceLoss
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.plan import Plan, make_plan, render_plan
+from orchestrator.planning.runs.expand import expand
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.stages.online_dpo import online_dpo, ranks_of
 from workers.errors import BatchArithmeticError, ConfigError
@@ -165,6 +166,21 @@ def test_a_resumed_run_ends_in_the_same(tmp_path: Path, staleness: int) -> None:
     assert again.repeatable() == whole.repeatable()
     ends = [ToyPolicy.load(r.session.checkpoints["online_dpo"]).weights for r in (whole, again)]
     assert ends[0].equal(ends[1])
+
+
+def test_a_variant_with_a_name_of_its_own_learns_from_rankings_too(tmp_path: Path) -> None:
+    settings = config()
+    settings.model.checkpoints.sft = settings.model.checkpoints.reward_model = "given"
+    once = {"stage": "online_dpo", "set": {"algorithm.iterations": 1}}
+    settings.variants, settings.stages = {"once": once}, ["once"]
+    run = Run(tmp_path, settings)
+    (only,) = expand(run.config)
+    run.session.enter(only)
+    online_dpo(run.session)
+    assert len(steps(run)) == 2
+    assert "reference.logprobs" not in run.hub.names()
+    assert {record.stage for record in run.metrics()} == {"once"}
+    assert "once" in run.session.checkpoints
 
 
 def plan(*overrides: str) -> Plan:
