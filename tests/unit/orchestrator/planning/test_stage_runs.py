@@ -322,6 +322,23 @@ def test_a_critic_is_there_if_any_stage_run_needs_one() -> None:
     assert run_roles(expand(config)[0].config) == {*RoleName}
 
 
+def test_a_variant_may_learn_from_a_teacher_or_by_online_dpo() -> None:
+    config = run(
+        "ppo,taught,online",
+        taught=ARM | {"algorithm": "distill"},
+        online={"stage": "online_dpo", "set": {"algorithm.samples_per_prompt": 2}},
+    )
+    config.model.checkpoints.teacher = "T"
+    taught, online = by_name(config)["taught"], by_name(config)["online"]
+    assert taught.reads == ("sft", "teacher")
+    assert not {RoleName.reward, RoleName.critic} & {*taught.roles}
+    assert online.reads == ("sft", "reward_model")
+    assert RoleName.reference in online.roles
+    plan = make_plan(config)
+    assert [stage.makes for stage in plan.stages][-3:] == ["ppo", "taught", "online"]
+    assert compared(config) == ["base", "teacher", "sft", "ppo", "taught", "online"]
+
+
 def test_memory_is_that_of_the_variant_that_needs_most() -> None:
     plain = make_plan(run("ppo"))
     pretrained = {each.role: each.total for each in plain.memory}

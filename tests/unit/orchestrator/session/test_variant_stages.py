@@ -16,10 +16,11 @@ from orchestrator.checkpoints.saved_runs import SavedRuns
 from orchestrator.config.evaluation import EvaluateConfig
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.config.training import RewardModelConfig
+from orchestrator.config.training import OnNonFinite, RewardModelConfig
 from orchestrator.planning.runs.expand import expand
 from orchestrator.recipe import STAGES
 from orchestrator.run_files.folder import RunFolder
+from orchestrator.session.recovery import run_supervised
 
 B0 = {"stage": "ppo", "set": {"algorithm.kl.coefficient": 0.0}}
 SIZES = {"algorithm.prompts_per_iteration": 8, "algorithm.samples_per_prompt": 2}
@@ -182,3 +183,21 @@ def test_keys_of_a_stage_stay_once_a_variant_of_it_has_begun(
     changes = compare_config(at_rm2, now)
     assert [told.split()[0] for told in changes.exact] == ["algorithm.clip"]
     assert [told.split()[0] for told in changes.refused] == ["reward_model.epochs"]
+
+
+def test_a_culprit_of_a_variant_is_left_out_as_in_its_stage(tmp_path: Path) -> None:
+    config = _config("ppo", "b0", b0=B0)
+    config.algorithm.on_non_finite = OnNonFinite.roll_back
+    run = Run(tmp_path, config)
+    ppo, b0 = expand(config)
+    for each in (ppo, b0):
+        name = str(each.name)
+        run.session.enter(each)
+        run.hub.position.stage, run.hub.position.step = name, 0
+        if each is b0:  # its first held-out prompts come before what it trains on
+            first = run.session.counters()["next_id"] + config.algorithm.evaluation_prompts
+            run.hub.faults.nan_logprobs = {first + 3}
+        run_supervised(run.session, STAGES[each.stage])
+        run.session.finish(name, last=each is b0)
+    totals = run.session.findings.ledger
+    assert (totals.generated, totals.trained, totals.dropped) == (64, 63, 1)
