@@ -11,6 +11,7 @@ from orchestrator.config.evaluation import EndpointConfig, JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import AlgorithmConfig, KLEstimator, KLPlace
+from orchestrator.planning.runs.expand import judges_training
 from orchestrator.planning.stage_graph import chooses_by_reward
 from workers.errors import ConfigError
 from workers.process.user_code import split_path
@@ -185,7 +186,7 @@ def check_judge(config: Config) -> None:
     settings = config.evaluate
     if settings.endpoint.url:
         _check_address(settings.endpoint.url)
-    if StageName.evaluate not in config.stages and config.training_judge is None:
+    if StageName.evaluate not in config.stages and not judges_training(config):
         return
     if settings.judge is JudgeKind.function:
         split_path(settings.judge_function, "evaluate.judge_function")

@@ -19,7 +19,7 @@ from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Margin
-from orchestrator.planning.runs.expand import any_rewarded, expand, stages_of
+from orchestrator.planning.runs.expand import any_rewarded, expand, judges_training, stages_of
 from orchestrator.planning.stage_graph import chooses_by_reward, reference_of
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
@@ -133,7 +133,7 @@ def _saved(config: Config) -> list[str]:
 
 def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
     judged = StageName.evaluate in stages_of(config)
-    if judged or any(run.config.training_judge is not None for run in expand(config)):
+    if judged or judges_training(config):
         from orchestrator.stages.judging import check_judge_ready
 
         check_judge_ready(config, source.tokenizer)

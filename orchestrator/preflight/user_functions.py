@@ -15,7 +15,12 @@ from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
-from orchestrator.planning.runs.expand import any_rewarded, stages_of, variants_of
+from orchestrator.planning.runs.expand import (
+    any_rewarded,
+    judges_training,
+    stages_of,
+    variants_of,
+)
 from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
@@ -79,7 +84,7 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
     if evaluates or any_rewarded(config):
         for each in config.reward.needs.code:
             yield each.loader, each.path, each.where
-    compares = evaluates or config.training_judge is not None
+    compares = evaluates or judges_training(config)
     if compares and config.evaluate.judge is JudgeKind.function:
         loader = "workers.user_functions.judge_function:load_judge"
         yield loader, config.evaluate.judge_function, "evaluate.judge_function"

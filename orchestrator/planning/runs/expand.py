@@ -92,6 +92,11 @@ def any_rewarded(config: Config) -> bool:
     return any(is_rewarded(run.config, run.stage) for run in expand(config))
 
 
+def judges_training(config: Config) -> bool:
+    """Whether a judge compares held-out answers while some stage run trains."""
+    return any(run.config.training_judge is not None for run in expand(config))
+
+
 def compared(config: Config) -> list[str]:
     """The models that an evaluation of the run compares, in the order of tables and plots.
 

@@ -15,13 +15,20 @@ from omegaconf import OmegaConf
 from orchestrator.checkpoints.config_changes import flat, plain_config
 from orchestrator.command_line.composition import compose_run
 from orchestrator.config.cluster import RoleName
+from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import KLPlace
 from orchestrator.config.variants import algorithm_files, variant, with_files
 from orchestrator.planning.disk_space import disk_space
 from orchestrator.planning.plan import make_plan, render_plan
-from orchestrator.planning.runs.expand import compared, expand, models_read, run_roles
+from orchestrator.planning.runs.expand import (
+    compared,
+    expand,
+    judges_training,
+    models_read,
+    run_roles,
+)
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.threads import engine_threads, threads_of
 from workers.errors import ConfigError, RehearsalError, UnknownKeyError
@@ -395,3 +402,18 @@ def test_the_models_that_are_still_read() -> None:
         "reward_model",
         "more_initial",
     }
+
+
+@pytest.mark.parametrize("chosen", ["none", "endpoint"])
+def test_a_judge_that_only_a_variant_asks_is_checked_in_the_plan(chosen: str) -> None:
+    arm = {"stage": "ppo", "set": {"algorithm.evaluation_judge": chosen}}
+    config = run("ppo,arm", arm=arm)
+    config.evaluate.judge = JudgeKind.endpoint
+    config.algorithm.evaluate_every = 1
+    assert judges_training(config) == (chosen == "endpoint")
+    if chosen == "none":
+        make_plan(config)
+        return
+    with pytest.raises(ConfigError, match="no address") as caught:
+        make_plan(config)
+    assert caught.value.where == "evaluate.endpoint.url"
