@@ -50,6 +50,8 @@ class Range:
 
     def short(self) -> str:
         """The range in words, without a bound that only keeps arithmetic finite."""
+        if self.low <= -_MOST_COUNT and self.high >= _MOST_COUNT:
+            return ""
         return self.words().partition(" and ")[0] if self.high >= _MOST_COUNT else self.words()
 
 
@@ -94,6 +96,11 @@ def at_least(low: float, default: float | None, most: float | None = None) -> An
 def above_one(default: float | None) -> Any:
     """A number above 1."""
     return _field(default, Range(1, _MOST_FLOAT, open_low=True))
+
+
+def any_number(default: float) -> Any:
+    """A number of either sign."""
+    return _field(default, Range(-_MOST_FLOAT, _MOST_FLOAT))
 
 
 def fraction(default: float | None) -> Any:

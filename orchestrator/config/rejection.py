@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from orchestrator.config.engines import OptimizerConfig, Schedule
-from orchestrator.config.ranges import at_least, positive
+from orchestrator.config.ranges import any_number, at_least, positive
 from workers.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ class RejectionConfig:
     """Temperatures of sampling; the samples of a prompt are divided equally among them."""
     keep: Keep = Keep.best
     """The samples that are trained on."""
-    threshold: float = 0.0
+    threshold: float = any_number(0.0)
     """Score that samples must exceed, in reward units (keep: above)."""
     from_all_iterations: bool = True
     """Samples kept in earlier iterations are trained on again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from orchestrator.batching.batch_sizes import (
     PPO_STAGES,
     ppo_arithmetic,
@@ -19,6 +21,8 @@ from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import is_rewarded, reference_of
 from orchestrator.planning.threads import threads_of
 
+_WIDTH = 100  # characters of a fact
+
 
 def stage_facts(run: StageRun) -> tuple[str, ...]:
     """Sentences on the sizes of a stage run, and on how a variant differs from its stage."""
@@ -30,10 +34,17 @@ def _variant_facts(run: StageRun) -> list[str]:
     if not run.variant:
         return []
     changes = ", ".join(f"{key}={value}" for key, value in run.changes.items())
-    facts = [f"stage {run.stage.value} with {changes or 'the settings of the run'}"]
+    facts = _wrapped(f"stage {run.stage.value} with {changes or 'the settings of the run'}")
     kept = ", ".join(f"{key}={value}" for key, value in run.kept.items())
-    facts += [f"keeps {kept} of the run"] if kept else []
+    facts += _wrapped(f"keeps {kept} of the run") if kept else []
     return facts + ([f"seeds of {run.seed_as}"] if run.seed_as != run.name else [])
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines that fit the plan; a key and its value stay together."""
+    return textwrap.wrap(
+        text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def thread_facts(run: StageRun) -> list[str]:
