@@ -98,8 +98,9 @@ def test_runs_are_found_by_age_and_sweeps_job_by_job(tmp_path: Path) -> None:
 
 
 def test_a_damaged_configuration_and_summary_are_told_and_the_rest_is_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # the path of a test's folder can be long
     run = _make(tmp_path / "a" / "1", saved=("ppo", 12, ["sft"]))
     (run / "config.yaml").write_text("- a list")
     (run / "summary.json").write_text("{")
