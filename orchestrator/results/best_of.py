@@ -6,9 +6,11 @@ Names of such models end with @n: `sft@4` is the best of 4 answers of the model 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # pages that only need the names start without it
+    import numpy as np
+    import numpy.typing as npt
 
 _MARK = "@"
 
@@ -25,6 +27,8 @@ def best_of_weights(rewards: npt.NDArray[np.floating], n: int) -> npt.NDArray[np
         rewards: (N,) rewards by which the best is chosen; of equal ones the first is the better.
         n: 1 <= n <= N.
     """
+    import numpy as np
+
     total = len(rewards)
     assert 1 <= n <= total, "the best of more samples than there are"
     places = np.arange(total, 0, -1)  # N .. 1: places from below of samples, best first
