@@ -44,8 +44,8 @@ from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.online_dpo import online_dpo
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
-from orchestrator.stages.rejection_sampling import rejection_sampling
 from orchestrator.stages.reward_model import reward_model
+from orchestrator.stages.selection.rejection_sampling import rejection_sampling
 from orchestrator.stages.sft import sft
 from orchestrator.supervision.lost_workers import Losses
 from orchestrator.supervision.pending import Position

@@ -25,8 +25,10 @@ from workers.data.rows.asked import plain_text
 from workers.data.tokenize.fingerprint import tokenizer_fingerprint
 from workers.data.tokenize.tokenizers import load_tokenizer
 from workers.errors import RewardError, TokenizerMismatchError
+from workers.records.arrays import FloatArray
 from workers.records.gather import told
 from workers.records.generation import RolloutBatch
+from workers.records.specs import RewardSpec
 from workers.user_functions.calls import Patience
 from workers.user_functions.judge_function import Pair, call_judge, started_judge
 
@@ -134,15 +136,39 @@ def scores(
         spec = reward_spec(session.config, session.need("reward_model"), path)
     else:
         return None
+    fix = "correct the source of the rewards"
+    return all_scored(session, spec, prompts, batch, ("responses", "evaluate", fix)).tolist()
+
+
+def all_scored(
+    session: Session,
+    spec: RewardSpec,
+    prompts: Sequence[Prompt],
+    batch: RolloutBatch,
+    words: tuple[str, str, str],
+) -> FloatArray:
+    """(B,) scores of answers, reward units, in the order of the batch.
+
+    Args:
+        session: The run.
+        spec: What scores; it is loaded into the reward role.
+        prompts: The prompts of the answers.
+        batch: The answers.
+        words: For the error: what the answers are called, where, and the fix.
+
+    Raises:
+        RewardError: an answer could not be scored.
+    """
     session.fleet.reward.load(spec).result()
     found = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
     if failures := told(found):
+        what, where, fix = words
         raise RewardError(
-            f"{len(failures)} of {len(found.failures)} responses got no score: {failures[0]}",
-            where="evaluate",
-            fix="correct the source of the rewards",
+            f"{len(failures)} of {len(found.failures)} {what} got no score: {failures[0]}",
+            where=where,
+            fix=fix,
         )
-    return found.values.tolist()
+    return found.values
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:

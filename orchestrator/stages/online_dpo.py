@@ -209,7 +209,7 @@ def _record(run: PPORun, done: _Iteration) -> None:
         if settings.rollouts_kept != 0:
             of_score = dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
             at = (run.stage, step)
-            append_samples(session, at, done.batch, of_score, done.kl, done.counts)
+            append_samples(session, at, done.batch, of_score, done.kl, done.counts.reasons)
         session.telemetry.record(run.stage, step, values)
     session.telemetry.record_phases(run.stage, step)
     shown = {

@@ -43,8 +43,8 @@ from orchestrator.stages.ppo.ledger import Ledger
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.pretrain import pretrain, pretrain_large
-from orchestrator.stages.rejection_sampling import rejection_sampling
 from orchestrator.stages.reward_model import reward_model
+from orchestrator.stages.selection.rejection_sampling import rejection_sampling
 from orchestrator.stages.sft import sft
 from orchestrator.supervision.pending import Position
 from orchestrator.telemetry.role_time import Account

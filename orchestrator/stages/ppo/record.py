@@ -13,8 +13,7 @@ from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.run_files.samples import RolloutSample, append_rollouts
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import LedgerSummary
-from orchestrator.stages.selection.heldout import HEADLINES, Heldout
-from orchestrator.telemetry.live import headline
+from orchestrator.stages.selection.heldout import HEADLINES, Heldout, tell_start
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.training import Scores, StepStats
 
@@ -51,9 +50,7 @@ def record_start(
 ) -> None:
     """Record the first sync and the scores of held-out prompts before any update, as step 0."""
     session.telemetry.record(stage, 0, parity_values(sync) | named(heldout))
-    for name in HEADLINES:
-        if name in heldout:
-            session.live.note(f"before the first update: {headline(name, heldout[name])}")
+    tell_start(session, heldout)
 
 
 def record_iteration(session: Session, done: Iteration, version: int, heldout: Heldout) -> None:
@@ -85,7 +82,7 @@ def record_lost(
     """Record an iteration without any reward, which has neither scores nor losses."""
     if session.config.algorithm.rollouts_kept != 0:
         batch = session.fleet.rollout.fetch(rollouts).result()
-        append_samples(session, (stage, step), batch, {}, {}, counts)
+        append_samples(session, (stage, step), batch, {}, {}, counts.reasons)
     session.telemetry.record(stage, step, _lengths(rollouts) | count_values(counts))
     session.telemetry.record_phases(stage, step)
     session.live.advance(step)
@@ -222,7 +219,7 @@ def _keep_samples(session: Session, done: Iteration) -> None:
         for i, k in zip(s.ids.tolist(), s.kl.tolist(), strict=True)
     }
     at = (done.stage, done.index + 1)
-    append_samples(session, at, batch, score if done.rewarded else {}, kl, done.counts)
+    append_samples(session, at, batch, score if done.rewarded else {}, kl, done.counts.reasons)
 
 
 def append_samples(
@@ -231,7 +228,7 @@ def append_samples(
     batch: RolloutBatch,
     score: Mapping[int, float],
     kl: Mapping[int, float],
-    counts: LedgerSummary,
+    reasons: Mapping[int, str],
 ) -> None:
     """Write the first texts that were trained on, and as many of those that were dropped.
 
@@ -240,12 +237,12 @@ def append_samples(
         at: Stage and step.
         batch: The sequences.
         score: By id, reward units; NaN is written of those without one.
-        kl: By id, nats, of the sequences that were trained on.
-        counts: Of this step, with the reasons of its drops.
+        kl: By id, nats, of the sequences that were trained on; NaN if it was not measured.
+        reasons: By id, why a sequence was dropped, of those that are written.
     """
     most, ids = session.config.algorithm.rollouts_kept, batch.ids.tolist()
     trained = [n for n, i in enumerate(ids) if i in kl][:most]
-    dropped = [n for n, i in enumerate(ids) if i in counts.reasons][:most]
+    dropped = [n for n, i in enumerate(ids) if i in reasons][:most]
     append_rollouts(
         session.folder,
         [
@@ -260,7 +257,7 @@ def append_samples(
                 finish=Finish(int(batch.finish[n])).name.lower(),
                 policy_version=int(batch.versions[n, 1]),
                 tokens=int(batch.response_lengths[n]),
-                dropped=counts.reasons.get(ids[n], ""),
+                dropped=reasons.get(ids[n], ""),
             )
             for n in sorted({*trained, *dropped})
         ],

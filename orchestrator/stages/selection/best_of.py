@@ -14,9 +14,8 @@ from orchestrator.results.best_of import best_of_weights, kl_bound, name_of
 from orchestrator.results.intervals import preference
 from orchestrator.results.summary import EvaluationRow, Preference
 from orchestrator.session.session import Session
+from orchestrator.stages.judging import all_scored
 from workers.data.records import Gold, Prompt
-from workers.errors import RewardError
-from workers.records.gather import told
 
 MODEL = "sft"
 _Figures = npt.NDArray[np.float64]
@@ -89,14 +88,9 @@ def _sample(session: Session, prompts: Sequence[Prompt], samples: int) -> _Sampl
     row = {int(i): n for n, i in enumerate(batch.ids)}
     batch = batch.select(np.array([row[i] for request in requests for i in request.ids]))
     model = session.need("reward_model") if session.config.reward.needs.model else ""
-    session.fleet.reward.load(reward_spec(session.config, model, path)).result()
-    found = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
-    if failures := told(found):
-        raise RewardError(
-            f"{len(failures)} of {len(found.failures)} answers got no score: {failures[0]}",
-            where="evaluate",
-            fix="correct the source of the rewards, or set evaluate.best_of=[]",
-        )
+    fix = "correct the source of the rewards, or set evaluate.best_of=[]"
+    spec = reward_spec(session.config, model, path)
+    rewards = all_scored(session, spec, prompts, batch, ("answers", "evaluate", fix))
     shape = (len(prompts), samples)
     golds = None
     if session.source.gold([], []) is not None:
@@ -105,7 +99,7 @@ def _sample(session: Session, prompts: Sequence[Prompt], samples: int) -> _Sampl
         flat = session.source.gold(asked, texts) or []
         golds = [flat[i : i + samples] for i in range(0, len(flat), samples)]
     return _Sampled(
-        found.values.astype(np.float64).reshape(shape),
+        rewards.astype(np.float64).reshape(shape),
         batch.response_lengths.astype(np.float64).reshape(shape),
         golds,
     )

@@ -15,6 +15,7 @@ from orchestrator.config.run import StageName
 from orchestrator.planning.stage_graph import is_rewarded
 from orchestrator.session.session import Session
 from orchestrator.stages.judging import preferred
+from orchestrator.telemetry.live import headline
 from workers.data.records import Prompt
 from workers.errors import DeadlineError, JudgeError
 from workers.records.gather import told
@@ -115,6 +116,13 @@ class Heldout:
             "heldout_preferred_low": rate.low,
             "heldout_preferred_high": rate.high,
         }
+
+
+def tell_start(session: Session, values: Mapping[str, float]) -> None:
+    """Show the headlines of the weights before the first update."""
+    for name in HEADLINES:
+        if name in values:
+            session.live.note(f"before the first update: {headline(name, values[name])}")
 
 
 def _mean(numbers: Sequence[float]) -> float:

@@ -11,12 +11,11 @@ import numpy as np
 
 from orchestrator.batching.selection import best_scores
 from orchestrator.roles.weight_sync import SyncReport
-from orchestrator.run_files.samples import RolloutSample, append_rollouts
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import LedgerSummary
-from orchestrator.stages.selection.heldout import HEADLINES
+from orchestrator.stages.ppo.record import append_samples
+from orchestrator.stages.selection.heldout import HEADLINES, tell_start
 from orchestrator.stages.selection.pool import Chosen, Samples
-from orchestrator.telemetry.live import headline
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.training import StepStats
 
@@ -45,9 +44,7 @@ def record_start(
 ) -> None:
     """Record the first sync and the scores of held-out prompts before any update, as step 0."""
     session.telemetry.record(stage, 0, _named(_parity(sync) | dict(heldout)))
-    for name in HEADLINES:
-        if name in heldout:
-            session.live.note(f"before the first update: {headline(name, heldout[name])}")
+    tell_start(session, heldout)
 
 
 def record(session: Session, done: Done, heldout: Callable[[], Mapping[str, float]]) -> None:
@@ -129,25 +126,6 @@ def _speed(done: Done) -> dict[str, float]:
 
 def _keep_texts(session: Session, done: Done) -> None:
     """Write the texts of new samples that were trained on, at most `algorithm.rollouts_kept`."""
-    rows = np.flatnonzero(np.isin(done.batch.ids, done.chosen.kept))
-    most = session.config.algorithm.rollouts_kept
     scores = dict(zip(done.samples.ids.tolist(), done.samples.scores.tolist(), strict=True))
-    batch = done.batch
-    append_rollouts(
-        session.folder,
-        [
-            RolloutSample(
-                stage=done.stage,
-                step=done.step,
-                id=int(batch.ids[n]),
-                prompt=session.source.detokenize(batch.prompt(n)),
-                response=session.source.detokenize(batch.response(n)),
-                score=scores[int(batch.ids[n])],
-                kl=math.nan,
-                finish=Finish(int(batch.finish[n])).name.lower(),
-                policy_version=int(batch.versions[n, 1]),
-                tokens=int(batch.response_lengths[n]),
-            )
-            for n in rows[:most].tolist()
-        ],
-    )
+    unknown = dict.fromkeys(done.chosen.kept.tolist(), math.nan)  # there is no reference
+    append_samples(session, (done.stage, done.step), done.batch, scores, unknown, {})

@@ -20,10 +20,10 @@ from orchestrator.config.training import SFTBest
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
+from orchestrator.stages.judging import all_scored
 from workers.data.records import Prompt
 from workers.data.source import DataSource
-from workers.errors import NonFiniteError, RewardError
-from workers.records.gather import told
+from workers.errors import NonFiniteError
 from workers.records.generation import Finish
 
 LOSS, SCORE = "sft/validation_loss", "sft/heldout_score_mean"
@@ -117,16 +117,10 @@ class Candidates:
         _, batch = session.sample_texts(rollout, version, prompts, self._stage, "heldout", step)
         rollout.sleep().result()
         spec = reward_spec(session.config, session.need("reward_model"), folder)
-        session.fleet.reward.load(spec).result()
-        scores = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
-        if failures := told(scores):
-            raise RewardError(
-                f"{len(failures)} of {len(scores.failures)} answers got no score: {failures[0]}",
-                where="sft",
-                fix="correct the reward model, or set sft.keep_best=loss",
-            )
+        fix = "correct the reward model, or set sft.keep_best=loss"
+        scores = all_scored(session, spec, prompts, batch, ("answers", "sft", fix))
         return {
-            SCORE: float(scores.values.mean(dtype=np.float64)),
+            SCORE: float(scores.mean(dtype=np.float64)),
             "sft/heldout_eos_rate": float((batch.finish == Finish.STOP).mean()),
             "sft/heldout_response_tokens_mean": float(batch.response_lengths.mean()),
         }

@@ -23,8 +23,8 @@ from orchestrator.config.schema import Config
 from orchestrator.planning.plan import make_plan, render_plan
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.samples import read_rollouts
-from orchestrator.stages.rejection_sampling import rejection_sampling
 from orchestrator.stages.selection.pool import Pool, Samples
+from orchestrator.stages.selection.rejection_sampling import rejection_sampling
 from workers.errors import BrokenCheckpointError, ConfigError, EmptyDatasetError, RewardError
 from workers.records.arrays import Ragged
 
