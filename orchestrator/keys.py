@@ -1,6 +1,7 @@
 """Every key of a run: `python -m orchestrator.keys [KEY...] [--search TEXT]`.
 
 Without arguments all keys are printed, one per line, with type, range, default and purpose.
+`--markdown` prints them as the page docs/keys.md.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from orchestrator.command_line.key_help import EVERYTHING, NOTE, Key, all_keys, described
+from orchestrator.command_line.keys_page import keys_page
 from orchestrator.process.command_exit import exit_code, tell
 from orchestrator.process.program import program
 from workers.errors import ConfigError
@@ -17,6 +19,8 @@ from workers.errors import ConfigError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what the command line asks for; returns the exit code."""
     options = _parser().parse_args(arguments)
+    if options.markdown:
+        return exit_code(lambda: tell(keys_page()))
     return exit_code(lambda: tell(answer(options.key, options.search)))
 
 
@@ -55,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("key", nargs="*", metavar="KEY", help="a key or a section: algorithm.kl")
     parser.add_argument("--search", default="", metavar="TEXT", help="words in key or purpose")
+    parser.add_argument("--markdown", action="store_true", help="all keys as a page")
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -52,20 +53,22 @@ def to_config(composed: DictConfig) -> Config:
     return config
 
 
-def compose_run(arguments: Sequence[str]) -> Config:
+def compose_run(arguments: Sequence[str], config_dir: Path | None = None) -> Config:
     """The configuration of the run that these arguments describe, outside of Hydra's own `main`.
 
     Args:
         arguments: group=option, key=value and +experiment=NAME, as a person types them.
+        config_dir: A folder of further configuration files, as --config-dir names it.
 
     Raises:
         ConfigError: an argument means nothing, or a value is out of range.
         MissingCheckpointError: `resume` or `rerun` names no run.
     """
     overrides = [may_add(argument) for argument in prepare(arguments)]
+    found = [f"hydra.searchpath=['file://{config_dir.resolve()}']"] if config_dir else []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", overrides=overrides, return_hydra_config=True)
+            composed = compose("config", overrides=overrides + found, return_hydra_config=True)
         choices = {str(g): str(option) for g, option in composed.hydra.runtime.choices.items()}
         with open_dict(composed):
             del composed["hydra"]

@@ -40,7 +40,7 @@ class Key:
         allowed = type_words(self.kind)
         if self.limits is not None:
             allowed = f"{allowed} {self.limits.short()}".strip()
-        given = "=..." if self.default is dataclasses.MISSING else f"={_shown(self.default)}"
+        given = "=..." if self.default is dataclasses.MISSING else f"={shown_value(self.default)}"
         return f"{self.name}{given} ({allowed}): {self.text}"
 
 
@@ -131,7 +131,8 @@ def _options(kind: Any) -> list[str]:
     return [f"  {each.value}: {texts[each.name]}" for each in kind if each.name in texts]
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """A value as a command line writes it."""
     if isinstance(value, Enum):
         return str(value.value)
     if value is None or isinstance(value, bool):

@@ -116,9 +116,10 @@ class DataConfig:
     """The simulated world (source: pocket)."""
     files: FilesConfig = field(default_factory=FilesConfig)
     """One data set per kind (source: files); data.sets.NAME adds more."""
+    # Any, because Hydra cannot add to a dictionary of dataclasses from the command line;
+    # __post_init__ converts each entry to DataSetConfig.
     sets: dict[str, Any] = field(default_factory=dict)
-    """Name -> DataSetConfig. Declared as Any because Hydra cannot add to a dictionary of
-    dataclasses from the command line; __post_init__ converts each entry to DataSetConfig."""
+    """Further data sets by name: data.sets.NAME.kind, path, format, columns, split, subset."""
     chat_template: str = path("auto", needed=True)
     """auto = the tokenizer's template | default = the built-in template | path of a Jinja file."""
     date: str = ""
