@@ -130,6 +130,8 @@ class DataConfig:
     """Assistant turns of a dialogue that are targets."""
     on_bad_line: OnBadLine = OnBadLine.fail
     """What happens to a line that does not parse."""
+    keep_columns: list[str] = field(default_factory=list)
+    """Columns of each prompt's row that reach reward functions, verifiers and servers."""
     heldout_fraction: float = between(0, 0.1, 1)
     """Fraction of users, or of prompts without a user, that is held out."""
     heldout_fold: int = at_least(0, 0)
@@ -163,6 +165,10 @@ class DataConfig:
     def check(self, key: str) -> None:
         """Check that the date is valid and that the fold exists."""
         _check_date(self.date)
+        if "" in self.keep_columns:
+            raise ConfigError(
+                "a column without a name", where=f"{key}.keep_columns", fix="name its column"
+            )
         folds = int(1.0 / self.heldout_fraction + 1e-9)
         if not 0 <= self.heldout_fold < folds:
             raise ConfigError(
@@ -180,7 +186,7 @@ def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
         ConfigError: an entry of `data.sets` has the name of a key of `data.files`.
     """
     found = {
-        name: DataSet(name, kind, getattr(data.files, name))
+        name: DataSet(name, kind, getattr(data.files, name), keep=_kept(data, kind))
         for name, kind in SHORTHANDS.items()
         if getattr(data.files, name)
     }
@@ -193,9 +199,14 @@ def all_sets(data: DataConfig) -> tuple[DataSet, ...]:
             )
         found[name] = DataSet(
             name, each.kind, each.path, each.format, each.columns, each.split, each.subset,
-            each.weight,
+            each.weight, _kept(data, each.kind),
         )  # fmt: skip
     return tuple(found.values())
+
+
+def _kept(data: DataConfig, kind: SetKind) -> tuple[str, ...]:
+    asks = kind in (SetKind.prompts, SetKind.evaluation_prompts)
+    return tuple(data.keep_columns) if asks else ()
 
 
 def kinds(data: DataConfig) -> set[SetKind]:

@@ -13,16 +13,23 @@ from workers.data.source import DataSource
 from workers.data.tables.accounts import SetAccount
 from workers.data.tokenize.data_sets import Feeding, Rendering, SetKind
 from workers.data.tokenize.tokenizers import load_tokenizer
-from workers.errors import TokenizerMismatchError
+from workers.errors import ConfigError, TokenizerMismatchError
 from workers.model_folders.shape import read_shape
-from workers.pocket.source import PocketSource
+from workers.pocket.source import COLUMNS, PocketSource
 
 
 def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
     """Build the data source of the run."""
     if config.data.source is DataSourceKind.pocket:
         pocket = config.data.pocket
-        return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width)
+        keep = config.data.keep_columns
+        if unknown := sorted({*keep} - {*COLUMNS}):
+            raise ConfigError(
+                f"the pocket world's prompts have no column {unknown[0]!r}",
+                where="data.keep_columns",
+                fix=f"choose of {', '.join(COLUMNS)}",
+            )
+        return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width, keep)
     return FileSource(all_sets(config.data), _rendering(config, checkpoints), _feeding(config))
 
 

@@ -188,6 +188,7 @@ FILES = [
     Row("data.source", "files", "files", lambda w: w.config.data.source.value),
     *(Row(f"data.files.{name}", f"F_{name}", f"F_{name}", lambda w, name=name: w.sets[name])
       for name in ("demonstrations", "rankings", "prompts", "evaluation_prompts", "pretraining")),
+    Row("data.keep_columns", "[answer]", [("answer",), ("answer",)], lambda w: [s.keep for s in w.keeping]),
     Row("data.dedup_prefix_characters", "44", 44, lambda w: w.rendering.prefix_characters),
     Row("data.pii", "drop", (True, True), lambda w: (w.feeding.drop_pii, w.rendering.find_pii)),
     Row("data.order", "length_grouped", True, lambda w: w.feeding.length_grouped),

@@ -210,6 +210,11 @@ class World:
         return {each.name: each.path for each in self._read[0]}
 
     @property
+    def keeping(self) -> list[Any]:
+        """The sets whose prompts keep columns."""
+        return [each for each in self._read[0] if each.keep]
+
+    @property
     def layout(self) -> Any:
         return place_roles(self.config.cluster, list(RoleName))
 

@@ -181,6 +181,7 @@ class FileSource:
             subset=each.subset,
             name=each.name,
             on_bad_line=self._feeding.on_bad_line,
+            keep=each.keep,
             noted=noted,
         )
         with self._cache.store(key, each.path) as store:
@@ -196,7 +197,8 @@ class FileSource:
         text = bytes(rows.texts.row(row)).decode()
         dialogue = unpack_dialogue(bytes(rows.dialogues.row(row)))
         words = dialogue or text.removeprefix(str(self.tokenizer.bos_token or ""))
-        return Prompt(int(number), tokens, text, int(number), words)
+        kept = bytes(rows.kept.row(row)).decode()
+        return Prompt(int(number), tokens, text, int(number), words, kept)
 
     def _check_ids(self, chunk: Chunk, each: DataSet) -> None:
         known = self._rendering.embeddings

@@ -18,6 +18,7 @@ class Prompt:
     key: int  # identifies the prompt across all splits of its source
     # the dialogue before the chat template, or bare text without control tokens; "" = `text`
     words: Context = ""
+    row: str = ""  # kept columns of its row as JSON (data.keep_columns); "" = none
 
     @property
     def context(self) -> Context:
@@ -27,7 +28,7 @@ class Prompt:
     @property
     def asked(self) -> Asked:
         """The prompt as text, for reward functions, reward models and judges."""
-        return Asked(self.id, self.context, self.text)
+        return Asked(self.id, self.context, self.text, self.row)
 
 
 @dataclass(frozen=True, slots=True)

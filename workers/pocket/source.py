@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
@@ -18,6 +19,7 @@ from workers.pocket.words import BOS, EOS, VOCABULARY
 from workers.pocket.world import World
 from workers.records.training import Ranking, TokenBatch
 
+COLUMNS = ("answer", "category")  # of each prompt
 _PROMPT_SPLITS: tuple[PromptSplit, ...] = get_args(PromptSplit)
 _IDS = {word: i for i, word in enumerate(VOCABULARY)}
 _BOS, _EOS = _IDS[BOS], _IDS[EOS]
@@ -30,12 +32,16 @@ class PocketSource:
         seed: Seed of the world and of its labeler.
         label_noise: Standard deviation of the labeler's error, in score units.
         tie_width: Completions whose noisy scores differ by less are ranked equal.
+        keep: Those of `COLUMNS` that prompts keep for rewards.
     """
 
-    def __init__(self, seed: int, label_noise: float, tie_width: float) -> None:
+    def __init__(
+        self, seed: int, label_noise: float, tie_width: float, keep: Sequence[str] = ()
+    ) -> None:
         self.world = World(seed)
         self.labeler = Labeler(label_noise, tie_width, seed)
         self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
+        self._keep = keep
 
     def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:
         """Web documents, one per row; every token is a target."""
@@ -108,8 +114,11 @@ class PocketSource:
         return self.world.question("heldout" if split == "heldout" else "train", index, split)
 
     def _prompt(self, index: int, key: int) -> Prompt:
-        text = self.world.prompt(self.question(Prompt(index, (), "", key)))
-        return Prompt(index, (_BOS, *_encode(text)), text, key)
+        question = self.question(Prompt(index, (), "", key))
+        text = self.world.prompt(question)
+        columns = {"answer": " ".join(question.answer), "category": question.category}
+        row = json.dumps({name: columns[name] for name in self._keep}) if self._keep else ""
+        return Prompt(index, (_BOS, *_encode(text)), text, key, row=row)
 
 
 def _encode(text: str) -> list[int]:

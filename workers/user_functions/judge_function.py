@@ -86,4 +86,5 @@ def _arguments(pairs: Sequence[Pair]) -> Arguments:
         "b": [pair.b for pair in pairs],
         "messages": [as_messages(pair.asked.context) for pair in pairs],
         "rendered": [pair.asked.rendered for pair in pairs],
+        "rows": [pair.asked.columns() for pair in pairs],
     }

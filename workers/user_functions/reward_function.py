@@ -7,7 +7,8 @@ names of its parameters determine which lists it gets:
 - `responses`: texts without control tokens;
 - `messages`: dialogues up to the response, each a list of `{"role": ..., "content": ...}`;
 - `rendered`: prompts as the policy's tokenizer gets them, control tokens included;
-- `finished`: whether the response ended by itself (True) or was cut.
+- `finished`: whether the response ended by itself (True) or was cut;
+- `rows`: a dictionary of the kept columns of each prompt's row (data.keep_columns).
 
 A function with other parameter names gets prompts and responses, in this order.
 """
@@ -60,4 +61,5 @@ def _arguments(exchanges: Sequence[Exchange]) -> Arguments:
         "messages": [as_messages(each.asked.context) for each in exchanges],
         "rendered": [each.asked.rendered for each in exchanges],
         "finished": [each.finished for each in exchanges],
+        "rows": [each.asked.columns() for each in exchanges],
     }

@@ -42,12 +42,12 @@ class Contract:
 REWARD = Contract(
     order=("prompts", "responses"),
     needed=frozenset({"responses"}),
-    offered=frozenset({"prompts", "responses", "messages", "rendered", "finished"}),
+    offered=frozenset({"prompts", "responses", "messages", "rendered", "finished", "rows"}),
 )
 JUDGE = Contract(
     order=("prompts", "a", "b"),
     needed=frozenset({"a", "b"}),
-    offered=frozenset({"prompts", "a", "b", "messages", "rendered"}),
+    offered=frozenset({"prompts", "a", "b", "messages", "rendered", "rows"}),
 )
 
 

@@ -104,13 +104,21 @@ class ColumnMap:
         return found | {path.split(".")[0] for path in found}
 
     def _value(self, line: Line, path: str) -> object:
-        if path in line.fields:  # a name may hold a dot itself
-            self._unseen.discard(path)
-            return line.fields[path]
-        found, value = _walk(line, path, line.fields, path.split("."))
+        found, value = column_of(line, path)
         if found:
             self._unseen.discard(path)
         return value
+
+
+def column_of(line: Line, path: str) -> tuple[bool, object]:
+    """Whether a row has the column of a path, and its value; None if not.
+
+    Raises:
+        DataLineError: If a value on the path is neither an object nor a list.
+    """
+    if path in line.fields:  # a name may hold a dot itself
+        return True, line.fields[path]
+    return _walk(line, path, line.fields, path.split("."))
 
 
 def check_found(mapping: ColumnMap, where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Literal
 
@@ -12,11 +12,18 @@ from workers.data.formats.line import Line
 from workers.data.formats.lines import Meter
 from workers.data.formats.readers import Row, scan_rows
 from workers.data.recognise import rankings_by_fields, shapes
-from workers.data.recognise.columns import ColumnMap, Columns, check_columns, check_found
+from workers.data.recognise.columns import (
+    ColumnMap,
+    Columns,
+    check_columns,
+    check_found,
+    column_of,
+)
 from workers.data.recognise.rankings_by_labels import Rankings
 from workers.data.recognise.signs import contradicted_by
-from workers.data.rows.examples import Comparison, Example, Rejected
+from workers.data.rows.examples import Comparison, Example, PromptExample, Rejected
 from workers.data.rows.fields import ANNOTATORS, USERS
+from workers.data.rows.kept import pack_columns
 from workers.data.rows.meaning import check_row, marks_read
 from workers.data.rows.unusable import Unusable
 from workers.errors import DataLineError
@@ -59,6 +66,7 @@ def read_examples(
     subset: str = "",
     name: str = "",
     on_bad_line: OnBadLine = "fail",
+    keep: Sequence[str] = (),
     meter: Meter | None = None,
     noted: Noted | None = None,
 ) -> Iterator[Example | Rejected]:
@@ -74,6 +82,7 @@ def read_examples(
         name: Name of the data set, the `source` of the examples.
         on_bad_line: "fail" raises on a line that cannot be read; "drop" yields a `Rejected` with
             the reason "bad line" instead.
+        keep: Columns that every row must have, and that its prompts keep; paths as in `ColumnMap`.
         meter: Receives the progress of reading.
         noted: Receives the other facts about the data set.
 
@@ -86,7 +95,7 @@ def read_examples(
     columns = columns or {}
     check_columns(columns)
     noted = noted or Noted()
-    reader = _Reader(kind, columns, path, name)
+    reader = _Reader(kind, columns, path, name, keep)
     if kind == "comparisons":
         reader.survey(scan_rows(path, format=format, split=split, subset=subset), noted)
     for row in scan_rows(path, format=format, split=split, subset=subset, meter=meter):
@@ -108,11 +117,14 @@ def read_examples(
 class _Reader:
     """Turns the rows of one data set into examples."""
 
-    def __init__(self, kind: Kind, columns: Columns, path: str, name: str) -> None:
+    def __init__(
+        self, kind: Kind, columns: Columns, path: str, name: str, keep: Sequence[str] = ()
+    ) -> None:
         self._kind: Kind = kind
         self._columns = columns
         self._path = path
         self._name = name
+        self._keep = keep
         self._mapping = ColumnMap(columns)
         self._mapped = self._mapping.columns_of(set(columns))
         self._rankings: Rankings | None = None
@@ -141,18 +153,28 @@ class _Reader:
             return
         here += self._held
         self._held.clear()
-        examples = list(SHAPES[self._kind](whole, self._name))
+        examples = self._with_kept(list(SHAPES[self._kind](whole, self._name)), row)
         if "chosen" in whole.used:
             self._pairs += 1
             if columns := contradicted_by(row):
                 self._contradicted[columns] += 1
         read = self._mapping.columns_of(line.used | whole.used | _ABOUT)
+        read |= {name for path in self._keep for name in (path, path.split(".")[0])}
         _note(noted, here, read | marks_read(row, self._kind))
         if _is_repeated(whole, examples, self._seen):
             raise Unusable("duplicate id")
         if any(_too_many(each) for each in examples):
             raise Unusable(f"over {MOST_COMPLETIONS} completions")
         yield from examples
+
+    def _with_kept(self, examples: list[Example], row: Line) -> list[Example]:
+        if not self._keep:
+            return examples
+        kept = pack_columns(row, {path: column_of(row, path)[1] for path in self._keep})
+        return [
+            replace(each, row=kept) if isinstance(each, PromptExample) else each
+            for each in examples
+        ]
 
     def check_done(self) -> None:
         """Check what is known only after all rows have been read.

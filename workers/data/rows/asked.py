@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from workers.data.rows.examples import Context, Dialogue, Message
+from workers.data.rows.kept import unpack_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,11 @@ class Asked:
     prompt_id: int  # as in the rollouts
     context: Context  # the bare text, or the dialogue before the chat template
     rendered: str  # as the policy's tokenizer saw it, control tokens included
+    row: str = ""  # the kept columns of its row as JSON; "" = none are kept
+
+    def columns(self) -> dict[str, Any]:
+        """The kept columns of its row (data.keep_columns), as new objects."""
+        return unpack_columns(self.row)
 
 
 def plain_text(context: Context) -> str:

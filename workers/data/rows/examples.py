@@ -61,6 +61,7 @@ class PromptExample:
     where: str
     user: str = ""
     source: str = ""
+    row: str = ""  # its kept columns, see `workers.data.rows.kept`
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class Gatherer:
         self._likert = RowStore(np.int16)
         self._texts = RowStore(np.uint8)
         self._dialogues = RowStore(np.uint8)
+        self._kept = RowStore(np.uint8)
 
     def add(self, number: int, chunk: Chunk, account: SetAccount) -> None:
         """Append a chunk of set `number`."""
@@ -51,6 +52,7 @@ class Gatherer:
         self._likert.extend(chunk.likert)
         self._texts.extend(chunk.texts)
         self._dialogues.extend(chunk.dialogues)
+        self._kept.extend(chunk.kept)
         account.read += len(chunk.keys) + chunk.dropped.total()
         for reason, count in chunk.dropped.items():
             account.drop(reason, count)
@@ -73,6 +75,7 @@ class Gatherer:
             self._likert.finish(),
             self._texts.finish(),
             self._dialogues.finish(),
+            self._kept.finish(),
         )
 
 
@@ -109,6 +112,7 @@ class Rows:
     likert: Ragged
     texts: Ragged
     dialogues: Ragged
+    kept: Ragged
 
     def tied(self) -> BoolArray:
         """(R,) True = a ranking in which every completion ties; other kinds have none."""

@@ -32,6 +32,7 @@ class DataSet:
     split: str = "train"
     subset: str = ""
     weight: float = 1.0  # share among the sets of one kind
+    keep: tuple[str, ...] = ()  # columns of its rows that rewards read; sets of prompts only
 
     @property
     def key(self) -> str:

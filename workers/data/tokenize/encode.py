@@ -47,6 +47,7 @@ class Chunk:
     likert: Ragged  # int16, comparisons: K per row, or 0 where they are not rated
     texts: Ragged  # uint8, prompts: UTF-8 as the tokenizer saw it; comparisons: the annotator
     dialogues: Ragged  # uint8, prompts: `pack_dialogue` of each; any other kind: no rows
+    kept: Ragged  # uint8, prompts: `pack_columns` of each; any other kind: no rows
     dropped: Counter[str] = field(default_factory=Counter)  # rows by reason
     cut: int = 0  # completions truncated at the token limit
 
@@ -66,6 +67,7 @@ class _Columns:
     likert: list[Sequence[int]] = field(default_factory=list)
     texts: list[npt.NDArray[np.generic]] = field(default_factory=list)
     dialogues: list[npt.NDArray[np.generic]] = field(default_factory=list)
+    kept: list[npt.NDArray[np.generic]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     cut: int = 0
 
@@ -82,6 +84,7 @@ class _Columns:
             Ragged.from_rows(self.likert, np.int16),
             Ragged.from_rows(self.texts, np.uint8),
             Ragged.from_rows(self.dialogues, np.uint8),
+            Ragged.from_rows(self.kept, np.uint8),
             self.dropped,
             self.cut,
         )
@@ -166,6 +169,7 @@ class Encoder:
                 columns.texts.append(np.frombuffer(row.prompt.encode(), np.uint8))
                 packed = pack_dialogue(example.context)
                 columns.dialogues.append(np.frombuffer(packed, np.uint8))
+                columns.kept.append(np.frombuffer(example.row.encode(), np.uint8))
             else:
                 columns.dropped[row.reason] += 1
 

@@ -12,8 +12,9 @@ import pytest
 from workers.errors import ConfigError
 from workers.user_functions.signature import JUDGE, REWARD, bind
 
-GIVEN = {name: [name] for name in ("prompts", "responses", "messages", "rendered", "finished")}
-P, R, M, T, F = (GIVEN[name] for name in GIVEN)
+NAMES = ("prompts", "responses", "messages", "rendered", "finished", "rows")
+GIVEN = {name: [name] for name in NAMES}
+P, R, M, T, F, W = (GIVEN[name] for name in GIVEN)
 
 
 class Scorer:
@@ -43,6 +44,8 @@ def only_by_name(*, responses: Any, finished: Any) -> Any:
         (lambda messages, responses: (messages, responses), (M, R)),
         (lambda rendered, responses, finished: (rendered, responses, finished), (T, R, F)),
         (lambda x, y, messages=None: (x, y, messages), (P, R, M)),
+        (lambda prompts, responses, rows: (responses, rows), (R, W)),
+        (lambda x, y, rows: (x, y, rows), (P, R, W)),
         (lambda x, y, weight=2.0: (x, y, weight), (P, R, 2.0)),
         (lambda prompts, responses, messages=None: messages, M),
         (lambda prompts, answers=None: (prompts, answers), (P, R)),
