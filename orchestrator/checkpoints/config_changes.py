@@ -20,10 +20,11 @@ from orchestrator.batching.batch_sizes import (
 )
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.engines import Schedule
+from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
-from orchestrator.config.schema import Config
-from orchestrator.config.training import SFTBest
-from orchestrator.config.variants import stage_of
+from orchestrator.config.schema import Config, asked_while_learning
+from orchestrator.config.training import SFTBest, TrainingJudge
+from orchestrator.config.variants import stage_of, variant
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "evaluate.web_documents": (StageName.pretrain, StageName.evaluate),
 }
 _JUDGE = ("evaluate.judge", "evaluate.judge_function", "evaluate.endpoint")
+_REWARD = ("reward", "model.checkpoints.reward_model")
 _PASSES = ("sft.epochs", "reward_model.epochs")  # the number of steps depends on the data
 _LENGTHS = (
     "pretrain.steps", "sft.steps", "algorithm.iterations", "rejection.iterations", *_PASSES,
@@ -128,7 +130,7 @@ class _Change:
 
 def _sort(found: Changes, change: _Change, told: str, saved: SavedRun, config: Config) -> None:
     finished = saved.progress["finished"]
-    begun = [name for name in (*finished, saved.stage) if _reads(name, change.key, config)]
+    begun = [name for name in (*finished, saved.stage) if _reads(name, change, config)]
     begun = list(dict.fromkeys(begun))
     if not begun and _readers(change.key) is not None:
         found.exact.append(told)
@@ -144,14 +146,16 @@ def _sort(found: Changes, change: _Change, told: str, saved: SavedRun, config: C
         found.exact.append(told)
 
 
-def _reads(name: str, key: str, config: Config) -> bool:
+def _reads(name: str, change: _Change, config: Config) -> bool:
     """Whether a stage run reads a key whose readers are known."""
-    if key.startswith("variants."):
-        return key.split(".")[1] == name
-    readers = _readers(key)
+    if change.key.startswith("variants."):
+        return change.key.split(".")[1] == name
+    readers = _readers(change.key)
     if readers is None:
         return False
-    return stage_of(config.variants, name) in (*readers, *_more_readers(key, config))
+    stage = stage_of(config.variants, name)
+    own = variant(name, config.variants[name]).changes if name in config.variants else {}
+    return stage in readers or stage in _more_readers(change, config, own)
 
 
 def _readers(key: str) -> tuple[StageName, ...] | None:
@@ -162,13 +166,24 @@ def _readers(key: str) -> tuple[StageName, ...] | None:
     return next((READERS[prefix] for prefix in prefixes if prefix in READERS), None)
 
 
-def _more_readers(key: str, config: Config) -> tuple[StageName, ...]:
-    """Stages that read a key only with certain values of others."""
-    by_reward = config.sft.keep_best is SFTBest.reward_model
-    if by_reward and key == "model.checkpoints.reward_model":
-        return (StageName.sft,)
-    if config.training_judge is not None and _below(key, _JUDGE):
-        return ONLINE_STAGES
+def _more_readers(change: _Change, config: Config, own: Mapping[str, Any]) -> tuple[StageName, ...]:
+    """Stages that read a key only with certain values of others.
+
+    Args:
+        change: Of the key.
+        config: The run.
+        own: Dotted keys by which a variant differs from the run; {} for a plain stage.
+    """
+    if _below(change.key, _REWARD):
+        best = SFTBest(own.get("sft.keep_best", config.sft.keep_best))
+        return (StageName.sft,) if best is SFTBest.reward_model else ()
+    if _below(change.key, _JUDGE):
+        judges = {config.evaluate.judge}
+        judges |= {JudgeKind(change.before)} if change.key == "evaluate.judge" else set()
+        every = own.get("algorithm.evaluate_every", config.algorithm.evaluate_every)
+        chosen = own.get("algorithm.evaluation_judge", config.algorithm.evaluation_judge)
+        asked = asked_while_learning(TrainingJudge(chosen))
+        return ONLINE_STAGES if every and judges & {*asked} else ()
     return ()
 
 

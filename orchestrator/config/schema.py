@@ -30,6 +30,15 @@ from orchestrator.config.training import (
 from orchestrator.config.variants import check_names
 
 
+def asked_while_learning(chosen: TrainingJudge) -> tuple[JudgeKind, ...]:
+    """The judges that compare held-out answers while a policy learns, if the run has one."""
+    return {
+        TrainingJudge.function: (JudgeKind.function,),
+        TrainingJudge.endpoint: (JudgeKind.function, JudgeKind.endpoint),
+        TrainingJudge.none: (),
+    }[chosen]
+
+
 @dataclass(slots=True, kw_only=True)
 class Config:
     """A whole run."""
@@ -106,9 +115,5 @@ class Config:
         learning.add(StageName.rejection_sampling)
         if not self.algorithm.evaluate_every or not learning & set(self.stage_names):
             return None
-        asked = {
-            TrainingJudge.function: (JudgeKind.function,),
-            TrainingJudge.endpoint: (JudgeKind.function, JudgeKind.endpoint),
-            TrainingJudge.none: (),
-        }[self.algorithm.evaluation_judge]
+        asked = asked_while_learning(self.algorithm.evaluation_judge)
         return self.evaluate.judge if self.evaluate.judge in asked else None

@@ -298,13 +298,28 @@ def test_the_longest_prefix_tells_who_reads_a_key() -> None:
 
 def test_a_judge_and_a_reward_model_are_read_by_training_that_asks_them() -> None:
     config = Config(stages=[StageName.sft, StageName.ppo])
-    reward, judge = "model.checkpoints.reward_model", "evaluate.judge_function"
-    assert config_changes._more_readers(judge, config) == ()
-    assert config_changes._more_readers(reward, config) == ()
+
+    def readers(key: str, own: dict[str, object] | None = None) -> tuple[StageName, ...]:
+        before = "function" if key == "evaluate.judge" else ""
+        return config_changes._more_readers(
+            config_changes._Change(key, before, ""), config, own or {}
+        )
+
+    given, judge = "model.checkpoints.reward_model", "evaluate.judge_function"
+    assert readers(judge) == readers(given) == readers("reward.bridge") == ()
+    assert readers("evaluate.judge") == ONLINE_STAGES  # it was a function until now
     config.evaluate.judge, config.sft.keep_best = JudgeKind.function, SFTBest.reward_model
-    assert config_changes._more_readers(judge, config) == ONLINE_STAGES
-    assert config_changes._more_readers(reward, config) == (StageName.sft,)
-    assert config_changes._more_readers("evaluate.prompts", config) == ()
+    assert readers(judge) == ONLINE_STAGES
+    assert readers(given) == readers("reward.bridge") == (StageName.sft,)
+    assert readers("evaluate.prompts") == ()
+    # a variant may ask, or choose, where the stages do not, and the other way round
+    assert readers(judge, {"algorithm.evaluation_judge": "none"}) == ()
+    assert readers(judge, {"algorithm.evaluate_every": 0}) == ()
+    assert readers(given, {"sft.keep_best": "loss"}) == ()
+    config.evaluate.judge, config.sft.keep_best = JudgeKind.endpoint, SFTBest.none
+    assert readers(judge) == ()
+    assert readers(judge, {"algorithm.evaluation_judge": "endpoint"}) == ONLINE_STAGES
+    assert readers(given, {"sft.keep_best": "reward_model"}) == (StageName.sft,)
 
 
 def test_a_folder_copied_elsewhere_is_made_longer_there(finished: Path, tmp_path: Path) -> None:
