@@ -56,7 +56,7 @@ class Config:
     """Stages to run, in order, and variants of them."""
     variants: dict[str, Any] = field(default_factory=dict)
     """Further runs of stages with other settings, by name: variants.NAME.stage, algorithm, set,
-    from, reward_model, seed_as (docs/variants.md)."""
+    from, reference, reward_model, seed_as (docs/variants.md)."""
     run: RunConfig = field(default_factory=RunConfig)
     """Run folder, deadlines, checkpoints and supervision."""
     model: ModelConfig = field(default_factory=ModelConfig)

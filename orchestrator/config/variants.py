@@ -20,7 +20,7 @@ from orchestrator.config.run import StageName
 from orchestrator.process.shipped import shipped
 from workers.errors import ConfigError, UnknownKeyError
 
-KEYS = ("stage", "algorithm", "set", "from", "reward_model", "seed_as", "files")
+KEYS = ("stage", "algorithm", "set", "from", "reference", "reward_model", "seed_as", "files")
 # A variant of these would overwrite what the stage wrote: the tasks, the comparison of all models.
 ONCE = (StageName.collect, StageName.evaluate)
 # Names of checkpoints that no stage makes.
@@ -42,6 +42,8 @@ class Variant:
     """`set`: dotted keys of the configuration -> values, over those of `algorithm`."""
     start: str = ""
     """`from`: the product that it starts from; "" = that of the stage."""
+    reference: str = ""
+    """The product that the policy is compared with; "" = the one that it starts from."""
     reward_model: str = ""
     """The product whose scores are its reward; "" = that of the stage."""
     seed_as: str = ""
@@ -75,7 +77,7 @@ def variant(name: str, given: object) -> Variant:
             raise _unknown(where, key)
     words = {
         key: _word(values.get(key), f"{where}.{key}")
-        for key in ("stage", "algorithm", "from", "reward_model", "seed_as")
+        for key in ("stage", "algorithm", "from", "reference", "reward_model", "seed_as")
     }
     stage = _stage(words["stage"], where)
     if name in [each.value for each in StageName] and name != stage.value:
@@ -90,6 +92,7 @@ def variant(name: str, given: object) -> Variant:
         algorithm=algorithm,
         settings=flat_keys(values.get("set"), f"{where}.set"),
         start=words["from"],
+        reference=words["reference"],
         reward_model=words["reward_model"],
         seed_as=words["seed_as"],
         of_file=_of_file(algorithm, values.get("files"), where) if algorithm else {},

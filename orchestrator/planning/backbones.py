@@ -94,10 +94,17 @@ def plan_critic(config: Config) -> CriticStart | None:
     return critic_start(config, known)
 
 
-def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | None]:
+def role_sizes(
+    config: Config, policy: ModelSize, reference: str = ""
+) -> dict[RoleName, ModelSize | None]:
     """The largest model that each role loads; None if there is none or it cannot be read yet.
 
     The reference role also measures the evaluated models, of which the teacher is one.
+
+    Args:
+        config: The run.
+        policy: Size of the policy.
+        reference: Folder of what a variant compares its policy with, if it is given.
     """
     # The critic's trainers train the reward model, starting from the SFT model.
     made = StageName.reward_model in config.stages
@@ -110,8 +117,8 @@ def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | 
         starts = {"critic": checkpoint_size(Path(given.critic or "/")), "reward_model": reward}
         sizes = (critic, starts.get(start.checkpoint, policy))
         critic = max((s for s in sizes if s), key=lambda size: size.parameters, default=None)
-    teacher = checkpoint_size(Path(given.teacher or "/"))
-    held = max((s for s in (policy, teacher) if s), key=lambda size: size.parameters)
+    others = [checkpoint_size(Path(folder or "/")) for folder in (given.teacher, reference)]
+    held = max((s for s in (policy, *others) if s), key=lambda size: size.parameters)
     return dict.fromkeys(RoleName, policy) | {
         RoleName.reward: reward,
         RoleName.reference: held,
@@ -119,14 +126,15 @@ def role_sizes(config: Config, policy: ModelSize) -> dict[RoleName, ModelSize | 
     }
 
 
-def check_backbones(config: Config, policy: ModelSize | None) -> None:
+def check_backbones(config: Config, policy: ModelSize | None, reference: str = "") -> None:
     """Check that the given models support a scalar head and every sequence of the policy.
 
-    A teacher needs no head.
+    A teacher or another reference needs no head.
 
     Args:
         config: The run.
         policy: Size of the policy, if it is known already.
+        reference: Name of what a variant compares its policy with; "" = as its stage does.
 
     Raises:
         ConfigError: the model family has no token-classification class.
@@ -135,13 +143,14 @@ def check_backbones(config: Config, policy: ModelSize | None) -> None:
     """
     rollout = config.rollout
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    teacher = [("teacher", True)] if _learns_from_teacher(config) else []
-    for name, reads_ids in (*_carriers(config), *teacher):
+    taught = not reference and _learns_from_teacher(config)
+    compared = ["teacher"] if taught else [reference] if reference else []
+    for name, reads_ids in (*_carriers(config), *((name, True) for name in compared)):
         folder = Path(getattr(config.model.checkpoints, name, "") or "/")
         if not (folder / "config.json").is_file():
             continue  # a stage of this run trains it, or loading it reports that it is missing
         where = f"model.checkpoints.{name}"
-        if name != "teacher":
+        if name not in compared:
             require_scalar_class(read_shape(folder).family, where)
         size = checkpoint_size(folder)
         if not reads_ids or size is None:
@@ -158,7 +167,7 @@ def check_backbones(config: Config, policy: ModelSize | None) -> None:
                 f"{size.vocabulary}",
                 where=where,
                 fix="give a model with the policy's tokenizer"
-                + ("" if name == "teacher" else ", or set reward.bridge=text"),
+                + ("" if name in compared else ", or set reward.bridge=text"),
             )
 
 

@@ -86,7 +86,8 @@ def _no_checkpoint(config: Config, run: StageRun, name: str) -> ConfigError:
             f"algorithm.advantage={run.config.algorithm.advantage} learns from a teacher, and none "
             "is given",
             where="model.checkpoints.teacher",
-            fix="name the folder of a model with the student's tokenizer",
+            fix="name the folder of a model with the student's tokenizer; a variant may name a "
+            "model of the run (variants.NAME.reference)",
         )
     maker = next((each for each, made in _PRODUCTS.items() if made == name), None)
     if maker is None:

@@ -143,7 +143,8 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
     for run in runs:
         with named(run):
             if run.variant:
-                _check_models(run.config, samples=RoleName.rollout in run.roles)
+                sampled = RoleName.rollout in run.roles
+                _check_models(run.config, samples=sampled, reference=run.compared_with)
     return tuple(stages)
 
 
@@ -159,13 +160,13 @@ def _check_settings(config: Config) -> None:
     check_judge(config)
 
 
-def _check_models(config: Config, *, samples: bool) -> None:
+def _check_models(config: Config, *, samples: bool, reference: str = "") -> None:
     size = policy_size(config)
     if samples:
         check_lengths(config, size)
         check_head_sizes(config)
     check_rows(config)
-    check_backbones(config, size)
+    check_backbones(config, size, reference)
 
 
 def _own_notes(config: Config, runs: Sequence[StageRun]) -> list[str]:
@@ -212,8 +213,8 @@ def _memory(
     if size is None:
         return ()
     most: dict[RoleName, RoleMemory] = {}
-    for own, roles in _users(config, runs):
-        sizes = role_sizes(own, size)
+    for own, roles, reference in _users(config, runs):
+        sizes = role_sizes(own, size, reference)
         for role in roles:
             if (held := sizes[role]) is None:
                 continue
@@ -222,12 +223,13 @@ def _memory(
     return tuple(most[role] for role in layout.roles if role in most)
 
 
-def _users(config: Config, runs: Sequence[StageRun]) -> Iterator[tuple[Config, set[RoleName]]]:
-    """Each different configuration, and the roles of the stage runs that have it."""
-    yield config, {role for run in runs if not run.variant for role in run.roles}
+def _users(config: Config, runs: Sequence[StageRun]) -> Iterator[tuple[Config, set[RoleName], str]]:
+    """Each different configuration, its stage runs' roles, and the folder of a given reference."""
+    yield config, {role for run in runs if not run.variant for role in run.roles}, ""
     for run in runs:
         if run.variant:
-            yield run.config, {*run.roles}
+            reference = getattr(config.model.checkpoints, run.compared_with, "")
+            yield run.config, {*run.roles}, reference
 
 
 def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:

@@ -23,6 +23,10 @@ _PRODUCTS = {
     StageName.pretrain_large: "large",
 }
 
+# The name by which a stage calls the model that it compares the policy with, where it is another
+# one than the one that it starts from.
+REFERENCE = "reference"
+TEACHER = "teacher"
 # The stages that train on rankings.
 RANKING_STAGES = (StageName.reward_model, StageName.dpo)
 
@@ -56,8 +60,8 @@ def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tu
         return ("sft", "reward_model") if config.reward.needs.model else ("sft",)
     if stage in ONLINE_STAGES:
         scored = is_rewarded(config, stage) and config.reward.needs.model
-        taught = reference_of(config, stage) == "teacher"
-        return ("sft", *(("reward_model",) * scored), *(("teacher",) * taught))
+        taught = reference_of(config, stage) == TEACHER
+        return ("sft", *(("reward_model",) * scored), *((TEACHER,) * taught))
     return ()
 
 
@@ -81,7 +85,7 @@ def any_rewarded(config: Config) -> bool:
 def reference_of(config: Config, stage: StageName) -> str:
     """The name of the checkpoint that the reference role holds where a policy is trained."""
     taught = stage in PPO_STAGES and config.algorithm.estimator.needs_teacher
-    return "teacher" if taught else "sft"
+    return TEACHER if taught else "sft"
 
 
 def labels(config: Config, stage: StageName) -> bool:

@@ -20,7 +20,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Margin
 from orchestrator.planning.runs.expand import any_rewarded, expand, judges_training, stages_of
-from orchestrator.planning.stage_graph import chooses_by_reward, reference_of
+from orchestrator.planning.stage_graph import chooses_by_reward
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
 from orchestrator.telemetry.sinks import require_packages
@@ -194,24 +194,31 @@ def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     return notes
 
 
-def _check_teacher(config: Config, source: DataSource) -> Iterable[str]:
-    """Check that a teacher reads the student's token ids as the student does."""
-    if "teacher" not in {reference_of(run.config, run.stage) for run in expand(config)}:
-        return ()
+def _check_compared(config: Config, source: DataSource) -> Iterable[str]:
+    """Check that a given teacher or reference reads token ids as the policy does."""
+    runs = expand(config)
+    compared, made = {run.compared_with for run in runs}, {run.product for run in runs}
+    for name in sorted(compared - made - {""}):
+        _check_same_tokens(config, source, name)
+    return ()
+
+
+def _check_same_tokens(config: Config, source: DataSource, name: str) -> None:
     from workers.data.tokenize.fingerprint import tokenizer_fingerprint
     from workers.data.tokenize.tokenizers import load_tokenizer
 
-    teacher = load_tokenizer(config.model.checkpoints.teacher)
-    mine, theirs = (tokenizer_fingerprint(each) for each in (source.tokenizer, teacher))
-    if mine != theirs:
-        raise TokenizerMismatchError(
-            "the teacher and the student do not share a tokenizer: their vocabularies or special "
-            f"tokens have the fingerprints {theirs[:12]} and {mine[:12]}",
-            where="model.checkpoints.teacher",
-            fix="give a teacher with the student's tokenizer, for example a larger model of its "
-            "family",
-        )
-    return ()
+    other = load_tokenizer(getattr(config.model.checkpoints, name))
+    mine, theirs = (tokenizer_fingerprint(each) for each in (source.tokenizer, other))
+    if mine == theirs:
+        return
+    who = ("teacher", "student") if name == "teacher" else (f"reference {name}", "policy")
+    raise TokenizerMismatchError(
+        f"the {who[0]} and the {who[1]} do not share a tokenizer: their vocabularies or special "
+        f"tokens have the fingerprints {theirs[:12]} and {mine[:12]}",
+        where=f"model.checkpoints.{name}",
+        fix=f"give a {who[0].split()[0]} with the {who[1]}'s tokenizer, for example a larger model "
+        "of its family",
+    )
 
 
 def _check_margins(config: Config, source: DataSource) -> Iterable[str]:
@@ -253,7 +260,7 @@ CHECKS: dict[str, Check] = {
     "lm-eval": _check_harness,
     _SAVING: _check_saving,
     "text bridge": _check_bridge,
-    "teacher": _check_teacher,
+    "teacher": _check_compared,
     "held-out prompts": _check_heldout,
     "margins": _check_margins,
     "memory": _check_memory,

@@ -23,7 +23,7 @@ from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
 from orchestrator.planning.runs.expand import stage_of
 from orchestrator.planning.runs.stage_run import StageRun, whole
-from orchestrator.planning.stage_graph import product
+from orchestrator.planning.stage_graph import REFERENCE, product, reference_of
 from orchestrator.planning.worker_specs import rollout_spec
 from orchestrator.results.findings import Findings
 from orchestrator.roles.interfaces import Rollouts, Saver
@@ -116,6 +116,15 @@ class Session:
         name = self.run.inputs.get(name, name) if self.run else name
         path = self.checkpoints.get(name, "")
         return str(model_folder.require(path, name, self.fleet.look_after))
+
+    def reference(self, stage: StageName) -> str:
+        """Path of the model that a stage compares the policy with, after a check.
+
+        Raises:
+            CheckpointError: it is missing or broken.
+        """
+        other = self.run is not None and REFERENCE in self.run.inputs
+        return self.need(REFERENCE if other else reference_of(self.config, stage))
 
     def publish(self, name: str, save: model_folder.Save, stage: str, **more: float) -> Path:
         """Save a stage's model into the run folder and register it for the later stages.

@@ -31,7 +31,7 @@ _ROWS = 1024  # completions per replica whose log-probabilities are asked for at
 
 
 def dpo(session: Session) -> None:
-    """Train the policy from the SFT model on rankings; the SFT model is the reference."""
+    """Train the policy from the SFT model on rankings; it is the reference, unless another is."""
     settings, stage = session.config.preference, session.name_of(StageName.dpo)
     sft = session.need("sft")
     planned = preference_steps(session.config)
@@ -39,7 +39,8 @@ def dpo(session: Session) -> None:
     saved = session.saves.within(stage)
     given = with_pairs(rankings_of(session, stage, labeled=saved is not None), stage)
     if session.config.preference.loss is not PreferenceLoss.simpo:
-        spec = frozen_spec(session.config, sft, StageName.dpo, RoleName.reference)
+        frozen = session.reference(StageName.dpo)
+        spec = frozen_spec(session.config, frozen, StageName.dpo, RoleName.reference)
         session.fleet.reference.load(spec).result()
     train, heldout = (with_reference(session, _known(part)) for part in given)
     steps_per_epoch = -(-len(train) // settings.rankings_per_step)

@@ -22,9 +22,12 @@ from orchestrator.planning.runs.settings import changed, kept_of, named_keys
 from orchestrator.planning.runs.stage_run import StageConfig, StageRun, whole
 from orchestrator.planning.stage_graph import (
     RANKING_STAGES,
+    REFERENCE,
+    TEACHER,
     inputs,
     is_rewarded,
     product,
+    reference_of,
     stage_roles,
 )
 from orchestrator.results.summary import MODEL_ORDER
@@ -167,6 +170,7 @@ def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageR
     with named_keys(name, own.changes):
         settings = changed(config, own.changes, where)
         bound = _bound(own, inputs(settings, own.stage, labels), where)
+        bound |= _compared_with(own, settings, where)
     stages = [*_ancestors(bound.values(), before), own.stage.value]
     made = _stage_config(settings, config, list(dict.fromkeys(stages)))
     return StageRun(
@@ -205,6 +209,22 @@ def _bound(own: Variant, called: Sequence[str], where: str) -> dict[str, str]:
             )
         bound["reward_model"] = own.reward_model
     return bound
+
+
+def _compared_with(own: Variant, settings: Config, where: str) -> dict[str, str]:
+    """The product that the policy is compared with, where it is not the one that it starts from."""
+    if not own.reference:
+        return {}
+    if reference_of(settings, own.stage) == TEACHER:
+        return {TEACHER: own.reference}
+    trains = own.stage in (*ONLINE_STAGES, StageName.dpo)
+    if not (trains and RoleName.reference in stage_roles(settings, own.stage, False)):
+        raise ConfigError(
+            f"the stage {own.stage.value} compares the policy with no model",
+            where=f"{where}.reference",
+            fix="leave it out",
+        )
+    return {REFERENCE: own.reference}
 
 
 def _ancestors(products: Iterable[str], before: Sequence[StageRun]) -> list[str]:

@@ -18,7 +18,7 @@ from orchestrator.config.schema import Config
 from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin, SFTBest
 from orchestrator.planning.model_sizes import pocket_size
 from orchestrator.planning.runs.stage_run import StageRun
-from orchestrator.planning.stage_graph import is_rewarded, reference_of
+from orchestrator.planning.stage_graph import is_rewarded
 from orchestrator.planning.threads import threads_of
 
 _WIDTH = 100  # characters of a fact
@@ -26,7 +26,10 @@ _WIDTH = 100  # characters of a fact
 
 def stage_facts(run: StageRun) -> tuple[str, ...]:
     """Sentences on the sizes of a stage run, and on how a variant differs from its stage."""
-    return (*_variant_facts(run), *_facts(run.config, run.stage))
+    facts = _facts(run.config, run.stage)
+    if not run.variant and run.compared_with:
+        facts.append("the reference is the teacher, model.checkpoints.teacher")
+    return (*_variant_facts(run), *facts)
 
 
 def _variant_facts(run: StageRun) -> list[str]:
@@ -37,6 +40,7 @@ def _variant_facts(run: StageRun) -> list[str]:
     facts = _wrapped(f"stage {run.stage.value} with {changes or 'the settings of the run'}")
     kept = ", ".join(f"{key}={value}" for key, value in run.kept.items())
     facts += _wrapped(f"keeps {kept} of the run") if kept else []
+    facts += [f"the reference is {run.compared_with}"] if run.compared_with else []
     return facts + ([f"seeds of {run.seed_as}"] if run.seed_as != run.name else [])
 
 
@@ -209,8 +213,6 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         f"{config.trainer.micro_batch_tokens:,} tokens per step and rank",
     ]
     facts.insert(0, _objective(algorithm))
-    if reference_of(config, stage) == "teacher":
-        facts.append("the reference is the teacher, model.checkpoints.teacher")
     if not is_rewarded(config, stage):
         facts.append("no rewards, so no reward role")
     facts += _measured(config, stage)

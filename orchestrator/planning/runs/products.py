@@ -43,7 +43,7 @@ def check_sources(
                 continue
             if run.name in _sources(name, makers):
                 raise ConfigError(
-                    f"{run.name} starts from {name!r}, which itself comes from {run.name}",
+                    f"{run.name} reads {name!r}, which itself comes from {run.name}",
                     where=where,
                     fix="name a model that does not depend on it",
                 )
@@ -63,8 +63,10 @@ def check_sources(
 
 
 def _named(own: Variant | None) -> list[tuple[str, str]]:
-    found = [("from", own.start), ("reward_model", own.reward_model)] if own else []
-    return [(key, name) for key, name in found if name]
+    if own is None:
+        return []
+    found = {"from": own.start, "reference": own.reference, "reward_model": own.reward_model}
+    return [(key, name) for key, name in found.items() if name]
 
 
 def _sources(name: str, makers: Mapping[str, StageRun]) -> set[str]:

@@ -11,6 +11,7 @@ from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.runs.settings import named_keys
+from orchestrator.planning.stage_graph import REFERENCE, TEACHER
 
 
 class StageConfig(Config):
@@ -49,6 +50,11 @@ class StageRun:
     """Whether it is one, and no plain stage."""
     labels: bool = False
     """Whether it samples and labels the rankings that later stage runs read, too."""
+
+    @property
+    def compared_with(self) -> str:
+        """The product that it compares the policy with, unless it starts from it; "" = none."""
+        return self.inputs.get(TEACHER) or self.inputs.get(REFERENCE, "")
 
     @property
     def reads(self) -> tuple[str, ...]:

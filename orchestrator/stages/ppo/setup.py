@@ -11,7 +11,7 @@ from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.training import KLControl
 from orchestrator.planning.backbones import critic_start
-from orchestrator.planning.stage_graph import is_rewarded, reference_of, stage_roles
+from orchestrator.planning.stage_graph import is_rewarded, stage_roles
 from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_spec
 from orchestrator.roles.interfaces import Answer
@@ -118,7 +118,7 @@ def _load_critic(session: Session, stage: StageName) -> Answer[None]:
 
 def _load_reference(session: Session, stage: StageName) -> Answer[list[RoleInfo]]:
     """Start loading the frozen model that the policy is compared with."""
-    path = session.need(reference_of(session.config, stage))
+    path = session.reference(stage)
     spec = frozen_spec(session.config, path, stage, RoleName.reference, session.vocabulary)
     return session.fleet.reference.load(spec)
 

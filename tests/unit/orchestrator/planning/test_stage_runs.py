@@ -159,6 +159,23 @@ def test_a_variant_may_read_other_products() -> None:
     assert plan["rm2"].optimizer_steps == 2 * (plan["reward_model"].optimizer_steps or 0)
 
 
+def test_a_policy_may_be_compared_with_another_model_than_its_start() -> None:
+    again = {"from": "ppo", "reference": "sft"}
+    config = run(
+        "ppo,more,dpo,ranked,online",
+        more={"stage": "ppo"} | again,
+        ranked={"stage": "dpo"} | again,
+        online={"stage": "online_dpo", "set": {"algorithm.samples_per_prompt": 2}} | again,
+    )
+    runs = by_name(config)
+    assert runs["more"].reads == ("ppo", "reward_model", "sft")
+    assert runs["ranked"].reads == ("ppo", "sft")
+    assert runs["online"].inputs["reference"] == "sft"
+    text = render_plan(make_plan(config))
+    assert text.count("the reference is sft\n") == 3
+    assert models_read(config, "more", ["pretrain", "sft", "reward_model", "ppo"]) >= {"sft", "ppo"}
+
+
 def test_the_first_stage_that_reads_rankings_labels_them() -> None:
     config = run("dpo,ipo", ipo={"stage": "dpo", "set": {"preference.loss": "ipo"}})
     config.stages = ["pretrain", "sft", "ipo", "dpo"]
@@ -253,6 +270,21 @@ ARM = {"stage": "ppo"}
             "x", {"x": {"stage": "pretrain", "from": "sft"}},
             "variants.x.from", "starts from no model", "leave it out",
         ),
+        ("x", {"x": ARM | {"reference": "stf"}}, "variants.x.reference", "no stage", "mean sft?"),
+        (
+            "x,y", {"x": ARM | {"reference": "y"}, "y": ARM},
+            "variants.x.reference", "later stage", "put y before x",
+        ),
+        *(
+            (
+                "x", {"x": {"reference": "base"} | given},
+                "variants.x.reference", "with no model", "leave it out",
+            )
+            for given in (
+                {"stage": "sft"}, {"stage": "reward_model"}, {"stage": "rejection_sampling"},
+                {"stage": "dpo", "set": {"preference.loss": "simpo"}},
+            )
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused(
@@ -342,8 +374,20 @@ def test_a_variant_may_learn_from_a_teacher_or_by_online_dpo() -> None:
     assert online.reads == ("sft", "reward_model")
     assert RoleName.reference in online.roles
     plan = make_plan(config)
+    assert "the reference is teacher\n" in render_plan(plan)
     assert [stage.makes for stage in plan.stages][-3:] == ["ppo", "taught", "online"]
     assert compared(config) == ["base", "teacher", "sft", "ppo", "taught", "online"]
+
+
+def test_a_model_of_the_run_may_be_the_teacher() -> None:
+    config = run("ppo,taught", taught=ARM | {"algorithm": "distill", "reference": "ppo"})
+    taught = by_name(config)["taught"]
+    assert taught.inputs == {"sft": "sft", "teacher": "ppo"}
+    assert "the reference is ppo\n" in render_plan(make_plan(config))
+    config.variants["taught"].pop("reference")
+    with pytest.raises(ConfigError, match="and none is given") as caught:
+        make_plan(config)
+    assert "variants.NAME.reference" in caught.value.fix
 
 
 def test_memory_is_that_of_the_variant_that_needs_most() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ SIZES = {"algorithm.prompts_per_iteration": 8, "algorithm.samples_per_prompt": 2
 LOO = {"stage": "ppo", "algorithm": "rloo", "from": "ppo", "set": SIZES}
 RM2 = {"stage": "reward_model", "set": {"reward_model.prompts_per_step": 6}}
 OF_RM2 = {"stage": "ppo", "reward_model": "rm2"}
+AGAIN = {"stage": "ppo", "from": "ppo", "set": SIZES}
 
 
 def _config(*stages: str, **variants: dict[str, Any]) -> Config:
@@ -121,6 +123,28 @@ def test_each_reads_the_products_that_it_names(undisturbed: Run) -> None:
     assert started[2] == made / "ppo"
     rewards = [Path(f["spec"].model.checkpoint) for f in undisturbed.hub.facts("reward.load")]
     assert [path.name for path in rewards[:4]] == ["reward_model"] * 3 + ["rm2"]
+
+
+def test_a_second_round_goes_on_from_a_policy_and_is_compared_with_the_sft_model(
+    tmp_path: Path,
+) -> None:
+    near = {"reference": "sft"}
+    ranked = {"stage": "dpo", "from": "near"} | near
+    stages = ("ppo", "near", "free", "ranked")
+    run = _go(Run(tmp_path, _config(*stages, near=AGAIN | near, free=AGAIN, ranked=ranked)))
+    spec = lambda name: [Path(f["spec"].checkpoint).name for f in run.hub.facts(name)]  # noqa: E731
+    assert spec("policy.load") == ["sft", "ppo", "ppo", "near"]
+    assert spec("reference.load") == ["sft", "sft", "ppo", "sft"]
+    kl = {
+        stage: next(r.value for r in run.metrics() if r.stage == stage and r.name == name)
+        for name in ("ppo/kl_sequence",)
+        for stage in ("ppo", "near", "free")
+    }
+    assert kl["ppo"] == pytest.approx(0.0, abs=1e-4)
+    assert kl["free"] == pytest.approx(0.0, abs=1e-4)
+    assert abs(kl["near"]) > 0.01
+    loss = next(r.value for r in run.metrics() if r.stage == "ranked" and r.name == "dpo/loss")
+    assert abs(loss - math.log(2.0)) > 1e-4  # the policy has already moved away
 
 
 @pytest.mark.parametrize("number", range(15))

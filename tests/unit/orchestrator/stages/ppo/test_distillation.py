@@ -175,6 +175,34 @@ def test_a_teacher_with_other_words_is_refused_by_its_fingerprint(tmp_path: Path
     look(given(Path(student), Path(same)))
 
 
+def test_a_reference_counts_in_the_plan_and_has_the_policys_words(tmp_path: Path) -> None:
+    other = build_tokenizer()
+    other.pad_token = "fox"
+    student = Path(build_family("qwen3", tmp_path / "student"))
+    chosen = given(student, Path("/"))
+    chosen.model.checkpoints.teacher = ""
+    chosen.data.files.max_completion_tokens = 24
+    chosen.data.files.rankings = str(tmp_path / "rankings.jsonl")
+    asked = PocketSource(0, 0.5, 0.25).prompts("ppo", 0, 64)
+    told = [{"prompt": p.text, "completions": ["a .", "no ."], "ranks": [1, 2]} for p in asked]
+    Path(chosen.data.files.rankings).write_text("".join(json.dumps(t) + "\n" for t in told))
+    chosen.variants = {"x": {"stage": "dpo", "reference": "ppo"}}
+    chosen.stages = ["x"]
+    chosen.model.checkpoints.ppo = build_family("qwen3", tmp_path / "deep", num_hidden_layers=6)
+    memory = {each.role: each.parameters for each in make_plan(chosen).memory}
+    assert memory[RoleName.reference] > 1.5 * memory[RoleName.policy]
+    look(chosen)
+    chosen.model.checkpoints.ppo = build_family("qwen3", tmp_path / "foreign", other)
+    with pytest.raises(TokenizerMismatchError, match="reference ppo and the policy") as caught:
+        look(chosen)
+    assert caught.value.where == "model.checkpoints.ppo"
+    short = build_family("qwen3", tmp_path / "short", max_position_embeddings=40)
+    chosen.model.checkpoints.ppo = short
+    with pytest.raises(BatchArithmeticError, match="40 positions") as early:
+        make_plan(chosen)
+    assert early.value.where == "model.checkpoints.ppo"
+
+
 def test_a_larger_teacher_counts_in_the_plans_memory_and_a_short_one_is_refused(
     tmp_path: Path,
 ) -> None:
