@@ -125,7 +125,8 @@ def _speed(done: Done) -> dict[str, float]:
 
 
 def _keep_texts(session: Session, done: Done) -> None:
-    """Write the texts of new samples that were trained on, at most `algorithm.rollouts_kept`."""
+    """Write texts of new samples that were trained on, and of those that were dropped."""
     scores = dict(zip(done.samples.ids.tolist(), done.samples.scores.tolist(), strict=True))
     unknown = dict.fromkeys(done.chosen.kept.tolist(), math.nan)  # there is no reference
-    append_samples(session, (done.stage, done.step), done.batch, scores, unknown, {})
+    at, reasons = (done.stage, done.step), done.counts.reasons
+    append_samples(session, at, done.batch, scores, unknown, reasons)

@@ -255,12 +255,14 @@ def test_held_out_prompts_are_scored_after_each_iteration(tmp_path: Path) -> Non
     assert _run(tmp_path / "b", settings).series("rejection/gold_mean") == []
 
 
-def test_texts_that_were_trained_on_are_kept(tmp_path: Path) -> None:
+def test_texts_that_were_trained_on_and_texts_that_were_dropped_are_kept(tmp_path: Path) -> None:
     run = _run(tmp_path, config())
     found = read_rollouts(run.folder)
-    assert [(s.stage, s.step) for s in found] == [
-        ("rejection_sampling", step) for step in (1, 2, 3) for _ in range(4)
-    ]  # algorithm.rollouts_kept
+    for dropped in (False, True):
+        assert [(s.stage, s.step) for s in found if bool(s.dropped) is dropped] == [
+            ("rejection_sampling", step) for step in (1, 2, 3) for _ in range(4)
+        ]  # algorithm.rollouts_kept
+    assert {s.dropped for s in found} == {"", "not the best of its prompt"}
     assert all(math.isnan(s.kl) and s.tokens for s in found)
     assert all(np.isfinite(s.score) for s in found)
 
