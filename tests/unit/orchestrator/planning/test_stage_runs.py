@@ -57,7 +57,11 @@ def test_the_commands_and_the_experiment_of_the_page_are_planned() -> None:
     for command in commands:
         config = compose_run(command)
         assert [each.name for each in make_plan(config).stages] == config.stages
-    (shown,) = (yaml.safe_load(block) for block in blocks if block.startswith("stages:"))
+    (shown,) = (
+        yaml.safe_load(block.removeprefix("yaml"))
+        for block in blocks
+        if block.startswith("yaml\nstages:")
+    )
     given = compose_run(["+experiment=pocket_algorithms"])
     assert given.stages == shown["stages"]
     assert given.variants == with_files(shown["variants"])
