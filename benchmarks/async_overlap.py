@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, machine, write_result
+from benchmarks.common import RESULTS, ROOT, first_line, machine, write_result
 from orchestrator.telemetry.metrics import MetricRecord, read_metrics
 
 # Phases of each role; they follow each other, so their sum is the time that the role works.
@@ -31,7 +31,7 @@ WORK = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--sft", type=Path, required=True, help="checkpoint of the SFT model")
     parser.add_argument("--reward-model", type=Path, required=True, help="its reward model")
     parser.add_argument("--experiment", default="pocket", help="conf/experiment")
@@ -131,7 +131,7 @@ def main() -> None:
         args.out,
         "async_overlap",
         {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": settings,
             "runs": found,

@@ -29,10 +29,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from benchmarks.common import RESULTS, ROOT, machine, write_result
+from benchmarks.common import RESULTS, ROOT, first_line, machine, write_result
 from orchestrator.supervision.ray_servers import server_name
 from orchestrator.telemetry.metrics import comparable, read_metrics
 
@@ -46,7 +47,7 @@ SILENT_SECONDS = 300.0  # without a new metric a run hangs
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--part", choices=("faults", "driver", "random"), default="faults",
                         help="which question")  # fmt: skip
     parser.add_argument("--roles", nargs="+", default=list(ROLES), choices=ROLES,
@@ -237,16 +238,16 @@ def outcome(run: Run, code: int, calm: Path | None) -> Outcome:
     versions: dict[tuple[str, int], set[int]] = {}
     for sample in lines(folder / "samples" / "rollouts.jsonl"):
         versions.setdefault((sample["stage"], sample["step"]), set()).add(sample["policy_version"])
-    same = calm is not None and code == 0
+    compared = calm if code == 0 else None
     return Outcome(
         exit_code=code,
         losses=len(lines(folder / "losses.jsonl")),
         lost=ledger["generated"] - ledger["trained"] - ledger["dropped"],
         duplicates=sum(n - 1 for n in times.values()),
         mixed_versions=sum(len(found) > 1 for found in versions.values()),
-        same_metrics=same
-        and list(comparable(metrics)) == list(comparable(read_metrics(calm / "metrics.jsonl"))),
-        same_weights=same and weights(folder) == weights(calm),
+        same_metrics=compared is not None
+        and list(comparable(metrics)) == list(comparable(read_metrics(compared / "metrics.jsonl"))),
+        same_weights=compared is not None and weights(folder) == weights(compared),
     )
 
 
@@ -319,7 +320,7 @@ def one_fault(
     }  # fmt: skip
 
 
-def faults(args: argparse.Namespace, models: list[str], calm: Path) -> dict[str, object]:
+def faults(args: argparse.Namespace, models: list[str], calm: Path) -> dict[str, Any]:
     choose, found = random.Random(args.seed), []
     for name in args.signals:
         for role in args.roles:
@@ -498,26 +499,27 @@ def at_random(args: argparse.Namespace, models: list[str]) -> dict[str, object]:
     }  # fmt: skip
 
 
+def beside_calm(args: argparse.Namespace, models: list[str]) -> dict[str, Any]:
+    """The parts that compare with a run that nothing disturbs."""
+    calm, each = undisturbed(args, models)
+    print(f"undisturbed: {each:.2f} s an iteration", flush=True)
+    paced: dict[str, Any] = {"undisturbed_seconds_a_step": each}
+    if args.part == "driver":
+        return paced | driver(args, models, calm, each)
+    found = faults(args, models, calm)
+    seconds = [fault["recovery_seconds"] for fault in found["faults"]]
+    print(f"recovery: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s")
+    return paced | found
+
+
 def main() -> None:
     args = arguments()
     args.work = args.work.resolve()
     models = prepare(args.work)
-    paced: dict[str, object] = {}
-    if args.part != "random":
-        calm, each = undisturbed(args, models)
-        paced = {"undisturbed_seconds_a_step": each}
-        print(f"undisturbed: {each:.2f} s an iteration", flush=True)
-    if args.part == "faults":
-        found = faults(args, models, calm)
-        seconds = [f["recovery_seconds"] for f in found["faults"]]  # type: ignore[index]
-        print(f"recovery: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s")
-    elif args.part == "driver":
-        found = driver(args, models, calm, each)
-    else:
-        found = at_random(args, models)
+    found = at_random(args, models) if args.part == "random" else beside_calm(args, models)
     given = {k: v for k, v in vars(args).items() if k not in ("work", "out")}
-    result = {"question": __doc__.splitlines()[0], "machine": machine(), "settings": given,
-              **paced, **found}  # fmt: skip
+    result = {"question": first_line(__doc__), "machine": machine(), "settings": given,
+              **found}  # fmt: skip
     print(json.dumps(found, indent=1))
     print(f"written to {write_result(args.out, f'chaos_{args.part}', result)}")
 

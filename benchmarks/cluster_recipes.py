@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import RESULTS, configuration, machine, print_table, write_result
+from benchmarks.common import RESULTS, configuration, first_line, machine, print_table, write_result
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.schema import Config
 from orchestrator.planning.gpu_memory import check_gpu_memory
@@ -128,7 +128,7 @@ def main() -> None:
     ])  # fmt: skip
     path = write_result(
         args.out, "cluster_recipes",
-        {"question": __doc__.splitlines()[0], "machine": machine(), "estimates": rows},
+        {"question": first_line(__doc__), "machine": machine(), "estimates": rows},
     )  # fmt: skip
     print(f"written to {path}")
 

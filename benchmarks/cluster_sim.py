@@ -26,7 +26,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import RESULTS, configuration, machine, print_table, write_result
+from benchmarks.common import RESULTS, configuration, first_line, machine, print_table, write_result
 from benchmarks.simulated_roles import PROMPT_TOKENS, Latency, Lengths, Mark, SimRoles
 from orchestrator.config.schema import Config
 from orchestrator.run_files.folder import RunFolder
@@ -186,7 +186,7 @@ def main() -> None:
         args.out,
         "cluster_sim",
         {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
             "latency": asdict(Latency()),

@@ -26,6 +26,11 @@ RESULTS = ROOT / "results" if (ROOT / "results").is_dir() else Path("benchmark_r
 DATA = ROOT.parent.parent / "shared" / "data"  # a folder beside the clone
 
 
+def first_line(text: str | None) -> str:
+    """The first line of a module's documentation, which asks the benchmark's question."""
+    return (text or "").partition("\n")[0]
+
+
 def machine() -> dict[str, object]:
     """What a result rests on."""
     return {

@@ -21,7 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import ROOT, given, machine, make_checkpoints, print_table, write_result
+from benchmarks.common import (
+    ROOT,
+    first_line,
+    given,
+    machine,
+    make_checkpoints,
+    print_table,
+    write_result,
+)
 from benchmarks.peers.sides import SpanClock
 from benchmarks.peers.watch import Sample, Watch
 from benchmarks.ppo_step import read_spans
@@ -147,7 +155,7 @@ def main() -> None:
         args.out,
         "critic_free_step",
         {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": {"shape": SHAPE, "steps": args.steps, "warm_up": args.warm_up},
             "medians": medians,

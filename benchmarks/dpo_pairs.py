@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import ROOT, machine, print_table, write_result
+from benchmarks.common import ROOT, first_line, machine, print_table, write_result
 from orchestrator.batching.training_batches import ranking_step
 from workers.records.arrays import Ragged
 from workers.records.processes import RankAddress
@@ -159,7 +159,7 @@ def main() -> None:
         args.out,
         "dpo_pairs",
         {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
             "ratios": ratios,

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from benchmarks.common import DATA, RESULTS, machine, make_model, require, write_result
+from benchmarks.common import DATA, RESULTS, first_line, machine, make_model, require, write_result
 from orchestrator import run
 from orchestrator.results.intervals import WinRate, preference
 from orchestrator.session.sources import make_source
@@ -62,7 +62,7 @@ TRAINING = (
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--data", type=Path, default=DATA / "hh_rlhf_harmless_test.jsonl.gz",
                         help='comparisons, {"chosen", "rejected"} dialogues')  # fmt: skip
     parser.add_argument("--hidden", type=int, default=192, help="width of the model")
@@ -173,8 +173,12 @@ def bag_of_words(
     train: Sequence[Ranking], heldout: Sequence[Ranking], source: DataSource
 ) -> WinRate:
     """Logistic regression on differences of word counts; its strength by 5-fold validation."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.feature_extraction.text import (  # pyright: ignore[reportMissingImports]
+        CountVectorizer,
+    )
+    from sklearn.linear_model import (  # pyright: ignore[reportMissingImports]
+        LogisticRegressionCV,
+    )
 
     better, worse = texts(train, source)
     counts = CountVectorizer(min_df=2).fit(better + worse)
@@ -217,7 +221,7 @@ def main() -> None:
     ours = pooled([fold.reward_model for fold in folds])
     words = pooled([fold.bag_of_words for fold in folds])
     found = {
-        "question": (__doc__ or "").splitlines()[0],
+        "question": first_line(__doc__),
         "machine": machine(),
         "command": command,
         "reward_model": asdict(ours),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import RESULTS, configuration, machine, write_result
+from benchmarks.common import RESULTS, configuration, first_line, machine, write_result
 from benchmarks.rollout_throughput.sides import VERSION, Ours
 from orchestrator.cluster.ray_cluster import start_cluster
 from orchestrator.config.cluster import RoleName
@@ -29,7 +29,7 @@ from workers.records.generation import GenerationRequest
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each side")
     parser.add_argument("--batches", type=int, default=6, help="of a turn")
     parser.add_argument("--sequences", type=int, default=16, help="sequences of a batch")
@@ -132,7 +132,7 @@ def main() -> None:
         engine.close()
     ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
     found = {
-        "question": __doc__.splitlines()[0], "machine": machine(),
+        "question": first_line(__doc__), "machine": machine(),
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
         "seconds": seconds, "speedup": ratios, "same_lengths": same,
         "tokens_a_turn": tokens, "longest": longest,

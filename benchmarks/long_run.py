@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.chaos import Run
-from benchmarks.common import RESULTS, machine, write_result
+from benchmarks.common import RESULTS, first_line, machine, write_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Sample:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--iterations", type=int, default=2000, help="of PPO")
     parser.add_argument("--every-seconds", type=float, default=2.0, help="between two looks")
     parser.add_argument("--work", type=Path, required=True, help="folder for the run")

@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.common import (
     RESULTS,
+    first_line,
     given,
     machine,
     make_checkpoints,
@@ -152,7 +153,7 @@ def main() -> None:
         args.out,
         f"ppo_step_{args.shape}",
         {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": {
                 "shape": args.shape,

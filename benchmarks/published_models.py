@@ -32,6 +32,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.common import first_line
 from workers.data.records import Prompt
 from workers.pocket.source import PocketSource
 
@@ -169,7 +170,7 @@ def measure(run: Path, names: Sequence[str], count: int) -> list[dict[str, Any]]
 
 def main() -> int:
     """0 where every prompt has its tokens and every score lies within three standard errors."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("run", type=Path, help="folder of a finished run of experiment=pocket")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--prompts", type=int, default=0, help="0 = as many as the run's own table")

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from benchmarks.common import DATA, RESULTS, machine, make_model, require, write_result
+from benchmarks.common import DATA, RESULTS, first_line, machine, make_model, require, write_result
 from orchestrator.batching import training_batches
 from workers.data.files import FileSource
 from workers.data.tokenize.data_sets import DataSet, Feeding, Rendering, SetKind
@@ -60,7 +60,7 @@ class Clock:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--data", type=Path, default=DATA / "gsm8k_train.jsonl",
                         help="GSM8K's training questions (JSONL)")  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each side")
@@ -171,7 +171,7 @@ def count_responses(source: FileSource, args: argparse.Namespace) -> tuple[int, 
     answers = {r["question"]: r["answer"] for r in rows}
     expected = 0
     for tokens, targets in zip(batch.tokens.rows(), batch.targets.rows(), strict=True):
-        question = source.detokenize(tokens[~targets])
+        question = source.detokenize(tokens[~targets.astype(bool)])
         encoded = source.tokenizer.encode(answers[question], add_special_tokens=False)
         expected += len(encoded) + 1  # the end token
     return share.tokens, expected
@@ -218,7 +218,7 @@ def main() -> None:
         pairs = take_turns([ours.turn, plain.turn], args.repetitions)
         counted, expected = count_responses(source, args)
         found = {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": {
                 **{k: v for k, v in vars(args).items() if k not in ("data", "out")},

@@ -24,7 +24,7 @@ from orchestrator.config.cluster import RoleName
 from orchestrator.config.schema import Config
 from orchestrator.roles.fleet import Fleet
 from orchestrator.roles.group import Launch
-from orchestrator.supervision.backend import Call, with_summary
+from orchestrator.supervision.backend import Call, WorkerClass, with_summary
 from orchestrator.supervision.pending import Position
 from orchestrator.telemetry.role_time import Account
 from workers.process.call_timing import CallSpan, Reply
@@ -208,7 +208,7 @@ class SimBackend:
         self.busy += seconds / self.size
         return self.free_at
 
-    def create(self, worker: type, rank: int, options: Mapping[str, Any]) -> Any:
+    def create(self, worker: WorkerClass, rank: int, options: Mapping[str, Any]) -> Any:
         return self.make(self, rank)
 
     def start(self, worker: Any, call: Call, *args: Any) -> Any:
@@ -225,6 +225,9 @@ class SimBackend:
 
     def tell(self, worker: Any, call: Call, *args: Any) -> None:
         """Announcements change nothing: an engine knows whether calls join those that run."""
+
+    def health(self, worker: Any, what: str) -> Any:
+        raise NotImplementedError("simulated workers are never lost: nobody asks for their health")
 
     def wait(self, refs: Sequence[Any], count: int, seconds: float, *, fetch: bool) -> list[Any]:
         with self.clock:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.common import (
     RESULTS,
+    first_line,
     given,
     machine,
     make_checkpoints,
@@ -76,7 +77,7 @@ def main() -> None:
         args.out,
         "startup",
         {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": {"arguments": [*SHAPE, *args.set], "repetitions": args.repetitions},
             "median_seconds": {name: statistics.median(each) for name, each in parts.items()},

@@ -33,7 +33,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import RESULTS, ROOT, machine, write_result
+from benchmarks.common import RESULTS, ROOT, first_line, machine, write_result
 from orchestrator.batching import training_batches
 from workers.models.forward import ModelPasses
 from workers.models.padding import pad_rows, response_cells
@@ -60,7 +60,7 @@ class Measured:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each side")
     parser.add_argument("--sequences", type=int, default=96, help="of one optimizer step")
     parser.add_argument("--median", type=int, default=40, help="median length in tokens")
@@ -333,7 +333,7 @@ def main() -> None:
     show_memory(memory)
     kept = {k: v for k, v in vars(args).items() if k not in ("out", "one_peak")}
     found = {
-        "question": __doc__.splitlines()[0],
+        "question": first_line(__doc__),
         "machine": machine(),
         "settings": kept,
         "speed": speed,

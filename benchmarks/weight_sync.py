@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.common import (
     RESULTS,
     configuration,
+    first_line,
     in_turns,
     machine,
     medians,
@@ -175,7 +177,7 @@ def measure(args: argparse.Namespace, fleet: Fleet, config: Config, size: str) -
     }
 
 
-def rows(stage: int, size: str, found: dict[str, dict[str, float]]) -> Iterator[list[str]]:
+def rows(stage: int, size: str, found: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, seconds in found["median_seconds"].items():
         probe, parity = found["median_probe_seconds"], found["parity_max_nats"]
         yield [
@@ -207,7 +209,7 @@ def main() -> None:
         args.out,
         "weight_sync",
         {
-            "question": __doc__.splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
             "results": results,

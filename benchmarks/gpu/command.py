@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import RESULTS, machine, write_result
+from benchmarks.common import RESULTS, first_line, machine, write_result
 from benchmarks.gpu.checks import Bench, ViolatedError, run_checks
 from benchmarks.gpu.facts import gpus, versions
 
 
-def options(description: str, minutes: float) -> argparse.ArgumentParser:
+def options(description: str | None, minutes: float) -> argparse.ArgumentParser:
     """Options of both scripts."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -26,7 +26,7 @@ def options(description: str, minutes: float) -> argparse.ArgumentParser:
     return parser
 
 
-def run(module: str, args: argparse.Namespace, question: str) -> int:
+def run(module: str, args: argparse.Namespace, question: str | None) -> int:
     """Run checks, print a line for each, write the JSON.
 
     Args:
@@ -49,7 +49,7 @@ def run(module: str, args: argparse.Namespace, question: str) -> int:
             raise SystemExit(str(error)) from error
     counts = Counter(outcome.status for outcome in outcomes)
     found = {
-        "question": question.splitlines()[0],
+        "question": first_line(question),
         "machine": machine(),
         "gpus": gpus(),
         "versions": versions(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.checks import Bench, Check, Figures, require
+from benchmarks.gpu.checks import Bench, Check, Figures, ViolatedError, require
 from benchmarks.gpu.samples import (
     VOCABULARY,
     model_folder,
@@ -56,7 +56,8 @@ def _rollouts(bench: Bench, engine: TransformersEngine) -> RolloutBatch:
 def _largest(found: TokenField, batch: RolloutBatch) -> float:
     """Nats between two sides at the tokens of the same sequences."""
     require(found.ids.tolist() == batch.ids.tolist(), "sequences are in another order")
-    return float(np.abs(found.values.values - batch.logprobs.values).max())
+    apart = found.values.values.astype(np.float64) - batch.logprobs.values.astype(np.float64)
+    return float(np.abs(apart).max())
 
 
 def check_parity(bench: Bench) -> Figures:
@@ -71,8 +72,8 @@ def check_parity(bench: Bench) -> Figures:
         reference.load(FrozenModelSpec(str(folder), dtype, bench.device, 1, 4096, packed=True))
         apart = _largest(reference.logprobs(Work((batch.ids,)), [batch], 1.0), batch)
         require(apart <= limit, f"{dtype}: {apart:.2g} nats apart, allowed are {limit:g}")
-        found |= {f"{dtype}_nats": apart, f"{dtype}_seconds": seconds}
-    return found | {"sequences": len(batch)}
+        found |= {f"{dtype}_nats": apart, f"{dtype}_seconds": seconds, "sequences": len(batch)}
+    return found
 
 
 def check_weight_sync(bench: Bench) -> Figures:
@@ -88,7 +89,8 @@ def check_weight_sync(bench: Bench) -> Figures:
         for _ in range(3):
             update(worker, step, e)
         offer = worker.publish_weights(1, "shm")
-        require(offer is not None, "the only rank publishes")
+        if offer is None:
+            raise ViolatedError("the only rank publishes nothing")
         require(engine.receive(offer) == offer.checksum, "the bytes differ from those sent")
         batch = _rollouts(bench, engine)
         work = Work((batch.ids,))

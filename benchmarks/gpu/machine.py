@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch.cuda import nccl
 
 from benchmarks.gpu.checks import Bench, CannotRunError, Check, Figures, require
 from benchmarks.gpu.facts import gpus
@@ -31,7 +32,7 @@ def check_machine(bench: Bench) -> Figures:
             "capability": f"{major}.{minor}",
             "free_gib": free / 2**30,
             "total_gib": total / 2**30,
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "nccl": ".".join(map(str, nccl.version())),
             "nvidia_smi": gpus(),
         }
     return found

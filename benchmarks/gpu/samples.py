@@ -53,7 +53,7 @@ def model_folder(bench: Bench, name: str) -> Path:
     if not (folder / "config.json").exists():
         torch.manual_seed(0)
         with torch.device(bench.device):
-            model = LlamaForCausalLM(llama(name))
+            model: Any = LlamaForCausalLM(llama(name))
         # Half of the bytes of fp32, for the disk's sake; every check rounds from the same numbers.
         model.to(torch.bfloat16).save_pretrained(folder)
         del model

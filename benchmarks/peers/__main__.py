@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import RESULTS, machine, print_table, write_result
+from benchmarks.common import RESULTS, first_line, machine, print_table, write_result
 from benchmarks.peers import shapes
 from benchmarks.peers.environments import PEERS as INSTALLED
 from benchmarks.peers.environments import contents, default_cache
@@ -102,7 +102,7 @@ def _show(options: argparse.Namespace, settings: Comparison, turns: dict[str, li
     over = ratios(turns)
     installed = {PEERS[side][1] for side in turns if side != OURS} - {""}
     found: dict[str, object] = {
-        "question": __doc__.splitlines()[0],
+        "question": first_line(__doc__),
         "machine": machine(),
         "settings": {
             "shape": options.shape, **asdict(settings.shape), "steps": settings.steps,

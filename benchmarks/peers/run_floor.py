@@ -53,6 +53,7 @@ class Master:
         """One step by the gradients of the model, which are then gone."""
         if self._own:
             for master, weight in zip(self._masters, self._weights, strict=True):
+                assert weight.grad is not None  # every weight is trained
                 master.grad, weight.grad = weight.grad.float(), None
         nn.utils.clip_grad_norm_(self._masters, 1.0)
         self._optimizer.step()
@@ -119,7 +120,7 @@ def _generate(engine: LLM, prompts: list[list[int]], told: dict) -> tuple[Tensor
     drawn = [each.outputs[0] for each in made]
     rows = [p + list(d.token_ids) for p, d in zip(prompts, drawn, strict=True)]
     old = [
-        [chances[t].logprob for t, chances in zip(d.token_ids, d.logprobs, strict=True)]
+        [each[t].logprob for t, each in zip(d.token_ids, d.logprobs or (), strict=True) if each]
         for d in drawn
     ]
     return torch.tensor(rows), torch.tensor(old)

@@ -21,7 +21,11 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+from trl.experimental.ppo import (  # pyright: ignore[reportMissingImports]
+    PPOConfig,
+    PPOTrainer,
+    ppo_trainer,
+)
 
 
 class Count:

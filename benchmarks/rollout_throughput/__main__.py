@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import machine, print_table, write_result
+from benchmarks.common import first_line, machine, print_table, write_result
 from benchmarks.rollout_throughput.figures import Turn, point
 from benchmarks.rollout_throughput.settings import Settings, check, model_of, read, roles_of
 from orchestrator.process.command_exit import exit_code, tell
@@ -142,8 +142,11 @@ class Bench:
         from workers.data.tokenize.tokenizers import token_ids
 
         settings, tokenizer = self._settings, self._source.tokenizer
-        return spec_of(settings.at(concurrency), self._folder, tokenizer.eos_token_id,
-                       token_ids(tokenizer), fixed=settings.fixed)  # fmt: skip
+        eos = tokenizer.eos_token_id
+        assert isinstance(eos, int), "a data source refuses a tokenizer without an end token"
+        return spec_of(
+            settings.at(concurrency), self._folder, eos, token_ids(tokenizer), fixed=settings.fixed
+        )
 
     def at(self, concurrency: int, cluster: Cluster) -> dict[str, Any]:
         """Measure all sides at one concurrency."""
@@ -213,8 +216,9 @@ class Bench:
 
         settings = self._settings
         config, size = settings.config, checkpoint_size(self._folder)
+        assert size is not None, "the engines have loaded it"
         facts = {
-            "question": (__doc__ or "").splitlines()[0],
+            "question": first_line(__doc__),
             "machine": machine(),
             "versions": package_versions(),
             "command": arguments,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from orchestrator.supervision.backend import WorkerClass
 from workers.records.generation import GenerationRequest, Sampling
 from workers.records.processes import RoleInfo
 from workers.records.specs import RolloutSpec
@@ -106,7 +107,7 @@ class TransformersWorker:
 
         torch.set_num_threads(spec.threads)
         dtype = getattr(torch, spec.dtype)
-        model = AutoModelForCausalLM.from_pretrained(spec.checkpoint, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(spec.checkpoint, dtype=dtype)
         self._model, self._spec = model.to(spec.device).eval(), spec
         return _info(self.rank, spec)
 
@@ -166,4 +167,7 @@ def _timed(generate: Callable[[], int]) -> Answered:
     return tokens, time.perf_counter() - began, time.process_time() - cpu
 
 
-WORKERS = {"raw": RawWorker, "transformers": TransformersWorker}
+WORKERS = {
+    "raw": WorkerClass(__name__, "RawWorker"),
+    "transformers": WorkerClass(__name__, "TransformersWorker"),
+}

@@ -242,6 +242,7 @@ def check(settings: Settings, folder: Path) -> list[str]:
         raise ConfigError(
             "there are no prompts", where="data.files.prompts", fix="set data.files.prompts=FILE"
         )
+    assert size is not None, "the lengths were checked against it"
     return _notes(settings, size)
 
 
