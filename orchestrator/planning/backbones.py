@@ -95,7 +95,7 @@ def plan_critic(config: Config) -> CriticStart | None:
 
 
 def role_sizes(
-    config: Config, policy: ModelSize, reference: str = ""
+    config: Config, policy: ModelSize, reference: ModelSize | None = None
 ) -> dict[RoleName, ModelSize | None]:
     """The largest model that each role loads; None if there is none or it cannot be read yet.
 
@@ -104,7 +104,7 @@ def role_sizes(
     Args:
         config: The run.
         policy: Size of the policy.
-        reference: Folder of what a variant compares its policy with, if it is given.
+        reference: Size of what a variant compares its policy with, if it is another one.
     """
     # The critic's trainers train the reward model, starting from the SFT model.
     made = StageName.reward_model in config.stages
@@ -117,8 +117,8 @@ def role_sizes(
         starts = {"critic": checkpoint_size(Path(given.critic or "/")), "reward_model": reward}
         sizes = (critic, starts.get(start.checkpoint, policy))
         critic = max((s for s in sizes if s), key=lambda size: size.parameters, default=None)
-    others = [checkpoint_size(Path(folder or "/")) for folder in (given.teacher, reference)]
-    held = max((s for s in (policy, *others) if s), key=lambda size: size.parameters)
+    teacher = checkpoint_size(Path(given.teacher or "/"))
+    held = max((s for s in (policy, teacher, reference) if s), key=lambda size: size.parameters)
     return dict.fromkeys(RoleName, policy) | {
         RoleName.reward: reward,
         RoleName.reference: held,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.batching.batch_sizes import (
@@ -16,7 +16,7 @@ from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.activations import smaller_passes
-from orchestrator.planning.backbones import check_backbones, plan_critic, role_sizes
+from orchestrator.planning.backbones import check_backbones, plan_critic
 from orchestrator.planning.checks_devices import (
     check_ahead,
     check_devices,
@@ -40,12 +40,12 @@ from orchestrator.planning.model_sizes import (
     ModelSize,
     RoleMemory,
     policy_size,
-    role_memory,
     sequences_in_cache,
 )
 from orchestrator.planning.placement import Layout, counted, known_nodes, place_roles, usable_nodes
 from orchestrator.planning.runs.expand import expand, run_roles
 from orchestrator.planning.runs.facts import stage_facts, thread_facts
+from orchestrator.planning.runs.memory import most_memory
 from orchestrator.planning.runs.stage_run import StageRun, named
 from orchestrator.planning.speed.first_change import estimate_lines
 from orchestrator.planning.speed.processor import precision_notes
@@ -96,7 +96,7 @@ def make_plan(config: Config) -> Plan:
         for each, run in zip(stages, runs, strict=True)
     )
     size = policy_size(config)
-    memory = _memory(config, runs, layout, size)
+    memory = most_memory(config, runs, layout, size)
     return Plan(
         experiment=config.experiment,
         seed=config.seed,
@@ -201,35 +201,6 @@ def _limits(cluster: ClusterConfig) -> list[str]:
                 f"cluster.{key}={typed:g} is more than a node has: the plan uses what is there"
             )
     return notes
-
-
-def _memory(
-    config: Config, runs: Sequence[StageRun], layout: Layout, size: ModelSize | None
-) -> tuple[RoleMemory, ...]:
-    """The memory of one worker of each role, if the size of its model is known.
-
-    It is that of the stage run that needs most.
-    """
-    if size is None:
-        return ()
-    most: dict[RoleName, RoleMemory] = {}
-    for own, roles, reference in _users(config, runs):
-        sizes = role_sizes(own, size, reference)
-        for role in roles:
-            if (held := sizes[role]) is None:
-                continue
-            found = role_memory(own, role, held)
-            most[role] = max(most.get(role, found), found, key=lambda each: each.total)
-    return tuple(most[role] for role in layout.roles if role in most)
-
-
-def _users(config: Config, runs: Sequence[StageRun]) -> Iterator[tuple[Config, set[RoleName], str]]:
-    """Each different configuration, its stage runs' roles, and the folder of a given reference."""
-    yield config, {role for run in runs if not run.variant for role in run.roles}, ""
-    for run in runs:
-        if run.variant:
-            reference = getattr(config.model.checkpoints, run.compared_with, "")
-            yield run.config, {*run.roles}, reference
 
 
 def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:

@@ -19,7 +19,7 @@ from orchestrator.config.variants import Variant, variant
 from orchestrator.config.variants import stage_of as variant_stage
 from orchestrator.planning.runs.products import check_products, check_sources
 from orchestrator.planning.runs.settings import changed, kept_of, named_keys
-from orchestrator.planning.runs.stage_run import StageConfig, StageRun, whole
+from orchestrator.planning.runs.stage_run import START, StageConfig, StageRun, whole
 from orchestrator.planning.stage_graph import (
     RANKING_STAGES,
     REFERENCE,
@@ -32,10 +32,6 @@ from orchestrator.planning.stage_graph import (
 )
 from orchestrator.results.summary import MODEL_ORDER
 from workers.errors import ConfigError
-
-# The name by which a stage calls the model that it starts from.
-_START = {StageName.pretrain: "initial", StageName.sft: "base"}  # all others: "sft"
-
 
 _FIRST = {"base": 0, "large": 1, "teacher": 2}
 
@@ -190,7 +186,7 @@ def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageR
 
 def _bound(own: Variant, called: Sequence[str], where: str) -> dict[str, str]:
     """Name of a model in the stage's code -> the product that the variant reads."""
-    bound, start = {name: name for name in called}, _START.get(own.stage, "sft")
+    bound, start = {name: name for name in called}, START.get(own.stage, "sft")
     if own.start:
         if start not in called:
             raise ConfigError(

@@ -13,6 +13,9 @@ from orchestrator.config.schema import Config
 from orchestrator.planning.runs.settings import named_keys
 from orchestrator.planning.stage_graph import REFERENCE, TEACHER
 
+# The name by which a stage calls the model that it starts from; all others: "sft".
+START = {StageName.pretrain: "initial", StageName.sft: "base"}
+
 
 class StageConfig(Config):
     """The configuration of the stage runs that share its settings, in a run with variants.
@@ -50,6 +53,11 @@ class StageRun:
     """Whether it is one, and no plain stage."""
     labels: bool = False
     """Whether it samples and labels the rankings that later stage runs read, too."""
+
+    @property
+    def start(self) -> str:
+        """The product whose weights it trains; "" = none."""
+        return self.inputs.get(START.get(self.stage, "sft"), "")
 
     @property
     def compared_with(self) -> str:

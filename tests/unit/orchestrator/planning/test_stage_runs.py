@@ -310,6 +310,17 @@ def test_a_key_in_a_longer_one_is_left_alone() -> None:
     assert caught.value.what.startswith("variants.x.set.algorithm.clip_high=")
 
 
+def test_a_variant_in_place_of_its_stage_has_settings_that_the_run_has_not() -> None:
+    ranked = {"stage": "online_dpo", "set": {"algorithm.samples_per_prompt": 4}}
+    config = run("ppo,online_dpo", online_dpo=ranked)
+    assert config.algorithm.samples_per_prompt == 1
+    assert [each.makes for each in make_plan(config).stages][-2:] == ["ppo", "online_dpo"]
+    single = ranked | {"set": {"algorithm.samples_per_prompt": 1}}
+    with pytest.raises(ConfigError, match="one per prompt") as caught:
+        make_plan(run("ppo,online_dpo", online_dpo=single))
+    assert caught.value.where == "variants.online_dpo.set.algorithm.samples_per_prompt"
+
+
 def test_one_variant_twice_and_one_that_is_not_run() -> None:
     with pytest.raises(ConfigError, match="names x twice"):
         run("x,x", x=ARM)
@@ -406,6 +417,24 @@ def test_memory_is_that_of_the_variant_that_needs_most() -> None:
     assert {r: t for r, t in more.items() if r is not RoleName.policy} == {
         r: t for r, t in pretrained.items() if r is not RoleName.policy
     }
+
+
+def test_a_larger_model_of_the_run_counts_where_it_is_trained_taught_from_and_evaluated() -> None:
+    def sizes(stages: str) -> dict[RoleName, int]:
+        config = run(
+            stages,
+            sft_large={"stage": "sft", "from": "large"},
+            taught=ARM | {"algorithm": "distill", "reference": "sft_large"},
+            usual=ARM | {"algorithm": "distill", "reference": "ppo"},
+        )
+        return {each.role: each.parameters for each in make_plan(config).memory}
+
+    small = sizes("ppo,usual,evaluate")
+    assert len({*small.values()}) == 1
+    large = sizes("ppo,pretrain_large,sft_large,taught,usual,evaluate")
+    grown = {role for role, count in large.items() if count > 8 * small[role]}
+    assert grown == {RoleName.policy, RoleName.reference, RoleName.rollout}
+    assert sizes("ppo,pretrain_large,sft_large,taught")[RoleName.rollout] == small[RoleName.rollout]
 
 
 def test_disk_space_counts_the_model_of_each() -> None:
