@@ -70,7 +70,7 @@ def check_online_rankings(config: Config) -> None:
     Raises:
         ConfigError: a prompt has a single sample, or the buffer for long responses is too long.
     """
-    if StageName.online_dpo not in config.stages:
+    if StageName.online_dpo not in config.stage_names:
         return
     if config.algorithm.samples_per_prompt < 2:
         raise ConfigError(
@@ -100,7 +100,7 @@ def check_estimator(config: Config) -> None:
             for long responses is too long, or a critic that the run does not have would learn
             first.
     """
-    if not any(stage in PPO_STAGES for stage in config.stages):
+    if not any(stage in PPO_STAGES for stage in config.stage_names):
         return
     algorithm, estimator = config.algorithm, config.algorithm.estimator
     find_policy_loss(algorithm.policy_loss_spec)
@@ -142,7 +142,10 @@ def _check_unrewarded(algorithm: AlgorithmConfig) -> None:
 def unused_critic_keys(config: Config) -> list[str]:
     """One sentence if PPO has no critic, and keys are set that only a critic reads; else none."""
     algorithm, usual = config.algorithm, AlgorithmConfig()
-    if not any(stage in PPO_STAGES for stage in config.stages) or algorithm.estimator.needs_values:
+    if (
+        not any(stage in PPO_STAGES for stage in config.stage_names)
+        or algorithm.estimator.needs_values
+    ):
         return []
     names = ("value_clip", "critic_init", "critic_optimizer")
     keys = [f"algorithm.{n}" for n in names if getattr(algorithm, n) != getattr(usual, n)]
@@ -156,7 +159,7 @@ def unused_critic_keys(config: Config) -> list[str]:
 def loss_notes(config: Config) -> list[str]:
     """Sentences about settings of the policy's loss that do nothing or not what they seem to."""
     algorithm = config.algorithm
-    if not any(stage in PPO_STAGES for stage in config.stages):
+    if not any(stage in PPO_STAGES for stage in config.stage_names):
         return []
     notes: list[str] = []
     if algorithm.policy_loss == "gspo" and algorithm.clip >= _WIDE_FOR_SEQUENCES:
