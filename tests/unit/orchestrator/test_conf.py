@@ -48,6 +48,7 @@ GIVEN = {
     "pocket_online_dpo": [],
     "distill": ["model.checkpoints.sft=S", "model.checkpoints.teacher=T", "data.files.prompts=P"],
     "pocket_distill": ["model.checkpoints.teacher=T"],
+    "pocket_distill_large": [],
     "pocket_algorithms": [],
     "rejection_sampling": [
         "model.checkpoints.sft=S", "model.checkpoints.reward_model=R", "data.files.prompts=P",
