@@ -94,12 +94,9 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             folder = find_folder(config.resume, Path(config.run.dir), config.experiment)
             if config.resume:
                 composed.run.dir = config.run.dir = str(folder.path)
-            named = hub_models.resolve(config)
+            plan, named = planned(config)
             for key, model in named.items():  # config.yaml keeps the name and its revision
                 OmegaConf.update(composed, key, model)
-            check_own_parts(config)
-            _find_nodes(config)
-            plan = make_plan(config)
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
             if config.run.plan_only:
@@ -135,6 +132,14 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
             stop.resort.stand_aside()
             return unexpected(error, start.folder.error_log if start else None)
     return 0
+
+
+def planned(config: Config) -> tuple[Plan, dict[str, str]]:
+    """The checked plan of a run, and its models of the hub: key -> name and revision."""
+    named = hub_models.resolve(config)
+    check_own_parts(config)
+    _find_nodes(config)
+    return make_plan(config), named
 
 
 def _find_nodes(config: Config) -> None:
