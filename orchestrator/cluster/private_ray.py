@@ -43,6 +43,9 @@ _SLOW_STARTS = (
     "Timed out waiting for file",
     "Failed to start GCS",
 )
+# How often servers that end by themselves while they start are started again: a raylet does that
+# when its agents take too long on a busy machine, and also for reasons that stay.
+_STARTS_AGAIN = 2
 _LEAVE_SECONDS = 5.0  # processes that take longer to end are killed
 _LOOK_SECONDS = 0.5
 _STOPPED_LOOKS = 8  # consecutive looks after which a stopped server counts as lost
@@ -53,15 +56,22 @@ _GUESSES = ("Raylet is terminated", "The node with node id")
 class PrivateRay:
     """The processes and the scratch folder of a cluster that this process started."""
 
-    def __init__(self, resort: LastResort | None = None, forks: ForkServers | None = None) -> None:
+    def __init__(
+        self,
+        resort: LastResort | None = None,
+        forks: ForkServers | None = None,
+        tries_left: int = 0,
+    ) -> None:
         self._forks = forks
         self._scratch = Scratch("ray")
         self._before = {child.pid for child in psutil.Process().children()}
-        self._servers = LocalServers(_STOPPED_LOOKS, self._processes)
+        self._servers = LocalServers(_STOPPED_LOOKS, self._processes, logs=lambda: self.log_folder)
         self.guard = Guard(self._servers, _LOOK_SECONDS, resort)
         self.error_logs: Path | None = None  # gets the roles' logs on `destroy` without `close`
         if resort is not None:
             resort.steps.append(self.destroy)
+        self.tries_left = tries_left
+        self.guard.excused = self.may_start_again
         with shielded():
             self.guard.start()
 
@@ -81,6 +91,10 @@ class PrivateRay:
     def log_folder(self) -> Path:
         """Folder of the processes' logs."""
         return self._scratch.path / "session_latest" / "logs"
+
+    def may_start_again(self) -> bool:
+        """Whether a server ended by itself while they start, and this is not the last try."""
+        return self.tries_left > 0 and self._servers.left()
 
     def ask(self, asked: Servers) -> None:
         """Have the guard probe `asked`, the same servers through the network, too."""
@@ -142,7 +156,8 @@ def start_private_ray(
 ) -> PrivateRay:
     """Start Ray's servers on this machine; retry while Ray reports one of `_SLOW_STARTS`.
 
-    Ray's fixed limit of half a minute for their start can be too short on a busy machine.
+    Ray's fixed limit of half a minute for their start can be too short on a busy machine; servers
+    that end by themselves are started again `_STARTS_AGAIN` times.
 
     Args:
         cpus: CPUs that Ray may assign on this machine.
@@ -157,9 +172,9 @@ def start_private_ray(
         DeadlineError: they did not start in time.
         ClusterLostError: one of them ended meanwhile.
     """
-    deadline = time.monotonic() + seconds
+    deadline, tries_left = time.monotonic() + seconds, _STARTS_AGAIN
     while True:
-        private = PrivateRay(resort, forks)
+        private = PrivateRay(resort, forks, tries_left)
         try:
             authenticate(private.folder / "auth_token")
             # Signals stay blocked until own_signals has put our handler back.
@@ -174,7 +189,9 @@ def start_private_ray(
                     **QUIET,
                 )
         except BaseException as error:
-            slow = any(words in str(error) for words in _SLOW_STARTS)
+            left = isinstance(error, Exception) and private.may_start_again()
+            tries_left -= left
+            slow = left or any(words in str(error) for words in _SLOW_STARTS)
             try:
                 if not slow:
                     private.guard.look()
@@ -189,6 +206,7 @@ def start_private_ray(
                     fix="free the machine, or raise run.role_start_seconds",
                 ) from error
         else:
+            private.tries_left = 0
             return private
 
 

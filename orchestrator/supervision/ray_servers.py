@@ -8,6 +8,8 @@ that is stopped or has ended does not.
 from __future__ import annotations
 
 import math
+import os
+import re
 import signal
 import socket
 import time
@@ -32,6 +34,10 @@ _MARKS = {
     "runtime_env_agent": ("ray::RuntimeEnvAgent", "runtime_env/agent/main.py"),
 }
 _GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_READ = 1 << 16  # bytes at the end of a log in which errors are looked for
+_SHOWN = 300  # characters
+# [time C pid tid] (process) file.cc:line: message
+_ERROR = re.compile(r"^\[[^\]]* [EFC] [^\]]*\] (?:\([^)]*\) )?(?:\S+:\d+: )?(.*)$", re.MULTILINE)
 # Without runtime_env_agent no worker can start; nothing waits for a stopped dashboard_agent.
 _ASKED = ("gcs_server", "raylet", "runtime_env_agent")
 # The HTTP/2 preface and an empty SETTINGS frame, to which the other side answers with its own.
@@ -69,11 +75,13 @@ class LocalServers:
             of seconds, because stopping a whole job (Ctrl-Z) stops the looks, too.
         started: Lists the processes; called until all servers are found.
         asked: The same servers, probed through the network, because a running process may hang.
+        logs: Where they write `NAME.out` and `NAME.err`; the folder goes with the run.
     """
 
     patience: int
     started: Callable[[], Iterable[psutil.Process]]
     asked: Servers | None = None
+    logs: Callable[[], Path | None] = lambda: None
     _found: list[_Server] = field(default_factory=list)
 
     def look(self) -> str:
@@ -93,7 +101,19 @@ class LocalServers:
         """
         gone = [each for each in self._found if _status(each.process) in _GONE]
         held = [f"{each} is stopped (SIGSTOP)" for each in self._found if gone and _stopped(each)]
-        return "; ".join([*(f"{each} ended{_how(each.process.pid)}" for each in gone), *held])
+        ends = [f"{each} ended{_how(each.process.pid)}{self._said(each)}" for each in gone]
+        return "; ".join([*ends, *held])
+
+    def _said(self, server: _Server) -> str:
+        """Its last error, quoted: its log is deleted with the folder of Ray's servers."""
+        logs = self.logs()
+        said = last_error(logs, server.name) if logs is not None else ""
+        return f', after "{said}"' if said else ""
+
+    def left(self) -> bool:
+        """Whether one of them ended by itself, not by a signal from somebody."""
+        gone = [each for each in self._found if _status(each.process) in _GONE]
+        return any(not _how(each.process.pid) for each in gone)
 
     def well(self) -> bool:
         """Whether all of them run at this moment."""
@@ -110,6 +130,17 @@ class LocalServers:
                 if name and name not in known:
                     known.add(name)
                     self._found = [*self._found, _Server(name, process)]
+
+
+def last_error(logs: Path, server: str) -> str:
+    """The message of the last line of level error or fatal in a server's log; "" without one."""
+    for ending in ("out", "err", "log"):
+        with suppress(OSError), (logs / f"{server}.{ending}").open("rb") as lines:
+            lines.seek(max(0, os.fstat(lines.fileno()).st_size - _READ))
+            told = _ERROR.findall(lines.read().decode("utf-8", "replace"))
+            if told:
+                return "".join(c for c in told[-1][:_SHOWN] if c.isprintable()).strip()
+    return ""
 
 
 def server_name(words: Sequence[str]) -> str:

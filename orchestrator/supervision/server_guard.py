@@ -43,6 +43,8 @@ class Guard:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="Ray's servers", daemon=True)
         self.fix: Callable[[], str] = lambda: "start the same command again"
+        # Whether lost servers will be started again, which takes longer than `notice_seconds`.
+        self.excused: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
         """Start the thread that watches."""
@@ -95,5 +97,8 @@ class Guard:
             if self._over.wait(self._seconds):
                 return
             self._why = self._why or self._servers.look()
+        while self.excused():
+            if self._over.wait(self._seconds):
+                return
         if not self._over.wait(self._notice_seconds) and self._resort is not None:
             self._resort.fail(self._error())

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,8 @@ from composing import composed
 
 from orchestrator.cluster import joining, private_ray, ray_cluster
 from orchestrator.planning.plan import make_plan
-from workers.errors import DeadlineError
+from orchestrator.process.forced_exit import LastResort
+from workers.errors import ClusterLostError, DeadlineError, RehearsalError
 
 _SLOW = (
     "The current node timed out during startup. This could happen because ...",
@@ -78,6 +80,52 @@ def test_other_failures_of_ray_are_not_repeated(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="version mismatch"):
         _start(100.0)
     assert tries == [1]
+
+
+class _Resort(LastResort):
+    """Does not end this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[RehearsalError] = []
+
+    def fail(self, error: RehearsalError) -> None:  # type: ignore[override]
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize("ends", [1, 3])
+def test_a_raylet_that_ends_by_itself_while_it_starts_is_started_twice_more(
+    monkeypatch: pytest.MonkeyPatch, ends: int
+) -> None:
+    tries: list[int] = []
+    end = "import sys, time; time.sleep(1.5); sys.exit(1)"
+    line = "[2026-01-01 00:00:00,000 E 1 2] (raylet) agent_manager.cc:9: agents were too slow\n"
+
+    def init(**options: Any) -> None:
+        tries.append(1)
+        if len(tries) > ends:
+            return
+        logs = Path(options["_temp_dir"]) / "session_latest" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "raylet.out").write_text(line + line.replace(" E ", " I ").replace("slow", "calm"))
+        child = subprocess.Popen(["raylet", "-c", end], executable=sys.executable)
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+        time.sleep(5.0)  # Ray notices later than the guard, which would end this process
+        raise RuntimeError("the node is not there")
+
+    monkeypatch.setattr(private_ray.ray, "init", init)
+    monkeypatch.setattr(private_ray, "_is_ray", lambda process: True)
+    resort = _Resort()
+    if ends == 3:
+        with pytest.raises(ClusterLostError, match='ended, after "agents were too slow"'):
+            private_ray.start_private_ray(1, 100, 100.0, lambda _: None, resort)
+        assert len(tries) == 3
+        assert len(resort.errors) == 1  # the guard's, of the last try
+    else:
+        private_ray.start_private_ray(1, 100, 100.0, lambda _: None, resort).close()
+        assert len(tries) == 2
+        assert resort.errors == []
 
 
 @dataclass(frozen=True)
