@@ -96,6 +96,7 @@ def _given(config: Config) -> Iterator[tuple[str, Path]]:
         "reward.kind": config.reward.kind,
         "reward.function": config.reward.function,  # unused ones too, as checkpoints have them
         **{each.where: each.path for each in config.reward.needs.code},
+        **{term.where: term.kind for term in config.reward.each if term.name},
         "evaluate.judge_function": config.evaluate.judge_function,
         "algorithm.advantage": config.algorithm.advantage,
         **_of_variants(config),

@@ -15,7 +15,7 @@ from orchestrator.process.shipped import shipped
 
 CONF = shipped("conf")
 # Sections whose keys the schema does not declare: Hydra must be told to add them.
-OPEN_SECTIONS = ("data.sets.", "reward.settings.", "variants.")
+OPEN_SECTIONS = ("data.sets.", "reward.settings.", "reward.terms.", "variants.")
 # Folders that Hydra itself writes into; jobs of a sweep get numbered folders in the second.
 _HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.by_name import plain
-from orchestrator.config.ranges import at_least, check_tree, needed, positive, seconds
-from workers.errors import ConfigError, RehearsalError
-from workers.extensions.settings import filled
-from workers.process.user_code import describe
-from workers.scorers.source import Needs, RewardSource, find_source, key_of
+from orchestrator.config.ranges import at_least, needed, positive, seconds
+from orchestrator.config.reward_terms import SECTION, RewardTerm, joined_needs, parse_terms
+from workers.errors import ConfigError
+from workers.scorers.source import Needs
 
 
 class TextBridge(Enum):
@@ -25,6 +22,16 @@ class TextBridge(Enum):
     """Decode with the policy's tokenizer, encode with the reward model's."""
 
 
+class Combine(Enum):
+    """How the terms of a reward become one number per sequence."""
+
+    sum = "sum"
+    """The sum of weight times value."""
+    normalised = "normalised"
+    """The same after each term got mean 0 and deviation 1 within the sequences scored together
+    (an iteration of PPO): terms of any scale act by their weights alone."""
+
+
 @dataclass(slots=True, kw_only=True)
 class RewardConfig:
     """The rewards of PPO: a reward model, a function, or another source."""
@@ -33,6 +40,10 @@ class RewardConfig:
     """Source of the rewards: model | function | package.module:NAME of your own."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the source that only the source itself declares."""
+    terms: dict[str, Any] = field(default_factory=dict)
+    """Name -> kind, weight and settings of one term of a reward that has several; replaces kind."""
+    combine: Combine = Combine.sum
+    """How the terms become one number."""
     function: str = ""
     """The function as package.module:callable, (prompts, responses) -> list[float]."""
     function_seconds: float = seconds(300.0, or_none=True)
@@ -47,58 +58,52 @@ class RewardConfig:
     micro_batch_tokens: int = positive(8192)
     """Maximum tokens per forward pass of the reward and reference models."""
 
+    def check(self, key: str) -> None:
+        """Check the names, kinds and weights of the terms."""
+        if self.combine is not Combine.sum and not self.terms:
+            raise ConfigError(
+                f"combine={self.combine.value} is for a reward of several terms",
+                where=f"{key}.combine",
+                fix=f"set {SECTION}.NAME.kind, or leave it",
+            )
+        _ = self.each
+
     @property
     def folder(self) -> str:
         """First folder of the search for modules of the user."""
         return str(Path.cwd())
 
     @property
+    def each(self) -> tuple[RewardTerm, ...]:
+        """Its terms; one without a name in a run that sets none.
+
+        Raises:
+            ConfigError: a term is wrong, or has settings that no term reads.
+        """
+        shared = {name: getattr(self, name) for name in _SHARED}
+        if not self.terms:
+            return (RewardTerm("", self.kind, 1.0, self.settings, shared, self.folder),)
+        if self.settings:
+            raise ConfigError(
+                "settings of a single reward beside terms, which do not read them",
+                where="reward.settings",
+                fix=f"set them in the term: {SECTION}.NAME.{next(iter(self.settings))}",
+            )
+        return parse_terms(self.terms, shared, self.folder)
+
+    @property
     def needs(self) -> Needs:
-        """What the source needs from the run.
+        """What the sources need from the run.
 
         Raises:
             ConfigError: there is no such source, or its settings are wrong.
         """
-        source = find_source(self.kind, self.folder)
-        values = self.values(source, self.settings)
-        try:
-            record = filled(source.settings, values, self._key)
-            check_tree(record, "reward.settings")
-            needs = source.needs(record)
-        except RehearsalError:
-            raise
-        except (Exception, SystemExit) as error:  # a user's source may raise anything
-            raise ConfigError(
-                f"the reward source {self.kind} refused its settings with {describe(error)}",
-                where="reward.settings",
-                fix="correct reward.settings, or the source",
-            ) from error
-        if not isinstance(needs, Needs):
-            raise ConfigError(
-                f"`needs` of the reward source {self.kind} returned {type(needs).__name__}",
-                where="reward.kind",
-                fix="let it return an object of workers.scorers.source.Needs",
-            )
-        return needs
+        return joined_needs([term.needs() for term in self.each])
 
-    def values(self, source: RewardSource[Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        """Value of each setting of a source: the keys above by their names, and those in `own`.
-
-        Raises:
-            ConfigError: a key is in both.
-        """
-        wanted = {each.name for each in fields(source.settings)} & _SHARED
-        if both := sorted(wanted & own.keys()):
-            raise ConfigError(
-                f"{key_of(both[0])} is a key of its own",
-                where=key_of(both[0]),
-                fix=f"set {self._key(both[0])} instead",
-            )
-        held = {name: getattr(self, name) for name in wanted}
-        return {**own, **{name: plain(value) for name, value in held.items()}}
-
-    def _key(self, name: str) -> str:
-        return f"reward.{name}" if name in _SHARED else key_of(name)
+    @property
+    def label(self) -> str:
+        """What the reward is, in a word or a few."""
+        return "+".join(term.name or term.kind for term in self.each)
 
 
-_SHARED = {each.name for each in fields(RewardConfig)} - {"kind", "settings"}
+_SHARED = {each.name for each in fields(RewardConfig)} - {"kind", "settings", "terms", "combine"}

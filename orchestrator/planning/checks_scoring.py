@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from orchestrator.batching.batch_sizes import PPO_STAGES
 from orchestrator.config.cluster import Accelerator
 from orchestrator.config.evaluation import EndpointConfig, JudgeKind
+from orchestrator.config.reward_terms import require_columns
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import AlgorithmConfig, KLEstimator, KLPlace
@@ -30,10 +31,20 @@ def check_reward(config: Config) -> None:
         ConfigError: there is no such source, one of its settings is wrong, its timeouts exceed
             run.call_seconds, or there is no GPU for it.
     """
+    terms = config.reward.each
+    words = terms[0].words if len(terms) == 1 else "the reward"
     needs = config.reward.needs
+    models = [term.where for term in terms if term.needs().model]
+    if len(models) > 1:
+        raise ConfigError(
+            f"{' and '.join(models)} both score by the run's reward model",
+            where=models[1],
+            fix="keep one; other reward models are served beside the run (docs/rewards.md)",
+        )
+    require_columns(terms, {*config.data.keep_columns})
     if needs.seconds > config.run.call_seconds:
         raise ConfigError(
-            f"reward.kind={config.reward.kind} can take {needs.seconds:g} s per batch, all "
+            f"{words} can take {needs.seconds:g} s per batch, all "
             "timeouts and retries included; a call to a worker ends after "
             f"run.call_seconds={config.run.call_seconds:g}",
             where=needs.seconds_where,
@@ -41,7 +52,7 @@ def check_reward(config: Config) -> None:
         )
     if needs.gpu and config.cluster.accelerator is not Accelerator.cuda:
         raise ConfigError(
-            f"reward.kind={config.reward.kind} needs a GPU",
+            f"{words} needs a GPU",
             where=WHERE,
             fix="use a cluster of GPUs (cluster=one_gpu), or another source",
         )
@@ -58,7 +69,7 @@ def check_sft_choice(config: Config) -> None:
     if not config.reward.needs.model:
         raise ConfigError(
             "a reward model chooses the weights of SFT, and the rewards of this run come from "
-            f"reward.kind={config.reward.kind}",
+            f"reward.kind={config.reward.label}",
             where="sft.keep_best",
             fix="set it to loss, or reward=model",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from orchestrator.config.by_name import from_sections
 from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName, RoleResources
 from orchestrator.config.engines import OptimizerConfig, Packing, Precision
 from orchestrator.config.model import LoraConfig
+from orchestrator.config.reward import Combine, RewardConfig
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.seeds import derive
@@ -29,10 +31,11 @@ from workers.records.specs import (
     Rest,
     RewardSpec,
     RolloutSpec,
+    TermSpec,
     TrainModelSpec,
 )
 from workers.roles.rollout import engine_environment
-from workers.scorers.source import MODEL, WHERE, find_source
+from workers.scorers.source import MODEL, WHERE
 
 if TYPE_CHECKING:  # brings an HTTP client
     from workers.scorers.judge_endpoint import EndpointSpec
@@ -195,9 +198,9 @@ def frozen_spec(
 
 def judge_spec(config: Config, judge_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
     """A reward model as judge of the evaluation, independent of PPO's reward."""
-    settings = config.reward.values(find_source(MODEL), {})
+    reward = replace(config.reward, kind=MODEL, settings={}, terms={})
     model = frozen_spec(config, judge_checkpoint, StageName.evaluate, RoleName.reward)
-    return RewardSpec(MODEL, settings, config.reward.folder, policy_checkpoint, model)
+    return RewardSpec(_terms(reward), reward.folder, policy_checkpoint, model)
 
 
 def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) -> RewardSpec:
@@ -205,13 +208,17 @@ def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) 
     reward, needs, role = config.reward, config.reward.needs, RoleName.reward
     model = frozen_spec(config, reward_checkpoint, StageName.ppo, role) if needs.model else None
     return RewardSpec(
-        source=reward.kind,
-        settings=reward.values(find_source(reward.kind, reward.folder), reward.settings),
+        terms=_terms(reward),
         folder=reward.folder,
         policy_checkpoint=policy_checkpoint,
         model=model,
         secrets={name: secret(name, WHERE) for name in needs.secrets},
+        normalised=reward.combine is Combine.normalised,
     )
+
+
+def _terms(reward: RewardConfig) -> tuple[TermSpec, ...]:
+    return tuple(TermSpec(term.kind, term.values(), term.name, term.weight) for term in reward.each)
 
 
 def endpoint_spec(config: Config, key: str) -> EndpointSpec:

@@ -25,7 +25,6 @@ from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
 from workers.process.user_code import words_of_output
-from workers.scorers.source import WHERE
 
 
 def check_functions(config: Config) -> None:
@@ -49,8 +48,9 @@ def check_own_parts(config: Config) -> None:
         ConfigError: one cannot be imported, or is or computes something else.
     """
     seconds = config.run.role_start_seconds
-    if ":" in (source := config.reward.kind):
-        _try("workers.scorers.source:find_source", source, WHERE, seconds)
+    for term in config.reward.each:
+        if ":" in term.kind:
+            _try("workers.scorers.source:find_source", term.kind, term.where, seconds)
     if not {*ONLINE_STAGES} & stages_of(config):
         return
     for loader, path, where in _of_algorithms(config):

@@ -30,6 +30,8 @@ INK, PALE = "#24292f", "#d8dee4"
 #: Stages that sample, with their line styles.
 ONLINE = {"ppo": "-", "ppo_ptx": "--", "online_dpo": "-."}
 
+_TERM = "ppo/reward/"
+
 #: One curve: stage, metric, label, colour, line style.
 Curve = tuple[str, str, str, str, str]
 #: Panels: title and curves.
@@ -54,11 +56,18 @@ def label_of(name: str) -> str:
     return known or name.replace("_", " ")
 
 
-def groups(others: Sequence[str]) -> dict[str, Panels]:
+def terms_of(metrics: Iterable[str]) -> list[str]:
+    """Names of the reward's terms that metrics are about, each once and in order."""
+    found = (name.removeprefix(_TERM) for name in metrics if name.startswith(_TERM))
+    return list(dict.fromkeys(found))
+
+
+def groups(others: Sequence[str], terms: Sequence[str] = ()) -> dict[str, Panels]:
     """The panels of each group of curves.
 
     Args:
         others: Stage runs that are none of the recipe's (`further`): each has a curve of its own.
+        terms: Terms of the reward (`terms_of`): each has a panel of its own.
     """
 
     def of_others(metric: str) -> list[Curve]:
@@ -84,10 +93,11 @@ def groups(others: Sequence[str]) -> dict[str, Panels]:
 
     return {
         "Reward and KL": [
-            ("Score from the reward model", ppo("score_mean")),
+            ("Score of the reward", ppo("score_mean")),
             ("KL to the reference", ppo("kl_sequence")),
             ("Score minus KL penalty", ppo("shaped_return")),
         ],
+        "Terms of the reward": [(f"Reward, term {name}", ppo(f"reward/{name}")) for name in terms],
         "Gold score": [
             ("Gold score, held-out prompts", ppo("gold_mean")),
             ("Reward, held-out prompts", ppo("heldout_score_mean")),

@@ -24,6 +24,7 @@ from orchestrator.report.curves import (
     groups,
     label_of,
     running_mean,
+    terms_of,
 )
 from orchestrator.results.summary import Summary
 from orchestrator.run_files.damage import Damage, complaint
@@ -75,7 +76,9 @@ def _drawn(
 def _group(name: str) -> Callable[[Records, Summary], Figure | None]:
     """Draws the panels of a group of curves."""
     return lambda records, summary: _panels(
-        records, groups(_further(summary, records))[name], markers=name == "Gold score"
+        records,
+        groups(_further(summary, records), terms_of(record.name for record in records))[name],
+        markers=name == "Gold score",
     )
 
 
@@ -199,6 +202,7 @@ _PLOTS: dict[str, tuple[str, Callable[[Records, Summary], Figure | None]]] = {
     "win_rates.png": ("Win rates", _win_rates),
     "perplexity.png": ("Alignment tax", _perplexity),
     "reward.png": ("Reward and KL", _group("Reward and KL")),
+    "terms.png": ("Terms of the reward", _group("Terms of the reward")),
     "gold.png": ("Gold score", _group("Gold score")),
     "pair_accuracy.png": ("Reward model", _pair_accuracy),
     "calibration.png": ("Calibration of the reward model", _calibration),

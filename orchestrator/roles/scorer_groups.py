@@ -11,6 +11,7 @@ from orchestrator.supervision.backend import WorkerClass
 from orchestrator.supervision.pending import Pending, everything, first
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
+from workers.records.combining import combined
 from workers.records.gather import gather_scores
 from workers.records.generation import RolloutBatch
 from workers.records.processes import RoleInfo
@@ -58,7 +59,7 @@ class RewardGroup(_ReplicaGroup):
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]
         return self._all(
             "score",
-            lambda parts: gather_scores(parts, ids),
+            lambda parts: combined(gather_scores(parts, ids)),
             Each(hands),
             Each([rollouts.holding(hand) for hand in hands]),
             asked,

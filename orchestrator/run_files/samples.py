@@ -31,6 +31,8 @@ class RolloutSample:
     policy_version: int
     tokens: int | None = None  # of the response; None: an earlier version did not record it
     dropped: str = ""  # why it was not trained on; "" = it was
+    # term of the reward -> value before its weight, None = it failed; {} without terms
+    terms: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

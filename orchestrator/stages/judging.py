@@ -268,7 +268,7 @@ def _by_scores(
     config = session.config
     if config.evaluate.judge is JudgeKind.reward_model:
         return rates, Judging("reward_model")
-    return rates, Judging("gold" if gold else f"reward_{config.reward.kind}")
+    return rates, Judging("gold" if gold else f"reward_{config.reward.label}")
 
 
 def _by_function(

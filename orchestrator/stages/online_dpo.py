@@ -30,6 +30,7 @@ from orchestrator.stages.ppo.loop import (
 )
 from orchestrator.stages.ppo.phases import Phases
 from orchestrator.stages.ppo.record import (
+    Marks,
     append_samples,
     count_values,
     mean_of,
@@ -208,8 +209,8 @@ def _record(run: PPORun, done: _Iteration) -> None:
             values |= named(run.heldout.measure(step, run.version))
         if settings.rollouts_kept != 0:
             of_score = dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
-            at = (run.stage, step)
-            append_samples(session, at, done.batch, of_score, done.kl, done.counts.reasons)
+            marks = Marks(of_score, done.kl, done.counts.reasons).with_terms(scores)
+            append_samples(session, (run.stage, step), done.batch, marks)
         session.telemetry.record(run.stage, step, values)
     session.telemetry.record_phases(run.stage, step)
     shown = {

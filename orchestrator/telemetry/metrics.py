@@ -208,10 +208,22 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_TERMS = {
+    "reward": Metric("reward", "one term of the reward, before its weight, mean"),
+    "reward_std": Metric("reward", "the same, deviation"),
+    "reward_failed": Metric("sequences", "sequences on which one term of the reward failed"),
+    "heldout_reward": Metric("reward", "one term of the reward of held-out answers, mean"),
+}
+
 #: Metrics that exist once per part of the run's data, or per cause; its name is appended.
 METRIC_FAMILIES: dict[str, Metric] = {
     "ppo/dropped/": Metric("sequences", "of the dropped ones, those of one cause"),
     "rejection/dropped/": Metric("sequences", "of the dropped ones, those of one cause"),
+    **{
+        f"{family}/{name}/": metric
+        for family in ("ppo", "rejection")
+        for name, metric in _TERMS.items()
+    },
     "reward_model/heldout_pair_accuracy/source/": Metric(
         "fraction", "pairs of one data set ordered as the labeler did, held out"
     ),

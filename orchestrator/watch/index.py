@@ -33,14 +33,15 @@ CREATE TABLE response (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
 CREATE TABLE sequence (
     id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER, number INTEGER NOT NULL,
     version TEXT NOT NULL, prompt INTEGER NOT NULL, reward REAL, kl REAL, length INTEGER NOT NULL,
-    in_tokens INTEGER NOT NULL, finish TEXT NOT NULL, dropped TEXT NOT NULL
+    in_tokens INTEGER NOT NULL, finish TEXT NOT NULL, dropped TEXT NOT NULL,
+    terms TEXT NOT NULL
 );
 CREATE INDEX of_prompt ON sequence (prompt);
 """
 _CACHE_KIB = 64 * 1024
 _REMEMBERED = 8  # results of filters, so that further pages cost nothing
 _COLUMNS = ("s.id, stage, step, number, version, p.text, r.text, reward, kl, length, in_tokens, "
-            "finish, dropped")  # fmt: skip
+            "finish, dropped, terms")  # fmt: skip
 _JOINED = "sequence s JOIN prompt p ON p.id = s.prompt JOIN response r ON r.id = s.id"
 
 
@@ -139,10 +140,10 @@ class Index:
                 [(n, _valid(s.response)) for n, s in enumerate(rows, first)],
             )
             self._db.executemany(
-                "INSERT INTO sequence VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO sequence VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (n, s.stage, s.step, s.number, s.version, key, s.reward, s.kl, s.length,
-                     s.in_tokens, s.finish, _valid(s.dropped))
+                     s.in_tokens, s.finish, _valid(s.dropped), _valid(s.terms))
                     for (n, s), key in zip(enumerate(rows, first), keys, strict=True)
                 ],
             )  # fmt: skip

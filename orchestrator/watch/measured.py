@@ -50,6 +50,10 @@ class Measured:
         """All metrics of a stage, in the order in which they first came."""
         return [each for each in self._series.values() if each.stage == stage]
 
+    def names(self) -> list[str]:
+        """Names of all metrics, in the order in which they first came."""
+        return list(dict.fromkeys(name for _, name in self._series))
+
     def stages(self) -> list[str]:
         """Stages that recorded something, in order."""
         return list(dict.fromkeys(stage for stage, _ in self._series))

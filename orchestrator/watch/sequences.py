@@ -42,6 +42,7 @@ class Sequence:
     in_tokens: bool
     finish: str
     dropped: str  # "" = trained on, or not part of training
+    terms: str = ""  # values of the reward's terms, for people; "" = none were recorded
 
     @classmethod
     def of_rollout(cls, sample: RolloutSample) -> Sequence:
@@ -51,7 +52,7 @@ class Sequence:
             sample.stage, sample.step, sample.id, str(sample.policy_version), sample.prompt,
             sample.response, _finite(sample.score), _finite(sample.kl),
             sample.tokens if sample.tokens is not None else len(sample.response), known,
-            sample.finish, sample.dropped,
+            sample.finish, sample.dropped, _terms(sample.terms),
         )  # fmt: skip
 
     @classmethod
@@ -69,6 +70,11 @@ def prompt_key(prompt: str) -> int:
     """A prompt as a number of 63 bits: those of a million prompts differ but for one in 10^7."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _terms(values: Mapping[str, float | None]) -> str:
+    shown = ((n, "failed" if v is None else f"{v:.4g}") for n, v in values.items())
+    return ", ".join(f"{name} {value}" for name, value in shown)
 
 
 def _finite(value: float) -> float | None:

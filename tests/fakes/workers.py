@@ -29,7 +29,7 @@ from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
 from workers.roles.critic import CriticWorker
 from workers.roles.policy import PolicyWorker
 from workers.roles.reference import ReferenceWorker
-from workers.roles.reward import RewardWorker, _Loaded
+from workers.roles.reward import RewardWorker, _Loaded, _Term
 from workers.roles.rollout import ADMITTED, EMPTY, RolloutWorker
 from workers.scorers.source import Batch, Scored
 from workers.training.trainer import Trainer
@@ -92,7 +92,7 @@ class FakeRewardWorker(RewardWorker):
             kept = [np.nan if r else v for v, r in zip(values, reasons, strict=True)]
             return Scored(np.array(kept, np.float32), reasons)
 
-        self._loaded = _Loaded(spec.source, score, None)
+        self._loaded = _Loaded((_Term(spec.terms[0], score),), spec.normalised, None)
         return info("reward", self.rank)
 
 

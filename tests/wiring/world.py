@@ -174,7 +174,9 @@ class World:
         """Settings of a reward function."""
         reward = replace(self.config.reward, kind="function")
         reward.function = reward.function or "a:b"
-        return reward_spec(replace(self.config, reward=reward), "", str(self.path)).settings
+        return (
+            reward_spec(replace(self.config, reward=reward), "", str(self.path)).terms[0].settings
+        )
 
     @property
     def judge(self) -> Any:

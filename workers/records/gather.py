@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from workers.errors import LedgerError
 from workers.records.arrays import IntArray, Ragged
 from workers.records.generation import RolloutBatch
-from workers.records.training import ExperienceBatch, Scores, SequenceField, TokenField
+from workers.records.training import (
+    ExperienceBatch,
+    Scores,
+    SequenceField,
+    TermScores,
+    TokenField,
+)
 
 N = TypeVar("N", bound=np.generic)
 
@@ -143,7 +149,15 @@ def gather_scores(shards: Sequence[Scores], ids: IntArray) -> Scores:
         at.pick([s.values for s in shards]),
         at.pick_words([s.failures for s in shards]),
         at.pick_words([s.words or ("",) * len(s.ids) for s in shards]),
+        _gather_terms(at, shards),
     )
+
+
+def _gather_terms(at: _Places, shards: Sequence[Scores]) -> TermScores | None:
+    parts = [s.terms for s in shards if s.terms is not None]
+    if len(parts) < len(shards):
+        return None
+    return replace(parts[0], values=at.pick([part.values for part in parts]))
 
 
 def told(scores: Scores) -> list[str]:

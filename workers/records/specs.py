@@ -131,17 +131,27 @@ class FrozenModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class RewardSpec:
-    """The source of rewards, and what the run gives it; see `workers.scorers.source`."""
+class TermSpec:
+    """One term of the reward."""
 
     source: str  # name of a module in workers/scorers/, or "package.module:NAME"
     # Values of the source's settings. A process can read them before it imports a user's module.
     settings: Mapping[str, Any]
+    name: str = ""  # "" = the only reward of a run without terms
+    weight: float = 1.0  # 0 = only measured
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """The sources of rewards, and what the run gives them; see `workers.scorers.source`."""
+
+    terms: tuple[TermSpec, ...]
     folder: str  # first folder of the search for a user's modules
     policy_checkpoint: str  # the rollouts use its tokenizer
-    model: FrozenModelSpec | None = None  # the reward model; None if the source needs none
+    model: FrozenModelSpec | None = None  # the reward model; None if no source needs one
     # Values of the environment variables that the source needs; never written or shown.
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    normalised: bool = False  # each term is whitened before the sum
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,20 @@ class SequenceField:
 
 
 @dataclass(frozen=True, slots=True)
+class TermScores:
+    """What each term of a reward gave to each sequence."""
+
+    names: tuple[str, ...]  # (n,)
+    weights: tuple[float, ...]  # (n,)
+    normalised: bool  # each term is whitened before the sum
+    values: FloatArray  # (B, n) units of the term; NaN where it failed
+
+    def of(self, name: str) -> FloatArray:
+        """(B,) values of one term."""
+        return self.values[:, self.names.index(name)]
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """One reward per sequence. A failed sequence is dropped and recorded, never scored as 0."""
 
@@ -35,6 +49,7 @@ class Scores:
     values: FloatArray  # (B,) reward units; NaN where failed
     failures: tuple[str, ...]  # (B,) "" = ok, else the reason; drops are counted per reason
     words: tuple[str, ...] = ()  # (B,) error messages of the user's function; () = none
+    terms: TermScores | None = None  # None = a reward without terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""The reward role: scores sequences by a reward source."""
+"""The reward role: scores sequences by reward sources, one per term of the reward."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,13 @@ from workers.data.rows.asked import Asked
 from workers.data.tokenize.tokenizers import detokenize, load_tokenizer
 from workers.errors import LedgerError, RoleError
 from workers.records.arrays import IntArray
+from workers.records.combining import combined
 from workers.records.gather import gather_rollouts
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.processes import RoleInfo
-from workers.records.specs import RewardSpec
-from workers.records.training import Scores
-from workers.scorers.source import Batch, Scorer, make_scorer, scores_of
+from workers.records.specs import RewardSpec, TermSpec
+from workers.records.training import Scores, TermScores
+from workers.scorers.source import Batch, Scored, Scorer, make_scorer, scores_of
 from workers.user_functions.reward_function import Exchange
 
 if TYPE_CHECKING:
@@ -25,9 +27,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
-    source: str
+class _Term:
+    spec: TermSpec
     scorer: Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    terms: tuple[_Term, ...]
+    normalised: bool
     tokenizer: PreTrainedTokenizerBase | None  # the policy's, for a source that needs text
 
 
@@ -39,16 +47,18 @@ class RewardWorker:
         self._loaded: _Loaded | None = None
 
     def load(self, spec: RewardSpec) -> RoleInfo:
-        """Set up the source of rewards; replaces the previous one.
+        """Set up the sources of rewards; replaces the previous ones.
 
         Raises:
-            RehearsalError: The source cannot be found or set up, e.g. TokenizerMismatchError or
+            RehearsalError: A source cannot be found or set up, e.g. TokenizerMismatchError or
                 BrokenCheckpointError of a reward model, ConfigError of a function.
         """
         self._loaded = None
-        scorer, needs = make_scorer(spec)
-        tokenizer = load_tokenizer(spec.policy_checkpoint) if needs.text else None
-        self._loaded = _Loaded(spec.source, scorer, tokenizer)
+        made = [(term, *make_scorer(spec, term)) for term in spec.terms]
+        text = any(needs.text for _, _, needs in made)
+        tokenizer = load_tokenizer(spec.policy_checkpoint) if text else None
+        terms = tuple(_Term(term, scorer) for term, scorer, _ in made)
+        self._loaded = _Loaded(terms, spec.normalised, tokenizer)
         device = spec.model.device if spec.model is not None else "cpu"
         return RoleInfo.here("reward", self.rank, device)
 
@@ -75,10 +85,39 @@ class RewardWorker:
         rollouts = gather_rollouts(shards, ids)
         words = {each.prompt_id: each for each in asked}
         texts = _texts(loaded.tokenizer, rollouts, words) if loaded.tokenizer is not None else []
-        scored = scores_of(loaded.scorer, Batch(rollouts, texts), loaded.source)
-        return Scores(
-            np.asarray(ids, np.int64), scored.values, tuple(scored.reasons), tuple(scored.words)
-        )
+        found = _scored(loaded.terms, Batch(rollouts, texts))
+        own = np.asarray(ids, np.int64)
+        if [term.spec.name for term in loaded.terms] == [""]:
+            (only,) = found
+            return Scores(own, only.values, tuple(only.reasons), tuple(only.words))
+        return combined(_together(own, loaded, found))
+
+
+def _scored(terms: Sequence[_Term], batch: Batch) -> list[Scored]:
+    """What each term gives; several work at the same time, as some wait for others' servers."""
+    if len(terms) == 1:
+        return [scores_of(terms[0].scorer, batch, terms[0].spec.source)]
+    with ThreadPoolExecutor(len(terms)) as threads:
+        calls = [threads.submit(scores_of, term.scorer, batch, term.spec.source) for term in terms]
+        return [call.result() for call in calls]
+
+
+def _together(ids: IntArray, loaded: _Loaded, found: Sequence[Scored]) -> Scores:
+    """One record of all terms; a sequence fails by the first term with a weight that failed."""
+    specs = [term.spec for term in loaded.terms]
+    reasons, words = [""] * len(ids), [""] * len(ids)
+    for spec, scored in zip(specs, found, strict=True):
+        for row, reason in enumerate(scored.reasons if spec.weight else ()):
+            if reason and not reasons[row]:
+                reasons[row], words[row] = f"{spec.name}: {reason}", scored.words[row]
+    terms = TermScores(
+        tuple(spec.name for spec in specs),
+        tuple(spec.weight for spec in specs),
+        loaded.normalised,
+        np.stack([scored.values for scored in found], axis=1),
+    )
+    none = np.full(len(ids), np.nan, np.float32)
+    return Scores(ids, none, tuple(reasons), tuple(words), terms)
 
 
 def _texts(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workers.errors import ConfigError
 from workers.process.user_code import split_path
 from workers.records.specs import RewardSpec
 from workers.scorers.source import Batch, Code, Needs, RewardSource, Scored, Scorer
@@ -26,9 +27,16 @@ class Settings:
         """Deadline and retries of its calls."""
         return Patience(self.function_seconds, self.function_retries)
 
-    def check(self, key: str) -> None:  # noqa: ARG002
-        """Check that a function is named."""
+    def check(self, key: str) -> None:
+        """Check that a function is named, and its patience."""
         split_path(self.function, WHERE)
+        if self.function_seconds < 0 or self.function_retries < 0:
+            raise ConfigError(
+                f"function_seconds={self.function_seconds:g} and "
+                f"function_retries={self.function_retries} must be at least 0",
+                where=key,
+                fix="function_seconds=0 sets no deadline",
+            )
 
 
 def _needs(settings: Settings) -> Needs:

@@ -18,7 +18,7 @@ from workers.extensions.settings import check_record, filled
 from workers.process.user_code import describe
 from workers.records.arrays import FloatArray
 from workers.records.generation import RolloutBatch
-from workers.records.specs import RewardSpec
+from workers.records.specs import RewardSpec, TermSpec
 from workers.user_functions.reward_function import Exchange
 
 S = TypeVar("S")
@@ -68,11 +68,12 @@ class Needs:
     seconds: float = 0.0  # longest time that it takes for a batch; 0 = not limited by the source
     seconds_where: str = WHERE  # configuration key that limits this time
     code: tuple[Code, ...] = ()
+    columns: tuple[str, ...] = ()  # of the prompt's row, which data.keep_columns must keep
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSource(Generic[S]):
-    """Where rewards come from.
+    """Where rewards come from, or one term of them.
 
     The fields of `settings` are filled from keys of `reward` of the same name, and from
     `reward.settings`. If it has a method `check(key)`, that is called before anything starts.
@@ -93,13 +94,13 @@ class RewardSource(Generic[S]):
 KIND = Kind("reward source", RewardSource, "workers.scorers", "SOURCE")
 
 
-def find_source(name: str, folder: str = "") -> RewardSource[Any]:
-    """The source of a name or an import path.
+def find_source(name: str, folder: str = "", where: str = WHERE) -> RewardSource[Any]:
+    """The source of a name or an import path; `where` is the key that names it, for errors.
 
     Raises:
         ConfigError: There is none of this name, it cannot be imported, or it is something else.
     """
-    return KIND.find(name, WHERE, folder)
+    return KIND.find(name, where, folder)
 
 
 def key_of(name: str) -> str:
@@ -107,16 +108,16 @@ def key_of(name: str) -> str:
     return f"reward.settings.{name}"
 
 
-def make_scorer(spec: RewardSpec) -> tuple[Scorer, Needs]:
-    """The scorer of a source, and what the source needs.
+def make_scorer(spec: RewardSpec, term: TermSpec) -> tuple[Scorer, Needs]:
+    """The scorer of a term of the reward, and what its source needs.
 
     Raises:
         RehearsalError: The source cannot be found, or cannot be set up.
         RewardError: Code of a user's source raised.
     """
-    source = find_source(spec.source, spec.folder)
-    settings = filled(source.settings, spec.settings, key_of)
-    scorer = _called(spec.source, lambda: source.make(settings, spec))
+    source = find_source(term.source, spec.folder)
+    settings = filled(source.settings, term.settings, key_of)
+    scorer = _called(term.source, lambda: source.make(settings, spec))
     return scorer, source.needs(settings)
 
 

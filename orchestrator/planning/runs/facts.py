@@ -242,7 +242,7 @@ def _measured(config: Config, stage: StageName) -> list[str]:
         every = "after each iteration"
     scorer = "the gold labeler" if config.data.source is DataSourceKind.pocket else ""
     if not scorer and is_rewarded(config, stage):
-        scorer = f"the reward ({config.reward.kind})"
+        scorer = f"the reward ({config.reward.label})"
     prompts = f"{algorithm.evaluation_prompts:,} held-out prompts"
     scored = f"{scorer} scores answers to {prompts}" if scorer else f"{prompts} are answered"
     compared = [f"the judge ({judge.value}) compares them with the first answers"] if judge else []

@@ -12,6 +12,12 @@
     element.textContent = text;
     return element;
   };
+  const terms = (values) => {
+    const all = Object.entries(values || {});
+    return all.length === 0 ? ""
+      : " (" + all.map(([name, v]) => name + " " + (v === null ? "failed" : shown(v))).join(", ")
+        + ")";
+  };
   const shown = (value) => (value === null ? "-" : value.toFixed(2));
   let steps = [];
   for (const name of unique(all.map((s) => s.stage))) {
@@ -39,7 +45,7 @@
     for (const s of found) {
       const box = add(at("browser"), "div", "rollout", "");
       const figures = add(box, "span", "figures",
-        "score " + shown(s.score)
+        "score " + shown(s.score) + terms(s.terms)
         + (s.kl === null ? "" : " · KL " + shown(s.kl) + " nats") + " · version "
         + s.policy_version + " · ");
       add(figures, "span", s.finish === "stop" ? "" : "cut", s.finish);

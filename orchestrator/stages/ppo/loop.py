@@ -154,7 +154,7 @@ def pass_over(run: PPORun, iteration: int, rollouts: Rollouts, passes: Passes) -
     session.trainers_rest()
     counts = run.ledger.check(iteration, run.queue.ids)
     enter(session.findings, counts)
-    record_lost(session, run.stage, iteration + 1, rollouts, counts)
+    record_lost(session, run.stage, iteration + 1, rollouts, passes.scores(), counts)
     session.parts = ()
 
 

@@ -16,6 +16,7 @@ from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.session.session import Session
 from workers.data.rows.asked import Asked
 from workers.records.arrays import IntArray
+from workers.records.combining import combined
 from workers.records.gather import gather_scores
 from workers.records.training import Scores, Work
 
@@ -122,7 +123,7 @@ class Passes:
         while self._scores:
             self._scored.append(self._scores.pop(0).result())
         self._end("reward")
-        return gather_scores(self._scored, self.rollouts().summary.ids)
+        return combined(gather_scores(self._scored, self.rollouts().summary.ids))
 
     def old_logprobs(self) -> Fields:
         """Under the current policy, nats; no shards if those of the rollouts are used instead."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from orchestrator.run_files.samples import RolloutSample, append_rollouts
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import LedgerSummary
 from orchestrator.stages.selection.heldout import HEADLINES, Heldout, tell_start
+from workers.records.combining import scored_by_term
 from workers.records.generation import Finish, RolloutBatch
 from workers.records.training import Scores, StepStats
 
@@ -77,13 +78,20 @@ def record_iteration(session: Session, done: Iteration, version: int, heldout: H
 
 
 def record_lost(
-    session: Session, stage: str, step: int, rollouts: Rollouts, counts: LedgerSummary
+    session: Session,
+    stage: str,
+    step: int,
+    rollouts: Rollouts,
+    scores: Scores,
+    counts: LedgerSummary,
 ) -> None:
     """Record an iteration without any reward, which has neither scores nor losses."""
     if session.config.algorithm.rollouts_kept != 0:
         batch = session.fleet.rollout.fetch(rollouts).result()
-        append_samples(session, (stage, step), batch, {}, {}, counts.reasons)
-    session.telemetry.record(stage, step, _lengths(rollouts) | count_values(counts))
+        marks = Marks(reasons=counts.reasons).with_terms(scores)
+        append_samples(session, (stage, step), batch, marks)
+    values = _lengths(rollouts) | term_values(scores, "ppo") | count_values(counts)
+    session.telemetry.record(stage, step, values)
     session.telemetry.record_phases(stage, step)
     session.live.advance(step)
 
@@ -95,8 +103,21 @@ def sampled_values(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
     return {
         "ppo/score_mean": float(found.mean()),
         "ppo/score_std": float(found.std()),
+        **term_values(scores, "ppo"),
         **_lengths(rollouts),
     }
+
+
+def term_values(scores: Scores, family: str) -> dict[str, float]:
+    """Metrics of each term of the reward; {} of a reward without terms."""
+    values: dict[str, float] = {}
+    for name, (own, failed) in scored_by_term(scores).items():
+        found = own.astype(np.float64)
+        if len(found):
+            values[f"{family}/reward/{name}"] = float(found.mean())
+            values[f"{family}/reward_std/{name}"] = float(found.std())
+        values[f"{family}/reward_failed/{name}"] = float(failed)
+    return values
 
 
 def _lengths(rollouts: Rollouts) -> dict[str, float]:
@@ -218,17 +239,34 @@ def _keep_samples(session: Session, done: Iteration) -> None:
         for s in done.experience.summaries
         for i, k in zip(s.ids.tolist(), s.kl.tolist(), strict=True)
     }
-    at = (done.stage, done.index + 1)
-    append_samples(session, at, batch, score if done.rewarded else {}, kl, done.counts.reasons)
+    marks = Marks(score if done.rewarded else {}, kl, done.counts.reasons)
+    append_samples(session, (done.stage, done.index + 1), batch, marks.with_terms(scores))
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What is known about sequences, by id."""
+
+    score: Mapping[int, float] = field(default_factory=dict)  # reward units; NaN without one
+    kl: Mapping[int, float] = field(default_factory=dict)  # nats, of those that were trained on
+    reasons: Mapping[int, str] = field(default_factory=dict)  # why sequences were dropped
+    terms: Mapping[int, dict[str, float | None]] = field(default_factory=dict)  # of the reward
+
+    def with_terms(self, scores: Scores) -> Marks:
+        """The same with the value of each term of the reward, before its weight."""
+        if scores.terms is None:
+            return self
+        names = scores.terms.names
+        rows = zip(scores.ids.tolist(), scores.terms.values.tolist(), strict=True)
+        terms = {
+            i: {n: v if math.isfinite(v) else None for n, v in zip(names, row, strict=True)}
+            for i, row in rows
+        }
+        return replace(self, terms=terms)
 
 
 def append_samples(
-    session: Session,
-    at: tuple[str, int],
-    batch: RolloutBatch,
-    score: Mapping[int, float],
-    kl: Mapping[int, float],
-    reasons: Mapping[int, str],
+    session: Session, at: tuple[str, int], batch: RolloutBatch, marks: Marks
 ) -> None:
     """Write the first texts that were trained on, and as many of those that were dropped.
 
@@ -236,10 +274,9 @@ def append_samples(
         session: The run; `algorithm.rollouts_kept` says how many, None = all.
         at: Stage and step.
         batch: The sequences.
-        score: By id, reward units; NaN is written of those without one.
-        kl: By id, nats, of the sequences that were trained on; NaN if it was not measured.
-        reasons: By id, why a sequence was dropped, of those that are written.
+        marks: Of the sequences; those with a KL were trained on (NaN if it was not measured).
     """
+    score, kl, reasons = marks.score, marks.kl, marks.reasons
     most, ids = session.config.algorithm.rollouts_kept, batch.ids.tolist()
     trained = [n for n, i in enumerate(ids) if i in kl][:most]
     dropped = [n for n, i in enumerate(ids) if i in reasons][:most]
@@ -258,6 +295,7 @@ def append_samples(
                 policy_version=int(batch.versions[n, 1]),
                 tokens=int(batch.response_lengths[n]),
                 dropped=reasons.get(ids[n], ""),
+                terms=marks.terms.get(ids[n], {}),
             )
             for n in sorted({*trained, *dropped})
         ],

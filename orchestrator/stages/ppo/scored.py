@@ -16,6 +16,7 @@ from orchestrator.stages.ppo.sampling import drop_culprits, drop_surplus, genera
 from orchestrator.stages.ppo.state import PPORun
 from workers.data.records import Prompt
 from workers.records.arrays import IntArray
+from workers.records.combining import combined
 from workers.records.gather import gather_scores
 from workers.records.training import Scores
 
@@ -97,7 +98,7 @@ def _scores_of_new(run: PPORun, passes: Passes, before: list[Scores]) -> Scores:
     new = rollouts.summary.ids[~np.isin(rollouts.summary.ids, known)]
     rows = rows_of(rollouts, new)
     return run.scoring.shape(
-        gather_scores([found], new),
+        combined(gather_scores([found], new)),
         rollouts.summary.finish[rows],
         rollouts.summary.response_lengths[rows],
     )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.checkpoints import model_folder
+from orchestrator.config.reward import Combine
 from orchestrator.config.schema import Config
 from orchestrator.config.training import OverlongConfig
 from orchestrator.session.session import Session
@@ -94,9 +95,12 @@ class Scoring:
         """Penalty of a cut response, reward units; 0 where that of long responses replaces it."""
         if self.config.algorithm.overlong.buffer_tokens:
             return 0.0
-        if self.config.reward.needs.model:
-            return (self.config.algorithm.missing_eos_penalty or 0.0) * (self.deviation or 0.0)
-        return self.config.reward.function_missing_eos_penalty
+        reward = self.config.reward
+        if not reward.needs.model:
+            return reward.function_missing_eos_penalty
+        (weight,) = [abs(term.weight) for term in reward.each if term.needs().model]
+        spread = 1.0 if reward.combine is Combine.normalised else self.deviation or 0.0
+        return weight * (self.config.algorithm.missing_eos_penalty or 0.0) * spread
 
     def shape(self, scores: Scores, finish: IntArray, lengths: IntArray) -> Scores:
         """Deduct the penalty for cut responses, or that for long ones.
@@ -105,8 +109,16 @@ class Scoring:
         measured once, on the first responses, which the initial policy sampled.
         """
         if self.deviation is None:
-            self.deviation = deviation_of(scores)
+            self.deviation = deviation_of(self._of_model(scores))
         return self._deduct_long(deduct_cut(scores, finish, self.penalty()), lengths)
+
+    def _of_model(self, scores: Scores) -> Scores:
+        """The scores of the term that is the reward model, if the reward has terms and one is."""
+        terms = [term for term in self.config.reward.each if term.weight]
+        names = [term.name for term in terms if term.needs().model]
+        if scores.terms is None or not names:
+            return scores
+        return replace(scores, values=scores.terms.of(names[0]))
 
     def _deduct_long(self, scores: Scores, lengths: IntArray) -> Scores:
         overlong = self.config.algorithm.overlong

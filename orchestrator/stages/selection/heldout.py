@@ -18,6 +18,7 @@ from orchestrator.stages.judging import preferred
 from orchestrator.telemetry.live import headline
 from workers.data.records import Prompt
 from workers.errors import DeadlineError, JudgeError
+from workers.records.combining import scored_by_term
 from workers.records.gather import told
 from workers.records.generation import Finish, RolloutBatch
 
@@ -92,6 +93,9 @@ class Heldout:
         if not ok.any():
             session.live.note(f"no held-out prompt has a reward, first: {told(scores)[0]}")
             return values
+        for name, (own, _) in scored_by_term(scores).items():
+            if len(own):
+                values[f"heldout_reward/{name}"] = _mean(own.tolist())
         return values | {"heldout_score_mean": _mean(scores.values[ok].tolist())}
 
     def _preferred(

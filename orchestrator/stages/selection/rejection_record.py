@@ -13,11 +13,11 @@ from orchestrator.batching.selection import best_scores
 from orchestrator.roles.weight_sync import SyncReport
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import LedgerSummary
-from orchestrator.stages.ppo.record import append_samples
+from orchestrator.stages.ppo.record import Marks, append_samples, term_values
 from orchestrator.stages.selection.heldout import HEADLINES, tell_start
 from orchestrator.stages.selection.pool import Chosen, Samples
 from workers.records.generation import Finish, RolloutBatch
-from workers.records.training import StepStats
+from workers.records.training import Scores, StepStats
 
 _FAMILY = "rejection"
 _SHOWN = ("score_mean", "best_score_mean", "loss", *HEADLINES)
@@ -30,6 +30,7 @@ class Done:
     stage: str  # name of the stage run
     step: int  # iterations done, this one included
     batch: RolloutBatch  # all sequences
+    scores: Scores  # of all sequences
     samples: Samples  # those with a score
     pool: Samples  # those that were trained on
     chosen: Chosen
@@ -54,7 +55,8 @@ def record(session: Session, done: Done, heldout: Callable[[], Mapping[str, floa
         values |= _parity(done.sync)
     values |= heldout()
     _keep_texts(session, done)
-    session.telemetry.record(done.stage, done.step, _named(values))
+    named = _named(values) | term_values(done.scores, _FAMILY)
+    session.telemetry.record(done.stage, done.step, named)
     session.live.advance(done.step, **{n: values[n] for n in _SHOWN if n in values})
 
 
@@ -128,5 +130,5 @@ def _keep_texts(session: Session, done: Done) -> None:
     """Write texts of new samples that were trained on, and of those that were dropped."""
     scores = dict(zip(done.samples.ids.tolist(), done.samples.scores.tolist(), strict=True))
     unknown = dict.fromkeys(done.chosen.kept.tolist(), math.nan)  # there is no reference
-    at, reasons = (done.stage, done.step), done.counts.reasons
-    append_samples(session, at, done.batch, scores, unknown, reasons)
+    marks = Marks(scores, unknown, done.counts.reasons).with_terms(done.scores)
+    append_samples(session, (done.stage, done.step), done.batch, marks)

@@ -170,7 +170,19 @@ def _iterate(run: _Run, iteration: int) -> None:
     trained, stage = run.pool.samples, run.stage
     record(
         session,
-        Done(stage, iteration + 1, batch, samples, trained, chosen, steps, counts, synced, began),
+        Done(
+            stage,
+            iteration + 1,
+            batch,
+            scores,
+            samples,
+            trained,
+            chosen,
+            steps,
+            counts,
+            synced,
+            began,
+        ),
         lambda: run.heldout.measure(iteration + 1, run.version),
     )
 

@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from orchestrator.pages.guard import Guard
-from orchestrator.report.curves import color_of, further, groups
+from orchestrator.report.curves import color_of, further, groups, terms_of
 from orchestrator.watch.chart import Chart, Curve, chart, panels
 from orchestrator.watch.followed import Followed
 from orchestrator.watch.health import health_of
@@ -73,7 +73,7 @@ def build(followed: Followed, hosts: Sequence[str], key: str = "", *, secure: bo
 
 def _overview(request: Request) -> Response:
     measured = _followed(request).measured
-    found = groups(further(measured.stages()))
+    found = groups(further(measured.stages()), terms_of(measured.names()))
     drawn = [(name, panels(measured, chosen)) for name, chosen in found.items()]
     return page(
         request, "overview.html", live=True,

@@ -66,7 +66,7 @@ def test_the_overview_draws_what_was_measured(folder: RunFolder) -> None:
     with pages(folder) as client:
         page = client.get("/").text
         assert page.count('<figure class="chart">') == 3  # score, KL, SFT loss
-        assert "Score from the reward model" in page
+        assert "Score of the reward" in page
         assert "<b>1.5</b>" in page
         assert "32 sequences" in page
         shown = client.get("/metrics?stage=ppo&text=DROPPED").text

@@ -18,7 +18,7 @@ from workers.pocket.model import create_model
 from workers.pocket.tokenizer import build_tokenizer
 from workers.records.arrays import Ragged
 from workers.records.generation import Finish, RolloutBatch
-from workers.records.specs import FrozenModelSpec, RewardSpec
+from workers.records.specs import FrozenModelSpec, RewardSpec, TermSpec
 from workers.records.training import TokenBatch, Work
 from workers.roles.reference import ReferenceWorker
 from workers.roles.reward import RewardWorker
@@ -29,12 +29,12 @@ def spec(path: Path, budget: int = 24) -> FrozenModelSpec:
 
 
 def by_model(reward: Path, policy: Path, bridge: str = "tokens") -> RewardSpec:
-    return RewardSpec("model", {"bridge": bridge}, "", str(policy), spec(reward))
+    return RewardSpec((TermSpec("model", {"bridge": bridge}),), "", str(policy), spec(reward))
 
 
 def by_function(path: str, policy: Path) -> RewardSpec:
     settings = {"function": path, "function_seconds": 0.0, "function_retries": 0}
-    return RewardSpec("function", settings, "", str(policy))
+    return RewardSpec((TermSpec("function", settings),), "", str(policy))
 
 
 @pytest.fixture(scope="module")

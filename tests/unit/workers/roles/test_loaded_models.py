@@ -25,6 +25,7 @@ from workers.records.specs import (
     GroupSpec,
     PartSpec,
     RewardSpec,
+    TermSpec,
     TrainModelSpec,
 )
 from workers.records.weights import TensorMeta
@@ -115,7 +116,7 @@ def test_a_critic_is_loaded_as_its_spec_says(loads: list[tuple[str, dict[str, An
 
 def reward_spec(bridge: str, budget: int) -> RewardSpec:
     model = FrozenModelSpec("FOLDER", "bfloat16", "cpu", 1, budget, attention="eager", packed=True)
-    return RewardSpec("model", {"bridge": bridge}, "", "POLICY", model)
+    return RewardSpec((TermSpec("model", {"bridge": bridge}),), "", "POLICY", model)
 
 
 def test_a_reward_model_is_loaded_as_its_spec_says(
@@ -149,7 +150,8 @@ def test_a_row_without_tokens_has_no_reward_and_keeps_the_reason_it_came_with(
         return np.array([1.5], np.float32)
 
     monkeypatch.setattr(frozen_model, "sequence_scores", score)
-    scorer, needs = make_scorer(reward_spec("text", 9))
+    given = reward_spec("text", 9)
+    scorer, needs = make_scorer(given, given.terms[0])
     assert (needs.text, needs.model) == (True, True)
     found = scorer(Batch(None, []))  # type: ignore[arg-type]
     assert scored == [[[1, 2]]]

@@ -71,7 +71,7 @@ def score(config: Config, folder: Path, responses: Sequence[str]) -> Scores:
     """Scores of responses to one prompt, by a worker."""
     worker = RewardWorker(0)
     spec = reward_spec(config, "", str(folder / "policy"))
-    json.dumps(spec.settings)  # a worker reads them before it imports the user's module
+    json.dumps(spec.terms[0].settings)  # a worker reads them before it imports the user's module
     worker.load(spec)
     tokenizer, count = build_tokenizer(), len(responses)
     prompt = tokenizer("what does the owl eat ?", add_special_tokens=False).input_ids
