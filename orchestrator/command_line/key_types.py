@@ -16,6 +16,8 @@ from orchestrator.process.shipped import shipped
 CONF = shipped("conf")
 # Sections whose keys the schema does not declare: Hydra must be told to add them.
 OPEN_SECTIONS = ("data.sets.", "reward.settings.", "reward.terms.", "variants.")
+# Settings of our reward sources that are texts with characters that Hydra would read.
+_REWARD_TEXTS = ("function", "column", "pattern", "schema", "url", "rubric", "key_variable")
 # Folders that Hydra itself writes into; jobs of a sweep get numbered folders in the second.
 _HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
@@ -50,6 +52,8 @@ def key_type(key: str) -> Any:
         _, _, word, *below = (*key.split("."), "", "")
         own = ".".join(filter(None, below))
         return schema_types().get(own) if word == "set" else str if word and not own else None
+    if key.startswith(("reward.settings.", "reward.terms.")):
+        return str if key.rpartition(".")[2] in _REWARD_TEXTS else None
     return schema_types().get(key)
 
 

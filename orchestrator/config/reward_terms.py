@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config.by_name import plain
 from orchestrator.config.ranges import check_tree
+from workers.data.rows.asked import Asked
 from workers.errors import ConfigError, RehearsalError
 from workers.extensions.settings import filled
 from workers.process.user_code import describe
@@ -95,6 +96,13 @@ class RewardTerm:
                 fix="let it return an object of workers.scorers.source.Needs",
             )
         return self._renamed(needs) if self.name else needs
+
+    def refused(self, asked: Sequence[Asked]) -> list[str]:
+        """Per prompt why its source can score no response to it, "" = it can."""
+        source = self._source()
+        if source.refuses is None:
+            return [""] * len(asked)
+        return source.refuses(filled(source.settings, self.values(), self.key), asked)
 
     def _renamed(self, needs: Needs) -> Needs:
         """The same, with this term's keys in place of those of a reward without terms."""

@@ -24,8 +24,8 @@ from orchestrator.planning.stage_graph import chooses_by_reward
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
 from orchestrator.telemetry.sinks import require_packages
-from workers.errors import TokenizerMismatchError
-from workers.scorers.source import WHERE
+from workers.errors import DataError, TokenizerMismatchError
+from workers.scorers.source import MODEL, WHERE
 
 if TYPE_CHECKING:  # takes seconds to import, and is only a type here
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +55,7 @@ class Inputs:
 
 
 _BRIDGED_PROMPTS = 256  # number of prompts checked with the text bridge
+_ANSWERS = 1024  # number of prompts per split whose answers are checked
 
 _SAVING = "saving"
 
@@ -146,6 +147,34 @@ def _check_reward(config: Config, _source: DataSource) -> Iterable[str]:
         for name in config.reward.needs.secrets:
             secret(name, WHERE)
     return ()
+
+
+def _check_answers(config: Config, source: DataSource) -> Iterable[str]:
+    """Check on the first prompts of each split that the reward's sources can score responses."""
+    scores = {*ONLINE_STAGES, *SAMPLING_STAGES} & stages_of(config)
+    if not scores or all(term.weight and term.kind == MODEL for term in config.reward.each):
+        return
+    for split in ("ppo", "heldout"):
+        if split == "ppo" and not {*ONLINE_STAGES} & scores:
+            continue
+        prompts = source.prompts(split, 0, _ANSWERS)
+        for term in config.reward.each:
+            reasons = term.refused([each.asked for each in prompts])
+            refused = [n for n, reason in enumerate(reasons) if reason]
+            if not refused:
+                continue
+            first = prompts[refused[0]]
+            what = (
+                f"{len(refused):,} of the first {len(prompts):,} prompts ({split}): "
+                f"{reasons[refused[0]]}, such as that of {first.text.strip()[:60]!r}"
+            )
+            if len(refused) == len(prompts):
+                raise DataError(
+                    f"{term.words} can score no response to {what}",
+                    where=f"{term.where}",
+                    fix="correct the column of the prompt files, or the term's settings",
+                )
+            yield f"{term.words} cannot score {what}; responses to them are dropped"
 
 
 def _check_harness(config: Config, _source: DataSource) -> Iterable[str]:
@@ -257,6 +286,7 @@ def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
 CHECKS: dict[str, Check] = {
     "judge": _check_judge,
     "reward": _check_reward,
+    "answers": _check_answers,
     "lm-eval": _check_harness,
     _SAVING: _check_saving,
     "text bridge": _check_bridge,

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from workers.data.rows.asked import Asked
 from workers.errors import RehearsalError, RewardError
 from workers.extensions.kinds import Kind
 from workers.extensions.settings import check_record, filled
@@ -82,6 +83,8 @@ class RewardSource(Generic[S]):
     settings: type[S]  # dataclass
     make: Callable[[S, RewardSpec], Scorer]  # in the worker
     needs: Callable[[S], Needs] = lambda _: Needs()
+    # Per prompt why no response to it can be scored, "" = one can; the plan tries some prompts.
+    refuses: Callable[[S, Sequence[Asked]], list[str]] | None = None
 
     def __post_init__(self) -> None:
         """Raises TypeError where a field is something else, at the user's line."""
