@@ -28,7 +28,7 @@ from orchestrator.report.curves import (
 )
 from orchestrator.results.summary import Summary
 from orchestrator.run_files.damage import Damage, complaint
-from orchestrator.telemetry.metrics import METRICS, PPO_PHASES, MetricRecord, series
+from orchestrator.telemetry.metrics import PPO_PHASES, MetricRecord, metric_of, series
 from workers.process.disk import writing
 
 Records = Sequence[MetricRecord]
@@ -286,7 +286,7 @@ def _style(axes: Axes, title: str, unit: str) -> None:
 
 
 def _unit(metric: str) -> str:
-    unit = METRICS[metric].unit
+    unit = metric_of(metric).unit
     return "" if unit == "1" else unit.replace("^2", "\N{SUPERSCRIPT TWO}")
 
 

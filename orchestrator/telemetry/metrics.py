@@ -237,6 +237,20 @@ class UnknownMetricError(AssertionError):
     """The code recorded a metric that is not in the registry."""
 
 
+def metric_of(name: str) -> Metric:
+    """The metric of a name.
+
+    Raises:
+        UnknownMetricError: `name` is not in the registry.
+    """
+    metric = METRICS.get(name) or next(
+        (m for prefix, m in METRIC_FAMILIES.items() if name.startswith(prefix)), None
+    )
+    if metric is None:
+        raise UnknownMetricError(f"metric {name!r} is not in METRICS; add it with its unit")
+    return metric
+
+
 @dataclass(frozen=True, slots=True)
 class MetricRecord:
     """One value of one metric and step."""
@@ -255,11 +269,7 @@ class MetricRecord:
         Raises:
             UnknownMetricError: `name` is not in the registry.
         """
-        metric = METRICS.get(name) or next(
-            (m for prefix, m in METRIC_FAMILIES.items() if name.startswith(prefix)), None
-        )
-        if metric is None:
-            raise UnknownMetricError(f"metric {name!r} is not in METRICS; add it with its unit")
+        metric = metric_of(name)
         return cls(stage, step, name, float(value), metric.unit, metric.timing)
 
     def to_line(self) -> str:

@@ -20,6 +20,14 @@ from workers.process.user_code import describe
 # OWNER/NAME, or NAME alone for data sets without an owner on the hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+# Public files that our experiments and pages name, and where they come from.
+_GSM8K = "https://github.com/openai/grade-school-math (grade_school_math/data/{})"
+_FETCHED = {
+    "gsm8k_train.jsonl": _GSM8K.format("train.jsonl"),
+    "gsm8k_test.jsonl": _GSM8K.format("test.jsonl"),
+    "gsm8k_model_solutions_k4.jsonl": _GSM8K.format("example_model_solutions.jsonl"),
+}
+
 
 def read_rows(
     path: str,
@@ -121,7 +129,13 @@ def _check_name(path: str) -> None:
     """Refuse a path that is invalid or not accessible."""
     try:
         Path(path).stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if source := _FETCHED.get(Path(path).name):
+            raise DataError(
+                "no such file",
+                where=path,
+                fix=f"fetch it from {source} into this folder, or name another file",
+            ) from error
         return  # reported by the reader of the format, or it is the id of a data set
     except (OSError, ValueError) as error:  # too long, forbidden, a NUL character
         raise DataError(

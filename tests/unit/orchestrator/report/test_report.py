@@ -13,7 +13,7 @@ from rich.console import Console
 from orchestrator.config.run import LoggerConfig
 from orchestrator.report import plots
 from orchestrator.report.build import main, write_report
-from orchestrator.report.curves import further, groups, running_mean
+from orchestrator.report.curves import further, groups, running_mean, terms_of
 from orchestrator.report.page import Page as PageContent
 from orchestrator.report.page import render_page
 from orchestrator.report.tables import (
@@ -268,6 +268,18 @@ def test_tables_of_any_number_of_models_fit_eighty_columns(count: int) -> None:
     assert "a_task_with_quite_a_long_name_of_its_own" in labels
     for name in names:
         assert model_label(name) in text
+
+
+def test_each_term_of_the_reward_has_a_panel() -> None:
+    names = [f"ppo/reward/{term}" for term in ("answer", "style")]
+    records = [MetricRecord.make("ppo", step, name, step) for name in names for step in range(3)]
+    assert terms_of(record.name for record in records) == ["answer", "style"]
+    figure = plots._PLOTS["terms.png"][1](records, Summary())
+    assert figure is not None
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == [
+        "Reward, term answer", "Reward, term style",
+    ]  # fmt: skip
+    assert plots._PLOTS["terms.png"][1](records[:0], Summary()) is None
 
 
 def test_variants_have_curves_colours_and_columns_of_their_own(tmp_path: Path) -> None:
