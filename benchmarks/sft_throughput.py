@@ -164,7 +164,7 @@ def padded(batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def count_responses(source: FileSource, args: argparse.Namespace) -> tuple[int, int]:
-    """Targets of the first step, as planned and by encoding the answers of its questions anew."""
+    """Targets of the first step, as planned and by encoding the answers of its questions again."""
     batch = read(source, args, 0)
     share: SupervisedStep = training_batches.supervised_step(batch, 1, args.budget)[0]
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
@@ -238,7 +238,7 @@ def main() -> None:
     print(f"median of the ratios {found['median_ours_over_plain']:.3f}, by CPU seconds {cpu:.3f}")
     print(f"largest difference of losses {found['largest_loss_difference']:.1e} nats")
     print(f"held-out loss {before:.3f} -> {found['validation_loss']['after']:.3f} nats per token")
-    print(f"response tokens of the first step: {counted} counted, {expected} encoded anew")
+    print(f"response tokens of the first step: {counted} counted, {expected} encoded again")
     print(f"written to {path}")
 
 

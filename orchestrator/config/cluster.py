@@ -31,7 +31,7 @@ class Accelerator(Enum):
 
 
 class Auth(Enum):
-    """Whether Ray's servers ask whoever connects for a token."""
+    """Whether Ray's servers ask for a token from each process that connects."""
 
     auto = "auto"
     """A local cluster has a token of its own; a joined one gets a token if it asks for one."""

@@ -1,7 +1,7 @@
 """Steps of the child process that imports torch: collectives on this machine, and its GPUs.
 
 The process itself only imports torch. All else runs in forks, since CUDA cannot be used in a fork
-of a process that has used it, and a broken library may crash whoever imports it.
+of a process that has used it, and a broken library may crash the process that imports it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class News(Generic[T]):
     """What one look at a file found."""
 
     records: list[T]
-    anew: bool = False  # the file was cut or replaced: forget all earlier records
+    replaced: bool = False  # the file was cut or replaced: forget all earlier records
     more: bool = False  # there is more to read at once
 
 
@@ -58,8 +58,8 @@ class Following(Generic[T]):
                 return self._gone()
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                anew = self._changed(file, (status.st_dev, status.st_ino), status.st_size)
-                if anew:
+                replaced = self._changed(file, (status.st_dev, status.st_ino), status.st_size)
+                if replaced:
                     self._restart()
                 self._file, self.size = (status.st_dev, status.st_ino), status.st_size
                 records = self._read(file)
@@ -67,14 +67,14 @@ class Following(Generic[T]):
             self.damage = Damage()
             self.damage.note(self.path, f"it cannot be read: {error.strerror}")
             return News([])
-        return News(records, anew, self.place + self.torn < self.size)
+        return News(records, replaced, self.place + self.torn < self.size)
 
     def _gone(self) -> News[T]:
         known = self._file is not None
         self._restart()
         if os.path.lexists(self.path):
             self.damage.note(self.path, "it is no file")
-        return News([], anew=known)
+        return News([], replaced=known)
 
     def _changed(self, file: BinaryIO, name: tuple[int, int], size: int) -> bool:
         if self._file is None:

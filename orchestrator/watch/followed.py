@@ -69,11 +69,11 @@ class Followed:
             DataError: the index has no room.
         """
         metrics = self._metrics.look()
-        if metrics.anew:
+        if metrics.replaced:
             self.measured.clear()
         self.measured.add(metrics.records)
         rollouts, answers = self._rollouts.look(), self._answers.look()
-        if rollouts.anew or answers.anew:
+        if rollouts.replaced or answers.replaced:
             rollouts, answers = self._again()
         self.index.add(Sequence.of_rollout(sample) for sample in rollouts.records)
         self.index.add(each for line in answers.records for each in Sequence.of_answers(line))

@@ -34,7 +34,7 @@ def test_only_whole_lines_are_records_and_each_comes_once(path: Path) -> None:
         more.write("4\n5\n")
     assert file.look().records == [34, 5]
     found = file.look()
-    assert (found.records, found.anew, found.more) == ([], False, False)
+    assert (found.records, found.replaced, found.more) == ([], False, False)
     assert file.torn == 0
 
 
@@ -86,15 +86,15 @@ def test_a_file_that_is_cut_or_replaced_is_read_again(path: Path) -> None:
     file.look()
     path.write_text("1\n")  # cut to a checkpoint
     found = file.look()
-    assert (found.anew, found.records) == (True, [1])
+    assert (found.replaced, found.records) == (True, [1])
     other = path.with_suffix(".new")
     other.write_text("8\n9\n")
     other.replace(path)
     found = file.look()
-    assert (found.anew, found.records) == (True, [8, 9])
+    assert (found.replaced, found.records) == (True, [8, 9])
     path.unlink()
-    assert file.look().anew
-    assert not file.look().anew
+    assert file.look().replaced
+    assert not file.look().replaced
 
 
 def test_a_file_that_was_cut_and_has_grown_since_is_noticed(path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_file_that_was_cut_and_has_grown_since_is_noticed(path: Path) -> None:
     with path.open("r+") as same:  # the same inode, longer than before, other numbers
         same.write("11\n33\n44\n")
     found = file.look()
-    assert (found.anew, found.records) == (True, [11, 33, 44])
+    assert (found.replaced, found.records) == (True, [11, 33, 44])
 
 
 def test_a_cut_line_that_is_written_again_the_same_is_no_news(path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_cut_line_that_is_written_again_the_same_is_no_news(path: Path) -> Non
         same.seek(3)
         same.write("22\n33\n")
     found = file.look()
-    assert (found.anew, found.records) == (False, [33])
+    assert (found.replaced, found.records) == (False, [33])
 
 
 def test_a_pipe_does_not_block(path: Path) -> None:
