@@ -109,8 +109,8 @@ def read_shape(folder: Path) -> ModelShape:
 def _says_all(content: dict[str, Any]) -> bool:
     """Whether every number of the shape can be read without the defaults of transformers.
 
-    These take seconds to import, and the driver needs no more of them. The role that loads the model
-    reads its configuration with transformers, and reports what is wrong with it.
+    These take seconds to import, and the driver needs no more of them. The role that
+    loads the model reads its configuration with transformers, and reports what is wrong with it.
     """
     return (
         content.get("model_type") in _EXPLICIT
