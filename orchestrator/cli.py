@@ -43,6 +43,7 @@ VERBS = {
     "report": Verb("orchestrator.report.build", "Make the report of a run again."),
     "export": Verb("orchestrator.export", "Write a checkpoint within a stage as a model."),
     "serve": Verb("orchestrator.serve", "Serve a trained model to OpenAI clients."),
+    "serve-reward": Verb("orchestrator.serve_reward.command", "Serve a reward model."),
     "chat": Verb("orchestrator.chat", "Talk to a served model."),
     "watch": Verb("orchestrator.watch.command", "Show a run in the browser while it goes on."),
     "label": Verb("orchestrator.label.command", "Have people rank answers in a page."),

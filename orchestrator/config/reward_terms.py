@@ -95,7 +95,7 @@ class RewardTerm:
                 where=WHERE,
                 fix="let it return an object of workers.scorers.source.Needs",
             )
-        return self._renamed(needs) if self.name else needs
+        return self._renamed(needs)
 
     def refused(self, asked: Sequence[Asked]) -> list[str]:
         """Per prompt why its source can score no response to it, "" = it can."""
@@ -106,11 +106,15 @@ class RewardTerm:
 
     def _renamed(self, needs: Needs) -> Needs:
         """The same, with this term's keys in place of those of a reward without terms."""
+        where = needs.seconds_where
+        if self.name or "." not in where:
+            where = self.key(where.rpartition(".")[2])
+        if not self.name:
+            return dataclasses.replace(needs, seconds_where=where)
         code = tuple(
             dataclasses.replace(each, where=self.key(each.where.rpartition(".")[2]))
             for each in needs.code
         )
-        where = self.key(needs.seconds_where.rpartition(".")[2])
         return dataclasses.replace(needs, code=code, seconds_where=where)
 
     def _source(self) -> RewardSource[Any]:
@@ -179,6 +183,7 @@ def joined_needs(needs: list[Needs]) -> Needs:
         seconds_where=slowest.seconds_where,
         code=tuple(code for each in needs for code in each.code),
         columns=tuple(dict.fromkeys(name for each in needs for name in each.columns)),
+        waits=any(each.waits for each in needs),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import urlsplit
 
 from orchestrator.batching.batch_sizes import PPO_STAGES
 from orchestrator.config.cluster import Accelerator
@@ -16,6 +15,7 @@ from orchestrator.planning.runs.expand import judges_training
 from orchestrator.planning.stage_graph import chooses_by_reward
 from workers.errors import ConfigError
 from workers.process.user_code import split_path
+from workers.scorers.http_address import check_address
 from workers.scorers.source import WHERE
 from workers.training.policy_loss import find_policy_loss
 
@@ -199,7 +199,10 @@ def check_judge(config: Config) -> None:
     """
     settings = config.evaluate
     if settings.endpoint.url:
-        _check_address(settings.endpoint.url)
+        check_address(
+            settings.endpoint.url, "the judge's", "evaluate.endpoint.url",
+            "https://HOST/v1 or https://HOST:PORT/v1",
+        )  # fmt: skip
     if StageName.evaluate not in config.stages and not judges_training(config):
         return
     if settings.judge is JudgeKind.function:
@@ -245,27 +248,3 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
     if not isinstance(request, dict):
         raise ConfigError("what is sent with every question is no JSON object",
                           where=f"{where}.request", fix="write '{}' to send nothing")  # fmt: skip
-
-
-def _check_address(address: str) -> None:
-    if not _is_plain(address):
-        # the address may contain a password, so neither it nor an error with it is shown
-        raise ConfigError(
-            "the judge's address is no plain http or https address",
-            where="evaluate.endpoint.url",
-            fix="write https://HOST/v1 or https://HOST:PORT/v1, nothing behind it; a key belongs "
-            "into the environment variable that key_variable names",
-        )
-
-
-def _is_plain(address: str) -> bool:
-    """Whether the address consists of scheme, host, port and path only."""
-    if any(c in "?#" or c.isspace() or not c.isprintable() for c in address):
-        return False
-    try:
-        url = urlsplit(address)
-        port = url.port
-    except ValueError:  # unclosed bracket, or the port is no number up to 65535
-        return False
-    host = url.hostname and "@" not in url.netloc
-    return url.scheme in ("http", "https") and bool(host) and port != 0

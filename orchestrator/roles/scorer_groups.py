@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.roles.group import Each, Group, LanguageModelGroup, Launch
 from orchestrator.roles.interfaces import Rollouts
-from orchestrator.supervision.backend import WorkerClass
+from orchestrator.supervision.backend import Call, WorkerClass
 from orchestrator.supervision.pending import Pending, everything, first
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
@@ -17,6 +17,9 @@ from workers.records.generation import RolloutBatch
 from workers.records.processes import RoleInfo
 from workers.records.specs import FrozenModelSpec, RewardSpec
 from workers.records.training import Scores, TokenBatch
+
+# Calls of a reward that waits for others' servers: parts of a batch while it is sampled.
+_OVERLAPPING = 32
 
 
 class _ReplicaGroup(Group):
@@ -41,7 +44,8 @@ class _ReplicaGroup(Group):
 class RewardGroup(_ReplicaGroup):
     """n replicas that score whole sequences."""
 
-    role, worker = "reward", WorkerClass("workers.roles.reward", "RewardWorker")
+    role = "reward"
+    worker = WorkerClass("workers.roles.reward", "RewardWorker", overlapping=_OVERLAPPING)
 
     def load(self, spec: RewardSpec) -> Pending[list[RoleInfo]]:
         """Load the reward model or function."""
@@ -58,7 +62,7 @@ class RewardGroup(_ReplicaGroup):
         hands = [ids[i :: self.size] for i in range(self.size)]
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]
         return self._all(
-            "score",
+            Call("score", overlaps=self._spec.overlaps),
             lambda parts: combined(gather_scores(parts, ids)),
             Each(hands),
             Each([rollouts.holding(hand) for hand in hands]),

@@ -22,6 +22,7 @@ class WorkerClass:
 
     module: str
     name: str
+    overlapping: int = 0  # calls with `overlaps` that a worker of the class runs at the same time
 
     def load(self) -> type:
         """Import the class."""
@@ -44,6 +45,7 @@ class Call:
     # and a small one, which is all that the driver fetches. None: all of it is small.
     split: Callable[[Any], tuple[Any, Any]] | None = None
     beside: bool = False  # runs at the same time as the worker's other calls
+    overlaps: bool = False  # the same, for calls that mostly wait; as many as the class allows
 
 
 def data_alone(data: Any) -> tuple[Any, None]:

@@ -32,7 +32,7 @@ from workers.errors import DeadlineError
 from workers.process.heartbeat import Pulse, pulse, stacks
 
 # Calls of these concurrency groups run at the same time as all others, which run in turn.
-_CONTROL, _HEALTH = "control", "health"
+_CONTROL, _HEALTH, _WAITING = "control", "health", "waiting"
 _FETCH_SECONDS = 600.0
 # What Ray raises if the process of a worker has ended, for any reason.
 _GONE = (RayActorError, OutOfMemoryError, NodeDiedError)
@@ -85,12 +85,17 @@ class RayBackend:
         """Start an actor, whose process Ray names after the worker's class."""
         remote: Any = ray.remote
         host = type(worker.name, (_Host,), {"worker": worker})
-        make = remote(concurrency_groups={_CONTROL: 1, _HEALTH: 1})(host)
+        groups = {_CONTROL: 1, _HEALTH: 1}
+        if worker.overlapping:
+            groups[_WAITING] = worker.overlapping
+        make = remote(concurrency_groups=groups)(host)
         return make.options(**options).remote(rank)
 
     def start(self, worker: Any, call: Call, *args: Any) -> Any:
         """Start a call on an actor."""
         options: dict[str, Any] = {"concurrency_group": _CONTROL} if call.beside else {}
+        if call.overlaps:
+            options = {"concurrency_group": _WAITING}
         if call.split is not None:
             options["num_returns"] = 2
         return worker.run.options(**options).remote(call, *args)

@@ -23,7 +23,7 @@ from orchestrator.planning.plan import plan_stages
 RUN = "orchestrator.run"
 MODULES = {
     RUN, "orchestrator.data", "orchestrator.doctor", "orchestrator.label", "orchestrator.report",
-    "orchestrator.watch", *(verb.module for verb in VERBS.values()),
+    "orchestrator.watch", "orchestrator.serve_reward", *(verb.module for verb in VERBS.values()),
 }  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,7 +93,7 @@ class FakeRewardWorker(RewardWorker):
             kept = [np.nan if r else v for v, r in zip(values, reasons, strict=True)]
             return Scored(np.array(kept, np.float32), reasons)
 
-        self._loaded = _Loaded((_Term(spec.terms[0], score),), spec.normalised, None)
+        self._loaded = _Loaded((_Term(spec.terms[0], score, nullcontext()),), spec.normalised, None)
         return info("reward", self.rank)
 
 

@@ -152,6 +152,7 @@ class RewardSpec:
     # Values of the environment variables that the source needs; never written or shown.
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     normalised: bool = False  # each term is whitened before the sum
+    overlaps: bool = False  # calls run at the same time: a source waits for others' servers
 
 
 @dataclass(frozen=True, slots=True)

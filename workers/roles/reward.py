@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 class _Term:
     spec: TermSpec
     scorer: Scorer
+    turns: AbstractContextManager[object]  # entered while it scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,10 @@ class RewardWorker:
         made = [(term, *make_scorer(spec, term)) for term in spec.terms]
         text = any(needs.text for _, _, needs in made)
         tokenizer = load_tokenizer(spec.policy_checkpoint) if text else None
-        terms = tuple(_Term(term, scorer) for term, scorer, _ in made)
+        terms = tuple(
+            _Term(term, scorer, nullcontext() if needs.waits else Lock())
+            for term, scorer, needs in made
+        )
         self._loaded = _Loaded(terms, spec.normalised, tokenizer)
         device = spec.model.device if spec.model is not None else "cpu"
         return RoleInfo.here("reward", self.rank, device)
@@ -96,10 +102,15 @@ class RewardWorker:
 def _scored(terms: Sequence[_Term], batch: Batch) -> list[Scored]:
     """What each term gives; several work at the same time, as some wait for others' servers."""
     if len(terms) == 1:
-        return [scores_of(terms[0].scorer, batch, terms[0].spec.source)]
+        return [_by_term(terms[0], batch)]
     with ThreadPoolExecutor(len(terms)) as threads:
-        calls = [threads.submit(scores_of, term.scorer, batch, term.spec.source) for term in terms]
+        calls = [threads.submit(_by_term, term, batch) for term in terms]
         return [call.result() for call in calls]
+
+
+def _by_term(term: _Term, batch: Batch) -> Scored:
+    with term.turns:
+        return scores_of(term.scorer, batch, term.spec.source)
 
 
 def _together(ids: IntArray, loaded: _Loaded, found: Sequence[Scored]) -> Scores:

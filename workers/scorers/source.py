@@ -70,6 +70,7 @@ class Needs:
     seconds_where: str = WHERE  # configuration key that limits this time
     code: tuple[Code, ...] = ()
     columns: tuple[str, ...] = ()  # of the prompt's row, which data.keep_columns must keep
+    waits: bool = False  # mostly waits for others: its calls may run at the same time
 
 
 @dataclass(frozen=True, slots=True)

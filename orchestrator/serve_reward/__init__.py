@@ -1,0 +1,1 @@
+"""The command `python -m orchestrator.serve_reward`: a reward model as a server."""
