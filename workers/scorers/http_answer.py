@@ -40,6 +40,15 @@ class Answer:
             raise ValueError("nested too deeply") from error
 
 
+def content_of(answer: Answer) -> str | None:
+    """The text of a chat completion; None if the answer is not one."""
+    try:
+        content = answer.json()["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return content if isinstance(content, str) else None
+
+
 def ask(client: httpx.Client, method: str, path: str, body: Any = None) -> Answer:
     """Send a request and read its answer.
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from workers.errors import ConfigError
 from workers.process.heartbeat import beat
 from workers.scorers.http_answer import Answer, TooLongError, post
 
@@ -34,6 +35,26 @@ class Limits:
     retries: int  # of a request: after overload, server errors, lost connections
     backoff_seconds: float  # before the first retry; doubles, at most 60 s
     deadline_seconds: float  # for all requests of one call, retries included
+
+    def check(self, key: str) -> None:
+        """Check the numbers; `key` is the section that holds them."""
+        if not 1 <= self.concurrency <= 10_000:
+            raise ConfigError(
+                f"concurrency={self.concurrency}",
+                where=f"{key}.concurrency",
+                fix="give 1 to 10,000",
+            )
+        for name in ("request_seconds", "deadline_seconds", "backoff_seconds"):
+            if not 0.0 < getattr(self, name) <= 1e6:
+                raise ConfigError(
+                    f"{name}={getattr(self, name):g}",
+                    where=f"{key}.{name}",
+                    fix="give seconds above 0, a million at most",
+                )
+        if not 0 <= self.retries <= 100:
+            raise ConfigError(
+                f"retries={self.retries}", where=f"{key}.retries", fix="give 0 to 100"
+            )
 
 
 class FailedError(Exception):

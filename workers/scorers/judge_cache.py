@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,8 +26,18 @@ class VerdictCache:
     credentials are written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        verdicts: Sequence[str] = _VERDICTS,
+        where: str = "evaluate.endpoint.cache",
+    ) -> None:
         """Read the verdicts of earlier runs.
+
+        Args:
+            folder: Where they are kept.
+            verdicts: All that there may be.
+            where: The configuration key of the folder, for errors.
 
         Raises:
             ConfigError: the folder cannot be created or written.
@@ -38,12 +49,13 @@ class VerdictCache:
         except OSError as error:
             raise ConfigError(
                 f"the judge's cache cannot be opened: {error.strerror}",
-                where=f"evaluate.endpoint.cache={folder}",
+                where=f"{where}={folder}",
                 fix="name a folder that can be written",
             ) from error
         self._stream.seek(0)
         found = self._stream.read()
-        self._verdicts = dict(v for line in found.split(b"\n") if (v := _verdict(line)))
+        lines = (_verdict(line, verdicts) for line in found.split(b"\n"))
+        self._verdicts = dict(each for each in lines if each)
         if found and not found.endswith(b"\n"):
             self._stream.write(b"\n")  # the next verdict starts on a new line
 
@@ -66,10 +78,10 @@ class VerdictCache:
         self._stream.close()
 
 
-def _verdict(line: bytes) -> tuple[str, str] | None:
+def _verdict(line: bytes, verdicts: Sequence[str]) -> tuple[str, str] | None:
     try:
         fields = json.loads(line)
         key, verdict = str(fields["key"]), fields["verdict"]
     except (ValueError, KeyError, TypeError):
         return None
-    return (key, verdict) if verdict in _VERDICTS else None
+    return (key, verdict) if verdict in verdicts else None

@@ -14,18 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 
 import httpx
 
 from workers.errors import ConfigError, DeadlineError, JudgeError
-from workers.scorers.http_answer import Answer, TooLongError, post
+from workers.scorers.http_answer import Answer, TooLongError, content_of, post
+from workers.scorers.http_calls import RETRIED, seconds_of
 from workers.scorers.judge_cache import VerdictCache, question_key
 
 _FORMAT = "1"  # version of the verdicts; changing it invalidates cached ones
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _PLACE = re.compile(r"\{(prompt|first|second)\}")
-_RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
 _MOST_BACKOFF = 60.0  # seconds
 _STREAK = 20  # failures in a row after which the endpoint counts as broken
 
@@ -192,12 +191,12 @@ class _Interview:
             except httpx.RequestError as error:
                 reason = f"no connection: {type(error).__name__}"
                 continue
-            if answer.status in _RETRIED or answer.status >= 500:
+            if answer.status in RETRIED or answer.status >= 500:
                 reason = f"HTTP {answer.status}"
                 self._hold_back(answer)
                 continue
             self._refuse(answer)
-            content = _content(answer)
+            content = content_of(answer)
             if content is None:
                 reason = "the answer is no chat completion"
                 continue
@@ -218,7 +217,7 @@ class _Interview:
 
     def _hold_back(self, answer: Answer) -> None:
         """Delay all questions until the time that the endpoint's answer names."""
-        resume_at = time.monotonic() + _seconds(answer.retry_after, answer.date)
+        resume_at = time.monotonic() + seconds_of(answer.retry_after, answer.date)
         if resume_at > self._ends_at:
             raise self._late(f"the endpoint asks to wait for {answer.retry_after!r:.40}")
         self._resume_at = max(self._resume_at, resume_at)
@@ -279,33 +278,8 @@ class _Interview:
         )
 
 
-def _content(answer: Answer) -> str | None:
-    """The text of a chat completion; None if the answer is not one."""
-    try:
-        content = answer.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return content if isinstance(content, str) else None
-
-
 def _verdict(content: str) -> str:
     found = set(_VERDICT.findall(content))
     if len(found) != 1:
         raise _FailedError("several verdicts in one answer" if found else "an answer without one")
     return found.pop()
-
-
-def _seconds(retry_after: str, date: str) -> float:
-    """Seconds of a Retry-After header (RFC 9110, section 10.2.3): a number or a date; 0 if none.
-
-    A date is compared with the server's own date header: the local clock may differ.
-    """
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        until, now = parsedate_to_datetime(retry_after), parsedate_to_datetime(date)
-        return max(0.0, until.timestamp() - now.timestamp())
-    except ValueError:
-        return 0.0

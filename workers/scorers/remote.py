@@ -52,22 +52,9 @@ class Settings:
     def check(self, key: str) -> None:
         """Check the address and the limits."""
         check_address(self.url, "the reward server's", f"{key}.url", "https://HOST:PORT/PATH")
-        for name in ("batch", "concurrency"):
-            if not 1 <= getattr(self, name) <= 10_000:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)}", where=f"{key}.{name}", fix="give 1 to 10,000"
-                )
-        for name in ("request_seconds", "deadline_seconds", "backoff_seconds"):
-            if not 0.0 < getattr(self, name) <= 1e6:
-                raise ConfigError(
-                    f"{name}={getattr(self, name):g}",
-                    where=f"{key}.{name}",
-                    fix="give seconds above 0, a million at most",
-                )
-        if not 0 <= self.retries <= 100:
-            raise ConfigError(
-                f"retries={self.retries}", where=f"{key}.retries", fix="give 0 to 100"
-            )
+        self.limits.check(key)
+        if not 1 <= self.batch <= 10_000:
+            raise ConfigError(f"batch={self.batch}", where=f"{key}.batch", fix="give 1 to 10,000")
         if self.label and self.protocol != "openrlhf":
             raise ConfigError(
                 "label is sent by the protocol openrlhf alone",

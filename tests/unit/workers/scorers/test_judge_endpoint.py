@@ -13,8 +13,9 @@ import pytest
 from fakes.judge import Answer, Server, says
 
 from workers.errors import ConfigError, DeadlineError, JudgeError
+from workers.scorers.http_calls import seconds_of
 from workers.scorers.judge_cache import VerdictCache
-from workers.scorers.judge_endpoint import AnswerPair, EndpointSpec, _seconds, judge_pairs
+from workers.scorers.judge_endpoint import AnswerPair, EndpointSpec, judge_pairs
 
 KEY = "sk-secret-0123456789"
 
@@ -168,10 +169,10 @@ def test_retry_after_holds_everybody_back(
 def test_a_date_to_wait_for_is_one_of_the_servers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)  # ours stands in 1970
     at = "Wed, 21 Oct 2015 07:28:00 GMT"
-    assert _seconds("Wed, 21 Oct 2015 07:28:30 GMT", at) == 30.0
-    assert _seconds(at, "Wed, 21 Oct 2015 07:28:30 GMT") == 0.0
-    assert _seconds(at, "") == 0.0  # it does not say what time it has
-    assert _seconds("2.5", "") == 2.5
+    assert seconds_of("Wed, 21 Oct 2015 07:28:30 GMT", at) == 30.0
+    assert seconds_of(at, "Wed, 21 Oct 2015 07:28:30 GMT") == 0.0
+    assert seconds_of(at, "") == 0.0  # it does not say what time it has
+    assert seconds_of("2.5", "") == 2.5
 
 
 def test_a_wait_beyond_the_deadline_is_not_waited_for(
