@@ -35,13 +35,16 @@ from orchestrator.planning.plan import Plan, make_plan, plan_stages, render_plan
 from orchestrator.preflight import hub_models
 from orchestrator.preflight.user_functions import check_own_parts
 from orchestrator.process.command_exit import exit_code, say, tell, unexpected
+from orchestrator.process.program import invocation
 from orchestrator.process.stop_signals import StopRequest, exit_process, stop_on_signals
 from orchestrator.run_files.folder import RunFolder, write_text
+from orchestrator.run_files.origin import write_origin
 from orchestrator.session.resume import (
     Start,
     find_folder,
     find_start,
     outlook,
+    package_versions,
     run_date,
     saved_runs,
 )
@@ -116,6 +119,8 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
                     OmegaConf.update(composed, key, value)
                     set_key(config, key, value)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
+                words = [*invocation("run", "orchestrator.run").split(), *sys.argv[1:]]
+                write_origin(start.folder, words, package_versions(), Path(__file__).parents[1])
                 _run(config, plan, start, stop)
         except StoppedError as stopped:
             say(f"{stopped}\n")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import lexists
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,13 +19,19 @@ from orchestrator.config.run import StageName
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.process.program import program
+from orchestrator.report.chart import Chart, panels
+from orchestrator.report.curves import further, groups, terms_of
+from orchestrator.report.heading import heading, state_of
+from orchestrator.report.losses import loss_rows
+from orchestrator.report.measured import Measured
 from orchestrator.report.page import Page, render_page
 from orchestrator.report.tables import places, render_result, time_rows
 from orchestrator.results.summary import Summary, read_summary
 from orchestrator.run_files.damage import Damage
 from orchestrator.run_files.folder import RunFolder, write_text
+from orchestrator.run_files.origin import read_origin
 from orchestrator.run_files.samples import Comparison, read_comparisons, read_rollouts
-from orchestrator.telemetry.metrics import read_whole_metrics
+from orchestrator.telemetry.metrics import MetricRecord, read_whole_metrics
 from workers.errors import DataError
 from workers.process.disk import writing
 
@@ -58,7 +65,8 @@ def write_report(folder: RunFolder) -> Report:
         summary = read_summary(folder.summary, damage)
     records = [] if _only_evaluated(folder, summary) else read_whole_metrics(folder.metrics, damage)
     comparisons, rollouts = read_comparisons(folder, damage), read_rollouts(folder, damage)
-    config = _config(folder, damage)
+    config, keys = _config(folder, damage)
+    origin = read_origin(folder, damage)
     if not (records or comparisons or rollouts or summary != Summary()):
         notes = damage.notes()
         raise DataError(
@@ -70,16 +78,18 @@ def write_report(folder: RunFolder) -> Report:
         folder.plots.mkdir(exist_ok=True)
     from orchestrator.report.plots import draw_plots  # half a second of imports, at the end only
 
-    captions = draw_plots(folder.plots, records, summary, damage)
+    draw_plots(folder.plots, records, summary, damage)
     page = Page(
         title=folder.path.resolve().name,
         summary=summary,
-        plots=[(caption, folder.plots / name) for name, caption in captions.items()],
+        charts=_charts(records, summary),
         comparisons=comparisons,
         rollouts=rollouts,
         times=time_rows(records),
         config=config,
         damage=damage.notes(),
+        heading=heading(keys, origin, state_of(folder, keys, summary)),
+        losses=loss_rows(records),
     )
     write_text(folder.report, render_page(page))
     return Report(folder.report, summary, comparisons, damage.notes())
@@ -105,13 +115,26 @@ def _require_folder(folder: RunFolder) -> None:
         )
 
 
-def _config(folder: RunFolder, damage: Damage) -> str:
+def _charts(records: Sequence[MetricRecord], summary: Summary) -> list[Chart]:
+    """A chart for each panel of curves that has data."""
+    measured = Measured()
+    measured.add(records)
+    others = further(
+        [*summary.timing.stages, *summary.models, *(record.stage for record in records)]
+    )
+    found = groups(others, terms_of(measured.names())).values()
+    return [each for some in found for each in panels(measured, some, readable=True)]
+
+
+def _config(folder: RunFolder, damage: Damage) -> tuple[str, dict[str, Any]]:
+    """The text of config.yaml, and its keys if it can be read."""
     text = damage.text(folder.config, _MOST_CONFIG) if lexists(folder.config) else None
+    loaded: object = None
     if text is not None:
         loaded = damage.part(folder.config, "it", lambda: _yaml(text), None)
         if loaded is not None and not isinstance(loaded, dict):
             damage.note(folder.config, "it is no mapping")
-    return text or ""
+    return text or "", loaded if isinstance(loaded, dict) else {}
 
 
 def _yaml(text: str) -> object:

@@ -1,6 +1,6 @@
-"""report.html: one file that needs no network, with tables, plots, samples and configuration.
+"""report.html: one file that needs no network, with tables, charts, samples and configuration.
 
-`assets/` has its template, style and script. The template escapes everything from the run: sampled
+`assets/` has its template, style and scripts. The template escapes everything from the run: sampled
 text may look like markup.
 """
 
@@ -9,15 +9,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.pages.visible import parts
+from orchestrator.report import chart
+from orchestrator.report.bars import TICK, all_bars
+from orchestrator.report.chart import Chart
+from orchestrator.report.glossary import glossary
+from orchestrator.report.losses import LOSS_HEADS
 from orchestrator.report.tables import (
     MISSING,
     REWARD_MODEL_HEADS,
@@ -40,20 +44,24 @@ class Page:
 
     title: str
     summary: Summary
-    plots: Sequence[tuple[str, Path]]  # caption, PNG file
+    charts: Sequence[Chart]
     comparisons: Sequence[Comparison]
     rollouts: Sequence[RolloutSample]
     config: str  # YAML
     times: Sequence[Sequence[str]] = ()  # by TIME_HEADS
     damage: Sequence[str] = ()  # what of the run folder is not shown, and why
+    heading: Sequence[tuple[str, str]] = ()  # what was run, from what, where
+    losses: Sequence[Sequence[str]] = ()  # by LOSS_HEADS
 
 
 def render_page(page: Page) -> str:
     """The page as HTML."""
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _asset("page.css"), _asset("page.js") + _asset("charts.js")
     summary = page.summary
     environment = Environment(
-        loader=PackageLoader(__package__ or "", _ASSETS),
+        loader=ChoiceLoader(
+            [PackageLoader(__package__ or "", _ASSETS), PackageLoader("orchestrator.pages")]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -70,10 +78,17 @@ def render_page(page: Page) -> str:
         reward_model_heads=REWARD_MODEL_HEADS,
         reward_model_rows=reward_model_rows(summary),
         facts=[fact for fact in facts(summary) if fact[0] != "roles"],
-        plots=[_plot(caption, path.read_bytes()) for caption, path in page.plots],
+        bars=all_bars(summary),
+        tick=TICK,
+        chart=chart,
+        parts=parts,
+        loss_heads=LOSS_HEADS,
+        glossary=glossary(_names(page)),
         rollouts=[_plain(sample) for sample in page.rollouts[-_MOST_ROLLOUTS:]],
         labels={**MODEL_LABELS},
         time_heads=TIME_HEADS,
+        data_heads=DATA_HEADS,
+        role_heads=ROLE_HEADS,
         missing=MISSING,
         model_label=model_label,
     )
@@ -100,11 +115,26 @@ def _policy(*texts: str) -> str:
     )
 
 
-def _plot(caption: str, png: bytes) -> dict[str, object]:
-    # Width and height stand at bytes 16 to 24 of a PNG file; single charts share a row.
-    width, height = struct.unpack(">II", png[16:24])
-    data = base64.b64encode(png).decode("ascii")
-    return {"caption": caption, "width": width, "height": height, "data": data}
+def _names(page: Page) -> list[str]:
+    """Every heading and fact that the page shows."""
+    summary = page.summary
+    names = (
+        ["model", *(title for title, _ in evaluation_columns(summary))] if summary.models else []
+    )
+    names += REWARD_MODEL_HEADS if reward_model_rows(summary) else ()
+    names += LOSS_HEADS if page.losses else ()
+    names += [what for what, _ in facts(summary) if what != "roles"]
+    names += ["model", "response", "gold"] if page.comparisons else []
+    names += ["score", "KL", "version", "stop, length, abort"] if page.rollouts else []
+    names += DATA_HEADS if summary.data else ()
+    names += TIME_HEADS if page.times else ()
+    return [*names, *(ROLE_HEADS if summary.roles else ())]
+
+
+DATA_HEADS = (
+    "set", "kind", "weight", "rows", "training", "held out", "tokens", "cut", "left out",
+)  # fmt: skip
+ROLE_HEADS = ("role", "rank", "process", "node", "device")
 
 
 def _plain(sample: RolloutSample) -> dict[str, object]:

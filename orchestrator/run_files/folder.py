@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def origin(self) -> Path:
+        """Command, commit, versions and machine of the process that wrote the folder last."""
+        return self.path / "origin.json"
+
+    @property
     def metrics(self) -> Path:
         """Every metric of every step, one JSON object per line."""
         return self.path / "metrics.jsonl"
@@ -245,7 +250,7 @@ class RunFolder:
 
     def _clear_records(self) -> None:
         records = (self.config, self.metrics, self.summary, self.report, self.error_log)
-        others = (self.log, self.workers, self.losses, self.mirror, self.prometheus)
+        others = (self.log, self.workers, self.losses, self.mirror, self.prometheus, self.origin)
         for file in (*records, *others):
             file.unlink(missing_ok=True)
         logs, events = self.path / "logs", self.path / "tensorboard"
@@ -272,7 +277,8 @@ def _holds_something(entry: Path) -> bool:
     """Whether an entry has content that no run writes before its first stage."""
     if entry.is_dir():
         return any(_holds_something(each) for each in entry.iterdir())
-    unfilled = ("config.yaml", "workers.json", "error.log", "mirror.json", "prometheus.json")
+    unfilled = ("config.yaml", "origin.json", "workers.json", "error.log", "mirror.json",
+                "prometheus.json")  # fmt: skip
     return entry.name not in unfilled and entry.stat().st_size > 0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from orchestrator.report.measured import Measured
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.following import Following, News
 from orchestrator.run_files.samples import Answered, RolloutSample, answered_of, rollout_of
 from orchestrator.telemetry.metrics import MetricRecord
 from orchestrator.watch.index import Index
-from orchestrator.watch.measured import Measured
 from orchestrator.watch.sequences import Sequence
 from workers.errors import RehearsalError
 

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 import psutil
 
+from orchestrator.report.measured import Measured
 from orchestrator.run_files.damage import Damage, require_list, verified
 from orchestrator.run_files.folder import LOCK, RunFolder
 from orchestrator.run_files.lock import holder
-from orchestrator.watch.measured import Measured
 from workers.records.processes import RoleInfo
 
 T = TypeVar("T")

@@ -1,9 +1,9 @@
 // Text is only ever set as textContent, so a sampled "<script>" stays text.
 (() => {
-  const source = document.getElementById("data");
+  const source = document.getElementById("rollout-data");
   if (!source) return;
   const all = JSON.parse(source.textContent);
-  const labels = JSON.parse(document.getElementById("labels").textContent);
+  const labels = JSON.parse(document.getElementById("rollout-labels").textContent);
   const at = (id) => document.getElementById(id);
   const unique = (values) => [...new Set(values)];
   const add = (parent, kind, name, text) => {
@@ -17,6 +17,16 @@
     return all.length === 0 ? ""
       : " (" + all.map(([name, v]) => name + " " + (v === null ? "failed" : shown(v))).join(", ")
         + ")";
+  };
+  // Characters that cannot be seen are named, line ends and tabs are kept.
+  const say = (parent, name, text) => {
+    const box = add(parent, "div", name, "");
+    for (const piece of text.split(/((?:(?![\n\t\u200c\u200d])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}])+)/u)) {
+      const hidden = /^(?![\n\t\u200c\u200d])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(piece);
+      if (!hidden) box.append(piece);
+      else add(box, "span", "mark", [...piece].map((c) =>
+        "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")).join(" "));
+    }
   };
   const shown = (value) => (value === null ? "-" : value.toFixed(2));
   let steps = [];
@@ -49,8 +59,9 @@
         + (s.kl === null ? "" : " · KL " + shown(s.kl) + " nats") + " · version "
         + s.policy_version + " · ");
       add(figures, "span", s.finish === "stop" ? "" : "cut", s.finish);
-      add(box, "div", "prompt", s.prompt);
-      add(box, "div", "response", s.response || "(empty)");
+      if (s.dropped) add(figures, "span", "cut", " · dropped: " + s.dropped);
+      say(box, "prompt", s.prompt);
+      say(box, "response", s.response || "(empty)");
     }
   };
   at("stage").addEventListener("change", chooseStage);

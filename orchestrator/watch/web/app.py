@@ -16,12 +16,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from orchestrator.pages.guard import Guard
+from orchestrator.report.chart import Chart, Curve, chart, panels
 from orchestrator.report.curves import color_of, further, groups, terms_of
-from orchestrator.watch.chart import Chart, Curve, chart, panels
+from orchestrator.report.measured import Series
 from orchestrator.watch.followed import Followed
 from orchestrator.watch.health import health_of
 from orchestrator.watch.logs import end_of, names
-from orchestrator.watch.measured import Series
 from orchestrator.watch.web.key import Key
 from orchestrator.watch.web.page import page
 from orchestrator.watch.web.rollouts import routes

@@ -228,8 +228,8 @@ def test_the_page_is_self_contained_and_sampled_text_stays_text(folder: RunFolde
     page = Page(text)
     assert page.tags.count("script") == 3  # two blocks of data and the page's own code
     assert "b" not in page.tags[page.tags.index("article") :]
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert all(link.startswith("#") for link in page.links)
+    data = re.search(r'<script type="application/json" id="rollout-data">(.*?)</script>', text)
     assert data is not None
     assert json.loads(data[1])[0]["response"] == EVIL
     assert "experiment: &lt;pocket&gt;" in text
@@ -323,7 +323,8 @@ def test_plots_without_data_are_not_drawn(folder: RunFolder) -> None:
     assert [p.name for p in folder.plots.iterdir()] == ["reward.png"]
     width, height = struct.unpack(">II", (folder.plots / "reward.png").read_bytes()[16:24])
     assert width > height > 300
-    assert Page(text).tags.count("img") == 1
+    drawn = re.findall(r'<figure class="chart">\n<figcaption>([^<]*)', text)
+    assert drawn == ["Score from the reward model ", "KL to the reference "]
     assert 'id="rollouts"' not in text
 
 
@@ -347,7 +348,7 @@ def test_the_time_of_roles_is_the_mean_over_steps_without_the_first() -> None:
     ]
     assert time_rows(records) == [["policy", "1.500", "0.500", "2.000", "50%"]]
     page = render_page(
-        PageContent("t", Summary(), plots=[], comparisons=[], rollouts=[], config="",
+        PageContent("t", Summary(), charts=[], comparisons=[], rollouts=[], config="",
                     times=time_rows(records))
     )  # fmt: skip
     assert "Time of a PPO step" in page
@@ -368,7 +369,7 @@ def test_a_damaged_line_is_named_and_the_others_are_shown(folder: RunFolder) -> 
     assert notes == [f"{folder.metrics}:2: value must be a number, not 'half'"]
     page = folder.report.read_text()
     assert "metrics.jsonl:2: value must be a number" in page
-    assert 'alt="Reward and KL"' in page
+    assert 'aria-label="Score from the reward model"' in page
 
 
 def test_no_metrics_are_damage_unless_the_run_could_measure_none(folder: RunFolder) -> None:
@@ -442,7 +443,7 @@ def test_a_plot_of_absurd_figures_is_left_out_and_named(folder: RunFolder) -> No
     more = "".join(record.to_line() for record in absurd)
     notes = _damaged(folder, "metrics.jsonl", folder.metrics.read_text() + more)
     assert [note.partition(": it cannot")[0] for note in notes] == [f"{folder.plots}/gold.png"]
-    assert 'alt="Reward and KL"' in folder.report.read_text()
+    assert 'aria-label="Score from the reward model"' in folder.report.read_text()
 
 
 def test_a_report_that_is_made_leaves_words_of_the_damage_on_stderr(

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from fakes.watched import folder_at
 
+from orchestrator.report.measured import Measured
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.lock import holder
 from orchestrator.watch.health import health_of, state_of
-from orchestrator.watch.measured import Measured
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
+from orchestrator.report.chart import HEIGHT, WIDTH, Curve, chart, panels, short, thinned, ticks
+from orchestrator.report.measured import Measured
 from orchestrator.telemetry.metrics import MetricRecord
-from orchestrator.watch.chart import HEIGHT, WIDTH, Curve, chart, panels, short, thinned, ticks
-from orchestrator.watch.measured import Measured
 
 
 def measured(values: list[float], name: str = "ppo/kl_sequence", stage: str = "ppo") -> Measured:

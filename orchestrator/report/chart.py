@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from orchestrator.report.curves import Panels, running_mean
+from orchestrator.report.measured import Measured, Series
 from orchestrator.telemetry.metrics import METRICS
-from orchestrator.watch.measured import Measured, Series
 
 WIDTH, HEIGHT = 400, 220  # units of the drawing; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 8, 22
@@ -53,6 +53,8 @@ class Chart:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     gaps: int  # values that are not finite, which cannot be drawn
+    readings: tuple[tuple[str, tuple[tuple[float, str, str], ...]], ...] = ()
+    """Name of each curve, and (place, step, value) of its points, for a pointer on the chart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ class Curve:
     style: str = "-"  # "-", a broken line, or "o" for values of few steps
 
 
-def panels(measured: Measured, chosen: Panels) -> list[Chart]:
-    """A chart for each panel that has data."""
+def panels(measured: Measured, chosen: Panels, *, readable: bool = False) -> list[Chart]:
+    """A chart for each panel that has data; `readable`: with the values for a pointer."""
     found = []
     for title, curves in chosen:
         there = [
@@ -75,12 +77,12 @@ def panels(measured: Measured, chosen: Panels) -> list[Chart]:
             if (series := measured.series(stage, name)) is not None
         ]
         if there:
-            found.append(chart(title, there))
+            found.append(chart(title, there, readable=readable))
     return found
 
 
-def chart(title: str, curves: Sequence[Curve]) -> Chart:
-    """A chart of one or more series with one unit."""
+def chart(title: str, curves: Sequence[Curve], *, readable: bool = False) -> Chart:
+    """A chart of one or more series with one unit; `readable`: with the values for a pointer."""
     points = [(curve, *_points(curve.series)) for curve in curves]
     finite = [p for _, steps, values in points for p in zip(steps, values, strict=True)
               if math.isfinite(p[1])]  # fmt: skip
@@ -96,7 +98,15 @@ def chart(title: str, curves: Sequence[Curve]) -> Chart:
         x_ticks=tuple((axes.x(t), f"{t:,.0f}") for t in axes.x_ticks()),
         y_ticks=tuple((axes.y(t), short(t)) for t in axes.y_ticks()),
         gaps=sum(not math.isfinite(v) for _, _, values in points for v in values),
+        readings=tuple(_reading(c, s, v, axes) for c, s, v in points) if readable else (),
     )
+
+
+def _reading(
+    curve: Curve, steps: list[float], values: list[float], axes: _Axes
+) -> tuple[str, tuple[tuple[float, str, str], ...]]:
+    points = thinned(steps, values)
+    return curve.label, tuple((axes.x(s), f"{s:,.0f}", short(v)) for s, v in points)
 
 
 def unit_of(series: Series) -> str:
