@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DATE = "data.date"
 # May change between an interrupted run and its resumption: they affect where the run writes and how
 # long it takes, not what it computes.
-_FREE = ("run", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
+_FREE = ("run", "samples", "logger", "resume", "rerun", "data.workers", "data.cache_mib")
 # May change too, but then the order of floating-point sums changes.
 _LAYOUT = ("cluster", "trainer.zero_stage", "trainer.weight_bucket_mib")
 # Keys whose value leaves the choice to the run; what was chosen is in its checkpoints, and stays.

@@ -161,6 +161,8 @@ ALIASES: dict[str, Alias] = {
     "adap_kl_ctrl": Alias(("algorithm.kl.control",), "adaptive or fixed"),
     **dict.fromkeys(("output_dir", "save_path", "output_path", "save_dir", "out_dir", "log_dir",
                      "logging_dir", "default_local_dir"), _DIR),
+    **dict.fromkeys(("rollouts_kept", "log_completions", "num_completions_to_print"), Alias(
+        ("samples.per_iteration", "samples.all"), "texts per iteration")),
     "overwrite_output_dir": Alias(("run.overwrite",), "true or false"),
     **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty", "do_sample", "num_beams"),
                     _SAMPLING),

@@ -47,7 +47,8 @@ _NAMES = {
     "importance_floor": NONE, "overlong.penalty": "reward", "kl.coefficient": "reward per nat",
     "kl.target": "nats per sequence", "kl.horizon": "sequences", "kl.limit": "nats per sequence",
     "ptx.coefficient": NONE, "ema_decay": NONE, "evaluate_every": "iterations",
-    "rollouts_kept": "rollouts", "shares": NONE, "best_of": "samples", "samples_shown": "prompts",
+    "samples.per_iteration": "texts", "shares": NONE, "best_of": "samples",
+    "samples_shown": "prompts",
     "concurrency": "requests", "lm_eval.limit": "examples", "fewshot": "examples",
     "batch_size": "sequences", "prometheus_port": NONE, "weight": NONE,
 }  # fmt: skip

@@ -20,6 +20,7 @@ from orchestrator.config.ranges import any_seed, check_tree, name, path
 from orchestrator.config.rejection import RejectionConfig
 from orchestrator.config.reward import RewardConfig
 from orchestrator.config.run import LoggerConfig, RunConfig, StageName
+from orchestrator.config.samples import SamplesConfig
 from orchestrator.config.training import (
     AlgorithmConfig,
     PretrainConfig,
@@ -85,6 +86,8 @@ class Config:
     """Stage collect."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Stage evaluate."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Texts that are saved for people to read."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Nodes, and workers per role."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)

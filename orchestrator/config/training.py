@@ -377,9 +377,6 @@ class AlgorithmConfig:
     """Held-out prompts answered and scored during training."""
     evaluation_judge: TrainingJudge = TrainingJudge.function
     """Whether evaluate.judge compares these answers with those before the first update."""
-    rollouts_kept: int | None = at_least(0, 4)
-    """Rollouts per iteration saved in samples/rollouts.jsonl: as many trained on as dropped ones;
-    null = all."""
     policy_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-4, schedule=Schedule.constant, warmup_steps=10

@@ -207,7 +207,7 @@ def _record(run: PPORun, done: _Iteration) -> None:
     with session.telemetry.span(run.stage, step, "record"):
         if due:
             values |= named(run.heldout.measure(step, run.version))
-        if settings.rollouts_kept != 0:
+        if not session.config.samples.none:
             of_score = dict(zip(scores.ids.tolist(), scores.values.tolist(), strict=True))
             marks = Marks(of_score, done.kl, done.counts.reasons).with_terms(scores)
             append_samples(session, (run.stage, step), done.batch, marks)

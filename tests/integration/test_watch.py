@@ -53,7 +53,7 @@ def test_a_run_is_watched_while_it_goes_on_and_afterwards(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     run = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.run", "+experiment=pocket_tiny", f"run.dir={folder}",
-         "algorithm.rollouts_kept=null"],
+         "samples.all=true"],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:

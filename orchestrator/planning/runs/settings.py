@@ -22,7 +22,8 @@ from workers.errors import ConfigError, RehearsalError, UnknownKeyError
 # engines), the settings of stages that run once, and how rankings are labeled, which is done once.
 FIXED = (
     "experiment", "seed", "resume", "rerun", "stages", "variants", "run", "model", "data",
-    "trainer", "rollout", "reward", "collect", "evaluate", "cluster", "logger",
+    "trainer", "rollout", "reward", "collect", "evaluate", "samples", "cluster",
+    "logger",
     *(f"reward_model.{name}" for name in (
         "prompts", "heldout_prompts", "min_completions", "max_completions", "base_fraction",
         "temperature",

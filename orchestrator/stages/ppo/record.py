@@ -86,7 +86,7 @@ def record_lost(
     counts: LedgerSummary,
 ) -> None:
     """Record an iteration without any reward, which has neither scores nor losses."""
-    if session.config.algorithm.rollouts_kept != 0:
+    if not session.config.samples.none:
         batch = session.fleet.rollout.fetch(rollouts).result()
         marks = Marks(reasons=counts.reasons).with_terms(scores)
         append_samples(session, (stage, step), batch, marks)
@@ -229,7 +229,7 @@ def _speed(done: Iteration) -> dict[str, float]:
 
 def _keep_samples(session: Session, done: Iteration) -> None:
     """Write the texts of an iteration's sequences."""
-    if session.config.algorithm.rollouts_kept == 0:
+    if session.config.samples.none:
         return
     batch = session.fleet.rollout.fetch(done.rollouts).result()
     scores = done.scores
@@ -268,18 +268,18 @@ class Marks:
 def append_samples(
     session: Session, at: tuple[str, int], batch: RolloutBatch, marks: Marks
 ) -> None:
-    """Write the first texts that were trained on, and as many of those that were dropped.
+    """Write some texts of an iteration, of those that were trained on and of the dropped ones.
 
     Args:
-        session: The run; `algorithm.rollouts_kept` says how many, None = all.
+        session: The run; `samples` of its configuration says how many.
         at: Stage and step.
         batch: The sequences.
         marks: Of the sequences; those with a KL were trained on (NaN if it was not measured).
     """
     score, kl, reasons = marks.score, marks.kl, marks.reasons
-    most, ids = session.config.algorithm.rollouts_kept, batch.ids.tolist()
-    trained = [n for n, i in enumerate(ids) if i in kl][:most]
-    dropped = [n for n, i in enumerate(ids) if i in reasons][:most]
+    ids = batch.ids.tolist()
+    trained = [n for n, i in enumerate(ids) if i in kl]
+    dropped = [n for n, i in enumerate(ids) if i in reasons]
     append_rollouts(
         session.folder,
         [
@@ -297,6 +297,6 @@ def append_samples(
                 dropped=reasons.get(ids[n], ""),
                 terms=marks.terms.get(ids[n], {}),
             )
-            for n in sorted({*trained, *dropped})
+            for n in session.config.samples.chosen(trained, dropped)
         ],
     )

@@ -261,7 +261,7 @@ def test_texts_that_were_trained_on_and_texts_that_were_dropped_are_kept(tmp_pat
     for dropped in (False, True):
         assert [(s.stage, s.step) for s in found if bool(s.dropped) is dropped] == [
             ("rejection_sampling", step) for step in (1, 2, 3) for _ in range(4)
-        ]  # algorithm.rollouts_kept
+        ]  # samples.per_iteration
     assert {s.dropped for s in found} == {"", "not the best of its prompt"}
     assert all(math.isnan(s.kl) and s.tokens for s in found)
     assert all(np.isfinite(s.score) for s in found)

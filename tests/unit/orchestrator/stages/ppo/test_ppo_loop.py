@@ -715,7 +715,8 @@ class TestRecords:
     @pytest.mark.parametrize(("kept", "lines"), [(0, 0), (3, 3), (None, 16), (99, 16)])
     def test_texts_of_every_iteration_are_kept(self, tmp_path: Path, kept: int | None, lines: int):
         config = small_config()
-        config.algorithm.evaluate_every, config.algorithm.rollouts_kept = 0, kept
+        config.algorithm.evaluate_every = 0
+        config.samples.per_iteration, config.samples.all = kept or 0, kept is None
         run = Run(tmp_path, config)
         ppo(run.session)
         samples = read_rollouts(run.folder)
@@ -725,7 +726,7 @@ class TestRecords:
 
     def test_lengths_and_ends_are_those_of_what_was_sampled(self, tmp_path: Path):
         config = small_config()
-        config.algorithm.rollouts_kept = None
+        config.samples.all = True
         run = Run(tmp_path / "rewarded", config)
         ppo(run.session)
         ends = [s.finish == "stop" for s in read_rollouts(run.folder) if s.step == 1]
@@ -760,7 +761,7 @@ class TestRecords:
             else:
                 assert sample.dropped == ""
                 assert sample.score == scores[sample.step - 1][sample.id]
-        most = run.config.algorithm.rollouts_kept
+        most = run.config.samples.per_iteration // 2
         assert Counter((s.step, bool(s.dropped)) for s in samples) == {
             (step, dropped): most for step in (1, 2) for dropped in (False, True)
         }
@@ -772,7 +773,7 @@ class TestRecords:
         ppo(run.session)
         lost = [s for s in read_rollouts(run.folder) if s.step == 1]
         assert {s.dropped for s in lost} == {"down"}
-        assert len(lost) == run.config.algorithm.rollouts_kept
+        assert len(lost) == run.config.samples.per_iteration
 
     def test_the_trained_policy_is_published(self, tmp_path: Path):
         run = Run(tmp_path)
