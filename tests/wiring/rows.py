@@ -132,7 +132,6 @@ MAIN = [
     Row("algorithm.evaluate_every", "2", [0, 2, 4], lambda w: [r.step for r in w.run.metrics() if r.name == "ppo/gold_mean"]),
     Row("algorithm.evaluation_prompts", "8", 8, lambda w: len(w.heldout()[0]["requests"])),
     Row("samples.per_iteration", "3", {1: 3, 2: 3, 3: 3, 4: 3}, lambda w: w.kept()),
-    Row("samples.all", "true", {1: 16, 2: 16, 3: 16, 4: 16}, lambda w: w.kept()),
     Row("algorithm.on_non_finite", "skip", True, lambda w: w.group().skip_non_finite),
     Row("rollout.temperature", "0.83", {0.83}, lambda w: w.temperatures()),
     Row("rollout.max_response_tokens", "14", 14, lambda w: w.generated()[0]["sampling"].max_tokens),
@@ -208,6 +207,7 @@ OTHER = [
     Row("run.checkpoint.every_steps", "23", 23, lambda w: w.config.run.checkpoint.steps("sft")),
     Row("model.freeze", "[embeddings]", ("embeddings",), lambda w: w.trained.freeze),
     Row("rollout.sleep", "true", ("cache", True), lambda w: (w.group().rest, w.engine.sleep)),
+    Row("samples.all", "true", {1: 6, 2: 6, 3: 6}, lambda w: w.kept()),
     Row("evaluate.judge", "none", 0, lambda w: len(w.run.session.findings.preferred)),
 ]  # fmt: skip
 AHEAD = [
@@ -231,7 +231,7 @@ SCENARIOS = {
     "specs": Scenario(SPECS),
     "files": Scenario(FILES, given=("sft.demonstrations_per_step=21",)),
     "other": Scenario(OTHER, ("sft", "reward_model", "ppo_ptx", "evaluate"), (
-        *_PPO, "pretrain.row_tokens=40", "sft.steps=3", "sft.optimizer.warmup_steps=0",
+        *_PPO, "samples.per_iteration=2", "pretrain.row_tokens=40", "sft.steps=3", "sft.optimizer.warmup_steps=0",
         "sft.demonstrations_per_step=10", "sft.pretraining_fraction=0.2", "evaluate.prompts=4",
         "reward_model.prompts=12", "reward_model.heldout_prompts=8",
         "reward_model.optimizer.warmup_steps=0", "reward_model.prompts_per_step=4",

@@ -324,7 +324,7 @@ def test_plots_without_data_are_not_drawn(folder: RunFolder) -> None:
     width, height = struct.unpack(">II", (folder.plots / "reward.png").read_bytes()[16:24])
     assert width > height > 300
     drawn = re.findall(r'<figure class="chart">\n<figcaption>([^<]*)', text)
-    assert drawn == ["Score from the reward model ", "KL to the reference "]
+    assert drawn == ["Score of the reward ", "KL to the reference "]
     assert 'id="rollouts"' not in text
 
 
@@ -369,7 +369,7 @@ def test_a_damaged_line_is_named_and_the_others_are_shown(folder: RunFolder) -> 
     assert notes == [f"{folder.metrics}:2: value must be a number, not 'half'"]
     page = folder.report.read_text()
     assert "metrics.jsonl:2: value must be a number" in page
-    assert 'aria-label="Score from the reward model"' in page
+    assert 'aria-label="Score of the reward"' in page
 
 
 def test_no_metrics_are_damage_unless_the_run_could_measure_none(folder: RunFolder) -> None:
@@ -443,7 +443,7 @@ def test_a_plot_of_absurd_figures_is_left_out_and_named(folder: RunFolder) -> No
     more = "".join(record.to_line() for record in absurd)
     notes = _damaged(folder, "metrics.jsonl", folder.metrics.read_text() + more)
     assert [note.partition(": it cannot")[0] for note in notes] == [f"{folder.plots}/gold.png"]
-    assert 'aria-label="Score from the reward model"' in folder.report.read_text()
+    assert 'aria-label="Score of the reward"' in folder.report.read_text()
 
 
 def test_a_report_that_is_made_leaves_words_of_the_damage_on_stderr(
