@@ -45,6 +45,7 @@ from orchestrator.stages.online_dpo import online_dpo
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
 from orchestrator.stages.reward_model import reward_model
+from orchestrator.stages.selection.overoptimization import overoptimization
 from orchestrator.stages.selection.rejection_sampling import rejection_sampling
 from orchestrator.stages.sft import sft
 from orchestrator.supervision.lost_workers import Losses
@@ -68,6 +69,7 @@ STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain_large: pretrain_large,
     StageName.collect: collect,
     StageName.evaluate: evaluate,
+    StageName.overoptimization: overoptimization,
 }
 
 
@@ -273,6 +275,7 @@ def summarise(session: Session) -> Summary:
         models=findings.models,
         preferred=tuple(findings.preferred),
         judging=findings.judging,
+        overoptimization=findings.overoptimization,
         ledger=findings.ledger,
         drops=findings.drops,
         weight_sync=WeightSyncTotals(

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.config.cluster import RoleName
-from orchestrator.config.data import DataSourceKind
 from orchestrator.config.engines import OptimizerConfig
 from orchestrator.config.rejection import Keep, Start
 from orchestrator.config.run import StageName
@@ -21,7 +20,8 @@ from workers.errors import BatchArithmeticError
 PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
 # The stages that train on sequences which the policy samples meanwhile.
 ONLINE_STAGES = (*PPO_STAGES, StageName.online_dpo, StageName.rejection_sampling)
-SAMPLING_STAGES = (StageName.collect, StageName.evaluate)  # they train nothing
+# They train nothing.
+SAMPLING_STAGES = (StageName.collect, StageName.evaluate, StageName.overoptimization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +106,25 @@ def reward_model_steps(config: Config) -> int | None:
         config, RoleName.critic, settings.prompts_per_step, "reward_model.prompts_per_step",
         "prompts",
     )  # fmt: skip
-    pocket = config.data.source is DataSourceKind.pocket
+    sampled = config.samples_rankings
     known = {"max_rankings": settings.max_rankings} if settings.max_rankings else {}
-    if pocket:
-        known["prompts"] = settings.prompts
+    if sampled:
+        known["prompts"] = settings.prompts - settings.skip_rankings
     if not known:
         return None
     name = min(known, key=known.__getitem__)
     rankings = known[name]
     if rankings < settings.prompts_per_step:
+        skipped = (
+            f", {settings.skip_rankings} skipped," if sampled and settings.skip_rankings else ""
+        )
         raise BatchArithmeticError(
-            f"{rankings} rankings are fewer than one step of {settings.prompts_per_step}",
+            f"{max(rankings, 0)} rankings{skipped} are fewer than one step of "
+            f"{settings.prompts_per_step}",
             where=f"reward_model.{name}",
             fix=f"raise reward_model.{name} or lower reward_model.prompts_per_step",
         )
-    return ranking_steps(config, rankings) if pocket else None
+    return ranking_steps(config, rankings) if sampled else None
 
 
 def preference_steps(config: Config) -> int | None:
@@ -134,11 +138,17 @@ def preference_steps(config: Config) -> int | None:
         config, RoleName.policy, settings.rankings_per_step, "preference.rankings_per_step",
         "rankings",
     )  # fmt: skip
-    if config.data.source is not DataSourceKind.pocket:
+    if not config.samples_rankings:
         return None
-    rankings = config.reward_model.prompts
+    rankings = config.reward_model.prompts - config.reward_model.skip_rankings
     if config.reward_model.max_rankings:
         rankings = min(rankings, config.reward_model.max_rankings)
+    if rankings < 1:
+        raise BatchArithmeticError(
+            f"all {config.reward_model.prompts} rankings are skipped",
+            where="reward_model.skip_rankings",
+            fix="lower it, or raise reward_model.prompts",
+        )
     return math.ceil(rankings / settings.rankings_per_step) * settings.epochs
 
 

@@ -65,6 +65,10 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "algorithm.on_non_finite": None,
     "collect": (StageName.collect,),
     "evaluate": (StageName.evaluate,),
+    "overoptimization": (StageName.overoptimization,),
+    # who ranks what is sampled, and who scores held-out answers
+    "overoptimization.gold": None,
+    "model.checkpoints.gold": None,
     "evaluate.web_documents": (StageName.pretrain, StageName.evaluate),
 }
 _JUDGE = ("evaluate.judge", "evaluate.judge_function", "evaluate.endpoint")

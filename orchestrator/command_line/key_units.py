@@ -49,6 +49,7 @@ _NAMES = {
     "ptx.coefficient": NONE, "ema_decay": NONE, "evaluate_every": "iterations",
     "samples.per_iteration": "texts", "shares": NONE, "best_of": "samples",
     "samples_shown": "prompts",
+    "resamples": "bootstrap samples",
     "concurrency": "requests", "lm_eval.limit": "examples", "fewshot": "examples",
     "batch_size": "sequences", "prometheus_port": NONE, "weight": NONE,
 }  # fmt: skip

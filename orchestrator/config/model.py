@@ -79,6 +79,8 @@ class CheckpointPaths:
     teacher: str = path("")
     """The model whose log-probabilities a student learns (algorithm.advantage=distill); it has the
     student's tokenizer, at any size. Also evaluated."""
+    gold: str = path("")
+    """The reward model that gives the gold score (overoptimization.gold=reward_model)."""
     critic: str = path("")
     """Initial weights of the critic; "" = algorithm.critic_init."""
 

@@ -24,6 +24,7 @@ class StageName(StrEnum):
     pretrain_large = "pretrain_large"
     collect = "collect"
     evaluate = "evaluate"
+    overoptimization = "overoptimization"
 
 
 class Best(Enum):

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config.cluster import ClusterConfig
-from orchestrator.config.data import DataConfig
+from orchestrator.config.data import DataConfig, DataSourceKind, kinds
 from orchestrator.config.engines import RolloutConfig, TrainerConfig
 from orchestrator.config.evaluation import CollectConfig, EvaluateConfig, JudgeKind
 from orchestrator.config.model import ModelConfig
+from orchestrator.config.overoptimization import GoldJudge, OveroptimizationConfig
 from orchestrator.config.preference import PreferenceConfig
 from orchestrator.config.ranges import any_seed, check_tree, name, path
 from orchestrator.config.rejection import RejectionConfig
@@ -29,6 +30,7 @@ from orchestrator.config.training import (
     TrainingJudge,
 )
 from orchestrator.config.variants import check_names
+from workers.data.tokenize.data_sets import SetKind
 
 
 def asked_while_learning(chosen: TrainingJudge) -> tuple[JudgeKind, ...]:
@@ -88,6 +90,8 @@ class Config:
     """Stage evaluate."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     """Texts that are saved for people to read."""
+    overoptimization: OveroptimizationConfig = field(default_factory=OveroptimizationConfig)
+    """Stage overoptimization."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Nodes, and workers per role."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -110,6 +114,18 @@ class Config:
     def _name(self, name: str) -> str:
         plain = name in StageName.__members__ and name not in self.variants
         return StageName(name) if plain else name
+
+    @property
+    def gold_model(self) -> bool:
+        """Whether a reward model gives the gold score, in place of the pocket world's labeler."""
+        return self.overoptimization.gold is GoldJudge.reward_model
+
+    @property
+    def samples_rankings(self) -> bool:
+        """Whether the rankings of the run are sampled and labeled, because none are given."""
+        if self.data.source is DataSourceKind.pocket:
+            return True
+        return self.gold_model and SetKind.comparisons not in kinds(self.data)
 
     @property
     def training_judge(self) -> JudgeKind | None:

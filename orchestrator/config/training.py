@@ -203,6 +203,8 @@ class RewardModelConfig:
     """Prompts to sample and label (pocket world)."""
     max_rankings: int = at_least(0, 0)
     """Use only this many training rankings, the first; 0 = all."""
+    skip_rankings: int = at_least(0, 0)
+    """Leave out this many training rankings before those that are used."""
     min_completions: int = between(2, 4, 9)
     """Smallest K; K is drawn per prompt from [min, max]."""
     max_completions: int = between(2, 9, 9)

@@ -22,9 +22,9 @@ from workers.errors import ConfigError, UnknownKeyError
 
 KEYS = ("stage", "algorithm", "set", "from", "reference", "reward_model", "seed_as", "files")
 # A variant of these would overwrite what the stage wrote: the tasks, the comparison of all models.
-ONCE = (StageName.collect, StageName.evaluate)
+ONCE = (StageName.collect, StageName.evaluate, StageName.overoptimization)
 # Names of checkpoints that no stage makes.
-_GIVEN = ("initial", "critic")
+_GIVEN = ("initial", "critic", "gold")
 _ALGORITHMS = shipped("conf") / "algorithm"
 # Part of the names of checkpoints and of published models, so no dash and no dot.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")

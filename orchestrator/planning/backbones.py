@@ -112,6 +112,8 @@ def role_sizes(
     reward = policy if made else checkpoint_size(Path(given.reward_model or "/"))
     if not config.reward.needs.model:
         reward = None
+    if config.gold_model and (gold := checkpoint_size(Path(given.gold or "/"))) is not None:
+        reward = max(filter(None, (reward, gold)), key=lambda size: size.parameters)
     critic, start = policy if made else None, plan_critic(config)
     if start is not None:
         starts = {"critic": checkpoint_size(Path(given.critic or "/")), "reward_model": reward}

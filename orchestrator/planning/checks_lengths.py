@@ -124,7 +124,7 @@ def _reads_whole_rows(config: Config, stage: StageName) -> bool:
     if stage is StageName.evaluate:  # the perplexity of pretraining text, if there is any
         return SetKind.pretraining in kinds(config.data)
     prompts_alone = {StageName.ppo, StageName.online_dpo, StageName.rejection_sampling}
-    return stage not in {*prompts_alone, StageName.collect}
+    return stage not in {*prompts_alone, StageName.collect, StageName.overoptimization}
 
 
 def _readers(config: Config, stage: StageName) -> tuple[str, ...]:

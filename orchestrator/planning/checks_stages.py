@@ -89,6 +89,12 @@ def _no_checkpoint(config: Config, run: StageRun, name: str) -> ConfigError:
             fix="name the folder of a model with the student's tokenizer; a variant may name a "
             "model of the run (variants.NAME.reference)",
         )
+    if name == "gold":
+        return ConfigError(
+            f"overoptimization.gold=reward_model, and the stage {run.name} is given none",
+            where="model.checkpoints.gold",
+            fix="name the folder of a reward model",
+        )
     maker = next((each for each, made in _PRODUCTS.items() if made == name), None)
     if maker is None:
         return ConfigError(
@@ -129,8 +135,9 @@ def _check_files(config: Config, stage: StageName) -> None:
         )
     given = kinds(config.data)
     needed = _needed(config, stage)
-    # Without evaluation prompts, evaluate uses the held-out part of the prompts.
-    if stage is StageName.evaluate and SetKind.prompts not in given:
+    # Without evaluation prompts, held-out answers are those to a part of the prompts.
+    heldout = stage in (StageName.evaluate, StageName.overoptimization)
+    if heldout and SetKind.prompts not in given:
         needed = (SetKind.evaluation_prompts,)
     for kind in needed:
         if kind not in given:
@@ -148,6 +155,8 @@ def _check_files(config: Config, stage: StageName) -> None:
 def _needed(config: Config, stage: StageName) -> tuple[SetKind, ...]:
     """Kinds of data sets that a stage requires; not for evaluate, which accepts alternatives."""
     needed = _SETS.get(stage, ())
+    if SetKind.comparisons in needed and config.samples_rankings:
+        needed = tuple(SetKind.prompts if each is SetKind.comparisons else each for each in needed)
     if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
         needed = (*needed, SetKind.pretraining)
     return needed
@@ -161,9 +170,11 @@ def unused_sets(config: Config) -> list[str]:
         used.update(_needed(run.config, run.stage))
         if run.stage in ONLINE_STAGES:  # the probes of weight syncs
             used.add(SetKind.evaluation_prompts)
+        held_out = SetKind.evaluation_prompts
+        if run.stage in (StageName.evaluate, StageName.overoptimization):
+            used.add(held_out if held_out in given else SetKind.prompts)
         if run.stage is StageName.evaluate:
-            held_out = SetKind.evaluation_prompts
-            used |= {held_out if held_out in given else SetKind.prompts, SetKind.pretraining}
+            used.add(SetKind.pretraining)
     return [
         f"{each.key} is read, but no stage of this run uses {each.kind.value.replace('_', ' ')}"
         for each in all_sets(config.data)

@@ -93,6 +93,8 @@ def policy_size(config: Config) -> ModelSize | None:
     pocket = config.data.source is DataSourceKind.pocket
     if StageName.pretrain in config.stages and pocket:
         return pocket_size(config.model.pocket)
+    if StageName.pretrain_large in config.stages and pocket:
+        return pocket_size(config.model.large)
     given = config.model.checkpoints
     tuned = (given.ppo, given.ppo_ptx, given.dpo, given.online_dpo, given.rejection_sampling)
     for folder in (given.initial, given.base, given.sft, *tuned):

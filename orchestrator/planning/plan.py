@@ -25,6 +25,10 @@ from orchestrator.planning.checks_devices import (
     check_sharing,
 )
 from orchestrator.planning.checks_lengths import check_lengths, check_rows
+from orchestrator.planning.checks_overoptimization import (
+    check_overoptimization,
+    overoptimization_notes,
+)
 from orchestrator.planning.checks_scoring import (
     check_estimator,
     check_judge,
@@ -108,6 +112,7 @@ def make_plan(config: Config) -> Plan:
         notes=(
             *unused_sets(config),
             *_own_notes(config, runs),
+            *overoptimization_notes(config, runs),
             *_limits(config.cluster),
             *too_few_cores(config.cluster),
             *_notes(config, layout, size),
@@ -131,6 +136,7 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
     """
     check_stages(config)
     runs = expand(config)
+    check_overoptimization(config, runs)
     _check_settings(config)
     stages: list[StagePlan] = []
     for run in runs:

@@ -27,6 +27,9 @@ _PRODUCTS = {
 # one than the one that it starts from.
 REFERENCE = "reference"
 TEACHER = "teacher"
+
+_SAMPLED_AND_SCORED = (RoleName.rollout, RoleName.reward)
+
 # The stages that train on rankings.
 RANKING_STAGES = (StageName.reward_model, StageName.dpo)
 
@@ -52,12 +55,15 @@ def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tu
     if stage in RANKING_STAGES:
         sampling = labels(config, stage) if labeling is None else labeling
         sampled_from_base = sampling and config.reward_model.base_fraction > 0
-        return ("sft", "base") if sampled_from_base else ("sft",)
+        labeled_by = ("gold",) * (sampling and config.gold_model)
+        return ("sft", *(("base",) * sampled_from_base), *labeled_by)
     if stage is StageName.collect:
         scored = ("reward_model",) if collected_are_scored(config) else ()
         return (*config.collect.models, *scored)
     if stage is StageName.evaluate and config.evaluate.best_of:
         return ("sft", "reward_model") if config.reward.needs.model else ("sft",)
+    if stage is StageName.overoptimization:
+        return ("sft", "gold") if config.gold_model else ("sft",)
     if stage in ONLINE_STAGES:
         scored = is_rewarded(config, stage) and config.reward.needs.model
         taught = reference_of(config, stage) == TEACHER
@@ -90,7 +96,7 @@ def reference_of(config: Config, stage: StageName) -> str:
 
 def labels(config: Config, stage: StageName) -> bool:
     """Whether a stage samples and labels rankings, as the first that reads them does."""
-    if config.data.source is not DataSourceKind.pocket:
+    if not config.samples_rankings:
         return False
     first = next((each for each in config.stages if each in RANKING_STAGES), stage)
     return stage in RANKING_STAGES and stage == first
@@ -115,28 +121,33 @@ def stage_roles(
         absent = set() if config.algorithm.estimator.needs_values else {RoleName.critic}
         absent |= set() if is_rewarded(config, stage) else {RoleName.reward}
         return tuple(role for role in RoleName if role not in absent)
-    pocket = config.data.source is DataSourceKind.pocket
     labeling = labels(config, stage) if labeling is None else labeling
-    sampling = (RoleName.rollout,) if labeling else ()
+    sampling = _SAMPLED_AND_SCORED[: labeling + config.gold_model] if labeling else ()
     if stage is StageName.reward_model:
         return (*sampling, RoleName.critic)
     if stage is StageName.collect:
         scored = (RoleName.reward,) if collected_are_scored(config) else ()
         return (RoleName.rollout, *scored)
+    if stage is StageName.overoptimization:
+        return _SAMPLED_AND_SCORED
     if stage is StageName.rejection_sampling:
-        return (RoleName.rollout, RoleName.reward, RoleName.policy)
+        return (*_SAMPLED_AND_SCORED, RoleName.policy)
     if stage is StageName.dpo:
         return (*sampling, *_compared(config), RoleName.policy)
     if stage is StageName.online_dpo:
         return (RoleName.rollout, RoleName.reward, *_compared(config), RoleName.policy)
     if stage is StageName.evaluate:
-        judge = config.evaluate.judge
-        scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)
-        scored = scored or bool(config.evaluate.best_of)
-        return (RoleName.rollout, *((RoleName.reward,) if scored else ()), RoleName.reference)
+        return _evaluating(config)
     if stage is StageName.sft and chooses_by_reward(config):
         return (RoleName.rollout, RoleName.reward, RoleName.policy)
     return (RoleName.policy,)
+
+
+def _evaluating(config: Config) -> tuple[RoleName, ...]:
+    judge, pocket = config.evaluate.judge, config.data.source is DataSourceKind.pocket
+    scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)
+    scored = scored or bool(config.evaluate.best_of)
+    return (RoleName.rollout, *((RoleName.reward,) if scored else ()), RoleName.reference)
 
 
 def _compared(config: Config) -> tuple[RoleName, ...]:

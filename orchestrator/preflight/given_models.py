@@ -22,7 +22,7 @@ from workers.models.load import check_causal_lm, check_scalar
 from workers.models.published_files import require_saveable, require_tokenizer_saveable
 from workers.process.library_errors import reading
 
-_SCORING = ("reward_model", "judge")  # others are language models; a critic may be either
+_SCORING = ("reward_model", "judge", "gold")  # others are language models; a critic may be either
 _TRIAL = 'The 3 owls said: "Ça va?"\n'
 
 

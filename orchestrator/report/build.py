@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.config.run import StageName
+from orchestrator.batching.batch_sizes import SAMPLING_STAGES
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.process.program import program
@@ -24,6 +24,7 @@ from orchestrator.report.curves import further, groups, terms_of
 from orchestrator.report.heading import heading, state_of
 from orchestrator.report.losses import loss_rows
 from orchestrator.report.measured import Measured
+from orchestrator.report.overoptimization import hidden_reward_models
 from orchestrator.report.page import Page, render_page
 from orchestrator.report.tables import places, render_result, time_rows
 from orchestrator.results.summary import Summary, read_summary
@@ -78,7 +79,7 @@ def write_report(folder: RunFolder) -> Report:
         folder.plots.mkdir(exist_ok=True)
     from orchestrator.report.plots import draw_plots  # half a second of imports, at the end only
 
-    draw_plots(folder.plots, records, summary, damage)
+    drawn = draw_plots(folder.plots, records, summary, damage)
     page = Page(
         title=folder.path.resolve().name,
         summary=summary,
@@ -90,6 +91,11 @@ def write_report(folder: RunFolder) -> Report:
         damage=damage.notes(),
         heading=heading(keys, origin, state_of(folder, keys, summary)),
         losses=loss_rows(records),
+        drawings=[
+            (caption, (folder.plots / name).read_bytes())
+            for name, caption in drawn.items()
+            if name.endswith(".svg")
+        ],
     )
     write_text(folder.report, render_page(page))
     return Report(folder.report, summary, comparisons, damage.notes())
@@ -98,7 +104,7 @@ def write_report(folder: RunFolder) -> Report:
 def _only_evaluated(folder: RunFolder, summary: Summary) -> bool:
     """Whether the run has no steps that it could have measured: its empty file is whole."""
     ran = set(summary.timing.stages)
-    sampled = bool(ran) and ran <= {StageName.collect.value, StageName.evaluate.value}
+    sampled = bool(ran) and ran <= {stage.value for stage in SAMPLING_STAGES}
     return sampled and folder.metrics.is_file() and not folder.metrics.stat().st_size
 
 
@@ -119,9 +125,9 @@ def _charts(records: Sequence[MetricRecord], summary: Summary) -> list[Chart]:
     """A chart for each panel of curves that has data."""
     measured = Measured()
     measured.add(records)
-    others = further(
-        [*summary.timing.stages, *summary.models, *(record.stage for record in records)]
-    )
+    hidden = hidden_reward_models(summary)
+    names = [*summary.timing.stages, *summary.models, *(record.stage for record in records)]
+    others = further([name for name in names if name not in hidden])
     found = groups(others, terms_of(measured.names())).values()
     return [each for some in found for each in panels(measured, some, readable=True)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -22,6 +23,7 @@ from orchestrator.report.bars import TICK, all_bars
 from orchestrator.report.chart import Chart
 from orchestrator.report.glossary import glossary
 from orchestrator.report.losses import LOSS_HEADS
+from orchestrator.report.overoptimization import overoptimization_tables
 from orchestrator.report.tables import (
     MISSING,
     REWARD_MODEL_HEADS,
@@ -52,6 +54,7 @@ class Page:
     damage: Sequence[str] = ()  # what of the run folder is not shown, and why
     heading: Sequence[tuple[str, str]] = ()  # what was run, from what, where
     losses: Sequence[Sequence[str]] = ()  # by LOSS_HEADS
+    drawings: Sequence[tuple[str, bytes]] = ()  # caption, SVG
 
 
 def render_page(page: Page) -> str:
@@ -77,6 +80,8 @@ def render_page(page: Page) -> str:
         columns=evaluation_columns(summary),
         reward_model_heads=REWARD_MODEL_HEADS,
         reward_model_rows=reward_model_rows(summary),
+        overoptimization=overoptimization_tables(summary),
+        drawings=[_drawing(caption, svg) for caption, svg in page.drawings],
         facts=[fact for fact in facts(summary) if fact[0] != "roles"],
         bars=all_bars(summary),
         tick=TICK,
@@ -115,6 +120,15 @@ def _policy(*texts: str) -> str:
     )
 
 
+def _drawing(caption: str, svg: bytes) -> dict[str, object]:
+    """An SVG as an image, in the pixels of its points at 96 per inch."""
+    found = re.search(rb'<svg [^>]*?viewBox="0 0 ([0-9.]+) ([0-9.]+)"', svg)
+    assert found is not None, "matplotlib writes the view box of an SVG"
+    width, height = (round(float(points) * 96 / 72) for points in found.groups())
+    data = base64.b64encode(svg).decode("ascii")
+    return {"caption": caption, "width": width, "height": height, "data": data}
+
+
 def _names(page: Page) -> list[str]:
     """Every heading and fact that the page shows."""
     summary = page.summary
@@ -124,6 +138,8 @@ def _names(page: Page) -> list[str]:
     names += REWARD_MODEL_HEADS if reward_model_rows(summary) else ()
     names += LOSS_HEADS if page.losses else ()
     names += [what for what, _ in facts(summary) if what != "roles"]
+    for each in overoptimization_tables(summary):
+        names += [head.replace("\n", " ") for head in each.heads if not head.isdecimal()]
     names += ["model", "response", "gold"] if page.comparisons else []
     names += ["score", "KL", "version", "stop, length, abort"] if page.rollouts else []
     names += DATA_HEADS if summary.data else ()

@@ -1,4 +1,4 @@
-"""PNG plots of a run, drawn from its records. A plot without data is not drawn."""
+"""Plots of a run, drawn from its records. A plot without data is not drawn."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -26,6 +28,8 @@ from orchestrator.report.curves import (
     running_mean,
     terms_of,
 )
+from orchestrator.report.overoptimization import hidden_reward_models
+from orchestrator.report.overoptimization_plots import draw_fits, draw_gold
 from orchestrator.results.summary import Summary
 from orchestrator.run_files.damage import Damage, complaint
 from orchestrator.telemetry.metrics import PPO_PHASES, MetricRecord, metric_of, series
@@ -47,30 +51,38 @@ def draw_plots(
     drawn: dict[str, str] = {}
     for name, (caption, make) in _PLOTS.items():
         try:
-            png = _drawn(make, records, summary)
+            drawing = _drawn(make, records, summary, svg=name.endswith(".svg"))
         except Exception as error:
             if damage is None:
                 raise
             damage.note(folder / name, f"it cannot be drawn: {complaint(error)}")
             continue
-        if png is not None:
+        if drawing is not None:
             with writing(folder / name, "a plot"):
-                (folder / name).write_bytes(png)
+                (folder / name).write_bytes(drawing)
             drawn[name] = caption
     return drawn
 
 
 def _drawn(
-    make: Callable[[Records, Summary], Figure | None], records: Records, summary: Summary
+    make: Callable[[Records, Summary], Figure | None],
+    records: Records,
+    summary: Summary,
+    *,
+    svg: bool,
 ) -> bytes | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on figures: a glyph that is missing, an axis of one point
         figure = make(records, summary)
         if figure is None:
             return None
-        png = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(png)
-    return png.getvalue()
+        drawing = io.BytesIO()
+        if svg:  # without a date and with fixed ids: equal figures give equal files
+            with rc_context({"svg.hashsalt": "rehearsal"}):
+                FigureCanvasSVG(figure).print_svg(drawing, metadata={"Date": None})
+        else:
+            FigureCanvasAgg(figure).print_png(drawing)
+    return drawing.getvalue()
 
 
 def _group(name: str) -> Callable[[Records, Summary], Figure | None]:
@@ -84,7 +96,9 @@ def _group(name: str) -> Callable[[Records, Summary], Figure | None]:
 
 def _further(summary: Summary, records: Records = ()) -> list[str]:
     """The stage runs and models that are none of the recipe's, in the run's order."""
-    return further([*summary.timing.stages, *summary.models, *(record.stage for record in records)])
+    names = [*summary.timing.stages, *summary.models, *(record.stage for record in records)]
+    hidden = hidden_reward_models(summary)  # a dozen curves in one panel would show nothing
+    return further([name for name in names if name not in hidden])
 
 
 def _pair_accuracy(records: Records, summary: Summary) -> Figure | None:
@@ -201,6 +215,14 @@ def _phases(_: Records, summary: Summary) -> Figure | None:
 _PLOTS: dict[str, tuple[str, Callable[[Records, Summary], Figure | None]]] = {
     "win_rates.png": ("Win rates", _win_rates),
     "perplexity.png": ("Alignment tax", _perplexity),
+    "overoptimization.svg": (
+        "Over-optimisation",
+        lambda _, summary: draw_gold(summary, _figure, _style),
+    ),
+    "overoptimization_fits.svg": (
+        "Over-optimisation: the fits",
+        lambda _, summary: draw_fits(summary, _figure, _style),
+    ),
     "reward.png": ("Reward and KL", _group("Reward and KL")),
     "terms.png": ("Terms of the reward", _group("Terms of the reward")),
     "gold.png": ("Gold score", _group("Gold score")),

@@ -12,6 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.process.program import invocation
+from orchestrator.report.overoptimization import (
+    hidden_reward_models,
+    overoptimization_facts,
+    overoptimization_tables,
+)
 from orchestrator.results.best_of import parts_of
 from orchestrator.results.summary import (
     EvaluationRow,
@@ -110,7 +115,8 @@ def _time_cells(times: Mapping[str, Sequence[float]]) -> list[str]:
 
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """What else is worth knowing, as (what, figure)."""
-    return [*_judging_facts(summary), *_reward_model_facts(summary), *_run_facts(summary)]
+    found = [*_judging_facts(summary), *_reward_model_facts(summary)]
+    return [*found, *overoptimization_facts(summary), *_run_facts(summary)]
 
 
 def _judging_facts(summary: Summary) -> list[tuple[str, str]]:
@@ -128,8 +134,11 @@ def _judging_facts(summary: Summary) -> list[tuple[str, str]]:
 def _reward_model_facts(summary: Summary) -> list[tuple[str, str]]:
     figures = summary.reward_model
     found: list[tuple[str, str]] = []
+    hidden = hidden_reward_models(summary)
     named = {"reward model": figures} | summary.reward_models
     for name, each in named.items():
+        if name in hidden:
+            continue
         if (a := each.heldout) is not None:
             text = f"{_percent(a.accuracy)} {_interval(a.low, a.high)} of {a.pairs:,} pairs"
             found.append((f"{name}, held-out pairs", f"{text}, {a.prompts:,} prompts"))
@@ -183,6 +192,8 @@ def render_table(summary: Summary) -> RenderableType:
             parts.append(_evaluation_table(summary, names))
     if rows := reward_model_rows(summary):
         parts.append(_table(REWARD_MODEL_HEADS, rows))
+    for each in overoptimization_tables(summary):
+        parts += [_table(each.heads, each.rows), Text(f" {each.note}", style="dim")]
     grid = Table.grid(padding=(0, 2, 0, 1))
     for what, figure in facts(summary):
         grid.add_row(Text(what, style="dim"), figure)

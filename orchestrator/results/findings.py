@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from orchestrator.results.overoptimization import Overoptimization
 from orchestrator.results.reward_model_figures import RewardModelFigures
 from orchestrator.results.summary import EvaluationRow, Judging, LedgerTotals, Preference
 
@@ -20,6 +21,7 @@ class Findings:
     models: dict[str, EvaluationRow] = field(default_factory=dict)
     preferred: list[Preference] = field(default_factory=list)
     judging: Judging | None = None
+    overoptimization: Overoptimization | None = None
     ledger: LedgerTotals = field(default_factory=LedgerTotals)
     drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
     syncs: int = 0  # number of weight syncs

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.results.best_of import parts_of
+from orchestrator.results.overoptimization import Overoptimization, consistent
 from orchestrator.results.reward_model_figures import RewardModelFigures
 from orchestrator.run_files.damage import Damage, require_count, require_list, verified, whole
+from orchestrator.run_files.dataclass_json import from_plain
 from orchestrator.run_files.folder import RunFolder, write_json
 from workers.data.tables.accounts import SetAccount
 from workers.errors import DataError
@@ -165,6 +167,7 @@ class Summary:
     models: dict[str, EvaluationRow] = field(default_factory=dict)  # by name, in the run's order
     preferred: tuple[Preference, ...] = ()
     judging: Judging | None = None
+    overoptimization: Overoptimization | None = None  # of the stage of this name
     ledger: LedgerTotals = LedgerTotals()
     drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
     weight_sync: WeightSyncTotals = WeightSyncTotals()
@@ -261,6 +264,7 @@ def to_json(summary: Summary) -> dict[str, object]:
             "trained": summary.ledger.trained,
             "dropped": summary.ledger.dropped,
         },
+        "overoptimization": asdict(summary.overoptimization) if summary.overoptimization else None,
         "drops": summary.drops,
         "weight_sync": {
             "count": sync.count,
@@ -318,7 +322,9 @@ def _row(row: EvaluationRow) -> dict[str, object]:
 
 
 #: Keys of summary.json that earlier versions did not write.
-LATER_KEYS = frozenset({"drops", "restarts", "discarded_replies", "given_up", "mirror"})
+LATER_KEYS = frozenset(
+    {"drops", "restarts", "discarded_replies", "given_up", "mirror", "overoptimization"}
+)
 
 
 def _row_from_json(data: dict[str, Any]) -> EvaluationRow:
@@ -351,6 +357,10 @@ def _judging(data: dict[str, Any] | None) -> Judging | None:
     return whole(Judging, data) if data is not None else None
 
 
+def _overoptimization(data: dict[str, Any] | None) -> Overoptimization | None:
+    return consistent(from_plain(Overoptimization, data)) if data is not None else None
+
+
 def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
     def part(key: str, make: Callable[[Any], T], otherwise: T) -> T:
         def made() -> T:
@@ -380,6 +390,7 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             "evaluation/preferred", lambda v: tuple(map(_preference, require_list(v))), ()
         ),
         judging=part("evaluation/judging", _judging, None),
+        overoptimization=part("overoptimization", _overoptimization, None),
         ledger=part("ledger", lambda v: whole(LedgerTotals, v), LedgerTotals()),
         drops=part("drops", _counts, {}),
         weight_sync=part("weight_sync", lambda v: whole(WeightSyncTotals, v), WeightSyncTotals()),

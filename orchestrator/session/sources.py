@@ -62,7 +62,8 @@ def _feeding(config: Config) -> Feeding:
 
 def _language_models(checkpoints: dict[str, str]) -> dict[str, str]:
     # A reward model may have another tokenizer (reward.bridge=text).
-    return {name: path for name, path in checkpoints.items() if name != "reward_model"}
+    scoring = ("reward_model", "gold")
+    return {name: path for name, path in checkpoints.items() if name not in scoring}
 
 
 def _tokenizer_folder(models: dict[str, str]) -> str:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.planning.stage_graph import RANKING_STAGES
+from orchestrator.planning.worker_specs import judge_spec
 from orchestrator.run_files.folder import write_text
 from orchestrator.run_files.rankings import load_rankings, save_rankings
 from orchestrator.session.session import Session
-from orchestrator.stages.completions import sample_completions
+from orchestrator.stages.completions import Completions, sample_completions
+from orchestrator.stages.judging import all_scored
 from workers.data.records import Prompt
 from workers.errors import EmptyDatasetError
 from workers.records.arrays import Ragged
@@ -38,8 +40,9 @@ def rankings_of(
         )
         count = session.config.reward_model.prompts
         train, heldout = rankings[:count], rankings[count:]
-    most = session.config.reward_model.max_rankings
-    return train[:most] if most else train, heldout
+    settings = session.config.reward_model
+    train = train[settings.skip_rankings :]
+    return train[: settings.max_rankings or None], heldout
 
 
 def with_pairs(
@@ -76,6 +79,7 @@ def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranki
     of_base = [round(settings.base_fraction * k) for k in ks]
     of_sft = [k - b for k, b in zip(ks, of_base, strict=True)]
     completions: list[list[list[int]]] = [[] for _ in prompts]
+    scores: list[list[float]] = [[] for _ in prompts]
     for name, counts in (("sft", of_sft), ("base", of_base)):
         if any(counts):
             found = sample_completions(
@@ -83,9 +87,13 @@ def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranki
             )
             for of_prompt, sampled in zip(completions, found.tokens, strict=True):
                 of_prompt.extend(sampled)
+            if session.config.gold_model:
+                for of_prompt, scored in zip(scores, _gold(session, prompts, found), strict=True):
+                    of_prompt.extend(scored)
     session.fleet.rollout.sleep().result()
     texts = [[session.source.detokenize(c) for c in of_prompt] for of_prompt in completions]
-    ranks = session.source.label(prompts, texts)
+    by_model = session.config.gold_model
+    ranks = list(map(_ranks, scores)) if by_model else session.source.label(prompts, texts)
     _write_rankings(session, prompts, texts, ranks)
     return [
         Ranking(
@@ -96,6 +104,21 @@ def _sample_and_label(session: Session, prompts: Sequence[Prompt]) -> list[Ranki
         )
         for prompt, of_prompt, rank in zip(prompts, completions, ranks, strict=True)
     ]
+
+
+def _gold(session: Session, prompts: Sequence[Prompt], found: Completions) -> list[list[float]]:
+    """Scores of sampled completions by the gold reward model, prompt by prompt."""
+    session.fleet.rollout.sleep().result()
+    spec = judge_spec(session.config, session.need("gold"), session.need("sft"))
+    words = ("completions", "reward_model", "give a gold model that scores every completion")
+    flat = iter(all_scored(session, spec, prompts, found.batch, words).tolist())
+    return [[next(flat) for _ in of_prompt] for of_prompt in found.tokens]
+
+
+def _ranks(scores: Sequence[float]) -> list[int]:
+    """Ranks from 1 = best by score; equal scores tie, no rank is skipped."""
+    places = {score: place for place, score in enumerate(sorted({*scores}, reverse=True), 1)}
+    return [places[score] for score in scores]
 
 
 def _write_rankings(

@@ -6,6 +6,15 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from orchestrator.results.overoptimization import (
+    Estimate,
+    Fit,
+    OptimisedPolicy,
+    Overoptimization,
+    Proxy,
+    Together,
+    Trend,
+)
 from orchestrator.results.reward_model_figures import (
     Agreement,
     Calibration,
@@ -29,6 +38,7 @@ from orchestrator.results.summary import (
 from workers.data.tables.accounts import SetAccount
 from workers.records.processes import RoleInfo
 
+FIT = Fit(Estimate(1.59, 1.4, 1.8), Estimate(0.98, 0.9, 1.1), Estimate(0.83, 0.7, 1.0), 0.987)
 #: No two figures that a report shows are the same text, so that each can be looked for.
 MEASURED = Summary(
     reward_model=RewardModelFigures(
@@ -55,6 +65,25 @@ MEASURED = Summary(
     weight_sync=WeightSyncTotals(4, 0.559, 2.3e-06),
     timing=Timing(60.0, 9.0, {"ppo": 5.0}, {"generate": 2.0}, {"first_iteration": 17.0}),
     drops={"too odd": 1},
+    overoptimization=Overoptimization(
+        "labeler", 61, 513, 17.0, 0.963, True, (1, 3, 7, 19), (0.0, 0.43, 1.09, 2.0),
+        (1.51, 2.03, 2.47, 2.91),
+        (
+            Proxy(
+                "few", 67, 816_768, (0.0, 0.41, 0.87, 1.23), (1.51, 1.97, 2.23, 1.79),
+                (1.4, 1.8, 2.1, 1.6), (1.6, 2.1, 2.3, 1.9), (0.0, 0.7, 1.2, 1.7), 7, 0.99,
+                Estimate(0.69, 0.5, 0.9), FIT, FIT,
+            ),
+        ),
+        (
+            OptimisedPolicy(
+                "arm", "few", 0.013, (0, 2, 4, 6), (0.0, 1.27, 2.84, 5.62),
+                (1.51, 1.93, 2.07, 1.14), (0.0, 0.5, 0.9, 1.3), 2, FIT,
+            ),
+        ),
+        (Together("few", 3, 12, FIT),),
+        (Trend("peak", "rankings", 9, Estimate(0.81, 0.4, 0.95), Estimate(0.21, 0.1, 0.3)),),
+    ),
     given_up=("rollout/1",),
     mirror=MirrorTotals("s3://bucket/run", 41, 6, 14, "000041-ppo-40", "no route"),
     roles=(RoleInfo("policy", 0, 1, "node", "cpu"),),
@@ -102,6 +131,20 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "timing/stages": ({}, ""),  # plotted
     "timing/ppo_phases": ({}, ""),
     "drops": ({}, "too odd"),
+    "overoptimization": (None, "513 answers"),
+    "overoptimization/proxies": ([], "817k"),
+    "overoptimization/policies": ([], "0.013"),
+    "overoptimization/together": ([], "all 3 of few"),
+    "overoptimization/trends": ([], "9 proxies"),
+    "overoptimization/p*/*/fit": (None, ""),
+    "overoptimization/*/*/fit_exact": (None, ""),
+    "overoptimization/*/*/fit/r2": (None, ""),
+    "overoptimization/*/*/fit_exact/r2": (None, ""),
+    "overoptimization/*/*/*/*/*": (None, ""),  # of an estimate
+    "overoptimization/proxies/*/below_oracle/*": (None, ""),
+    "overoptimization/trends/*/*/*": (None, ""),
+    "overoptimization/proxies/*/rankings": (None, ""),
+    "overoptimization/proxies/*/parameters": (None, ""),
     "given_up": ([], ""),
     "mirror": (None, "41 checkpoints copied"),
     "roles": ([], "1 policy"),

@@ -35,7 +35,8 @@ from workers.records.specs import PreferenceSpec
 BASE = (
     "+experiment=pocket_tiny", "model.lora.rank=4", "evaluate.lm_eval.tasks=[a]",
     "reward.function=a:b", "run.checkpoint.every_steps=null",
-    "stages=[pretrain,sft,reward_model,dpo,rejection_sampling,ppo,ppo_ptx,collect,evaluate]",
+    "stages=[pretrain,sft,reward_model,dpo,rejection_sampling,ppo,ppo_ptx,collect,evaluate,"
+    "overoptimization]",
     "preference.rankings_per_step=8",
 )  # fmt: skip
 LEAVES = [key for key, kind in schema_types().items() if not dataclasses.is_dataclass(kind)]
@@ -43,6 +44,7 @@ SOURCES = {"files": DataSourceKind.files, "world": DataSourceKind.pocket}
 # Other values of keys that not every value of their type fits.
 VALUES = {
     "collect.shares": [2.0], "rejection.temperatures": [0.7], "evaluate.best_of": [2],
+    "overoptimization.best_of": [2],
     "data.date": "2026-01-02", "logger.wandb_mode": "online", "model.lora.target": ["q_proj"],
     "model.pocket.hidden_size": 128, "model.pocket.heads": 4, "model.pocket.kv_heads": 1,
     "model.large.hidden_size": 512, "model.large.heads": 16, "model.large.kv_heads": 4,

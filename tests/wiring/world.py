@@ -274,14 +274,20 @@ class World:
     def ranked(self) -> tuple[int, int]:
         """Prompts whose rankings may train, and all that were sampled."""
         asked = self.facts("reward_model", "rollout.generate")[0]["requests"]
-        used = {
+        return max(self._trained_rankings()) + 1, len(asked)
+
+    def _trained_rankings(self) -> set[int]:
+        return {
             r.prompt_id
             for f in self.facts("reward_model", "critic.train_rankings")
             for s in f["steps"]
             for b in s.micro_batches
             for r in b
         }
-        return max(used) + 1, len(asked)
+
+    def first_ranked(self) -> int:
+        """The first prompt whose ranking trains."""
+        return min(self._trained_rankings())
 
     def completions(self) -> list[int]:
         sft, base = self.facts("reward_model", "rollout.generate")

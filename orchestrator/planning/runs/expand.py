@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from orchestrator.batching.batch_sizes import ONLINE_STAGES
 from orchestrator.config.cluster import RoleName
-from orchestrator.config.data import DataSourceKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import Variant, variant
@@ -120,7 +119,7 @@ def models_read(config: Config, stage: str, finished: Collection[str]) -> set[st
         runs.append(_plain(config, config, StageName(stage)))
     left = [run for run in runs if run.name not in finished]
     names = {name for run in left for name in run.reads}
-    if any(run.stage is StageName.evaluate for run in left):
+    if any(run.stage in (StageName.evaluate, StageName.overoptimization) for run in left):
         names |= {*map(product, StageName), *(run.product for run in runs)} - {""}
     return names | {f"{run.product}_initial" for run in left if run.name == stage}
 
@@ -145,7 +144,7 @@ def _labels(config: Config, stage: StageName, before: Sequence[str]) -> bool:
     """Whether a stage run samples and labels rankings: the first that reads any."""
     kinds = [stage_of(config, name) for name in before]
     first = not any(kind in RANKING_STAGES for kind in kinds)
-    return first and stage in RANKING_STAGES and config.data.source is DataSourceKind.pocket
+    return first and stage in RANKING_STAGES and config.samples_rankings
 
 
 def _of_plain(config: Config, variants: Mapping[str, Variant]) -> StageConfig:
@@ -167,8 +166,12 @@ def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageR
         settings = changed(config, own.changes, where)
         bound = _bound(own, inputs(settings, own.stage, labels), where)
         bound |= _compared_with(own, settings, where)
-    stages = [*_ancestors(bound.values(), before), own.stage.value]
+    above = _ancestors(bound.values(), before)
+    stages = [*(run.stage.value for run in above), own.stage.value]
     made = _stage_config(settings, config, list(dict.fromkeys(stages)))
+    sizes = [run.config.model for run in above if run.stage is StageName.pretrain_large]
+    if sizes:  # a model of another size that a variant made from scratch
+        made.model = sizes[-1]
     return StageRun(
         name=name,
         stage=own.stage,
@@ -223,12 +226,12 @@ def _compared_with(own: Variant, settings: Config, where: str) -> dict[str, str]
     return {REFERENCE: own.reference}
 
 
-def _ancestors(products: Iterable[str], before: Sequence[StageRun]) -> list[str]:
-    """The stages of the runs that products come from, in their order."""
+def _ancestors(products: Iterable[str], before: Sequence[StageRun]) -> list[StageRun]:
+    """The runs that products come from, in their order."""
     wanted = set(products)
-    found: list[str] = []
+    found: list[StageRun] = []
     for run in reversed(before):
         if run.product in wanted:
-            found.insert(0, run.stage.value)
+            found.insert(0, run)
             wanted |= set(run.reads)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 
 from orchestrator.batching.batch_sizes import (
     PPO_STAGES,
@@ -63,29 +64,21 @@ def thread_facts(run: StageRun) -> list[str]:
 def _facts(config: Config, stage: StageName) -> list[str]:
     if stage in PPO_STAGES:
         return _ppo_facts(config, stage)
-    if stage is StageName.sft:
-        return _sft_facts(config)
-    if stage is StageName.reward_model:
-        return _reward_model_facts(config)
-    if stage is StageName.collect:
-        found = config.collect
-        return [
-            f"{found.prompts:,} prompts with {found.min_completions} to {found.max_completions} "
-            f"answers of {', '.join(found.models)}"
-        ]
-    if stage is StageName.dpo:
-        return _preference_facts(config)
-    if stage is StageName.online_dpo:
-        return _online_facts(config)
-    if stage is StageName.rejection_sampling:
-        return _rejection_facts(config)
-    if stage is StageName.evaluate:
-        return _evaluation_facts(config)
+    if stage in _FACTS:
+        return _FACTS[stage](config)
     facts = [f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents"]
     if config.data.source is DataSourceKind.pocket:
         model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
         facts.append(f"{pocket_size(model).parameters:,} parameters")
     return facts
+
+
+def _collect_facts(config: Config) -> list[str]:
+    found = config.collect
+    return [
+        f"{found.prompts:,} prompts with {found.min_completions} to {found.max_completions} "
+        f"answers of {', '.join(found.models)}"
+    ]
 
 
 def _evaluation_facts(config: Config) -> list[str]:
@@ -99,6 +92,15 @@ def _evaluation_facts(config: Config) -> list[str]:
             f"best of {', '.join(map(str, best_of))} by the reward"
         )
     return facts
+
+
+def _overoptimization_facts(config: Config) -> list[str]:
+    settings = config.overoptimization
+    gold = "the reward model gold" if config.gold_model else "the noise-free labeler"
+    return [
+        f"{settings.prompts:,} held-out prompts x {settings.samples:,} answers of the SFT model",
+        f"each reward model chooses the best of up to {max(settings.numbers):,}, {gold} judges",
+    ]
 
 
 def _sft_facts(config: Config) -> list[str]:
@@ -127,7 +129,7 @@ def _reward_model_facts(config: Config) -> list[str]:
         f"{settings.prompts_per_step} prompts per step, every pair of a prompt in one step, "
         f"{settings.epochs} pass(es)"
     ]
-    if config.data.source is DataSourceKind.pocket:  # given rankings have their own K
+    if config.samples_rankings:  # given rankings have their own K
         facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
     if settings.margin is not Margin.none:
         facts.append(f"the loss of a pair has a margin, by {settings.margin.value}")
@@ -241,6 +243,7 @@ def _measured(config: Config, stage: StageName) -> list[str]:
     if stage is StageName.rejection_sampling:
         every = "after each iteration"
     scorer = "the gold labeler" if config.data.source is DataSourceKind.pocket else ""
+    scorer = "the reward model gold" if config.gold_model else scorer
     if not scorer and is_rewarded(config, stage):
         scorer = f"the reward ({config.reward.label})"
     prompts = f"{algorithm.evaluation_prompts:,} held-out prompts"
@@ -261,3 +264,15 @@ def _objective(algorithm: AlgorithmConfig) -> str:
         f"{1 - algorithm.clip:g} .. {1 + high:g}, averaged over "
         f"{averages[algorithm.aggregate]}, KL in the {algorithm.kl.place.value}"
     )
+
+
+_FACTS: dict[StageName, Callable[[Config], list[str]]] = {
+    StageName.sft: _sft_facts,
+    StageName.reward_model: _reward_model_facts,
+    StageName.collect: _collect_facts,
+    StageName.dpo: _preference_facts,
+    StageName.online_dpo: _online_facts,
+    StageName.rejection_sampling: _rejection_facts,
+    StageName.evaluate: _evaluation_facts,
+    StageName.overoptimization: _overoptimization_facts,
+}

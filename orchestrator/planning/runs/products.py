@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import Variant, nearest
 from orchestrator.planning.runs.stage_run import StageRun
@@ -78,3 +80,19 @@ def _sources(name: str, makers: Mapping[str, StageRun]) -> set[str]:
             found.add(run.name)
             left += run.reads
     return found
+
+
+def proxies_before(runs: Sequence[StageRun]) -> list[StageRun]:
+    """The stage runs that make the reward models which the stage overoptimization measures."""
+    return [run for run in _before(runs) if run.stage is StageName.reward_model]
+
+
+def policies_before(runs: Sequence[StageRun]) -> list[StageRun]:
+    """The stage runs whose policies it measures: PPO against a reward model of the run."""
+    ppo = [run for run in _before(runs) if run.stage in PPO_STAGES]
+    return [run for run in ppo if "reward_model" in run.inputs]
+
+
+def _before(runs: Sequence[StageRun]) -> list[StageRun]:
+    at = next((n for n, run in enumerate(runs) if run.stage is StageName.overoptimization), 0)
+    return list(runs[:at])

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.checkpoints.config_changes import READERS, flat, plain_config
+from orchestrator.config.model import ModelConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import Variant, method_keys
 from workers.errors import ConfigError, RehearsalError, UnknownKeyError
@@ -21,8 +22,10 @@ from workers.errors import ConfigError, RehearsalError, UnknownKeyError
 # What a variant may not change: what the run has once (its folder, its data, its processes and
 # engines), the settings of stages that run once, and how rankings are labeled, which is done once.
 FIXED = (
-    "experiment", "seed", "resume", "rerun", "stages", "variants", "run", "model", "data",
-    "trainer", "rollout", "reward", "collect", "evaluate", "samples", "cluster",
+    "experiment", "seed", "resume", "rerun", "stages", "variants", "run", "data",
+    *(f"model.{each.name}" for each in dataclasses.fields(ModelConfig) if each.name != "large"),
+    "trainer", "rollout", "reward", "collect", "evaluate", "samples", "overoptimization",
+    "cluster",
     "logger",
     *(f"reward_model.{name}" for name in (
         "prompts", "heldout_prompts", "min_completions", "max_completions", "base_fraction",

@@ -13,8 +13,9 @@ import numpy as np
 
 from orchestrator.config.run import StageName
 from orchestrator.planning.stage_graph import is_rewarded
+from orchestrator.planning.worker_specs import judge_spec, reward_spec
 from orchestrator.session.session import Session
-from orchestrator.stages.judging import preferred
+from orchestrator.stages.judging import all_scored, preferred
 from orchestrator.telemetry.live import headline
 from workers.data.records import Prompt
 from workers.errors import DeadlineError, JudgeError
@@ -54,11 +55,14 @@ class Heldout:
         if not settings.evaluate_every:
             return {}
         prompts = session.source.prompts("heldout", 0, settings.evaluation_prompts)
-        gold = session.source.gold([], []) is not None
+        by_model = session.config.gold_model
+        gold = not by_model and session.source.gold([], []) is not None
         seed = (self._stage, "gold" if gold else "heldout", step)
         rollout = session.fleet.rollout
         texts, batch = session.sample_texts(rollout, version, prompts, *seed)
         values = self._golds(prompts, texts) if gold else self._rewards(prompts, batch)
+        if by_model and is_rewarded(session.config, self._kind):
+            values |= self._by_gold_model(prompts, batch)
         return values | self._preferred(step, prompts, texts)
 
     def state(self) -> dict[str, Any]:
@@ -97,6 +101,17 @@ class Heldout:
             if len(own):
                 values[f"heldout_reward/{name}"] = _mean(own.tolist())
         return values | {"heldout_score_mean": _mean(scores.values[ok].tolist())}
+
+    def _by_gold_model(self, prompts: Sequence[Prompt], batch: RolloutBatch) -> dict[str, float]:
+        """Scores of the gold reward model, which the reward role holds only meanwhile."""
+        session, config = self._session, self._session.config
+        sft = session.need("sft")
+        gold = judge_spec(config, session.need("gold"), sft)
+        words = ("held-out answers", self._stage, "give a gold model that scores every answer")
+        scores = all_scored(session, gold, prompts, batch, words)
+        proxy = session.need("reward_model") if config.reward.needs.model else ""
+        session.fleet.reward.load(reward_spec(config, proxy, sft)).result()
+        return {"gold_mean": _mean(scores.tolist())}
 
     def _preferred(
         self, step: int, prompts: Sequence[Prompt], texts: Sequence[str]

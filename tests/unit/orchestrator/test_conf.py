@@ -54,6 +54,12 @@ GIVEN = {
         "model.checkpoints.sft=S", "model.checkpoints.reward_model=R", "data.files.prompts=P",
     ],
     "pocket_rejection": [],
+    "pocket_overoptimization": [],
+    "pocket_overoptimization_quick": [],
+    "overoptimization": [
+        "model.checkpoints.sft=S", "model.checkpoints.gold=G", "data.files.prompts=P",
+        "data.files.demonstrations=D",
+    ],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
     "small_sft": [
         "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",

@@ -8,6 +8,7 @@ from orchestrator.batching.batch_sizes import (
     cut_warmups,
     fitting_warmup,
     ppo_arithmetic,
+    preference_steps,
     pretraining_examples,
     ranking_steps,
     reward_model_steps,
@@ -145,6 +146,14 @@ def test_rankings_by_hand() -> None:
     with pytest.raises(BatchArithmeticError) as caught:
         reward_model_steps(pocket)
     assert caught.value.where == "reward_model.prompts"
+    settings.prompts, settings.skip_rankings = 40, 24
+    assert reward_model_steps(pocket) == 2
+    settings.skip_rankings = 25
+    with pytest.raises(BatchArithmeticError, match="15 rankings, 25 skipped, are fewer"):
+        reward_model_steps(pocket)
+    settings.skip_rankings = 40
+    with pytest.raises(BatchArithmeticError, match="all 40 rankings are skipped"):
+        preference_steps(pocket)
 
 
 def test_rankings_of_files_tell_their_number_themselves() -> None:

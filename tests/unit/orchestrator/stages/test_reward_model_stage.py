@@ -97,6 +97,16 @@ def test_at_most_so_many_rankings_train(run: Run):
     assert min(r.prompt_id for r in rankings(run, "critic.evaluate_rankings")) >= 24
 
 
+def test_rankings_before_those_that_train_are_skipped(run: Run):
+    settings = run.config.reward_model
+    settings.max_rankings, settings.skip_rankings = 9, 10
+    reward_model(run.session)
+    trained = {r.prompt_id for r in rankings(run, "critic.train_rankings")}
+    assert trained <= set(range(10, 19))
+    assert len(trained) > 6
+    assert min(r.prompt_id for r in rankings(run, "critic.evaluate_rankings")) >= 24
+
+
 def test_every_ranking_once_an_epoch_in_a_new_order(tmp_path: Path):
     run = Run(tmp_path)
     run.config.reward_model.epochs = 2
