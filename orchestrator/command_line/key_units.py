@@ -51,6 +51,7 @@ _NAMES = {
     "samples_shown": "prompts",
     "resamples": "bootstrap samples",
     "concurrency": "requests", "lm_eval.limit": "examples", "fewshot": "examples",
+    "few_shot": "demonstrations",
     "batch_size": "sequences", "prometheus_port": NONE, "weight": NONE,
 }  # fmt: skip
 

@@ -149,6 +149,8 @@ class EvaluateConfig:
     best_of: list[int] = field(default_factory=list)
     """Also evaluate the best of n answers of the SFT model by the reward, for each of these n;
     [] = off."""
+    few_shot: int = at_least(0, 0, 32)
+    """Base models answer a second time, after this many demonstrations (pocket world); 0 = off."""
     judge: JudgeKind = JudgeKind.auto
     """What compares two answers for the win rates."""
     judge_function: str = ""
@@ -166,7 +168,13 @@ class EvaluateConfig:
     """Tasks of EleutherAI's lm-evaluation-harness (extra `lm-eval`)."""
 
     def check(self, key: str) -> None:
-        """Check the numbers of `best_of`."""
+        """Check the numbers of `best_of`, and that prompted models can answer."""
+        if self.few_shot and self.answers:
+            raise ConfigError(
+                "answers of an earlier evaluation are judged; prompted base models would answer",
+                where=f"{key}.few_shot",
+                fix=f"set it to 0, or leave {key}.answers out",
+            )
         if not all(1 <= n <= MOST_SAMPLES for n in self.best_of):
             raise ConfigError(
                 f"best_of={self.best_of}",

@@ -133,6 +133,13 @@ def _check_files(config: Config, stage: StageName) -> None:
             where="data.source",
             fix="use data=pocket",
         )
+    if stage is StageName.evaluate and config.evaluate.few_shot:
+        raise ConfigError(
+            "base models are prompted with demonstrations of the pocket world, and files hold none "
+            "in a form that they could continue",
+            where="evaluate.few_shot",
+            fix="set it to 0",
+        )
     given = kinds(config.data)
     needed = _needed(config, stage)
     # Without evaluation prompts, held-out answers are those to a part of the prompts.

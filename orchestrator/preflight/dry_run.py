@@ -24,7 +24,7 @@ from orchestrator.planning.stage_graph import chooses_by_reward
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
 from orchestrator.telemetry.sinks import require_packages
-from workers.errors import DataError, TokenizerMismatchError
+from workers.errors import BatchArithmeticError, DataError, TokenizerMismatchError
 from workers.scorers.source import MODEL, WHERE
 
 if TYPE_CHECKING:  # takes seconds to import, and is only a type here
@@ -275,6 +275,22 @@ def _check_heldout(config: Config, source: DataSource) -> Iterable[str]:
     ]
 
 
+def _check_few_shot(config: Config, source: DataSource) -> Iterable[str]:
+    """Check that prompts with demonstrations in front fit into the engines."""
+    shots, most = config.evaluate.few_shot, config.rollout.max_prompt_tokens
+    if not shots or StageName.evaluate not in stages_of(config):
+        return ()
+    prompts = source.prompted(source.prompts("heldout", 0, config.evaluate.prompts), shots) or []
+    longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+    if longest > most:
+        raise BatchArithmeticError(
+            f"a prompt after {shots} demonstration(s) has {longest} tokens, engines take {most}",
+            where="evaluate.few_shot",
+            fix=f"lower it, or set rollout.max_prompt_tokens={longest}",
+        )
+    return ()
+
+
 def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
     from orchestrator.planning.host_memory import check_host_memory
 
@@ -293,5 +309,6 @@ CHECKS: dict[str, Check] = {
     "teacher": _check_compared,
     "held-out prompts": _check_heldout,
     "margins": _check_margins,
+    "few-shot prompts": _check_few_shot,
     "memory": _check_memory,
 }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from orchestrator.results.best_of import parts_of
+from orchestrator.results.few_shot import prompted_parts
 from orchestrator.results.summary import MODEL_LABELS, model_label
 
 COLORS = {
@@ -47,12 +48,13 @@ def color_of(name: str, others: Sequence[str]) -> str:
     """The colour of a stage or model; `others`: see `further`."""
     if name in others and name not in STAGE_LABELS:
         return _FURTHER[others.index(name) % len(_FURTHER)]
-    return COLORS.get(parts_of(name)[0], INK)
+    return COLORS.get(parts_of(prompted_parts(name)[0])[0], INK)
 
 
 def label_of(name: str) -> str:
     """How a stage or model is called."""
-    known = STAGE_LABELS.get(name) or (model_label(name) if parts_of(name)[1] else None)
+    of_model = parts_of(name)[1] or prompted_parts(name)[1]
+    known = STAGE_LABELS.get(name) or (model_label(name) if of_model else None)
     return known or name.replace("_", " ")
 
 

@@ -30,6 +30,7 @@ from orchestrator.report.curves import (
 )
 from orchestrator.report.overoptimization import hidden_reward_models
 from orchestrator.report.overoptimization_plots import draw_fits, draw_gold
+from orchestrator.report.scale_plot import draw_scale
 from orchestrator.results.summary import Summary
 from orchestrator.run_files.damage import Damage, complaint
 from orchestrator.telemetry.metrics import PPO_PHASES, MetricRecord, metric_of, series
@@ -214,6 +215,7 @@ def _phases(_: Records, summary: Summary) -> Figure | None:
 
 _PLOTS: dict[str, tuple[str, Callable[[Records, Summary], Figure | None]]] = {
     "win_rates.png": ("Win rates", _win_rates),
+    "scale.svg": ("Preferred by size", lambda _, summary: draw_scale(summary, _figure, _style)),
     "perplexity.png": ("Alignment tax", _perplexity),
     "overoptimization.svg": (
         "Over-optimisation",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.results.best_of import parts_of
+from orchestrator.results.few_shot import prompted_parts
 from orchestrator.results.overoptimization import Overoptimization, consistent
 from orchestrator.results.reward_model_figures import RewardModelFigures
 from orchestrator.run_files.damage import Damage, require_count, require_list, verified, whole
@@ -47,6 +48,9 @@ MODEL_LABELS = {
 
 def model_label(name: str) -> str:
     """How a model is called in tables and plots."""
+    base, shots = prompted_parts(name)
+    if shots:
+        return f"{MODEL_LABELS.get(base, base)}, {shots} shots"
     model, n = parts_of(name)
     label = MODEL_LABELS.get(model, model)
     return f"{label}, best of {n}" if n else MODEL_LABELS.get(name, name)
@@ -86,6 +90,7 @@ class EvaluationRow:
     flags: dict[str, FlagRate] = field(default_factory=dict)  # yes/no field -> rate, by people
     reward_mean: float | None = None  # of the best of n answers: the reward that chose them, mean
     kl_bound: float | None = None  # nats, upper bound of their KL to the model that is sampled
+    parameters: int | None = None  # of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +322,7 @@ def _row(row: EvaluationRow) -> dict[str, object]:
         "flags": {name: asdict(rate) for name, rate in row.flags.items()} or None,
         "reward_mean": row.reward_mean,
         "kl_bound": row.kl_bound,
+        "parameters": row.parameters,
     }
     return fields | {name: value for name, value in extra.items() if value is not None}
 

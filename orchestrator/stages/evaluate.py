@@ -17,9 +17,12 @@ import numpy as np
 from orchestrator.batching import training_batches
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind, kinds
+from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
-from orchestrator.planning.runs.expand import compared
+from orchestrator.planning.model_sizes import checkpoint_size
+from orchestrator.planning.runs.expand import base_models, compared
 from orchestrator.planning.worker_specs import frozen_spec
+from orchestrator.results.few_shot import prompted_name
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
 from orchestrator.roles.weight_sync import measure_parity, require_parity
 from orchestrator.run_files.samples import Comparison, write_answers, write_comparisons
@@ -53,6 +56,7 @@ def evaluate(session: Session) -> None:
     earlier = session.config.evaluate.answers
     given = earlier_answers(earlier, names, prompts) if earlier else {}
     answers: dict[str, Answers] = {}
+    prompted = _prompted(session, names)
     for number, name in enumerate(_by_architecture(session, names)):
         session.position.step = number
         session.stop_if_asked()
@@ -61,8 +65,11 @@ def evaluate(session: Session) -> None:
             if given
             else _answer(session, name, prompts)
         )
+        if name in prompted:
+            answers[prompted[name]] = _answer_prompted(session, name, prompts)
         session.live.advance(number + 1)
-    answers = {name: answers[name] for name in names}
+    order = [each for name in names for each in (name, prompted.get(name, ""))]
+    answers = {name: answers[name] for name in order if name}
     session.findings.models = {name: a.row for name, a in answers.items()}
     best = _best_of(session, prompts, answers)
     # Written before judging, as an endpoint can fail; a rerun requests only missing verdicts.
@@ -77,6 +84,15 @@ def _order(session: Session) -> list[str]:
     """All models in order, also those of an earlier part of the run that had other stages."""
     names = compared(session.config)
     return [*names, *(name for name in MODEL_ORDER if name not in names)]
+
+
+def _prompted(session: Session, names: Sequence[str]) -> dict[str, str]:
+    """Base models that answer after demonstrations, too -> the names of these answers."""
+    shots = session.config.evaluate.few_shot
+    if not shots:
+        return {}
+    bases = base_models(session.config)
+    return {name: prompted_name(name, shots) for name in names if name in bases}
 
 
 def _best_of(session: Session, prompts: Sequence[Prompt], answers: dict[str, Answers]) -> BestOf:
@@ -123,7 +139,35 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     golds = session.source.gold(prompts, texts)
     judged = scores(session, path, prompts, batch, golds)
     length = float(batch.response_lengths.mean())
-    return Answers(texts, golds, judged, _row(session, length, golds))
+    row = replace(_row(session, length, golds), parameters=_parameters(path))
+    return Answers(texts, golds, judged, row)
+
+
+def _answer_prompted(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
+    """Answers of a base model after demonstrations, cut where it goes on with another question."""
+    shots = session.config.evaluate.few_shot
+    asked = session.source.prompted(prompts, shots)
+    assert asked is not None, "the plan refuses a source without demonstrations to show"
+    path = session.need(name)
+    rollout, version = session.engines_on(path)
+    texts, _ = session.sample_texts(rollout, version, asked, "evaluate", name, shots)
+    rollout.sleep().result()
+    texts = [_first_reply(text) for text in texts]
+    golds = session.source.gold(prompts, texts)
+    assert golds is not None, "the pocket world, which has demonstrations to show, has a labeler"
+    by_gold = session.config.evaluate.judge is JudgeKind.auto
+    row = replace(_gold_row(golds), parameters=_parameters(path))
+    return Answers(texts, golds, [gold.score for gold in golds] if by_gold else None, row)
+
+
+def _first_reply(text: str) -> str:
+    """What stands before the next question of a thread."""
+    return text.partition("user :")[0].strip()
+
+
+def _parameters(path: str) -> int | None:
+    size = checkpoint_size(Path(path))
+    return size.parameters if size else None
 
 
 def _answered(session: Session, name: str, prompts: Sequence[Prompt], texts: list[str]) -> Answers:
@@ -161,14 +205,20 @@ def _check_engines(session: Session, name: str, version: int) -> None:
 
 
 def _row(session: Session, length: float | None, golds: list[Gold] | None) -> EvaluationRow:
-    return EvaluationRow(
-        gold_mean=_mean([g.score for g in golds]) if golds else None,
+    return replace(
+        _gold_row(golds) if golds else EvaluationRow(),
         web_perplexity=_web_perplexity(session),
-        truthful_rate=_mean([g.truthful for g in golds]) if golds else None,
-        rude_rate=_mean([g.rude for g in golds]) if golds else None,
         length_mean=length,
-        correct_rate=_mean([g.correct for g in golds]) if golds else None,
         cloze_accuracy=_cloze_accuracy(session),
+    )
+
+
+def _gold_row(golds: Sequence[Gold]) -> EvaluationRow:
+    return EvaluationRow(
+        gold_mean=_mean([g.score for g in golds]),
+        truthful_rate=_mean([g.truthful for g in golds]),
+        rude_rate=_mean([g.rude for g in golds]),
+        correct_rate=_mean([g.correct for g in golds]),
     )
 
 

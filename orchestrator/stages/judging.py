@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,10 @@ from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
+from orchestrator.planning.runs.expand import base_models, made_by
 from orchestrator.planning.worker_specs import endpoint_spec, judge_spec, reward_spec
 from orchestrator.process.secrets import secret
+from orchestrator.results.few_shot import prompted_parts
 from orchestrator.results.intervals import WinRate, preference, win_rate
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow, Judging, Preference
 from orchestrator.run_files.samples import read_answers
@@ -171,7 +173,9 @@ def all_scored(
     return found.values
 
 
-def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+def pairs_of(
+    names: Sequence[str], bases: Sequence[str] = (), tuned: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """Each pair (model, over) whose win rate is reported.
 
     Every model that comes after SFT is compared with SFT, with the base models, with a teacher and
@@ -179,16 +183,29 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
 
     Args:
         names: Of the evaluated models, in their order.
+        bases: Further base models of the run: of other sizes, or prompted with demonstrations.
+        tuned: SFT models of other sizes, with which the aligned models are compared, too.
     """
-    starts = ("sft", "base", "large", "teacher")
+    starts = ("sft", "base", "large", "teacher", *bases)
     own = [name for name in names if name not in starts]
-    pairs = [("sft", "base"), ("teacher", "sft")]
+    aligned = [name for name in own if name not in tuned]
+    pairs = [("sft", "base"), ("teacher", "sft"), *(("sft", name) for name in bases)]
     pairs += [(name, over) for over in starts for name in own]
+    pairs += [(name, over) for over in tuned for name in aligned if (name, over) not in pairs]
     for number, name in enumerate(own):
         earlier = own[:number]
         known = name in MODEL_ORDER
         pairs += [(name, o) for o in earlier if o == earlier[-1] or (known and o in MODEL_ORDER)]
+    pairs = [*dict.fromkeys(pairs)]
     return [(model, over) for model, over in pairs if model in names and over in names]
+
+
+def _sizes(session: Session, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Base models besides those of the recipe, prompted ones included, and further SFT models."""
+    made = base_models(session.config)
+    bases = [n for n in names if prompted_parts(n)[0] in made and n not in ("base", "large")]
+    tuned = [n for n in made_by(session.config, StageName.sft) if n != "sft"]
+    return bases, tuned
 
 
 def preferences(
@@ -202,7 +219,7 @@ def preferences(
         DeadlineError: the endpoint took too long.
         DataError: people judged other answers.
     """
-    pairs = pairs_of([*answers])
+    pairs = pairs_of([*answers], *_sizes(session, answers))
     kind = session.config.evaluate.judge
     if kind is JudgeKind.function:
         rates, judging = _by_function(session, prompts, answers, pairs)

@@ -55,7 +55,7 @@ MEASURED = Summary(
         "sft": EvaluationRow(
             1.13, 2.17, 0.523, 0.129, 6.7, 0.331, 0.437,
             {"sums": {"acc": TaskScore(0.5391, 0.1), "norm": TaskScore(0.5483)}},
-            4.37, {"hallucination": FlagRate(0.213, 0.15, 0.27, 79)}, 0.57, 1.71,
+            4.37, {"hallucination": FlagRate(0.213, 0.15, 0.27, 79)}, 0.57, 1.71, 8192,
         ),
         "ppo": EvaluationRow(2.19, 3.23, 0.941, 0.043, 8.9, 0.547, 0.653),
     },
@@ -112,6 +112,7 @@ _IN_MODELS: dict[str, Callable[[float], str]] = {
 # ("" = it never shows that).
 _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     **{f"evaluation/models/*/{name}": (None, form) for name, form in _IN_MODELS.items()},
+    "evaluation/models/*/parameters": (None, ""),  # plotted
     "evaluation/models": ({}, "held-out prompts"),
     "evaluation/models/*/lm_eval": ({}, "sums"),
     "evaluation/models/*/lm_eval/sums": ({}, "sums"),
@@ -166,6 +167,7 @@ _OPTIONAL = (
     *("evaluation/models/*/correct_rate", "evaluation/models/*/cloze_accuracy"),
     *("evaluation/models/*/likert_mean", "evaluation/models/*/flags"),
     *("evaluation/models/*/reward_mean", "evaluation/models/*/kl_bound"),
+    "evaluation/models/*/parameters",
     *("evaluation/models/*/lm_eval", "data/*/unread", "data/*/labels", "[0-9]*/gold", *LATER_KEYS),
 )
 

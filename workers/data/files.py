@@ -112,6 +112,10 @@ class FileSource:
             return [self._prompt(evaluation, i, i) for i in evaluation.take(split, start, count)]
         return [self._prompt(table, i, given + i) for i in table.take(split, start, count)]
 
+    def prompted(self, prompts: Sequence[Prompt], shots: int) -> list[Prompt] | None:  # noqa: ARG002
+        """None: how a demonstration would look in front of a prompt is not known."""
+        return None
+
     def rankings(self, split: Split) -> list[Ranking] | None:
         """One epoch of the rankings of a split; None when there is no set of comparisons."""
         table = self._tables[SetKind.comparisons]

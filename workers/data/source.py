@@ -45,6 +45,10 @@ class DataSource(Protocol):
         """Prompts to sample from."""
         ...
 
+    def prompted(self, prompts: Sequence[Prompt], shots: int) -> list[Prompt] | None:
+        """The prompts after `shots` demonstrations, for base models; None where there are none."""
+        ...
+
     def rankings(self, split: Split) -> list[Ranking] | None:
         """All rankings of a split; None = sample completions and `label` them."""
         ...

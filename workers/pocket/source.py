@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from transformers import PreTrainedTokenizerFast
@@ -16,7 +18,7 @@ from workers.pocket.labeler import Labeler, judge
 from workers.pocket.questions import Question
 from workers.pocket.tokenizer import build_tokenizer
 from workers.pocket.words import BOS, EOS, VOCABULARY
-from workers.pocket.world import World
+from workers.pocket.world import World, polite_reply
 from workers.records.training import Ranking, TokenBatch
 
 COLUMNS = ("answer", "category")  # of each prompt
@@ -65,6 +67,20 @@ class PocketSource:
         return [
             self._prompt(index, index * len(_PROMPT_SPLITS) + slot)
             for index in range(start, start + count)
+        ]
+
+    def prompted(self, prompts: Sequence[Prompt], shots: int) -> list[Prompt] | None:
+        """The prompts after `shots` polite demonstrations, written as a thread of the internet.
+
+        The same ones before every prompt, as the prefix of the paper's few-shot GPT-3.
+        """
+        drawn = (self.world.demonstration("train", i) for i in itertools.count())
+        polite = ((q, reply) for q, reply in drawn if reply == polite_reply(q.answer))
+        shown = [f"{self.world.prompt(q)} {reply}" for q, reply in itertools.islice(polite, shots)]
+        texts = [" ".join([*shown, prompt.text]) for prompt in prompts]
+        return [
+            replace(prompt, tokens=(_BOS, *_encode(text)), text=text)
+            for prompt, text in zip(prompts, texts, strict=True)
         ]
 
     def rankings(self, split: Split) -> list[Ranking] | None:  # noqa: ARG002

@@ -33,6 +33,7 @@ from orchestrator.results.summary import MODEL_ORDER
 from workers.errors import ConfigError
 
 _FIRST = {"base": 0, "large": 1, "teacher": 2}
+_BASE_STAGES = (StageName.pretrain, StageName.pretrain_large)
 
 
 def expand(config: Config) -> tuple[StageRun, ...]:
@@ -103,7 +104,19 @@ def compared(config: Config) -> list[str]:
     made = [run.product for run in expand(whole(config)) if run.stage is not StageName.reward_model]
     given = [name for name in MODEL_ORDER if getattr(config.model.checkpoints, name)]
     names = [*(name for name in given if name not in made), *filter(None, made)]
-    return sorted(names, key=lambda name: _FIRST.get(name, len(_FIRST)))
+    first = dict.fromkeys(made_by(config, *_BASE_STAGES), _FIRST["large"]) | _FIRST
+    return sorted(names, key=lambda name: first.get(name, len(_FIRST)))
+
+
+def made_by(config: Config, *stages: StageName) -> list[str]:
+    """The models that stage runs of these kinds make, in their order."""
+    runs = expand(whole(config))
+    return [run.product for run in runs if run.stage in stages and run.product]
+
+
+def base_models(config: Config) -> set[str]:
+    """The names of models of a run that are pretrained and nothing else."""
+    return {"base", "large", *made_by(config, *_BASE_STAGES)}
 
 
 def models_read(config: Config, stage: str, finished: Collection[str]) -> set[str]:

@@ -86,6 +86,8 @@ def _evaluation_facts(config: Config) -> list[str]:
         f"{config.evaluate.prompts:,} held-out prompts and "
         f"{config.evaluate.web_documents:,} documents per model"
     ]
+    if shots := config.evaluate.few_shot:
+        facts.append(f"base models answer again after {shots} demonstration(s)")
     if best_of := config.evaluate.best_of:
         facts.append(
             f"{config.evaluate.prompts:,} x {max(best_of):,} answers of the SFT model, for the "

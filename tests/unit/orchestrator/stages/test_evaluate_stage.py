@@ -348,3 +348,28 @@ def test_a_judge_reads_what_was_asked_and_no_template(
         ]
         * 32
     )
+
+
+def test_base_models_answer_again_after_demonstrations(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.config.evaluate.few_shot = 2
+    evaluate(run.session)
+    found = run.session.findings
+    assert list(found.models) == ["base", "base+2", "sft"]
+    asked = [f["requests"] for f in run.hub.facts("rollout.generate")]
+    plain, prompted = asked[0], asked[1]
+    heads = {r.prompt_tokens[: len(r.prompt_tokens) - len(p.prompt_tokens) + 1]
+             for r, p in zip(prompted, plain, strict=True)}  # fmt: skip
+    assert len(heads) == 1, "the same demonstrations before every prompt"
+    for one, other in zip(plain, prompted, strict=True):
+        assert other.prompt_tokens[-len(one.prompt_tokens) + 1 :] == one.prompt_tokens[1:]
+    shown = run.source.detokenize(next(iter(heads)))
+    assert shown.count("reply :") == 2
+    assert shown.count("thank") == 2
+    answers = [json.loads(line)["answers"] for line in
+               (run.folder.samples / "answers.jsonl").read_text().splitlines()]  # fmt: skip
+    assert all("user :" not in each["base+2"] for each in answers)
+    assert ("sft", "base+2") in rates(run)
+    assert found.models["base+2"].gold_mean is not None
+    assert found.models["base+2"].web_perplexity is None
+    assert found.models["base"].parameters == found.models["base+2"].parameters
