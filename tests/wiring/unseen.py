@@ -28,7 +28,6 @@ UNSEEN = {
     "model.checkpoints.large": "what is evaluated: test_evaluate_stage.py",
     "model.checkpoints.critic": "where the value function starts: test_backbones.py",
     "overoptimization.resamples": "bootstrap samples of intervals: test_overoptimization.py",
-    "model.checkpoints.gold": "what judges proxies: test_overoptimization_stage.py",
     "model.checkpoints.teacher": "what a student learns from: test_distillation.py",
     "rollout.parity_tolerance": "compared after each weight sync: test_weight_sync.py",
     "trainer.packing": "needs a real model folder: test_recipes.py, test_passes.py",
