@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,15 @@ def scores(
     else:
         return None
     fix = "correct the source of the rewards"
-    return all_scored(session, spec, prompts, batch, ("responses", "evaluate", fix)).tolist()
+    words = ("responses", "evaluate", fix)
+    return all_scored(session, spec, prompts, batch, words, _may_fail(session.config)).tolist()
+
+
+def _may_fail(config: Config) -> float:
+    """Fraction of answers that may have no score: a server can fail once, a function should not."""
+    by_reward = config.evaluate.judge is not JudgeKind.reward_model
+    lenient = by_reward and config.reward.needs.waits and not config.evaluate.best_of
+    return config.evaluate.endpoint.failed_fraction if lenient else 0.0
 
 
 def all_scored(
@@ -148,8 +157,9 @@ def all_scored(
     prompts: Sequence[Prompt],
     batch: RolloutBatch,
     words: tuple[str, str, str],
+    may_fail: float = 0.0,
 ) -> FloatArray:
-    """(B,) scores of answers, reward units, in the order of the batch.
+    """(B,) scores of answers, reward units, in the order of the batch; NaN where there is none.
 
     Args:
         session: The run.
@@ -157,13 +167,15 @@ def all_scored(
         prompts: The prompts of the answers.
         batch: The answers.
         words: For the error: what the answers are called, where, and the fix.
+        may_fail: Fraction of the answers that may have no score.
 
     Raises:
-        RewardError: an answer could not be scored.
+        RewardError: more answers than that, or all, could not be scored.
     """
     session.fleet.reward.load(spec).result()
     found = session.fleet.reward.score_batch(batch, session.asked(prompts)).result()
-    if failures := told(found):
+    failures, count = told(found), len(found.failures)
+    if failures and not len(failures) <= may_fail * count < count:
         what, where, fix = words
         raise RewardError(
             f"{len(failures)} of {len(found.failures)} {what} got no score: {failures[0]}",
@@ -278,14 +290,20 @@ def _by_scores(
     session: Session, answers: Mapping[str, Answers], pairs: Sequence[tuple[str, str]]
 ) -> _Rates:
     rates: list[WinRate | None] = []
+    failed = 0
     for model, over in pairs:
         a, b = answers[model].scores, answers[over].scores
-        rates.append(win_rate(a, b) if a is not None and b is not None else None)
+        if a is None or b is None:
+            rates.append(None)
+            continue
+        both = [(x, y) for x, y in zip(a, b, strict=True) if isfinite(x) and isfinite(y)]
+        failed += len(a) - len(both)
+        rates.append(win_rate([x for x, _ in both], [y for _, y in both]) if both else None)
     gold = any(each.golds is not None for each in answers.values())
     config = session.config
     if config.evaluate.judge is JudgeKind.reward_model:
         return rates, Judging("reward_model")
-    return rates, Judging("gold" if gold else f"reward_{config.reward.label}")
+    return rates, Judging("gold" if gold else f"reward_{config.reward.label}", failed=failed)
 
 
 def _by_function(
