@@ -18,7 +18,7 @@ from workers.errors import ConfigError
 from workers.records.specs import RewardSpec
 from workers.scorers.http_address import check_address
 from workers.scorers.http_answer import content_of
-from workers.scorers.http_calls import FailedError, Limits, Server
+from workers.scorers.http_calls import FailedError, Patient, Server
 from workers.scorers.judge_cache import VerdictCache, question_key
 from workers.scorers.rubric import (
     HELPFUL,
@@ -42,7 +42,7 @@ _MOST_RUBRIC = 100_000  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Patient):
     """Keys of the source, or of a term."""
 
     url: str  # without /chat/completions
@@ -53,19 +53,6 @@ class Settings:
     request: str = '{"temperature": 0}'  # JSON object merged into every request
     cache: str = ""  # folder of kept verdicts; "" = verdicts of this process alone
     key_variable: str = ""
-    concurrency: int = 16
-    request_seconds: float = 60.0
-    retries: int = 3
-    backoff_seconds: float = 1.0
-    deadline_seconds: float = 300.0
-
-    @property
-    def limits(self) -> Limits:
-        """Patience with the endpoint."""
-        return Limits(
-            self.concurrency, self.request_seconds, self.retries, self.backoff_seconds,
-            self.deadline_seconds,
-        )  # fmt: skip
 
     def check(self, key: str) -> None:
         """Check the address, the rubric, the column and what is sent."""

@@ -57,6 +57,25 @@ class Limits:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patient:
+    """Settings of a source that asks a server."""
+
+    concurrency: int = 16  # requests of one call at the same time
+    request_seconds: float = 60.0
+    retries: int = 3
+    backoff_seconds: float = 1.0
+    deadline_seconds: float = 300.0  # for all sequences of a call, retries included
+
+    @property
+    def limits(self) -> Limits:
+        """Patience with the server."""
+        return Limits(
+            self.concurrency, self.request_seconds, self.retries, self.backoff_seconds,
+            self.deadline_seconds,
+        )  # fmt: skip
+
+
 class FailedError(Exception):
     """A request got no usable answer: a fixed reason, and details of this one."""
 

@@ -15,7 +15,7 @@ from workers.data.rows.examples import Context
 from workers.errors import ConfigError
 from workers.records.specs import RewardSpec
 from workers.scorers.http_address import check_address
-from workers.scorers.http_calls import FailedError, Limits, Server
+from workers.scorers.http_calls import FailedError, Patient, Server
 from workers.scorers.source import Batch, Needs, RewardSource, Scored, Scorer
 from workers.user_functions.reward_function import Exchange
 
@@ -26,7 +26,7 @@ _BY_ONE = ("HTTP 400", "HTTP 413", "HTTP 422", "HTTP 500")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Patient):
     """Keys of the source, or of a term."""
 
     url: str
@@ -35,19 +35,6 @@ class Settings:
     label: str = ""  # openrlhf: the column that is sent as the label
     key_variable: str = ""  # environment variable that holds the bearer key; "" = no key
     batch: int = 8  # sequences of one request
-    concurrency: int = 16  # requests at the same time, per reward worker
-    request_seconds: float = 60.0
-    retries: int = 3
-    backoff_seconds: float = 1.0
-    deadline_seconds: float = 300.0  # for all sequences of a call, retries included
-
-    @property
-    def limits(self) -> Limits:
-        """Patience with the server."""
-        return Limits(
-            self.concurrency, self.request_seconds, self.retries, self.backoff_seconds,
-            self.deadline_seconds,
-        )  # fmt: skip
 
     def check(self, key: str) -> None:
         """Check the address and the limits."""
