@@ -197,3 +197,15 @@ def test_a_missing_library_is_named() -> None:
     with pytest.raises(ConfigError, match="not installed") as caught:
         right("math", "3", "3")
     assert "rehearsal[verify]" in caught.value.fix
+
+
+def test_the_verifier_of_the_documentation() -> None:
+    page = Path(__file__).resolve().parents[4] / "docs" / "extending.md"
+    section = page.read_text(encoding="utf-8").partition("## A new verifier")[2]
+    made: dict[str, Any] = {}
+    exec(section.partition("```python\n")[2].partition("```")[0], made)
+    check = make_check(made["SORTED"], Options(), str)
+    assert check("fox red", "red fox")
+    assert not check("fox", "red fox")
+    with pytest.raises(UnverifiableError, match="no text"):
+        check("fox", 3)
