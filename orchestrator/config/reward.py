@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.ranges import at_least, needed, positive, seconds
+from orchestrator.config.ranges import at_least, needed, positive, seconds, words
 from orchestrator.config.reward_terms import SECTION, RewardTerm, joined_needs, parse_terms
 from workers.errors import ConfigError
 from workers.scorers.source import Needs
@@ -53,6 +53,9 @@ class RewardConfig:
     function_missing_eos_penalty: float = at_least(0, 0.0)
     """Subtracted from the reward of a truncated response, in units of the reward, unless a reward
     model gives it."""
+    step_separator: str = words("")
+    """Text between the steps of a response, for rewards that are lists of numbers, one per step; ""
+    = a number per response."""
     bridge: TextBridge = TextBridge.tokens
     """Input of the reward model."""
     micro_batch_tokens: int = positive(8192)
@@ -66,7 +69,18 @@ class RewardConfig:
                 where=f"{key}.combine",
                 fix=f"set {SECTION}.NAME.kind, or leave it",
             )
-        _ = self.each
+        if self.step_separator and self.combine is Combine.normalised:
+            raise ConfigError(
+                "rewards of steps cannot be whitened by response",
+                where=f"{key}.step_separator",
+                fix=f"leave it empty, or set {key}.combine=sum",
+            )
+        if self.step_separator and not self.needs.text:
+            raise ConfigError(
+                f"{self.label} gives a number per response alone",
+                where=f"{key}.step_separator",
+                fix="leave it empty, or choose a source that reads text",
+            )
 
     @property
     def folder(self) -> str:
@@ -106,4 +120,6 @@ class RewardConfig:
         return "+".join(term.name or term.kind for term in self.each)
 
 
-_SHARED = {each.name for each in fields(RewardConfig)} - {"kind", "settings", "terms", "combine"}
+_SHARED = {each.name for each in fields(RewardConfig)} - {
+    "kind", "settings", "terms", "combine", "step_separator",
+}  # fmt: skip

@@ -17,6 +17,7 @@ from workers.errors import ConfigError
 from workers.process.user_code import split_path
 from workers.scorers.http_address import check_address
 from workers.scorers.source import WHERE
+from workers.training.estimator import on_every_token
 from workers.training.policy_loss import find_policy_loss
 
 #: Judges that compare texts. The others score the tokens that were sampled, which no file holds.
@@ -173,6 +174,11 @@ def loss_notes(config: Config) -> list[str]:
     if not any(stage in PPO_STAGES for stage in config.stage_names):
         return []
     notes: list[str] = []
+    if config.reward.step_separator and algorithm.estimator.of_tokens is on_every_token:
+        notes.append(
+            f"algorithm.advantage={algorithm.advantage} compares whole sequences: of the rewards "
+            "of steps (reward.step_separator) only the sum counts"
+        )
     if algorithm.policy_loss == "gspo" and algorithm.clip >= _WIDE_FOR_SEQUENCES:
         notes.append(
             f"algorithm.clip={algorithm.clip:g} hardly ever acts on the ratio of a whole sequence, "

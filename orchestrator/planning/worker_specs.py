@@ -215,6 +215,7 @@ def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) 
         secrets={name: secret(name, WHERE) for name in needs.secrets},
         normalised=reward.combine is Combine.normalised,
         overlaps=needs.waits,
+        step_separator=reward.step_separator,
     )
 
 

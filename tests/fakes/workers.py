@@ -93,7 +93,9 @@ class FakeRewardWorker(RewardWorker):
             kept = [np.nan if r else v for v, r in zip(values, reasons, strict=True)]
             return Scored(np.array(kept, np.float32), reasons)
 
-        self._loaded = _Loaded((_Term(spec.terms[0], score, nullcontext()),), spec.normalised, None)
+        self._loaded = _Loaded(
+            (_Term(spec.terms[0], score, nullcontext()),), spec.normalised, "", None
+        )
         return info("reward", self.rank)
 
 

@@ -73,7 +73,7 @@ def test_failed_sequences_are_drops_and_the_run_finishes(tmp_path: Path, url: st
     first = tmp_path / "run"
     run(first, url)
     summary = json.loads((first / "summary.json").read_text())
-    dropped = summary["ledger"]["dropped"][REASON]
+    dropped = summary["drops"][REASON]
     assert 0 < dropped < summary["ledger"]["generated"]
     metrics = read_metrics(first / "metrics.jsonl")
     failed = series(metrics, "ppo", "ppo/reward_failed/server")

@@ -40,6 +40,7 @@ UNSEEN = {
     "collect.models": "sampled for people: test_collect.py",
     "collect.temperature": "sampled for people: test_collect.py",
     "reward.combine": "whitens terms, and there are none: test_reward_terms.py, test_combining.py",
+    "reward.step_separator": "a model gives no steps: test_process_rewards.py",
     "evaluate.verdicts": "what people said: test_human_judge.py",
     "evaluate.endpoint.cache": "a folder of verdicts: test_judge_endpoint.py",
     "evaluate.lm_eval.deadline_seconds": "the end of a process: test_harness.py",

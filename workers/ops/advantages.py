@@ -10,7 +10,12 @@ from workers.ops.masks import check_aligned
 
 
 def kl_shaped_rewards(
-    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    beta: float,
+    token_scores: Tensor | None = None,
 ) -> Tensor:
     """Token rewards `-beta * (logprob - ref_logprob)`, plus the score on the last counted token.
 
@@ -23,6 +28,8 @@ def kl_shaped_rewards(
         ref_logprobs: (B, T) nats, reference model, same tokens.
         mask: (B, T) bool; True = response token. A row without True is a dummy: all zeros.
         beta: reward units per nat.
+        token_scores: (B, T) reward units: the parts of the score that are given at tokens of their
+            own (process rewards); the last counted token gets the rest, so sums stay as they are.
 
     Returns:
         (B, T) reward units; 0 at masked positions. No gradient flows.
@@ -33,10 +40,16 @@ def kl_shaped_rewards(
     check_aligned(mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
     if scores.shape != mask.shape[:1]:
         raise ValueError(f"scores are {tuple(scores.shape)}, the mask has {mask.shape[0]} rows")
+    if token_scores is not None:
+        check_aligned(mask, token_scores=token_scores)
     with torch.no_grad():
         # Counted from the right, the last token of a row is its first True.
         last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
         rewards = -beta * kl_estimate(logprobs, ref_logprobs, "k1")
+        if token_scores is not None:
+            given = torch.where(mask, token_scores, torch.zeros_like(token_scores))
+            rewards = rewards + given
+            scores = scores - given.sum(1)
         rewards = torch.where(last, rewards + scores.unsqueeze(1), rewards)
         return torch.where(mask, rewards, torch.zeros_like(rewards))
 

@@ -150,6 +150,7 @@ def gather_scores(shards: Sequence[Scores], ids: IntArray) -> Scores:
         at.pick_words([s.failures for s in shards]),
         at.pick_words([s.words or ("",) * len(s.ids) for s in shards]),
         _gather_terms(at, shards),
+        at.take_if_any([s.steps for s in shards]),
     )
 
 

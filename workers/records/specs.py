@@ -152,6 +152,7 @@ class RewardSpec:
     # Values of the environment variables that the source needs; never written or shown.
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     normalised: bool = False  # each term is whitened before the sum
+    step_separator: str = ""  # between the steps of a response; "" = a reward per response alone
     overlaps: bool = False  # calls run at the same time: a source waits for others' servers
 
 

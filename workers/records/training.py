@@ -50,6 +50,8 @@ class Scores:
     failures: tuple[str, ...]  # (B,) "" = ok, else the reason; drops are counted per reason
     words: tuple[str, ...] = ()  # (B,) error messages of the user's function; () = none
     terms: TermScores | None = None  # None = a reward without terms
+    # float32, T per row, reward units: parts of the score at the ends of steps (process rewards)
+    steps: Ragged | None = None
 
 
 @dataclass(frozen=True, slots=True)

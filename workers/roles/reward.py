@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import numpy as np
 from workers.data.rows.asked import Asked
 from workers.data.tokenize.tokenizers import detokenize, load_tokenizer
 from workers.errors import LedgerError, RoleError
-from workers.records.arrays import IntArray
+from workers.records.arrays import FloatArray, IntArray, Ragged
 from workers.records.combining import combined
 from workers.records.gather import gather_rollouts
 from workers.records.generation import Finish, RolloutBatch
@@ -22,6 +23,7 @@ from workers.records.processes import RoleInfo
 from workers.records.specs import RewardSpec, TermSpec
 from workers.records.training import Scores, TermScores
 from workers.scorers.source import Batch, Scored, Scorer, make_scorer, scores_of
+from workers.scorers.steps import COUNT, place_steps
 from workers.user_functions.reward_function import Exchange
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class _Term:
 class _Loaded:
     terms: tuple[_Term, ...]
     normalised: bool
+    separator: str  # between steps; "" = no process rewards
     tokenizer: PreTrainedTokenizerBase | None  # the policy's, for a source that needs text
 
 
@@ -64,7 +67,7 @@ class RewardWorker:
             _Term(term, scorer, nullcontext() if needs.waits else Lock())
             for term, scorer, needs in made
         )
-        self._loaded = _Loaded(terms, spec.normalised, tokenizer)
+        self._loaded = _Loaded(terms, spec.normalised, spec.step_separator, tokenizer)
         device = spec.model.device if spec.model is not None else "cpu"
         return RoleInfo.here("reward", self.rank, device)
 
@@ -92,11 +95,16 @@ class RewardWorker:
         words = {each.prompt_id: each for each in asked}
         texts = _texts(loaded.tokenizer, rollouts, words) if loaded.tokenizer is not None else []
         found = _scored(loaded.terms, Batch(rollouts, texts))
+        steps = None
+        if loaded.separator and loaded.tokenizer is not None:
+            placed = [_placed(loaded, rollouts, texts, each) for each in found]
+            found = [scored for scored, _ in placed]
+            steps = _weighted(rollouts, loaded.terms, [rows for _, rows in placed])
         own = np.asarray(ids, np.int64)
         if [term.spec.name for term in loaded.terms] == [""]:
             (only,) = found
-            return Scores(own, only.values, tuple(only.reasons), tuple(only.words))
-        return combined(_together(own, loaded, found))
+            return Scores(own, only.values, tuple(only.reasons), tuple(only.words), steps=steps)
+        return replace(combined(_together(own, loaded, found)), steps=steps)
 
 
 def _scored(terms: Sequence[_Term], batch: Batch) -> list[Scored]:
@@ -111,6 +119,38 @@ def _scored(terms: Sequence[_Term], batch: Batch) -> list[Scored]:
 def _by_term(term: _Term, batch: Batch) -> Scored:
     with term.turns:
         return scores_of(term.scorer, batch, term.spec.source)
+
+
+_Rows = list[FloatArray]  # (B,) rewards of each response's tokens, (T,) per row
+
+
+def _placed(
+    loaded: _Loaded, rollouts: RolloutBatch, texts: Sequence[Exchange], scored: Scored
+) -> tuple[Scored, _Rows]:
+    """The scores of a term, and its rewards of steps at their tokens; a wrong count fails."""
+    assert loaded.tokenizer is not None
+    decode = partial(detokenize, loaded.tokenizer)
+    rows = [np.zeros(int(length), np.float32) for length in rollouts.response_lengths]
+    values, reasons = scored.values.copy(), [*scored.reasons]
+    for row, parts in enumerate(scored.steps):
+        if not parts or reasons[row]:
+            continue
+        text, ids = texts[row].response, rollouts.response(row)
+        found = place_steps(ids, text, parts, loaded.separator, decode)
+        if found is None:
+            reasons[row], values[row] = COUNT, np.nan
+        else:
+            rows[row] = found
+    return replace(scored, values=values, reasons=reasons), rows
+
+
+def _weighted(rollouts: RolloutBatch, terms: Sequence[_Term], rows: Sequence[_Rows]) -> Ragged:
+    """The rewards of steps of all terms together."""
+    total = [np.zeros(int(length), np.float32) for length in rollouts.response_lengths]
+    for term, own in zip(terms, rows, strict=True):
+        for row, each in enumerate(own):
+            total[row] += np.float32(term.spec.weight) * each
+    return Ragged.from_rows(total, np.float32)
 
 
 def _together(ids: IntArray, loaded: _Loaded, found: Sequence[Scored]) -> Scores:

@@ -49,7 +49,7 @@ def _needs(settings: Settings) -> Needs:
 
 
 def _make(settings: Settings, spec: RewardSpec) -> Scorer:
-    function = start_reward(settings.function, spec.folder)
+    function = start_reward(settings.function, spec.folder, steps=bool(spec.step_separator))
 
     def score(batch: Batch) -> Scored:
         replies = function.ask(batch.texts, settings.patience)
@@ -57,6 +57,7 @@ def _make(settings: Settings, spec: RewardSpec) -> Scorer:
             np.array([reply.value for reply in replies], np.float32),
             [reply.reason for reply in replies],
             [reply.words for reply in replies],
+            [reply.steps for reply in replies],
         )
 
     return score

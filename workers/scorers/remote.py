@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import httpx
@@ -65,11 +65,12 @@ def _make(settings: Settings, spec: RewardSpec) -> Scorer:
     key = spec.secrets[settings.key_variable] if settings.key_variable else ""
 
     def score(batch: Batch) -> Scored:
-        found = _Asking(settings, key).scores(batch.texts)
+        found = _Asking(settings, key, steps=bool(spec.step_separator)).scores(batch.texts)
         return Scored(
             np.array([each.value for each in found], np.float32),
             [f"{_NAME}: {each.reason}" if each.reason else "" for each in found],
             [each.words for each in found],
+            [each.steps for each in found],
         )
 
     return score
@@ -82,13 +83,14 @@ class Found:
     value: float = math.nan
     reason: str = ""
     words: str = ""
+    steps: tuple[float, ...] = ()  # parts of the value, one per step; () = one number
 
 
 class _Asking:
     """One call of the scorer."""
 
-    def __init__(self, settings: Settings, key: str) -> None:
-        self._settings, self._key = settings, key
+    def __init__(self, settings: Settings, key: str, *, steps: bool = False) -> None:
+        self._settings, self._key, self._steps = settings, key, steps
         self._server = Server(settings.url, settings.limits, key)
 
     def scores(self, texts: Sequence[Exchange]) -> list[Found]:
@@ -127,7 +129,7 @@ class _Asking:
         except ValueError:
             return [Found(reason="the answer is no JSON")] * len(part)
         name = "scores" if settings.protocol == "plain" else "rewards"
-        return read_scores(read, name, len(part), self._key)
+        return read_scores(read, name, len(part), self._key, steps=self._steps)
 
 
 def body_of(settings: Settings, part: Sequence[Exchange]) -> dict[str, Any]:
@@ -153,23 +155,33 @@ def _dialogue(context: Context) -> list[dict[str, str]] | None:
     return None if isinstance(context, str) else as_messages(context)
 
 
-def read_scores(read: Any, name: str, count: int, key: str = "") -> list[Found]:
-    """The scores of an answer, strictly: exactly one number per sequence, or an error for one."""
+def read_scores(
+    read: Any, name: str, count: int, key: str = "", *, steps: bool = False
+) -> list[Found]:
+    """The scores of an answer, strictly: exactly one number per sequence, or an error for one.
+
+    With `steps` a sequence may have a list of numbers, one per step.
+    """
     values = read.get(name) if isinstance(read, dict) else None
     if not isinstance(values, list):
         return [Found(reason=f"the answer holds no list {name!r}")] * count
     if len(values) != count:
         words = f"{len(values)} for {count}"
         return [Found(reason="the answer has another number of scores", words=words)] * count
-    return [_one(value, key) for value in values]
+    return [_one(value, key, steps=steps) for value in values]
 
 
-def _one(value: Any, key: str) -> Found:
+def _one(value: Any, key: str, *, steps: bool = False) -> Found:
     if isinstance(value, dict) and value.keys() == {"error"} and isinstance(value["error"], str):
         words = value["error"].replace(key, "***") if key else value["error"]
         return Found(reason="the server refuses the sequence", words=words[:200])
     if isinstance(value, dict) and value.keys() == {"score"}:
         value = value["score"]
+    if steps and isinstance(value, list) and value:
+        parts = [_one(each, key) for each in value]
+        failed = next((part for part in parts if part.reason), None)
+        total = Found() if failed else _one(math.fsum(part.value for part in parts), key)
+        return failed or replace(total, steps=tuple(part.value for part in parts))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Found(reason="a score is no number", words=type(value).__name__)
     if not math.isfinite(value) or abs(value) > _LARGEST:

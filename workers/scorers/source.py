@@ -44,6 +44,9 @@ class Scored:
     values: FloatArray  # (B,) reward units; NaN where there is a reason
     reasons: Sequence[str]  # (B,) why there is no score, one of few texts; "" = scored
     words: Sequence[str] = ()  # (B,) message of each failure; () = none
+    # (B,) parts of each value, one per step of the response; () = the value is for its end. Only
+    # where the run has reward.step_separator.
+    steps: Sequence[Sequence[float]] = ()
 
 
 Scorer = Callable[[Batch], Scored]
@@ -132,8 +135,14 @@ def scores_of(scorer: Scorer, batch: Batch, name: str) -> Scored:
         RewardError: The source raised, or returned something else than one score per sequence.
     """
     count = len(batch.rollouts)
-    values, reasons, words = _called(name, lambda: _answer(scorer(batch)))
+    values, reasons, words, steps = _called(name, lambda: _answer(scorer(batch)))
     words = words or [""] * count
+    if len(steps) not in (0, count):
+        raise RewardError(
+            f"the reward source {name} returned steps of {len(steps)} for {count} sequences",
+            where=WHERE,
+            fix="let its scorer return one list per sequence, or none at all",
+        )
     found = (values.shape, len(reasons), len(words))
     if found != ((count,), count, count):
         raise RewardError(
@@ -145,10 +154,12 @@ def scores_of(scorer: Scorer, batch: Batch, name: str) -> Scored:
     for row in np.flatnonzero(~np.isfinite(values)):
         reasons[row] = reasons[row] or f"reward source {name}: not finite"
     values[[bool(reason) for reason in reasons]] = np.nan
-    return Scored(values, reasons, words)
+    return Scored(values, reasons, words, steps)
 
 
-def _answer(scored: object) -> tuple[FloatArray, list[str], list[str]]:
+def _answer(
+    scored: object,
+) -> tuple[FloatArray, list[str], list[str], list[tuple[float, ...]]]:
     if not isinstance(scored, Scored):
         raise TypeError(f"its scorer returned {type(scored).__name__}, not Scored")
     values = np.array(scored.values, np.float64)
@@ -156,7 +167,8 @@ def _answer(scored: object) -> tuple[FloatArray, list[str], list[str]]:
     if not all(isinstance(each, str) for each in (*reasons, *words)):
         raise TypeError('a reason or message is no text; the reason of a scored sequence is ""')
     with np.errstate(over="ignore"):  # infinity is a failure
-        return values.astype(np.float32), reasons, words
+        steps = [tuple(map(float, each)) for each in scored.steps]
+        return values.astype(np.float32), reasons, words, steps
 
 
 def _called(name: str, function: Callable[[], T]) -> T:

@@ -137,7 +137,9 @@ def build_experience(
     sampled = padded.pad(rollouts.logprobs, "rollout_logprobs")
     logprobs = padded.pad(old_rows, "old_logprobs")
     reference = padded.pad(ref_rows, "ref_logprobs")
-    rewards = kl_shaped_rewards(score, logprobs, reference, mask, shaping.kl_coefficient)
+    early = gather_scores([scores], ids).steps
+    steps = padded.pad(early, "step rewards") if early is not None else None
+    rewards = kl_shaped_rewards(score, logprobs, reference, mask, shaping.kl_coefficient, steps)
     tokens = Tokens(
         rewards=rewards,
         mask=mask,

@@ -26,6 +26,7 @@ from workers.user_functions.signature import Arguments, Bound
 
 _log = logging.getLogger(__name__)
 
+_MOST_STEPS = 10_000  # of one response
 _LARGEST = float(np.finfo(np.float32).max)  # larger numbers become infinite in float32
 _UNORDERED = (set(), {}, {}.values(), {}.items(), b"", bytearray(), memoryview(b""))
 _NO_SEQUENCES = (str, bytes, bytearray, memoryview, *(type(iter(each)) for each in _UNORDERED))
@@ -39,6 +40,7 @@ class Reply:
     reason: str = ""  # one of few texts, so that failures can be counted by it; "" = ok
     words: str = ""  # message of the function's error
     lost: bool = False  # the function's process ended or was killed
+    steps: tuple[float, ...] = ()  # parts of the value, one per step; () = one number
 
 
 Outcome = list[Reply] | Reply  # one reply per sequence, or a single one if the whole call failed
@@ -53,12 +55,14 @@ class Answering:
         function: Gets the lists of one call, which it may change.
         lowest: The smallest number that it may return.
         highest: The largest number that it may return.
+        steps: Whether it may return a list of numbers for an item, one per step.
     """
 
     name: str
     function: Bound
     lowest: float = -_LARGEST
     highest: float = _LARGEST
+    steps: bool = False  # an item's value may be a list of numbers, whose sum counts
 
     def __call__(self, arguments: Arguments, count: int, seconds: float = 0.0) -> Outcome:
         """Call the function on `count` items in the thread of the caller.
@@ -109,6 +113,9 @@ class Answering:
         return self._raised(caught.error)
 
     def _number(self, value: Any) -> Reply:
+        parts = _values(value, _MOST_STEPS + 1) if self.steps else None
+        if parts is not None:
+            return self._summed(parts)
         number = _number(value)
         if number is None:
             return Reply(math.nan, f"{self.name} returned {_form(value)} for one item")
@@ -118,6 +125,19 @@ class Answering:
             reason = f"{self.name} returned a number out of range for one item"
             return Reply(math.nan, reason, f"{number:.6g}")
         return Reply(number)
+
+    def _summed(self, parts: list[Any]) -> Reply:
+        if not 0 < len(parts) <= _MOST_STEPS:
+            return Reply(math.nan, f"{self.name} returned no or too many step rewards for one item")
+        numbers = [_number(each) for each in parts]
+        for number in numbers:
+            if number is None or not self.lowest <= number <= self.highest:  # NaN is in no range
+                return Reply(math.nan, f"{self.name} returned a step reward that is no number")
+        found = tuple(number for number in numbers if number is not None)
+        total = math.fsum(found)
+        if not self.lowest <= total <= self.highest:
+            return Reply(math.nan, f"{self.name} returned a number out of range for one item")
+        return Reply(total, steps=found)
 
 
 def _working_folder() -> str:

@@ -19,9 +19,11 @@ from workers.errors import ConfigError
 from workers.user_functions.calls import Caller
 from workers.user_functions.judge_function import load_judge
 from workers.user_functions.messages import framed, pack, receive
-from workers.user_functions.reward_function import load_reward
+from workers.user_functions.reward_function import load_process_reward, load_reward
 
-_LOADERS: dict[str, Callable[[str, str], Caller]] = {"reward": load_reward, "judge": load_judge}
+_LOADERS: dict[str, Callable[[str, str], Caller]] = {
+    "reward": load_reward, "steps": load_process_reward, "judge": load_judge,
+}  # fmt: skip
 
 
 def main(kind: str, connection: str, lifeline: str) -> None:

@@ -48,7 +48,7 @@ def pack(outcome: Outcome) -> object:
 
 
 def _fields(reply: Reply) -> list[object]:
-    return [reply.value, reply.reason, reply.words]
+    return [reply.value, reply.reason, reply.words, *reply.steps]
 
 
 def unpack(message: Any, count: int) -> Outcome | None:
@@ -66,8 +66,10 @@ def unpack(message: Any, count: int) -> Outcome | None:
 
 def _reply(fields: Any) -> Reply | None:
     match fields:
-        case [float(value), str(reason), str(words)]:
+        case [float(value), str(reason), str(words), *steps]:
             # a number or a reason, never both
-            return Reply(value, reason, words) if math.isfinite(value) != bool(reason) else None
+            fits = math.isfinite(value) != bool(reason) and not (steps and reason)
+            known = all(isinstance(each, float) and math.isfinite(each) for each in steps)
+            return Reply(value, reason, words, steps=tuple(steps)) if fits and known else None
         case _:
             return None

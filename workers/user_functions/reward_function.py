@@ -48,9 +48,18 @@ def load_reward(path: str, folder: str = "") -> Caller:
     return Caller(_NAME, _arguments, Answering(_NAME, function))
 
 
-def start_reward(path: str, folder: str = "") -> Caller:
-    """As `load_reward`, but in a child process, which ends when the caller is garbage-collected."""
-    process = UserProcess(_NAME, "reward", path, folder, WHERE)
+def load_process_reward(path: str, folder: str = "") -> Caller:
+    """As `load_reward`; a response's reward may be a list of numbers, one per step."""
+    function = bind(load_function(path, WHERE, folder), REWARD, WHERE)
+    return Caller(_NAME, _arguments, Answering(_NAME, function, steps=True))
+
+
+def start_reward(path: str, folder: str = "", *, steps: bool = False) -> Caller:
+    """As `load_reward`, but in a child process, which ends when the caller is garbage-collected.
+
+    With `steps` as `load_process_reward`.
+    """
+    process = UserProcess(_NAME, "steps" if steps else "reward", path, folder, WHERE)
     return Caller(_NAME, _arguments, process, process.prepare)
 
 
