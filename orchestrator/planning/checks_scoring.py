@@ -74,6 +74,13 @@ def check_sft_choice(config: Config) -> None:
             where="sft.keep_best",
             fix="set it to loss, or reward=model",
         )
+    if columns := config.reward.needs.columns:
+        raise ConfigError(
+            "the reward chooses the weights of SFT by answers to demonstrations, whose rows keep "
+            f"no columns, and it reads the column {columns[0]!r}",
+            where="sft.keep_best",
+            fix="set it to loss, or leave the terms that read columns out",
+        )
 
 
 def check_online_rankings(config: Config) -> None:

@@ -176,6 +176,7 @@ SPECS = [
     *role("critic", 3, 0.6, 5),
     Row("evaluate.lm_eval.task_folder", "/tasks", "/tasks", lambda w: w.harness().task_folder),
     Row("data.pocket.seed", "5", 5, lambda w: w.source.world.seed),
+    Row("data.pocket.arithmetic", "true", True, lambda w: w.source.world.arithmetic),
     Row("data.pocket.label_noise", "0.77", 0.77, lambda w: w.source.labeler.noise),
     Row("data.pocket.tie_width", "0.13", 0.13, lambda w: w.source.labeler.tie_width),
     Row("logger.wandb_project", "P", "P", lambda w: w.sinks()[0]._logger.wandb_project),

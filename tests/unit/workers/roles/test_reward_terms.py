@@ -12,7 +12,7 @@ import pytest
 from composing import composed
 
 from orchestrator.config.schema import Config
-from orchestrator.planning.checks_scoring import check_reward
+from orchestrator.planning.checks_scoring import check_reward, check_sft_choice
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.stages.ppo.record import Marks, term_values
 from orchestrator.stages.ppo.scores import Scoring
@@ -144,6 +144,18 @@ def test_what_cannot_be_is_refused_by_the_plan(
     with pytest.raises(RehearsalError, match=said) as caught:
         check_reward(config(*overrides))
     assert caught.value.where == where
+
+
+def test_weights_of_sft_cannot_be_chosen_by_columns(folder: Path) -> None:
+    terms = (*OWL, "reward.terms.owl.column=answer", "reward.terms.rm.kind=model")
+    run = config(
+        *terms, "data.keep_columns=[answer]", "sft.keep_best=reward_model", "stages=[sft]",
+        "sft.keep_best_every=2",
+        "model.checkpoints.base=B", "model.checkpoints.reward_model=R",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="reads the column 'answer'") as caught:
+        check_sft_choice(run)
+    assert caught.value.where == "sft.keep_best"
 
 
 def test_needs_are_joined(folder: Path) -> None:
