@@ -8,6 +8,7 @@ traceback goes to error.log in the run folder.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -55,11 +57,14 @@ def main() -> int:
     """Run the command line in `sys.argv`; return the exit code (of a sweep: the highest)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise composition errors instead of printing them
     codes: list[int] = []
+    folders: list[Path] = []  # of the jobs of a sweep
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> None:
         if any(code == StoppedError.exit_code or code > 128 for code in codes):
             return  # a signal stops the whole sweep
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            folders.append(Path(HydraConfig.get().runtime.output_dir))
         # Later jobs of a sweep do not begin at the start of the process.
         codes.append(execute(composed, began=time.monotonic() if codes else None))
 
@@ -72,6 +77,11 @@ def main() -> int:
             job()
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error) from error
+        if len(folders) > 1:
+            command = invocation("runs", "orchestrator.runs.listing")
+            tell(
+                f"compare the jobs with: {command} --sweep {shlex.quote(str(folders[0].parent))}\n"
+            )
 
     return max(exit_code(compose_and_run, outlast_reader=True), *codes, 0)
 

@@ -77,6 +77,11 @@ def different_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
             yield key, *found
 
 
+def keys_and_values(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every key that says what a run computes, dotted, with its value as text."""
+    return {key: _shown(value) for key, value in _flat(config) if key not in _OF_THE_RUN}
+
+
 def different_metrics(
     a: Mapping[tuple[str, str], float],
     b: Mapping[tuple[str, str], float],

@@ -1,7 +1,7 @@
-"""List runs: `python -m orchestrator.runs.listing [FOLDER]`, the newest first.
+"""List runs: `python -m orchestrator.runs.listing [FOLDER] [--sweep]`, the newest first.
 
 State is running (on this machine), finished, failed (its error.log says why) or stopped (with
-`resume=FOLDER` it goes on from the checkpoint that is named).
+`resume=FOLDER` it goes on from the checkpoint that is named). `--sweep` compares the jobs of a sweep.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from rich.text import Text
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.process.program import program
+from orchestrator.report.tables import MISSING
 from orchestrator.results.summary import Summary, model_label
 from orchestrator.runs.reading import RunView, find_runs, read_run
+from orchestrator.runs.sweep import sweep_of
 from orchestrator.telemetry.live import duration
 from workers.errors import ConfigError
 
@@ -31,7 +33,10 @@ _HEADS = ("run", "experiment", "state", "started", "time", "result")
 def main(arguments: Sequence[str] | None = None) -> int:
     """List the runs below the folder on the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    return exit_code(lambda: _list(Path(options.folder), options.state, as_json=options.json))
+    root = Path(options.folder)
+    if options.sweep:
+        return exit_code(lambda: _sweep(root))
+    return exit_code(lambda: _list(root, options.state, as_json=options.json))
 
 
 def _list(root: Path, state: str, *, as_json: bool) -> None:
@@ -44,13 +49,40 @@ def _list(root: Path, state: str, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps([_plain(run, root) for run in runs], indent=2) + "\n")
         return
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold")
-    for head in _HEADS:
-        table.add_column(head, overflow="fold")
-    for run in runs:
-        table.add_row(*map(Text, _row(run, root)))
-    sys.stdout.write(rendered(table))
+    sys.stdout.write(rendered(_table(_HEADS, [_row(run, root) for run in runs])))
     say("".join(f"damaged: {note}\n" for run in runs for note in run.damage))
+
+
+def _sweep(root: Path) -> None:
+    """The jobs of a sweep side by side, and means over those that differ in their seed alone."""
+    runs = [read_run(path) for path in find_runs(root)]
+    if len(runs) < 2:
+        raise ConfigError(
+            f"a sweep has several jobs, this folder {len(runs)}", where=str(root),
+            fix="name the folder that holds the numbered folders of the jobs",
+        )  # fmt: skip
+    sweep = sweep_of(runs)
+    rows = [
+        (run.folder.path.name, *values, _state(run), figure.text() if figure else MISSING)
+        for run, values, figure in sweep.jobs
+    ]
+    result = f"{sweep.figure} [95 %]" if sweep.figure else "result"
+    sys.stdout.write(rendered(_table(("job", *sweep.keys, "state", result), rows)))
+    others = [key for key in sweep.keys if key != "seed"]
+    if sweep.groups:
+        heads = (*others, "jobs", "mean over seeds [95 %]")
+        means = [(*values, str(count), mean) for values, count, mean in sweep.groups]
+        sys.stdout.write(rendered(_table(heads, means)))
+    say("".join(f"damaged: {note}\n" for run in runs for note in run.damage))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def headline(summary: Summary) -> str:
@@ -119,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", nargs="?", default="outputs", help="where the runs are (outputs)")
     states = ["running", "finished", "failed", "stopped"]
     parser.add_argument("--state", choices=states, default="", help="only runs in this state")
+    parser.add_argument("--sweep", action="store_true", help="compare the jobs of a sweep")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

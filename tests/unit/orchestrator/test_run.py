@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -192,6 +193,16 @@ def test_ray_takes_no_other_process_for_its_raylet(command, recipe, monkeypatch)
     recipe(lambda *_: found.append(os.environ["RAY_RAYLET_PID"]))
     assert command("+experiment=pocket_tiny") == 0
     assert found == [str(os.getpid())]
+
+
+def test_a_sweep_names_the_command_that_compares_its_jobs(command, recipe, capsys):
+    recipe(lambda *_: None)
+    assert command("-m", "+experiment=pocket_tiny", "seed=1,2", "run.dir=a b") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    words = shlex.split(last.partition(": ")[2])
+    assert words[-2:] == ["--sweep", str(Path.cwd() / "a b")]
+    assert command("+experiment=pocket_tiny", "run.dir=one") == 0
+    assert "compare the jobs" not in capsys.readouterr().out
 
 
 def test_a_sweep_gives_every_job_a_folder(command, recipe):

@@ -1,0 +1,108 @@
+"""A sweep as a table: the keys that differ between its jobs, and one figure of each."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.report.tables import MISSING
+from orchestrator.results.summary import Summary, model_label
+from orchestrator.runs.comparing import keys_and_values
+from orchestrator.runs.reading import RunView
+
+_SEED = "seed"
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the normal one.
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+_NORMAL = 1.960
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a run."""
+
+    name: str
+    value: float
+    low: float | None = None  # 95 % interval over the run's prompts or pairs
+    high: float | None = None
+
+    def text(self) -> str:
+        """The value with its interval."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}-{self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The jobs of a sweep, and groups of jobs that differ in nothing but their seed."""
+
+    keys: tuple[str, ...]  # that differ, dotted
+    figure: str  # what is compared; "" if no job has a result
+    jobs: tuple[tuple[RunView, tuple[str, ...], Figure | None], ...]
+    groups: tuple[tuple[tuple[str, ...], int, str], ...]  # values but the seed, jobs, mean [95 %]
+
+
+def sweep_of(runs: Sequence[RunView]) -> Sweep:
+    """Compare the jobs of a sweep, in the order of their folders' numbers."""
+    ordered = sorted(runs, key=lambda run: _number(run.folder.path.name))
+    plain = [keys_and_values(run.config) for run in ordered]
+    keys = _differing(plain)
+    figures = [figure_of(run.summary) for run in ordered]
+    name = next((each.name for each in figures if each is not None), "")
+    figures = [each if each is not None and each.name == name else None for each in figures]
+    values = [tuple(found.get(key, MISSING) for key in keys) for found in plain]
+    jobs = tuple(zip(ordered, values, figures, strict=True))
+    return Sweep(keys, name, jobs, _groups(keys, values, figures))
+
+
+def figure_of(summary: Summary) -> Figure | None:
+    """What tells most about a run: the last model's win rate, else its gold score, and so on."""
+    names = list(reversed(summary.ordered_models()))
+    for name in names:
+        if (found := summary.preference(name, "sft")) is not None:
+            label = f"{model_label(name)} preferred to SFT"
+            return Figure(label, found.rate, found.low, found.high)
+    for name in names:
+        if (gold := summary.models[name].gold_mean) is not None:
+            return Figure(f"{model_label(name)} gold score", gold)
+    held_out = summary.reward_model.heldout
+    if held_out is not None and held_out.accuracy is not None:
+        label = "reward model, held-out pairs"
+        return Figure(label, held_out.accuracy, held_out.low, held_out.high)
+    return None
+
+
+def mean_and_interval(values: Sequence[float]) -> str:
+    """Mean of at least two values, with the 95 % interval of Student's t over them."""
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    degrees = len(values) - 1
+    quantile = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
+    half = quantile * spread / math.sqrt(len(values))
+    return f"{mean:.3f} [{mean - half:.3f}-{mean + half:.3f}]"
+
+
+def _differing(plain: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    every = dict.fromkeys(key for found in plain for key in found)
+    return tuple(k for k in every if len({found.get(k, MISSING) for found in plain}) > 1)
+
+
+def _groups(
+    keys: Sequence[str], values: Sequence[tuple[str, ...]], figures: Sequence[Figure | None]
+) -> tuple[tuple[tuple[str, ...], int, str], ...]:
+    """Jobs with the same values of all keys but the seed; those with two figures or more."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for each, figure in zip(values, figures, strict=True):
+        others = tuple(v for key, v in zip(keys, each, strict=True) if key != _SEED)
+        if figure is not None and math.isfinite(figure.value):
+            found.setdefault(others, []).append(figure.value)
+    return tuple((k, len(v), mean_and_interval(v)) for k, v in found.items() if len(v) > 1)
+
+
+def _number(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() else (10**9, name)
