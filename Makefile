@@ -1,8 +1,11 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint resolve mutants fuzz setup setup-gpu
+.PHONY: demo docs test lint resolve mutants fuzz setup setup-gpu
 
 demo: setup  ## set up, then run the whole recipe in the pocket world
 	.venv/bin/python -m orchestrator.run +experiment=pocket
+
+docs: setup  ## set up, then build the pages of docs/ as a site: docs/_build/index.html
+	.venv/bin/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 test: lint  ## set up, then pass the linters and the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile

@@ -1,5 +1,7 @@
 """Rehearsal from Python: compose, plan and run a recipe; read a run; ask its models.
 
+For example::
+
     from orchestrator import api
 
     print(api.plan("+experiment=pocket_tiny"))

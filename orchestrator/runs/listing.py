@@ -1,7 +1,8 @@
 """List runs: `python -m orchestrator.runs.listing [FOLDER] [--sweep]`, the newest first.
 
 State is running (on this machine), finished, failed (its error.log says why) or stopped (with
-`resume=FOLDER` it goes on from the checkpoint that is named). `--sweep` compares the jobs of a sweep.
+`resume=FOLDER` it goes on from the checkpoint that is named). `--sweep` compares the jobs of a
+sweep.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def _name_exists(words: list[str]) -> None:
         for module in words[words.index("-m") + 1 :][:1]:
             assert module == "pytest" or module in MODULES or _benchmark(module).is_file(), module
     elif Path(words[0]).name == "rehearsal":
-        assert words[1] in VERBS or words[1].isupper() or words[1].startswith("--"), words
+        verb = words[1] if len(words) > 1 else "VERB"
+        assert verb in VERBS or verb.isupper() or verb.startswith("--"), words
     else:
         READERS[Path(words[0]).name](words[1:], pytest.MonkeyPatch())
 

@@ -14,7 +14,7 @@ PAGES = [
 ]
 # Every word of these is read by a test of its own.
 READ_ELSEWHERE = {"docs/deploy.md": "tests/deploy/test_deploy_page.py"}
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
+_FENCE = re.compile(r"^```([^`\n]*)\n(.*?)^```", flags=re.M | re.S)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _PROGRAMS = ("python -m ", ".venv/bin/", "rehearsal ", "make ", "uv ")
 
