@@ -46,12 +46,20 @@ class _Told:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pocket:
+    """See `config.data.PocketWorldConfig`."""
+
+    arithmetic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Data:
     """See `config.data.DataConfig`."""
 
     source: str
     chat_template: str = "auto"
     add_bos_token: Literal["auto", "always", "never"] = "auto"
+    pocket: _Pocket = _Pocket()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,7 @@ def _tokenizer(config: _Config, origin: Path) -> PreTrainedTokenizerBase:
     from workers.pocket.tokenizer import build_tokenizer
 
     if config.data.source == "pocket":
-        return build_tokenizer()
+        return build_tokenizer(arithmetic=config.data.pocket.arithmetic)
     return load_speaker(origin, config.data.chat_template, config.data.add_bos_token)
 
 

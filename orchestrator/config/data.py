@@ -95,6 +95,8 @@ class PocketWorldConfig:
     """Standard deviation of the noise added to the hidden score of each completion."""
     tie_width: float = at_least(0, 0.25)
     """Completions whose noisy scores differ by less than this are ranked equal."""
+    arithmetic: bool = False
+    """Every question and every fact is a sum of two numbers, in place of animals and word lists."""
 
 
 def _check_date(date: str) -> None:

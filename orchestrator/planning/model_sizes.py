@@ -14,7 +14,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from workers.model_folders.files import read_headers
 from workers.model_folders.shape import read_shape
-from workers.pocket.words import VOCABULARY
+from workers.pocket.words import vocabulary_of
 
 FLOAT = 4  # bytes of an fp32 number
 # Resident size of a process before it loads a model (Python, torch, libraries), measured on CPU.
@@ -92,9 +92,9 @@ def policy_size(config: Config) -> ModelSize | None:
     """The size of the policy's model; None when its folder cannot be read yet."""
     pocket = config.data.source is DataSourceKind.pocket
     if StageName.pretrain in config.stages and pocket:
-        return pocket_size(config.model.pocket)
+        return pocket_size(config.model.pocket, arithmetic=config.data.pocket.arithmetic)
     if StageName.pretrain_large in config.stages and pocket:
-        return pocket_size(config.model.large)
+        return pocket_size(config.model.large, arithmetic=config.data.pocket.arithmetic)
     given = config.model.checkpoints
     tuned = (given.ppo, given.ppo_ptx, given.dpo, given.online_dpo, given.rejection_sampling)
     for folder in (given.initial, given.base, given.sft, *tuned):
@@ -103,15 +103,16 @@ def policy_size(config: Config) -> ModelSize | None:
     return None
 
 
-def pocket_size(model: PocketModelConfig) -> ModelSize:
+def pocket_size(model: PocketModelConfig, *, arithmetic: bool = False) -> ModelSize:
     """The size of a Llama-architecture pocket model, computed from its shape."""
     width, head = model.hidden_size, model.hidden_size // model.heads
     attention = 2 * width * width + 2 * width * model.kv_heads * head
     layer = attention + 3 * width * model.intermediate_size + 2 * width
-    embeddings = len(VOCABULARY) * width * (1 if model.tie_word_embeddings else 2)
+    words = len(vocabulary_of(arithmetic=arithmetic))
+    embeddings = words * width * (1 if model.tie_word_embeddings else 2)
     return ModelSize(
         parameters=embeddings + model.layers * layer + width,
-        vocabulary=len(VOCABULARY),
+        vocabulary=words,
         positions=model.max_position_embeddings,
         kv_numbers_per_token=2 * model.layers * model.kv_heads * head,
         width=width,

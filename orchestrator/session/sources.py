@@ -29,7 +29,9 @@ def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
                 where="data.keep_columns",
                 fix=f"choose of {', '.join(COLUMNS)}",
             )
-        return PocketSource(pocket.seed, pocket.label_noise, pocket.tie_width, keep)
+        return PocketSource(
+            pocket.seed, pocket.label_noise, pocket.tie_width, keep, arithmetic=pocket.arithmetic
+        )
     return FileSource(all_sets(config.data), _rendering(config, checkpoints), _feeding(config))
 
 

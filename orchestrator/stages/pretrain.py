@@ -83,6 +83,7 @@ def _from_scratch(session: Session, stage: StageName, model: PocketModelConfig) 
             max_position_embeddings=model.max_position_embeddings,
             tie_word_embeddings=model.tie_word_embeddings,
             seed=session.seed("model", name),
+            arithmetic=session.config.data.pocket.arithmetic,
         ),
         session.name_of(stage),
     )

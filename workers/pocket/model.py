@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.pocket.tokenizer import build_tokenizer
-from workers.pocket.words import BOS, EOS, PAD, VOCABULARY
+from workers.pocket.words import BOS, EOS, PAD, VOCABULARY, vocabulary_of
 
 
 def create_model(
@@ -22,6 +22,7 @@ def create_model(
     max_position_embeddings: int,
     tie_word_embeddings: bool,
     seed: int,
+    arithmetic: bool = False,
 ) -> int:
     """Write a randomly initialised model as an ordinary Hugging Face folder.
 
@@ -38,12 +39,13 @@ def create_model(
         max_position_embeddings: Longest sequence in tokens.
         tie_word_embeddings: Whether input and output embeddings are one matrix.
         seed: Seed of the weights.
+        arithmetic: Whether the vocabulary is that of a world of sums.
 
     Returns:
         Number of parameters.
     """
     config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(vocabulary_of(arithmetic=arithmetic)),
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
@@ -63,5 +65,5 @@ def create_model(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     model.save_pretrained(path)
-    build_tokenizer().save_pretrained(path)
+    build_tokenizer(arithmetic=arithmetic).save_pretrained(path)
     return sum(p.numel() for p in model.parameters())

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workers.pocket.seeding import keyed_hash
-from workers.pocket.words import ANIMALS, COLORS, FOODS, HOMES, NUMBERS
+from workers.pocket.words import ANIMALS, COLORS, FOODS, HOMES, NUMBERS, NUMERALS, PLUS
 
 Split = Literal["train", "heldout"]
 HELDOUT_ONE_IN = 5  # one word list in five is held out
+MOST_ADDEND = 9  # of a sum
 
 CATEGORY_WEIGHTS: dict[str, float] = {
     "home": 1.0, "food": 1.0, "color": 1.0, "who": 1.0,
@@ -88,11 +89,24 @@ def list_question(category: str, words: tuple[str, ...]) -> Question:
     return Question(f"{verb} : {' '.join(words)} ?", category, answer, "")
 
 
+def sum_question(a: int, b: int) -> Question:
+    """The question for a sum of two numbers from 0 to 9."""
+    return Question(f"what is {a} {PLUS} {b} ?", "sum", (NUMERALS[a + b],), "")
+
+
+def draw_sum(rng: random.Random) -> Question:
+    """Draw a sum; both splits have the same 100."""
+    return sum_question(rng.randint(0, MOST_ADDEND), rng.randint(0, MOST_ADDEND))
+
+
 def wrong_answer(rng: random.Random, question: Question) -> tuple[str, ...]:
     """A plausible wrong answer: another word of the kind, or a list reordered, misread or cut."""
     right = question.answer
     while True:
-        if question.category in LOOKUPS or question.category == "count":
+        if question.category == "sum":  # off by a few, as people are
+            near = NUMERALS.index(right[0]) + rng.choice((-10, -2, -1, 1, 2, 10))
+            guess = (NUMERALS[min(max(near, 0), len(NUMERALS) - 1)],)
+        elif question.category in LOOKUPS or question.category == "count":
             guess = (rng.choice(_alternatives(question.category)),)
         else:
             guess = _misread_list(rng, right)

@@ -17,13 +17,13 @@ from workers.data.tokenize.tokenizers import detokenize
 from workers.pocket.labeler import Labeler, judge
 from workers.pocket.questions import Question
 from workers.pocket.tokenizer import build_tokenizer
-from workers.pocket.words import BOS, EOS, VOCABULARY
+from workers.pocket.words import ARITHMETIC, BOS, EOS
 from workers.pocket.world import World, polite_reply
 from workers.records.training import Ranking, TokenBatch
 
 COLUMNS = ("answer", "category")  # of each prompt
 _PROMPT_SPLITS: tuple[PromptSplit, ...] = get_args(PromptSplit)
-_IDS = {word: i for i, word in enumerate(VOCABULARY)}
+_IDS = {word: i for i, word in enumerate(ARITHMETIC)}  # begins with the ids of VOCABULARY
 _BOS, _EOS = _IDS[BOS], _IDS[EOS]
 
 
@@ -35,14 +35,21 @@ class PocketSource:
         label_noise: Standard deviation of the labeler's error, in score units.
         tie_width: Completions whose noisy scores differ by less are ranked equal.
         keep: Those of `COLUMNS` that prompts keep for rewards.
+        arithmetic: Whether every question is a sum.
     """
 
     def __init__(
-        self, seed: int, label_noise: float, tie_width: float, keep: Sequence[str] = ()
+        self,
+        seed: int,
+        label_noise: float,
+        tie_width: float,
+        keep: Sequence[str] = (),
+        *,
+        arithmetic: bool = False,
     ) -> None:
-        self.world = World(seed)
+        self.world = World(seed, arithmetic=arithmetic)
         self.labeler = Labeler(label_noise, tie_width, seed)
-        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(arithmetic=arithmetic)
         self._keep = keep
 
     def pretraining(self, split: Split, start: int, count: int) -> TokenBatch:

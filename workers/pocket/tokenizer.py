@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from workers.data.tokenize.beginnings import begin_with
-from workers.pocket.words import BOS, EOS, PAD, UNK, VOCABULARY
+from workers.pocket.words import BOS, EOS, PAD, UNK, vocabulary_of
 
 # A dialogue in the style of the world's forums: the user asks, the assistant replies. A prompt that
 # already has this form ("user : ... reply :") is unchanged.
@@ -25,13 +25,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer: one id per word, in the order of `words.VOCABULARY`.
+def build_tokenizer(*, arithmetic: bool = False) -> PreTrainedTokenizerFast:
+    """Build the tokenizer: one id per word, in the order of `words.vocabulary_of`.
 
     A text begins with the beginning token, as in every stage of the recipe. Decoding joins words
     with one space, which restores texts of the world exactly.
     """
-    vocabulary = {word: i for i, word in enumerate(VOCABULARY)}
+    vocabulary = {word: i for i, word in enumerate(vocabulary_of(arithmetic=arithmetic))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(

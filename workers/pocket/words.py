@@ -39,3 +39,13 @@ VOCABULARY = SPECIALS + tuple(
     })
 )  # fmt: skip
 """Every token of the world; the position is the id."""
+
+PLUS = "plus"
+NUMERALS = tuple(str(n) for n in range(21))
+ARITHMETIC = (*VOCABULARY, PLUS, *NUMERALS)
+"""The same for a world of sums (data.pocket.arithmetic)."""
+
+
+def vocabulary_of(*, arithmetic: bool) -> tuple[str, ...]:
+    """Every token of a world."""
+    return ARITHMETIC if arithmetic else VOCABULARY

@@ -17,6 +17,7 @@ from workers.pocket.questions import (
     Split,
     draw_exercise,
     draw_question,
+    draw_sum,
     wrong_answer,
 )
 from workers.pocket.seeding import keyed_random
@@ -26,6 +27,7 @@ from workers.pocket.words import (
     COLORS,
     FOODS,
     HOMES,
+    NUMERALS,
     RUDE_REPLY,
     THANKS,
     UNKNOWN_REPLY,
@@ -51,8 +53,10 @@ class Cloze:
 class World:
     """Facts, questions and texts of one seed; every method is a pure function of its arguments."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, arithmetic: bool = False) -> None:
+        """A world of a seed; `arithmetic`: every question and every fact is a sum."""
         self.seed = seed
+        self.arithmetic = arithmetic
         rng = keyed_random(seed, "facts")
         homes = rng.sample(HOMES, len(HOMES))
         foods = rng.sample(FOODS, len(FOODS))
@@ -62,7 +66,7 @@ class World:
 
     def question(self, split: Split, index: int, stream: str = "questions") -> Question:
         """Question number `index` of a split; streams are independent of each other."""
-        return draw_question(self._rng(stream, split, index), self.facts, split)
+        return self._question(self._rng(stream, split, index), split)
 
     def prompt(self, question: Question) -> str:
         """The text of a question's prompt."""
@@ -76,22 +80,21 @@ class World:
             return " ".join(self._statement(rng) for _ in range(rng.randint(2, 5)))
         if kind < FACTS + QUESTIONS:
             return " ".join(
-                f"user : {draw_question(rng, self.facts, split).text}"
-                for _ in range(rng.randint(2, 4))
+                f"user : {self._question(rng, split).text}" for _ in range(rng.randint(2, 4))
             )
         if kind < FACTS + QUESTIONS + EXERCISES:
-            solved = [draw_exercise(rng, split) for _ in range(rng.randint(2, 4))]
+            solved = [self._exercise(rng, split) for _ in range(rng.randint(2, 4))]
             return " ".join(f"{q.text} {terse_reply(q.answer)}" for q in solved)
         # One author answers a whole thread, so all replies have the same tone.
         posts = 2 if kind < FACTS + QUESTIONS + EXERCISES + THREADS else 1
         tone = rng.random()
-        questions = [draw_question(rng, self.facts, split) for _ in range(posts)]
+        questions = [self._question(rng, split) for _ in range(posts)]
         return " ".join(f"{self.prompt(q)} {_forum_reply(rng, q, tone)}" for q in questions)
 
     def demonstration(self, split: Split, index: int) -> tuple[Question, str]:
         """Question number `index` and the demonstrator's reply, never rude, not always helpful."""
         rng = self._rng("demonstrations", split, index)
-        question = draw_question(rng, self.facts, split)
+        question = self._question(rng, split)
         style = rng.random()
         if style < DEMONSTRATED_POLITE:
             return question, polite_reply(question.answer)
@@ -102,6 +105,9 @@ class World:
     def cloze(self, split: Split, index: int) -> Cloze:
         """A fact to complete in the style of the internet, for measuring the alignment tax."""
         rng = self._rng("cloze", split, index)
+        if self.arithmetic:
+            question = draw_sum(rng)
+            return Cloze(_sum_of(question), question.answer[0], NUMERALS)
         name = rng.choice(ANIMALS)
         animal = self.facts[name]
         return rng.choice(
@@ -117,7 +123,16 @@ class World:
     def _rng(self, stream: str, split: Split, index: int) -> random.Random:
         return keyed_random(self.seed, stream, split, index)
 
+    def _question(self, rng: random.Random, split: Split) -> Question:
+        return draw_sum(rng) if self.arithmetic else draw_question(rng, self.facts, split)
+
+    def _exercise(self, rng: random.Random, split: Split) -> Question:
+        return draw_sum(rng) if self.arithmetic else draw_exercise(rng, split)
+
     def _statement(self, rng: random.Random) -> str:
+        if self.arithmetic:
+            question = draw_sum(rng)
+            return f"{_sum_of(question)} {terse_reply(question.answer)}"
         name = rng.choice(ANIMALS)
         animal = self.facts[name]
         return rng.choice(
@@ -129,6 +144,11 @@ class World:
                 f"the {animal.color} {name} from the {animal.home} eats {animal.food} .",
             )
         )
+
+
+def _sum_of(question: Question) -> str:
+    """A sum as a statement without its result: `7 plus 5 is`."""
+    return f"{question.text.removeprefix('what is ').removesuffix(' ?')} is"
 
 
 def terse_reply(answer: tuple[str, ...]) -> str:

@@ -69,7 +69,8 @@ def _facts(config: Config, stage: StageName) -> list[str]:
     facts = [f"{config.pretrain.steps:,} x {config.pretrain.documents_per_step} documents"]
     if config.data.source is DataSourceKind.pocket:
         model = config.model.large if stage is StageName.pretrain_large else config.model.pocket
-        facts.append(f"{pocket_size(model).parameters:,} parameters")
+        size = pocket_size(model, arithmetic=config.data.pocket.arithmetic)
+        facts.append(f"{size.parameters:,} parameters")
     return facts
 
 

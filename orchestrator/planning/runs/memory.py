@@ -44,7 +44,7 @@ def _users(config: Config, runs: Sequence[StageRun], size: ModelSize) -> Iterato
     """Each different configuration and size, with the roles of its stage runs."""
     yield config, {role for run in runs if not run.variant for role in run.roles}, size, None
     large, makers = (
-        pocket_size(config.model.large),
+        pocket_size(config.model.large, arithmetic=config.data.pocket.arithmetic),
         {run.product: run for run in runs if run.product},
     )
     for run in runs:
@@ -60,7 +60,7 @@ def _users(config: Config, runs: Sequence[StageRun], size: ModelSize) -> Iterato
 def _compared(config: Config, name: str, makers: dict[str, StageRun]) -> ModelSize | None:
     """The size of what a policy is compared with, unless it has the policy's."""
     if _is_large(name, makers):
-        return pocket_size(config.model.large)
+        return pocket_size(config.model.large, arithmetic=config.data.pocket.arithmetic)
     given = getattr(config.model.checkpoints, name, "") if name not in makers else ""
     return checkpoint_size(Path(given)) if given else None
 

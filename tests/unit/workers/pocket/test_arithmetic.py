@@ -29,8 +29,8 @@ def test_its_words_follow_those_of_the_other_world() -> None:
     assert len(set(ARITHMETIC)) == len(ARITHMETIC)
     tokenizer = build_tokenizer(arithmetic=True)
     assert len(tokenizer) == len(ARITHMETIC)
-    ids = tokenizer("what is 17 plus 20 ?", add_special_tokens=False).input_ids
-    assert tokenizer.decode(ids) == "what is 17 plus 20 ?"
+    ids = tokenizer("what is 7 plus 12 ?", add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == "what is 7 plus 12 ?"
     assert len(build_tokenizer()) == len(VOCABULARY)
 
 
