@@ -201,7 +201,8 @@ def pairs_of(
     starts = ("sft", "base", "large", "teacher", *bases)
     own = [name for name in names if name not in starts]
     aligned = [name for name in own if name not in tuned]
-    pairs = [("sft", "base"), ("teacher", "sft"), *(("sft", name) for name in bases)]
+    pairs = [("sft", "base"), ("teacher", "sft")]
+    pairs += [("sft", name) for name in (("large", *bases) if bases else ())]
     pairs += [(name, over) for over in starts for name in own]
     pairs += [(name, over) for over in tuned for name in aligned if (name, over) not in pairs]
     for number, name in enumerate(own):

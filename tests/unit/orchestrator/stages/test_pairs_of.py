@@ -34,9 +34,9 @@ def test_pairs(names: list[str], pairs: list[str]) -> None:
 
 
 def test_pairs_of_models_of_other_sizes() -> None:
-    names = ["base", "base+2", "base_2x", "sft", "sft_8x", "ppo"]
-    found = pairs_of(names, bases=["base+2", "base_2x"], tuned=["sft_8x"])
+    names = ["base", "base+2", "large", "sft", "sft_8x", "ppo"]
+    found = pairs_of(names, bases=["base+2"], tuned=["sft_8x"])
     assert [f"{model} {over}" for model, over in found] == [
-        "sft base", "sft base+2", "sft base_2x", "sft_8x sft", "ppo sft", "sft_8x base",
-        "ppo base", "sft_8x base+2", "ppo base+2", "sft_8x base_2x", "ppo base_2x", "ppo sft_8x",
+        "sft base", "sft large", "sft base+2", "sft_8x sft", "ppo sft", "sft_8x base", "ppo base",
+        "sft_8x large", "ppo large", "sft_8x base+2", "ppo base+2", "ppo sft_8x",
     ]  # fmt: skip
