@@ -33,6 +33,7 @@ from orchestrator.telemetry.metrics import MetricRecord
 MISSING = "-"
 WIDTH = 80  # columns of a terminal that every table fits
 _REASONS = 5  # of drops that are named
+_LEAST_TITLE = 16  # columns that the titles of rows take at least
 _GAP = 3  # columns between two cells, and at both edges together
 
 
@@ -188,8 +189,7 @@ def render_table(summary: Summary) -> RenderableType:
     # The best of n answers have a table of their own, so that each fits the width.
     for best in (False, True):
         names = [name for name in summary.ordered_models() if (parts_of(name)[1] > 0) == best]
-        if names:
-            parts.append(_evaluation_table(summary, names))
+        parts += [_evaluation_table(summary, some) for some in _fitting(summary, names)]
     if rows := reward_model_rows(summary):
         parts.append(_table(REWARD_MODEL_HEADS, rows))
     for each in overoptimization_tables(summary):
@@ -247,13 +247,31 @@ def next_steps(folder: RunFolder, summary: Summary) -> str:
     return "\n" + "".join(f"{what:13}{command}\n" for what, command in found.items())
 
 
+def _fitting(summary: Summary, names: Sequence[str]) -> list[list[str]]:
+    """The models in groups, in their order, each of which fits the width of a table."""
+    groups: list[list[str]] = []
+    for name in names:
+        wider = [*groups[-1], name] if groups else [name]
+        heads, rows = _evaluation_cells(summary, wider)
+        figures = [[head, *(row[at] for row in rows)] for at, head in enumerate(heads) if at]
+        if groups and sum(max(map(_longest, f)) + _GAP for f in figures) > WIDTH - _LEAST_TITLE:
+            groups.append([name])
+        else:
+            groups[-1:] = [wider]
+    return groups
+
+
 def _evaluation_table(summary: Summary, names: Sequence[str]) -> Table:
+    return _table(*_evaluation_cells(summary, names))
+
+
+def _evaluation_cells(summary: Summary, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     # Models side by side: with ten measures this fits 80 columns, the other way round it does not.
     heads = ["held-out prompts", *(_head(name) for name in names)]
     rows = [[title, *cells] for title, cells in evaluation_columns(summary, names)]
     if _width(heads, rows) > WIDTH:  # the intervals of win rates go under them
         rows = [[title, *(cell.replace(" [", "\n[") for cell in cells)] for title, *cells in rows]
-    return _table(heads, rows)
+    return heads, rows
 
 
 def _head(name: str) -> str:
@@ -266,7 +284,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold")
     figures = [[row[column] for row in rows] for column in range(1, len(heads))]
     wide = [max(map(_longest, [h, *f])) + _GAP for h, f in zip(heads[1:], figures, strict=True)]
-    room = max(12, WIDTH - sum(wide) - _GAP - 1)
+    room = max(_LEAST_TITLE - _GAP - 1, WIDTH - sum(wide) - _GAP - 1)
     table.add_column(heads[0], overflow="fold", max_width=room)
     for head in heads[1:]:
         table.add_column(head, justify="right", no_wrap=True)

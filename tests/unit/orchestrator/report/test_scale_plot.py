@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from orchestrator.report.plots import _figure, _style
 from orchestrator.report.scale_plot import _families, draw_scale
+from orchestrator.report.tables import render_table
 from orchestrator.results.few_shot import prompted_name, prompted_parts
 from orchestrator.results.summary import EvaluationRow, Preference, Summary, model_label
 
@@ -52,3 +54,18 @@ def test_names_of_prompted_models() -> None:
     assert prompted_parts(prompted_name("base_2x", 3)) == ("base_2x", 3)
     assert prompted_parts("sft@4") == ("sft@4", 0)
     assert model_label("large+2") == "large base, 2 shots"
+
+
+def test_the_tables_of_many_models_fit_a_terminal() -> None:
+    names = [f"base_{n}x" for n in range(1, 9)]
+    names = [each for name in names for each in (name, f"{name}+2")]
+    rows = {n: EvaluationRow(gold_mean=-0.5, truthful_rate=0.5) for n in [*names, "sft", "ppo"]}
+    over = tuple(Preference("ppo", name, 0.8, 0.7, 0.9, 100) for name in [*names, "sft"])
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(render_table(Summary(models=rows, preferred=over)))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
+    assert sum("held-out" in line for line in lines) > 1
+    assert sum("80 %" in line for line in lines) == 17
