@@ -21,7 +21,8 @@ from orchestrator.config.schema import Config
 from orchestrator.mirror.opening import mirrored
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.runs.expand import expand, models_read
-from orchestrator.planning.runs.stage_run import StageRun
+from orchestrator.planning.runs.labels import round_names
+from orchestrator.planning.runs.stage_run import StageRun, whole
 from orchestrator.preflight.dry_run import Inputs, look
 from orchestrator.process.age import process_seconds
 from orchestrator.process.command_exit import say, tell
@@ -29,6 +30,7 @@ from orchestrator.process.printing import rendered
 from orchestrator.process.stop_signals import StopRequest
 from orchestrator.report.build import write_report
 from orchestrator.report.tables import next_steps, places, render_result
+from orchestrator.results.rounds import rounds_of
 from orchestrator.results.summary import Summary, Timing, WeightSyncTotals, write_summary
 from orchestrator.roles.fleet import Fleet, rules_of
 from orchestrator.run_files.folder import RunFolder
@@ -38,9 +40,10 @@ from orchestrator.session.resume import Start, package_versions
 from orchestrator.session.saves import Saves
 from orchestrator.session.session import Session
 from orchestrator.session.sources import accounts
-from orchestrator.stages.collect import collect
 from orchestrator.stages.dpo import dpo
 from orchestrator.stages.evaluate import evaluate
+from orchestrator.stages.labels.collect import collect
+from orchestrator.stages.labels.label import label
 from orchestrator.stages.online_dpo import online_dpo
 from orchestrator.stages.ppo.loop import ppo, ppo_ptx
 from orchestrator.stages.pretrain import pretrain, pretrain_large
@@ -60,6 +63,7 @@ from workers.process.caught_errors import Caught
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
     StageName.sft: sft,
+    StageName.label: label,
     StageName.reward_model: reward_model,
     StageName.ppo: ppo,
     StageName.ppo_ptx: ppo_ptx,
@@ -272,6 +276,8 @@ def summarise(session: Session) -> Summary:
     return Summary(
         reward_model=findings.reward_model,
         reward_models=findings.reward_models,
+        labels=findings.labels,
+        rounds=rounds_of(round_names(expand(whole(session.config))), findings),
         models=findings.models,
         preferred=tuple(findings.preferred),
         judging=findings.judging,

@@ -106,6 +106,12 @@ class StoppedError(RehearsalError):
     exit_code = 8
 
 
+class WaitingError(StoppedError):
+    """The run waits for what people do outside of it; its work is saved."""
+
+    exit_code = 9
+
+
 class WeightSyncError(RehearsalError, RuntimeError):
     """A weight sync after which some engine may not have exactly the intended weights."""
 

@@ -21,7 +21,9 @@ PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
 # The stages that train on sequences which the policy samples meanwhile.
 ONLINE_STAGES = (*PPO_STAGES, StageName.online_dpo, StageName.rejection_sampling)
 # They train nothing.
-SAMPLING_STAGES = (StageName.collect, StageName.evaluate, StageName.overoptimization)
+SAMPLING_STAGES = (
+    StageName.label, StageName.collect, StageName.evaluate, StageName.overoptimization,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

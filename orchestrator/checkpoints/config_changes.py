@@ -63,6 +63,8 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "algorithm": ONLINE_STAGES,
     "algorithm.ptx": (StageName.ppo_ptx,),
     "algorithm.on_non_finite": None,
+    "label": (StageName.label,),
+    "iterate": (),  # what it does is in stages and variants, which are compared
     "collect": (StageName.collect,),
     "evaluate": (StageName.evaluate,),
     "overoptimization": (StageName.overoptimization,),

@@ -18,8 +18,11 @@ from orchestrator.command_line.arguments import prepare
 from orchestrator.command_line.earlier_run import Command, configuration
 from orchestrator.command_line.errors import explain, reject_unknown_keys
 from orchestrator.command_line.key_types import CONF, OPEN_SECTIONS
+from orchestrator.config.ranges import check_tree
+from orchestrator.config.rounds.expansion import with_rounds
+from orchestrator.config.rounds.iterate import IterateConfig
 from orchestrator.config.schema import Config
-from orchestrator.config.variants import with_files
+from orchestrator.config.variants import check_names, with_files
 
 ConfigStore.instance().store("schema", Config)
 
@@ -42,6 +45,10 @@ def to_config(composed: DictConfig) -> Config:
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
         composed.run.dir = HydraConfig.get().runtime.output_dir
     reject_unknown_keys(composed)
+    try:
+        add_rounds(composed)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
     if composed.variants:
         given = OmegaConf.to_container(composed.variants, resolve=True)
         composed.variants = with_files(cast(dict[str, Any], given))
@@ -51,6 +58,24 @@ def to_config(composed: DictConfig) -> Config:
         raise explain(error) from error
     assert isinstance(config, Config)
     return config
+
+
+def add_rounds(composed: DictConfig) -> None:
+    """Enter the rounds that `iterate` asks for into `stages` and `variants`.
+
+    Raises:
+        ConfigError: `iterate` does not fit the stages of the run.
+        OmegaConfBaseException: a value has the wrong type.
+    """
+    iterate = OmegaConf.to_object(composed.iterate)
+    assert isinstance(iterate, IterateConfig)
+    check_tree(iterate, "iterate")
+    if iterate.rounds == 1:
+        return
+    stages = [str(each) for each in composed.stages]
+    given = cast(dict[str, Any], OmegaConf.to_container(composed.variants, resolve=True))
+    check_names(stages, given)
+    composed.stages, composed.variants = with_rounds(stages, given, iterate)
 
 
 def compose_run(arguments: Sequence[str], config_dir: Path | None = None) -> Config:

@@ -51,6 +51,8 @@ def key_type(key: str) -> Any:
     if key.startswith("variants."):
         _, _, word, *below = (*key.split("."), "", "")
         own = ".".join(filter(None, below))
+        if word == "rankings" and not own:
+            return list[str]
         return schema_types().get(own) if word == "set" else str if word and not own else None
     if key.startswith(("reward.settings.", "reward.terms.")):
         return str if key.rpartition(".")[2] in _REWARD_TEXTS else None

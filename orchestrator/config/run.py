@@ -15,6 +15,7 @@ class StageName(StrEnum):
 
     pretrain = "pretrain"
     sft = "sft"
+    label = "label"
     reward_model = "reward_model"
     ppo = "ppo"
     ppo_ptx = "ppo_ptx"

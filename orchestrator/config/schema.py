@@ -20,6 +20,8 @@ from orchestrator.config.preference import PreferenceConfig
 from orchestrator.config.ranges import any_seed, check_tree, name, path
 from orchestrator.config.rejection import RejectionConfig
 from orchestrator.config.reward import RewardConfig
+from orchestrator.config.rounds.iterate import IterateConfig
+from orchestrator.config.rounds.labels import LabelConfig
 from orchestrator.config.run import LoggerConfig, RunConfig, StageName
 from orchestrator.config.samples import SamplesConfig
 from orchestrator.config.training import (
@@ -59,7 +61,9 @@ class Config:
     """Stages to run, in order, and variants of them."""
     variants: dict[str, Any] = field(default_factory=dict)
     """Further runs of stages with other settings, by name: variants.NAME.stage, algorithm, set,
-    from, reference, reward_model, seed_as (docs/variants.md)."""
+    from, reference, reward_model, rankings, seed_as (docs/variants.md)."""
+    iterate: IterateConfig = field(default_factory=IterateConfig)
+    """Rounds: stages that are run again, on answers of what they made (docs/iterated.md)."""
     run: RunConfig = field(default_factory=RunConfig)
     """Run folder, deadlines, checkpoints and supervision."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -76,6 +80,8 @@ class Config:
     """Stage pretrain."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Stage sft."""
+    label: LabelConfig = field(default_factory=LabelConfig)
+    """Stage label."""
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     """Stage reward_model."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -122,7 +128,12 @@ class Config:
 
     @property
     def samples_rankings(self) -> bool:
-        """Whether the rankings of the run are sampled and labeled, because none are given."""
+        """Whether the rankings of the run are sampled and labeled, because none are given.
+
+        In a run with the stage label that stage has them, and their number is not known before.
+        """
+        if StageName.label in self.stage_names:
+            return False
         if self.data.source is DataSourceKind.pocket:
             return True
         return self.gold_model and SetKind.comparisons not in kinds(self.data)

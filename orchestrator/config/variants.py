@@ -20,7 +20,10 @@ from orchestrator.config.run import StageName
 from orchestrator.process.shipped import shipped
 from workers.errors import ConfigError, UnknownKeyError
 
-KEYS = ("stage", "algorithm", "set", "from", "reference", "reward_model", "seed_as", "files")
+KEYS = (
+    "stage", "algorithm", "set", "from", "reference", "reward_model", "rankings", "seed_as",
+    "files",
+)  # fmt: skip
 # A variant of these would overwrite what the stage wrote: the tasks, the comparison of all models.
 ONCE = (StageName.collect, StageName.evaluate, StageName.overoptimization)
 # Names of checkpoints that no stage makes.
@@ -46,6 +49,8 @@ class Variant:
     """The product that the policy is compared with; "" = the one that it starts from."""
     reward_model: str = ""
     """The product whose scores are its reward; "" = that of the stage."""
+    rankings: tuple[str, ...] = ()
+    """Runs of the stage label whose rankings it trains on; () = as a plain stage would."""
     seed_as: str = ""
     """Use the seeds of the stage or variant with this name; "" = its own."""
     of_file: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +99,7 @@ def variant(name: str, given: object) -> Variant:
         start=words["from"],
         reference=words["reference"],
         reward_model=words["reward_model"],
+        rankings=_names(values.get("rankings"), f"{where}.rankings"),
         seed_as=words["seed_as"],
         of_file=_of_file(algorithm, values.get("files"), where) if algorithm else {},
     )
@@ -247,6 +253,16 @@ def _word(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{value!r} is no name", where=where, fix="write one name")
     return str(value)
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    """One name, or several in a list."""
+    given = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    names = tuple(_word(each, where) for each in given if each is not None)
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(f"{value!r} names something twice, or nothing", where=where,
+                          fix="name each run of the stage label once")  # fmt: skip
+    return names
 
 
 def _unknown(where: str, key: str) -> UnknownKeyError:

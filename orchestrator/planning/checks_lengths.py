@@ -124,13 +124,16 @@ def _reads_whole_rows(config: Config, stage: StageName) -> bool:
     if stage is StageName.evaluate:  # the perplexity of pretraining text, if there is any
         return SetKind.pretraining in kinds(config.data)
     prompts_alone = {StageName.ppo, StageName.online_dpo, StageName.rejection_sampling}
-    return stage not in {*prompts_alone, StageName.collect, StageName.overoptimization}
+    prompts_alone |= {StageName.label, StageName.collect, StageName.overoptimization}
+    return stage not in prompts_alone
 
 
 def _readers(config: Config, stage: StageName) -> tuple[str, ...]:
     """Names of the checkpoints whose models read the stage's rows."""
     if stage is StageName.collect:
         return tuple(config.collect.models)
+    if stage is StageName.label:
+        return tuple(config.label.models)
     if stage is not StageName.evaluate:
         return (product(stage),)
     made = {product(each) for each in config.stage_names}

@@ -9,6 +9,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Margin
 from orchestrator.planning.runs.expand import compared, expand
+from orchestrator.planning.runs.labels import check_answers
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import _PRODUCTS
 from orchestrator.results.summary import MODEL_ORDER
@@ -18,6 +19,7 @@ from workers.errors import ConfigError
 _SETS = {
     StageName.pretrain: (SetKind.pretraining,),
     StageName.sft: (SetKind.demonstrations,),
+    StageName.label: (SetKind.prompts,),
     # demonstrations set the reward model's bias
     StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
     StageName.dpo: (SetKind.comparisons,),
@@ -47,14 +49,15 @@ def check_stages(config: Config) -> None:
         raise ConfigError(f"stages appear twice: {', '.join(twice)}", where="stages",
                           fix="name each stage once")  # fmt: skip
     made: set[str] = set()
-    for run in expand(config):
+    check_answers(runs := expand(config))
+    for run in runs:
         for name in run.reads:
             if name not in made and not getattr(config.model.checkpoints, name, ""):
                 raise _no_checkpoint(config, run, name)
         if run.stage is StageName.evaluate:
             _check_models(config, made)
             _check_judging_model(config, made)
-        _check_files(run.config, run.stage)
+        _check_files(run)
         made.add(run.product)
 
 
@@ -111,9 +114,11 @@ def _no_checkpoint(config: Config, run: StageRun, name: str) -> ConfigError:
     )
 
 
-def _check_files(config: Config, stage: StageName) -> None:
+def _check_files(run: StageRun) -> None:
+    config, stage = run.config, run.stage
     if config.data.source is DataSourceKind.pocket:
-        if stage is StageName.reward_model and config.reward_model.margin is Margin.likert:
+        likert = stage is StageName.reward_model and config.reward_model.margin is Margin.likert
+        if likert and not run.rankings:
             raise ConfigError(
                 "the pocket world's labeler ranks completions and rates none",
                 where="reward_model.margin",
@@ -141,7 +146,7 @@ def _check_files(config: Config, stage: StageName) -> None:
             fix="set it to 0",
         )
     given = kinds(config.data)
-    needed = _needed(config, stage)
+    needed = _needed(run)
     # Without evaluation prompts, held-out answers are those to a part of the prompts.
     heldout = stage in (StageName.evaluate, StageName.overoptimization)
     if heldout and SetKind.prompts not in given:
@@ -159,10 +164,13 @@ def _check_files(config: Config, stage: StageName) -> None:
             )
 
 
-def _needed(config: Config, stage: StageName) -> tuple[SetKind, ...]:
+def _needed(run: StageRun) -> tuple[SetKind, ...]:
     """Kinds of data sets that a stage requires; not for evaluate, which accepts alternatives."""
+    config, stage = run.config, run.stage
     needed = _SETS.get(stage, ())
-    if SetKind.comparisons in needed and config.samples_rankings:
+    if run.rankings:
+        needed = tuple(kind for kind in needed if kind is not SetKind.comparisons)
+    elif SetKind.comparisons in needed and config.samples_rankings:
         needed = tuple(SetKind.prompts if each is SetKind.comparisons else each for each in needed)
     if stage is StageName.sft and config.sft.pretraining_fraction > 0.0:
         needed = (*needed, SetKind.pretraining)
@@ -174,7 +182,7 @@ def unused_sets(config: Config) -> list[str]:
     given = kinds(config.data)
     used: set[SetKind] = set()
     for run in expand(config):
-        used.update(_needed(run.config, run.stage))
+        used.update(_needed(run))
         if run.stage in ONLINE_STAGES:  # the probes of weight syncs
             used.add(SetKind.evaluation_prompts)
         held_out = SetKind.evaluation_prompts

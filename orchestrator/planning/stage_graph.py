@@ -57,6 +57,8 @@ def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tu
         sampled_from_base = sampling and config.reward_model.base_fraction > 0
         labeled_by = ("gold",) * (sampling and config.gold_model)
         return ("sft", *(("base",) * sampled_from_base), *labeled_by)
+    if stage is StageName.label:
+        return (*config.label.models, *(("reward_model",) * config.label.scored))
     if stage is StageName.collect:
         scored = ("reward_model",) if collected_are_scored(config) else ()
         return (*config.collect.models, *scored)
@@ -95,8 +97,11 @@ def reference_of(config: Config, stage: StageName) -> str:
 
 
 def labels(config: Config, stage: StageName) -> bool:
-    """Whether a stage samples and labels rankings, as the first that reads them does."""
-    if not config.samples_rankings:
+    """Whether a stage samples and labels rankings, as the first that reads them does.
+
+    None does in a run with the stage label.
+    """
+    if not config.samples_rankings or StageName.label in config.stages:
         return False
     first = next((each for each in config.stages if each in RANKING_STAGES), stage)
     return stage in RANKING_STAGES and stage == first
@@ -125,9 +130,9 @@ def stage_roles(
     sampling = _SAMPLED_AND_SCORED[: labeling + config.gold_model] if labeling else ()
     if stage is StageName.reward_model:
         return (*sampling, RoleName.critic)
-    if stage is StageName.collect:
-        scored = (RoleName.reward,) if collected_are_scored(config) else ()
-        return (RoleName.rollout, *scored)
+    if stage in (StageName.label, StageName.collect):
+        scored = config.label.scored if stage is StageName.label else collected_are_scored(config)
+        return (RoleName.rollout, *((RoleName.reward,) * scored))
     if stage is StageName.overoptimization:
         return _SAMPLED_AND_SCORED
     if stage is StageName.rejection_sampling:

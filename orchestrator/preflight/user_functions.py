@@ -17,10 +17,12 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.runs.expand import (
     any_rewarded,
+    expand,
     judges_training,
     stages_of,
     variants_of,
 )
+from orchestrator.stages.labels.labeler import find_labeler
 from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
@@ -51,6 +53,7 @@ def check_own_parts(config: Config) -> None:
     for term in config.reward.each:
         if ":" in term.kind:
             _try("workers.scorers.source:find_source", term.kind, term.where, seconds)
+    check_labelers(config, seconds)
     if not {*ONLINE_STAGES} & stages_of(config):
         return
     for loader, path, where in _of_algorithms(config):
@@ -58,6 +61,27 @@ def check_own_parts(config: Config) -> None:
     if ":" in config.rollout.transport:
         loader = "workers.weights.transport:find_transport"
         _try(loader, config.rollout.transport, "rollout.transport", seconds)
+
+
+def check_labelers(config: Config, seconds: float) -> None:
+    """Check that each run of the stage label has a labeler that can rank with its settings.
+
+    Raises:
+        ConfigError: there is none of this name, it cannot be imported, or lacks what it needs.
+    """
+    for where, own in label_configs(config):
+        name = own.label.labeler
+        if ":" in name:
+            loader = "orchestrator.stages.labels.labeler:find_labeler"
+            _try(loader, name, f"{where}.labeler", seconds)
+        find_labeler(name, str(Path.cwd())).check(own, where)
+
+
+def label_configs(config: Config) -> Iterator[tuple[str, Config]]:
+    """What each run of the stage label runs with, and where its settings are."""
+    for run in expand(config):
+        if run.stage is StageName.label:
+            yield f"variants.{run.name}.set.label" if run.variant else "label", run.config
 
 
 def _of_algorithms(config: Config) -> Iterator[tuple[str, str, str]]:
@@ -84,6 +108,10 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
     if evaluates or any_rewarded(config):
         for each in config.reward.needs.code:
             yield each.loader, each.path, each.where
+    for where, own in label_configs(config):
+        if own.label.labeler == "function":
+            loader = "workers.user_functions.labeler_function:load_labeler"
+            yield loader, own.label.function, f"{where}.function"
     compares = evaluates or judges_training(config)
     if compares and config.evaluate.judge is JudgeKind.function:
         loader = "workers.user_functions.judge_function:load_judge"

@@ -20,6 +20,9 @@ _COLUMNS = {
     "95 %": "95 % interval, with prompts as clusters.",
     "pairs": "Ordered pairs of answers to the same prompt; ties are left out.",
     "prompts": "Different prompts that they come from.",
+    "round": "The policy of a round of labels, reward model and policy.",
+    "accuracy before": "Held-out pairs of the round ordered as labeled by the reward model before.",
+    "after": "The same pairs, by the reward model of the round.",
     "stage": "The stage, or variant of a stage.",
     "steps": "Optimizer steps of the stage.",
     "training loss, end": "Mean training loss of the last 20 steps.",
@@ -92,6 +95,7 @@ _FACTS = {
     "total time": "From the start of the command to its end.",
 }
 _PREFIXES = {
+    "answers of ": "Every answer sampled by the stage label is ranked or left out with a reason.",
     "preferred to ": "Share of held-out prompts on which this model's answer was preferred to the "
     "other's, with 95 % interval; a tie counts half.",
 }

@@ -24,6 +24,7 @@ from orchestrator.report.chart import Chart
 from orchestrator.report.glossary import glossary
 from orchestrator.report.losses import LOSS_HEADS
 from orchestrator.report.overoptimization import overoptimization_tables
+from orchestrator.report.round_table import ROUND_HEADS, round_rows
 from orchestrator.report.tables import (
     MISSING,
     REWARD_MODEL_HEADS,
@@ -78,6 +79,8 @@ def render_page(page: Page) -> str:
         script=Markup(script),
         models=summary.ordered_models() if summary.models else [],
         columns=evaluation_columns(summary),
+        round_heads=ROUND_HEADS,
+        round_rows=round_rows(summary),
         reward_model_heads=REWARD_MODEL_HEADS,
         reward_model_rows=reward_model_rows(summary),
         overoptimization=overoptimization_tables(summary),
@@ -136,6 +139,7 @@ def _names(page: Page) -> list[str]:
         ["model", *(title for title, _ in evaluation_columns(summary))] if summary.models else []
     )
     names += REWARD_MODEL_HEADS if reward_model_rows(summary) else ()
+    names += ROUND_HEADS if round_rows(summary) else ()
     names += LOSS_HEADS if page.losses else ()
     names += [what for what, _ in facts(summary) if what != "roles"]
     for each in overoptimization_tables(summary):

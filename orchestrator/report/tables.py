@@ -17,6 +17,7 @@ from orchestrator.report.overoptimization import (
     overoptimization_facts,
     overoptimization_tables,
 )
+from orchestrator.report.round_table import ROUND_HEADS, label_facts, round_rows
 from orchestrator.results.best_of import parts_of
 from orchestrator.results.summary import (
     EvaluationRow,
@@ -154,7 +155,7 @@ def _reward_model_facts(summary: Summary) -> list[tuple[str, str]]:
 
 def _run_facts(summary: Summary) -> list[tuple[str, str]]:
     ledger, sync, timing = summary.ledger, summary.weight_sync, summary.timing
-    found: list[tuple[str, str]] = []
+    found = label_facts(summary)
     if ledger.generated:
         text = f"{ledger.generated:,} generated = {ledger.trained:,} trained"
         left = f" + {ledger.open:,} open" if ledger.open else ""
@@ -190,6 +191,8 @@ def render_table(summary: Summary) -> RenderableType:
     for best in (False, True):
         names = [name for name in summary.ordered_models() if (parts_of(name)[1] > 0) == best]
         parts += [_evaluation_table(summary, some) for some in _fitting(summary, names)]
+    if rows := round_rows(summary):
+        parts.append(_table(ROUND_HEADS, rows))
     if rows := reward_model_rows(summary):
         parts.append(_table(REWARD_MODEL_HEADS, rows))
     for each in overoptimization_tables(summary):

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from orchestrator.results.best_of import parts_of
 from orchestrator.results.few_shot import prompted_parts
+from orchestrator.results.label_figures import LabelFigures
 from orchestrator.results.overoptimization import Overoptimization, consistent
 from orchestrator.results.reward_model_figures import RewardModelFigures
+from orchestrator.results.round_figures import RoundFigures, round_from_json, round_to_json
 from orchestrator.run_files.damage import Damage, require_count, require_list, verified, whole
 from orchestrator.run_files.dataclass_json import from_plain
 from orchestrator.run_files.folder import RunFolder, write_json
@@ -169,6 +171,8 @@ class Summary:
 
     reward_model: RewardModelFigures = field(default_factory=RewardModelFigures)
     reward_models: dict[str, RewardModelFigures] = field(default_factory=dict)  # of variants
+    labels: dict[str, LabelFigures] = field(default_factory=dict)  # of runs of the stage label
+    rounds: tuple[RoundFigures, ...] = ()
     models: dict[str, EvaluationRow] = field(default_factory=dict)  # by name, in the run's order
     preferred: tuple[Preference, ...] = ()
     judging: Judging | None = None
@@ -264,6 +268,8 @@ def to_json(summary: Summary) -> dict[str, object]:
             ],
             "judging": asdict(summary.judging) if summary.judging else None,
         },
+        "labels": {name: found.to_json() for name, found in summary.labels.items()},
+        "rounds": [round_to_json(each) for each in summary.rounds],
         "ledger": {
             "generated": summary.ledger.generated,
             "trained": summary.ledger.trained,
@@ -329,7 +335,16 @@ def _row(row: EvaluationRow) -> dict[str, object]:
 
 #: Keys of summary.json that earlier versions did not write.
 LATER_KEYS = frozenset(
-    {"drops", "restarts", "discarded_replies", "given_up", "mirror", "overoptimization"}
+    {
+        "drops",
+        "restarts",
+        "discarded_replies",
+        "given_up",
+        "mirror",
+        "overoptimization",
+        "labels",
+        "rounds",
+    }
 )
 
 
@@ -387,6 +402,8 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             RewardModelFigures(),
         ),
         reward_models=part("stages", _reward_models, {}) if _has_variants(data) else {},
+        labels=part("labels", _labels, {}),
+        rounds=part("rounds", lambda v: tuple(map(round_from_json, require_list(v))), ()),
         models=part(
             "evaluation/models",
             lambda v: {str(name): _row_from_json(row) for name, row in v.items()},
@@ -412,6 +429,10 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             (),
         ),
     )
+
+
+def _labels(value: dict[str, Any]) -> dict[str, LabelFigures]:
+    return {str(name): LabelFigures.from_json(found) for name, found in value.items()}
 
 
 def _has_variants(data: dict[str, Any]) -> bool:

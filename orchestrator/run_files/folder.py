@@ -117,6 +117,18 @@ class RunFolder:
         """The sampled and labeled training rankings of the reward model, as tokens."""
         return self.state / "rankings.safetensors"
 
+    def rankings_of(self, stage: str) -> Path:
+        """The rankings that a run of the stage label made, as tokens."""
+        return self.state / f"rankings-{stage}.safetensors"
+
+    def tasks_of(self, stage: str) -> Path:
+        """The answers that a run of the stage label has ranked, one prompt per line."""
+        return self.samples / f"{stage}_tasks.jsonl"
+
+    def labels_of(self, stage: str) -> Path:
+        """What people said of these tasks, as `python -m orchestrator.label export` writes it."""
+        return self.samples / f"{stage}_rankings.jsonl"
+
     @property
     def mirror(self) -> Path:
         """Identity with which the run uses its mirror."""

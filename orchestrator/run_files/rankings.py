@@ -19,8 +19,13 @@ from workers.records.arrays import Ragged
 from workers.records.training import Ranking
 
 
-def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
+def save_rankings(path: Path, rankings: Sequence[Ranking], training: int | None = None) -> None:
     """Write rankings atomically.
+
+    Args:
+        path: The file.
+        rankings: What it shall hold.
+        training: How many of them, the first, are for training; None = it is not recorded.
 
     Raises:
         CheckpointError: the disk is full or read-only.
@@ -35,7 +40,12 @@ def save_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
         "offsets": sequences.offsets,
         "prompt_lengths": np.array([r.prompt_length for r in rankings], np.int64),
     }
+    rated = [r.likert for r in rankings if r.likert is not None]
+    if rated and len(rated) == len(rankings):
+        arrays["likert"] = np.concatenate(rated)
     names = {"names": json.dumps([[r.source, r.annotator] for r in rankings])}
+    if training is not None:  # no metadata, whose order in the file is not always the same
+        arrays["training"] = np.array([training], np.int64)
     with writing(path, "the rankings"):
         save_file(arrays, temporary, names)
         with temporary.open("rb") as file:
@@ -49,12 +59,25 @@ def load_rankings(path: Path) -> list[Ranking]:
     Raises:
         BrokenCheckpointError: the file is damaged.
     """
-    fix = "resume from a checkpoint before the reward model: its rankings are then made again"
+    train, heldout = load_split(path)
+    return [*train, *heldout]
+
+
+def load_split(path: Path) -> tuple[list[Ranking], list[Ranking]]:
+    """The training and held-out rankings that `save_rankings` wrote, each in the same order.
+
+    Raises:
+        BrokenCheckpointError: the file is damaged.
+    """
+    fix = "resume from a checkpoint before the stage that made them: it then makes them again"
     require_file(path, fix)
     with reading(path, "saved rankings cannot be read", fix):
         with safe_open(path, framework="np") as file:
             names = json.loads(file.metadata()["names"])
-        return _rankings(load_file(path), names)
+        arrays = load_file(path)
+        rankings = _rankings(arrays, names)
+        training = int(arrays["training"][0]) if "training" in arrays else len(rankings)
+        return rankings[:training], rankings[training:]
 
 
 def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ranking]:
@@ -68,6 +91,7 @@ def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ran
     unknown = np.zeros(len(sizes), np.int64)  # earlier versions did not write them
     prompts = arrays.get("prompt_lengths", unknown)
     check_values("prompt_lengths", prompts)
+    likert = arrays.get("likert")
     columns = (arrays["prompt_ids"], sizes, sizes.cumsum(), names, prompts)
     return [
         Ranking(
@@ -76,6 +100,7 @@ def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ran
             ranks[end - k : end],
             *name,
             prompt_length=int(length),
+            likert=None if likert is None else likert[end - k : end],
         )
         for i, k, end, name, length in zip(*columns, strict=True)
     ]

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints import model_folder
+from orchestrator.config.run import StageName
+from orchestrator.planning.runs.expand import stage_of
+from orchestrator.planning.runs.stage_run import whole
 from orchestrator.planning.stage_graph import RANKING_STAGES
 from orchestrator.results.findings import Findings
 from orchestrator.run_files.dataclass_json import from_plain
@@ -16,6 +19,8 @@ from workers.process.disk import writing
 
 if TYPE_CHECKING:
     from orchestrator.session.session import Session
+
+LABEL = StageName.label
 
 
 def capture(session: Session, stage: str, step: int, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +71,17 @@ def products(session: Session, stage: str) -> list[Path]:
     kind = run.stage if run and run.name == stage else stage
     if kind in RANKING_STAGES and session.folder.rankings.exists():
         files.append(session.folder.rankings)
-    return files
+    return files + _labels(session, stage)
+
+
+def _labels(session: Session, stage: str) -> list[Path]:
+    """What the stage runs of `label` made so far; the current one perhaps only its tasks."""
+    run, folder = session.run, session.folder
+    names = [n for n in session.saves.finished if stage_of(whole(session.config), n) is LABEL]
+    made = [folder.rankings_of(name) for name in names]
+    if run and run.stage is LABEL and run.name == stage:
+        made += [f for f in (folder.tasks_of(stage), folder.rankings_of(stage)) if f.exists()]
+    return made
 
 
 def _made(session: Session) -> dict[str, Path]:

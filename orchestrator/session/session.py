@@ -180,7 +180,9 @@ class Session:
             StoppedError: a signal requested the stop, and everything is saved.
         """
         self.saves.settle()
-        best = self.saves.scores.measured(stage, step, self.telemetry.values(stage, step))
+        values = self.telemetry.values(stage, step)
+        self.findings.stepped(stage, values)
+        best = self.saves.scores.measured(stage, step, values)
         if step >= total or not (always or best or self.saves.due(stage, step)):
             return
         state = driver_state.capture(self, stage, step, own)

@@ -21,7 +21,7 @@ from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import frozen_spec, train_spec
 from orchestrator.results.pair_metrics import ordered_pairs, pair_accuracy
 from orchestrator.session.session import Session
-from orchestrator.stages.rankings import chosen, rankings_of, with_pairs
+from orchestrator.stages.labels.rankings import chosen, rankings_of, with_pairs
 from workers.errors import DataError
 from workers.records.arrays import Ragged
 from workers.records.specs import PreferenceSpec

@@ -10,12 +10,14 @@ from orchestrator.batching.margins import with_margins
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.run import StageName
+from orchestrator.config.variants import stage_of
+from orchestrator.planning.runs.stage_run import whole
 from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import train_spec
 from orchestrator.results.agreement import annotator_agreement
 from orchestrator.results.reward_model_figures import Agreement
 from orchestrator.session.session import Session
-from orchestrator.stages.rankings import chosen, rankings_of, with_pairs
+from orchestrator.stages.labels.rankings import chosen, rankings_of, with_pairs
 from orchestrator.stages.reward_model_record import record_heldout
 from workers.records.training import Ranking, TokenBatch
 
@@ -42,7 +44,9 @@ def reward_model(session: Session) -> None:
             session.live.note(note)
     threads = threads_of(session.config, StageName.reward_model, RoleName.critic)
     session.fleet.critic.load(
-        train_spec(session.config, sft, settings.optimizer, total, threads=threads, head="random")
+        train_spec(
+            session.config, sft, settings.optimizer, total, threads=threads, head=_head(session)
+        )
     ).result()
     if saved is not None and saved.step:
         session.fleet.critic.restore(saved.folder).result()
@@ -60,6 +64,13 @@ def reward_model(session: Session) -> None:
         stage,
         **{model_folder.SCORE_DEVIATION: deviation},
     )
+
+
+def _head(session: Session) -> str:
+    """The head to begin with: that of an earlier reward model, if it starts from one."""
+    start = session.run.inputs.get("sft", "sft") if session.run else "sft"
+    made = stage_of(whole(session.config).variants, start)
+    return "keep" if made is StageName.reward_model else "random"
 
 
 def _train_step(session: Session, stage: str, step: int, rankings: list[Ranking]) -> None:

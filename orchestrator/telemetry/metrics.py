@@ -74,6 +74,19 @@ _SFT = {
     "tokens_per_second": Metric("tokens/s", "counted tokens trained per second", timing=True),
     **_optimizer("model"),
 }
+_LABEL = {
+    "answers": Metric("sequences", "answers that were sampled to be ranked"),
+    "ranked": Metric("sequences", "of them, those in rankings"),
+    "left_out": Metric("sequences", "of them, those that are not: empty, repeated, not ranked"),
+    "rankings": Metric("rankings", "rankings to train on"),
+    "heldout_rankings": Metric("rankings", "rankings held out"),
+    "pairs": Metric("pairs", "ordered pairs of the rankings to train on"),
+    "accuracy_before": Metric(
+        "fraction", "held-out pairs that the reward model orders right before it learns from them"
+    ),
+    "accuracy_before_low": Metric("fraction", "its 95 % interval, clustered by prompt"),
+    "accuracy_before_high": Metric("fraction", "its 95 % interval, clustered by prompt"),
+}
 _REWARD_MODEL = {
     "loss": Metric("nats/pair", "ranking loss: mean over pairs of a ranking, then rankings"),
     "pair_accuracy": Metric("fraction", "pairs ordered as the labeler did, this step"),
@@ -199,6 +212,7 @@ METRICS: dict[str, Metric] = {
     for family, metrics in {
         "pretrain": _PRETRAIN,
         "sft": _SFT,
+        "label": _LABEL,
         "reward_model": _REWARD_MODEL,
         "ppo": _PPO | _HELDOUT,
         "dpo": _DPO,

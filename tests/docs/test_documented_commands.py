@@ -14,6 +14,7 @@ COMMANDS = commands()
 # A line of a page's own example -> the file that its commands name.
 _SAVED_AS = {
     "\nESTIMATOR = ": "my_estimators.py", "\nLOSS = ": "my_losses.py",
+    "\nLABELER = ": "my_labelers.py", "def label(prompts": "my_labels.py",
     "\nexperiment: short\n": "mine/experiment/short.yaml",
 }  # fmt: skip
 

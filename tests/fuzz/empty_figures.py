@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from orchestrator.results.label_figures import LabelFigures
 from orchestrator.results.overoptimization import (
     Estimate,
     Fit,
@@ -22,6 +23,7 @@ from orchestrator.results.reward_model_figures import (
     PairAccuracy,
     RewardModelFigures,
 )
+from orchestrator.results.round_figures import RoundFigures
 from orchestrator.results.summary import (
     LATER_KEYS,
     EvaluationRow,
@@ -50,6 +52,18 @@ MEASURED = Summary(
         },
         calibration=Calibration(0.037, (CalibrationBin(0.6, 0.62, 0.5, 0.7, 600),)),
         agreement=Agreement(0.727, 0.706, 0.748, 0.46, 91, 31, 3),
+    ),
+    labels={
+        "label_2": LabelFigures(
+            "gold", ("ppo", "sft"), 641, 608, {"too blank": 33}, 97, 13, 1207,
+            PairAccuracy(0.612, 0.58, 0.64, 151, 13),
+        )
+    },
+    rounds=(
+        RoundFigures(
+            "label_2", "rm_2", "ppo_2", 97, 1207, PairAccuracy(0.612, 0.58, 0.64, 151, 13),
+            PairAccuracy(0.644, 0.61, 0.68, 151, 13), 2.46, 1.34, 11.59,
+        ),
     ),
     models={
         "sft": EvaluationRow(
@@ -118,6 +132,18 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "evaluation/models/*/lm_eval/sums": ({}, "sums"),
     "evaluation/models/*/lm_eval/sums/*/stderr": (None, ""),
     "evaluation/models/*/flags": ({}, "hallucination"),
+    "labels": ({}, "641 answers"),
+    "labels/*/models": ([], ""),
+    "labels/*/left_out": ({}, "33 too blank"),
+    "labels/*/before": (None, ""),
+    "rounds": ([], "<th>accuracy before</th>"),
+    "rounds/*/rankings": (None, "<td>97</td>"),
+    "rounds/*/pairs": (None, ""),
+    "rounds/*/before": (None, "61.2 % [58-64]"),
+    "rounds/*/after": (None, "64.4 % [61-68]"),
+    "rounds/*/gold": (None, "{:.2f}".format),
+    "rounds/*/reward": (None, "{:.2f}".format),
+    "rounds/*/kl": (None, "{:.2f}".format),
     "evaluation/preferred": ([], "preferred to"),
     "evaluation/judging": (None, "questions asked"),
     "stages/reward_model/by_source": ({}, "web-one"),
@@ -157,7 +183,15 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
 # Tables of names, of which one may be gone; and keys that the writer leaves out where they are
 # empty, or that it had not always.
 _TABLES = (
-    *("timing/stages", "timing/ppo_phases", "timing/start", "evaluation/models", "data"),
+    *(
+        "labels",
+        "labels/*/left_out",
+        "timing/stages",
+        "timing/ppo_phases",
+        "timing/start",
+        "evaluation/models",
+        "data",
+    ),
     *("evaluation/models/*/lm_eval", "evaluation/models/*/lm_eval/*", "data/*/dropped", "drops"),
     "evaluation/models/*/flags",
     *("stages/reward_model/by_source", "stages/reward_model/by_completions"),

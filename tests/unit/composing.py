@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import run
+from orchestrator.command_line.composition import add_rounds
 from orchestrator.command_line.key_types import OPEN_SECTIONS
 from orchestrator.config.cluster import Accelerator
 from orchestrator.config.schema import Config
@@ -30,6 +31,7 @@ def composed(*overrides: str) -> Config:
         key = each.partition("=")[0]
         value = OmegaConf.select(OmegaConf.from_dotlist([each]), key)
         OmegaConf.update(config, key, value, force_add=True)
+    add_rounds(config)
     typed = OmegaConf.to_object(config)
     assert isinstance(typed, Config)
     return typed

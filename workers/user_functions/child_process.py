@@ -47,7 +47,7 @@ class UserProcess:
 
     Args:
         name: Name of the function in failure reasons.
-        kind: "reward" or "judge".
+        kind: "reward", "judge" or "labeler".
         path: Its import path.
         folder: First folder of the import search.
         where: The configuration key that names it, for errors.

@@ -49,6 +49,11 @@ JUDGE = Contract(
     needed=frozenset({"a", "b"}),
     offered=frozenset({"prompts", "a", "b", "messages", "rendered", "rows"}),
 )
+LABELER = Contract(
+    order=("prompts", "completions"),
+    needed=frozenset({"completions"}),
+    offered=frozenset({"prompts", "completions", "messages", "rendered"}),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import Variant, variant
 from orchestrator.config.variants import stage_of as variant_stage
+from orchestrator.planning.runs.labels import numbered, rankings_of
 from orchestrator.planning.runs.products import check_products, check_sources
 from orchestrator.planning.runs.settings import changed, kept_of, named_keys
 from orchestrator.planning.runs.stage_run import START, StageConfig, StageRun, whole
@@ -45,7 +46,7 @@ def expand(config: Config) -> tuple[StageRun, ...]:
     """
     of_variants = variants_of(config)
     if not of_variants:
-        return tuple(_plain(config, config, stage) for stage in config.stage_names)
+        return tuple(numbered([_plain(config, config, stage) for stage in config.stage_names]))
     own = _of_plain(config, of_variants)
     runs: list[StageRun] = []
     for name in config.stages:
@@ -53,6 +54,7 @@ def expand(config: Config) -> tuple[StageRun, ...]:
             runs.append(_of_variant(config, name, of_variants[name], runs))
         else:
             runs.append(_plain(own, config, StageName(name)))
+    runs = numbered(runs)
     check_products(runs)
     check_sources(config, runs, of_variants)
     roles = frozenset(role for run in runs for role in run.roles)
@@ -141,6 +143,7 @@ def _plain(config: Config, run: Config, stage: StageName) -> StageRun:
     """A stage under its own name; `run` has the stages before it, by which rankings are labeled."""
     at = run.stages.index(stage) if stage in run.stages else len(run.stages)
     labels = _labels(run, stage, run.stages[:at])
+    plain = stage in RANKING_STAGES and StageName.label in run.stages[:at]
     return StageRun(
         name=stage,
         stage=stage,
@@ -150,12 +153,15 @@ def _plain(config: Config, run: Config, stage: StageName) -> StageRun:
         roles=stage_roles(config, stage, labels),
         seed_as=stage.value,
         labels=labels,
+        rankings=(StageName.label.value,) if plain else (),
     )
 
 
 def _labels(config: Config, stage: StageName, before: Sequence[str]) -> bool:
     """Whether a stage run samples and labels rankings: the first that reads any."""
     kinds = [stage_of(config, name) for name in before]
+    if StageName.label in kinds:
+        return False
     first = not any(kind in RANKING_STAGES for kind in kinds)
     return first and stage in RANKING_STAGES and config.samples_rankings
 
@@ -175,12 +181,14 @@ def _stage_config(config: Config, whole_run: Config, stages: list[str]) -> Stage
 def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageRun]) -> StageRun:
     where = f"variants.{name}"
     labels = _labels(config, own.stage, [run.name for run in before])
+    rankings = rankings_of(name, own, before)
     with named_keys(name, own.changes):
         settings = changed(config, own.changes, where)
         bound = _bound(own, inputs(settings, own.stage, labels), where)
         bound |= _compared_with(own, settings, where)
     above = _ancestors(bound.values(), before)
     stages = [*(run.stage.value for run in above), own.stage.value]
+    stages = [StageName.label.value, *stages] if rankings else stages
     made = _stage_config(settings, config, list(dict.fromkeys(stages)))
     sizes = [run.config.model for run in above if run.stage is StageName.pretrain_large]
     if sizes:  # a model of another size that a variant made from scratch
@@ -190,13 +198,14 @@ def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageR
         stage=own.stage,
         config=made,
         inputs=bound,
-        product=product(own.stage) if name == own.stage.value else name,
+        product=name if product(own.stage) and name != own.stage.value else product(own.stage),
         roles=stage_roles(made, own.stage, labels),
         seed_as=own.seed_as or name,
         changes=own.changes,
         kept=kept_of(config, own),
         variant=True,
         labels=labels,
+        rankings=rankings,
     )
 
 

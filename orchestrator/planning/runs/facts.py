@@ -30,7 +30,7 @@ def stage_facts(run: StageRun) -> tuple[str, ...]:
     facts = _facts(run.config, run.stage)
     if not run.variant and run.compared_with:
         facts.append("the reference is the teacher, model.checkpoints.teacher")
-    return (*_variant_facts(run), *facts)
+    return (*_variant_facts(run), *facts, *_label_facts(run))
 
 
 def _variant_facts(run: StageRun) -> list[str]:
@@ -43,6 +43,15 @@ def _variant_facts(run: StageRun) -> list[str]:
     facts += _wrapped(f"keeps {kept} of the run") if kept else []
     facts += [f"the reference is {run.compared_with}"] if run.compared_with else []
     return facts + ([f"seeds of {run.seed_as}"] if run.seed_as != run.name else [])
+
+
+def _label_facts(run: StageRun) -> list[str]:
+    """Whose rankings a stage trains on, and from which prompt on labels are new."""
+    if run.rankings:
+        return _wrapped(f"trains on the rankings of {', '.join(run.rankings)}")
+    if run.first_prompt:
+        return [f"from prompt {run.first_prompt:,} on: earlier stages asked those before it"]
+    return []
 
 
 def _wrapped(text: str) -> list[str]:
@@ -80,6 +89,24 @@ def _collect_facts(config: Config) -> list[str]:
         f"{found.prompts:,} prompts with {found.min_completions} to {found.max_completions} "
         f"answers of {', '.join(found.models)}"
     ]
+
+
+def _ranked_facts(config: Config) -> list[str]:
+    found = config.label
+    shares = found.shares or [1.0] * len(found.models)
+    who = ", ".join(
+        f"{name} ({share / sum(shares):.0%})"
+        for name, share in zip(found.models, shares, strict=True)
+    )
+    asked = f"{found.function} " if found.labeler == "function" else ""
+    facts = _wrapped(
+        f"{found.prompts:,} prompts to train on and {found.heldout_prompts:,} held out, with "
+        f"{found.min_completions} to {found.max_completions} answers of {who}"
+    )
+    facts.append(f"labeler {found.labeler} {asked}ranks them".replace("  ", " "))
+    if found.scored:
+        facts.append("the reward model so far scores them first")
+    return facts
 
 
 def _evaluation_facts(config: Config) -> list[str]:
@@ -132,7 +159,7 @@ def _reward_model_facts(config: Config) -> list[str]:
         f"{settings.prompts_per_step} prompts per step, every pair of a prompt in one step, "
         f"{settings.epochs} pass(es)"
     ]
-    if config.samples_rankings:  # given rankings have their own K
+    if config.samples_rankings:  # others have their own K
         facts.append(f"K = {settings.min_completions} to {settings.max_completions} completions")
     if settings.margin is not Margin.none:
         facts.append(f"the loss of a pair has a margin, by {settings.margin.value}")
@@ -272,6 +299,7 @@ def _objective(algorithm: AlgorithmConfig) -> str:
 _FACTS: dict[StageName, Callable[[Config], list[str]]] = {
     StageName.sft: _sft_facts,
     StageName.reward_model: _reward_model_facts,
+    StageName.label: _ranked_facts,
     StageName.collect: _collect_facts,
     StageName.dpo: _preference_facts,
     StageName.online_dpo: _online_facts,

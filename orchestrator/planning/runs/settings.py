@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -24,7 +25,7 @@ from workers.errors import ConfigError, RehearsalError, UnknownKeyError
 FIXED = (
     "experiment", "seed", "resume", "rerun", "stages", "variants", "run", "data",
     *(f"model.{each.name}" for each in dataclasses.fields(ModelConfig) if each.name != "large"),
-    "trainer", "rollout", "reward", "collect", "evaluate", "samples", "overoptimization",
+    "trainer", "rollout", "reward", "iterate", "collect", "evaluate", "samples", "overoptimization",
     "cluster",
     "logger",
     *(f"reward_model.{name}" for name in (
@@ -39,6 +40,19 @@ def changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:
     """A copy of the configuration with other values, checked as one from the command line is."""
     for key in changes:
         _check_key(key, where)
+    # a plan expands its stage runs many times, and building the typed sections takes a tenth of a
+    # second per variant
+    given = repr(_sections(config)), repr(dict(changes))
+    if given not in _made:
+        _made[given] = _with_changes(config, changes)
+    return dataclasses.replace(config, **copy.deepcopy(_made[given]))
+
+
+_made: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def _with_changes(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that a variant may change, with its changes."""
     node = OmegaConf.structured(Config(**_sections(config)))
     for key, value in changes.items():
         try:
@@ -48,7 +62,7 @@ def changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:
             raise ConfigError(f"{key}: {words}", where=key, fix="give another value") from error
     made = OmegaConf.to_object(node)
     assert isinstance(made, Config)
-    return dataclasses.replace(config, **_sections(made))
+    return _sections(made)
 
 
 def kept_of(config: Config, own: Variant) -> dict[str, Any]:

@@ -54,6 +54,14 @@ class StageRun:
     labels: bool = False
     """Whether it samples and labels the rankings that later stage runs read, too."""
 
+    rankings: tuple[str, ...] = ()
+    """The runs of the stage label whose rankings it trains on; () = those of the data source, or
+    that the first stage samples."""
+    first_prompt: int = 0
+    """Of a run of the stage label: number of the first prompt that no earlier one has asked."""
+    earlier_labels: tuple[str, ...] = ()
+    """Of a run of the stage label: those before it."""
+
     @property
     def start(self) -> str:
         """The product whose weights it trains; "" = none."""

@@ -60,6 +60,7 @@ GIVEN = {
         "model.checkpoints.sft=S", "model.checkpoints.gold=G", "data.files.prompts=P",
         "data.files.demonstrations=D",
     ],
+    "pocket_iterated": [],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
     "small_sft": [
         "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",

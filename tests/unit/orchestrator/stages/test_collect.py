@@ -13,7 +13,7 @@ from fakes.session import Run
 
 from orchestrator.label.tasks import Making, read_tasks
 from orchestrator.planning.checks_stages import check_stages
-from orchestrator.stages.collect import collect
+from orchestrator.stages.labels.collect import collect
 from workers.errors import ConfigError
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from orchestrator.planning.stage_graph import RANKING_STAGES
 from orchestrator.planning.worker_specs import judge_spec
 from orchestrator.run_files.folder import write_text
-from orchestrator.run_files.rankings import load_rankings, save_rankings
+from orchestrator.run_files.rankings import load_rankings, load_split, save_rankings
 from orchestrator.session.session import Session
-from orchestrator.stages.completions import Completions, sample_completions
 from orchestrator.stages.judging import all_scored
+from orchestrator.stages.labels.completions import Completions, sample_completions
 from workers.data.records import Prompt
 from workers.errors import EmptyDatasetError
 from workers.records.arrays import Ragged
@@ -24,13 +24,17 @@ from workers.records.training import Ranking
 def rankings_of(
     session: Session, stage: str, *, labeled: bool
 ) -> tuple[list[Ranking], list[Ranking]]:
-    """Training and held-out rankings from the data source, or sampled and labeled once per run.
+    """Training and held-out rankings: of the stage label, of the data source, or sampled here.
+
+    The pocket world's are sampled and labeled once per run, if there is no stage label.
 
     Args:
         session: The run.
         stage: The current stage.
         labeled: Whether an earlier part of this stage has sampled and labeled them.
     """
+    if session.run and session.run.rankings:
+        return _of_labels(session, session.run.rankings)
     train = session.source.rankings("train")
     heldout = session.source.rankings("heldout")
     if train is None or heldout is None:
@@ -43,6 +47,17 @@ def rankings_of(
     settings = session.config.reward_model
     train = train[settings.skip_rankings :]
     return train[: settings.max_rankings or None], heldout
+
+
+def _of_labels(session: Session, names: Sequence[str]) -> tuple[list[Ranking], list[Ranking]]:
+    """The rankings of runs of the stage label, in their order."""
+    train, heldout = list[Ranking](), list[Ranking]()
+    for name in names:
+        more, held_out = load_split(session.folder.rankings_of(name))
+        train += more
+        heldout += held_out
+    most = session.config.reward_model.max_rankings
+    return train[:most] if most else train, heldout
 
 
 def with_pairs(

@@ -1,0 +1,1 @@
+"""Settings of labels and of rounds of labels, reward model and policy."""

@@ -1,0 +1,47 @@
+"""The table of rounds: labels, reward model before and after it learned from them, policy."""
+
+from __future__ import annotations
+
+from orchestrator.results.reward_model_figures import PairAccuracy
+from orchestrator.results.rounds import RoundFigures
+from orchestrator.results.summary import Summary
+
+ROUND_HEADS = ("round", "rankings", "accuracy before", "after", "gold", "reward", "KL")
+
+
+def round_rows(summary: Summary) -> list[list[str]]:
+    """A row per round, by ROUND_HEADS; [] of a run without the stage label."""
+    return [_row(each) for each in summary.rounds]
+
+
+def _row(found: RoundFigures) -> list[str]:
+    name = found.policy or found.reward_model or found.label
+    return [
+        name,
+        "-" if found.rankings is None else f"{found.rankings:,}",
+        _accuracy(found.before),
+        _accuracy(found.after),
+        *(_number(value) for value in (found.gold, found.reward, found.kl)),
+    ]
+
+
+def _accuracy(found: PairAccuracy | None) -> str:
+    if found is None:
+        return "-"
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.accuracy:.1f} % [{low:.0f}-{high:.0f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def label_facts(summary: Summary) -> list[tuple[str, str]]:
+    """What was sampled to be ranked, and why some of it was not, as (what, figure)."""
+    found: list[tuple[str, str]] = []
+    for name, each in summary.labels.items():
+        why = ", ".join(f"{count:,} {reason}" for reason, count in each.left_out.items())
+        rest = f" + {sum(each.left_out.values()):,} left out ({why})" if why else ""
+        ranked = f"= {each.ranked:,} ranked" if each.ranked else "sampled, none ranked yet"
+        found.append((f"answers of {name}", f"{each.answers:,} answers {ranked}{rest}"))
+    return found

@@ -1,0 +1,1 @@
+"""Labelers, a file each; `label.labeler` names the file."""
