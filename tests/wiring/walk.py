@@ -43,7 +43,8 @@ LEAVES = [key for key, kind in schema_types().items() if not dataclasses.is_data
 SOURCES = {"files": DataSourceKind.files, "world": DataSourceKind.pocket}
 # Other values of keys that not every value of their type fits.
 VALUES = {
-    "collect.shares": [2.0], "rejection.temperatures": [0.7], "evaluate.best_of": [2],
+    "collect.shares": [2.0], "label.shares": [2.0],
+    "rejection.temperatures": [0.7], "evaluate.best_of": [2],
     "overoptimization.best_of": [2],
     "data.date": "2026-01-02", "logger.wandb_mode": "online", "model.lora.target": ["q_proj"],
     "model.pocket.hidden_size": 128, "model.pocket.heads": 4, "model.pocket.kv_heads": 1,
