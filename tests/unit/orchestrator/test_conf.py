@@ -54,6 +54,8 @@ GIVEN = {
         "model.checkpoints.sft=S", "model.checkpoints.reward_model=R", "data.files.prompts=P",
     ],
     "pocket_rejection": [],
+    "pocket_arithmetic": [],
+    "small_gsm8k_verifier": ["model.checkpoints.sft=S", "data.files.prompts=P"],
     "pocket_overoptimization": [],
     "pocket_overoptimization_quick": [],
     "overoptimization": [
