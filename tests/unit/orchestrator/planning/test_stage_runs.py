@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_the_commands_and_the_experiment_of_the_page_are_planned() -> None:
     for command in commands:
         config = compose_run(command)
         assert [each.name for each in make_plan(config).stages] == config.stages
-    (shown,) = (
+    shown, other = (
         yaml.safe_load(block.removeprefix("yaml"))
         for block in blocks
         if block.startswith("yaml\nstages:")
@@ -66,6 +67,21 @@ def test_the_commands_and_the_experiment_of_the_page_are_planned() -> None:
     assert given.stages == shown["stages"]
     assert given.variants == with_files(shown["variants"])
     assert make_plan(given).layout.roles == tuple(RoleName)
+    typed = [
+        f"stages=[{','.join(other['stages'])}]",
+        *map("=".join, leaves(other["variants"], "variants.")),
+    ]
+    small = compose_run(["+experiment=pocket", *typed])
+    assert [each.name for each in make_plan(small).stages] == other["stages"]
+
+
+def leaves(tree: dict[str, Any], above: str) -> Iterator[tuple[str, str]]:
+    """Key and value, as typed, of each leaf."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", str(value)
 
 
 def test_a_run_without_variants_is_its_stages() -> None:
