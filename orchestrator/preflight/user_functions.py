@@ -53,14 +53,13 @@ def check_own_parts(config: Config) -> None:
     for term in config.reward.each:
         if ":" in term.kind:
             _try("workers.scorers.source:find_source", term.kind, term.where, seconds)
-    check_labelers(config, seconds)
-    if not {*ONLINE_STAGES} & stages_of(config):
-        return
-    for loader, path, where in _of_algorithms(config):
-        _try(loader, path, where, seconds)
-    if ":" in config.rollout.transport:
-        loader = "workers.weights.transport:find_transport"
-        _try(loader, config.rollout.transport, "rollout.transport", seconds)
+    if {*ONLINE_STAGES} & stages_of(config):
+        for loader, path, where in _of_algorithms(config):
+            _try(loader, path, where, seconds)
+        if ":" in config.rollout.transport:
+            loader = "workers.weights.transport:find_transport"
+            _try(loader, config.rollout.transport, "rollout.transport", seconds)
+    check_labelers(config, seconds)  # the last: to find their runs, it imports estimators here
 
 
 def check_labelers(config: Config, seconds: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,8 +34,8 @@ def test_no_command_is_left_without_a_reader() -> None:
 
 
 @pytest.fixture
-def where_the_pages_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder with what the pages' own examples put there."""
+def where_the_pages_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder with what the pages' own examples put there; their modules are forgotten after."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for language in ("yaml", "python"):
@@ -41,7 +43,10 @@ def where_the_pages_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path
             if name := _file_of(block):
                 (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / name).write_text(block)
-    return tmp_path
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def _file_of(block: str) -> str | None:

@@ -479,8 +479,11 @@ def test_models_are_compared_in_the_order_of_the_run() -> None:
     assert compared(by_name(config)["evaluate"].config) == ["base", "sft", "x", "ppo"]
     assert compared(composed("+experiment=pocket_scale")) == [
         "base",
+        "base_2x",
+        "base_4x",
         "large",
         "sft",
+        "sft_8x",
         "ppo",
         "ppo_ptx",
     ]
