@@ -49,11 +49,12 @@ def traces(folder: Path) -> dict[str, object]:
     """Everything that must not depend on interruptions."""
     summary = json.loads((folder / "summary.json").read_text())
     weights = sorted(folder.glob("checkpoints/*/model.safetensors"))
-    texts = ("rollouts.jsonl", "rankings.jsonl", "comparison.json")
+    names = ("rollouts.jsonl", "rankings.jsonl", "comparison.json")
+    texts = [name for name in names if (folder / "samples" / name).exists()]
     return {
         "metrics": comparable(read_metrics(folder / "metrics.jsonl")),
         "weights": {w.parent.name: hashlib.sha256(w.read_bytes()).hexdigest() for w in weights},
-        "texts": [(folder / "samples" / name).read_text() for name in texts],
+        "texts": {name: (folder / "samples" / name).read_text() for name in texts},
         "ledger": summary["ledger"],
         "evaluation": summary["evaluation"],
         "syncs": summary["weight_sync"]["count"],
@@ -116,6 +117,63 @@ def test_a_run_killed_in_two_variants_of_ppo_ends_in_the_same(tmp_path: Path) ->
     assert {("free", "ppo"), ("rloo", "free"), ("rloo", "sft")} < compared
     values = {r.stage for r in read_metrics(once / "metrics.jsonl") if r.name == "ppo/value_loss"}
     assert values == {"ppo", "free"}  # rloo has no critic
+
+
+RANKED = ("algorithm.prompts_per_iteration=4", "algorithm.samples_per_prompt=4")
+OTHERS = {
+    "dpo": (
+        ("dpo-0", "dpo-1", "ipo-1"),
+        ("stages=[pretrain,sft,dpo,ipo,evaluate]", "preference.rankings_per_step=4",
+         "variants.ipo.stage=dpo", "variants.ipo.set.preference.loss=ipo"),
+    ),
+    "online_dpo": (
+        ("online_dpo-1", "second-1"),
+        ("stages=[pretrain,sft,reward_model,online_dpo,second,evaluate]", *RANKED,
+         "preference.rankings_per_step=2", "variants.second.stage=online_dpo",
+         "variants.second.from=online_dpo", "variants.second.reference=sft"),
+    ),
+    "rejection_sampling": (
+        ("rejection_sampling-1", "anew-1"),
+        ("stages=[pretrain,sft,reward_model,rejection_sampling,anew,evaluate]",
+         "rejection.prompts_per_iteration=8", "rejection.samples=4", "rejection.iterations=2",
+         "rejection.sequences_per_step=4", "variants.anew.stage=rejection_sampling",
+         "variants.anew.set.rejection.start=sft"),
+    ),
+    "distill": (
+        ("sft_large-2", "taught-1", "again-1"),
+        ("stages=[pretrain,sft,pretrain_large,sft_large,taught,again,evaluate]",
+         "model.large.hidden_size=96", "model.large.layers=3", "model.large.heads=3",
+         "model.large.kv_heads=3", "model.large.intermediate_size=128",
+         "variants.sft_large.stage=sft", "variants.sft_large.from=large",
+         *(f"variants.{name}.{key}" for name in ("taught", "again")
+           for key in ("stage=ppo", "algorithm=distill", "reference=sft_large")),
+         "variants.again.from=taught"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*OTHERS])
+def test_a_run_killed_in_another_stage_ends_in_the_same(tmp_path: Path, kind: str) -> None:
+    points, settings = OTHERS[kind]
+    once, often = tmp_path / "once" / "run", tmp_path / "often" / "run"
+    for folder in (once, often):
+        folder.parent.mkdir()
+    finish(start(once, *settings), once)
+    for point in points:
+        process = start(often, *settings, "resume=auto")
+        try:
+            wait_for(process, often, point)
+        finally:
+            process.kill()
+            process.wait()
+    finish(start(often, *settings, "resume=auto"), often)
+    ended = traces(once)
+    assert traces(often) == ended
+    weights = ended["weights"]
+    assert isinstance(weights, dict)
+    made = {point.rpartition("-")[0] for point in points}
+    assert made < {*weights}
+    assert len({weights[name] for name in (*made, "sft")}) == len(made) + 1  # all have learnt
 
 
 def test_sigterm_saves_a_step_and_the_newest_whole_checkpoint_goes_on(tmp_path: Path) -> None:
