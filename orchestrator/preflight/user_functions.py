@@ -80,7 +80,7 @@ def label_configs(config: Config) -> Iterator[tuple[str, Config]]:
     """What each run of the stage label runs with, and where its settings are."""
     for run in expand(config):
         if run.stage is StageName.label:
-            yield f"variants.{run.name}.set.label" if run.variant else "label", run.config
+            yield run.key("label"), run.config
 
 
 def _of_algorithms(config: Config) -> Iterator[tuple[str, str, str]]:

@@ -24,7 +24,7 @@ def save_rankings(path: Path, rankings: Sequence[Ranking], training: int | None 
 
     Args:
         path: The file.
-        rankings: What it shall hold.
+        rankings: What is written.
         training: How many of them, the first, are for training; None = it is not recorded.
 
     Raises:

@@ -99,7 +99,7 @@ class LocalServers:
 
         A raylet ends by itself when one of its agents is stopped while they start.
         """
-        gone = [each for each in self._found if _status(each.process) in _GONE]
+        gone = self._gone()
         held = [f"{each} is stopped (SIGSTOP)" for each in self._found if gone and _stopped(each)]
         ends = [f"{each} ended{_how(each.process.pid)}{self._said(each)}" for each in gone]
         return "; ".join([*ends, *held])
@@ -112,8 +112,10 @@ class LocalServers:
 
     def left(self) -> bool:
         """Whether one of them ended by itself, not by a signal from somebody."""
-        gone = [each for each in self._found if _status(each.process) in _GONE]
-        return any(not _how(each.process.pid) for each in gone)
+        return any(not _how(each.process.pid) for each in self._gone())
+
+    def _gone(self) -> list[_Server]:
+        return [each for each in self._found if _status(each.process) in _GONE]
 
     def well(self) -> bool:
         """Whether all of them run at this moment."""

@@ -105,7 +105,7 @@ def _ask(labeler: Caller, asked: Sequence[Answers], seconds: float) -> list[list
     replies = labeler.call(labeler.arguments(asked), count, seconds)
     if isinstance(replies, Reply):
         if len(asked) == 1:
-            return [_why(replies)]
+            return [replies.reason]
         return [found for each in asked for found in _ask(labeler, [each], seconds)]
     found: list[list[float] | str] = []
     at = 0
@@ -113,12 +113,8 @@ def _ask(labeler: Caller, asked: Sequence[Answers], seconds: float) -> list[list
         mine = replies[at : at + len(each.texts)]
         at += len(each.texts)
         bad = next((reply for reply in mine if reply.reason), None)
-        found.append(_why(bad) if bad else [reply.value for reply in mine])
+        found.append(bad.reason if bad else [reply.value for reply in mine])
     return found
-
-
-def _why(reply: Reply) -> str:
-    return reply.reason
 
 
 def _arguments(asked: Sequence[Answers]) -> Arguments:

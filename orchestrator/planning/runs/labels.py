@@ -45,13 +45,13 @@ def check_answers(runs: Sequence[StageRun]) -> None:
 
     Raises:
         ConfigError: a run of the stage label names a reward model among those that answer, or
-            shall have answers scored where the reward is no model.
+            has answers scored where the reward is no model.
     """
     models = {run.product for run in runs if run.stage is StageName.reward_model}
     for run in runs:
         if run.stage is not StageName.label:
             continue
-        where = f"variants.{run.name}.set.label" if run.variant else "label"
+        where = run.key("label")
         wrong = [m for m in run.config.label.models if m in {*models, "reward_model", "critic"}]
         if wrong:
             raise ConfigError(

@@ -62,6 +62,10 @@ class StageRun:
     earlier_labels: tuple[str, ...] = ()
     """Of a run of the stage label: those before it."""
 
+    def key(self, key: str) -> str:
+        """Where this run's own value of a key is set, for messages."""
+        return f"variants.{self.name}.set.{key}" if self.variant else key
+
     @property
     def start(self) -> str:
         """The product whose weights it trains; "" = none."""
