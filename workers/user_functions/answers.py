@@ -40,7 +40,8 @@ class Reply:
     reason: str = ""  # one of few texts, so that failures can be counted by it; "" = ok
     words: str = ""  # message of the function's error
     lost: bool = False  # the function's process ended or was killed
-    steps: tuple[float, ...] = ()  # parts of the value, one per step; () = one number
+    # parts of the value: one per step, or per completion of a prompt; () = one number
+    steps: tuple[float, ...] = ()
 
 
 Outcome = list[Reply] | Reply  # one reply per sequence, or a single one if the whole call failed

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from workers.user_functions.answers import Outcome, Reply
@@ -39,12 +40,15 @@ class Caller:
         arguments: Builds new lists for each call, so that a function may change them.
         call: Gets these lists, their length, and the timeout in seconds (0 = none).
         prepare: Starts what `call` needs; gets a time limit in seconds, returns the time used.
+        sizes: How many numbers the function owes for each item. Where it is more than one, the
+            reply for an item has them as its `steps`; None = one number each.
     """
 
     name: str
     arguments: Callable[[Sequence[Any]], Arguments]
     call: Callable[[Arguments, int, float], Outcome]
     prepare: Callable[[float], float] = lambda _: 0.0
+    sizes: Callable[[Sequence[Any]], Sequence[int]] | None = None
 
     def ask(self, items: Sequence[Any], patience: Patience = Patience()) -> list[Reply]:
         """Call the function on all items; if that raises or is late, on each item separately.
@@ -97,7 +101,23 @@ class Caller:
         return found
 
     def _call(self, items: Sequence[Any], seconds: float) -> Outcome:
-        return self.call(self.arguments(items), len(items), seconds)
+        arguments = self.arguments(items)
+        if self.sizes is None:
+            return self.call(arguments, len(items), seconds)
+        sizes = self.sizes(items)
+        found = self.call(arguments, sum(sizes), seconds)
+        return found if isinstance(found, Reply) else _joined(found, sizes)
+
+
+def _joined(replies: Sequence[Reply], sizes: Sequence[int]) -> list[Reply]:
+    """One reply per item, with its numbers as steps; one number without a value fails its item."""
+    left, found = iter(replies), list[Reply]()
+    for size in sizes:
+        own = list(islice(left, size))
+        bad = next((reply for reply in own if reply.reason), None)
+        numbers = tuple(reply.value for reply in own)
+        found.append(bad or Reply(math.fsum(numbers), steps=numbers))
+    return found
 
 
 def late(name: str) -> Reply:

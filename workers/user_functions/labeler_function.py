@@ -2,13 +2,12 @@
 
 It is called with lists, one item per prompt, and returns one list per prompt: a number for each of
 its completions, higher is better, equal is a tie; or None, if it cannot tell. It gets `prompts` and
-`completions` (a list of texts per prompt), or the lists that its parameters name; `messages` and
-`rendered` are as for a reward function.
+`completions` (a list of texts per prompt), or the lists that its parameters name; `messages`,
+`rendered` and `rows` are as for a reward function.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 from workers.data.rows.asked import Asked, as_messages, plain_text
 from workers.process.user_code import load_function
-from workers.user_functions.answers import Answering, Reply
+from workers.user_functions.answers import Answering
 from workers.user_functions.calls import Caller, Patience
 from workers.user_functions.child_process import UserProcess
 from workers.user_functions.signature import LABELER, Arguments, Bound, bind
@@ -67,7 +66,7 @@ def load_labeler(path: str, folder: str = "") -> Caller:
     """
     function = bind(load_function(path, WHERE, folder), LABELER, WHERE)
     answering: Any = _Flat(function)
-    return Caller(_NAME, _arguments, Answering(_NAME, answering))
+    return Caller(_NAME, _arguments, Answering(_NAME, answering), sizes=_sizes)
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def started_labeler(path: str, folder: str = "") -> Iterator[Caller]:
     """As `load_labeler`, but in a child process, which ends with the `with` block."""
     process = UserProcess(_NAME, "labeler", path, folder, WHERE)
     try:
-        yield Caller(_NAME, _arguments, process, process.prepare)
+        yield Caller(_NAME, _arguments, process, process.prepare, _sizes)
     finally:
         process.close()
 
@@ -85,36 +84,13 @@ def call_labeler(
 ) -> list[list[float] | str]:
     """The numbers of the completions of each prompt, or why there are none.
 
-    If the call for all prompts raises or is late, each is asked for by itself, and what still has
-    no numbers is asked for again `patience.retries` times.
+    As `Caller.ask`, so each call has a deadline, and calls that hang end soon.
     """
-    found = _ask(labeler, asked, patience.seconds)
-    for _ in range(patience.retries):
-        failed = [n for n, each in enumerate(found) if isinstance(each, str)]
-        if not failed:
-            break
-        again = _ask(labeler, [asked[n] for n in failed], patience.seconds)
-        for n, each in zip(failed, again, strict=True):
-            found[n] = each
-    return found
+    return [reply.reason or list(reply.steps) for reply in labeler.ask(asked, patience)]
 
 
-def _ask(labeler: Caller, asked: Sequence[Answers], seconds: float) -> list[list[float] | str]:
-    labeler.prepare(math.inf)
-    count = sum(len(each.texts) for each in asked)
-    replies = labeler.call(labeler.arguments(asked), count, seconds)
-    if isinstance(replies, Reply):
-        if len(asked) == 1:
-            return [replies.reason]
-        return [found for each in asked for found in _ask(labeler, [each], seconds)]
-    found: list[list[float] | str] = []
-    at = 0
-    for each in asked:
-        mine = replies[at : at + len(each.texts)]
-        at += len(each.texts)
-        bad = next((reply for reply in mine if reply.reason), None)
-        found.append(bad.reason if bad else [reply.value for reply in mine])
-    return found
+def _sizes(asked: Sequence[Answers]) -> list[int]:
+    return [len(each.texts) for each in asked]
 
 
 def _arguments(asked: Sequence[Answers]) -> Arguments:
@@ -123,4 +99,5 @@ def _arguments(asked: Sequence[Answers]) -> Arguments:
         "completions": [[*each.texts] for each in asked],
         "messages": [as_messages(each.asked.context) for each in asked],
         "rendered": [each.asked.rendered for each in asked],
+        "rows": [each.asked.columns() for each in asked],
     }

@@ -52,7 +52,7 @@ JUDGE = Contract(
 LABELER = Contract(
     order=("prompts", "completions"),
     needed=frozenset({"completions"}),
-    offered=frozenset({"prompts", "completions", "messages", "rendered"}),
+    offered=frozenset({"prompts", "completions", "messages", "rendered", "rows"}),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,32 @@ def test_it_gets_what_its_parameters_name(tmp_path: Path) -> None:
     body = "return [[len(m) + len(r)] * len(c) for m, r, c in zip(messages, rendered, completions)]"
     caller = load_labeler(labeler(tmp_path, body, "completions, messages, rendered"), str(tmp_path))
     assert call_labeler(caller, ASKED, Patience()) == [[6.0, 6.0], [7.0, 7.0, 7.0]]
+
+
+def test_it_may_take_the_kept_columns_of_each_row(tmp_path: Path) -> None:
+    asked = [Answers(Asked(0, "p", "p", '{"answer": "bbb"}'), ["a", "bbb"])]
+    body = "return [[t == r['answer'] for t in c] for c, r in zip(completions, rows)]"
+    caller = load_labeler(labeler(tmp_path, body, "completions, rows"), str(tmp_path))
+    assert call_labeler(caller, asked, Patience()) == [[0.0, 1.0]]
+
+
+def test_prompts_on_which_it_hangs_do_not_each_wait_for_the_deadline(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import time\n"
+        "def label(prompts, completions):\n"
+        "    open('calls', 'a').write(f'{len(prompts)} ')\n"
+        "    time.sleep(3600)\n"
+    )
+    (tmp_path / "calls").touch()
+    asked = [Answers(Asked(n, f"{n}", f"{n}"), ["a", "b"]) for n in range(8)]
+    with (
+        contextlib.chdir(tmp_path),
+        started_labeler("mine:label", str(tmp_path)) as caller,
+    ):
+        found = call_labeler(caller, asked, Patience(seconds=1.0))
+    assert found == ["labeler function did not answer in time"] * 8
+    # all at once, then two alone: after two lost calls in a row the others count as lost
+    assert (tmp_path / "calls").read_text().split() == ["8", "1", "1"]
 
 
 @pytest.mark.parametrize(("path", "parameters"), [("mine:none", "a, b"), ("mine:label", "prompts")])
