@@ -25,10 +25,16 @@ def with_margins(rankings: Sequence[Ranking], margin: Margin) -> list[Ranking]:
     """The rankings with the levels of their completions; unchanged without a margin.
 
     Raises:
-        DataError: the margin comes from ratings, and a ranking has none.
+        DataError: the margin comes from ratings, and a ranking has none; or labels are soft.
     """
     if margin is Margin.none:
         return list(rankings)
+    if any(each.probabilities is not None for each in rankings):
+        raise DataError(
+            "the labels are probabilities of pairs, whose loss has no margin",
+            where="reward_model.margin",
+            fix="set it to none, or label.labels to hard",
+        )
     if margin is Margin.ranks:
         return [replace(each, levels=rank_levels(each.ranks)) for each in rankings]
     unrated = [each for each in rankings if each.likert is None]

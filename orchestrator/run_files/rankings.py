@@ -43,6 +43,10 @@ def save_rankings(path: Path, rankings: Sequence[Ranking], training: int | None 
     rated = [r.likert for r in rankings if r.likert is not None]
     if rated and len(rated) == len(rankings):
         arrays["likert"] = np.concatenate(rated)
+    soft = [r.probabilities for r in rankings if r.probabilities is not None]
+    if soft:
+        assert len(soft) == len(rankings), "one labeler gives all of them probabilities, or none"
+        arrays["probabilities"] = np.concatenate([each.ravel() for each in soft])
     names = {"names": json.dumps([[r.source, r.annotator] for r in rankings])}
     if training is not None:  # no metadata, whose order in the file is not always the same
         arrays["training"] = np.array([training], np.int64)
@@ -92,6 +96,7 @@ def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ran
     prompts = arrays.get("prompt_lengths", unknown)
     check_values("prompt_lengths", prompts)
     likert = arrays.get("likert")
+    soft = _matrices(arrays["probabilities"], sizes) if "probabilities" in arrays else None
     columns = (arrays["prompt_ids"], sizes, sizes.cumsum(), names, prompts)
     return [
         Ranking(
@@ -101,6 +106,21 @@ def _rankings(arrays: dict[str, np.ndarray], names: list[list[str]]) -> list[Ran
             *name,
             prompt_length=int(length),
             likert=None if likert is None else likert[end - k : end],
+            probabilities=None if soft is None else soft[n],
         )
-        for i, k, end, name, length in zip(*columns, strict=True)
+        for n, (i, k, end, name, length) in enumerate(zip(*columns, strict=True))
     ]
+
+
+def _matrices(values: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    """The (K, K) probabilities of each ranking."""
+    squares = sizes * sizes
+    wrong = values[~np.isnan(values)]
+    if (
+        values.dtype.kind != "f"
+        or squares.sum() != len(values)
+        or ((wrong < 0) | (wrong > 1)).any()
+    ):
+        raise ValueError("the probabilities of pairs are none")
+    parts = np.split(values, squares.cumsum()[:-1])
+    return [part.reshape(k, k) for part, k in zip(parts, sizes, strict=True)]

@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 
 from workers.ops.kl import bounded_log_ratio, masked_log_ratio
 from workers.ops.masks import check_aligned, masked_sum
+from workers.ops.soft_labels import soft_ranking_loss
 from workers.ops.surrogates import Clip, clipped_terms
 
 
@@ -193,28 +194,46 @@ def rankings_loss(
     ranks: Sequence[Tensor],
     *,
     levels: Sequence[Tensor | None] | None = None,
+    probabilities: Sequence[Tensor | None] | None = None,
     denominator: float | None = None,
 ) -> Tensor:
     """Mean of `ranking_loss` over the prompts that kept at least one pair.
+
+    Where a prompt has probabilities, `soft_ranking_loss` takes its place.
 
     Args:
         scores: one (K_i,) vector per prompt; at least one prompt.
         ranks: one (K_i,) vector per prompt.
         levels: for the margins, one (K_i,) vector or None per prompt; None = no margins.
+        probabilities: of pairs, one (K_i, K_i) matrix or None per prompt, without margins.
         denominator: prompts to divide by; None = the prompts with a kept pair.
 
     Returns:
         Scalar loss, nats per pair.
 
     Raises:
-        ValueError: no prompt, lengths differ, or the denominator is not positive.
+        ValueError: no prompt, lengths differ, margins meet probabilities, or the denominator is
+            not positive.
     """
     if not scores:
         raise ValueError("no ranking")
-    each = zip(scores, ranks, levels or [None] * len(scores), strict=True)
-    total = torch.stack([ranking_loss(*one) for one in each]).sum()
+    none = [None] * len(scores)
+    each = zip(scores, ranks, levels or none, probabilities or none, strict=True)
+    total = torch.stack([_of_prompt(*one) for one in each]).sum()
+    if denominator is None and probabilities is not None:
+        raise ValueError("soft labels need the number of prompts that have a pair")
     kept = sum(bool((r != r[0]).any()) for r in ranks)
     return _average(total, kept, denominator)
+
+
+def _of_prompt(
+    scores: Tensor, ranks: Tensor, levels: Tensor | None, probabilities: Tensor | None
+) -> Tensor:
+    if probabilities is None:
+        return ranking_loss(scores, ranks, levels)
+    if levels is not None:
+        raise ValueError("a pair with a probability has no margin")
+    return soft_ranking_loss(scores, probabilities)
 
 
 def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:

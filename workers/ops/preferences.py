@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from workers.ops.soft_labels import known_pairs
 
 PreferenceKind = Literal["dpo", "ipo", "simpo"]
 Pairs = Literal["all", "best_worst", "adjacent"]
@@ -68,7 +71,29 @@ def implicit_rewards(
     return preference.beta * (policy - reference)
 
 
-def preference_loss(rewards: Tensor, ranks: Tensor, preference: Preference) -> Tensor:
+def trained_pairs(
+    ranks: Tensor, pairs: Pairs, probabilities: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Indices (better, worse) of the pairs that train, and how probable each order is.
+
+    With probabilities (see `known_pairs`) a pair is (first, second), and with "all" every known
+    pair trains, also one of equal ranks; else those of `chosen_pairs` that are known.
+    """
+    if probabilities is None:
+        return *chosen_pairs(ranks, pairs), None
+    first, second, p = known_pairs(probabilities)
+    if pairs != "all":
+        better, worse = chosen_pairs(ranks, pairs)
+        wanted = torch.zeros_like(probabilities, dtype=torch.bool)
+        wanted[better, worse] = wanted[worse, better] = True
+        keep = wanted[first, second]
+        first, second, p = first[keep], second[keep], p[keep]
+    return first, second, p
+
+
+def preference_loss(
+    rewards: Tensor, ranks: Tensor, preference: Preference, probabilities: Tensor | None = None
+) -> Tensor:
     """Mean loss over the pairs of one prompt; 0, with zero gradient, when all completions tie.
 
     With d the difference of the implicit rewards of a pair and e the label smoothing:
@@ -80,21 +105,30 @@ def preference_loss(rewards: Tensor, ranks: Tensor, preference: Preference) -> T
     - ipo: `(d / beta - 1 / (2 beta))^2` (Azar et al., arXiv 2310.12036, equation 17), log-ratios
       summed over tokens, as in the paper.
 
+    A pair whose order is right with probability p has the loss `p L(d) + (1 - p) L(-d)`.
+
     Args:
         rewards: (K,) of `implicit_rewards`.
         ranks: (K,) integers, 1 = best, equal = tie.
         preference: The loss.
+        probabilities: (K, K) as in `known_pairs`; None = the ranks are certain.
     """
-    better, worse = chosen_pairs(ranks, preference.pairs)
+    better, worse, p = trained_pairs(ranks, preference.pairs, probabilities)
     d = rewards[better] - rewards[worse]
-    if preference.loss == "ipo":
-        terms = (d / preference.beta - 1.0 / (2.0 * preference.beta)).square()
-    else:
-        if preference.loss == "simpo":
-            d = d - preference.margin
-        terms = _smoothed(d, preference.label_smoothing, robust=preference.robust)
+    terms = _terms(d, preference)
+    if p is not None:
+        terms = p * terms + (1.0 - p) * _terms(-d, preference)
     # Without a pair the sum is 0, but still connected to the graph.
     return terms.sum() / max(len(better), 1)
+
+
+def _terms(d: Tensor, preference: Preference) -> Tensor:
+    """(N,) the loss L(d) of pairs whose order is certain."""
+    if preference.loss == "ipo":
+        return (d / preference.beta - 1.0 / (2.0 * preference.beta)).square()
+    if preference.loss == "simpo":
+        d = d - preference.margin
+    return _smoothed(d, preference.label_smoothing, robust=preference.robust)
 
 
 def _smoothed(d: Tensor, smoothing: float, *, robust: bool) -> Tensor:

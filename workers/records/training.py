@@ -130,11 +130,22 @@ class Ranking:
     # (K,) the margin of a pair in the reward model's loss is the difference of its levels, within
     # 0 .. 1; None = no margin
     levels: FloatArray | None = None
+    # (K, K) soft labels: entry (i, j) is the probability that i is better than j, NaN = not asked;
+    # they train in place of the ranks. None = the ranks train
+    probabilities: FloatArray | None = None
+
+    @property
+    def ordered(self) -> int:
+        """Number of ordered pairs after ties are dropped."""
+        return int((self.ranks[:, None] < self.ranks[None, :]).sum())
 
     @property
     def pairs(self) -> int:
-        """Number of ordered pairs after ties are dropped."""
-        return int((self.ranks[:, None] < self.ranks[None, :]).sum())
+        """Number of pairs that train: those with a probability, or the ordered ones."""
+        if self.probabilities is None:
+            return self.ordered
+        above = np.triu_indices(len(self.ranks), 1)
+        return int(np.isfinite(self.probabilities[above]).sum())
 
     @property
     def completions(self) -> TokenBatch:

@@ -151,7 +151,13 @@ class CriticWorker(Trainer):
             None if r.levels is None else torch.tensor(r.levels, device=scores.device)
             for r in rankings
         ]
-        return split, rankings_loss(split, ranks, levels=levels, denominator=count)
+        soft = [
+            None if r.probabilities is None else torch.tensor(r.probabilities, device=scores.device)
+            for r in rankings
+        ]
+        return split, rankings_loss(
+            split, ranks, levels=levels, probabilities=soft, denominator=count
+        )
 
     def _update(
         self, step: StepWork, experience: list[ExperienceBatch], value_clip: float
@@ -198,7 +204,7 @@ def _count_pairs(tally: Tally, scores: list[Tensor], rankings: tuple[Ranking, ..
     ]
     tally.add("correct", sum(correct for correct, _ in counts))
     tally.add("pairs", sum(pairs for _, pairs in counts))
-    tally.add("rankings", sum(pairs > 0 for _, pairs in counts))
+    tally.add("rankings", sum(r.pairs > 0 for r in rankings))
 
 
 def _explained_variance(totals: Totals) -> float:

@@ -108,7 +108,10 @@ def _of_ranking(
     if ranking.reference is not None:
         reference = torch.tensor(ranking.reference, device=device, dtype=logprobs.dtype)
     rewards = implicit_rewards(logprobs, reference, lengths, preference)
-    loss = preference_loss(rewards, ranks, preference)
+    soft = None
+    if ranking.probabilities is not None:
+        soft = torch.tensor(ranking.probabilities, device=device, dtype=logprobs.dtype)
+    loss = preference_loss(rewards, ranks, preference, soft)
     best = int(ranks.argmin())
     if spec.sft_coefficient and ranking.pairs:
         loss = loss - spec.sft_coefficient * logprobs[best] / lengths[best]

@@ -67,7 +67,7 @@ def with_pairs(
     train, heldout = given
     kept = [r for r in train if r.pairs], [r for r in heldout if r.pairs]
     for name, rankings in zip(("training", "held-out"), kept, strict=True):
-        if not rankings:
+        if not any(ranking.ordered for ranking in rankings):
             raise EmptyDatasetError(
                 f"no {name} ranking has two completions of different rank",
                 where=stage,
