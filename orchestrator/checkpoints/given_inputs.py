@@ -19,7 +19,7 @@ from orchestrator.config.variants import variant
 from workers.errors import ConfigError
 from workers.process.regular_files import sha256_of
 
-_OUTPUTS = ("run.dir", "resume", "rerun", "evaluate.endpoint.cache")
+_OUTPUTS = ("run.dir", "resume", "rerun", "evaluate.endpoint.cache", "label.ai.cache")
 _HASHED_BYTES = 64 << 20  # larger files are hashed only on request
 _Seen = tuple[int, int, str]  # bytes, modification time in microseconds, sha256 or ""
 Files = dict[str, _Seen]  # by file name

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from orchestrator.config.chat_model import ChatModelConfig
 from orchestrator.config.ranges import (
     at_least,
     between,
-    fraction,
     path,
     positive,
     seconds,
-    secret,
     words,
 )
 from workers.errors import ConfigError
@@ -43,33 +42,13 @@ class JudgeKind(Enum):
 
 
 @dataclass(slots=True, kw_only=True)
-class EndpointConfig:
+class EndpointConfig(ChatModelConfig):
     """A chat model behind an OpenAI-compatible URL that judges pairs of responses."""
 
-    url: str = secret("")
-    """URL up to "/v1"; "/chat/completions" is appended."""
-    model: str = ""
-    """Model name sent with each request."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the API key; "" = the endpoint needs no key."""
     instruction: str = words("")
     """The question, with {prompt}, {first} and {second}."""
-    request: str = words('{"temperature": 0, "max_tokens": 512}')
-    """JSON merged into every request."""
     cache: str = path("outputs/judge_cache")
     """Folder of verdicts; cached pairs are not sent again."""
-    concurrency: int = positive(8, 10_000)
-    """Requests at the same time."""
-    request_seconds: float = seconds(60.0)
-    """Timeout per request."""
-    retries: int = at_least(0, 5)
-    """Retries per request: after overload, server errors, lost connections."""
-    backoff_seconds: float = seconds(1.0)
-    """Wait before the first retry; doubles, at most 60 s."""
-    deadline_seconds: float = seconds(3600.0)
-    """For all requests of one evaluation."""
-    failed_fraction: float = fraction(0.05)
-    """Largest fraction of pairs that may be left without a verdict; more end the run."""
 
 
 @dataclass(slots=True, kw_only=True)

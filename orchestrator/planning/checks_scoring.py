@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from orchestrator.batching.batch_sizes import PPO_STAGES
+from orchestrator.config.chat_model import check_chat_model
 from orchestrator.config.cluster import Accelerator
 from orchestrator.config.evaluation import EndpointConfig, JudgeKind
 from orchestrator.config.reward_terms import require_columns
@@ -241,12 +240,7 @@ def check_judge(config: Config) -> None:
 
 def _check_endpoint(endpoint: EndpointConfig) -> None:
     where = "evaluate.endpoint"
-    if not endpoint.url:
-        raise ConfigError("the judge has no address", where=f"{where}.url",
-                          fix="write https://HOST/v1")  # fmt: skip
-    if not endpoint.model:
-        raise ConfigError("no judging model is named", where=f"{where}.model",
-                          fix="set it to a model that the endpoint serves")  # fmt: skip
+    check_chat_model(endpoint, where, "judge")
     missing = [p for p in ("{prompt}", "{first}", "{second}") if p not in endpoint.instruction]
     if missing:
         raise ConfigError(
@@ -254,10 +248,3 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
             where=f"{where}.instruction",
             fix="use judge=endpoint, whose instruction is in conf/judge/endpoint.yaml",
         )
-    try:
-        request: object = json.loads(endpoint.request)
-    except ValueError:
-        request = None
-    if not isinstance(request, dict):
-        raise ConfigError("what is sent with every question is no JSON object",
-                          where=f"{where}.request", fix="write '{}' to send nothing")  # fmt: skip

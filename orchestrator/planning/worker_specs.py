@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.batching.batch_sizes import fitting_warmup
 from orchestrator.config.by_name import from_sections
+from orchestrator.config.chat_model import ChatModelConfig
 from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName, RoleResources
 from orchestrator.config.engines import OptimizerConfig, Packing, Precision
 from orchestrator.config.model import LoraConfig
@@ -38,7 +39,7 @@ from workers.roles.rollout import engine_environment
 from workers.scorers.source import MODEL, WHERE
 
 if TYPE_CHECKING:  # brings an HTTP client
-    from workers.scorers.judge_endpoint import EndpointSpec
+    from workers.judging.interview import EndpointSpec
 
 
 def dtype(precision: Precision) -> Dtype:
@@ -225,6 +226,26 @@ def _terms(reward: RewardConfig) -> tuple[TermSpec, ...]:
 
 def endpoint_spec(config: Config, key: str) -> EndpointSpec:
     """The chat model as judge; `key` is the secret itself and is passed to nothing else."""
-    from workers.scorers.judge_endpoint import EndpointSpec
+    from workers.judging.interview import EndpointSpec
 
-    return from_sections(EndpointSpec, config.evaluate.endpoint, key=key)
+    section = config.evaluate.endpoint
+    return from_sections(EndpointSpec, section, key=key, where="evaluate.endpoint", role="judge")
+
+
+def chat_spec(settings: ChatModelConfig, where: str, role: str) -> EndpointSpec:
+    """A chat model that answers other questions than those of the evaluation.
+
+    Args:
+        settings: Its section.
+        where: The section's key.
+        role: What errors call the model.
+
+    Raises:
+        ConfigError: its key is not in the environment.
+    """
+    from workers.judging.interview import EndpointSpec
+
+    variable = settings.key_variable
+    none = ", or set the key to '' for an endpoint without keys"
+    key = secret(variable, f"{where}.key_variable", none) if variable else ""
+    return from_sections(EndpointSpec, settings, key=key, instruction="", where=where, role=role)

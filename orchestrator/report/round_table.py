@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.results.label_figures import AILabelFigures
 from orchestrator.results.reward_model_figures import PairAccuracy
 from orchestrator.results.rounds import RoundFigures
 from orchestrator.results.summary import Summary
@@ -36,6 +37,18 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def _judging(found: AILabelFigures) -> str:
+    """What a model was asked, and how far the order of the answers decided."""
+    said = f"{found.questions:,} questions, {found.unanswered:,} unanswered"
+    if found.bias is not None and found.bias_low is not None and found.bias_high is not None:
+        low, high = 100 * found.bias_low, 100 * found.bias_high
+        said += (
+            f"; the order decided {100 * found.bias:.1f} % [{low:.1f}, {high:.1f}] of "
+            f"{found.bias_pairs:,} pairs, the mean of both orders is free of it"
+        )
+    return f"{said}; {found.cycles:,} prompts with contradicting preferences"
+
+
 def label_facts(summary: Summary) -> list[tuple[str, str]]:
     """What was sampled to be ranked, and why some of it was not, as (what, figure)."""
     found: list[tuple[str, str]] = []
@@ -44,4 +57,6 @@ def label_facts(summary: Summary) -> list[tuple[str, str]]:
         rest = f" + {sum(each.left_out.values()):,} left out ({why})" if why else ""
         ranked = f"= {each.ranked:,} ranked" if each.ranked else "sampled, none ranked yet"
         found.append((f"answers of {name}", f"{each.answers:,} answers {ranked}{rest}"))
+        if each.judging is not None:
+            found.append((f"labels of {name}", _judging(each.judging)))
     return found

@@ -117,6 +117,10 @@ class RunFolder:
         """The sampled and labeled training rankings of the reward model, as tokens."""
         return self.state / "rankings.safetensors"
 
+    def answers_of(self, stage: str) -> Path:
+        """Folder of a chat model's answers in a stage run, which are not asked for again."""
+        return self.path / "answers" / stage
+
     def rankings_of(self, stage: str) -> Path:
         """The rankings that a run of the stage label made, as tokens."""
         return self.state / f"rankings-{stage}.safetensors"

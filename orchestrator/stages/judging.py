@@ -335,8 +335,8 @@ def _by_endpoint(
     pairs: Sequence[tuple[str, str]],
 ) -> _Rates:
     # Imported here because no other judge needs an HTTP client.
+    from workers.judging.judge_endpoint import AnswerPair, judge_pairs
     from workers.scorers.judge_cache import VerdictCache
-    from workers.scorers.judge_endpoint import AnswerPair, judge_pairs
 
     asked = [
         AnswerPair(plain_text(prompt.context), a, b)

@@ -80,12 +80,18 @@ _LABEL = {
     "left_out": Metric("sequences", "of them, those that are not: empty, repeated, not ranked"),
     "rankings": Metric("rankings", "rankings to train on"),
     "heldout_rankings": Metric("rankings", "rankings held out"),
-    "pairs": Metric("pairs", "ordered pairs of the rankings to train on"),
+    "pairs": Metric("pairs", "pairs of the rankings to train on: ordered, or with a probability"),
     "accuracy_before": Metric(
         "fraction", "held-out pairs that the reward model orders right before it learns from them"
     ),
     "accuracy_before_low": Metric("fraction", "its 95 % interval, clustered by prompt"),
     "accuracy_before_high": Metric("fraction", "its 95 % interval, clustered by prompt"),
+    "questions": Metric("questions", "asked of a model about pairs, both orders"),
+    "unanswered": Metric("questions", "of them, those without an answer"),
+    "cycles": Metric("prompts", "whose preferences contradict each other"),
+    "bias": Metric("fraction", "of the questions whose answer the position decides; > 0: first"),
+    "bias_low": Metric("fraction", "its 95 % interval, clustered by prompt"),
+    "bias_high": Metric("fraction", "its 95 % interval, clustered by prompt"),
 }
 _REWARD_MODEL = {
     "loss": Metric("nats/pair", "ranking loss: mean over pairs of a ranking, then rankings"),

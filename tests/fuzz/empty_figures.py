@@ -201,7 +201,7 @@ _OPTIONAL = (
     *("evaluation/models/*/correct_rate", "evaluation/models/*/cloze_accuracy"),
     *("evaluation/models/*/likert_mean", "evaluation/models/*/flags"),
     *("evaluation/models/*/reward_mean", "evaluation/models/*/kl_bound"),
-    "evaluation/models/*/parameters",
+    *("evaluation/models/*/parameters", "labels/*/judging"),
     *("evaluation/models/*/lm_eval", "data/*/unread", "data/*/labels", "[0-9]*/gold", *LATER_KEYS),
 )
 

@@ -46,6 +46,34 @@ UNSEEN = {
     "label.models": "who answers: test_round_stages.py, test_rounds.py",
     "label.shares": "who answers: test_round_stages.py, test_rounds.py",
     "label.scored": "who scores before: test_round_stages.py, test_rounds.py",
+    **{
+        f"label.ai.{name}": "what a model is asked: test_ai_labels.py"
+        for name in (
+            "principles",
+            "principle",
+            "pairs",
+            "labels",
+            "form",
+            "checkpoint",
+            "question_tokens",
+            "cache",
+        )
+    },
+    **{
+        f"label.ai.endpoint.{name}": "how a chat model is asked: test_ai_labels.py"
+        for name in (
+            "url",
+            "model",
+            "key_variable",
+            "request",
+            "concurrency",
+            "request_seconds",
+            "retries",
+            "backoff_seconds",
+            "deadline_seconds",
+            "failed_fraction",
+        )
+    },
     "iterate.rounds": "entered into stages and variants before a run: test_rounds.py",
     "iterate.stages": "entered into stages and variants before a run: test_rounds.py",
     "iterate.prompts": "entered into stages and variants before a run: test_rounds.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,15 +21,15 @@ def question_key(*parts: str) -> str:
 class VerdictCache:
     """One JSON line per verdict, appended immediately and read at the start.
 
-    A killed process leaves at most one incomplete line. Such lines, and lines without a verdict of
-    A, B or C, are ignored. Several runs may append to one file. Keys are hashes: neither texts nor
-    credentials are written.
+    A killed process leaves at most one incomplete line. Such lines, and lines without one of the
+    allowed verdicts, are ignored. Several runs may append to one file. Keys are hashes: neither
+    texts nor credentials are written.
     """
 
     def __init__(
         self,
         folder: Path,
-        verdicts: Sequence[str] = _VERDICTS,
+        verdicts: Container[str] = _VERDICTS,
         where: str = "evaluate.endpoint.cache",
     ) -> None:
         """Read the verdicts of earlier runs.
@@ -78,10 +78,10 @@ class VerdictCache:
         self._stream.close()
 
 
-def _verdict(line: bytes, verdicts: Sequence[str]) -> tuple[str, str] | None:
+def _verdict(line: bytes, verdicts: Container[str]) -> tuple[str, str] | None:
     try:
         fields = json.loads(line)
         key, verdict = str(fields["key"]), fields["verdict"]
     except (ValueError, KeyError, TypeError):
         return None
-    return (key, verdict) if verdict in verdicts else None
+    return (key, verdict) if isinstance(verdict, str) and verdict in verdicts else None

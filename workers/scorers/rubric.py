@@ -121,9 +121,29 @@ def position_bias(verdicts: Sequence[tuple[str, str]]) -> PositionBias | None:
     Returns:
         None for fewer than two pairs.
     """
-    if len(verdicts) < 2:
+    return order_bias([(_FIRST_WINS[a], _FIRST_WINS[b]) for a, b in verdicts])
+
+
+def order_bias(
+    firsts: Sequence[tuple[float, float]], prompts: Sequence[int] = ()
+) -> PositionBias | None:
+    """Estimate how often the order decides.
+
+    Args:
+        firsts: Per pair, how far the answer that is shown first wins, 0 to 1, in each order.
+        prompts: Of each pair; pairs of one prompt are not independent, and the interval is that of
+            a ratio of sums over prompts. () = each pair is of another one.
+
+    Returns:
+        None for fewer than two prompts.
+    """
+    groups = np.unique(np.array(prompts or range(len(firsts)), np.int64), return_inverse=True)[1]
+    count = int(groups.max(initial=-1)) + 1
+    if count < 2:
         return None
-    sums = np.array([_FIRST_WINS[a] + _FIRST_WINS[b] - 1.0 for a, b in verdicts])
-    error = 1.96 * float(sums.std(ddof=1)) / len(sums) ** 0.5
+    sums = np.array([a + b - 1.0 for a, b in firsts])
     mean = float(sums.mean())
+    residuals = np.bincount(groups, sums - mean)
+    variance = float((residuals**2).sum()) * count / (count - 1) / len(sums) ** 2
+    error = 1.96 * variance**0.5
     return PositionBias(mean, mean - error, mean + error, len(sums))

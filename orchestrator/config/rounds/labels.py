@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.config.ranges import between, needed, positive
+from orchestrator.config.rounds.ai_labels import AILabelConfig
 from workers.errors import ConfigError
 
 
@@ -16,7 +17,8 @@ class LabelConfig:
 
     labeler: str = needed("gold")
     """Who ranks: gold (the pocket world's labeler), function, people (in a page: the run makes
-    their tasks, stops, and goes on with what they said), or package.module:NAME of your own."""
+    their tasks, stops, and goes on with what they said), endpoint (a chat model), engine (a model
+    in our engines), or package.module:NAME of your own."""
     function: str = ""
     """The function as package.module:callable, (prompts, completions) -> a list of numbers per
     prompt, one per completion, higher is better (labeler: function)."""
@@ -37,6 +39,8 @@ class LabelConfig:
     scored: bool = False
     """The reward model so far scores the answers first, which shows how many pairs of the labels
     it orders right before it is trained on them."""
+    ai: AILabelConfig = field(default_factory=AILabelConfig)
+    """Labels by a model: labeler endpoint or engine (docs/constitution.md)."""
 
     def check(self, key: str) -> None:
         """Check the models, their shares, and the numbers of answers."""

@@ -18,6 +18,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin, SFTBest
 from orchestrator.planning.model_sizes import pocket_size
+from orchestrator.planning.runs.ai_labels import ai_label_facts
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import is_rewarded
 from orchestrator.planning.threads import threads_of
@@ -106,7 +107,7 @@ def _ranked_facts(config: Config) -> list[str]:
     facts.append(f"labeler {found.labeler} {asked}ranks them".replace("  ", " "))
     if found.scored:
         facts.append("the reward model so far scores them first")
-    return facts
+    return [*facts, *(line for fact in ai_label_facts(config) for line in _wrapped(fact))]
 
 
 def _evaluation_facts(config: Config) -> list[str]:

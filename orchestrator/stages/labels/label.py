@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.config.run import StageName
-from orchestrator.results.label_figures import LabelFigures
+from orchestrator.results.label_figures import AILabelFigures, LabelFigures
 from orchestrator.results.pair_metrics import ordered_pairs, pair_accuracy
 from orchestrator.results.reward_model_figures import PairAccuracy
 from orchestrator.run_files.rankings import load_rankings, save_rankings
@@ -123,6 +123,7 @@ def _keep(
         heldout=len(heldout),
         pairs=sum(ranking.pairs for ranking in train),
         before=before,
+        judging=verdicts.judging,
     )
     _record(session, stage, figures)
 
@@ -138,12 +139,13 @@ def _ranking(verdict: Verdict, tasks: Sequence[Task], stage: str) -> Ranking:
         annotator=verdict.annotator,
         prompt_length=len(prompt.tokens),
         likert=None if verdict.likert is None else np.asarray(verdict.likert, np.int64),
+        probabilities=verdict.probabilities,
     )
 
 
 def _require(stage: str, train: Sequence[Ranking], heldout: Sequence[Ranking]) -> None:
     for name, rankings in (("training", train), ("held-out", heldout)):
-        if not any(ranking.pairs for ranking in rankings):
+        if not any(ranking.ordered for ranking in rankings):
             raise EmptyDatasetError(
                 f"no {name} prompt has two answers of different rank",
                 where=stage,
@@ -178,8 +180,31 @@ def _record(session: Session, stage: str, found: LabelFigures) -> None:
             f"the reward model so far orders {100 * before.accuracy:.1f} % "
             f"[{100 * before.low:.1f}-{100 * before.high:.1f}] of {before.pairs:,} new pairs right"
         )
+    if found.judging is not None:
+        values |= _judging(session, found.judging)
     session.telemetry.record(stage, 0, values)
+    kind = "pairs" if found.judging is not None else "ordered pairs"
     session.live.note(
-        f"{found.rankings:,} rankings with {found.pairs:,} ordered pairs to train on, "
+        f"{found.rankings:,} rankings with {found.pairs:,} {kind} to train on, "
         f"{found.heldout:,} held out"
     )
+
+
+def _judging(session: Session, found: AILabelFigures) -> dict[str, float]:
+    """The metrics of a model's answers; says how far the order of answers decided."""
+    values: dict[str, float] = {
+        "label/questions": found.questions,
+        "label/unanswered": found.unanswered,
+        "label/cycles": found.cycles,
+    }
+    low, high = found.bias_low, found.bias_high
+    if found.bias is not None and low is not None and high is not None:
+        values |= {"label/bias": found.bias, "label/bias_low": low, "label/bias_high": high}
+        session.live.note(
+            f"the order of the answers decided {100 * found.bias:.1f} % [{100 * low:.1f}, "
+            f"{100 * high:.1f}] of {found.bias_pairs:,} pairs; the mean of both orders is free of "
+            "it"
+        )
+    if found.cycles:
+        session.live.note(f"the preferences of {found.cycles:,} prompts contradict each other")
+    return values

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.config.schema import Config
+from orchestrator.results.label_figures import AILabelFigures
 from workers.extensions.kinds import Kind
+from workers.records.arrays import FloatArray
 
 if TYPE_CHECKING:  # a plan needs neither
     from orchestrator.session.session import Session
@@ -26,6 +28,8 @@ class Verdict:
     ranks: tuple[int, ...]  # (K,) 1 = best, equal = tie
     annotator: str = ""
     likert: tuple[int, ...] | None = None  # (K,) quality from 1 to 7; None = not rated
+    # (K, K) soft labels that train in place of the ranks (`Ranking.probabilities`); None = ranks
+    probabilities: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Verdicts:
 
     given: Sequence[Verdict]
     failed: dict[int, str] = field(default_factory=dict)  # place of a task -> reason
+    judging: AILabelFigures | None = None  # of a model that was asked about pairs
 
 
 @dataclass(frozen=True, slots=True)

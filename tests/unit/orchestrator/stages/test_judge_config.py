@@ -62,7 +62,7 @@ def test_only_judges_of_texts_take_the_answers_of_an_earlier_evaluation(judge: s
         ("evaluate.endpoint.url=http://example.org:0/v1", "no plain http"),
         ("evaluate.endpoint.url='http://exam ple.org/v1'", "no plain http"),
         ("evaluate.endpoint.url=''", "no address"),
-        ("evaluate.endpoint.model=''", "no judging model"),
+        ("evaluate.endpoint.model=''", "no model is named as the judge"),
         ("evaluate.endpoint.instruction='{prompt} {first}'", r"lacks \{second\}"),
         ("evaluate.endpoint.request='[1]'", "no JSON object"),
     ],

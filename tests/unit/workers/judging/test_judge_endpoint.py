@@ -13,9 +13,10 @@ import pytest
 from fakes.judge import Answer, Server, says
 
 from workers.errors import ConfigError, DeadlineError, JudgeError
+from workers.judging.interview import EndpointSpec
+from workers.judging.judge_endpoint import AnswerPair, judge_pairs
 from workers.scorers.http_calls import seconds_of
 from workers.scorers.judge_cache import VerdictCache
-from workers.scorers.judge_endpoint import AnswerPair, EndpointSpec, judge_pairs
 
 KEY = "sk-secret-0123456789"
 
