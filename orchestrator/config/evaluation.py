@@ -124,7 +124,8 @@ class EvaluateConfig:
     cloze_tasks: int = positive(256)
     """Cloze questions of the pocket world per model."""
     samples_shown: int = positive(3)
-    """Prompts whose answers the report shows."""
+    """Prompts whose answers the report shows; without the stage evaluate, held-out demonstrations
+    beside SFT's answers, and held-out rankings with the reward model's scores."""
     best_of: list[int] = field(default_factory=list)
     """Also evaluate the best of n answers of the SFT model by the reward, for each of these n;
     [] = off."""

@@ -144,7 +144,9 @@ def _names(page: Page) -> list[str]:
     names += [what for what, _ in facts(summary) if what != "roles"]
     for each in overoptimization_tables(summary):
         names += [head.replace("\n", " ") for head in each.heads if not head.isdecimal()]
-    names += ["model", "response", "gold"] if page.comparisons else []
+    names += ["model", "response"] if page.comparisons else []
+    names += ["gold"] if any(each.gold for each in page.comparisons) else []
+    names += ["score"] if any(each.scores for each in page.comparisons) else []
     names += ["score", "KL", "version", "stop, length, abort"] if page.rollouts else []
     names += DATA_HEADS if summary.data else ()
     names += TIME_HEADS if page.times else ()

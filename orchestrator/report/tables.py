@@ -211,7 +211,9 @@ def render_samples(comparisons: Sequence[Comparison], shown: int = 3) -> Rendera
         grid.add_column(no_wrap=True, style="dim")
         grid.add_column()
         for model, response in comparison.responses.items():
-            grid.add_row(model_label(model), Text(response or "(empty)"))
+            score = comparison.scores.get(model)
+            said = [] if score is None else [f"{score:+.2f}"]
+            grid.add_row(model_label(model), *said, Text(response or "(empty)"))
         blocks += [Text(f" {comparison.prompt}", style="bold"), grid, Text("")]
     return Group(*blocks)
 

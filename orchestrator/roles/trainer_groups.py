@@ -94,6 +94,15 @@ class PolicyGroup(TrainerGroup, LanguageModelGroup):
         """Loss without an update; one share per rank."""
         return self._all("evaluate_supervised", first, Each(steps))
 
+    def complete(
+        self, prompts: Sequence[IntArray], limit: int, stop: int
+    ) -> Pending[list[IntArray]]:
+        """Greedy answers of at most `limit` tokens to some prompts, without `stop`, which ends one.
+
+        For a few texts to look at; engines sample what is trained on.
+        """
+        return self._all("complete", first, list(prompts), limit, stop)
+
     def train_preferences(
         self, steps: Sequence[RankingStep], spec: PreferenceSpec
     ) -> Pending[StepStats]:

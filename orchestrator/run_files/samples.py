@@ -49,8 +49,10 @@ class Comparison:
     """The responses of several models to one held-out prompt."""
 
     prompt: str
-    responses: dict[str, str]  # model -> text
+    responses: dict[str, str]  # model, or what else it is -> text
     gold: dict[str, float] = field(default_factory=dict)  # model -> noise-free score, if any
+    # name in `responses` -> score of the reward model, reward units, if any
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def append_rollouts(folder: RunFolder, samples: Sequence[RolloutSample]) -> None:
@@ -88,6 +90,13 @@ def rollout_of(fields: Any) -> RolloutSample:
 def write_comparisons(folder: RunFolder, comparisons: Sequence[Comparison]) -> None:
     """Write samples/comparison.json."""
     write_json(folder.samples / "comparison.json", [asdict(c) for c in comparisons])
+
+
+def add_comparisons(folder: RunFolder, comparisons: Sequence[Comparison]) -> None:
+    """Add to samples/comparison.json; one of the same prompt and names is replaced."""
+    mine = {(c.prompt, *c.responses) for c in comparisons}
+    others = [c for c in read_comparisons(folder, Damage()) if (c.prompt, *c.responses) not in mine]
+    write_comparisons(folder, [*others, *comparisons])
 
 
 def write_answers(
@@ -143,13 +152,14 @@ def asked_fields(prompt: Context) -> dict[str, object]:
 
 def _compared(item: dict[str, Any]) -> Comparison:
     made = verified(Comparison(**item))
-    if unanswered := sorted(made.gold.keys() - made.responses.keys()):
-        raise ValueError(f"a gold score of {unanswered[0]!r}, which has no response")
+    for kind, found in (("gold score", made.gold), ("score", made.scores)):
+        if unanswered := sorted(found.keys() - made.responses.keys()):
+            raise ValueError(f"a {kind} of {unanswered[0]!r}, which has no response")
     return made
 
 
 def read_comparisons(folder: RunFolder, damage: Damage | None = None) -> list[Comparison]:
-    """The comparisons of samples/comparison.json; empty if the run did not evaluate.
+    """The comparisons of samples/comparison.json; empty if no stage has written any.
 
     Args:
         folder: The run folder.

@@ -19,6 +19,8 @@ from orchestrator.results.reward_model_figures import Agreement
 from orchestrator.session.session import Session
 from orchestrator.stages.labels.rankings import chosen, rankings_of, with_pairs
 from orchestrator.stages.reward_model_record import record_heldout
+from orchestrator.stages.shown import show_scores
+from workers.records.arrays import FloatArray
 from workers.records.training import Ranking, TokenBatch
 
 
@@ -56,13 +58,14 @@ def reward_model(session: Session) -> None:
             session, stage, step, chosen(session, stage, train, step, settings.prompts_per_step)
         )
         session.boundary(stage, step + 1, total, {}, session.fleet.critic)
-    deviation = _evaluate(session, heldout, agreement, total)
-    _centre(session, zero)
+    scored, scores = _evaluate(session, heldout, agreement, total)
+    mean = _centre(session, zero)
+    show_scores(session, scored, [own - mean for own in scores])
     session.publish(
         session.product_of(StageName.reward_model),
         lambda path: session.fleet.critic.save(path, sft).result(),
         stage,
-        **{model_folder.SCORE_DEVIATION: deviation},
+        **{model_folder.SCORE_DEVIATION: float(np.std(np.concatenate(scores), dtype=np.float64))},
     )
 
 
@@ -102,18 +105,24 @@ def _all_pairs(ranking: Ranking) -> int:
 
 def _evaluate(
     session: Session, heldout: list[Ranking], agreement: Agreement | None, step: int
-) -> float:
-    """Record the held-out figures; returns the standard deviation of all scores, reward units."""
+) -> tuple[list[Ranking], tuple[FloatArray, ...]]:
+    """Record the held-out figures; the rankings, and the scores of the completions of each."""
     critic = session.fleet.critic
     budget = session.config.trainer.micro_batch_tokens
     shares = training_batches.ranking_step(heldout, critic.size, budget, packed=critic.packed)
     counts = critic.evaluate_rankings(shares).result()
     scored = [r for share in shares for batch in share.micro_batches for r in batch]
     record_heldout(session, scored, counts, agreement, step)
-    return float(np.std(np.concatenate(counts.scores), dtype=np.float64))
+    return scored, counts.scores
 
 
-def _centre(session: Session, demonstrations: TokenBatch) -> None:
-    """Shift the bias so that demonstrations score 0 on average (InstructGPT, section 3.5)."""
+def _centre(session: Session, demonstrations: TokenBatch) -> float:
+    """Shift the bias so that demonstrations score 0 on average (InstructGPT, section 3.5).
+
+    Returns:
+        What every score was lowered by, reward units.
+    """
     scores = session.fleet.critic.score(demonstrations).result()
-    session.fleet.critic.shift_bias(float(np.mean(scores, dtype=np.float64))).result()
+    mean = float(np.mean(scores, dtype=np.float64))
+    session.fleet.critic.shift_bias(mean).result()
+    return mean

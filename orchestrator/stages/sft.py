@@ -16,6 +16,7 @@ from orchestrator.planning.worker_specs import train_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
 from orchestrator.stages.selection.sft_candidates import Candidates
+from orchestrator.stages.shown import show_answers
 from workers.data.batches import stack_batches
 from workers.records.training import TokenBatch
 
@@ -60,6 +61,7 @@ def sft(session: Session) -> None:
     loss = supervised.mean_loss(session, heldout)
     session.telemetry.record(stage, steps, {"sft/validation_loss": loss})
     session.live.note(f"held-out loss {loss:.3f} nats per response token")
+    show_answers(session, made)
 
 
 def _candidates(session: Session, base: str, steps: int) -> Candidates | None:

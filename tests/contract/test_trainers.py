@@ -118,6 +118,25 @@ def supervised(folder: Path) -> tuple[oracle.Loop, list[tuple[float, float]], fl
 
 
 @pytest.mark.parametrize(("world", "stage"), EVERY)
+def test_greedy_answers_take_the_most_probable_token(
+    results, supervised, world: int, stage: int
+) -> None:
+    def after(*tokens: int) -> list[int]:
+        row = list(tokens)
+        for _ in range(6):
+            with torch.no_grad():
+                logits = supervised[0].model(torch.tensor([row])).logits[0, -1]
+            row.append(int(logits.argmax()))
+        return row[len(tokens) :]
+
+    wanted = after(3)
+    assert 39 not in wanted + after(1, 4, 2)
+    for out in results[world, "policy", stage]:
+        assert [each.tolist() for each in out["greedy"]] == [after(1, 4, 2), wanted]
+        assert out["stopped"][0].tolist() == wanted[: wanted.index(wanted[2])]
+
+
+@pytest.mark.parametrize(("world", "stage"), EVERY)
 def test_supervised_steps(folder, results, supervised, world, stage) -> None:
     loop, losses, final = supervised
     for out in results[world, "policy", stage]:

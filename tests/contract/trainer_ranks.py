@@ -174,6 +174,8 @@ def run_policy(rank: int, world: int, stage: int, where: RankAddress, folder: Pa
     out: dict = {"logprobs": worker.logprobs(work(rank, world), [rollouts()], 0.7)}
     out["supervised"] = [worker.train_supervised(supervised(rank, world)) for _ in range(3)]
     out["text_loss"] = worker.evaluate_supervised(supervised(rank, world))
+    out["greedy"] = worker.complete([np.array([1, 4, 2]), np.array([3])], 6, 39)
+    out["stopped"] = worker.complete([np.array([3])], 6, int(out["greedy"][1][2]))
     worker.save(str(folder / f"supervised-{world}-{stage}"), str(folder / "base"))
 
     worker.load(dataclasses.replace(spec, ema_decay=0.5, gradient_checkpointing=True, **LEAN))

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from fakes.engines import Ring, ToyGeneration, ToyPasses, ToyTraining
 from fakes.hub import Hub
 from fakes.toy import ToyPolicy, ToyScalar
 from workers.generation.pool import Pool
-from workers.records.arrays import Ragged
+from workers.records.arrays import IntArray, Ragged
 from workers.records.generation import RolloutBatch
 from workers.records.processes import FileRecord, RankAddress, RoleInfo
 from workers.records.specs import (
@@ -162,6 +163,15 @@ class FakePolicyWorker(FakeTrainer, PolicyWorker):
             if int(i) in self._hub.faults.nan_logprobs:
                 field.values.row(row)[:] = np.nan
         return field
+
+    def complete(self, prompts: list[IntArray], limit: int, stop: int) -> list[IntArray]:
+        answers = []
+        for prompt in prompts:
+            row = [int(prompt[-1])]
+            while len(row) <= limit and row[-1] != stop:
+                row.append(int(self.engine.model.logits(torch.tensor(row[-1:])).argmax()))
+            answers.append(np.array(row[1:]))
+        return [each[each != stop] for each in answers]
 
     def connect(self, address: GroupAddress) -> None:
         pass

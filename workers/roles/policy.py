@@ -12,7 +12,7 @@ import torch
 
 from workers.models.padding import response_cells
 from workers.ops import ResponseTokens, bounded_log_ratio, importance_weights, ratio_stats, whiten
-from workers.records.arrays import FloatArray
+from workers.records.arrays import FloatArray, IntArray
 from workers.records.gather import gather_experience, gather_fields, gather_rollouts, gather_scores
 from workers.records.generation import RolloutBatch
 from workers.records.specs import (
@@ -86,6 +86,21 @@ class PolicyWorker(Trainer):
         nll, tokens = sum(p.nll for p in parts), sum(p.tokens for p in parts)
         totals = engine.gather_rows([nll, tokens]).sum(dim=0).tolist()
         return TextLoss(totals[0], int(totals[1]))
+
+    def complete(self, prompts: list[IntArray], limit: int, stop: int) -> list[IntArray]:
+        """Greedy answers of at most `limit` tokens; every rank computes the same."""
+        from workers.models.greedy import greedy_answers
+
+        assert self._spec is not None
+        self.engine.mode(training=False)
+        return greedy_answers(
+            self.engine.module,
+            prompts,
+            limit=limit,
+            stop=stop,
+            vocabulary=self._spec.vocabulary,
+            device=self.engine.device,
+        )
 
     def train_preferences(self, step: RankingStep, spec: PreferenceSpec) -> StepStats:
         """One optimizer step on the mean preference loss of the rankings, without dropout.

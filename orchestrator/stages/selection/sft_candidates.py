@@ -21,6 +21,7 @@ from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
 from orchestrator.stages.judging import all_scored
+from orchestrator.stages.shown import show_answers
 from workers.data.records import Prompt
 from workers.data.source import DataSource
 from workers.errors import NonFiniteError
@@ -74,6 +75,8 @@ class Candidates:
         session.telemetry.record(self._stage, step, values)
         worth = -values[SCORE] if self._by_score else values[LOSS]
         self._found[step] = worth if math.isfinite(worth) else math.inf
+        if min(sorted(self._found), key=self._found.__getitem__) == step:  # as `publish` chooses
+            show_answers(session, session.product_of(StageName.sft))
         shown = ", ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in values.items())
         session.live.note(f"after step {step}: {shown}")
 
