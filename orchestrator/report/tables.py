@@ -36,6 +36,7 @@ WIDTH = 80  # columns of a terminal that every table fits
 _REASONS = 5  # of drops that are named
 _LEAST_TITLE = 16  # columns that the titles of rows take at least
 _GAP = 3  # columns between two cells, and at both edges together
+_MOST_CHARACTERS = 600  # of a text in a terminal
 
 
 def evaluation_columns(
@@ -213,9 +214,15 @@ def render_samples(comparisons: Sequence[Comparison], shown: int = 3) -> Rendera
         for model, response in comparison.responses.items():
             score = comparison.scores.get(model)
             said = [] if score is None else [f"{score:+.2f}"]
-            grid.add_row(model_label(model), *said, Text(response or "(empty)"))
-        blocks += [Text(f" {comparison.prompt}", style="bold"), grid, Text("")]
+            grid.add_row(model_label(model), *said, Text(_cut(response) or "(empty)"))
+        blocks += [Text(f" {_cut(comparison.prompt)}", style="bold"), grid, Text("")]
     return Group(*blocks)
+
+
+def _cut(text: str) -> str:
+    """The text, in a terminal; all of it is in the report."""
+    more = len(text) - _MOST_CHARACTERS
+    return text if more <= 0 else f"{text[:_MOST_CHARACTERS]} ... and {more:,} more characters"
 
 
 def render_result(summary: Summary, comparisons: Sequence[Comparison] = ()) -> RenderableType:

@@ -32,7 +32,10 @@ def show_answers(session: Session, model: str) -> None:
     source = session.source
     rows = source.demonstrations("heldout", 0, session.config.evaluate.samples_shown)
     starts = [int(np.argmax(targets)) for targets in rows.targets.rows()]
-    prompts = [tokens[:start] for tokens, start in zip(rows.tokens.rows(), starts, strict=True)]
+    prompts = [
+        tokens[:start].astype(np.int64)
+        for tokens, start in zip(rows.tokens.rows(), starts, strict=True)
+    ]
     given = [tokens[start:] for tokens, start in zip(rows.tokens.rows(), starts, strict=True)]
     stop = source.tokenizer.eos_token_id
     assert isinstance(stop, int), "a data source refuses a tokenizer without an end token"

@@ -6,6 +6,7 @@ A look at a few answers at the end of a stage that has no engines. Rollouts come
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def greedy_answers(
     Returns:
         Token ids of each answer.
     """
-    rows = model.get_input_embeddings().weight
+    rows: Any = model.get_input_embeddings().weight
     size = int(getattr(rows, "ds_shape", rows.shape)[0])  # at ZeRO 3 `shape` is that of a part
     settings = GenerationConfig(
         do_sample=False,
@@ -58,7 +59,8 @@ def _answer(
     device: torch.device | str,
 ) -> IntArray:
     ids = torch.as_tensor(np.asarray(prompt, np.int64), device=device)[None]
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    generate: Any = model.generate
+    whole = generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     found = whole[0, ids.shape[1] :].cpu().numpy()
     ends = np.flatnonzero(found == settings.eos_token_id)
     return found[: int(ends[0])] if len(ends) else found

@@ -187,6 +187,16 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     assert caught.value.where == str(path)
 
 
+def test_long_texts_are_cut_in_a_terminal_and_scores_are_beside_them() -> None:
+    long = Comparison("q" * 700, {"rank 1": "a" * 600, "rank 2": "b" * 1700}, scores={"rank 1": 2})
+    text = show(render_result(Summary(), [long]))
+    assert [text.count(letter * 20) > 0 for letter in "qab"] == [True] * 3
+    assert "... and 100 more characters" in text
+    assert "... and 1,100 more characters" in text
+    assert text.count("more characters") == 2
+    assert re.search(r"rank 1\s+\+2.00\s+a", text)
+
+
 def test_the_final_table_fits_eighty_columns(folder: RunFolder) -> None:
     text = show(render_result(SUMMARY, [Comparison("q ?", {"sft": "a", "ppo": ""})]))
     assert "77 % [72-81]" in text
