@@ -91,16 +91,24 @@ def pack_rows(
     )
 
 
-def response_cells(rows: TokenRows, prompt_lengths: IntArray) -> Tensor:
+def response_cells(
+    rows: TokenRows, prompt_lengths: IntArray, sampled: Ragged | None = None
+) -> Tensor:
     """Cells that predict response tokens, (N,).
 
     Args:
         rows: B sequences of prompt then response.
         prompt_lengths: (B,) tokens of each prompt, at least 1; empty for a dummy batch.
+        sampled: bool, (T,) per row: the response tokens to predict; None = all. The others get no
+            cell, so nothing is computed of them and their logits have no gradient.
     """
     counts = rows.lengths - prompt_lengths
     first = rows.starts + prompt_lengths - 1
-    return _cells(np.repeat(first - (counts.cumsum() - counts), counts), rows)
+    cells = _cells(np.repeat(first - (counts.cumsum() - counts), counts), rows)
+    if sampled is None:
+        return cells
+    assert np.array_equal(sampled.lengths, counts), "a mask of other responses"
+    return cells[torch.from_numpy(np.flatnonzero(sampled.values)).to(cells.device)]
 
 
 def target_cells(rows: TokenRows, targets: Ragged) -> Tensor:

@@ -48,6 +48,12 @@ class _Places:
         starts = np.cumsum([0, *(len(p) for p in parts[:-1])])
         return np.concatenate(parts)[starts[self.shards] + self.rows]
 
+    def pick_if_any(self, parts: Sequence[NDArray[N] | None]) -> NDArray[N] | None:
+        """The entries of a per-sequence field that all shards have, or none."""
+        there = [part for part in parts if part is not None]
+        assert len(there) in (0, len(parts)), "some shards have the field, and some do not"
+        return self.pick(there) if there else None
+
     def pick_words(self, parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         """The entries of one per-sequence field of texts."""
         places = zip(self.shards.tolist(), self.rows.tolist(), strict=True)
@@ -94,6 +100,8 @@ def gather_rollouts(shards: Sequence[RolloutBatch], ids: IntArray) -> RolloutBat
         logprobs=at.take([s.logprobs for s in shards]),
         finish=at.pick([s.finish for s in shards]),
         versions=at.pick([s.versions for s in shards]),
+        sampled=at.take_if_any([s.sampled for s in shards]),
+        earned=at.pick_if_any([s.earned for s in shards]),
     )
 
 
@@ -134,6 +142,7 @@ def gather_experience(shards: Sequence[ExperienceBatch], ids: IntArray) -> Exper
         returns=at.take_if_any([s.returns for s in shards]),
         values=at.take_if_any([s.values for s in shards]),
         ref_logprobs=at.take_if_any([s.ref_logprobs for s in shards]),
+        sampled=at.take_if_any([s.sampled for s in shards]),
     )
 
 

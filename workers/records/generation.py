@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from workers.records.arrays import IntArray, Ragged
+from workers.records.arrays import FloatArray, IntArray, Ragged
+
+T = TypeVar("T")
 
 
 class Finish(enum.IntEnum):
@@ -40,9 +44,10 @@ class GenerationRequest:
     """K samples of one prompt; sample k is seeded with `seeds[k]` and named `ids[k]`."""
 
     prompt_id: int
-    prompt_tokens: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]  # of a later turn: the whole conversation so far
     ids: tuple[int, ...]
     seeds: tuple[int, ...]
+    max_tokens: int = 0  # of a later turn: its limit; 0 = as `Sampling` says
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +63,22 @@ class GenerationCall:
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """Sampled sequences of one engine, each with the policy versions that sampled it."""
+    """Sampled sequences of one engine, each with the policy versions that sampled it.
+
+    The response of a conversation also holds what its environment said: tokens that the policy did
+    not sample, which have no log-probability and are never trained on.
+    """
 
     ids: IntArray  # (B,) unique in the run
     prompt_ids: IntArray  # (B,) row of the prompt data set
     tokens: Ragged  # int32, S per row: prompt then response, end-of-sequence token included
     prompt_lengths: IntArray  # (B,) tokens
-    logprobs: Ragged  # float32, T per row, nats, after temperature
+    logprobs: Ragged  # float32, one per sampled token, nats, after temperature
     finish: IntArray  # (B,) Finish values
     versions: IntArray  # (B, 2) policy version of the first and the last token
+    # bool, T per row; True = sampled by the policy. None = every response token is.
+    sampled: Ragged | None = None
+    earned: FloatArray | None = None  # (B,) sum of the environment's rewards; None = no environment
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,6 +87,18 @@ class RolloutBatch:
     def response_lengths(self) -> IntArray:
         """(B,) tokens T of each response."""
         return self.tokens.lengths - self.prompt_lengths
+
+    @property
+    def sampled_lengths(self) -> IntArray:
+        """(B,) tokens of each response that the policy sampled."""
+        return self.response_lengths if self.sampled is None else self.logprobs.lengths
+
+    @property
+    def turns(self) -> IntArray:
+        """(B,) turns of the policy in each response."""
+        if self.sampled is None:
+            return np.ones(len(self), np.int64)
+        return np.array([len(turns_of(row)) for row in self.sampled.rows()], np.int64)
 
     def prompt(self, i: int) -> list[int]:
         """Token ids of prompt i."""
@@ -90,6 +114,8 @@ class RolloutBatch:
         return RolloutBatch(
             self.ids[r], self.prompt_ids[r], self.tokens.select(r), self.prompt_lengths[r],
             self.logprobs.select(r), self.finish[r], self.versions[r],
+            None if self.sampled is None else self.sampled.select(r),
+            None if self.earned is None else self.earned[r],
         )  # fmt: skip
 
     @classmethod
@@ -103,14 +129,29 @@ class RolloutBatch:
             Ragged.concat([p.logprobs for p in parts]),
             np.concatenate([p.finish for p in parts]),
             np.concatenate([p.versions for p in parts]),
+            _all_or_none([p.sampled for p in parts], Ragged.concat),
+            _all_or_none([p.earned for p in parts], np.concatenate),
         )
 
     def summary(self) -> RolloutSummary:
         """The per-sequence scalars that the driver plans with."""
         return RolloutSummary(
             self.ids, self.prompt_ids, self.prompt_lengths, self.response_lengths, self.finish,
-            self.versions,
+            self.versions, self.sampled_lengths, self.turns,
         )  # fmt: skip
+
+
+def turns_of(sampled: npt.NDArray[np.generic]) -> list[tuple[int, int]]:
+    """Where the turns of the policy are in a response: [first, end) of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], sampled.astype(bool), [False]])))
+    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+
+
+def _all_or_none(parts: Sequence[T | None], together: Callable[[list[T]], T]) -> T | None:
+    """A field that all parts have, or none of them."""
+    there = [part for part in parts if part is not None]
+    assert len(there) in (0, len(parts)), "some parts have the field, and some do not"
+    return together(there) if there else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +164,8 @@ class RolloutSummary:
     response_lengths: IntArray
     finish: IntArray
     versions: IntArray
+    sampled_lengths: IntArray  # tokens of each response that the policy sampled
+    turns: IntArray  # of the policy in each response
 
     def __len__(self) -> int:
         return len(self.ids)

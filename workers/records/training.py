@@ -13,10 +13,10 @@ from workers.records.arrays import FloatArray, IntArray, Ragged
 
 @dataclass(frozen=True, slots=True)
 class TokenField:
-    """One number per response token (logprobs or values), keyed by sequence id."""
+    """One number per sampled token (logprobs or values), keyed by sequence id."""
 
     ids: IntArray  # (B,)
-    values: Ragged  # float32, T per row
+    values: Ragged  # float32, one per token that the policy sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class RankingStep:
 
 @dataclass(frozen=True, slots=True)
 class ExperienceBatch:
-    """Sequences ready for PPO, fields aligned on response tokens (T per row)."""
+    """Sequences ready for PPO, fields aligned on the response tokens that the policy sampled."""
 
     ids: IntArray  # (B,)
     tokens: Ragged  # int32, S per row
@@ -182,6 +182,7 @@ class ExperienceBatch:
     returns: Ragged | None  # for the critic to fit; None without a critic
     values: Ragged | None  # critic's values before the first update; None without a critic
     ref_logprobs: Ragged | None = None  # of the reference, for a KL term in the loss; None without
+    sampled: Ragged | None = None  # as in RolloutBatch: which response tokens these fields are of
 
 
 @dataclass(frozen=True, slots=True)

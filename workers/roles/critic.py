@@ -179,7 +179,7 @@ class CriticWorker(Trainer):
     ) -> Share:
         device, passes = self.engine.device, self.engine.passes
         rows = passes.lay(batch.tokens, device)
-        values = passes.values(rows, response_cells(rows, batch.prompt_lengths))
+        values = passes.values(rows, response_cells(rows, batch.prompt_lengths, batch.sampled))
         assert batch.values is not None
         assert batch.returns is not None
         old = torch.tensor(batch.values.values, device=device)

@@ -315,7 +315,7 @@ class PolicyWorker(Trainer):
     ) -> Share:
         device, passes = self.engine.device, self.engine.passes
         rows = passes.lay(batch.tokens, device)
-        cells = response_cells(rows, batch.prompt_lengths)
+        cells = response_cells(rows, batch.prompt_lengths, batch.sampled)
         old = torch.tensor(batch.old_logprobs.values, device=device)
         advantages = torch.tensor(batch.advantages.values, device=device)
         counted = torch.ones_like(advantages, dtype=torch.bool)

@@ -54,7 +54,7 @@ def response_logprobs(
     temperature: float,
     device: Device,
 ) -> TokenField:
-    """Log-probability of every response token of one rank's share of the work, nats.
+    """Log-probability of every sampled token of one rank's share of the work, nats.
 
     Args:
         model: A language model.
@@ -77,7 +77,7 @@ def response_logprobs(
 def response_values(
     model: ModelPasses, work: Work, shards: Sequence[RolloutBatch], device: Device
 ) -> TokenField:
-    """Value of the state before every response token of one rank's share, reward units.
+    """Value of the state before every sampled token of one rank's share, reward units.
 
     Raises:
         NonFiniteError: names the sequences.
@@ -98,8 +98,9 @@ def _response_field(
     for part in _consecutive(work):
         batch = mine.select(part)
         rows = model.lay(batch.tokens, device)
-        parts.append(read(rows, response_cells(rows, batch.prompt_lengths)).cpu().numpy())
-    lengths = mine.response_lengths
+        cells = response_cells(rows, batch.prompt_lengths, batch.sampled)
+        parts.append(read(rows, cells).cpu().numpy())
+    lengths = mine.sampled_lengths
     numbers = np.concatenate(parts)
     # Raise only after the last pass: a rank that stops earlier leaves its peers in a collective.
     _require_finite(what, numbers, np.repeat(mine.ids, lengths))

@@ -77,7 +77,7 @@ def kl_sums(rollouts: RolloutBatch, old: TokenField, ref: TokenField) -> Sequenc
         NonFiniteError: a number is NaN or infinite; names the field and the sequences.
     """
     old_rows, ref_rows = _logprob_rows(rollouts, old, ref)
-    padded = _Padded(rollouts.response_lengths)
+    padded = _Padded(rollouts.sampled_lengths)
     logprobs = padded.pad(old_rows, "old_logprobs")
     reference = padded.pad(ref_rows, "ref_logprobs")
     kl = masked_sum(kl_estimate(logprobs, reference), padded.mask, dim=1)
@@ -107,6 +107,9 @@ def build_experience(
 ) -> tuple[ExperienceBatch, ExperienceSummary]:
     """KL-shaped rewards, advantages and returns of the sequences in `rollouts`.
 
+    Rows are the tokens that the policy sampled: what an environment said is in none of them, so the
+    state after the last token of a turn is that before the first token of the next.
+
     Args:
         rollouts: (B,) sequences; the other arguments must hold each of their ids, in any order.
         old: the trainer's log-probabilities before the first update, nats.
@@ -132,7 +135,7 @@ def build_experience(
     if value_rows is not None:
         _require_finite(ids, values=value_rows)
 
-    padded = _Padded(rollouts.response_lengths)
+    padded = _Padded(rollouts.sampled_lengths)
     mask = padded.mask
     sampled = padded.pad(rollouts.logprobs, "rollout_logprobs")
     logprobs = padded.pad(old_rows, "old_logprobs")
@@ -161,6 +164,7 @@ def build_experience(
         returns=padded.unpad(returns) if returns is not None else None,
         values=value_rows,
         ref_logprobs=ref_rows if shaping.keeps_reference else None,
+        sampled=rollouts.sampled,
     )
     summary = _summary(ids, mask, sampled, logprobs, reference, rewards, advantages)
     return batch, summary
@@ -170,7 +174,7 @@ def _finite_scores(rollouts: RolloutBatch, scores: Scores) -> torch.Tensor:
     """(B,) fp64, reward units, in the order of `rollouts`."""
     own = gather_scores([scores], rollouts.ids)
     assert not any(own.failures), "a failed sequence reached build_experience"
-    assert bool((rollouts.response_lengths > 0).all()), "an empty response cannot carry a reward"
+    assert bool((rollouts.sampled_lengths > 0).all()), "an empty response cannot carry a reward"
     rows = Ragged(own.values, np.arange(len(rollouts.ids) + 1, dtype=np.int64))
     _require_finite(rollouts.ids, scores=rows)
     return torch.from_numpy(own.values.astype(np.float64))

@@ -63,7 +63,7 @@ def numbers_of(
             group=torch.from_numpy(group),
             scores=torch.from_numpy(gather_scores([scores], kept).values).double(),
             kl=torch.from_numpy(gather_numbers(kl, kept, "KL").values),
-            lengths=torch.from_numpy(rollouts.summary.response_lengths[rows]),
+            lengths=torch.from_numpy(rollouts.summary.sampled_lengths[rows]),
             kl_coefficient=run.reward_kl_coefficient,
         ),
     )

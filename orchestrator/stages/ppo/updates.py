@@ -58,10 +58,10 @@ def _step_plan(run: PPORun, iteration: int, group: TrainerGroup) -> StepPlan:
 
 
 def _lengths(rollouts: Rollouts, kept: IntArray) -> tuple[IntArray, IntArray]:
-    """Response and total tokens of the kept sequences."""
+    """Sampled and total tokens of the kept sequences."""
     summary, rows = rollouts.summary, rows_of(rollouts, kept)
-    responses = summary.response_lengths[rows]
-    return responses, summary.prompt_lengths[rows] + responses
+    total = summary.prompt_lengths[rows] + summary.response_lengths[rows]
+    return summary.sampled_lengths[rows], total
 
 
 def _pretraining_mix(run: PPORun, plan: StepPlan, kept: IntArray) -> list[TokenBatch] | None:

@@ -100,7 +100,7 @@ class World:
         call, stream = self.open[rank].pop(0)
         ids = np.array([i for request in call.requests for i in request.ids])
         zeros, made = np.zeros(len(ids), np.int64), np.full((len(ids), 2), call.version)
-        summary = RolloutSummary(ids, zeros, zeros, zeros, zeros, made)
+        summary = RolloutSummary(ids, zeros, zeros, zeros, zeros, made, zeros, zeros)
         stream.items = [f"{ids.tolist()}", Reply(summary, ())]
         stream.ended = True
 

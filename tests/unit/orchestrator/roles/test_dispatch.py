@@ -173,7 +173,7 @@ class Engines:
         rank, ids = self._parts.pop(0)
         zeros = np.zeros(len(ids), np.int64)
         made = np.zeros((len(ids), 2), np.int64)
-        summary = RolloutSummary(np.array(ids), zeros, zeros, zeros, zeros, made)
+        summary = RolloutSummary(np.array(ids), zeros, zeros, zeros, zeros, made, zeros, zeros)
         return rank, Reply(summary, ()), f"{ids}"
 
 

@@ -92,7 +92,7 @@ def test_advantages_are_returns_minus_the_mean_of_the_others_wherever_these_are(
 def test_sequences_are_found_in_whatever_order_engines_return_them() -> None:
     five = np.array([8, 2, 5, 9, 3])
     none = np.zeros(5, np.int64)
-    summary = RolloutSummary(five, none, none, none, none, np.zeros((5, 2), np.int64))
+    summary = RolloutSummary(five, none, none, none, none, np.zeros((5, 2), np.int64), none, none)
     assert rows_of(Rollouts((), summary, ()), np.array([2, 3, 9])).tolist() == [1, 4, 3]
 
 

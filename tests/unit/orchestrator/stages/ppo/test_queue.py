@@ -33,7 +33,7 @@ def summary(*versions: tuple[int, int]) -> RolloutSummary:
     zeros = np.zeros(len(versions), np.int64)
     ids = np.arange(100, 100 + len(versions))
     made = np.array(versions, np.int64).reshape(-1, 2)
-    return RolloutSummary(ids, zeros, zeros, zeros, zeros, made)
+    return RolloutSummary(ids, zeros, zeros, zeros, zeros, made, zeros, zeros)
 
 
 @pytest.mark.parametrize(
