@@ -193,5 +193,9 @@ class RewardError(RoleError):
     """The reward could not be computed for any sequence of a batch."""
 
 
+class EnvironmentFailedError(RoleError):
+    """The environment failed in every sequence of a batch."""
+
+
 class JudgeError(RewardError):
     """A judge gave too few usable verdicts to compare models."""

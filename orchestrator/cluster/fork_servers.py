@@ -70,6 +70,7 @@ _MODULES = {
     RoleName.critic: ("workers.roles.critic", "workers.models.load"),
     RoleName.reference: ("workers.roles.reference",),
     RoleName.reward: ("workers.roles.reward",),
+    RoleName.environment: ("workers.roles.environment",),
 }
 
 

@@ -21,6 +21,7 @@ class RoleName(Enum):
     reference = "reference"
     policy = "policy"
     critic = "critic"
+    environment = "environment"
 
 
 class Accelerator(Enum):
@@ -110,6 +111,8 @@ class RolesConfig:
     """Ranks that train the policy."""
     critic: RoleResources = field(default_factory=RoleResources)
     """Ranks that train the reward model, then the critic."""
+    environment: RoleResources = field(default_factory=RoleResources)
+    """Processes that answer the policy between its turns (environment.kind)."""
 
     def of(self, role: RoleName) -> RoleResources:
         """The resources of one role group."""

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.config.cluster import ClusterConfig
 from orchestrator.config.data import DataConfig, DataSourceKind, kinds
 from orchestrator.config.engines import RolloutConfig, TrainerConfig
+from orchestrator.config.environment import EnvironmentConfig
 from orchestrator.config.evaluation import CollectConfig, EvaluateConfig, JudgeKind
 from orchestrator.config.model import ModelConfig
 from orchestrator.config.overoptimization import GoldJudge, OveroptimizationConfig
@@ -74,6 +75,8 @@ class Config:
     """DeepSpeed ZeRO, memory and batching of policy and critic."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Generation engines and weight sync."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """What answers the policy between its turns (docs/environments.md)."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Source of the rewards."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

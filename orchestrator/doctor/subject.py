@@ -71,7 +71,12 @@ def make_subject(
             config.cluster.sizes = nodes(config.cluster)
         if config.stages:
             plan = make_plan(config)
-        layout = plan.layout if plan else place_roles(config.cluster, RoleName)
+        layout = plan.layout if plan else place_roles(config.cluster, _roles(config))
     except RehearsalError as error:
         trouble = error
     return Subject(config, plan, layout, trouble, missing, torch, ray, engine)
+
+
+def _roles(config: Config) -> list[RoleName]:
+    """All roles that a run of this configuration can have."""
+    return [r for r in RoleName if r is not RoleName.environment or config.environment.on]

@@ -125,6 +125,7 @@ def role_sizes(
         RoleName.reward: reward,
         RoleName.reference: held,
         RoleName.critic: critic,
+        RoleName.environment: None,
     }
 
 

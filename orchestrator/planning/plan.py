@@ -24,6 +24,7 @@ from orchestrator.planning.checks_devices import (
     check_head_sizes,
     check_sharing,
 )
+from orchestrator.planning.checks_environment import check_environment, environment_notes
 from orchestrator.planning.checks_lengths import check_lengths, check_rows
 from orchestrator.planning.checks_overoptimization import (
     check_overoptimization,
@@ -111,6 +112,7 @@ def make_plan(config: Config) -> Plan:
         memory=memory,
         notes=(
             *unused_sets(config),
+            *environment_notes(config),
             *_own_notes(config, runs),
             *overoptimization_notes(config, runs),
             *_limits(config.cluster),
@@ -160,6 +162,7 @@ def _check_settings(config: Config) -> None:
     check_sharing(config)
     check_extra_engines(config)
     check_reward(config)
+    check_environment(config)
     check_sft_choice(config)
     check_estimator(config)
     check_online_rankings(config)
@@ -211,6 +214,8 @@ def _limits(cluster: ClusterConfig) -> list[str]:
 
 def _unknown(config: Config, layout: Layout, memory: tuple[RoleMemory, ...]) -> list[str]:
     known = {each.role for each in memory}
+    if known:
+        known.add(RoleName.environment)  # holds no model
     if known and not config.reward.needs.model:
         known.add(RoleName.reward)  # holds no model in this case
     names = [role.value for role in layout.roles if role not in known]

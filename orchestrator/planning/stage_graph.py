@@ -125,6 +125,7 @@ def stage_roles(
     if stage in PPO_STAGES:
         absent = set() if config.algorithm.estimator.needs_values else {RoleName.critic}
         absent |= set() if is_rewarded(config, stage) else {RoleName.reward}
+        absent |= set() if config.environment.on else {RoleName.environment}
         return tuple(role for role in RoleName if role not in absent)
     labeling = labels(config, stage) if labeling is None else labeling
     sampling = _SAMPLED_AND_SCORED[: labeling + config.gold_model] if labeling else ()
@@ -152,7 +153,8 @@ def _evaluating(config: Config) -> tuple[RoleName, ...]:
     judge, pocket = config.evaluate.judge, config.data.source is DataSourceKind.pocket
     scored = judge is JudgeKind.reward_model or (judge is JudgeKind.auto and not pocket)
     scored = scored or bool(config.evaluate.best_of)
-    return (RoleName.rollout, *((RoleName.reward,) if scored else ()), RoleName.reference)
+    talks = (RoleName.environment,) * config.environment.on
+    return (RoleName.rollout, *((RoleName.reward,) * scored), RoleName.reference, *talks)
 
 
 def _compared(config: Config) -> tuple[RoleName, ...]:

@@ -40,6 +40,8 @@ def threads_of(config: Config, stage: StageName, role: RoleName) -> int:
     own = cluster.roles.of(role)
     if own.threads:
         return own.threads
+    if role is RoleName.environment:
+        return 1
     if cluster.accelerator is Accelerator.cuda:
         return max(1, int(own.cpus))
     together = {role} | _beside(config, stage, role)

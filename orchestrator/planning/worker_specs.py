@@ -11,6 +11,7 @@ from orchestrator.config.by_name import from_sections
 from orchestrator.config.chat_model import ChatModelConfig
 from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName, RoleResources
 from orchestrator.config.engines import OptimizerConfig, Packing, Precision
+from orchestrator.config.environment import EnvironmentConfig
 from orchestrator.config.model import LoraConfig
 from orchestrator.config.reward import Combine, RewardConfig
 from orchestrator.config.run import StageName
@@ -24,6 +25,7 @@ from workers.process.openmp import openmp
 from workers.records.specs import (
     Device,
     Dtype,
+    EnvironmentSpec,
     FrozenModelSpec,
     GroupSpec,
     LoraSpec,
@@ -36,10 +38,12 @@ from workers.records.specs import (
     TrainModelSpec,
 )
 from workers.roles.rollout import engine_environment
-from workers.scorers.source import MODEL, WHERE
+from workers.scorers.source import ENVIRONMENT, MODEL, WHERE
 
 if TYPE_CHECKING:  # brings an HTTP client
     from workers.judging.interview import EndpointSpec
+
+SLICES = 4  # a call to a worker of an environment begins no step after this part of its deadline
 
 
 def dtype(precision: Precision) -> Dtype:
@@ -217,6 +221,21 @@ def reward_spec(config: Config, reward_checkpoint: str, policy_checkpoint: str) 
         normalised=reward.combine is Combine.normalised,
         overlaps=needs.waits,
         step_separator=reward.step_separator,
+    )
+
+
+def environment_spec(
+    config: Config, environment: EnvironmentConfig, policy_checkpoint: str
+) -> EnvironmentSpec:
+    """What answers the policy between its turns; `environment` is that of the policy's stage."""
+    return from_sections(
+        EnvironmentSpec,
+        environment,
+        config.data,
+        folder=str(Path.cwd()),
+        tokenizer=policy_checkpoint,
+        slice_seconds=config.run.call_seconds / SLICES,
+        rewarded=any(term.kind == ENVIRONMENT for term in config.reward.each),
     )
 
 

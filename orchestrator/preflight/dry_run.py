@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.batching.batch_sizes import ONLINE_STAGES, SAMPLING_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES, SAMPLING_STAGES
 from orchestrator.checkpoints import model_folder
 from orchestrator.cluster.fork_servers import Apart
 from orchestrator.config.evaluation import JudgeKind
@@ -297,6 +297,18 @@ def _check_memory(config: Config, _source: DataSource) -> Iterable[str]:
     return check_host_memory(config)
 
 
+def _check_turns(config: Config, source: DataSource) -> Iterable[str]:
+    """Check that observations can be written between the turns of the policy."""
+    for run in expand(config):
+        own = run.config.environment
+        if own.on and run.stage in (*PPO_STAGES, StageName.evaluate):
+            from workers.data.tokenize.turn_text import TurnText
+
+            template = run.config.data.chat_template
+            TurnText(source.tokenizer, template=template, role=own.role, text=own.turn_text)
+    return ()
+
+
 # Each check gets the configuration and the data, raises a RehearsalError if an input cannot be
 # used, and returns sentences for the user (usually none).
 CHECKS: dict[str, Check] = {
@@ -310,5 +322,6 @@ CHECKS: dict[str, Check] = {
     "held-out prompts": _check_heldout,
     "margins": _check_margins,
     "few-shot prompts": _check_few_shot,
+    "turns": _check_turns,
     "memory": _check_memory,
 }

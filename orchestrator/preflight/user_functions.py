@@ -11,7 +11,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.batching.batch_sizes import ONLINE_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES
+from orchestrator.config.environment import EnvironmentKind
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -27,6 +28,7 @@ from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
 from workers.process.disk import temporary_folder
 from workers.process.user_code import words_of_output
+from workers.user_functions.environment_function import tools_path
 
 
 def check_functions(config: Config) -> None:
@@ -102,7 +104,23 @@ def _of_algorithms(config: Config) -> Iterator[tuple[str, str, str]]:
                 yield loader, path, where
 
 
+def _environments(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Loader, path and key of each environment and its tools, those of variants included."""
+    tried: set[str] = set()
+    for run in expand(config):
+        own = run.config.environment
+        if not own.on or run.stage not in (*PPO_STAGES, StageName.evaluate):
+            continue
+        tools = own.kind is EnvironmentKind.tools
+        path = tools_path(tuple(own.tools), own.call.value) if tools else own.factory
+        if path not in tried:
+            tried.add(path)
+            where = run.key("environment.tools" if tools else "environment.factory")
+            yield "workers.user_functions.environment_function:try_factory", path, where
+
+
 def _named(config: Config) -> Iterator[tuple[str, str, str]]:
+    yield from _environments(config)
     evaluates = StageName.evaluate in config.stages
     if evaluates or any_rewarded(config):
         for each in config.reward.needs.code:

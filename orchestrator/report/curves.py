@@ -119,6 +119,7 @@ def groups(others: Sequence[str], terms: Sequence[str] = ()) -> dict[str, Panels
             ("Response length", ppo("response_tokens_mean")),
             ("Responses that ended by themselves", ppo("eos_rate")),
             ("Entropy of the policy", ppo("entropy")),
+            ("Turns of the policy in a sequence", ppo("turns_mean")),
         ],
         "Health": [
             ("Engine and trainer after a weight sync", ppo("parity_max")),

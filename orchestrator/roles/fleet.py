@@ -18,7 +18,7 @@ from orchestrator.config.schema import Config
 from orchestrator.planning.worker_specs import group_spec, rollout_environment
 from orchestrator.roles.group import Launch
 from orchestrator.roles.rollout_group import RolloutGroup
-from orchestrator.roles.scorer_groups import ReferenceGroup, RewardGroup
+from orchestrator.roles.scorer_groups import EnvironmentGroup, ReferenceGroup, RewardGroup
 from orchestrator.roles.trainer_groups import CriticGroup, PolicyGroup
 from orchestrator.run_files.folder import RunFolder, write_json
 from orchestrator.supervision.heartbeats import Watch
@@ -37,6 +37,7 @@ GROUPS = {
     RoleName.reference: ReferenceGroup,
     RoleName.policy: PolicyGroup,
     RoleName.critic: CriticGroup,
+    RoleName.environment: EnvironmentGroup,
 }
 
 
@@ -241,6 +242,11 @@ class Fleet:
     def critic(self) -> CriticGroup:
         """The scalar-head trainers."""
         return self._group(RoleName.critic)
+
+    @property
+    def environment(self) -> EnvironmentGroup:
+        """What answers the policy between its turns."""
+        return self._group(RoleName.environment)
 
     def census(self) -> tuple[dict[str, int], int]:
         """Workers in use by role, and sequences that engines have not finished.

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from orchestrator.config.cluster import RoleName
 from orchestrator.roles.rollout_group import RolloutGroup
-from orchestrator.roles.scorer_groups import ReferenceGroup, RewardGroup
+from orchestrator.roles.scorer_groups import EnvironmentGroup, ReferenceGroup, RewardGroup
 from orchestrator.roles.trainer_groups import CriticGroup, PolicyGroup
 from workers.records.processes import RoleInfo
 
@@ -45,6 +45,11 @@ class Roles(Protocol):
     @property
     def critic(self) -> CriticGroup:
         """The scalar-head trainers."""
+        ...
+
+    @property
+    def environment(self) -> EnvironmentGroup:
+        """What answers the policy between its turns."""
         ...
 
     def infos(self) -> list[RoleInfo]:

@@ -1,4 +1,4 @@
-"""Groups of frozen models: reward and reference replicas."""
+"""Groups of workers that share no state: replicas of reward, reference and environment."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from orchestrator.roles.group import Each, Group, LanguageModelGroup, Launch
 from orchestrator.roles.interfaces import Rollouts
 from orchestrator.supervision.backend import Call, WorkerClass
-from orchestrator.supervision.pending import Pending, everything, first
+from orchestrator.supervision.pending import Pending, everything, first, nothing
 from workers.data.rows.asked import Asked
 from workers.records.arrays import FloatArray
 from workers.records.combining import combined
+from workers.records.environment import Ask, Told
 from workers.records.gather import gather_scores
 from workers.records.generation import RolloutBatch
 from workers.records.processes import RoleInfo
-from workers.records.specs import FrozenModelSpec, RewardSpec
+from workers.records.specs import EnvironmentSpec, FrozenModelSpec, RewardSpec
 from workers.records.training import Scores, TokenBatch
 
 # Calls of a reward that waits for others' servers: parts of a batch while it is sampled.
@@ -90,3 +91,36 @@ class ReferenceGroup(_ReplicaGroup, LanguageModelGroup):
     def row_losses(self, batches: Sequence[TokenBatch]) -> Pending[list[FloatArray]]:
         """Summed loss of each row's targets, (B,) nats; one batch per replica."""
         return self._all("row_losses", everything, Each(batches), again=True)
+
+
+class EnvironmentGroup(_ReplicaGroup):
+    """n workers that answer conversations; a sequence stays with one as long as that lives."""
+
+    role = "environment"
+    worker = WorkerClass("workers.roles.environment", "EnvironmentWorker")
+
+    def load(self, spec: EnvironmentSpec) -> Pending[list[RoleInfo]]:
+        """Import the environment."""
+        return self._load(spec)
+
+    def step(self, asks: Sequence[Ask]) -> list[Told]:
+        """Answer a turn of each conversation, in any order; waits for all of them.
+
+        A worker answers for a limited time per call, so that the deadline of a call does not depend
+        on how many conversations there are. A lost worker is replaced, and asked again.
+        """
+        waiting = [[ask for ask in asks if ask.id % self.size == rank] for rank in range(self.size)]
+        found: list[Told] = []
+        while any(waiting):
+            busy = [rank for rank, hand in enumerate(waiting) if hand]
+            answers: list[list[Told]] = self._all(
+                "step", everything, Each(waiting), ranks=busy, again=True
+            ).result()
+            for rank, told in zip(busy, answers, strict=True):
+                waiting[rank] = waiting[rank][len(told) :]
+                found += told
+        return found
+
+    def forget(self) -> None:
+        """Drop the environments of conversations, which have all ended."""
+        self._all("forget", nothing, again=True).result()

@@ -20,13 +20,14 @@ from orchestrator.config.data import DataSourceKind, kinds
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.planning.model_sizes import checkpoint_size
-from orchestrator.planning.runs.expand import base_models, compared
+from orchestrator.planning.runs.expand import base_models, compared, environment_of
 from orchestrator.planning.worker_specs import frozen_spec
 from orchestrator.results.few_shot import prompted_name
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
 from orchestrator.roles.weight_sync import measure_parity, require_parity
 from orchestrator.run_files.samples import Comparison, write_answers, write_comparisons
 from orchestrator.session import model_card
+from orchestrator.session.conversations import sampled_answers, talk_with
 from orchestrator.session.session import Session
 from orchestrator.stages.earlier_answers import earlier_answers
 from orchestrator.stages.judging import Answers, preferences, scores
@@ -132,7 +133,10 @@ def _answer(session: Session, name: str, prompts: Sequence[Prompt]) -> Answers:
     measuring = None if session.engines_first else session.fleet.reference.load(spec)
     rollout, version = session.engines_on(path)
     measuring = measuring or session.fleet.reference.load(spec)
-    texts, batch = session.sample_texts(rollout, version, prompts, "evaluate", name)
+    environment = environment_of(config, name)
+    if environment.on:
+        talk_with(session, environment, path)
+    texts, batch = sampled_answers(session, environment, version, prompts, "evaluate", name)
     measuring.result()
     _check_engines(session, name, version)
     rollout.sleep().result()

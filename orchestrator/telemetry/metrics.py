@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.run_files.damage import Damage, complaint, require_number, verified
 from workers.errors import DataLineError
 
-_ROLES = ("rollout", "reward", "reference", "policy", "critic")
+_ROLES = ("rollout", "reward", "reference", "policy", "critic", "environment")
 
 # Phases of one PPO iteration, in data-flow order; reward, logprobs, reference and values overlap.
 PPO_PHASES = (
@@ -170,6 +170,10 @@ _PPO = {
     "shaped_return": Metric("reward", "score minus KL penalty, mean over sequences"),
     "response_tokens_mean": Metric("tokens", "length of a response, mean"),
     "eos_rate": Metric("fraction", "responses that ended by themselves"),
+    "turns_mean": Metric("turns", "turns of the policy in a sequence, mean"),
+    "observation_tokens_mean": Metric(
+        "tokens", "tokens of a response that the environment said, mean"
+    ),
     "policy_loss": Metric("1", "loss of the policy, with any KL term, averaged as configured"),
     "kl_loss": Metric("nats", "KL(policy || reference) as a term of the loss, averaged with it"),
     "value_loss": Metric("reward^2", "half the clipped squared error, mean over counted tokens"),

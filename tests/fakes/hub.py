@@ -16,6 +16,7 @@ from orchestrator.roles.interfaces import Experience, Fields, Rollouts
 from orchestrator.supervision.backend import WorkerGoneError
 from orchestrator.supervision.pending import Pending, Position
 from workers.errors import RehearsalError
+from workers.records.environment import Ask, Told
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Hub:
         self.events: list[Event] = []
         self.calls: Counter[str] = Counter()  # of each "role.verb", from 1 on
         self.wire: dict[int, torch.Tensor] = {}  # version -> weights on offer
+        # What an environment says to a turn; at most so many turns per call, 0 = all.
+        self.environment: Callable[[Ask], Told] = lambda ask: Told(ask.id, done=True)
+        self.steps_per_call = 0
         self.keeps_documents_apart = True  # a bigram model does, but for their first tokens
 
     def names(self, kind: str = "start") -> list[str]:

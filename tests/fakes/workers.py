@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from fakes.hub import Hub
 from fakes.toy import ToyPolicy, ToyScalar
 from workers.generation.pool import Pool
 from workers.records.arrays import IntArray, Ragged
+from workers.records.environment import Ask, Told
 from workers.records.generation import RolloutBatch
 from workers.records.processes import FileRecord, RankAddress, RoleInfo
 from workers.records.specs import (
+    EnvironmentSpec,
     FrozenModelSpec,
     GroupSpec,
     RewardSpec,
@@ -29,6 +32,7 @@ from workers.records.specs import (
 from workers.records.training import TokenField, Work
 from workers.records.weights import GroupAddress, WeightOffer, WeightReceipt
 from workers.roles.critic import CriticWorker
+from workers.roles.environment import EnvironmentWorker
 from workers.roles.policy import PolicyWorker
 from workers.roles.reference import ReferenceWorker
 from workers.roles.reward import RewardWorker, _Loaded, _Term
@@ -199,7 +203,27 @@ class FakeCriticWorker(FakeTrainer, CriticWorker):
         self.engine.model.bias -= mean
 
 
+class FakeEnvironmentWorker(EnvironmentWorker):
+    """Answers by `hub.environment`, without a process and without a tokenizer."""
+
+    def __init__(self, rank: int, hub: Hub, _: Ring) -> None:
+        super().__init__(rank)
+        self._hub = hub
+
+    def load(self, spec: EnvironmentSpec) -> RoleInfo:
+        self.spec = spec
+        return info("environment", self.rank)
+
+    def step(self, asks: Sequence[Ask]) -> list[Told]:
+        most = self._hub.steps_per_call or len(asks)
+        return [self._hub.environment(ask) for ask in asks[:most]]
+
+    def forget(self) -> None:
+        pass
+
+
 FAKES: dict[type, Any] = {
+    EnvironmentWorker: FakeEnvironmentWorker,
     RolloutWorker: FakeRolloutWorker,
     RewardWorker: FakeRewardWorker,
     ReferenceWorker: FakeReferenceWorker,

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 UNSEEN = {
+    "environment.kind": "needs a factory or tools: test_environment_plan.py, test_conversations.py",
+    "environment.factory": "of one kind alone: test_environment_plan.py",
+    "environment.tools": "of one kind alone: test_environment_plan.py",
+    "environment.max_turns": "when a conversation ends: test_conversations.py",
+    "environment.turn_tokens": "how long a turn is: test_conversations.py",
     "resume": "where a run goes on: test_resume_start.py",
     "rerun": "a run's configuration is read again: test_run.py",
     "variants": "further stage runs: test_stage_runs.py, test_variant_stages.py",

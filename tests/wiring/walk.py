@@ -54,6 +54,7 @@ VALUES = {
 BESIDES = {
     "seed": {"seed"},  # derived seeds
     "sleep": {"rest"},
+    "call_seconds": {"slice_seconds"},
     "threads": {"OMP_NUM_THREADS"},
     "workers": {"cpus", "rank", "role", "threads", "OMP_NUM_THREADS"},  # places
 }
@@ -66,6 +67,7 @@ PARTS: dict[str, Callable[[World], Any]] = {
     "optimizers": lambda w: [optimizer_spec(each, 10**6) for each in _optimizers(w.config)],
     "frozen": lambda w: w.frozen(),
     "reward": lambda w: (w.reward, w.function, w.judge),
+    "environment": lambda w: w.environment,
     "penalties": lambda w: [w.penalty(kind, 2.0) for kind in ("model", "function")],
     "preference": lambda w: from_sections(PreferenceSpec, w.config.preference),
     "endpoint": lambda w: w.endpoint,

@@ -24,6 +24,7 @@ from orchestrator.planning.placement import place_roles
 from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import (
     endpoint_spec,
+    environment_spec,
     frozen_spec,
     group_spec,
     judge_spec,
@@ -168,6 +169,10 @@ class World:
     @property
     def reward(self) -> Any:
         return reward_spec(self.config, str(self.path), str(self.path))
+
+    @property
+    def environment(self) -> Any:
+        return environment_spec(self.config, self.config.environment, str(self.path))
 
     @property
     def function(self) -> Any:

@@ -121,9 +121,12 @@ def require_fitting(
     """Raise DataError for requests that the engine cannot process."""
     for request in requests:
         tokens, where = request.prompt_tokens, f"prompt {request.prompt_id}"
-        if not 0 < len(tokens) <= spec.max_prompt_tokens:
+        most = spec.max_prompt_tokens
+        if request.max_tokens:  # a later turn: the prompt is a conversation
+            most += spec.max_response_tokens - request.max_tokens
+        if not 0 < len(tokens) <= most:
             raise DataError(
-                f"{len(tokens)} prompt tokens, allowed are 1 to {spec.max_prompt_tokens}",
+                f"{len(tokens)} prompt tokens, allowed are 1 to {most}",
                 where=where,
                 fix="drop the prompt, or raise rollout.max_prompt_tokens",
             )

@@ -84,11 +84,12 @@ class Job:
         request, draft = self._requests[group], self._drafts[group][k]
         seed, drawn = request.seeds[k], len(draft.tokens)
         if not drawn:
-            return Sample(request.prompt_tokens, seed)
+            return Sample(request.prompt_tokens, seed, request.max_tokens or None)
         # A random stream cannot be resumed in its middle: the rest is drawn from a derived seed.
         state = np.random.SeedSequence([seed, drawn]).generate_state(1, np.uint32)
         prompt = (*request.prompt_tokens, *draft.tokens)
-        return Sample(prompt, int(state[0] >> 1), self.sampling.max_tokens - drawn)
+        most = request.max_tokens or self.sampling.max_tokens
+        return Sample(prompt, int(state[0] >> 1), most - drawn)
 
     def add(self, place: Place, drawn: Generated, version: int) -> None:
         """Append the tokens of a sequence drawn since the last call, all under one version."""

@@ -200,3 +200,23 @@ class PolicyLossSpec:
     # Of the KL term of the loss; 0 if the penalty is in the reward.
     kl_coefficient: float = 0.0
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSpec:
+    """What answers the policy between its turns."""
+
+    kind: Literal["function", "tools"]
+    factory: str  # "package.module:make"
+    tools: tuple[str, ...]
+    call: Literal["json", "words"]
+    folder: str  # first folder of the search for modules of the user
+    step_seconds: float  # deadline of a step, and of making an environment
+    slice_seconds: float  # a call to a worker begins no further step after this time
+    rewarded: bool  # the run's reward takes the rewards of the environment
+    tokenizer: str  # folder with the policy's tokenizer
+    chat_template: str
+    add_bos_token: Literal["auto", "always", "never"]
+    date: str
+    role: str  # of an observation in the dialogue
+    turn_text: str  # with {observation}, in place of the chat template's turn; "" = that turn

@@ -18,7 +18,7 @@ from workers.errors import LedgerError, RoleError
 from workers.records.arrays import FloatArray, IntArray, Ragged
 from workers.records.combining import combined
 from workers.records.gather import gather_rollouts
-from workers.records.generation import Finish, RolloutBatch
+from workers.records.generation import Finish, RolloutBatch, turns_of
 from workers.records.processes import RoleInfo
 from workers.records.specs import RewardSpec, TermSpec
 from workers.records.training import Scores, TermScores
@@ -178,7 +178,23 @@ def _texts(
     for row, prompt in enumerate(batch.prompt_ids.tolist()):
         if prompt not in words:
             raise LedgerError(f"no text was given for prompt {prompt}", where="reward")
-        response = detokenize(tokenizer, batch.response(row))
         finished = bool(batch.finish[row] == Finish.STOP)
-        exchanges.append(Exchange(words[prompt], response, finished))
+        turns = _turns(tokenizer, batch, row)
+        response = turns[-1][1] if turns else detokenize(tokenizer, batch.response(row))
+        exchanges.append(Exchange(words[prompt], response, finished, turns))
     return exchanges
+
+
+def _turns(
+    tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch, row: int
+) -> tuple[tuple[str, str], ...]:
+    """Role and text of each turn of a conversation; () where there is no environment."""
+    if batch.sampled is None:
+        return ()
+    ids, found, before = batch.response(row), list[tuple[str, str]](), 0
+    for first, end in turns_of(batch.sampled.row(row)):
+        if first > before:
+            found.append(("environment", detokenize(tokenizer, ids[before:first]).strip()))
+        found.append(("assistant", detokenize(tokenizer, ids[first:end])))
+        before = end
+    return tuple(found)

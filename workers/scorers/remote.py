@@ -137,7 +137,7 @@ def body_of(settings: Settings, part: Sequence[Exchange]) -> dict[str, Any]:
     columns = [each.asked.columns() for each in part]
     if settings.protocol == "openrlhf":
         return {
-            "query": [f"{each.asked.rendered}{each.response}" for each in part],
+            "query": [f"{each.asked.rendered}{each.whole}" for each in part],
             "prompts": [each.asked.rendered for each in part],
             "labels": [row.get(settings.label) if settings.label else None for row in columns],
         }
@@ -147,6 +147,7 @@ def body_of(settings: Settings, part: Sequence[Exchange]) -> dict[str, Any]:
         "messages": [_dialogue(each.asked.context) for each in part],
         "finished": [each.finished for each in part],
         "rows": [{name: row.get(name) for name in settings.columns} for row in columns],
+        **({"turns": [each.dialogue for each in part]} if any(e.turns for e in part) else {}),
     }
 
 

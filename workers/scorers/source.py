@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 WHERE = "reward.kind"
 MODEL = "model"  # the source that also scores for a judging reward model
+ENVIRONMENT = "environment"  # the source whose rewards are those of the environment
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from workers.errors import ConfigError
 from workers.user_functions.calls import Caller
+from workers.user_functions.environment_function import load_players
 from workers.user_functions.judge_function import load_judge
 from workers.user_functions.labeler_function import load_labeler
 from workers.user_functions.messages import framed, pack, receive
@@ -39,14 +41,20 @@ def main(kind: str, connection: str, lifeline: str) -> None:
     begin = receive(peer)
     sys.path[:] = begin["paths"]  # import as the parent process would
     try:
-        caller = _LOADERS[kind](begin["path"], begin["folder"])
+        answer = _answering(kind, begin["path"], begin["folder"])
     except ConfigError as error:
         peer.sendall(framed({"what": error.what, "where": error.where, "fix": error.fix}))
         return
     peer.sendall(framed({}))
     while (asked := receive(peer)) is not None:
-        outcome = caller.call(asked["arguments"], asked["count"], 0.0)
-        peer.sendall(framed(pack(outcome)))
+        peer.sendall(framed(answer(asked)))
+
+
+def _answering(kind: str, path: str, folder: str) -> Callable[[Any], object]:
+    if kind == "environment":
+        return load_players(path, folder).answer
+    caller = _LOADERS[kind](path, folder)
+    return lambda asked: pack(caller.call(asked["arguments"], asked["count"], 0.0))
 
 
 def _die_with(lifeline: int) -> None:

@@ -38,7 +38,7 @@ _EXIT_SECONDS = 1.0  # to wait for the process to exit after it has closed the c
 _MOST_BYTES = 64 << 20  # limit of one answer, which holds numbers and bounded reasons
 
 
-class _EndedError(Exception):
+class EndedError(Exception):
     """The child has closed the connection or sent an invalid message."""
 
 
@@ -59,11 +59,11 @@ class UserProcess:
 
     def __init__(self, name: str, kind: str, path: str, folder: str, where: str) -> None:
         self._name = name
-        self._start: Callable[[], _Child] = lambda: _Child(kind, path, folder)
-        self._child: _Child | None = self._start()
+        self._start: Callable[[], Child] = lambda: Child(kind, path, folder)
+        self._child: Child | None = self._start()
         try:
             wrong = self._child.imported(math.inf)
-        except _EndedError:
+        except EndedError:
             raise ConfigError(
                 f"importing {path!r} ended its process: {self._end(by_itself=True)}",
                 where=where,
@@ -77,7 +77,7 @@ class UserProcess:
         """Wait at most `seconds` for the child to import the function; returns the time used."""
         began = time.monotonic()
         child = self._child = self._child or self._start()
-        with suppress(TimeoutError, _EndedError):  # the next call reports it
+        with suppress(TimeoutError, EndedError):  # the next call reports it
             child.imported(began + seconds, beating=True)
         return time.monotonic() - began
 
@@ -97,13 +97,13 @@ class UserProcess:
             child.tell({"arguments": arguments, "count": count})
             outcome = unpack(child.hear(until), count)
             if outcome is None:
-                raise _EndedError
+                raise EndedError
         except TimeoutError:
             _log.warning("the %s was late on %d items", self._name, count)
             if child.is_ready:
                 self._end()
             return late(self._name)
-        except _EndedError:
+        except EndedError:
             how = self._end(by_itself=True)
             _log.warning("the %s ended its process on %d items: %s", self._name, count, how)
             return Reply(math.nan, f"{self._name} ended its process: {how}", lost=True)
@@ -123,7 +123,9 @@ class UserProcess:
         return child.end(by_itself=by_itself)
 
 
-class _Child:
+class Child:
+    """The process of a user's code, and the messages to and from it."""
+
     def __init__(self, kind: str, path: str, folder: str) -> None:
         self._peer, theirs = socket.socketpair()
         reading, self._lifeline = os.pipe()
@@ -150,6 +152,11 @@ class _Child:
         self._out += framed(message)
 
     @property
+    def ended(self) -> bool:
+        """Whether its process has ended."""
+        return self._process.poll() is not None
+
+    @property
     def is_ready(self) -> bool:
         """Whether it has imported its function."""
         return self._wrong == {}
@@ -169,7 +176,7 @@ class _Child:
 
         Raises:
             TimeoutError: No message came before the deadline.
-            _EndedError: No message will come.
+            EndedError: No message will come.
         """
         while (message := self._message()) is None:
             left = until - time.monotonic()
@@ -180,11 +187,11 @@ class _Child:
                 beat()  # the deadline bounds this wait, so it counts as progress
             # Checked here, because the child's own children can hold the connection open.
             if not moved and self._process.poll() is not None:
-                raise _EndedError
+                raise EndedError
         try:
             return json.loads(message)
         except ValueError:
-            raise _EndedError from None
+            raise EndedError from None
 
     def end(self, *, by_itself: bool) -> str:
         """Kill the process and return how it ended; `by_itself` first waits for its own exit."""
@@ -200,7 +207,7 @@ class _Child:
             return None
         (size,) = LENGTH.unpack_from(self._in)
         if size > _MOST_BYTES:
-            raise _EndedError
+            raise EndedError
         end = LENGTH.size + size
         if len(self._in) < end:
             return None
@@ -219,11 +226,11 @@ class _Child:
                 if events & ~select.POLLOUT:
                     self._in += (got := self._peer.recv(1 << 20))
                     if not got:
-                        raise _EndedError
+                        raise EndedError
         except BlockingIOError:
             return True
         except OSError:  # the child closed the connection with data still unread
-            raise _EndedError from None
+            raise EndedError from None
         return bool(found)
 
 

@@ -8,7 +8,12 @@ names of its parameters determine which lists it gets:
 - `messages`: dialogues up to the response, each a list of `{"role": ..., "content": ...}`;
 - `rendered`: prompts as the policy's tokenizer gets them, control tokens included;
 - `finished`: whether the response ended by itself (True) or was cut;
-- `rows`: a dictionary of the kept columns of each prompt's row (data.keep_columns).
+- `rows`: a dictionary of the kept columns of each prompt's row (data.keep_columns);
+- `turns`: what follows the prompt, each a list of `{"role": ..., "content": ...}`: the turns of the
+  policy ("assistant") and what its environment said ("environment"). Without an environment, the
+  response alone.
+
+Of a conversation, `responses` has the last turn of the policy: its answer.
 
 A function with other parameter names gets prompts and responses, in this order.
 """
@@ -34,8 +39,20 @@ class Exchange:
     """One response and its prompt."""
 
     asked: Asked
-    response: str
+    response: str  # of a conversation: the last turn of the policy
     finished: bool
+    turns: tuple[tuple[str, str], ...] = ()  # role and text; () = the response is the only one
+
+    @property
+    def whole(self) -> str:
+        """All that follows the prompt, one line per turn of a conversation."""
+        return "\n".join(text for _, text in self.turns) if self.turns else self.response
+
+    @property
+    def dialogue(self) -> list[dict[str, str]]:
+        """What follows the prompt, one item per turn."""
+        turns = self.turns or (("assistant", self.response),)
+        return [{"role": role, "content": text} for role, text in turns]
 
 
 def load_reward(path: str, folder: str = "") -> Caller:
@@ -71,4 +88,5 @@ def _arguments(exchanges: Sequence[Exchange]) -> Arguments:
         "rendered": [each.asked.rendered for each in exchanges],
         "finished": [each.finished for each in exchanges],
         "rows": [each.asked.columns() for each in exchanges],
+        "turns": [each.dialogue for each in exchanges],
     }

@@ -42,7 +42,9 @@ class Contract:
 REWARD = Contract(
     order=("prompts", "responses"),
     needed=frozenset({"responses"}),
-    offered=frozenset({"prompts", "responses", "messages", "rendered", "finished", "rows"}),
+    offered=frozenset(
+        {"prompts", "responses", "messages", "rendered", "finished", "rows", "turns"}
+    ),
 )
 JUDGE = Contract(
     order=("prompts", "a", "b"),

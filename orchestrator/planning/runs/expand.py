@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from orchestrator.batching.batch_sizes import ONLINE_STAGES
+from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES
 from orchestrator.config.cluster import RoleName
+from orchestrator.config.environment import EnvironmentConfig
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import Variant, variant
@@ -114,6 +115,13 @@ def made_by(config: Config, *stages: StageName) -> list[str]:
     """The models that stage runs of these kinds make, in their order."""
     runs = expand(whole(config))
     return [run.product for run in runs if run.stage in stages and run.product]
+
+
+def environment_of(config: Config, model: str) -> EnvironmentConfig:
+    """What a model talks with in the evaluation: as in its PPO, else as the run says."""
+    runs = expand(whole(config))
+    own = [run for run in runs if run.product == model and run.stage in PPO_STAGES]
+    return own[-1].config.environment if own else whole(config).environment
 
 
 def base_models(config: Config) -> set[str]:

@@ -17,6 +17,7 @@ from orchestrator.config.rejection import Keep, Start
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin, SFTBest
+from orchestrator.planning.checks_environment import environment_facts
 from orchestrator.planning.model_sizes import pocket_size
 from orchestrator.planning.runs.ai_labels import ai_label_facts
 from orchestrator.planning.runs.stage_run import StageRun
@@ -246,6 +247,7 @@ def _ppo_facts(config: Config, stage: StageName) -> list[str]:
         f"{config.trainer.micro_batch_tokens:,} tokens per step and rank",
     ]
     facts.insert(0, _objective(algorithm))
+    facts += environment_facts(config.environment)
     if not is_rewarded(config, stage):
         facts.append("no rewards, so no reward role")
     facts += _measured(config, stage)

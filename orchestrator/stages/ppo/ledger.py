@@ -27,6 +27,7 @@ class Cause(Enum):
     surplus = "surplus"
     not_finite = "not_finite"
     not_chosen = "not_chosen"
+    environment = "environment"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def record_iteration(session: Session, done: Iteration, version: int, heldout: H
     step = done.index + 1
     due = settings.evaluate_every and step % settings.evaluate_every == 0
     values = _sequences(done) | _losses(done) | count_values(done.counts) | _speed(done)
+    values |= _turns(session, done.rollouts)
     values["ppo/engines"] = float(len(session.fleet.rollout.ranks))
     if done.sync is not None:
         values |= parity_values(done.sync)
@@ -91,6 +92,7 @@ def record_lost(
         marks = Marks(reasons=counts.reasons).with_terms(scores)
         append_samples(session, (stage, step), batch, marks)
     values = _lengths(rollouts) | term_values(scores, "ppo") | count_values(counts)
+    values |= _turns(session, rollouts)
     session.telemetry.record(stage, step, values)
     session.telemetry.record_phases(stage, step)
     session.live.advance(step)
@@ -125,6 +127,18 @@ def _lengths(rollouts: Rollouts) -> dict[str, float]:
     return {
         "ppo/response_tokens_mean": float(summary.response_lengths.mean()),
         "ppo/eos_rate": float((summary.finish == Finish.STOP).mean()),
+    }
+
+
+def _turns(session: Session, rollouts: Rollouts) -> dict[str, float]:
+    """Metrics of conversations; {} without an environment."""
+    if not session.config.environment.on:
+        return {}
+    summary = rollouts.summary
+    said = summary.response_lengths - summary.sampled_lengths
+    return {
+        "ppo/turns_mean": float(summary.turns.mean()),
+        "ppo/observation_tokens_mean": float(said.mean()),
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from orchestrator.batching.batch_sizes import started_prompts
 from orchestrator.roles.interfaces import Rollouts
+from orchestrator.session.conversations import conversations, lost_of
 from orchestrator.session.corrections import REASON
 from orchestrator.stages.ppo.ledger import Cause
 from orchestrator.stages.ppo.queue import Batch
@@ -37,6 +38,9 @@ def _generate(run: PPORun, iteration: int, prompts: list[Prompt], *path: str | i
     if (finished := held(parts, ids, run.version)) is not None:
         session.live.note(f"{len(ids)} sequences are there already")
         return Batch(iteration, ids, finished)
+    if session.config.environment.on:
+        talk = conversations(session, session.config.environment, prompts, requests, run.version)
+        return Batch(iteration, ids, talk)
     delivery = Delivery(session.config.rollout.stream_sequences, settings.prompts_per_iteration)
     generation = session.fleet.rollout.generate(requests, session.sampling(), run.version, delivery)
     return Batch(iteration, ids, generation)
@@ -53,6 +57,16 @@ def drop_culprits(run: PPORun, batch: Batch) -> None:
     culprits = run.session.corrections.excluded & set(batch.ids.tolist())
     if culprits:
         run.ledger.dropped(np.array(sorted(culprits)), REASON, Cause.not_finite)
+
+
+def drop_lost(run: PPORun, batch: Batch) -> None:
+    """Record as dropped the sequences whose environment failed, and show each reason once."""
+    lost = lost_of(batch.generation)
+    for i, failure in sorted(lost.items()):
+        run.ledger.dropped([i], failure.reason, Cause.environment)
+        if failure.reason not in run.scoring.shown:
+            run.scoring.shown.add(failure.reason)
+            run.session.live.note(f"sequence {i} dropped: {failure}")
 
 
 def drop_surplus(run: PPORun, batch: Batch, rollouts: Rollouts) -> None:

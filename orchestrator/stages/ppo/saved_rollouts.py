@@ -9,10 +9,11 @@ Sequences that were finished when a trainer was lost are still in the object sto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from os.path import lexists
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from orchestrator.roles.interfaces import Answer, Generation, Known, Rollouts, joined
 from orchestrator.roles.rollout_group import RolloutGroup
 from orchestrator.run_files.stored_arrays import check_rows, check_values
+from orchestrator.session.conversations import Failure
 from orchestrator.stages.ppo.queue import Batch, RolloutQueue
 from workers.model_folders.files import broken, require_file
 from workers.process.disk import settle, writing
@@ -31,6 +33,7 @@ from workers.records.processes import FileRecord
 
 _OFFSETS = ".offsets"
 _FIX = "resume from an older checkpoint of the run"
+NONE_LOST: Mapping[int, Failure] = MappingProxyType({})
 
 
 def held(parts: Sequence[Rollouts], ids: IntArray, version: int) -> Generation | None:
@@ -73,8 +76,10 @@ class SavedRollouts:
         """The files of the last snapshot."""
         return Known(self._records)
 
-    def restore(self, folder: str, iteration: int, ids: IntArray) -> Batch:
-        """Load a saved batch.
+    def restore(
+        self, folder: str, iteration: int, ids: IntArray, lost: Mapping[int, Failure] = NONE_LOST
+    ) -> Batch:
+        """Load a saved batch; `lost` has those of its sequences whose environment had failed.
 
         Raises:
             BrokenCheckpointError: a file is damaged.
@@ -83,13 +88,14 @@ class SavedRollouts:
         while lexists(path := Path(folder) / _name(iteration, len(parts))):
             parts.append(_read(path))
         found = np.concatenate([np.zeros(0, np.int64), *(part.ids for part in parts)])
-        if not np.array_equal(np.sort(found), np.sort(ids)):
+        if not np.array_equal(np.sort(found), np.setdiff1d(ids, sorted(lost))):
             raise broken(
                 Path(folder),
                 f"the sequences kept for iteration {iteration} are not the requested ones",
                 _FIX,
             )
-        return Batch(iteration, ids, _Held([self._rollout.hold(part) for part in parts]))
+        held = [self._rollout.hold(part) for part in parts]
+        return Batch(iteration, ids, _Held(held, lost))
 
     def _parts(self, batch: Batch) -> Iterator[RolloutBatch]:
         for part in batch.generation.parts():
@@ -99,8 +105,8 @@ class SavedRollouts:
 class _Held(Generation):
     """A finished generation."""
 
-    def __init__(self, parts: Sequence[Rollouts]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Sequence[Rollouts], lost: Mapping[int, Failure] = NONE_LOST) -> None:
+        self._parts, self.lost = parts, lost
 
     def parts(self) -> Iterator[Rollouts]:
         yield from self._parts
@@ -117,6 +123,8 @@ def _write(path: Path, batch: RolloutBatch) -> FileRecord:
     arrays: dict[str, np.ndarray] = {}
     for each in fields(batch):
         value = getattr(batch, each.name)
+        if value is None:
+            continue
         if isinstance(value, Ragged):
             arrays[each.name], arrays[each.name + _OFFSETS] = value.values, value.offsets
         else:
@@ -141,13 +149,24 @@ def _batch(arrays: dict[str, np.ndarray]) -> RolloutBatch:
     }
     batch = RolloutBatch(**columns)
     for each in fields(batch):
-        value = getattr(batch, each.name)
-        if each.name in ("tokens", "logprobs"):
+        value = columns.get(each.name)
+        if value is None:  # an optional one: the record itself refuses to lack others
+            continue
+        if each.name == "sampled":
+            check_rows(each.name, Ragged(value.values.astype(np.int8), value.offsets))
+        elif each.name == "earned":
+            check_values(each.name, value, real=True)
+        elif each.name in ("tokens", "logprobs"):
             check_rows(each.name, value, real=each.name == "logprobs")
         else:
             check_values(each.name, value, dimensions=2 if each.name == "versions" else 1)
         if len(value) != len(batch.ids):
             raise ValueError(f"{each.name} are of {len(value)} sequences, ids of {len(batch.ids)}")
-    if (batch.response_lengths != batch.logprobs.lengths).any() or (batch.prompt_lengths < 0).any():
+    counted = batch.response_lengths
+    if batch.sampled is not None:
+        if (batch.sampled.lengths != counted).any():
+            raise ValueError("the masks are of other responses")
+        counted = np.array([int(row.sum()) for row in batch.sampled.rows()], np.int64)
+    if (counted != batch.logprobs.lengths).any() or (batch.prompt_lengths < 0).any():
         raise ValueError("lengths of tokens and log-probabilities do not agree")
     return batch

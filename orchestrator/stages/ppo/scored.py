@@ -12,7 +12,13 @@ from orchestrator.stages.ppo.advantages import complete_groups, rows_of
 from orchestrator.stages.ppo.passes import Passes
 from orchestrator.stages.ppo.phases import Phases
 from orchestrator.stages.ppo.queue import Batch, require_fresh
-from orchestrator.stages.ppo.sampling import drop_culprits, drop_surplus, generate_more, prompts_of
+from orchestrator.stages.ppo.sampling import (
+    drop_culprits,
+    drop_lost,
+    drop_surplus,
+    generate_more,
+    prompts_of,
+)
 from orchestrator.stages.ppo.state import PPORun
 from workers.data.records import Prompt
 from workers.records.arrays import IntArray
@@ -88,6 +94,7 @@ def _arrive(run: PPORun, batch: Batch, prompts: list[Prompt], passes: Passes) ->
         passes.start(without(part, session.corrections.excluded))
     session.parts = passes.parts
     drop_culprits(run, batch)
+    drop_lost(run, batch)
     drop_surplus(run, batch, passes.rollouts())
 
 

@@ -13,7 +13,12 @@ from orchestrator.config.training import KLControl
 from orchestrator.planning.backbones import critic_start
 from orchestrator.planning.stage_graph import is_rewarded, stage_roles
 from orchestrator.planning.threads import threads_of
-from orchestrator.planning.worker_specs import frozen_spec, reward_spec, train_spec
+from orchestrator.planning.worker_specs import (
+    environment_spec,
+    frozen_spec,
+    reward_spec,
+    train_spec,
+)
 from orchestrator.roles.interfaces import Answer
 from orchestrator.roles.weight_sync import WeightSync
 from orchestrator.session.session import Session
@@ -38,7 +43,7 @@ def set_up(session: Session, stage: StageName, ptx_coefficient: float, sft: str)
     """Load the models of all roles at the same time, and start the engines, first if they must."""
     config, settings, fleet = session.config, session.config.algorithm, session.fleet
     roles = stage_roles(config, stage)
-    fleet.release(*(role for role in RoleName if role not in roles))
+    fleet.release(*(role for role in RoleName if role not in roles and fleet.holds(role)))
     fleet.bring_up(*roles)
     session.reached("actors")
     rewarded = is_rewarded(config, StageName(stage))
@@ -52,6 +57,8 @@ def set_up(session: Session, stage: StageName, ptx_coefficient: float, sft: str)
         *([_load_reference(session, stage)] if RoleName.reference in roles else []),
         *([fleet.reward.load(reward_spec(config, reward_model, sft))] if rewarded else []),
     ]
+    if RoleName.environment in roles:
+        loading.append(fleet.environment.load(environment_spec(config, config.environment, sft)))
     if not session.engines_first:
         session.engines_on(sft)
     for pending in loading:

@@ -11,9 +11,10 @@ import numpy as np
 from orchestrator.config.training import KLPlace
 from orchestrator.roles.trainer_groups import TrainerGroup
 from orchestrator.roles.weight_sync import WeightSync
+from orchestrator.session.conversations import Failure, lost_of
 from orchestrator.session.session import Session
 from orchestrator.stages.ppo.ledger import Ledger, from_ranges, ranges
-from orchestrator.stages.ppo.queue import RolloutQueue
+from orchestrator.stages.ppo.queue import Batch, RolloutQueue
 from orchestrator.stages.ppo.saved_rollouts import SavedRollouts
 from orchestrator.stages.ppo.scores import Scoring
 from orchestrator.stages.selection.heldout import Heldout
@@ -96,7 +97,9 @@ class PPORun:
             "prompts_added": self.prompts_added,
             "engine_logprobs": self.engine_logprobs,
             "ahead": [
-                {"iteration": b.iteration, "ids": ranges(b.ids.tolist())} for b in self.queue
+                {"iteration": b.iteration, "ids": ranges(b.ids.tolist())}
+                | ({"lost": lost} if (lost := _lost(b)) else {})
+                for b in self.queue
             ],
         }
 
@@ -119,4 +122,12 @@ class PPORun:
         self.engine_logprobs = state.get("engine_logprobs", self.engine_logprobs)
         for batch in state["ahead"]:
             ids = np.array(from_ranges(batch["ids"]), np.int64)
-            self.queue.adopt(self.saved_rollouts.restore(folder, batch["iteration"], ids))
+            lost = {int(i): Failure(*words) for i, words in batch.get("lost", {}).items()}
+            saved = self.saved_rollouts.restore(folder, batch["iteration"], ids, lost)
+            self.queue.adopt(saved)
+
+
+def _lost(batch: Batch) -> dict[str, list[str]]:
+    """The sequences of a batch whose environment failed, as plain values; waits for the batch."""
+    found = lost_of(batch.generation).items()
+    return {str(i): [failure.reason, failure.words] for i, failure in found}

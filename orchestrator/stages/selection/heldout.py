@@ -14,6 +14,7 @@ import numpy as np
 from orchestrator.config.run import StageName
 from orchestrator.planning.stage_graph import is_rewarded
 from orchestrator.planning.worker_specs import judge_spec, reward_spec
+from orchestrator.session.conversations import sampled_answers
 from orchestrator.session.session import Session
 from orchestrator.stages.judging import all_scored, preferred
 from orchestrator.telemetry.live import headline
@@ -58,8 +59,8 @@ class Heldout:
         by_model = session.config.gold_model
         gold = not by_model and session.source.gold([], []) is not None
         seed = (self._stage, "gold" if gold else "heldout", step)
-        rollout = session.fleet.rollout
-        texts, batch = session.sample_texts(rollout, version, prompts, *seed)
+        environment = session.config.environment
+        texts, batch = sampled_answers(session, environment, version, prompts, *seed)
         values = self._golds(prompts, texts) if gold else self._rewards(prompts, batch)
         if by_model and is_rewarded(session.config, self._kind):
             values |= self._by_gold_model(prompts, batch)

@@ -61,7 +61,7 @@ def test_apart_shares_when_nodes_run_out():
 def test_fractions_of_a_gpu_add_up_to_one():
     roles = RolesConfig(**{role.value: RoleResources(cpus=0.1, gpus=0.2) for role in RoleName})
     config = ClusterConfig(address="auto", gpus_per_node=1, cpus_per_node=0.5, roles=roles)
-    layout = place_roles(config, RoleName)
+    layout = place_roles(config, {*RoleName} - {RoleName.environment})
     assert [(node.cpus, node.gpus) for node in layout.nodes] == [(0.5, 1.0)]
 
 
@@ -212,7 +212,7 @@ def test_an_unplaced_worker_is_a_key_error():
     placement=st.sampled_from(Placement),
     nodes=st.integers(1, 5),
     gpus=st.integers(1, 8),
-    counts=st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    counts=st.lists(st.integers(1, 9), min_size=6, max_size=6),
 )
 def test_every_worker_once_and_no_node_overfull(
     placement: Placement, nodes: int, gpus: int, counts: list[int]

@@ -66,7 +66,7 @@ def test_the_commands_and_the_experiment_of_the_page_are_planned() -> None:
     given = compose_run(["+experiment=pocket_algorithms"])
     assert given.stages == shown["stages"]
     assert given.variants == with_files(shown["variants"])
-    assert make_plan(given).layout.roles == tuple(RoleName)
+    assert {*make_plan(given).layout.roles} == ALL
     typed = [
         f"stages=[{','.join(other['stages'])}]",
         *map("=".join, leaves(other["variants"], "variants.")),
@@ -378,18 +378,21 @@ def test_the_plan_tells_what_stays_of_the_algorithm_of_the_run() -> None:
     assert not any(fact.startswith("keeps") for fact in facts["x"])
 
 
+ALL = {*RoleName} - {RoleName.environment}
+
+
 def test_a_critic_is_there_if_any_stage_run_needs_one() -> None:
     rloo = ARM | {"algorithm": "rloo", "set": {"algorithm.prompts_per_iteration": 4}}
     words = ["model.checkpoints.sft=S", "model.checkpoints.reward_model=R", "stages=[ppo]"]
-    assert run_roles(composed("+experiment=pocket_tiny", *words)) == {*RoleName}
+    assert run_roles(composed("+experiment=pocket_tiny", *words)) == ALL
     config = composed("+experiment=pocket_tiny", *words, "stages=[ppo]")
     config.variants = {"rloo": rloo, "more": ARM}
     config.stages = ["rloo"]
-    assert run_roles(config) == {*RoleName} - {RoleName.critic}
+    assert run_roles(config) == ALL - {RoleName.critic}
     config.stages = ["rloo", "more"]
-    assert run_roles(config) == {*make_plan(config).layout.roles} == {*RoleName}
+    assert run_roles(config) == {*make_plan(config).layout.roles} == ALL
     # each stage run knows the roles beside which it is placed
-    assert run_roles(expand(config)[0].config) == {*RoleName}
+    assert run_roles(expand(config)[0].config) == ALL
 
 
 def test_a_variant_may_learn_from_a_teacher_or_by_online_dpo() -> None:

@@ -32,7 +32,8 @@ def wide(*arguments: str, cores: int = 0) -> Config:
 
 
 def of_roles(config: Config, stage: StageName) -> dict[str, int]:
-    return {role.value: threads_of(config, stage, role) for role in RoleName}
+    roles = [role for role in RoleName if role is not RoleName.environment]
+    return {role.value: threads_of(config, stage, role) for role in roles}
 
 
 @pytest.mark.parametrize(

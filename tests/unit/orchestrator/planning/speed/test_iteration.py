@@ -21,7 +21,7 @@ GPU = Hardware("plain", flops=1e12, memory=1e12, node_link=1e11, network=1e10, h
 BIG = ModelSize(1_000_000_000, 1000, 4096, 1000, 100, layers=10)
 SMALL = replace(BIG, parameters=100_000_000)
 SIZES = dict.fromkeys(RoleName, BIG) | {RoleName.reward: SMALL, RoleName.critic: SMALL}
-ROLES = tuple(RoleName)
+ROLES = tuple(role for role in RoleName if role is not RoleName.environment)
 KEYS = (
     "+experiment=ppo", "cluster=node_8gpu", "trainer=zero2_bf16",
     "model.checkpoints.sft=a", "model.checkpoints.reward_model=b", "data.files.prompts=c",

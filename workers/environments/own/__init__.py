@@ -1,0 +1,1 @@
+"""Tools of ours, a file each: NAME_tool.py assigns TOOL."""
