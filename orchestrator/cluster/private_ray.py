@@ -36,6 +36,9 @@ QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
 # Ray's switch for operating systems without cluster support: its servers then listen on loopback
 # only; by default other machines can reach them.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Unless the user has set it. By default Ray's workers have niceness 15: beside a busy process of
+# another program, which has 0, they get 3 % of its core, and the run seems to hang.
+_PRIORITY = {"RAY_worker_niceness": "0"}
 # Parts of Ray's error messages when one of its servers is slow, ends or is stopped during the
 # start. While Ray waits for the file, no other thread runs, so the guard cannot see this.
 _SLOW_STARTS = (
@@ -178,7 +181,7 @@ def start_private_ray(
         try:
             authenticate(private.folder / "auth_token")
             # Signals stay blocked until own_signals has put our handler back.
-            with shielded(), own_signals(), _on_loopback(), _only_needed():
+            with shielded(), own_signals(), _set_up(), _only_needed():
                 _leave_guesses_out()
                 ray.init(
                     address="local",
@@ -227,17 +230,18 @@ def own_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have Ray's servers listen on loopback, where no other machine can reach them."""
+def _set_up() -> Iterator[None]:
+    """Give Ray's servers their settings: on loopback, and workers of the usual priority."""
     assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), "another release of Ray"
     before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment at import
+    mine = _LOOPBACK | {n: value for n, value in _PRIORITY.items() if n not in os.environ}
     ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ.update(_LOOPBACK)  # for the servers
+    os.environ.update(mine)  # for the servers
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-        for name in _LOOPBACK:
+        for name in mine:
             os.environ.pop(name, None)
 
 
