@@ -59,11 +59,13 @@ class RewardGroup(_ReplicaGroup):
             rollouts: The sequences.
             asked: Their prompts as text, for a reward that reads text.
         """
+        # Without a specification nothing is loaded: the workers say so.
+        overlaps = self._spec is not None and self._spec.overlaps
         ids = rollouts.summary.ids
         hands = [ids[i :: self.size] for i in range(self.size)]
         busy = [rank for rank, hand in enumerate(hands) if len(hand)]
         return self._all(
-            Call("score", overlaps=self._spec.overlaps),
+            Call("score", overlaps=overlaps),
             lambda parts: combined(gather_scores(parts, ids)),
             Each(hands),
             Each([rollouts.holding(hand) for hand in hands]),

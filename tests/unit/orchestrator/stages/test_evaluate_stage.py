@@ -266,19 +266,21 @@ def test_a_judge_that_goes_down_is_asked_for_the_rest_alone_when_it_is_back(
     server = Server(verdict)
     calm = judged("calm", "calm-verdicts")
     evaluate(calm.session)
-    asked = len(server.questions)
+    asked = set(server.questions)
+    assert len(asked) == len(server.questions)
     server.questions.clear()
     server.answer = fails_later
     with pytest.raises(JudgeError, match="x HTTP 503"):
         evaluate(judged("first", "verdicts").session)
     known = len((tmp_path / "verdicts" / "verdicts.jsonl").read_text().splitlines())
-    assert 0 < known <= 9 < asked
+    assert 0 < known <= 9 < len(asked)
     server.questions.clear()
     server.answer = verdict
     again = judged("again", "verdicts")
     evaluate(again.session)
     server.close()
-    assert len(server.questions) == asked - known
+    # as a set: on a slow machine a question of the run that failed arrives only now
+    assert len(set(server.questions)) == len(asked) - known
     assert again.session.findings.preferred == calm.session.findings.preferred
     assert again.session.findings.judging.cached == known
 
