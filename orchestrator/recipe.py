@@ -281,6 +281,7 @@ def summarise(session: Session) -> Summary:
         models=findings.models,
         preferred=tuple(findings.preferred),
         judging=findings.judging,
+        environment_gains=findings.environment_gains,
         overoptimization=findings.overoptimization,
         ledger=findings.ledger,
         drops=findings.drops,

@@ -97,6 +97,18 @@ class PocketWorldConfig:
     """Completions whose noisy scores differ by less than this are ranked equal."""
     arithmetic: bool = False
     """Every question and every fact is a sum of two numbers, in place of animals and word lists."""
+    lookup: bool = False
+    """The internet leaves out the facts of half of the animals, which the tool lookup tells
+    (docs/environments.md); prompts ask for facts alone."""
+
+    def check(self, key: str) -> None:
+        """Check that the world is of one kind."""
+        if self.arithmetic and self.lookup:
+            raise ConfigError(
+                "a world of sums has no animals to look up",
+                where=f"{key}.lookup",
+                fix=f"set it or {key}.arithmetic to false",
+            )
 
 
 def _check_date(date: str) -> None:

@@ -38,7 +38,7 @@ class EnvironmentConfig:
     factory: str = ""
     """Of kind function: package.module:make, (row, seed) -> an object with step(text) -> Turn."""
     tools: list[str] = field(default_factory=list)
-    """Of kind tools: names of ours (calculator), or package.module:function."""
+    """Of kind tools: names of ours (calculator, lookup), or package.module:function."""
     call: ToolCalls = ToolCalls.json
     """How a turn calls a tool."""
     max_turns: int = positive(4, 1000)

@@ -12,6 +12,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.stage_graph import RANKING_STAGES, chooses_by_reward, labels
 from orchestrator.planning.worker_specs import SLICES
+from workers.environments.tools import needed_columns
 from workers.errors import ConfigError
 from workers.scorers.source import ENVIRONMENT
 
@@ -51,6 +52,13 @@ def check_environment(config: Config) -> None:
             )
     _check_deadline(config)
     _check_tokens(config)
+    missing = {*needed_columns(environment.tools)} - {*config.data.keep_columns}
+    if missing:
+        raise ConfigError(
+            f"a tool reads the column {min(missing)!r} of the prompt's row, which is not kept",
+            where="environment.tools",
+            fix=f"set data.keep_columns=[{min(missing)}]",
+        )
 
 
 def _contradictions(config: Config) -> Iterator[tuple[str, bool, str]]:

@@ -118,7 +118,7 @@ def _time_cells(times: Mapping[str, Sequence[float]]) -> list[str]:
 
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """What else is worth knowing, as (what, figure)."""
-    found = [*_judging_facts(summary), *_reward_model_facts(summary)]
+    found = [*_judging_facts(summary), *_gain_facts(summary), *_reward_model_facts(summary)]
     return [*found, *overoptimization_facts(summary), *_run_facts(summary)]
 
 
@@ -132,6 +132,17 @@ def _judging_facts(summary: Summary) -> list[tuple[str, str]]:
         text += f"; {judging.order_dependent:,} pairs tied by their order"
         text += f", {judging.failed:,} failed"
     return [("preferred by", text)]
+
+
+def _gain_facts(summary: Summary) -> list[tuple[str, str]]:
+    """How many more right answers policies with an environment give."""
+    return [
+        (
+            f"right answers, {model_label(each.model)} over {model_label(each.over)}",
+            f"{each.difference * 100:+.1f} points [{each.low * 100:.1f} to {each.high * 100:.1f}]",
+        )
+        for each in summary.environment_gains
+    ]
 
 
 def _reward_model_facts(summary: Summary) -> list[tuple[str, str]]:

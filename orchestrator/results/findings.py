@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.results.environment_gains import Gain
 from orchestrator.results.label_figures import LabelFigures
 from orchestrator.results.overoptimization import Overoptimization
 from orchestrator.results.reward_model_figures import RewardModelFigures
@@ -27,6 +28,7 @@ class Findings:
     models: dict[str, EvaluationRow] = field(default_factory=dict)
     preferred: list[Preference] = field(default_factory=list)
     judging: Judging | None = None
+    environment_gains: tuple[Gain, ...] = ()
     overoptimization: Overoptimization | None = None
     ledger: LedgerTotals = field(default_factory=LedgerTotals)
     drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason

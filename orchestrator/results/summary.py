@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.results.best_of import parts_of
+from orchestrator.results.environment_gains import Gain
 from orchestrator.results.few_shot import prompted_parts
 from orchestrator.results.label_figures import LabelFigures
 from orchestrator.results.overoptimization import Overoptimization, consistent
@@ -176,6 +177,7 @@ class Summary:
     models: dict[str, EvaluationRow] = field(default_factory=dict)  # by name, in the run's order
     preferred: tuple[Preference, ...] = ()
     judging: Judging | None = None
+    environment_gains: tuple[Gain, ...] = ()
     overoptimization: Overoptimization | None = None  # of the stage of this name
     ledger: LedgerTotals = LedgerTotals()
     drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
@@ -268,6 +270,7 @@ def to_json(summary: Summary) -> dict[str, object]:
             ],
             "judging": asdict(summary.judging) if summary.judging else None,
         },
+        "environment_gains": [each.to_json() for each in summary.environment_gains],
         "labels": {name: found.to_json() for name, found in summary.labels.items()},
         "rounds": [round_to_json(each) for each in summary.rounds],
         "ledger": {
@@ -344,6 +347,7 @@ LATER_KEYS = frozenset(
         "overoptimization",
         "labels",
         "rounds",
+        "environment_gains",
     }
 )
 
@@ -413,6 +417,9 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
             "evaluation/preferred", lambda v: tuple(map(_preference, require_list(v))), ()
         ),
         judging=part("evaluation/judging", _judging, None),
+        environment_gains=part(
+            "environment_gains", lambda v: tuple(map(Gain.from_json, require_list(v))), ()
+        ),
         overoptimization=part("overoptimization", _overoptimization, None),
         ledger=part("ledger", lambda v: whole(LedgerTotals, v), LedgerTotals()),
         drops=part("drops", _counts, {}),

@@ -30,8 +30,9 @@ def make_source(config: Config, checkpoints: dict[str, str]) -> DataSource:
                 fix=f"choose of {', '.join(COLUMNS)}",
             )
         return PocketSource(
-            pocket.seed, pocket.label_noise, pocket.tie_width, keep, arithmetic=pocket.arithmetic
-        )
+            pocket.seed, pocket.label_noise, pocket.tie_width, keep, arithmetic=pocket.arithmetic,
+            lookup=pocket.lookup,
+        )  # fmt: skip
     return FileSource(all_sets(config.data), _rendering(config, checkpoints), _feeding(config))
 
 

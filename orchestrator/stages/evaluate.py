@@ -8,20 +8,22 @@ section 4.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from orchestrator.batching import training_batches
+from orchestrator.batching.batch_sizes import PPO_STAGES
 from orchestrator.config.cluster import RoleName
 from orchestrator.config.data import DataSourceKind, kinds
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
 from orchestrator.planning.model_sizes import checkpoint_size
-from orchestrator.planning.runs.expand import base_models, compared, environment_of
+from orchestrator.planning.runs.expand import base_models, compared, environment_of, made_by
 from orchestrator.planning.worker_specs import frozen_spec
+from orchestrator.results.environment_gains import Gain, gain
 from orchestrator.results.few_shot import prompted_name
 from orchestrator.results.summary import MODEL_ORDER, EvaluationRow
 from orchestrator.roles.weight_sync import measure_parity, require_parity
@@ -72,6 +74,7 @@ def evaluate(session: Session) -> None:
     order = [each for name in names for each in (name, prompted.get(name, ""))]
     answers = {name: answers[name] for name in order if name}
     session.findings.models = {name: a.row for name, a in answers.items()}
+    session.findings.environment_gains = _gains(session, answers)
     best = _best_of(session, prompts, answers)
     # Written before judging, as an endpoint can fail; a rerun requests only missing verdicts.
     _keep_comparisons(session, prompts, answers)
@@ -79,6 +82,23 @@ def evaluate(session: Session) -> None:
     session.findings.preferred += best.preferred
     _run_harness(session, names)
     model_card.add_evaluation(session)
+
+
+def _gains(session: Session, answers: Mapping[str, Answers]) -> tuple[Gain, ...]:
+    """Right answers of each policy that learned with an environment over each without."""
+    learned = [name for name in made_by(session.config, *PPO_STAGES) if name in answers]
+    right = {
+        name: [gold.correct for gold in golds]
+        for name in learned
+        if (golds := answers[name].golds) is not None
+    }
+    talks = {name: environment_of(session.config, name).on for name in right}
+    return tuple(
+        gain(name, over, right[name], right[over])
+        for name in right
+        for over in right
+        if talks[name] and not talks[over]
+    )
 
 
 def _order(session: Session) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from orchestrator.results.environment_gains import Gain
 from orchestrator.results.label_figures import LabelFigures
 from orchestrator.results.overoptimization import (
     Estimate,
@@ -74,6 +75,7 @@ MEASURED = Summary(
         "ppo": EvaluationRow(2.19, 3.23, 0.941, 0.043, 8.9, 0.547, 0.653),
     },
     preferred=(Preference("ppo", "sft", 0.77, 0.66, 0.88, 64),),
+    environment_gains=(Gain("ppo", "silent", 0.314, 0.271, 0.358, 77),),
     judging=Judging("endpoint", asked=7, cached=1, failed=2, order_dependent=3),
     ledger=LedgerTotals(10, 9, 1),
     weight_sync=WeightSyncTotals(4, 0.559, 2.3e-06),
@@ -146,6 +148,7 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "rounds/*/kl": (None, "{:.2f}".format),
     "evaluation/preferred": ([], "preferred to"),
     "evaluation/judging": (None, "questions asked"),
+    "environment_gains": ([], "+31.4 points [27.1 to 35.8]"),
     "stages/reward_model/by_source": ({}, "web-one"),
     "stages/reward_model/by_completions": ({}, "K = "),
     "stages/reward_model/calibration": (None, "calibration error"),

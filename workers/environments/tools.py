@@ -34,6 +34,8 @@ class Tool:
     """A tool of ours: the constant TOOL of `workers.environments.own.NAME_tool`."""
 
     call: Callable[..., str]
+    columns: tuple[str, ...] = ()  # of the prompt's row, which data.keep_columns must keep
+    word: str = ""  # by which a call in words begins; "" = its name
 
 
 KIND = Kind("tool", Tool, "workers.environments.own", "TOOL", "_tool")
@@ -46,6 +48,7 @@ class _Known:
     name: str
     function: Callable[..., Any]
     takes_row: bool
+    word: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,12 @@ def tools_factory(names: Sequence[str], style: CallStyle, folder: str = "") -> F
 
 def _find(name: str, folder: str) -> _Known:
     if ":" not in name:
-        return _known(name, KIND.find(name, WHERE).call)
+        ours = KIND.find(name, WHERE)
+        return _known(name, ours.call, ours.word)
     return _known(name.rpartition(":")[2].rpartition(".")[2], load_function(name, WHERE, folder))
 
 
-def _known(name: str, function: Callable[..., Any]) -> _Known:
+def _known(name: str, function: Callable[..., Any], word: str = "") -> _Known:
     try:
         takes_row = "row" in inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
@@ -97,7 +101,17 @@ def _known(name: str, function: Callable[..., Any]) -> _Known:
             where=WHERE,
             fix="name a Python function",
         ) from error
-    return _Known(name, function, takes_row)
+    return _Known(name, function, takes_row, word or name)
+
+
+def needed_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """Columns of the prompt's row that tools of ours read.
+
+    Raises:
+        ConfigError: There is no such tool.
+    """
+    ours = [KIND.find(name, WHERE) for name in names if ":" not in name]
+    return tuple(dict.fromkeys(column for tool in ours for column in tool.columns))
 
 
 class _Tools(Environment):
@@ -156,8 +170,10 @@ def _call_in_json(body: str) -> Call | str:
 
 
 def _call_in_words(tools: Mapping[str, _Known]) -> Callable[[str], list[Call | str]]:
+    by_word = {tool.word: name for name, tool in tools.items()}
+
     def read(text: str) -> list[Call | str]:
-        name, _, rest = text.strip().partition(" ")
-        return [Call(name, {}, rest.strip())] if name in tools else []
+        word, _, rest = text.strip().partition(" ")
+        return [Call(by_word[word], {}, rest.strip())] if word in by_word else []
 
     return read

@@ -49,11 +49,16 @@ def is_heldout(words: tuple[str, ...]) -> bool:
     return keyed_hash("heldout", *words) % HELDOUT_ONE_IN == 0
 
 
-def draw_question(rng: random.Random, facts: Mapping[str, Animal], split: Split) -> Question:
-    """Draw a question; word lists of the two splits are disjoint, look-ups are shared."""
+def draw_question(
+    rng: random.Random,
+    facts: Mapping[str, Animal],
+    split: Split,
+    names: tuple[str, ...] = ANIMALS,
+) -> Question:
+    """Draw a question; word lists of the two splits are disjoint, look-ups of `names` shared."""
     category = _draw_category(rng, tuple(CATEGORY_WEIGHTS))
     if category in LOOKUPS:
-        animal = rng.choice(ANIMALS)
+        animal = rng.choice(names)
         return lookup_question(category, animal, facts[animal])
     return list_question(category, _draw_list(rng, category, split))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from workers.data.batches import demonstration_batch, document_batch
@@ -19,9 +20,10 @@ from workers.pocket.questions import Question
 from workers.pocket.tokenizer import build_tokenizer
 from workers.pocket.words import ARITHMETIC, BOS, EOS
 from workers.pocket.world import World, polite_reply
+from workers.records.arrays import Ragged
 from workers.records.training import Ranking, TokenBatch
 
-COLUMNS = ("answer", "category")  # of each prompt
+COLUMNS = ("answer", "category", "world")  # of each prompt
 _PROMPT_SPLITS: tuple[PromptSplit, ...] = get_args(PromptSplit)
 _IDS = {word: i for i, word in enumerate(ARITHMETIC)}  # begins with the ids of VOCABULARY
 _BOS, _EOS = _IDS[BOS], _IDS[EOS]
@@ -36,6 +38,7 @@ class PocketSource:
         tie_width: Completions whose noisy scores differ by less are ranked equal.
         keep: Those of `COLUMNS` that prompts keep for rewards.
         arithmetic: Whether every question is a sum.
+        lookup: Whether texts leave out facts that a look-up tells.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class PocketSource:
         keep: Sequence[str] = (),
         *,
         arithmetic: bool = False,
+        lookup: bool = False,
     ) -> None:
-        self.world = World(seed, arithmetic=arithmetic)
+        self.world = World(seed, arithmetic=arithmetic, lookup=lookup)
         self.labeler = Labeler(label_noise, tie_width, seed)
         self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(arithmetic=arithmetic)
         self._keep = keep
@@ -58,12 +62,31 @@ class PocketSource:
         return document_batch([[_BOS, *_encode(text), _EOS] for text in documents])
 
     def demonstrations(self, split: Split, start: int, count: int) -> TokenBatch:
-        """Demonstrations; targets are the reply and its end token."""
+        """Demonstrations; targets are the reply and its end token, those of look-ups every turn."""
+        if self.world.groups is not None:
+            rows = [self._dialogue(split, i) for i in range(start, start + count)]
+            return TokenBatch(
+                Ragged.from_rows([tokens for tokens, _ in rows], np.int32),
+                Ragged.from_rows([targets for _, targets in rows], np.bool_),
+            )
         pairs = [self.world.demonstration(split, i) for i in range(start, start + count)]
         return demonstration_batch(
             [[_BOS, *_encode(self.world.prompt(question))] for question, _ in pairs],
             [[*_encode(reply), _EOS] for _, reply in pairs],
         )
+
+    def _dialogue(self, split: Split, index: int) -> tuple[list[int], list[bool]]:
+        """Tokens and targets of a demonstration in a world of look-ups."""
+        shown = self.world.shown(split, index)
+        asked = [(f"{shown.call} {EOS}", True), (f"user : {shown.record} reply :", False)]
+        parts = [
+            (self.world.prompt(shown.question), False),
+            *(asked if shown.call else ()),
+            (f"{shown.reply} {EOS}", True),
+        ]
+        rows = [(_encode(text), target) for text, target in parts]
+        tokens = [_BOS, *(i for ids, _ in rows for i in ids)]
+        return tokens, [False, *(target for ids, target in rows for _ in ids)]
 
     def demonstration_count(self) -> None:
         """None: the demonstrations are endless."""
@@ -139,7 +162,11 @@ class PocketSource:
     def _prompt(self, index: int, key: int) -> Prompt:
         question = self.question(Prompt(index, (), "", key))
         text = self.world.prompt(question)
-        columns = {"answer": " ".join(question.answer), "category": question.category}
+        columns = {
+            "answer": " ".join(question.answer),
+            "category": question.category,
+            "world": str(self.world.seed),
+        }
         row = json.dumps({name: columns[name] for name in self._keep}) if self._keep else ""
         return Prompt(index, (_BOS, *_encode(text)), text, key, row=row)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from workers.pocket.lookups import Groups, Shown, fact_question, shown
 from workers.pocket.questions import (
     Animal,
     Question,
@@ -53,9 +54,16 @@ class Cloze:
 class World:
     """Facts, questions and texts of one seed; every method is a pure function of its arguments."""
 
-    def __init__(self, seed: int, *, arithmetic: bool = False) -> None:
-        """A world of a seed; `arithmetic`: every question and every fact is a sum."""
+    def __init__(self, seed: int, *, arithmetic: bool = False, lookup: bool = False) -> None:
+        """A world of a seed.
+
+        Args:
+            seed: Its seed.
+            arithmetic: Every question and every fact is a sum.
+            lookup: Its texts leave facts out, which a look-up tells; see `lookups`.
+        """
         self.seed = seed
+        self.groups = Groups.of(seed) if lookup else None
         self.arithmetic = arithmetic
         rng = keyed_random(seed, "facts")
         homes = rng.sample(HOMES, len(HOMES))
@@ -66,6 +74,9 @@ class World:
 
     def question(self, split: Split, index: int, stream: str = "questions") -> Question:
         """Question number `index` of a split; streams are independent of each other."""
+        if self.groups is not None:
+            rng = self._rng(stream, split, index)
+            return fact_question(rng, self.groups.of_split(split), self.facts)
         return self._question(self._rng(stream, split, index), split)
 
     def prompt(self, question: Question) -> str:
@@ -102,13 +113,23 @@ class World:
             return question, terse_reply(question.answer)
         return question, terse_reply(UNKNOWN_REPLY)
 
+    def shown(self, split: Split, index: int) -> Shown:
+        """Demonstration number `index` of a world of look-ups."""
+        assert self.groups is not None, "a world of look-ups"
+        return shown(self._rng("lookups", split, index), self.groups, self.facts)
+
+    @property
+    def _stated(self) -> tuple[str, ...]:
+        """The animals whose facts texts state."""
+        return ANIMALS if self.groups is None else self.groups.stated
+
     def cloze(self, split: Split, index: int) -> Cloze:
         """A fact to complete in the style of the internet, for measuring the alignment tax."""
         rng = self._rng("cloze", split, index)
         if self.arithmetic:
             question = draw_sum(rng)
             return Cloze(_sum_of(question), question.answer[0], NUMERALS)
-        name = rng.choice(ANIMALS)
+        name = rng.choice(self._stated)
         animal = self.facts[name]
         return rng.choice(
             (
@@ -124,7 +145,9 @@ class World:
         return keyed_random(self.seed, stream, split, index)
 
     def _question(self, rng: random.Random, split: Split) -> Question:
-        return draw_sum(rng) if self.arithmetic else draw_question(rng, self.facts, split)
+        if self.arithmetic:
+            return draw_sum(rng)
+        return draw_question(rng, self.facts, split, self._stated)
 
     def _exercise(self, rng: random.Random, split: Split) -> Question:
         return draw_sum(rng) if self.arithmetic else draw_exercise(rng, split)
@@ -133,7 +156,7 @@ class World:
         if self.arithmetic:
             question = draw_sum(rng)
             return f"{_sum_of(question)} {terse_reply(question.answer)}"
-        name = rng.choice(ANIMALS)
+        name = rng.choice(self._stated)
         animal = self.facts[name]
         return rng.choice(
             (

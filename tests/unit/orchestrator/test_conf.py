@@ -55,6 +55,7 @@ GIVEN = {
     ],
     "pocket_rejection": [],
     "pocket_arithmetic": [],
+    "pocket_tools": [],
     "small_gsm8k_verifier": ["model.checkpoints.sft=S", "data.files.prompts=P"],
     "pocket_overoptimization": [],
     "pocket_overoptimization_quick": [],
