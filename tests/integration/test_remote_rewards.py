@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.telemetry.metrics import read_metrics, series
+from orchestrator.telemetry.metrics import comparable, read_metrics, series
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "s3cret-of-the-server"
@@ -49,7 +50,7 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
-def run(folder: Path, url: str, *overrides: str) -> None:
+def start(folder: Path, url: str, *overrides: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "orchestrator.run", "+experiment=pocket_tiny", f"run.dir={folder}",
         "stages=[pretrain,sft,ppo]", "data.keep_columns=[answer]", "samples.all=true",
@@ -60,11 +61,16 @@ def run(folder: Path, url: str, *overrides: str) -> None:
         "reward.terms.right.kind=verifier", "reward.terms.right.verifier=exact",
         "reward.terms.right.column=answer", "reward.terms.right.weight=0.5", *overrides,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"SERVER_KEY": KEY}, capture_output=True, text=True,
-        timeout=290, check=False,
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"SERVER_KEY": KEY}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run(folder: Path, url: str, *overrides: str) -> None:
+    process = start(folder, url, *overrides)
+    said = process.communicate(timeout=290)[1]
+    assert process.returncode == 0, said[-3000:]
 
 
 @pytest.mark.slow
@@ -89,3 +95,34 @@ def test_failed_sequences_are_drops_and_the_run_finishes(tmp_path: Path, url: st
     written = [p for p in first.rglob("*") if p.is_file() and p.suffix != ".safetensors"]
     assert len(written) > 10
     assert not [p for p in written if KEY.encode() in p.read_bytes()]
+
+
+def traces(folder: Path) -> dict[str, object]:
+    """Everything that must not depend on interruptions."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "metrics": comparable(read_metrics(folder / "metrics.jsonl")),
+        "weights": (folder / "checkpoints" / "ppo" / "model.safetensors").read_bytes(),
+        "rollouts": (folder / "samples" / "rollouts.jsonl").read_text(),
+        "ledger": summary["ledger"],
+        "drops": summary["drops"],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_goes_on_with_its_server(tmp_path: Path, url: str) -> None:
+    once, again = tmp_path / "once", tmp_path / "again"
+    own = ("run.checkpoint.every_steps=1", "run.checkpoint.keep_last=100")
+    run(once, url, *own)
+    process, until = start(again, url, *own), time.monotonic() + 290
+    try:
+        while not [p for p in again.glob("state/*-ppo-1") if not p.suffix]:
+            assert process.poll() is None
+            assert time.monotonic() < until, "the first step was never saved"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.communicate()
+    run(again, url, *own, "resume=auto")
+    assert traces(again) == traces(once)
