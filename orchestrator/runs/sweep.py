@@ -9,10 +9,19 @@ from dataclasses import dataclass
 
 from orchestrator.report.tables import MISSING
 from orchestrator.results.summary import Summary, model_label
+from orchestrator.run_files.damage import Damage
 from orchestrator.runs.comparing import keys_and_values
 from orchestrator.runs.reading import RunView
+from orchestrator.telemetry.metrics import read_whole_metrics
 
 _SEED = "seed"
+# Metrics that tell most about a stage, by what follows the name of its kind, the best one first.
+_MEASURED = {
+    "score_mean": "reward, last iteration",
+    "validation_loss": "held-out loss",
+    "heldout_loss": "held-out loss",
+    "loss": "training loss, last step",
+}
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the normal one.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -53,7 +62,7 @@ def sweep_of(runs: Sequence[RunView]) -> Sweep:
     ordered = sorted(runs, key=lambda run: _number(run.folder.path.name))
     plain = [keys_and_values(run.config) for run in ordered]
     keys = _differing(plain)
-    figures = [figure_of(run.summary) for run in ordered]
+    figures = [figure_of(run.summary) or _last_measured(run) for run in ordered]
     name = next((each.name for each in figures if each is not None), "")
     figures = [each if each is not None and each.name == name else None for each in figures]
     values = [tuple(found.get(key, MISSING) for key in keys) for found in plain]
@@ -75,6 +84,19 @@ def figure_of(summary: Summary) -> Figure | None:
     if held_out is not None and held_out.accuracy is not None:
         label = "reward model, held-out pairs"
         return Figure(label, held_out.accuracy, held_out.low, held_out.high)
+    return None
+
+
+def _last_measured(run: RunView) -> Figure | None:
+    """Of a run without an evaluation: the reward, or the held-out loss, of its last stage."""
+    records = read_whole_metrics(run.folder.metrics, Damage())
+    for stage in reversed(dict.fromkeys(record.stage for record in records)):
+        for ending, what in _MEASURED.items():
+            values = [
+                r.value for r in records if r.stage == stage and r.name.partition("/")[2] == ending
+            ]
+            if values and math.isfinite(values[-1]):
+                return Figure(f"{model_label(stage)} {what}", values[-1])
     return None
 
 

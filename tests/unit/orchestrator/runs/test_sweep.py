@@ -12,6 +12,7 @@ from orchestrator.run_files.folder import RunFolder
 from orchestrator.runs.listing import main
 from orchestrator.runs.reading import find_runs, read_run
 from orchestrator.runs.sweep import figure_of, mean_and_interval, sweep_of
+from orchestrator.telemetry.metrics import MetricRecord
 
 
 def _job(root: Path, number: int, seed: int, kl: float, rate: float | None) -> None:
@@ -86,3 +87,28 @@ def test_runs_without_an_evaluation_have_what_was_measured() -> None:
     gold = figure_of(Summary(models={"sft": EvaluationRow(gold_mean=1.5)}))
     assert gold is not None
     assert (gold.name, gold.text()) == ("SFT gold score", "1.500")
+
+
+@pytest.mark.parametrize(
+    ("measured", "name", "value"),
+    [
+        ([("pretrain", "pretrain/loss", 9.0), ("sft", "sft/loss", 2.0),
+          ("sft", "sft/validation_loss", 3.0)], "SFT held-out loss", 3.0),
+        ([("sft", "sft/validation_loss", 3.0), ("mine", "ppo/score_mean", 0.25),
+          ("mine", "ppo/score_mean", 0.5), ("mine", "ppo/policy_loss", 7.0)],
+         "mine reward, last iteration", 0.5),
+        ([("pretrain", "pretrain/loss", 9.0), ("pretrain", "pretrain/loss", 8.0)],
+         "pretrain training loss, last step", 8.0),
+        ([("pretrain", "pretrain/grad_norm", 9.0)], "", None),
+    ],
+)  # fmt: skip
+def test_without_an_evaluation_the_last_stage_is_compared(
+    tmp_path: Path, measured: list[tuple[str, str, float]], name: str, value: float | None
+) -> None:
+    _job(tmp_path / "sweep", 0, 0, 0.0, None)
+    records = [MetricRecord.make(s, n, m, v) for n, (s, m, v) in enumerate(measured)]
+    lines = "".join(record.to_line() + "\n" for record in records)
+    (tmp_path / "sweep" / "0" / "metrics.jsonl").write_text(lines)
+    sweep = sweep_of([read_run(tmp_path / "sweep" / "0")])
+    assert sweep.figure == name
+    assert [figure.value if figure else None for *_, figure in sweep.jobs] == [value]
