@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,16 @@ class Outlived:
 
     parts: Sequence[Rollouts]
     losses: int  # count so far; another loss may have taken the sequences, too
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What engines are set up for that serve a judge or critic, by its own tokenizer."""
+
+    eos: int
+    vocabulary: int  # ids of this value and above are not tokens
+    prompt: int  # most tokens of a prompt
+    response: int
 
 
 @dataclass(slots=True)
@@ -233,23 +243,26 @@ class Session:
         self._next_version += 1
         return self._next_version
 
-    def engines_on(self, path: str) -> tuple[RolloutGroup, int]:
+    def engines_on(self, path: str, fit: Fit | None = None) -> tuple[RolloutGroup, int]:
         """The rollout engines serving the checkpoint at `path`, and its version.
 
         Engines that hold a model of another architecture, by config.json, are restarted.
 
         Args:
             path: Hugging Face folder.
+            fit: Tokens and lengths of a model that is no policy of the run; None = those of the
+                run.
         """
-        version, shape = self.next_version(), read_shape(Path(path)).key
+        version = self.next_version()
+        shape = read_shape(Path(path)).key + (f" {fit}" if fit else "")
         rollout = self.fleet.rollout
         self.trainers_rest()  # engines that start measure what is free on their GPUs
         if self._engine_shape == shape:
             rollout.load_checkpoint(path, version).result()
         elif self._engine_shape:
-            rollout.restart(self._rollout_spec(path), version).result()
+            rollout.restart(self._rollout_spec(path, fit), version).result()
         else:
-            rollout.start(self._rollout_spec(path), version).result()
+            rollout.start(self._rollout_spec(path, fit), version).result()
         self._engine_shape = shape
         return rollout, version
 
@@ -276,7 +289,10 @@ class Session:
         """Call when the engines are gone: the next `engines_on` starts new ones."""
         self._engine_shape = ""
 
-    def _rollout_spec(self, path: str) -> RolloutSpec:
+    def _rollout_spec(self, path: str, fit: Fit | None) -> RolloutSpec:
+        if fit is not None:
+            spec = rollout_spec(self.config, path, fit.eos, fit.vocabulary)
+            return replace(spec, max_prompt_tokens=fit.prompt, max_response_tokens=fit.response)
         eos = self.source.tokenizer.eos_token_id
         assert isinstance(eos, int), "a data source refuses a tokenizer without an end token"
         return rollout_spec(self.config, path, eos, self.vocabulary)

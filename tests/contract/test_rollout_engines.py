@@ -295,6 +295,28 @@ def test_samples_follow_the_distribution(worker: Remote, tied: bool) -> None:
     assert statistic < degrees + 5 * math.sqrt(2 * degrees)  # chi-square: mean d, variance 2d
 
 
+def test_only_allowed_tokens_are_drawn_with_their_share_of_the_probability(
+    worker: Remote, tied: bool
+) -> None:
+    prompt, two, n = (1, 9, 17), (23, 5), 400
+    asked = [GenerationRequest(0, prompt, tuple(range(n)), tuple(range(n)))]
+    batch = worker("generate", asked, Sampling(1.0, 1, two), 0)
+    with torch.no_grad():
+        logits = build_model(0, tied)(torch.tensor([prompt])).logits[0, -1].double()
+    share = logits[list(two)].softmax(-1).tolist()
+    drawn = [batch.response(i)[0] for i in range(n)]
+    assert set(drawn) == set(two)
+    for i, token in enumerate(drawn):
+        assert math.exp(batch.logprobs.row(i)[0]) == pytest.approx(
+            share[two.index(token)], abs=1e-4
+        )
+    error = math.sqrt(share[0] * share[1] / n)
+    assert drawn.count(two[0]) / n == pytest.approx(share[0], abs=5 * error)
+    # the next request draws all tokens again
+    after = worker("generate", asked[:1], Sampling(1.0, 1), 0)
+    assert {after.response(i)[0] for i in range(n)} - set(two)
+
+
 def publish(model: LlamaForCausalLM, sender: WeightSender, version: int) -> Any:
     named = [(n, p.detach()) for n, p in model.named_parameters()]
     offer = make_offer(version, describe(named), "shm", bucket_bytes=1 << 16)

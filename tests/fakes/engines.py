@@ -67,7 +67,9 @@ class ToyGeneration:
         for each in samples:
             self._count += 1
             most = sampling.max_tokens if each.max_tokens is None else each.max_tokens
-            whole = self.model.sample(each.prompt, each.seed, sampling.temperature, most, self._eos)
+            whole = self.model.sample(
+                each.prompt, each.seed, sampling.temperature, most, self._eos, sampling.allowed
+            )
             self._active[self._count] = (whole, 0)
             numbers.append(self._count)
         return numbers

@@ -84,8 +84,16 @@ class ToyPolicy:
         return token_logprobs(self.logits(row[start - 1 : -1]), row[start:], temperature)
 
     def sample(
-        self, prompt: Sequence[int], seed: int, temperature: float, most: int, eos: int
+        self,
+        prompt: Sequence[int],
+        seed: int,
+        temperature: float,
+        most: int,
+        eos: int,
+        allowed: Sequence[int] = (),
     ) -> Generated:
+        if allowed:
+            return self._one_of(prompt, seed, temperature, allowed)
         generator = np.random.default_rng(seed)
         tokens = [*prompt]
         while len(tokens) < len(prompt) + most and tokens[len(prompt) :][-1:] != [eos]:
@@ -97,6 +105,15 @@ class ToyPolicy:
             logprobs = self.logprobs(tokens, len(prompt), temperature).tolist()
         finish = Finish.STOP if tokens[-1] == eos else Finish.LENGTH
         return Generated(tokens[len(prompt) :], logprobs, finish)
+
+    def _one_of(
+        self, prompt: Sequence[int], seed: int, temperature: float, allowed: Sequence[int]
+    ) -> Generated:
+        """One token of those that are allowed, as if there were no others."""
+        logits = self.logits(torch.tensor(prompt[-1])).detach()[list(allowed)] / temperature
+        logprobs = torch.log_softmax(logits, 0)
+        drawn = int(np.random.default_rng(seed).random() * len(allowed))
+        return Generated([allowed[drawn]], [float(logprobs[drawn])], Finish.LENGTH)
 
 
 class ToyScalar:

@@ -123,6 +123,7 @@ class _Decoding:
         self._ids = ids
         self._numbers = list(numbered)  # of the rows
         self._temperature = sampling.temperature
+        self._allowed = list(sampling.allowed)
         self._limits = [s.max_tokens or sampling.max_tokens for s in samples]
         self._samples = samples
         self._device = device
@@ -143,6 +144,10 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1, : self._ids]
+        if self._allowed:
+            others = torch.full_like(logits, -torch.inf)
+            others[:, self._allowed] = logits[:, self._allowed]
+            logits = others
         token, logprob = _draw(logits, self._temperature, self._generators)
         self._tokens, self._positions = token[:, None], self._positions[:, -1:] + 1
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)

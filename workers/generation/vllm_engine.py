@@ -413,6 +413,7 @@ class VllmEngine:
             # generation settings name others.
             ignore_eos=True,
             stop_token_ids=[self._spec.eos_token_id],
+            allowed_token_ids=list(sampling.allowed) or None,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,

@@ -29,6 +29,7 @@ class Sampling:
 
     temperature: float = 1.0
     max_tokens: int = 16
+    allowed: tuple[int, ...] = ()  # ids that may be drawn, as if no others were; () = all
 
 
 @dataclass(frozen=True, slots=True)

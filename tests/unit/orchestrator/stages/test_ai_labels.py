@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from composing import composed
-from fakes import ToyScalar
+from fakes import ToyPolicy, ToyScalar
+from fakes.chat import byte_tokenizer
 from fakes.judge import Answer, Server, says
 from fakes.session import Run, small_config
 
@@ -319,6 +321,53 @@ def test_a_principle_is_drawn_per_pair_and_the_same_in_both_orders(
     whole = ChosenPrinciple.all
     labeled(tmp_path / "2", server, labels=LabelKind.hard, principles="helpful", principle=whole)
     assert all(q.count("\n- Choose") == 3 for q in server.questions)
+
+
+def judge_folder(path: Path) -> tuple[Any, ToyPolicy]:
+    """A judging model with a tokenizer of bytes, and no chat template."""
+    tokenizer = byte_tokenizer(None, eos="<|endoftext|>")
+    model = ToyPolicy.create(len(tokenizer), 9)
+    model.save(path)
+    tokenizer.save_pretrained(path)
+    return tokenizer, model
+
+
+def test_an_engine_gives_the_probability_of_a_among_a_and_b(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = judge_folder(tmp_path / "judge")
+    config = small_config()
+    config.label = LabelConfig(
+        labeler="engine", prompts=6, heldout_prompts=3, max_completions=4, temperature=2.0
+    )
+    config.label.ai.checkpoint = str(tmp_path / "judge")
+    config.label.ai.form = "{principle} {prompt} {first} or {second}"
+    config.stages = ["label"]
+    run = Run(tmp_path, config)
+    run.session.enter(expand(config)[0])
+    with run.telemetry.stage_span("label"):
+        STAGES[expand(config)[0].stage](run.session)
+    prompts = run.source.prompts("reward_model", 0, 9)
+    tasks = read_tasks(run.folder.tasks_of("label"), prompts)
+    texts = {task.prompt.id: task.texts for task in tasks}
+    letters = [tokenizer(letter)["input_ids"][-1] for letter in "AB"]
+
+    def first(one: str, other: str) -> float:
+        del one  # a bigram model sees the last token of a question, that of the second answer
+        last = torch.tensor(tokenizer(other)["input_ids"][-1])
+        return float(torch.softmax(model.logits(last).detach()[letters], 0)[0])
+
+    for ranking in rankings(run):
+        own = texts[ranking.prompt_id]
+        assert ranking.probabilities is not None
+        for i, j in itertools.combinations(range(len(own)), 2):
+            wanted = (first(own[i], own[j]) + 1 - first(own[j], own[i])) / 2
+            assert ranking.probabilities[i, j] == pytest.approx(wanted, abs=1e-5)
+    starts = [f["spec"] for f in run.hub.facts("rollout.restart")] or [
+        f["spec"] for f in run.hub.facts("rollout.start")
+    ]
+    assert (starts[-1].max_prompt_tokens, starts[-1].max_response_tokens) == (2048, 1)
+    assert starts[-1].vocabulary == len(tokenizer)
 
 
 def test_copeland_scores_ties_and_cycles() -> None:
