@@ -40,6 +40,7 @@ from orchestrator.session.resume import Start, package_versions
 from orchestrator.session.saves import Saves
 from orchestrator.session.session import Session
 from orchestrator.session.sources import accounts
+from orchestrator.stages.constitution.stage import constitution
 from orchestrator.stages.dpo import dpo
 from orchestrator.stages.evaluate import evaluate
 from orchestrator.stages.labels.collect import collect
@@ -62,6 +63,7 @@ from workers.process.caught_errors import Caught
 
 STAGES: dict[StageName, Callable[[Session], None]] = {
     StageName.pretrain: pretrain,
+    StageName.constitution: constitution,
     StageName.sft: sft,
     StageName.label: label,
     StageName.reward_model: reward_model,
@@ -277,6 +279,7 @@ def summarise(session: Session) -> Summary:
         reward_model=findings.reward_model,
         reward_models=findings.reward_models,
         labels=findings.labels,
+        constitutions=findings.constitutions,
         rounds=rounds_of(round_names(expand(whole(session.config))), findings),
         models=findings.models,
         preferred=tuple(findings.preferred),

@@ -22,7 +22,8 @@ PPO_STAGES = (StageName.ppo, StageName.ppo_ptx)
 ONLINE_STAGES = (*PPO_STAGES, StageName.online_dpo, StageName.rejection_sampling)
 # They train nothing.
 SAMPLING_STAGES = (
-    StageName.label, StageName.collect, StageName.evaluate, StageName.overoptimization,
+    StageName.constitution, StageName.label, StageName.collect, StageName.evaluate,
+    StageName.overoptimization,
 )  # fmt: skip
 
 

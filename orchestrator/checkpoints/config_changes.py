@@ -64,6 +64,7 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     "algorithm.ptx": (StageName.ppo_ptx,),
     "algorithm.on_non_finite": None,
     "label": (StageName.label,),
+    "constitution": (StageName.constitution,),
     "iterate": (),  # what it does is in stages and variants, which are compared
     "collect": (StageName.collect,),
     "evaluate": (StageName.evaluate,),

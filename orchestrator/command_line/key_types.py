@@ -14,6 +14,7 @@ from orchestrator.config.schema import Config
 from orchestrator.process.shipped import shipped
 
 CONF = shipped("conf")
+_NO_GROUPS = ("constitution",)  # principles, and no settings
 # Sections whose keys the schema does not declare: Hydra must be told to add them.
 OPEN_SECTIONS = ("data.sets.", "reward.settings.", "reward.terms.", "variants.")
 # Settings of our reward sources that are texts with characters that Hydra would read.
@@ -85,5 +86,5 @@ def group_options() -> dict[str, tuple[str, ...]]:
     return {
         folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml")))
         for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name not in _NO_GROUPS
     }

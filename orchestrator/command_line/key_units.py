@@ -26,7 +26,8 @@ _WORDS = {
 }  # fmt: skip
 # Names, or ends of dotted names where a name alone has several meanings.
 _NAMES = {
-    "iterate.rounds": "rounds", "max_turns": "turns",
+    "iterate.rounds": "rounds", "max_turns": "turns", "constitution.revisions": "rounds",
+    "critic_temperature": NONE,
     "stage_steps.ppo": "iterations", "stage_steps.ppo_ptx": "iterations",
     "stage_steps.online_dpo": "iterations", "stage_steps.rejection_sampling": "iterations",
     "stage_steps.pretrain": "optimizer steps", "stage_steps.pretrain_large": "optimizer steps",

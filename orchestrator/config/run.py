@@ -14,6 +14,7 @@ class StageName(StrEnum):
     """The stages of the recipe; each comes after the stages that it depends on."""
 
     pretrain = "pretrain"
+    constitution = "constitution"
     sft = "sft"
     label = "label"
     reward_model = "reward_model"

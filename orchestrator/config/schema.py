@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config.cluster import ClusterConfig
+from orchestrator.config.constitution import ConstitutionConfig
 from orchestrator.config.data import DataConfig, DataSourceKind, kinds
 from orchestrator.config.engines import RolloutConfig, TrainerConfig
 from orchestrator.config.environment import EnvironmentConfig
@@ -62,7 +63,7 @@ class Config:
     """Stages to run, in order, and variants of them."""
     variants: dict[str, Any] = field(default_factory=dict)
     """Further runs of stages with other settings, by name: variants.NAME.stage, algorithm, set,
-    from, reference, reward_model, rankings, seed_as (docs/variants.md)."""
+    from, reference, reward_model, rankings, demonstrations, seed_as (docs/variants.md)."""
     iterate: IterateConfig = field(default_factory=IterateConfig)
     """Rounds: stages that are run again, on answers of what they made (docs/iterated.md)."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -83,6 +84,8 @@ class Config:
     """Stage pretrain."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Stage sft."""
+    constitution: ConstitutionConfig = field(default_factory=ConstitutionConfig)
+    """Stage constitution."""
     label: LabelConfig = field(default_factory=LabelConfig)
     """Stage label."""
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)

@@ -21,8 +21,8 @@ from orchestrator.process.shipped import shipped
 from workers.errors import ConfigError, UnknownKeyError
 
 KEYS = (
-    "stage", "algorithm", "set", "from", "reference", "reward_model", "rankings", "seed_as",
-    "files",
+    "stage", "algorithm", "set", "from", "reference", "reward_model", "rankings",
+    "demonstrations", "seed_as", "files",
 )  # fmt: skip
 # A variant of these would overwrite what the stage wrote: the tasks, the comparison of all models.
 ONCE = (StageName.collect, StageName.evaluate, StageName.overoptimization)
@@ -51,6 +51,8 @@ class Variant:
     """The product whose scores are its reward; "" = that of the stage."""
     rankings: tuple[str, ...] = ()
     """Runs of the stage label whose rankings it trains on; () = as a plain stage would."""
+    demonstrations: tuple[str, ...] = ()
+    """Runs of the stage constitution whose revisions it trains on; () = as a plain stage would."""
     seed_as: str = ""
     """Use the seeds of the stage or variant with this name; "" = its own."""
     of_file: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def variant(name: str, given: object) -> Variant:
         reference=words["reference"],
         reward_model=words["reward_model"],
         rankings=_names(values.get("rankings"), f"{where}.rankings"),
+        demonstrations=_names(values.get("demonstrations"), f"{where}.demonstrations"),
         seed_as=words["seed_as"],
         of_file=_of_file(algorithm, values.get("files"), where) if algorithm else {},
     )
@@ -261,7 +264,7 @@ def _names(value: object, where: str) -> tuple[str, ...]:
     names = tuple(_word(each, where) for each in given if each is not None)
     if "" in names or len(set(names)) < len(names):
         raise ConfigError(f"{value!r} names something twice, or nothing", where=where,
-                          fix="name each run of the stage label once")  # fmt: skip
+                          fix="name each stage run once")  # fmt: skip
     return names
 
 

@@ -20,6 +20,7 @@ _SETS = {
     StageName.pretrain: (SetKind.pretraining,),
     StageName.sft: (SetKind.demonstrations,),
     StageName.label: (SetKind.prompts,),
+    StageName.constitution: (SetKind.prompts,),
     # demonstrations set the reward model's bias
     StageName.reward_model: (SetKind.comparisons, SetKind.demonstrations),
     StageName.dpo: (SetKind.comparisons,),
@@ -124,7 +125,7 @@ def _check_files(run: StageRun) -> None:
                 where="reward_model.margin",
                 fix="set it to ranks or none, or use data=files with a column likert",
             )
-        if stage is StageName.sft and config.sft.epochs:
+        if stage is StageName.sft and config.sft.epochs and not run.demonstrations:
             raise ConfigError(
                 "the pocket world's demonstrations have no end, so there is no pass over them",
                 where="sft.epochs",
@@ -168,6 +169,8 @@ def _needed(run: StageRun) -> tuple[SetKind, ...]:
     """Kinds of data sets that a stage requires; not for evaluate, which accepts alternatives."""
     config, stage = run.config, run.stage
     needed = _SETS.get(stage, ())
+    if run.demonstrations:
+        needed = tuple(kind for kind in needed if kind is not SetKind.demonstrations)
     if run.rankings:
         needed = tuple(kind for kind in needed if kind is not SetKind.comparisons)
     elif SetKind.comparisons in needed and config.samples_rankings:

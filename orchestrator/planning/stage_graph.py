@@ -30,6 +30,13 @@ TEACHER = "teacher"
 
 _SAMPLED_AND_SCORED = (RoleName.rollout, RoleName.reward)
 
+# The roles of stages that call the same ones whatever the configuration.
+_ROLES = {
+    StageName.constitution: (RoleName.rollout,),
+    StageName.overoptimization: _SAMPLED_AND_SCORED,
+    StageName.rejection_sampling: (*_SAMPLED_AND_SCORED, RoleName.policy),
+}
+
 # The stages that train on rankings.
 RANKING_STAGES = (StageName.reward_model, StageName.dpo)
 
@@ -57,6 +64,8 @@ def inputs(config: Config, stage: StageName, labeling: bool | None = None) -> tu
         sampled_from_base = sampling and config.reward_model.base_fraction > 0
         labeled_by = ("gold",) * (sampling and config.gold_model)
         return ("sft", *(("base",) * sampled_from_base), *labeled_by)
+    if stage is StageName.constitution:
+        return (config.constitution.model,)
     if stage is StageName.label:
         return (*config.label.models, *(("reward_model",) * config.label.scored))
     if stage is StageName.collect:
@@ -131,13 +140,11 @@ def stage_roles(
     sampling = _SAMPLED_AND_SCORED[: labeling + config.gold_model] if labeling else ()
     if stage is StageName.reward_model:
         return (*sampling, RoleName.critic)
+    if stage in _ROLES:
+        return _ROLES[stage]
     if stage in (StageName.label, StageName.collect):
         scored = config.label.scored if stage is StageName.label else collected_are_scored(config)
         return (RoleName.rollout, *((RoleName.reward,) * scored))
-    if stage is StageName.overoptimization:
-        return _SAMPLED_AND_SCORED
-    if stage is StageName.rejection_sampling:
-        return (*_SAMPLED_AND_SCORED, RoleName.policy)
     if stage is StageName.dpo:
         return (*sampling, *_compared(config), RoleName.policy)
     if stage is StageName.online_dpo:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES
+from orchestrator.config.constitution import Critic
 from orchestrator.config.environment import EnvironmentKind
 from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.run import StageName
@@ -23,6 +24,7 @@ from orchestrator.planning.runs.expand import (
     stages_of,
     variants_of,
 )
+from orchestrator.preflight.constitution import check_constitutions
 from orchestrator.stages.labels.labeler import find_labeler
 from workers.errors import ConfigError
 from workers.process.child_processes import end_group, module_command, module_environment
@@ -61,6 +63,7 @@ def check_own_parts(config: Config) -> None:
         if ":" in config.rollout.transport:
             loader = "workers.weights.transport:find_transport"
             _try(loader, config.rollout.transport, "rollout.transport", seconds)
+    check_constitutions(config)
     check_labelers(config, seconds)  # the last: to find their runs, it imports estimators here
 
 
@@ -129,6 +132,11 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
         if own.label.labeler == "function":
             loader = "workers.user_functions.labeler_function:load_labeler"
             yield loader, own.label.function, f"{where}.function"
+    for run in expand(config):
+        own = run.config.constitution
+        if run.stage is StageName.constitution and own.critic is Critic.function:
+            loader = "workers.user_functions.reviser_function:load_reviser"
+            yield loader, own.function, f"{run.key('constitution')}.function"
     compares = evaluates or judges_training(config)
     if compares and config.evaluate.judge is JudgeKind.function:
         loader = "workers.user_functions.judge_function:load_judge"

@@ -37,6 +37,25 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def revision_facts(summary: Summary) -> list[tuple[str, str]]:
+    """What became of answers that were revised, as (what, figure)."""
+    found: list[tuple[str, str]] = []
+    for name, each in summary.constitutions.items():
+        why = ", ".join(f"{count:,} {reason}" for reason, count in each.left_out.items())
+        rest = f" + {sum(each.left_out.values()):,} left out ({why})" if why else ""
+        said = f"{each.answers:,} answers = {each.revised:,} revised{rest}"
+        found.append((f"answers of {name}", f"{said}; {each.changed:,} were changed"))
+        shares = [
+            (w, s) for w, s in (("before", each.rude_before), ("after", each.rude_after)) if s
+        ]
+        for when, share in shares:
+            low, high = 100 * share.low, 100 * share.high
+            found.append(
+                (f"rude {when} revision", f"{100 * share.rate:.1f} % [{low:.1f}, {high:.1f}]")
+            )
+    return found
+
+
 def _judging(found: AILabelFigures) -> str:
     """What a model was asked, and how far the order of the answers decided."""
     said = f"{found.questions:,} questions, {found.unanswered:,} unanswered"

@@ -17,7 +17,7 @@ from orchestrator.report.overoptimization import (
     overoptimization_facts,
     overoptimization_tables,
 )
-from orchestrator.report.round_table import ROUND_HEADS, label_facts, round_rows
+from orchestrator.report.round_table import ROUND_HEADS, label_facts, revision_facts, round_rows
 from orchestrator.results.best_of import parts_of
 from orchestrator.results.summary import (
     EvaluationRow,
@@ -167,7 +167,7 @@ def _reward_model_facts(summary: Summary) -> list[tuple[str, str]]:
 
 def _run_facts(summary: Summary) -> list[tuple[str, str]]:
     ledger, sync, timing = summary.ledger, summary.weight_sync, summary.timing
-    found = label_facts(summary)
+    found = label_facts(summary) + revision_facts(summary)
     if ledger.generated:
         text = f"{ledger.generated:,} generated = {ledger.trained:,} trained"
         left = f" + {ledger.open:,} open" if ledger.open else ""

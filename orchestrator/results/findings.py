@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.results.constitution_figures import ConstitutionFigures
 from orchestrator.results.environment_gains import Gain
 from orchestrator.results.label_figures import LabelFigures
 from orchestrator.results.overoptimization import Overoptimization
@@ -23,6 +24,8 @@ class Findings:
     # of variants of its stage, by name
     reward_models: dict[str, RewardModelFigures] = field(default_factory=dict)
     labels: dict[str, LabelFigures] = field(default_factory=dict)  # of runs of the stage label
+    # of runs of the stage constitution
+    constitutions: dict[str, ConstitutionFigures] = field(default_factory=dict)
     # stage run -> score_mean and kl_sequence of its last iteration
     last_steps: dict[str, dict[str, float]] = field(default_factory=dict)
     models: dict[str, EvaluationRow] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.results.best_of import parts_of
+from orchestrator.results.constitution_figures import ConstitutionFigures
 from orchestrator.results.environment_gains import Gain
 from orchestrator.results.few_shot import prompted_parts
 from orchestrator.results.label_figures import LabelFigures
@@ -174,6 +175,7 @@ class Summary:
     reward_models: dict[str, RewardModelFigures] = field(default_factory=dict)  # of variants
     labels: dict[str, LabelFigures] = field(default_factory=dict)  # of runs of the stage label
     rounds: tuple[RoundFigures, ...] = ()
+    constitutions: dict[str, ConstitutionFigures] = field(default_factory=dict)  # of its runs
     models: dict[str, EvaluationRow] = field(default_factory=dict)  # by name, in the run's order
     preferred: tuple[Preference, ...] = ()
     judging: Judging | None = None
@@ -273,6 +275,7 @@ def to_json(summary: Summary) -> dict[str, object]:
         "environment_gains": [each.to_json() for each in summary.environment_gains],
         "labels": {name: found.to_json() for name, found in summary.labels.items()},
         "rounds": [round_to_json(each) for each in summary.rounds],
+        "constitutions": {n: found.to_json() for n, found in summary.constitutions.items()},
         "ledger": {
             "generated": summary.ledger.generated,
             "trained": summary.ledger.trained,
@@ -348,6 +351,7 @@ LATER_KEYS = frozenset(
         "labels",
         "rounds",
         "environment_gains",
+        "constitutions",
     }
 )
 
@@ -408,6 +412,7 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
         reward_models=part("stages", _reward_models, {}) if _has_variants(data) else {},
         labels=part("labels", _labels, {}),
         rounds=part("rounds", lambda v: tuple(map(round_from_json, require_list(v))), ()),
+        constitutions=part("constitutions", _constitutions, {}),
         models=part(
             "evaluation/models",
             lambda v: {str(name): _row_from_json(row) for name, row in v.items()},
@@ -440,6 +445,10 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
 
 def _labels(value: dict[str, Any]) -> dict[str, LabelFigures]:
     return {str(name): LabelFigures.from_json(found) for name, found in value.items()}
+
+
+def _constitutions(value: dict[str, Any]) -> dict[str, ConstitutionFigures]:
+    return {str(name): ConstitutionFigures.from_json(found) for name, found in value.items()}
 
 
 def _has_variants(data: dict[str, Any]) -> bool:

@@ -117,6 +117,10 @@ class RunFolder:
         """The sampled and labeled training rankings of the reward model, as tokens."""
         return self.state / "rankings.safetensors"
 
+    def revisions_of(self, stage: str, number: int) -> Path:
+        """The answers of a run of the stage constitution after a round of revisions; 0 = none."""
+        return self.samples / f"{stage}_revisions_{number}.jsonl"
+
     def answers_of(self, stage: str) -> Path:
         """Folder of a chat model's answers in a stage run, which are not asked for again."""
         return self.path / "answers" / stage

@@ -71,7 +71,7 @@ def products(session: Session, stage: str) -> list[Path]:
     kind = run.stage if run and run.name == stage else stage
     if kind in RANKING_STAGES and session.folder.rankings.exists():
         files.append(session.folder.rankings)
-    return files + _labels(session, stage)
+    return files + _labels(session, stage) + _revisions(session, stage)
 
 
 def _labels(session: Session, stage: str) -> list[Path]:
@@ -82,6 +82,15 @@ def _labels(session: Session, stage: str) -> list[Path]:
     if run and run.stage is LABEL and run.name == stage:
         made += [f for f in (folder.tasks_of(stage), folder.rankings_of(stage)) if f.exists()]
     return made
+
+
+def _revisions(session: Session, stage: str) -> list[Path]:
+    """What the stage runs of `constitution` made so far, round by round."""
+    run, folder, kind = session.run, session.folder, StageName.constitution
+    names = [n for n in session.saves.finished if stage_of(whole(session.config), n) is kind]
+    if run and run.stage is kind and run.name == stage:
+        names.append(stage)
+    return [f for name in names for f in sorted(folder.samples.glob(f"{name}_revisions_*.jsonl"))]
 
 
 def _made(session: Session) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from orchestrator.planning.threads import threads_of
 from orchestrator.planning.worker_specs import train_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
+from orchestrator.stages.constitution.demonstrations import Demonstrated, demonstrations_of
 from orchestrator.stages.selection.sft_candidates import Candidates
 from orchestrator.stages.shown import show_answers
 from workers.data.batches import stack_batches
@@ -36,9 +37,11 @@ def sft(session: Session) -> None:
         compared.start()
     session.fleet.policy.load(spec).result()
     _, documents = sft_rows(session.config)
+    source = demonstrations_of(session)
     full_rows = settings.pretraining_full_rows and documents > 0
     shared = (settings.pack_tokens or full_rows) and session.rows_are_shared()
     mix = _Mix(
+        source=source,
         together=settings.pack_tokens if shared else 0,
         text=session.text_rows(shared=bool(shared)) if full_rows else None,
     )
@@ -57,7 +60,7 @@ def sft(session: Session) -> None:
         compared.publish(made)
         return
     session.publish(made, lambda path: session.fleet.policy.save(path, base).result(), stage)
-    heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
+    heldout = source.demonstrations("heldout", 0, settings.validation_demonstrations)
     loss = supervised.mean_loss(session, heldout)
     session.telemetry.record(stage, steps, {"sft/validation_loss": loss})
     session.live.note(f"held-out loss {loss:.3f} nats per response token")
@@ -71,7 +74,7 @@ def _candidates(session: Session, base: str, steps: int) -> Candidates | None:
         return None
     if every := settings.keep_best_every:
         return Candidates(session, base, [*range(every, steps, every), steps])
-    rows = session.source.demonstration_count()
+    rows = demonstrations_of(session).demonstration_count()
     assert rows is not None, "checked before anything started: a pass has an end"
     demonstrations, _ = sft_rows(session.config)
     ends = (math.ceil(n * rows / demonstrations) for n in range(1, settings.epochs + 1))
@@ -83,7 +86,7 @@ def _steps(session: Session) -> int:
     settings = session.config.sft
     if settings.epochs == 0:
         return settings.steps
-    rows = session.source.demonstration_count()
+    rows = demonstrations_of(session).demonstration_count()
     assert rows is not None, "checked before anything started: a pass has an end"
     demonstrations, _ = sft_rows(session.config)
     steps = math.ceil(settings.epochs * rows / demonstrations)
@@ -96,6 +99,7 @@ def _steps(session: Session) -> int:
 class _Mix:
     """How the rows of a step are built."""
 
+    source: Demonstrated
     together: int  # tokens per packed row; 0 = one demonstration or document per row
     text: TextRows | None  # pretraining text in full rows; None = as documents
 
@@ -109,7 +113,7 @@ def _batch(session: Session, step: int, mix: _Mix) -> TokenBatch:
         mix: how rows are built.
     """
     demonstrations, documents = sft_rows(session.config)
-    batch = session.source.demonstrations("train", step * demonstrations, demonstrations)
+    batch = mix.source.demonstrations("train", step * demonstrations, demonstrations)
     if documents and mix.text is None:
         text = session.source.pretraining("train", step * documents, documents)
         batch = stack_batches(batch, text)

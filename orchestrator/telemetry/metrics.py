@@ -93,6 +93,22 @@ _LABEL = {
     "bias_low": Metric("fraction", "its 95 % interval, clustered by prompt"),
     "bias_high": Metric("fraction", "its 95 % interval, clustered by prompt"),
 }
+_CONSTITUTION = {
+    "answers": Metric("sequences", "answers that were sampled to be revised"),
+    "revised": Metric("sequences", "of them, those with every revision"),
+    "left_out": Metric("sequences", "of them, those without: empty, failed, too long"),
+    "demonstrations": Metric("sequences", "revisions to train on"),
+    "heldout_demonstrations": Metric("sequences", "revisions held out"),
+    "changed": Metric("sequences", "revised answers whose last revision is another text"),
+    **{
+        f"rude_{when}{end}": Metric("fraction", f"{what} {when} revision")
+        for when in ("before", "after")
+        for end, what in (
+            ("", "rude answers"), ("_low", "95 % interval of rude answers"),
+            ("_high", "95 % interval of rude answers"),
+        )
+    },
+}  # fmt: skip
 _REWARD_MODEL = {
     "loss": Metric("nats/pair", "ranking loss: mean over pairs of a ranking, then rankings"),
     "pair_accuracy": Metric("fraction", "pairs ordered as the labeler did, this step"),
@@ -222,6 +238,7 @@ METRICS: dict[str, Metric] = {
     for family, metrics in {
         "pretrain": _PRETRAIN,
         "sft": _SFT,
+        "constitution": _CONSTITUTION,
         "label": _LABEL,
         "reward_model": _REWARD_MODEL,
         "ppo": _PPO | _HELDOUT,

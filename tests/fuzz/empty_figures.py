@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from orchestrator.results.constitution_figures import ConstitutionFigures, Share
 from orchestrator.results.environment_gains import Gain
 from orchestrator.results.label_figures import LabelFigures
 from orchestrator.results.overoptimization import (
@@ -58,6 +59,12 @@ MEASURED = Summary(
         "label_2": LabelFigures(
             "gold", ("ppo", "sft"), 641, 608, {"too blank": 33}, 97, 13, 1207,
             PairAccuracy(0.612, 0.58, 0.64, 151, 13),
+        )
+    },
+    constitutions={
+        "revising": ConstitutionFigures(
+            "function", 643, 617, {"too plain": 26}, 501, 116, 419,
+            Share(0.237, 0.21, 0.26, 617), Share(0.017, 0.01, 0.03, 617),
         )
     },
     rounds=(
@@ -138,6 +145,10 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "labels/*/models": ([], ""),
     "labels/*/left_out": ({}, "33 too blank"),
     "labels/*/before": (None, ""),
+    "constitutions": ({}, "643 answers"),
+    "constitutions/*/left_out": ({}, "26 too plain"),
+    "constitutions/*/rude_before": (None, "23.7 % [21.0, 26.0]"),
+    "constitutions/*/rude_after": (None, "1.7 % [1.0, 3.0]"),
     "rounds": ([], "<th>accuracy before</th>"),
     "rounds/*/rankings": (None, "<td>97</td>"),
     "rounds/*/pairs": (None, ""),
@@ -189,6 +200,8 @@ _TABLES = (
     *(
         "labels",
         "labels/*/left_out",
+        "constitutions",
+        "constitutions/*/left_out",
         "timing/stages",
         "timing/ppo_phases",
         "timing/start",

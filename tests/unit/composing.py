@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import run
 from orchestrator.command_line.composition import add_rounds
-from orchestrator.command_line.key_types import OPEN_SECTIONS
+from orchestrator.command_line.key_types import OPEN_SECTIONS, group_options
 from orchestrator.config.cluster import Accelerator
 from orchestrator.config.schema import Config
 
-GROUPS = tuple(sorted(path.name for path in run.CONF.iterdir() if path.is_dir()))
+GROUPS = tuple(group_options())
 
 
 def composed(*overrides: str) -> Config:

@@ -79,6 +79,39 @@ UNSEEN = {
             "failed_fraction",
         )
     },
+    **{
+        f"constitution.{name}": "what is revised, and by whom: test_constitution.py"
+        for name in (
+            "model",
+            "principles",
+            "critic",
+            "checkpoint",
+            "function",
+            "prompts",
+            "heldout_prompts",
+            "revisions",
+            "keep",
+            "temperature",
+            "critic_temperature",
+            "critique_tokens",
+            "question_tokens",
+        )
+    },
+    **{
+        f"constitution.endpoint.{name}": "how a chat model is asked: test_constitution.py"
+        for name in (
+            "url",
+            "model",
+            "key_variable",
+            "request",
+            "concurrency",
+            "request_seconds",
+            "retries",
+            "backoff_seconds",
+            "deadline_seconds",
+            "failed_fraction",
+        )
+    },
     "iterate.rounds": "entered into stages and variants before a run: test_rounds.py",
     "iterate.stages": "entered into stages and variants before a run: test_rounds.py",
     "iterate.prompts": "entered into stages and variants before a run: test_rounds.py",

@@ -27,6 +27,7 @@ from workers.user_functions.signature import Arguments, Bound
 _log = logging.getLogger(__name__)
 
 _MOST_STEPS = 10_000  # of one response
+_MOST_CHARACTERS = 1_000_000  # of one text
 _LARGEST = float(np.finfo(np.float32).max)  # larger numbers become infinite in float32
 _UNORDERED = (set(), {}, {}.values(), {}.items(), b"", bytearray(), memoryview(b""))
 _NO_SEQUENCES = (str, bytes, bytearray, memoryview, *(type(iter(each)) for each in _UNORDERED))
@@ -42,6 +43,7 @@ class Reply:
     lost: bool = False  # the function's process ended or was killed
     # parts of the value: one per step, or per completion of a prompt; () = one number
     steps: tuple[float, ...] = ()
+    text: str = ""  # of a function that returns texts, whose value is 0
 
 
 Outcome = list[Reply] | Reply  # one reply per sequence, or a single one if the whole call failed
@@ -57,6 +59,7 @@ class Answering:
         lowest: The smallest number that it may return.
         highest: The largest number that it may return.
         steps: Whether it may return a list of numbers for an item, one per step.
+        texts: Whether it returns a text for each item.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Answering:
     lowest: float = -_LARGEST
     highest: float = _LARGEST
     steps: bool = False  # an item's value may be a list of numbers, whose sum counts
+    texts: bool = False  # an item's value is a text
 
     def __call__(self, arguments: Arguments, count: int, seconds: float = 0.0) -> Outcome:
         """Call the function on `count` items in the thread of the caller.
@@ -97,7 +101,8 @@ class Answering:
     def _checked(self, returned: Any, wanted: int) -> list[Reply]:
         values = _values(returned, wanted + 1)
         if values is None:
-            reason = f"{self.name} returned {_form(returned)}, not a list of numbers"
+            what = "texts" if self.texts else "numbers"
+            reason = f"{self.name} returned {_form(returned)}, not a list of {what}"
             return [Reply(math.nan, reason)] * wanted
         if len(values) != wanted:
             reason = f"{self.name} returned the wrong number of values"
@@ -109,9 +114,16 @@ class Answering:
     def _looked_at(self, value: Any) -> Reply:
         caught = Caught(BaseException)  # from the value's __float__, or a tensor without data
         with caught:
-            return self._number(value)
+            return self._text(value) if self.texts else self._number(value)
         assert caught.error is not None
         return self._raised(caught.error)
+
+    def _text(self, value: Any) -> Reply:
+        if not isinstance(value, str):
+            return Reply(math.nan, f"{self.name} returned {_form(value)} for one item")
+        if len(value) > _MOST_CHARACTERS:
+            return Reply(math.nan, f"{self.name} returned a text that is far too long")
+        return Reply(0.0, text=value)
 
     def _number(self, value: Any) -> Reply:
         parts = _values(value, _MOST_STEPS + 1) if self.steps else None

@@ -22,11 +22,12 @@ from workers.user_functions.environment_function import load_players
 from workers.user_functions.judge_function import load_judge
 from workers.user_functions.labeler_function import load_labeler
 from workers.user_functions.messages import framed, pack, receive
+from workers.user_functions.reviser_function import load_reviser
 from workers.user_functions.reward_function import load_process_reward, load_reward
 
 _LOADERS: dict[str, Callable[[str, str], Caller]] = {
     "reward": load_reward, "steps": load_process_reward, "judge": load_judge,
-    "labeler": load_labeler,
+    "labeler": load_labeler, "reviser": load_reviser,
 }  # fmt: skip
 
 

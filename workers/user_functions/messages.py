@@ -48,7 +48,8 @@ def pack(outcome: Outcome) -> object:
 
 
 def _fields(reply: Reply) -> list[object]:
-    return [reply.value, reply.reason, reply.words, *reply.steps]
+    rest = [reply.text] if reply.text else reply.steps
+    return [reply.value, reply.reason, reply.words, *rest]
 
 
 def unpack(message: Any, count: int) -> Outcome | None:
@@ -66,6 +67,8 @@ def unpack(message: Any, count: int) -> Outcome | None:
 
 def _reply(fields: Any) -> Reply | None:
     match fields:
+        case [float(value), "", str(words), str(text)] if math.isfinite(value):
+            return Reply(value, words=words, text=text)
         case [float(value), str(reason), str(words), *steps]:
             # a number or a reason, never both
             fits = math.isfinite(value) != bool(reason) and not (steps and reason)

@@ -51,6 +51,11 @@ JUDGE = Contract(
     needed=frozenset({"a", "b"}),
     offered=frozenset({"prompts", "a", "b", "messages", "rendered", "rows"}),
 )
+REVISER = Contract(
+    order=("prompts", "responses"),
+    needed=frozenset({"responses"}),
+    offered=frozenset({"prompts", "responses", "principles", "messages", "rendered", "rows"}),
+)
 LABELER = Contract(
     order=("prompts", "completions"),
     needed=frozenset({"completions"}),

@@ -1,7 +1,8 @@
-"""What the plan says of labels by a model: whom it asks, and how many questions that takes."""
+"""What the plan says of labels and revisions by a model: whom it asks, and how often."""
 
 from __future__ import annotations
 
+from orchestrator.config.constitution import Critic
 from orchestrator.config.rounds.ai_labels import AskedPairs, LabelKind
 from orchestrator.config.schema import Config
 
@@ -34,3 +35,22 @@ def ai_label_facts(config: Config) -> list[str]:
     if own:
         facts.append(f"{own[0]} judges its own answers, which models favour")
     return facts
+
+
+def constitution_facts(config: Config) -> list[str]:
+    """Sentences on a run of the stage constitution."""
+    settings = config.constitution
+    critic = {
+        Critic.policy: f"{settings.model} itself",
+        Critic.checkpoint: settings.checkpoint,
+        Critic.endpoint: settings.endpoint.model,
+        Critic.function: settings.function,
+    }[settings.critic]
+    prompts = settings.prompts + settings.heldout_prompts
+    each = 1 if settings.critic is Critic.function else 2
+    return [
+        f"{settings.prompts:,} prompts to train on and {settings.heldout_prompts:,} held out, an "
+        f"answer of {settings.model} to each",
+        f"{settings.revisions} revision(s) by {critic}, by principles of {settings.principles}: at "
+        f"most {each * settings.revisions * prompts:,} questions",
+    ]

@@ -17,7 +17,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.variants import Variant, variant
 from orchestrator.config.variants import stage_of as variant_stage
-from orchestrator.planning.runs.labels import numbered, rankings_of
+from orchestrator.planning.runs.labels import demonstrations_of, numbered, rankings_of
 from orchestrator.planning.runs.products import check_products, check_sources
 from orchestrator.planning.runs.settings import changed, kept_of, named_keys
 from orchestrator.planning.runs.stage_run import START, StageConfig, StageRun, whole
@@ -35,6 +35,7 @@ from orchestrator.results.summary import MODEL_ORDER
 from workers.errors import ConfigError
 
 _FIRST = {"base": 0, "large": 1, "teacher": 2}
+_REVISING = StageName.constitution
 _BASE_STAGES = (StageName.pretrain, StageName.pretrain_large)
 
 
@@ -162,7 +163,13 @@ def _plain(config: Config, run: Config, stage: StageName) -> StageRun:
         seed_as=stage.value,
         labels=labels,
         rankings=(StageName.label.value,) if plain else (),
+        demonstrations=(_REVISING.value,) if _revised(run, stage, at) else (),
     )
+
+
+def _revised(run: Config, stage: StageName, at: int) -> bool:
+    """Whether a plain stage trains on the revisions of the stage constitution before it."""
+    return stage is StageName.sft and _REVISING in run.stages[:at]
 
 
 def _labels(config: Config, stage: StageName, before: Sequence[str]) -> bool:
@@ -190,6 +197,7 @@ def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageR
     where = f"variants.{name}"
     labels = _labels(config, own.stage, [run.name for run in before])
     rankings = rankings_of(name, own, before)
+    demonstrations = demonstrations_of(name, own, before)
     with named_keys(name, own.changes):
         settings = changed(config, own.changes, where)
         bound = _bound(own, inputs(settings, own.stage, labels), where)
@@ -214,6 +222,7 @@ def _of_variant(config: Config, name: str, own: Variant, before: Sequence[StageR
         variant=True,
         labels=labels,
         rankings=rankings,
+        demonstrations=demonstrations,
     )
 
 

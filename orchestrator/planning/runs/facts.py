@@ -19,7 +19,7 @@ from orchestrator.config.schema import Config
 from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin, SFTBest
 from orchestrator.planning.checks_environment import environment_facts
 from orchestrator.planning.model_sizes import pocket_size
-from orchestrator.planning.runs.ai_labels import ai_label_facts
+from orchestrator.planning.runs.ai_labels import ai_label_facts, constitution_facts
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import is_rewarded
 from orchestrator.planning.threads import threads_of
@@ -303,6 +303,7 @@ _FACTS: dict[StageName, Callable[[Config], list[str]]] = {
     StageName.sft: _sft_facts,
     StageName.reward_model: _reward_model_facts,
     StageName.label: _ranked_facts,
+    StageName.constitution: constitution_facts,
     StageName.collect: _collect_facts,
     StageName.dpo: _preference_facts,
     StageName.online_dpo: _online_facts,

@@ -40,6 +40,34 @@ def rankings_of(name: str, own: Variant, before: Sequence[StageRun]) -> tuple[st
     return own.rankings or ((StageName.label.value,) if StageName.label.value in made else ())
 
 
+def demonstrations_of(name: str, own: Variant, before: Sequence[StageRun]) -> tuple[str, ...]:
+    """The runs of the stage constitution whose revisions a variant trains on.
+
+    Without `demonstrations` those of the stage constitution itself, if it comes before.
+
+    Raises:
+        ConfigError: it names something else, or a stage run that is no SFT has it.
+    """
+    where, stage = f"variants.{name}.demonstrations", StageName.constitution
+    made = [str(run.name) for run in before if run.stage is stage]
+    if own.demonstrations and own.stage is not StageName.sft:
+        raise ConfigError(
+            f"the stage {own.stage.value} trains on no demonstrations", where=where,
+            fix="leave it out",
+        )  # fmt: skip
+    for each in own.demonstrations:
+        if each not in made:
+            raise ConfigError(
+                f"{name} trains on the revisions of {each!r}, and no run of the stage constitution "
+                "before it has this name",
+                where=where,
+                fix=f"{nearest(each, made)}there are: {', '.join(made) or 'none'}",
+            )
+    if own.stage is not StageName.sft:
+        return ()
+    return own.demonstrations or ((stage.value,) if stage.value in made else ())
+
+
 def check_answers(runs: Sequence[StageRun]) -> None:
     """Refuse answers of what writes none, and scores of what is no reward model.
 
@@ -49,6 +77,14 @@ def check_answers(runs: Sequence[StageRun]) -> None:
     """
     models = {run.product for run in runs if run.stage is StageName.reward_model}
     for run in runs:
+        if run.stage is StageName.constitution and run.config.constitution.model in {
+            *models, "reward_model", "critic",
+        }:  # fmt: skip
+            raise ConfigError(
+                f"{run.config.constitution.model} is a reward model, which writes no answers",
+                where=f"{run.key('constitution')}.model",
+                fix="name a model that was trained to answer, such as sft",
+            )
         if run.stage is not StageName.label:
             continue
         where = run.key("label")
@@ -78,6 +114,9 @@ def numbered(runs: Sequence[StageRun]) -> list[StageRun]:
             labels.append(str(run.name))
             asked += run.config.label.prompts + run.config.label.heldout_prompts
             continue
+        if run.stage is StageName.constitution:
+            run = replace(run, first_prompt=asked)
+            asked += run.config.constitution.prompts + run.config.constitution.heldout_prompts
         if run.labels:
             asked += run.config.reward_model.prompts + run.config.reward_model.heldout_prompts
         found.append(run)

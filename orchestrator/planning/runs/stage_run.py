@@ -57,8 +57,11 @@ class StageRun:
     rankings: tuple[str, ...] = ()
     """The runs of the stage label whose rankings it trains on; () = those of the data source, or
     that the first stage samples."""
+    demonstrations: tuple[str, ...] = ()
+    """The runs of the stage constitution whose revisions it trains on; () = those of the data."""
     first_prompt: int = 0
-    """Of a run of the stage label: number of the first prompt that no earlier one has asked."""
+    """Of a run of the stage label or constitution: number of the first prompt that no earlier one
+    has asked."""
     earlier_labels: tuple[str, ...] = ()
     """Of a run of the stage label: those before it."""
 

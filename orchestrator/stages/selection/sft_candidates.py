@@ -20,6 +20,7 @@ from orchestrator.config.training import SFTBest
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
+from orchestrator.stages.constitution.demonstrations import Demonstrated, demonstrations_of
 from orchestrator.stages.judging import all_scored
 from orchestrator.stages.shown import show_answers
 from workers.data.records import Prompt
@@ -68,7 +69,8 @@ class Candidates:
         folder = session.publish(
             self._name(step), lambda path: policy.save(path, self._base).result(), self._stage
         )
-        heldout = session.source.demonstrations("heldout", 0, settings.validation_demonstrations)
+        source = demonstrations_of(session)
+        heldout = source.demonstrations("heldout", 0, settings.validation_demonstrations)
         values = {LOSS: supervised.mean_loss(session, heldout)}
         if self._by_score:
             values |= self._scored(step, str(folder))
@@ -114,9 +116,8 @@ class Candidates:
         """Scores of one sampled answer per held-out prompt."""
         session = self._session
         rollout, version = session.engines_on(folder)
-        prompts = demonstration_prompts(
-            session.source, session.config.sft.validation_demonstrations
-        )
+        count = session.config.sft.validation_demonstrations
+        prompts = demonstration_prompts(session.source, count, demonstrations_of(session))
         _, batch = session.sample_texts(rollout, version, prompts, self._stage, "heldout", step)
         rollout.sleep().result()
         spec = reward_spec(session.config, session.need("reward_model"), folder)
@@ -129,9 +130,11 @@ class Candidates:
         }
 
 
-def demonstration_prompts(source: DataSource, count: int) -> list[Prompt]:
+def demonstration_prompts(
+    source: DataSource, count: int, demonstrated: Demonstrated | None = None
+) -> list[Prompt]:
     """The prompts of held-out demonstrations: what is before the first trained token."""
-    rows = source.demonstrations("heldout", 0, count)
+    rows = (demonstrated or source).demonstrations("heldout", 0, count)
     prompts: list[Prompt] = []
     for number, (tokens, targets) in enumerate(
         zip(rows.tokens.rows(), rows.targets.rows(), strict=True)

@@ -64,6 +64,11 @@ GIVEN = {
         "data.files.demonstrations=D",
     ],
     "pocket_iterated": [],
+    "pocket_constitution": [],
+    "constitution": ["model.checkpoints.sft=S", "data.files.prompts=P"],
+    "rlaif": [
+        "model.checkpoints.sft=S", "data.files.prompts=P", "data.files.demonstrations=D",
+    ],
     "evaluate": ["model.checkpoints.ppo=O", "data.files.evaluation_prompts=E"],
     "small_sft": [
         "model.checkpoints.initial=I", "data.files.demonstrations=D", "data.files.pretraining=T",

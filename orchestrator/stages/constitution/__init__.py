@@ -1,0 +1,1 @@
+"""The supervised half of Constitutional AI: revised answers as demonstrations."""
