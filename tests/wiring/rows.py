@@ -174,6 +174,7 @@ SPECS = [
     *role("reference", 4, 0.8, 3),
     *role("policy", 2, 1.6, 4),
     *role("critic", 3, 0.6, 5),
+    *role("environment", 5, 0.68, 7),
     Row("evaluate.lm_eval.task_folder", "/tasks", "/tasks", lambda w: w.harness().task_folder),
     Row("data.pocket.seed", "5", 5, lambda w: w.source.world.seed),
     Row("data.pocket.arithmetic", "true", True, lambda w: w.source.world.arithmetic),

@@ -77,7 +77,12 @@ PARTS: dict[str, Callable[[World], Any]] = {
     "supervision": lambda w: (w.fleet.watch.rules, w.stall_seconds()),
     "checkpoints": lambda w: [w.config.run.checkpoint.steps(s.value) for s in w.config.stages],
     "best": lambda w: w.scores,
-    "world": lambda w: (w.source.world.seed, w.source.labeler.noise, w.source.labeler.tie_width),
+    "world": lambda w: (
+        w.source.world.seed,
+        w.source.labeler.noise,
+        w.source.labeler.tie_width,
+        w.source.world.groups is not None,
+    ),
     "files": lambda w: (w.sets, w.rendering, w.feeding),
     "layout": lambda w: w.layout,
     "inputs": lambda w: sorted(take(w.config)),
