@@ -41,6 +41,7 @@ TALKS = (
     "rollout.max_response_tokens=60", "environment.turn_tokens=12", "environment.step_seconds=5",
     "model.pocket.max_position_embeddings=128", "algorithm.iterations=3", "samples.all=true",
     "algorithm.prompts_per_iteration=24", "cluster.roles.environment.workers=2",
+    "algorithm.evaluate_every=2",
 )  # fmt: skip
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
