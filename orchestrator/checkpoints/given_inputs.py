@@ -98,6 +98,8 @@ def _given(config: Config) -> Iterator[tuple[str, Path]]:
         **{each.where: each.path for each in config.reward.needs.code},
         **{term.where: term.kind for term in config.reward.each if term.name},
         "evaluate.judge_function": config.evaluate.judge_function,
+        "label.function": config.label.function,
+        "constitution.function": config.constitution.function,
         "algorithm.advantage": config.algorithm.advantage,
         **_of_variants(config),
     }

@@ -54,6 +54,35 @@ def test_a_function_ranks_and_what_it_cannot_tell_has_a_reason(
     assert found.failed == {1: "labeler function returned nothing (None) for one item"}
 
 
+def test_the_numbers_of_a_function_are_kept_as_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("orchestrator.stages.labels.labelers.function._BATCH", 1)
+    Path("counted.py").write_text(
+        "def label(prompts, completions):\n"
+        "    open('asked', 'a').write('x' * len(prompts))\n"
+        "    return [[len(t) for t in c] for c in completions]\n"
+    )
+    run = Run(tmp_path)
+    run.config.label.function = "counted:label"
+    tasks, labeler = tasks_of(run), find_labeler("function")
+    with monkeypatch.context() as patched:  # ends after the first of two batches
+        told = iter([None, KeyError("stopped")])
+
+        def stop(_: object) -> None:
+            if (error := next(told)) is not None:
+                raise error
+
+        patched.setattr("orchestrator.session.session.Session.stop_if_asked", stop)
+        with pytest.raises(KeyError):
+            labeler.rank(run.session, "label", tasks)
+    assert Path("asked").read_text() == "x"
+    found = labeler.rank(run.session, "label", tasks)
+    assert [(v.task, v.ranks) for v in found.given] == [(0, (2, 1, 3)), (1, (2, 1))]
+    assert Path("asked").read_text() == "xx"
+
+
 @pytest.mark.parametrize(
     ("words", "where", "what"),
     [
