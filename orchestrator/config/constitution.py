@@ -63,4 +63,5 @@ class ConstitutionConfig:
     critique_tokens: int = positive(256, 100_000)
     """Most tokens of a critique or revision by models in the run's engines."""
     question_tokens: int = positive(2048, 1_000_000)
-    """Longest question that the engines are set up for; answers with a longer one are left out."""
+    """Longest question that the engines are set up for, as far as the model's positions go; answers
+    with a longer one are left out."""

@@ -9,6 +9,7 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.runs.expand import expand
 from orchestrator.planning.worker_specs import chat_spec
+from orchestrator.stages.asked_engines import model_of
 from orchestrator.stages.labels.constitution_files import principles_of
 from workers.errors import ConfigError
 from workers.scorers.http_address import check_address
@@ -38,6 +39,8 @@ def _check(settings: ConstitutionConfig, where: str) -> None:
             raise ConfigError("no critic is given", where=f"{where}.checkpoint",
                               fix="name the folder of a model")  # fmt: skip
         model_folder.require(settings.checkpoint, "critic")
+        key = f"{where}.checkpoint"
+        model_of(settings.checkpoint, settings.question_tokens, settings.critique_tokens, key)
     if critic is Critic.endpoint:
         key = f"{where}.endpoint"
         check_chat_model(settings.endpoint, key, "critic")

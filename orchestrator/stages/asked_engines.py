@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from workers.data.records import Prompt
 from workers.data.tokenize.templates import ControlTokens
 from workers.data.tokenize.tokenizers import detokenize, load_tokenizer, token_ids
 from workers.errors import ConfigError
+from workers.model_folders.shape import read_shape
 from workers.records.generation import Finish, Sampling
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
@@ -41,17 +43,29 @@ class Model:
         return _ids(self.tokenizer, question)
 
 
-def model_of(folder: str, question_tokens: int, answer_tokens: int) -> Model:
-    """A model for questions, with its tokenizer.
+def model_of(folder: str, question_tokens: int, answer_tokens: int, where: str) -> Model:
+    """A model for questions, with its tokenizer; questions fit its positions.
 
     Args:
         folder: Hugging Face folder.
-        question_tokens: Most tokens of a question.
+        question_tokens: Most tokens of a question, if the model has the positions.
         answer_tokens: Most tokens of its answer.
+        where: The key that names the folder.
 
     Raises:
         CheckpointError: there is no such folder, or it has no tokenizer.
+        ConfigError: the model has no positions left for a question.
     """
+    positions = read_shape(Path(folder)).positions
+    if positions is not None:
+        question_tokens = min(question_tokens, positions - answer_tokens)
+    if question_tokens < 1:
+        raise ConfigError(
+            f"the model has {positions:,} positions, and its answers may have {answer_tokens:,} "
+            "tokens",
+            where=f"{where}={folder}",
+            fix="choose a model of longer texts, or shorter answers",
+        )
     tokenizer = load_tokenizer(folder)
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer refuses one without"
@@ -115,7 +129,6 @@ def ask_engines(
     model: Model,
     questions: Sequence[tuple[int, ...] | str],
     sampling: Sampling,
-    where: str,
     *path: str | int,
 ) -> list[Said | str]:
     """One sampled answer per question, or why there is none.
@@ -125,12 +138,11 @@ def ask_engines(
         model: Who is asked.
         questions: Token ids, or the reason why a question has none.
         sampling: Temperature and length of the answers.
-        where: The key that limits the questions, for reasons.
         path: Names the seeds.
     """
     most = model.fit.prompt
-    late = f"a question of more than {where}={most:,} tokens"
-    asked = [q if isinstance(q, str) or len(q) <= most else late for q in questions]
+    long = f"a question of more than {most:,} tokens"
+    asked = [q if isinstance(q, str) or len(q) <= most else long for q in questions]
     prompts = [Prompt(n, q, "", n) for n, q in enumerate(asked) if not isinstance(q, str)]
     if not prompts:
         return [q for q in asked if isinstance(q, str)]

@@ -54,7 +54,8 @@ class AILabelConfig:
     checkpoint: str = path("")
     """Folder of the judging model in the run's own engines (labeler: engine)."""
     question_tokens: int = positive(2048, 1_000_000)
-    """Longest question that the engines are set up for; answers with a longer one are left out."""
+    """Longest question that the engines are set up for, as far as the model's positions go; answers
+    with a longer one are left out."""
     endpoint: ChatModelConfig = field(default_factory=ChatModelConfig)
     """The chat model (labeler: endpoint)."""
     cache: str = path("")

@@ -105,13 +105,13 @@ def _engines(session: Session, stage: str, number: int) -> _Ask:
     settings = session.config.constitution
     own = settings.critic is Critic.policy
     folder = session.need(settings.model) if own else settings.checkpoint
-    model = model_of(folder, settings.question_tokens, settings.critique_tokens)
+    where = f"constitution.{'model' if own else 'checkpoint'}"
+    model = model_of(folder, settings.question_tokens, settings.critique_tokens, where)
     sampling = Sampling(settings.critic_temperature, settings.critique_tokens)
 
     def ask(what: str, questions: Sequence[str]) -> list[str]:
         tokens = [model.tokens(question) for question in questions]
-        where = "constitution.question_tokens"
-        said = ask_engines(session, model, tokens, sampling, where, stage, what, number)
+        said = ask_engines(session, model, tokens, sampling, stage, what, number)
         texts = [_Failed(s) if isinstance(s, str) else text_of(model, s) for s in said]
         return [text or _Failed(CUT) for text in texts]
 

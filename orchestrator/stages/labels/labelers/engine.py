@@ -30,15 +30,14 @@ _KEY = "label.ai.checkpoint"
 
 def _rank(session: Session, stage: str, tasks: Sequence[Task]) -> Verdicts:
     settings = session.config.label.ai
-    model = model_of(settings.checkpoint, settings.question_tokens, 1)
+    model = model_of(settings.checkpoint, settings.question_tokens, 1, _KEY)
     pairs = asked(session, stage, tasks, settings, IN_A_LETTER)
     questions = list(dict.fromkeys(q for each in pairs for q in (each.forward, each.swapped)))
     letters = letters_of(model, questions[0], LETTERS, _KEY)
     sampling = Sampling(1.0, 1, letters)
     session.live.note(f"{stage}: {settings.checkpoint} answers {len(questions):,} questions")
     tokens = [model.tokens(question) for question in questions]
-    where = "label.ai.question_tokens"
-    said = ask_engines(session, model, tokens, sampling, where, stage, "judge")
+    said = ask_engines(session, model, tokens, sampling, stage, "judge")
     session.fleet.rollout.sleep().result()
     answers: dict[str, Answered] = {
         question: each if isinstance(each, str) else _first_wins(each, letters)
@@ -60,7 +59,7 @@ def _check(config: Config, where: str) -> None:
         raise ConfigError("no judging model is given", where=f"{key}.checkpoint",
                           fix="name the folder of a model")  # fmt: skip
     model_folder.require(settings.checkpoint, "judge")
-    model = model_of(settings.checkpoint, settings.question_tokens, 1)
+    model = model_of(settings.checkpoint, settings.question_tokens, 1, f"{key}.checkpoint")
     letters_of(model, settings.form or FORM + IN_A_LETTER, LETTERS, f"{key}.checkpoint")
 
 

@@ -31,6 +31,7 @@ from orchestrator.recipe import STAGES
 from orchestrator.results.label_figures import LabelFigures
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.rankings import load_split
+from orchestrator.stages.asked_engines import letters_of, model_of
 from orchestrator.stages.labels import pairwise
 from orchestrator.stages.labels.pairwise import (
     asked_pairs,
@@ -363,11 +364,27 @@ def test_an_engine_gives_the_probability_of_a_among_a_and_b(
         for i, j in itertools.combinations(range(len(own)), 2):
             wanted = (first(own[i], own[j]) + 1 - first(own[j], own[i])) / 2
             assert ranking.probabilities[i, j] == pytest.approx(wanted, abs=1e-5)
-    starts = [f["spec"] for f in run.hub.facts("rollout.restart")] or [
-        f["spec"] for f in run.hub.facts("rollout.start")
-    ]
-    assert (starts[-1].max_prompt_tokens, starts[-1].max_response_tokens) == (2048, 1)
-    assert starts[-1].vocabulary == len(tokenizer)
+    restarts = run.hub.facts("rollout.restart") or run.hub.facts("rollout.start")
+    spec = restarts[-1]["spec"]
+    assert spec.max_prompt_tokens == 2047  # of 2,048 positions
+    assert spec.max_response_tokens == 1
+    assert spec.vocabulary == len(tokenizer)
+
+
+def test_a_judge_without_room_or_letters_is_refused_before_a_run(tmp_path: Path) -> None:
+    judge_folder(tmp_path / "judge")
+    folder = str(tmp_path / "judge")
+    with pytest.raises(ConfigError, match="the model has 2,048 positions"):
+        model_of(folder, 100, 2048, "label.ai.checkpoint")
+    model = model_of(folder, 100, 1, "label.ai.checkpoint")
+    assert len(letters_of(model, "which ?", ("A", "B"), "label.ai.checkpoint")) == 2
+    with pytest.raises(ConfigError, match="no tokens of their own") as caught:
+        letters_of(model, "which ?", ("AB", "AC"), "label.ai.checkpoint")
+    assert caught.value.where == f"label.ai.checkpoint={folder}"
+    words = ("stages=[pretrain,sft,label,reward_model]", "label.labeler=engine")
+    with pytest.raises(ConfigError, match="no judging model is given") as caught:
+        check_own_parts(composed("+experiment=pocket_tiny", *words))
+    assert caught.value.where == "label.ai.checkpoint"
 
 
 def test_copeland_scores_ties_and_cycles() -> None:
