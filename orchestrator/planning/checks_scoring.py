@@ -210,11 +210,14 @@ def check_judge(config: Config) -> None:
             a file, or the endpoint's address, model, instruction or request is missing or invalid.
     """
     settings = config.evaluate
-    if settings.endpoint.url:
-        check_address(
-            settings.endpoint.url, "the judge's", "evaluate.endpoint.url",
-            "https://HOST/v1 or https://HOST:PORT/v1",
-        )  # fmt: skip
+    for where, whose, given in (
+        ("evaluate.endpoint", "the judge's", settings.endpoint),
+        ("label.ai.endpoint", "the labeler's", config.label.ai.endpoint),
+        ("constitution.endpoint", "the critic's", config.constitution.endpoint),
+    ):
+        if given.url:
+            fix = "https://HOST/v1 or https://HOST:PORT/v1"
+            check_address(given.url, whose, f"{where}.url", fix)
     if StageName.evaluate not in config.stages and not judges_training(config):
         return
     if settings.judge is JudgeKind.function:

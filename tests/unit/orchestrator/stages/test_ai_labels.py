@@ -447,6 +447,14 @@ def test_the_plan_says_how_many_questions_that_is() -> None:
     assert all(len(line) <= 120 for line in plan.splitlines())
 
 
+@pytest.mark.parametrize("where", ["label.ai.endpoint.url", "constitution.endpoint.url"])
+def test_a_password_in_an_address_is_refused_in_every_run_and_not_shown(where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(composed("+experiment=pocket_tiny", f"{where}=https://me:geheim@host/v1"))
+    assert where in caught.value.where
+    assert "geheim" not in str(caught.value)
+
+
 def test_a_form_needs_its_places() -> None:
     with pytest.raises(ConfigError, match=r"lacks \{principle\}, \{second\}") as caught:
         composed("+experiment=pocket_tiny", "label.ai.form='{prompt} {first}'")
