@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.run_files.folder import write_text
+from orchestrator.run_files.prompt_rows import read_by_prompt
 from orchestrator.run_files.samples import asked_fields
 from workers.data.records import Prompt
-from workers.errors import BrokenCheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,7 @@ def read_drafts(path: Path, prompts: Sequence[Prompt]) -> list[Draft]:
     Raises:
         BrokenCheckpointError: it is missing, damaged, or of other prompts.
     """
-    known = {prompt.id: prompt for prompt in prompts}
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [_draft(known[line["id"]], line) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BrokenCheckpointError(
-            f"the revisions cannot be read: {error!r}"[:300],
-            where=str(path),
-            fix="resume from a checkpoint before the stage, which then makes them again",
-        ) from error
+    return read_by_prompt(path, prompts, _draft, "the revisions")
 
 
 def _draft(prompt: Prompt, row: Mapping[str, object]) -> Draft:

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.run_files.folder import write_text
+from orchestrator.run_files.prompt_rows import read_by_prompt
 from orchestrator.run_files.samples import asked_fields
 from orchestrator.session.session import Session
 from orchestrator.stages.labels.completions import Completions, sample_completions
 from workers.data.records import Prompt
-from workers.errors import BrokenCheckpointError, EmptyDatasetError, RewardError
+from workers.errors import EmptyDatasetError, RewardError
 from workers.records.gather import told
 
 
@@ -119,16 +120,7 @@ def read_tasks(path: Path, prompts: Sequence[Prompt]) -> list[Task]:
     Raises:
         BrokenCheckpointError: it is missing, damaged, or of other prompts.
     """
-    known = {prompt.id: prompt for prompt in prompts}
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [_task(known[line["id"]], line) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BrokenCheckpointError(
-            f"the tasks that were sampled cannot be read: {error!r}"[:300],
-            where=str(path),
-            fix="resume from a checkpoint before the stage, which then samples them again",
-        ) from error
+    return read_by_prompt(path, prompts, _task, "the tasks that were sampled")
 
 
 def _task(prompt: Prompt, row: dict[str, list]) -> Task:
