@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise composition errors instead of printing them
     codes: list[int] = []
     folders: list[Path] = []  # of the jobs of a sweep
+    typed = sys.argv[1:]  # before `prepare` quotes texts for hydra
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> None:
@@ -66,7 +68,7 @@ def main() -> int:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             folders.append(Path(HydraConfig.get().runtime.output_dir))
         # Later jobs of a sweep do not begin at the start of the process.
-        codes.append(execute(composed, began=time.monotonic() if codes else None))
+        codes.append(execute(composed, typed, began=time.monotonic() if codes else None))
 
     def compose_and_run() -> None:
         if (text := key_help(sys.argv[1:])) is not None:
@@ -92,11 +94,12 @@ def _command() -> Command:
     return Command(list(hydra_config.overrides.task), choices)
 
 
-def execute(composed: DictConfig, began: float | None = None) -> int:
+def execute(composed: DictConfig, arguments: Sequence[str] = (), began: float | None = None) -> int:
     """Execute one run; returns its exit code.
 
     Args:
         composed: The configuration composed from the command line.
+        arguments: That command line, as typed.
         began: time.monotonic() at the run's start; None: the start of the process.
     """
     start: Start | None = None
@@ -129,7 +132,7 @@ def execute(composed: DictConfig, began: float | None = None) -> int:
                     OmegaConf.update(composed, key, value)
                     set_key(config, key, value)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
-                words = [*invocation("run", "orchestrator.run").split(), *sys.argv[1:]]
+                words = [*invocation("run", "orchestrator.run").split(), *arguments]
                 write_origin(start.folder, words, package_versions(), Path(__file__).parents[1])
                 _run(config, plan, start, stop)
         except StoppedError as stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -118,6 +119,13 @@ def test_a_plan_is_made_for_the_nodes_that_the_cluster_has(
     assert "note: 1 of 2 node(s) have joined\n" in printed
     assert "node 0: rollout 0, reward 0, reference 0, policy 0, critic 0 (1.25 CPUs" in printed
     assert waited == [0.0]  # a plan alone is not worth waiting
+
+
+def test_the_command_is_kept_as_it_was_typed(command, recipe, tmp_path: Path):
+    folder = tmp_path / "a, b"
+    assert command("+experiment=pocket_tiny", f"run.dir={folder}", "seed=3") == 0
+    kept = json.loads((folder / "origin.json").read_text())["command"]
+    assert shlex.split(kept)[-3:] == ["+experiment=pocket_tiny", f"run.dir={folder}", "seed=3"]
 
 
 def test_the_resolved_configuration_is_saved_and_composes_again(command, recipe, tmp_path: Path):
