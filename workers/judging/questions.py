@@ -13,12 +13,10 @@ from typing import Any
 from workers.judging.principles import Principle, Use
 from workers.scorers.http_answer import Answer, content_of
 from workers.scorers.http_calls import FailedError
-from workers.scorers.rubric import verdict_in
+from workers.scorers.rubric import FIRST_WINS, verdict_in
 
 PLACES = ("{principle}", "{prompt}", "{first}", "{second}")
 LETTERS: tuple[str, ...] = ("A", "B")
-# Outcome of a question for the answer that is shown first.
-FIRST_WINS = {"A": 1.0, "B": 0.0, "C": 0.5}
 TOP_LOGPROBS = 20  # as many as such endpoints give
 FORM = """Two answers continue the conversation below. Compare them by this principle:
 {principle}
