@@ -72,6 +72,7 @@ READERS: dict[str, tuple[StageName, ...] | None] = {
     # who ranks what is sampled, and who scores held-out answers
     "overoptimization.gold": None,
     "model.checkpoints.gold": None,
+    "evaluate.samples_shown": (StageName.sft, StageName.reward_model, StageName.evaluate),
     "evaluate.web_documents": (StageName.pretrain, StageName.evaluate),
 }
 _JUDGE = ("evaluate.judge", "evaluate.judge_function", "evaluate.endpoint")

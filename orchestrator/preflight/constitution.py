@@ -9,7 +9,6 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.runs.expand import expand
 from orchestrator.planning.worker_specs import chat_spec
-from orchestrator.stages.asked_engines import model_of
 from orchestrator.stages.labels.constitution_files import principles_of
 from workers.errors import ConfigError
 from workers.scorers.http_address import check_address
@@ -40,6 +39,8 @@ def _check(settings: ConstitutionConfig, where: str) -> None:
                               fix="name the folder of a model")  # fmt: skip
         model_folder.require(settings.checkpoint, "critic")
         key = f"{where}.checkpoint"
+        from orchestrator.stages.asked_engines import model_of  # Ray, which a plan does without
+
         model_of(settings.checkpoint, settings.question_tokens, settings.critique_tokens, key)
     if critic is Critic.endpoint:
         key = f"{where}.endpoint"

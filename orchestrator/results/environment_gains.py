@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.results.intervals import preference
 from orchestrator.run_files.damage import verified
 
 
@@ -50,6 +49,8 @@ def gain(model: str, over: str, mine: Sequence[bool], others: Sequence[bool]) ->
         mine: (n,) whether each answer of the first is right.
         others: (n,) the same of the second, for the same prompts.
     """
+    from orchestrator.results.intervals import preference  # numpy, which pages must not import
+
     found = preference([0.5 + 0.5 * (a - b) for a, b in zip(mine, others, strict=True)])
     low, middle, high = (2 * each - 1 for each in (found.low, found.rate, found.high))
     return Gain(model, over, middle, low, high, found.n)

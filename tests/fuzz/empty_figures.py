@@ -192,7 +192,8 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "data": ({}, "<td>mine</td>"),
     "data/*/dropped": ({}, "too-long"),
     "data/*/unread": ([], ""),
-    "[0-9]*/gold": ({}, "+0.28"),
+    "[0-9]*/gold": ({}, lambda gold: f"{gold['sft']:+.2f}" if gold else ""),
+    "[0-9]*/scores": ({}, lambda scores: f"{scores['rank 1']:+.2f}" if scores else ""),
 }
 # Tables of names, of which one may be gone; and keys that the writer leaves out where they are
 # empty, or that it had not always.
@@ -211,14 +212,15 @@ _TABLES = (
     *("evaluation/models/*/lm_eval", "evaluation/models/*/lm_eval/*", "data/*/dropped", "drops"),
     "evaluation/models/*/flags",
     *("stages/reward_model/by_source", "stages/reward_model/by_completions"),
-    *("[0-9]*/responses", "[0-9]*/gold"),
+    *("[0-9]*/responses", "[0-9]*/gold", "[0-9]*/scores"),
 )
 _OPTIONAL = (
     *("evaluation/models/*/correct_rate", "evaluation/models/*/cloze_accuracy"),
     *("evaluation/models/*/likert_mean", "evaluation/models/*/flags"),
     *("evaluation/models/*/reward_mean", "evaluation/models/*/kl_bound"),
     *("evaluation/models/*/parameters", "labels/*/judging"),
-    *("evaluation/models/*/lm_eval", "data/*/unread", "data/*/labels", "[0-9]*/gold", *LATER_KEYS),
+    *("evaluation/models/*/lm_eval", "data/*/unread", "data/*/labels", "[0-9]*/gold"),
+    *("[0-9]*/scores", *LATER_KEYS),
 )
 
 

@@ -93,7 +93,9 @@ def whole_folder(path: Path) -> Path:
     append_rollouts(
         folder, [RolloutSample("ppo", n, n, evil, "b", 0.5, 0.1, "stop", 1) for n in range(3)]
     )
-    write_comparisons(folder, [Comparison(evil, {"sft": evil}, {"sft": 0.28})])
+    compared = Comparison(evil, {"sft": evil}, {"sft": 0.28})
+    ranked = Comparison(evil, {"rank 1": evil}, scores={"rank 1": 0.37})
+    write_comparisons(folder, [compared, ranked])
     folder.config.write_text("experiment: <b>\nseed: 0\n")
     return path
 

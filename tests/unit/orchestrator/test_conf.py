@@ -113,7 +113,13 @@ OPTIONS = {g: options(g) for g in GROUPS if g not in ("experiment", "cluster")}
 
 @pytest.mark.parametrize("number", range(max(map(len, OPTIONS.values()))))
 def test_options_compose(number: int):
-    composed("+experiment=pocket", *(f"{g}={o[number % len(o)]}" for g, o in OPTIONS.items()))
+    chosen = {group: found[number % len(found)] for group, found in OPTIONS.items()}
+    needed = {"function": ["environment.factory=m:make"], "tools": ["environment.tools=[t:ask]"]}
+    composed(
+        "+experiment=pocket",
+        *(f"{group}={option}" for group, option in chosen.items()),
+        *needed.get(chosen["environment"], []),
+    )
 
 
 def test_the_recipe_stages():

@@ -143,7 +143,12 @@ def test_token_rewards_by_hand() -> None:
 def test_messages_carry_steps() -> None:
     replies = [Reply(3.0, steps=(1.0, 2.0)), Reply(math.nan, "no", "why"), Reply(1.0)]
     assert repr(unpack(pack(replies), 3)) == repr(replies)
-    for bad in ([3.0, "", "", "x"], [3.0, "", "", math.nan], [math.nan, "no", "", 1.0]):
+    for bad in (
+        [3.0, "", "", None],
+        [math.nan, "no", "", "x"],
+        [3.0, "", "", math.nan],
+        [math.nan, "no", "", 1.0],
+    ):
         assert unpack({"each": [bad]}, 1) is None
 
 
