@@ -67,7 +67,6 @@ UNSEEN = {
     **{
         f"label.ai.endpoint.{name}": "how a chat model is asked: test_ai_labels.py"
         for name in (
-            "url",
             "model",
             "key_variable",
             "request",
@@ -100,7 +99,6 @@ UNSEEN = {
     **{
         f"constitution.endpoint.{name}": "how a chat model is asked: test_constitution.py"
         for name in (
-            "url",
             "model",
             "key_variable",
             "request",
