@@ -25,19 +25,19 @@ from workers.records.training import TokenBatch
 def sft(session: Session) -> None:
     """Fine-tune the base model on the demonstrator's replies."""
     settings, stage = session.config.sft, session.name_of(StageName.sft)
-    steps = _steps(session)
+    source = demonstrations_of(session)
+    steps = _steps(session, source)
     session.live.stage(stage, steps)
     base = session.need("base")
     threads = threads_of(session.config, StageName.sft, RoleName.policy)
     spec = train_spec(
         session.config, base, settings.optimizer, steps, threads=threads, dropout=settings.dropout
     )
-    compared = _candidates(session, base, steps)
+    compared = _candidates(session, source, base, steps)
     if compared is not None:
         compared.start()
     session.fleet.policy.load(spec).result()
     _, documents = sft_rows(session.config)
-    source = demonstrations_of(session)
     full_rows = settings.pretraining_full_rows and documents > 0
     shared = (settings.pack_tokens or full_rows) and session.rows_are_shared()
     mix = _Mix(
@@ -64,29 +64,29 @@ def sft(session: Session) -> None:
     loss = supervised.mean_loss(session, heldout)
     session.telemetry.record(stage, steps, {"sft/validation_loss": loss})
     session.live.note(f"held-out loss {loss:.3f} nats per response token")
-    show_answers(session, made)
+    show_answers(session, source, made)
 
 
-def _candidates(session: Session, base: str, steps: int) -> Candidates | None:
+def _candidates(session: Session, source: Demonstrated, base: str, steps: int) -> Candidates | None:
     """The weights to compare: after each pass, or after equal numbers of steps, and the last."""
     settings = session.config.sft
     if settings.keep_best is SFTBest.none:
         return None
     if every := settings.keep_best_every:
-        return Candidates(session, base, [*range(every, steps, every), steps])
-    rows = demonstrations_of(session).demonstration_count()
+        return Candidates(session, source, base, [*range(every, steps, every), steps])
+    rows = source.demonstration_count()
     assert rows is not None, "checked before anything started: a pass has an end"
     demonstrations, _ = sft_rows(session.config)
     ends = (math.ceil(n * rows / demonstrations) for n in range(1, settings.epochs + 1))
-    return Candidates(session, base, list(ends))
+    return Candidates(session, source, base, list(ends))
 
 
-def _steps(session: Session) -> int:
+def _steps(session: Session, source: Demonstrated) -> int:
     """Optimizer steps: as configured, or as many as the configured epochs over the file take."""
     settings = session.config.sft
     if settings.epochs == 0:
         return settings.steps
-    rows = demonstrations_of(session).demonstration_count()
+    rows = source.demonstration_count()
     assert rows is not None, "checked before anything started: a pass has an end"
     demonstrations, _ = sft_rows(session.config)
     steps = math.ceil(settings.epochs * rows / demonstrations)

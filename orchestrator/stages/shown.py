@@ -14,44 +14,42 @@ from orchestrator.config.variants import stage_of
 from orchestrator.planning.runs.stage_run import whole
 from orchestrator.run_files.samples import Comparison, add_comparisons
 from orchestrator.session.session import Session
+from orchestrator.stages.constitution.demonstrations import Demonstrated
 from workers.records.arrays import FloatArray
 from workers.records.training import Ranking
 
 DEMONSTRATION = "demonstration"
 
 
-def show_answers(session: Session, model: str) -> None:
+def show_answers(session: Session, demonstrated: Demonstrated, model: str) -> None:
     """Greedy answers of the policy in its trainer to held-out demonstrations, beside these.
 
     Args:
         session: The run; its policy's trainer holds the weights.
+        demonstrated: The demonstrations that it was trained on.
         model: The name of the model in the report.
     """
     if _evaluated(session):
         return
+    shown = session.config.evaluate.samples_shown
+    rows = demonstrated.demonstrations("heldout", 0, shown).split()
     source = session.source
-    rows = source.demonstrations("heldout", 0, session.config.evaluate.samples_shown)
-    starts = [int(np.argmax(targets)) for targets in rows.targets.rows()]
-    prompts = [
-        tokens[:start].astype(np.int64)
-        for tokens, start in zip(rows.tokens.rows(), starts, strict=True)
-    ]
-    given = [tokens[start:] for tokens, start in zip(rows.tokens.rows(), starts, strict=True)]
     stop = source.tokenizer.eos_token_id
     assert isinstance(stop, int), "a data source refuses a tokenizer without an end token"
     limit = session.config.rollout.max_response_tokens
+    prompts = [np.array(prompt, np.int64) for prompt, _ in rows]
     answers = session.fleet.policy.complete(prompts, limit, stop).result()
     add_comparisons(
         session.folder,
         [
             Comparison(
-                source.detokenize(prompt.tolist()),
+                source.detokenize(prompt),
                 {
-                    DEMONSTRATION: source.detokenize(reply[reply != stop].tolist()),
+                    DEMONSTRATION: source.detokenize(reply),
                     model: source.detokenize(answer.tolist()),
                 },
             )
-            for prompt, reply, answer in zip(prompts, given, answers, strict=True)
+            for (prompt, reply), answer in zip(rows, answers, strict=True)
         ],
     )
 
@@ -79,7 +77,6 @@ def show_scores(
 
 def _ranked(session: Session, ranking: Ranking, scores: FloatArray) -> Comparison:
     source, cut = session.source, ranking.prompt_length
-    stop = source.tokenizer.eos_token_id
     rows = ranking.sequences
     responses: dict[str, str] = {}
     numbers: dict[str, float] = {}
@@ -87,8 +84,7 @@ def _ranked(session: Session, ranking: Ranking, scores: FloatArray) -> Compariso
         name = f"rank {ranking.ranks[place]}"
         tied = sum(each.split(",")[0] == name for each in responses)
         name += f", tied {tied + 1}" if tied else ""
-        completion = rows.row(int(place))[cut:]
-        responses[name] = source.detokenize(completion[completion != stop].tolist())
+        responses[name] = source.detokenize(rows.row(int(place))[cut:].tolist())
         numbers[name] = float(scores[place])
     return Comparison(source.detokenize(rows.row(0)[:cut].tolist()), responses, scores=numbers)
 

@@ -98,6 +98,12 @@ class TokenBatch:
         firsts = self.targets.offsets[:-1][self.targets.lengths > 0]
         return int(self.targets.values.sum()) - int(self.targets.values[firsts].sum())
 
+    def split(self) -> list[tuple[list[int], list[int]]]:
+        """Of each row the ids before its first target, and those from it on: prompt and reply."""
+        starts = [int(np.argmax(targets)) for targets in self.targets.rows()]
+        rows = [tokens.tolist() for tokens in self.tokens.rows()]
+        return [(row[:at], row[at:]) for row, at in zip(rows, starts, strict=True)]
+
     def select(self, rows: IntArray | Sequence[int]) -> TokenBatch:
         """The chosen rows."""
         positions = self.positions.select(rows) if self.positions is not None else None

@@ -20,7 +20,7 @@ from orchestrator.config.training import SFTBest
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.session.session import Session
 from orchestrator.stages import supervised
-from orchestrator.stages.constitution.demonstrations import Demonstrated, demonstrations_of
+from orchestrator.stages.constitution.demonstrations import Demonstrated
 from orchestrator.stages.judging import all_scored
 from orchestrator.stages.shown import show_answers
 from workers.data.records import Prompt
@@ -34,16 +34,20 @@ LOSS, SCORE = "sft/validation_loss", "sft/heldout_score_mean"
 class Candidates:
     """Publishes the weights at some steps, measures them, and in the end chooses one."""
 
-    def __init__(self, session: Session, base: str, steps: Sequence[int]) -> None:
+    def __init__(
+        self, session: Session, source: Demonstrated, base: str, steps: Sequence[int]
+    ) -> None:
         """Prepare to compare.
 
         Args:
             session: The run.
+            source: The demonstrations of the stage.
             base: Folder of the model that is fine-tuned.
             steps: Numbers of optimizer steps after which weights are candidates; the last one is
                 the end of the stage.
         """
         self._session, self._base, self._steps = session, base, frozenset(steps)
+        self._source = source
         self._stage = session.name_of(StageName.sft)
         self._by_score = session.config.sft.keep_best is SFTBest.reward_model
         self._found: dict[int, float] = {}  # step -> what is compared; the lowest is the best
@@ -69,16 +73,15 @@ class Candidates:
         folder = session.publish(
             self._name(step), lambda path: policy.save(path, self._base).result(), self._stage
         )
-        source = demonstrations_of(session)
-        heldout = source.demonstrations("heldout", 0, settings.validation_demonstrations)
+        heldout = self._source.demonstrations("heldout", 0, settings.validation_demonstrations)
         values = {LOSS: supervised.mean_loss(session, heldout)}
         if self._by_score:
             values |= self._scored(step, str(folder))
         session.telemetry.record(self._stage, step, values)
         worth = -values[SCORE] if self._by_score else values[LOSS]
         self._found[step] = worth if math.isfinite(worth) else math.inf
-        if min(sorted(self._found), key=self._found.__getitem__) == step:  # as `publish` chooses
-            show_answers(session, session.product_of(StageName.sft))
+        if self._best() == step:
+            show_answers(session, self._source, session.product_of(StageName.sft))
         shown = ", ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in values.items())
         session.live.note(f"after step {step}: {shown}")
 
@@ -97,7 +100,7 @@ class Candidates:
             NonFiniteError: no candidate has a finite loss.
         """
         session = self._session
-        step = min(sorted(self._found), key=self._found.__getitem__)
+        step = self._best()
         if not math.isfinite(self._found[step]):
             raise NonFiniteError(
                 "no weights of this stage have a finite held-out loss",
@@ -109,6 +112,10 @@ class Candidates:
         by = "score of the reward model" if self._by_score else "held-out loss"
         session.live.note(f"published as {made}: the weights after step {step}, by the {by}")
 
+    def _best(self) -> int:
+        """The step of the best weights so far, the first among equals."""
+        return min(sorted(self._found), key=self._found.__getitem__)
+
     def _name(self, step: int) -> str:
         return f"{self._stage}_step_{step}"
 
@@ -117,7 +124,7 @@ class Candidates:
         session = self._session
         rollout, version = session.engines_on(folder)
         count = session.config.sft.validation_demonstrations
-        prompts = demonstration_prompts(session.source, count, demonstrations_of(session))
+        prompts = demonstration_prompts(session.source, count, self._source)
         _, batch = session.sample_texts(rollout, version, prompts, self._stage, "heldout", step)
         rollout.sleep().result()
         spec = reward_spec(session.config, session.need("reward_model"), folder)
@@ -134,14 +141,11 @@ def demonstration_prompts(
     source: DataSource, count: int, demonstrated: Demonstrated | None = None
 ) -> list[Prompt]:
     """The prompts of held-out demonstrations: what is before the first trained token."""
-    rows = (demonstrated or source).demonstrations("heldout", 0, count)
-    prompts: list[Prompt] = []
-    for number, (tokens, targets) in enumerate(
-        zip(rows.tokens.rows(), rows.targets.rows(), strict=True)
-    ):
-        asked = tokens[: int(np.argmax(targets))].tolist()
-        prompts.append(Prompt(number, tuple(asked), source.detokenize(asked), number))
-    return prompts
+    rows = (demonstrated or source).demonstrations("heldout", 0, count).split()
+    return [
+        Prompt(number, tuple(asked), source.detokenize(asked), number)
+        for number, (asked, _) in enumerate(rows)
+    ]
 
 
 def _copy(folder: Path, path: Path) -> None:

@@ -25,6 +25,7 @@ from orchestrator.preflight.user_functions import check_functions, check_own_par
 from orchestrator.recipe import STAGES
 from orchestrator.results.constitution_figures import ConstitutionFigures
 from orchestrator.run_files.folder import RunFolder
+from orchestrator.run_files.samples import read_comparisons
 from orchestrator.stages.constitution.demonstrations import Demonstrations
 from orchestrator.stages.constitution.drafts import read_drafts
 from orchestrator.stages.labels.tasks import EMPTY
@@ -122,6 +123,10 @@ def test_sft_trains_on_the_revisions_and_on_nothing_else(tmp_path: Path) -> None
             text = run.source.detokenize(reply)
             assert any((p.id, text) in wanted for p in prompts if p.tokens == asked)
     assert "sft/validation_loss" in {m.name for m in run.metrics()}
+    kept = {row["revisions"][-1]["text"] for row in rows(run)[24:] if row["revisions"]}
+    shown = read_comparisons(run.folder)
+    assert len(shown) == run.session.config.evaluate.samples_shown
+    assert {each.responses["demonstration"] for each in shown} <= kept
 
 
 def test_each_epoch_has_every_demonstration_once_in_another_order(tmp_path: Path) -> None:
