@@ -92,15 +92,15 @@ def _contradictions(config: Config) -> Iterator[tuple[str, bool, str]]:
 
 
 def _check_deadline(config: Config) -> None:
-    """Check that a call to a worker can hold one step in which everything is made anew."""
+    """Check that a call to a worker can hold one step in which everything is made again."""
     environment, most = config.environment, config.run.call_seconds
     left = most * (1 - 1 / SLICES) - _START_SECONDS
     longest = (environment.max_turns + 1) * environment.step_seconds
     if longest <= left:
         return
     raise ConfigError(
-        f"an environment that is made anew may take {longest:g} s for all its turns, and a call to "
-        f"a worker, which ends after run.call_seconds={most:g}, leaves {max(0.0, left):g} s",
+        f"an environment that is made again may take {longest:g} s for all its turns, and a call "
+        f"to a worker, which ends after run.call_seconds={most:g}, leaves {max(0.0, left):g} s",
         where="environment.step_seconds",
         fix="lower it or environment.max_turns, or raise run.call_seconds",
     )

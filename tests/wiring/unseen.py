@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+_CHAT_MODEL = (
+    "model", "key_variable", "request", "concurrency", "request_seconds", "retries",
+    "backoff_seconds", "deadline_seconds", "failed_fraction",
+)  # fmt: skip
+
 UNSEEN = {
     "environment.kind": "needs a factory or tools: test_environment_plan.py, test_conversations.py",
     "environment.factory": "of one kind alone: test_environment_plan.py",
@@ -66,17 +71,7 @@ UNSEEN = {
     },
     **{
         f"label.ai.endpoint.{name}": "how a chat model is asked: test_ai_labels.py"
-        for name in (
-            "model",
-            "key_variable",
-            "request",
-            "concurrency",
-            "request_seconds",
-            "retries",
-            "backoff_seconds",
-            "deadline_seconds",
-            "failed_fraction",
-        )
+        for name in _CHAT_MODEL
     },
     **{
         f"constitution.{name}": "what is revised, and by whom: test_constitution.py"
@@ -98,17 +93,7 @@ UNSEEN = {
     },
     **{
         f"constitution.endpoint.{name}": "how a chat model is asked: test_constitution.py"
-        for name in (
-            "model",
-            "key_variable",
-            "request",
-            "concurrency",
-            "request_seconds",
-            "retries",
-            "backoff_seconds",
-            "deadline_seconds",
-            "failed_fraction",
-        )
+        for name in _CHAT_MODEL
     },
     "iterate.rounds": "entered into stages and variants before a run: test_rounds.py",
     "iterate.stages": "entered into stages and variants before a run: test_rounds.py",

@@ -3,7 +3,7 @@
 The internet states facts about half of the animals. Prompts to train on ask for a quarter that it
 never describes, and held-out prompts for the last quarter. Their names occur all over, in word
 lists, but nothing that a model reads says where these animals live, what they eat or how they
-look. Every second demonstration looks something up, on facts that are made up anew each time; the
+look. Every second demonstration looks something up, on facts that are made up each time; the
 others answer at once, and guess where nothing was stated.
 """
 

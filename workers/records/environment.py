@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A turn of the policy that an environment shall answer, with all turns before it."""
+    """A turn of the policy for an environment to answer, with all turns before it."""
 
     id: int  # of the sequence
     row: str  # kept columns of the prompt's row, and the prompt, as JSON

@@ -1,7 +1,7 @@
 """The process in which environments live: each step has a deadline.
 
 An environment that hangs, or ends its process, takes the process with it. The others are then made
-anew in the next process, and given their earlier texts again: only its own sequence is lost.
+again in the next process, and given their earlier texts again: only its own sequence is lost.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class EnvironmentProcess:
             raise ConfigError(wrong["what"], where=wrong["where"], fix=wrong["fix"])
 
     def play(self, name: int, row: dict[str, Any], seed: int, texts: Sequence[str]) -> Played:
-        """Give an environment the last of the texts, and those before it if it is made anew."""
+        """Give an environment the last of the texts, and those before it if it is made again."""
         if self._child is not None and self._child.ended:  # between two steps: nobody's fault
             self._end()
         child = self._child = self._child or self._begin()
