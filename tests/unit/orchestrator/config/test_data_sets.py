@@ -21,7 +21,7 @@ def composed(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Config:
     configs: list[Config] = []
     refused: list[ConfigError] = []
 
-    def keep(config: object, **_: object) -> int:
+    def keep(config: object, *_: object, **__: object) -> int:
         try:
             reject_unknown_keys(config)  # type: ignore[arg-type]
             configs.append(run.to_config(config))  # type: ignore[arg-type]
