@@ -51,7 +51,7 @@ from orchestrator.session.resume import (
     run_date,
     saved_runs,
 )
-from workers.errors import CheckpointError, RehearsalError, StoppedError
+from workers.errors import CheckpointError, RehearsalError, StoppedError, WaitingError
 
 
 def main() -> int:
@@ -137,6 +137,8 @@ def execute(composed: DictConfig, arguments: Sequence[str] = (), began: float | 
                 _run(config, plan, start, stop)
         except StoppedError as stopped:
             say(f"{stopped}\n")
+            if start and isinstance(stopped, WaitingError):
+                _keep_request(stopped, start.folder)
             return stopped.exit_code
         except RehearsalError as error:
             stop.resort.stand_aside()
@@ -217,6 +219,14 @@ def _run(config: Config, plan: Plan, start: Start, stop: StopRequest) -> None:
 
         stop.grace_seconds = config.run.grace_seconds
         run_recipe(config, plan, start.folder.path, start, stop, forks)
+
+
+def _keep_request(waits: WaitingError, folder: RunFolder) -> None:
+    """Keep in the run folder what people are asked for: `runs`, `watch` and the report show it."""
+    try:
+        write_text(folder.waiting, f"{waits}\n")
+    except CheckpointError as full:
+        say(f"  this text is not kept: {full.what}\n")
 
 
 def _report(error: RehearsalError, folder: RunFolder | None) -> int:

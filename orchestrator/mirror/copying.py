@@ -195,7 +195,7 @@ class Copier:
         """
         self._check()
         folder = self._folder
-        files = [folder.summary, folder.report, folder.metrics, folder.error_log]
+        files = [folder.summary, folder.report, folder.metrics, folder.error_log, folder.waiting]
         files += sorted(folder.plots.iterdir()) if folder.plots.is_dir() else []
         names = [str(file.relative_to(folder.path)) for file in files if file.is_file()]
         for name in sorted({*names, *_records(folder)}):

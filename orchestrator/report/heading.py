@@ -16,6 +16,8 @@ def state_of(folder: RunFolder, config: Mapping[str, Any], summary: Summary) -> 
     """How far the run has come, by its files: finished, failed, or which stages ended."""
     if folder.error_log.is_file():
         return "failed; error.log says why"
+    if folder.waiting.is_file():
+        return "waits for people; waiting.txt says for what, and how to go on"
     stages = [str(stage) for stage in config.get("stages") or []]
     ended = [stage for stage in stages if stage in summary.timing.stages]
     if stages and ended == stages:

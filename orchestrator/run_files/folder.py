@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "error.log"
 
     @property
+    def waiting(self) -> Path:
+        """What people are asked for, while the run waits for it (exit code 9)."""
+        return self.path / "waiting.txt"
+
+    @property
     def log(self) -> Path:
         """What the run said: starts and ends of stages, progress and notes, with their times."""
         return self.path / _LOG
@@ -221,7 +226,7 @@ class RunFolder:
                 path = self.path / name
                 if path.exists():
                     _cut_lines(path, size)
-            for file in (self.summary, self.report, self.error_log):
+            for file in (self.summary, self.report, self.error_log, self.waiting):
                 file.unlink(missing_ok=True)
         return self
 
@@ -270,7 +275,15 @@ class RunFolder:
 
     def _clear_records(self) -> None:
         records = (self.config, self.metrics, self.summary, self.report, self.error_log)
-        others = (self.log, self.workers, self.losses, self.mirror, self.prometheus, self.origin)
+        others = (
+            self.waiting,
+            self.log,
+            self.workers,
+            self.losses,
+            self.mirror,
+            self.prometheus,
+            self.origin,
+        )
         for file in (*records, *others):
             file.unlink(missing_ok=True)
         logs, events = self.path / "logs", self.path / "tensorboard"

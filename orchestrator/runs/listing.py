@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=program("orchestrator.runs.listing"), description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("folder", nargs="?", default="outputs", help="where the runs are (outputs)")
-    states = ["running", "finished", "failed", "stopped"]
+    states = ["running", "finished", "failed", "waiting", "stopped"]
     parser.add_argument("--state", choices=states, default="", help="only runs in this state")
     parser.add_argument("--sweep", action="store_true", help="compare the jobs of a sweep")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -28,7 +28,7 @@ class RunView:
     folder: RunFolder
     config: dict[str, Any]  # config.yaml; {} if it cannot be read
     summary: Summary  # empty until the run has ended
-    state: str  # running | finished | failed | stopped
+    state: str  # running | finished | failed | waiting | stopped
     place: str  # the newest checkpoint, "ppo 12"; "" without one
     damage: tuple[str, ...]
 
@@ -80,6 +80,8 @@ def read_run(path: Path) -> RunView:
         state = "running"
     elif folder.error_log.exists():
         state = "failed"
+    elif folder.waiting.exists():
+        state = "waiting"
     else:
         state = "finished" if stages and finished == stages else "stopped"
     return RunView(folder, config, summary, state, place, tuple(damage.notes()))

@@ -28,6 +28,7 @@ from workers.records.processes import RoleInfo
 T = TypeVar("T")
 _SHOWN = 50  # losses and skipped updates, the newest
 _CLOCK_SECONDS = 2.0  # by which a file's time and a process's may differ
+_MOST_REQUEST = 4_000  # characters of what a waiting run asks of people
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,10 @@ class Health:
 class State:
     """Whether a run is going on."""
 
-    word: str  # "running", "finished", "failed" or "stopped"
+    word: str  # "running", "waiting", "finished", "failed" or "stopped"
     process: int | None  # of the driver, if it is on this machine
     quiet_seconds: float | None  # since the run last wrote a metric
+    request: str = ""  # what a waiting run asks of people
 
 
 def state_of(folder: RunFolder) -> State:
@@ -116,9 +118,20 @@ def state_of(folder: RunFolder) -> State:
     quiet = age(folder.metrics)
     if process is not None:
         return State("running", process, quiet)
+    if folder.waiting.is_file():
+        return State("waiting", None, quiet, request(folder))
     if folder.summary.is_file():
         return State("finished", None, quiet)
     return State("failed" if folder.error_log.is_file() else "stopped", None, quiet)
+
+
+def request(folder: RunFolder) -> str:
+    """What a waiting run asks of people; "" if it cannot be read."""
+    try:
+        with folder.waiting.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_MOST_REQUEST).strip()
+    except OSError:
+        return ""
 
 
 def age(file: Path) -> float | None:

@@ -87,6 +87,7 @@ def test_people_rank_between_the_parts_of_a_run(tmp_path: Path) -> None:
     for stage in ("label", "label_2"):
         said = finish(start(folder, *words), folder, WaitingError.exit_code)
         assert f"{stage} waits for people" in said
+        assert f"{stage} waits for people" in (folder / "waiting.txt").read_text()
         tasks = [json.loads(line) for line in (folder / f"samples/{stage}_tasks.jsonl").open()]
         lines = [
             task | {"ranks": [1 + len(text) % 3 for text in task["completions"]], "annotator": "a"}
@@ -99,6 +100,7 @@ def test_people_rank_between_the_parts_of_a_run(tmp_path: Path) -> None:
         export.write_text("".join(json.dumps(line) + "\n" for line in lines))
         words = (f"resume={folder}",)  # what the run prints
     finish(start(folder, *words), folder)
+    assert not (folder / "waiting.txt").exists()
     summary = json.loads((folder / "summary.json").read_text())
     assert [each["policy"] for each in summary["rounds"]] == ["ppo", "ppo_2"]
     assert all(each["labeler"] == "people" for each in summary["labels"].values())

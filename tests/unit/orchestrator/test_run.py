@@ -25,7 +25,14 @@ from orchestrator.process.stop_signals import StopRequest
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.session.resume import Start, package_versions
 from orchestrator.session.saves import Saves
-from workers.errors import ConfigError, DataLineError, NonFiniteError, RehearsalError, StoppedError
+from workers.errors import (
+    ConfigError,
+    DataLineError,
+    NonFiniteError,
+    RehearsalError,
+    StoppedError,
+    WaitingError,
+)
 
 Command = Callable[..., int]
 
@@ -292,6 +299,20 @@ def test_a_stop_signal_lets_the_run_reach_a_step_boundary(
     assert "everything is saved" in printed
     assert "error" not in printed
     assert not Path("here/error.log").exists()
+
+
+def test_what_people_are_asked_for_is_kept_until_the_run_goes_on(command, recipe):
+    def ask(*_: object):
+        raise WaitingError("label waits for people", where="tasks.jsonl", fix="rank them")
+
+    recipe(ask)
+    assert command("+experiment=pocket_tiny", "run.dir=here") == WaitingError.exit_code
+    kept = Path("here/waiting.txt").read_text()
+    assert kept == "label waits for people\n  where: tasks.jsonl\n  fix: rank them\n"
+    assert not Path("here/error.log").exists()
+    recipe(lambda *_: None)
+    assert command("+experiment=pocket_tiny", "run.dir=here", "run.overwrite=true") == 0
+    assert not Path("here/waiting.txt").exists()
 
 
 def test_a_run_that_ends_within_its_grace_has_succeeded(command, recipe):

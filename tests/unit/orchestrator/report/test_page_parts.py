@@ -98,6 +98,8 @@ def test_the_state_is_told_by_the_files(folder: RunFolder) -> None:
     assert state_of(folder, config, half) == "stopped after sft, of sft, ppo"
     whole = Summary(timing=Timing(9.0, 1.0, {"sft": 3.0, "ppo": 4.0}))
     assert state_of(folder, config, whole) == "finished"
+    folder.waiting.write_text("rank")
+    assert state_of(folder, config, half).startswith("waits for people")
     folder.error_log.write_text("x")
     assert state_of(folder, config, whole).startswith("failed")
 

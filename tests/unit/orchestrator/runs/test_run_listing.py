@@ -63,6 +63,16 @@ def test_a_run_without_a_checkpoint_is_stopped_at_no_place(tmp_path: Path) -> No
     assert (found.state, found.place) == ("stopped", "")
 
 
+def test_a_run_that_asks_people_waits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = _make(tmp_path / "a" / "1", saved=("label", 0, ["sft"]))
+    RunFolder(run).waiting.write_text("label waits for people")
+    assert read_run(run).state == "waiting"
+    assert main([str(tmp_path), "--state", "waiting"]) == 0
+    assert "waiting at label 0" in capsys.readouterr().out
+    with RunFolder(run).locked():
+        assert read_run(run).state == "running"
+
+
 def test_a_run_with_an_error_has_failed(tmp_path: Path) -> None:
     run = _make(tmp_path / "a" / "1", saved=("ppo", 12, ["sft"]))
     (run / "error.log").write_text("Traceback")

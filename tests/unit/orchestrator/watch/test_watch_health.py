@@ -40,6 +40,16 @@ def test_a_run_that_is_over_is_finished_or_failed(folder: RunFolder) -> None:
     assert state_of(folder).word == "finished"
 
 
+def test_a_run_that_waits_says_for_what_until_it_goes_on(folder: RunFolder) -> None:
+    folder.waiting.write_text("label waits for people\n  fix: rank\n")
+    found = state_of(folder)
+    assert (found.word, found.request) == ("waiting", "label waits for people\n  fix: rank")
+    with folder.locked():
+        assert (state_of(folder).word, state_of(folder).request) == ("running", "")
+    folder.reopen({})
+    assert state_of(folder).word == "stopped"
+
+
 def _worker(rank: int, pid: int, node: str) -> dict:
     return {"role": "reward", "rank": rank, "pid": pid, "node": node, "device": "cpu"}
 

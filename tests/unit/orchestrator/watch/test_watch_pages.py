@@ -181,6 +181,15 @@ def test_logs_are_shown_by_their_names_alone(folder: RunFolder, tmp_path: Path) 
             assert (answer.status_code, "secret" in answer.text.replace(name, "")) == (404, False)
 
 
+def test_a_run_that_waits_for_people_says_what_to_do_on_every_page(folder: RunFolder) -> None:
+    folder.waiting.write_text("label waits for <b>people</b>\n  fix: rank, and go on\n")
+    with pages(folder) as client:
+        for address in ("/", "/metrics", "/rollouts", "/health", "/log"):
+            text = client.get(address).text
+            assert '<p class="state waiting"><b>waiting</b>' in text
+            assert "label waits for &lt;b&gt;people&lt;/b&gt;\n  fix: rank, and go on</pre>" in text
+
+
 def test_what_is_damaged_is_noted_and_the_rest_is_shown(folder: RunFolder) -> None:
     with folder.metrics.open("a") as file:
         file.write('{"stage": 1}\n{"stage": "ppo", "st')
