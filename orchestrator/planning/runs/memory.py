@@ -43,32 +43,33 @@ def most_memory(
 def _users(config: Config, runs: Sequence[StageRun], size: ModelSize) -> Iterator[_User]:
     """Each different configuration and size, with the roles of its stage runs."""
     yield config, {role for run in runs if not run.variant for role in run.roles}, size, None
-    large, makers = (
-        pocket_size(config.model.large, arithmetic=config.data.pocket.arithmetic),
-        {run.product: run for run in runs if run.product},
-    )
+    makers = {run.product: run for run in runs if run.product}
+    larger = [each for name in makers if (each := _pretrained_size(name, makers)) is not None]
     for run in runs:
-        policy = large if _is_large(run.product, makers) else size
+        own = _pretrained_size(run.product, makers)
         if run.variant:
-            yield run.config, {*run.roles}, policy, _compared(config, run.compared_with, makers)
-        elif policy is large:
-            yield config, {*run.roles}, policy, None
-        elif run.stage is StageName.evaluate and any(_is_large(n, makers) for n in makers):
-            yield config, {RoleName.rollout, RoleName.reference}, large, None
+            reference = _compared(config, run.compared_with, makers)
+            yield run.config, {*run.roles}, own or size, reference
+        elif own:
+            yield config, {*run.roles}, own, None
+        elif run.stage is StageName.evaluate and larger:
+            largest = max(larger, key=lambda each: each.parameters)
+            yield config, {RoleName.rollout, RoleName.reference}, largest, None
 
 
 def _compared(config: Config, name: str, makers: dict[str, StageRun]) -> ModelSize | None:
     """The size of what a policy is compared with, unless it has the policy's."""
-    if _is_large(name, makers):
-        return pocket_size(config.model.large, arithmetic=config.data.pocket.arithmetic)
+    if (pretrained := _pretrained_size(name, makers)) is not None:
+        return pretrained
     given = getattr(config.model.checkpoints, name, "") if name not in makers else ""
     return checkpoint_size(Path(given)) if given else None
 
 
-def _is_large(name: str, makers: dict[str, StageRun]) -> bool:
-    """Whether a product comes from the larger base model that the run pretrains."""
+def _pretrained_size(name: str, makers: dict[str, StageRun]) -> ModelSize | None:
+    """The size of a product that comes from a larger base model which the run pretrains."""
     while (maker := makers.get(name)) is not None:
         if maker.stage is StageName.pretrain_large:
-            return True
+            own = maker.config
+            return pocket_size(own.model.large, arithmetic=own.data.pocket.arithmetic)
         name = maker.start
-    return False
+    return None

@@ -27,6 +27,7 @@ WHOLE = [
 GIVEN = {
     "pocket": [],
     "pocket_scale": [],
+    "pocket_claims": [],
     "pocket_tiny": [],
     "sft": ["model.checkpoints.base=B", "data.files.demonstrations=D"],
     "reward_model": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from composing import composed
 
+from orchestrator.config.cluster import RoleName
 from orchestrator.planning.model_sizes import pocket_size, policy_size
 from orchestrator.planning.plan import make_plan, render_plan
 from orchestrator.planning.runs.expand import base_models, compared, expand
@@ -39,6 +40,17 @@ def test_what_a_variant_tunes_has_the_size_of_the_variant_that_it_starts_from() 
     assert {name: size.parameters if size else 0 for name, size in sizes.items()} == {
         "rm_tiny_1": 15_840, "rm_small_1": 107_072,
     }  # fmt: skip
+
+
+def test_memory_is_that_of_the_largest_model_that_a_variant_pretrains() -> None:
+    config = composed("+experiment=pocket_claims")
+    runs = {str(run.name): run for run in expand(config)}
+    largest = pocket_size(runs["base_16x"].config.model.large).parameters
+    assert largest == pytest.approx(16 * pocket_size(config.model.pocket).parameters, rel=0.05)
+    held = {each.role: each.parameters for each in make_plan(config).memory}
+    assert held[RoleName.policy] == held[RoleName.rollout] == largest
+    assert held[RoleName.reference] == largest  # it measures the perplexity of every model
+    assert held[RoleName.critic] < largest  # PPO trains the small model alone
 
 
 def test_prompted_models_are_refused_where_they_cannot_answer() -> None:
