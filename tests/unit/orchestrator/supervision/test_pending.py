@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,11 +158,20 @@ def test_an_engine_that_fails_or_dies_in_its_stream_is_named(arrivals):
 
 
 def test_a_stream_that_stays_silent_is_late(arrivals, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ray_backend.ray, "wait", lambda refs, **_: ([], refs))
+    waits: list[float] = []
+
+    def wait(refs: list[Any], *, timeout: float, **_: Any) -> tuple[list[Any], list[Any]]:
+        waits.append(timeout)
+        return [], refs
+
+    clock = SimpleNamespace(monotonic=lambda: sum(waits))  # a wait passes its time at once
+    monkeypatch.setattr("orchestrator.supervision.pending.time", clock)
+    monkeypatch.setattr(ray_backend.ray, "wait", wait)
     arrivals.add(Stream("A", "a"), 0, "rollout rank 0")
     with pytest.raises(DeadlineError, match="no answer within 60 s: rollout: generate") as caught:
         arrivals.next()
     assert caught.value.where == "rollout rank 0"
+    assert sum(waits) == pytest.approx(60)
 
 
 class FakeEngine:
