@@ -300,6 +300,7 @@ def summarise(session: Session) -> Summary:
             stages=telemetry.stage_seconds(),
             ppo_phases=telemetry.phase_seconds(),
         ),
+        memory=telemetry.stage_memory(),
         restarts=session.losses.count,
         discarded_replies=session.losses.discarded,
         given_up=tuple(session.losses.given_up),

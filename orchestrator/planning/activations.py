@@ -74,8 +74,8 @@ def smaller_passes(config: Config, memory: Sequence[RoleMemory]) -> list[str]:
         return []
     part = fewer / tokens * most.activations / _GIB
     return [
-        f"activations of {tokens:,} tokens take {most.activations / _GIB:.3g} GiB in each trainer: "
-        f"trainer.micro_batch_tokens={fewer} takes about {part:.2g} GiB and as long"
+        f"activations of {tokens:,} tokens take {most.activations / _GIB:.3g} GiB in a trainer; "
+        f"trainer.micro_batch_tokens={fewer} takes {part:.2g} GiB and as long"
     ]
 
 

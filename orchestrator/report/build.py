@@ -20,13 +20,14 @@ from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.process.program import program
 from orchestrator.report.chart import Chart, panels
+from orchestrator.report.costs import cost_rows, time_rows
 from orchestrator.report.curves import further, groups, terms_of
 from orchestrator.report.heading import heading, state_of
 from orchestrator.report.losses import loss_rows
 from orchestrator.report.measured import Measured
 from orchestrator.report.overoptimization import hidden_reward_models
 from orchestrator.report.page import Page, render_page
-from orchestrator.report.tables import places, render_result, time_rows
+from orchestrator.report.tables import places, render_result
 from orchestrator.results.summary import Summary, read_summary
 from orchestrator.run_files.damage import Damage
 from orchestrator.run_files.folder import RunFolder, write_text
@@ -87,6 +88,7 @@ def write_report(folder: RunFolder) -> Report:
         comparisons=comparisons,
         rollouts=rollouts,
         times=time_rows(records),
+        costs=cost_rows(summary, records),
         config=config,
         damage=damage.notes(),
         heading=heading(keys, origin, state_of(folder, keys, summary)),

@@ -21,6 +21,7 @@ from orchestrator.pages.visible import parts
 from orchestrator.report import chart
 from orchestrator.report.bars import TICK, all_bars
 from orchestrator.report.chart import Chart
+from orchestrator.report.costs import COST_HEADS, TIME_HEADS
 from orchestrator.report.glossary import glossary
 from orchestrator.report.losses import LOSS_HEADS
 from orchestrator.report.overoptimization import overoptimization_tables
@@ -28,7 +29,6 @@ from orchestrator.report.round_table import ROUND_HEADS, round_rows
 from orchestrator.report.tables import (
     MISSING,
     REWARD_MODEL_HEADS,
-    TIME_HEADS,
     evaluation_columns,
     facts,
     model_label,
@@ -52,6 +52,7 @@ class Page:
     rollouts: Sequence[RolloutSample]
     config: str  # YAML
     times: Sequence[Sequence[str]] = ()  # by TIME_HEADS
+    costs: Sequence[Sequence[str]] = ()  # by COST_HEADS
     damage: Sequence[str] = ()  # what of the run folder is not shown, and why
     heading: Sequence[tuple[str, str]] = ()  # what was run, from what, where
     losses: Sequence[Sequence[str]] = ()  # by LOSS_HEADS
@@ -95,6 +96,7 @@ def render_page(page: Page) -> str:
         rollouts=[_plain(sample) for sample in page.rollouts[-_MOST_ROLLOUTS:]],
         labels={**MODEL_LABELS},
         time_heads=TIME_HEADS,
+        cost_heads=COST_HEADS,
         data_heads=DATA_HEADS,
         role_heads=ROLE_HEADS,
         missing=MISSING,
@@ -150,6 +152,7 @@ def _names(page: Page) -> list[str]:
     names += ["score", "KL", "version", "stop, length, abort"] if page.rollouts else []
     names += DATA_HEADS if summary.data else ()
     names += TIME_HEADS if page.times else ()
+    names += COST_HEADS if page.costs else ()
     return [*names, *(ROLE_HEADS if summary.roles else ())]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -29,7 +27,6 @@ from orchestrator.results.summary import (
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.samples import Comparison
 from orchestrator.telemetry.live import duration
-from orchestrator.telemetry.metrics import MetricRecord
 
 MISSING = "-"
 WIDTH = 80  # columns of a terminal that every table fits
@@ -87,33 +84,6 @@ def reward_model_rows(summary: Summary) -> list[list[str]]:
 
 
 REWARD_MODEL_HEADS = ("reward model on held-out pairs", "accuracy", "95 %", "pairs", "prompts")
-
-
-TIME_HEADS = ("role", "busy, s", "transfer, s", "waiting, s", "idle share")
-
-
-def time_rows(records: Iterable[MetricRecord]) -> list[list[str]]:
-    """Seconds of a PPO step by role: role, busy, transfer, waiting, idle share."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        family, _, rest = record.name.partition("/")
-        kind, _, role = rest.partition("/")
-        if family == "ppo" and kind in _TIMES and record.step > 1:
-            found[role][kind].append(record.value)
-    return [[role, *_time_cells(times)] for role, times in found.items()]
-
-
-_TIMES = ("busy_seconds", "transfer_seconds", "waiting_seconds")
-
-
-def _time_cells(times: Mapping[str, Sequence[float]]) -> list[str]:
-    if any(not times[kind] for kind in _TIMES):  # lines of the metrics are lost
-        return [
-            f"{statistics.fmean(times[kind]):.3f}" if times[kind] else MISSING for kind in _TIMES
-        ] + [MISSING]
-    seconds = [statistics.fmean(times[kind]) for kind in _TIMES]
-    share = seconds[2] / whole if (whole := sum(seconds)) else 0.0
-    return [*(f"{s:.3f}" for s in seconds), f"{share:.0%}"]
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:

@@ -185,6 +185,8 @@ class Summary:
     drops: dict[str, int] = field(default_factory=dict)  # sequences, by reason
     weight_sync: WeightSyncTotals = WeightSyncTotals()
     timing: Timing = Timing()
+    # stage -> role -> most resident bytes of its workers in that stage, if they were measured
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
     restarts: int = 0  # times that workers were lost, over all processes of the run
     discarded_replies: int = 0  # replies of lost workers that were not used
     given_up: tuple[str, ...] = ()  # lost engines without which the run continued
@@ -295,6 +297,7 @@ def to_json(summary: Summary) -> dict[str, object]:
             "stages": timing.stages,
             "ppo_phases": timing.ppo_phases,
         },
+        "memory": summary.memory,
         "restarts": summary.restarts,
         "discarded_replies": summary.discarded_replies,
         "given_up": list(summary.given_up),
@@ -343,6 +346,7 @@ def _row(row: EvaluationRow) -> dict[str, object]:
 LATER_KEYS = frozenset(
     {
         "drops",
+        "memory",
         "restarts",
         "discarded_replies",
         "given_up",
@@ -430,6 +434,7 @@ def _from_json(data: dict[str, Any], path: Path, damage: Damage) -> Summary:
         drops=part("drops", _counts, {}),
         weight_sync=part("weight_sync", lambda v: whole(WeightSyncTotals, v), WeightSyncTotals()),
         timing=part("timing", lambda v: whole(Timing, v), Timing()),
+        memory=part("memory", lambda v: {str(n): _counts(each) for n, each in v.items()}, {}),
         restarts=part("restarts", _count, 0),
         discarded_replies=part("discarded_replies", _count, 0),
         given_up=part("given_up", _names, ()),

@@ -100,6 +100,7 @@ class Telemetry:
         self.account = Account()
         self._lock = threading.Lock()
         self._stage_seconds: dict[str, float] = defaultdict(float)
+        self._stage_memory: dict[str, dict[str, int]] = defaultdict(dict)  # role -> most bytes
         self._running: dict[str, float] = {}  # stage -> start time
         self._totals: dict[tuple[str, str], float] = defaultdict(float)
         self._of_step: dict[tuple[str, int], dict[str, float]] = {}
@@ -194,6 +195,7 @@ class Telemetry:
         """Time a whole stage."""
         self._check_stage(stage)
         begin = self._running[stage] = time.monotonic()
+        self.account.peaks()  # those of the stage before are not this one's
         try:
             yield
         finally:
@@ -202,6 +204,7 @@ class Telemetry:
                 del self._running[stage]
                 self.account.end()
                 self._stage_seconds[stage] += seconds
+                self._keep_peaks(stage, self.account.peaks())
                 self._trace.phase(stage, None, stage, begin, seconds)
 
     def record_phases(self, stage: str, step: int) -> dict[str, float]:
@@ -234,6 +237,16 @@ class Telemetry:
         with self._lock:
             return dict(self._stage_seconds)
 
+    def stage_memory(self) -> dict[str, dict[str, int]]:
+        """Most resident bytes of each role that worked in a stage, by stage, sum over workers."""
+        with self._lock:
+            return {stage: dict(roles) for stage, roles in self._stage_memory.items()}
+
+    def _keep_peaks(self, stage: str, peaks: Mapping[str, int]) -> None:
+        kept = self._stage_memory[stage]
+        for role, peak in peaks.items():
+            kept[role] = max(kept.get(role, 0), peak)
+
     def phase_seconds(self, *stages: str) -> dict[str, float]:
         """Seconds of each phase, summed over steps and over the given stages (all by default)."""
         sums: dict[str, float] = defaultdict(float)
@@ -250,18 +263,22 @@ class Telemetry:
         return {Path(self._metrics.name).name: os.fstat(self._metrics.fileno()).st_size}
 
     def state(self) -> dict[str, object]:
-        """Seconds so far, including stages in progress, as plain values for a checkpoint."""
+        """Seconds and memory so far, with those of stages in progress, for a checkpoint."""
         now = time.monotonic()
         with self._lock:
             seconds = dict(self._stage_seconds)
             for stage, begin in self._running.items():
                 seconds[stage] = seconds.get(stage, 0.0) + now - begin
+                self._keep_peaks(stage, self.account.peaks())
             phases = [[stage, phase, s] for (stage, phase), s in self._totals.items()]
-        return {"stages": seconds, "phases": phases, "run_id": self.run_id}
+            memory = {stage: dict(roles) for stage, roles in self._stage_memory.items()}
+        return {"stages": seconds, "phases": phases, "memory": memory, "run_id": self.run_id}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Add the seconds of earlier processes of this run."""
+        """Add the seconds of earlier processes of this run, and keep the larger memory."""
         with self._lock:
+            for stage, roles in state.get("memory", {}).items():
+                self._keep_peaks(stage, roles)
             for stage, seconds in state["stages"].items():
                 self._stage_seconds[stage] += seconds
             for stage, phase, seconds in state["phases"]:

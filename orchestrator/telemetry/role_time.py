@@ -118,6 +118,7 @@ class _Worker:
     pings: deque[Ping]
     open: dict[int, _Open]
     absences: list[Interval]  # times without a process; the last one may be unfinished
+    peak: int = 0  # most resident bytes in a reply since `peaks` was called
 
     def busy_since(self) -> float | None:
         """Latest known start of work on the first open call: its sending or the last span's end."""
@@ -170,6 +171,7 @@ class Account:
         with self._lock:
             worker = self._workers[role, rank]
             for span in spans:
+                worker.peak = max(worker.peak, span.peak)
                 same = span.clock == self._clock or not worker.pings
                 shift = 0.0 if same else clock_offset(worker.pings)
                 own = RoleSpan(
@@ -251,6 +253,19 @@ class Account:
         """End the window without a result; the next step opens another."""
         with self._lock:
             self._begin = None
+
+    def peaks(self) -> dict[str, int]:
+        """Most resident bytes of each role that replied since the previous call of this method.
+
+        Sum over its workers, of which each may have reached its own at another time.
+        """
+        with self._lock:
+            self._settle()
+            found: dict[str, int] = defaultdict(int)
+            for (role, _), worker in sorted(self._workers.items()):
+                found[role] += worker.peak
+                worker.peak = 0
+        return {role: peak for role, peak in found.items() if peak}
 
     def untold(self) -> list[RoleSpan]:
         """The spans since the previous call of this method, for the trace."""

@@ -87,6 +87,7 @@ MEASURED = Summary(
     ledger=LedgerTotals(10, 9, 1),
     weight_sync=WeightSyncTotals(4, 0.559, 2.3e-06),
     timing=Timing(60.0, 9.0, {"ppo": 5.0}, {"generate": 2.0}, {"first_iteration": 17.0}),
+    memory={"ppo": {"policy": 4_896_262_717}},
     drops={"too odd": 1},
     overoptimization=Overoptimization(
         "labeler", 61, 513, 17.0, 0.963, True, (1, 3, 7, 19), (0.0, 0.43, 1.09, 2.0),
@@ -171,6 +172,8 @@ _ABSENT: dict[str, tuple[Any, str | Callable[[float], str]]] = {
     "timing/start": ({}, "first PPO update"),
     "timing/stages": ({}, ""),  # plotted
     "timing/ppo_phases": ({}, ""),
+    "memory": ({}, "4.56 GiB"),
+    "memory/*": ({}, "4.56 GiB"),
     "drops": ({}, "too odd"),
     "overoptimization": (None, "513 answers"),
     "overoptimization/proxies": ([], "817k"),
@@ -206,6 +209,8 @@ _TABLES = (
         "timing/stages",
         "timing/ppo_phases",
         "timing/start",
+        "memory",
+        "memory/*",
         "evaluation/models",
         "data",
     ),

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from workers.process.resident import peak_resident
 
 Clock = Callable[[], float]
 
@@ -30,14 +32,15 @@ class CallSpan:
     end: float
     transfer: float  # seconds spent fetching records of other roles, or moving weights
     clock: str  # name of the machine's clock; times under one name are directly comparable
+    peak: int = field(default=0, compare=False)  # most resident bytes since the previous reply
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The result of a call, and the spans that its process recorded since the previous reply.
 
-    The last span is that of the call. Before it come spans of calls that send no reply, and the
-    spans so far of streams that run at the same time.
+    The last span is that of the call, and has the peak memory of the process. Before it come spans
+    of calls that send no reply, and the spans so far of streams that run at the same time.
     """
 
     value: Any
@@ -80,7 +83,11 @@ class _Log:
                 self._waiting.append(CallSpan(name, since, now, 0.0, clock_name()))
                 self._streams[thread] = (name, now)
             spans, self._waiting = self._waiting, []
-        return Reply(value, (*spans, own) if own is not None else tuple(spans))
+        if own is not None:
+            spans.append(own)
+        if spans:
+            spans[-1] = replace(spans[-1], peak=peak_resident())
+        return Reply(value, tuple(spans))
 
 
 _current = _Current()

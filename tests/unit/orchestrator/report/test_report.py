@@ -13,6 +13,7 @@ from rich.console import Console
 from orchestrator.config.run import LoggerConfig
 from orchestrator.report import plots
 from orchestrator.report.build import main, write_report
+from orchestrator.report.costs import cost_rows, time_rows
 from orchestrator.report.curves import further, groups, running_mean, terms_of
 from orchestrator.report.page import Page as PageContent
 from orchestrator.report.page import render_page
@@ -22,7 +23,6 @@ from orchestrator.report.tables import (
     next_steps,
     render_result,
     render_table,
-    time_rows,
 )
 from orchestrator.results.reward_model_figures import (
     Agreement,
@@ -364,6 +364,25 @@ def test_the_time_of_roles_is_the_mean_over_steps_without_the_first() -> None:
     assert "Time of a PPO step" in page
     assert "<td>50%</td>" in page
     assert time_rows([]) == []
+
+
+def test_the_cost_of_a_stage_is_its_time_last_kl_and_memory() -> None:
+    kls = (9.0, 1.0, 1.5, 2.0, 2.5)  # of which the last four count
+    records = [MetricRecord.make("rloo", n, "ppo/kl_sequence", kl) for n, kl in enumerate(kls)]
+    summary = Summary(
+        timing=Timing(stages={"sft": 65.0, "rloo": 30.0}),
+        memory={"rloo": {"policy": 3 * 2**30, "rollout": 2**29}},
+    )
+    rows = cost_rows(summary, records)
+    assert [row[2:] for row in rows] == [
+        ["-", "-", "-"], ["1.75", "3.50 GiB", "policy 3.00, rollout 0.50"],
+    ]  # fmt: skip
+    assert (rows[0][:2], rows[1][0]) == (["SFT", "1:05"], "rloo")
+    page = render_page(
+        PageContent("t", summary, charts=[], comparisons=[], rollouts=[], config="", costs=rows)
+    )
+    assert "Cost of the stages" in page
+    assert "<td>3.50 GiB</td>" in page
 
 
 def _damaged(folder: RunFolder, name: str, text: str) -> list[str]:

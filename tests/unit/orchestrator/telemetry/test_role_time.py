@@ -164,6 +164,18 @@ def test_a_worker_without_a_process_weighs_nothing_in_the_mean_of_its_role() -> 
     assert account.close() == {}
 
 
+def test_the_peak_of_a_role_is_the_sum_over_its_workers_of_the_most_since_it_was_asked() -> None:
+    account = Account(lambda: 0.0)
+    for rank, peaks in ((0, (5, 90, 7)), (1, (11, 3))):
+        for peak in peaks:
+            account.told("policy", rank, [CallSpan("step", 0.0, 1.0, 0.0, "", peak)])
+    account.told("reward", 0, [CallSpan("score", 0.0, 1.0, 0.0, "")])  # it could not measure
+    assert account.peaks() == {"policy": 101}
+    assert account.peaks() == {}
+    account.told("policy", 1, [CallSpan("step", 0.0, 1.0, 0.0, "", 2)])
+    assert account.peaks() == {"policy": 2}
+
+
 def ticking() -> Callable[[], float]:
     numbers = count(1.0)
     return lambda: next(numbers)

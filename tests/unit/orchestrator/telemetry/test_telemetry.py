@@ -180,6 +180,31 @@ def test_spans_add_up_over_threads_and_steps(folder: RunFolder) -> None:
     assert names.count("ppo/seconds/reward") == 2
 
 
+def test_memory_is_that_of_a_stage_alone_and_goes_on_after_a_resume(folder: RunFolder) -> None:
+    def work(telemetry: Telemetry, role: str, peak: int) -> None:
+        telemetry.account.told(role, 0, [CallSpan("step", 0.0, 1.0, 0.0, "", peak)])
+
+    with make(folder, [], []) as telemetry:
+        work(telemetry, "policy", 90)  # before any stage
+        with telemetry.stage_span("sft"):
+            work(telemetry, "policy", 10)
+        with telemetry.stage_span("ppo"):
+            work(telemetry, "policy", 30)
+            work(telemetry, "critic", 20)
+            saved = telemetry.state()
+            work(telemetry, "policy", 25)
+        expected = {"sft": {"policy": 10}, "ppo": {"policy": 30, "critic": 20}}
+        assert telemetry.stage_memory() == saved["memory"] == expected
+    with make(folder, [], []) as telemetry:
+        telemetry.restore(json.loads(json.dumps(saved)))
+        with telemetry.stage_span("ppo"):
+            work(telemetry, "policy", 40)
+            work(telemetry, "critic", 15)
+        assert telemetry.stage_memory() == {
+            "sft": {"policy": 10}, "ppo": {"policy": 40, "critic": 20},
+        }  # fmt: skip
+
+
 def test_a_phase_of_a_role_lasts_as_long_as_the_role_worked_not_as_the_driver_waited(
     folder: RunFolder,
 ) -> None:
