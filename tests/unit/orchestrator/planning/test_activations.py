@@ -69,7 +69,7 @@ def test_large_passes_are_told_with_a_number_that_lowers_them():
     memory = [role_memory(config, role, size) for role in (RoleName.reward, RoleName.policy)]
     (note,) = smaller_passes(config, memory)
     assert "activations of 4,096 tokens take 4.75 GiB" in note  # 5.10e9 bytes
-    assert "trainer.micro_batch_tokens=768 takes about 0.89 GiB" in note
+    assert "trainer.micro_batch_tokens=768 takes 0.89 GiB" in note
     config.trainer.micro_batch_tokens = 768
     assert not smaller_passes(config, [role_memory(config, RoleName.policy, size)])
     assert not smaller_passes(config, memory[:1])
