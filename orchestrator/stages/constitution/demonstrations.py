@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.config.constitution import ConstitutionConfig, Keep
 from orchestrator.planning.runs.expand import expand
@@ -109,8 +111,13 @@ class Demonstrations:
 
     def _of_train(self, number: int) -> _Row:
         epoch, at = divmod(number, len(self.train))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
-        return self.train[int(order[at])]
+        return self.train[int(_order(self.seed, epoch, len(self.train))[at])]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order of `count` rows in a pass over them."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _rows(session: Session, draft: Draft, settings: ConstitutionConfig) -> list[_Row] | str:
