@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from orchestrator.process.command_exit import exit_code, visible
-from orchestrator.process.program import program
+from orchestrator.process.command_exit import exit_code, say, visible
+from orchestrator.process.program import invocation, program
 from workers.errors import ConfigError, RoleError
 from workers.scorers.http_answer import ask
 
@@ -45,6 +45,7 @@ class Endpoint:
     def __init__(self, client: httpx.Client, model: str, settings: dict[str, Any]) -> None:
         self._client = client
         self._settings = settings
+        self.cut = False  # whether the last reply ended at the limit of its tokens
         self.model = model or self._first_model()
 
     def reply(self, messages: Sequence[Message]) -> str:
@@ -56,8 +57,12 @@ class Endpoint:
         body = {"model": self.model, "messages": list(messages), **self._settings}
         answer = self._ask("POST", "/v1/chat/completions", body)
         try:
-            content = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError) as error:
+            choice = answer["choices"][0]
+            content, self.cut = (
+                choice["message"]["content"],
+                choice.get("finish_reason") == "length",
+            )
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise self._error("its answer is no chat completion") from error
         if not isinstance(content, str | None):
             raise self._error("its answer is no chat completion")
@@ -83,11 +88,11 @@ class Endpoint:
         return said
 
     def _error(self, what: str) -> RoleError:
+        serve = invocation("serve", "orchestrator.serve")
         return RoleError(
             what,
             where=f"--url {self._client.base_url}",
-            fix="start a server (python -m orchestrator.serve FOLDER), wait until it is ready, "
-            "and give its address",
+            fix=f"start a server ({serve} FOLDER), wait until it is ready, and give its address",
         )
 
 
@@ -129,6 +134,8 @@ def _talk(options: argparse.Namespace) -> None:
         for reply in dialogue(_lines(), endpoint, options.system):
             sys.stdout.write(f"{visible(reply)}\n")
             sys.stdout.flush()
+            if endpoint.cut:
+                say("(cut at the limit of tokens: --max-tokens N sets another)\n")
 
 
 def _lines() -> Iterator[str]:

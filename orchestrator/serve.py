@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator.checkpoints import model_folder
 from orchestrator.process.command_exit import exit_code
 from orchestrator.process.installed import vllm_variants
-from orchestrator.process.program import program
+from orchestrator.process.program import invocation, program
 from workers.errors import ConfigError, UnsupportedPlatformError
 
 LOOPBACK, PORT = "127.0.0.1", 8000
@@ -52,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace, extra: tuple[str, ...]) -> None:
     service = plan(options, extra)
+    talk = invocation("chat", "orchestrator.chat")
     sys.stdout.write(
         f"{service.name}: http://{service.host}:{service.port}/v1 when it is ready; Ctrl-C ends it"
-        f"\ntalk to it: python -m orchestrator.chat --url http://{service.host}:{service.port}\n"
+        f"\ntalk to it: {talk} --url http://{service.host}:{service.port}\n"
     )
     sys.stdout.flush()
     os.execve(sys.executable, command(service), os.environ | environment(service))

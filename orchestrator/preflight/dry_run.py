@@ -21,6 +21,7 @@ from orchestrator.config.schema import Config
 from orchestrator.config.training import Margin
 from orchestrator.planning.runs.expand import any_rewarded, expand, judges_training, stages_of
 from orchestrator.planning.stage_graph import chooses_by_reward
+from orchestrator.preflight.answer_length import check_answer_length
 from orchestrator.process.secrets import secret
 from orchestrator.stages.lm_eval import check_harness_ready
 from orchestrator.telemetry.sinks import require_packages
@@ -323,5 +324,6 @@ CHECKS: dict[str, Check] = {
     "margins": _check_margins,
     "few-shot prompts": _check_few_shot,
     "turns": _check_turns,
+    "answer length": check_answer_length,
     "memory": _check_memory,
 }

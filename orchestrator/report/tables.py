@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -225,11 +227,9 @@ def places(folder: RunFolder) -> str:
 
 def next_steps(folder: RunFolder, summary: Summary) -> str:
     """What can be done with the models of a finished run: a line per command, to be copied."""
-    trained = [
-        folder.checkpoints / name
-        for name in reversed(summary.ordered_models())
-        if (folder.checkpoints / name).is_dir()
-    ]
+    names = summary.ordered_models() or list(summary.timing.stages)
+    folders = [folder.checkpoints / name for name in reversed(names)]
+    trained = [each for each in folders if _generates(each)]
     if not trained:
         return ""
     found = {
@@ -238,6 +238,15 @@ def next_steps(folder: RunFolder, summary: Summary) -> str:
         "compare": f"{invocation('compare', 'orchestrator.runs.comparing')} {folder.path} OTHER",
     }
     return "\n" + "".join(f"{what:13}{command}\n" for what, command in found.items())
+
+
+def _generates(folder: Path) -> bool:
+    """Whether it is the folder of a model that writes text."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config["architectures"][0]).endswith("ForCausalLM")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _fitting(summary: Summary, names: Sequence[str]) -> list[list[str]]:

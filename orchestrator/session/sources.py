@@ -108,7 +108,9 @@ def left_out(source: DataSource) -> list[str]:
         if each.labels:
             notes.append(f"{each.name}: labels in {each.labels}")
         if each.cut:
-            notes.append(f"cut {each.cut:,} completions of {each.name}")
+            notes.append(
+                f"cut {each.cut:,} completions of {each.name} at data.files.max_completion_tokens"
+            )
         if each.train_pairs or each.heldout_pairs:
             notes.append(
                 f"{each.name}: {each.train_pairs:,} pairs to train on, {each.heldout_pairs:,} held "

@@ -14,6 +14,7 @@ from family_models import build_family
 
 from orchestrator import chat, serve
 from orchestrator.chat import Endpoint, dialogue
+from orchestrator.chat import main as talk
 from workers.errors import RoleError
 
 
@@ -117,6 +118,24 @@ def test_a_dialogue_goes_on_until_an_empty_line() -> None:
     ]  # fmt: skip
     assert server.bodies[2]["messages"][1]["content"] == "new"
     assert all((b["model"], b["temperature"]) == ("ppo", 0.5) for b in server.bodies)
+
+
+def test_a_reply_that_ended_at_its_limit_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choices = iter(({"finish_reason": "length"}, {"finish_reason": "stop"}, {}))
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        choice = {"message": {"content": "so"}} | next(choices)
+        return httpx.Response(200, json={"choices": [choice]})
+
+    client = httpx.Client(base_url="http://x", transport=httpx.MockTransport(serve))
+    monkeypatch.setattr("orchestrator.chat.httpx.Client", lambda *_, **__: client)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\nthree\n"))
+    assert talk(["--model", "sft"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "so\nso\nso\n"  # a pipe gets replies alone
+    assert said.err == "(cut at the limit of tokens: --max-tokens N sets another)\n"
 
 
 @pytest.mark.parametrize(

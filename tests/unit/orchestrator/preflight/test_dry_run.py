@@ -44,6 +44,21 @@ def test_a_plan_says_that_what_was_given_can_be_used(
     assert printed.endswith("nothing in them stops this run\n")
 
 
+def test_a_plan_tells_that_answers_will_be_shorter_than_most_demonstrations(
+    command: Command, sft: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [{"prompt": f"the fox {i} ?", "completion": "the owl " * 5} for i in range(6)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    sft[2] = f"data.files.demonstrations={tmp_path / 'long.jsonl'}"
+    for most in (10, 11):  # ten words and the end of the text
+        assert command(*sft, f"rollout.max_response_tokens={most}", "run.plan_only=true") == 0
+        said = capsys.readouterr().out
+        told = "half of the demonstrations have 11 tokens or more, answers are cut after 10" in said
+        assert told == (most == 10)
+    assert command(*sft[:2], *sft[2:], "run.plan_only=true") == 0
+    assert "half of the demonstrations" not in capsys.readouterr().out  # 24 are allowed
+
+
 def test_a_plan_refuses_the_line_of_a_file_that_the_run_would_refuse(
     command: Command, sft: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

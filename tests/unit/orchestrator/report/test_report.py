@@ -527,10 +527,27 @@ def test_the_first_ppo_update_is_told_apart_from_the_first_step_of_the_run() -> 
     assert "first PPO update after" not in dict(facts(replace(SUMMARY, timing=unknown)))
 
 
+def _model(folder: Path, architecture: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+
+
+def test_a_run_without_an_evaluation_names_the_last_model_that_writes_text(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    summary = Summary(timing=Timing(stages={"pretrain": 1.0, "sft": 1.0, "reward_model": 1.0}))
+    assert next_steps(folder, summary) == ""
+    _model(folder.checkpoints / "reward_model", "LlamaForSequenceClassification")
+    (folder.checkpoints / "sft").mkdir()  # not whole
+    assert next_steps(folder, summary) == ""
+    (folder.checkpoints / "sft").rmdir()
+    _model(folder.checkpoints / "sft", "LlamaForCausalLM")
+    assert f"orchestrator.serve {tmp_path}/checkpoints/sft\n" in next_steps(folder, summary)
+
+
 def test_a_finished_run_names_what_can_be_done_with_its_last_model(tmp_path: Path) -> None:
     folder, summary = RunFolder(tmp_path), Summary(models={"sft": EvaluationRow()})
     assert next_steps(folder, summary) == ""
-    (folder.checkpoints / "sft").mkdir(parents=True)
+    _model(folder.checkpoints / "sft", "LlamaForCausalLM")
     summary.models["ppo"] = EvaluationRow()  # evaluated, but made by another run
     lines = next_steps(folder, summary).splitlines()
     assert f"serve it     python -m orchestrator.serve {tmp_path}/checkpoints/sft" in lines
