@@ -185,7 +185,8 @@ def _check_key(given: _Given) -> None:
 
 
 def _group(given: _Given, *, several: bool) -> str:
-    options = ", ".join(group_options()[given.key])
+    known = group_options()[given.key]
+    options = ", ".join(known)
     value = given.value.strip()
     sign = "+" if given.key == "experiment" else ""
     if not value or value.lower() == "null":
@@ -195,9 +196,11 @@ def _group(given: _Given, *, several: bool) -> str:
     if given.sign != sign:
         raise _wrong(f"{given.shown} is written {sign}{given.key}={value}", "options: " + options)
     if value[0] in "[{" or (not several and "," in value):
+        given_ones = [each.strip() for each in value.strip("[{}]").split(",")]
+        which = "them" if {*given_ones} <= {*known} else options
         raise _wrong(
             f"{given.shown}: a group has one option at a time",
-            f"choose one of {options}; or add -m for a run with each",
+            f"choose one of {which}; or add -m for a run with each",
         )
     if not several and not isinstance(_parse(given, None).value(), str):  # 3, nan, true
         raise _wrong(f"{given.shown} names no option", f"choose one of {options}")

@@ -67,8 +67,9 @@ def test_a_run_that_asks_people_waits(tmp_path: Path, capsys: pytest.CaptureFixt
     run = _make(tmp_path / "a" / "1", saved=("label", 0, ["sft"]))
     RunFolder(run).waiting.write_text("label waits for people")
     assert read_run(run).state == "waiting"
-    assert main([str(tmp_path), "--state", "waiting"]) == 0
-    assert "waiting at label 0" in capsys.readouterr().out
+    assert main([str(tmp_path), "--state", "waiting", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["checkpoint"]) == ("waiting", "label 0")
     with RunFolder(run).locked():
         assert read_run(run).state == "running"
 
