@@ -58,10 +58,8 @@ class Endpoint:
         answer = self._ask("POST", "/v1/chat/completions", body)
         try:
             choice = answer["choices"][0]
-            content, self.cut = (
-                choice["message"]["content"],
-                choice.get("finish_reason") == "length",
-            )
+            content = choice["message"]["content"]
+            self.cut = choice.get("finish_reason") == "length"
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise self._error("its answer is no chat completion") from error
         if not isinstance(content, str | None):

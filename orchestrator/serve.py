@@ -70,13 +70,12 @@ def plan(options: argparse.Namespace, extra: tuple[str, ...] = ()) -> Service:
         ConfigError: it holds a model that generates no text, or a port is none.
         UnsupportedPlatformError: vLLM is not installed.
     """
-    from workers.model_folders.shape import read_config, read_shape
+    from workers.model_folders.shape import read_config, read_shape, writes_text
 
     cpu = _built_for_cpu()
     folder = model_folder.require(options.folder, "served").resolve()
     config = read_config(folder)
-    classes = config.get("architectures") or [""]
-    if "TokenClassification" in str(classes[0]):
+    if not writes_text(config):
         raise ConfigError(
             "this is a reward model or a critic: it answers with a number, not with text",
             where=str(folder),

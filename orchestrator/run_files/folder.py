@@ -63,6 +63,13 @@ class RunFolder:
         return self.path / "waiting.txt"
 
     @property
+    def ended_early(self) -> str:
+        """How the last process ended before the last stage: failed or waiting; "" of others."""
+        if self.error_log.is_file():
+            return "failed"
+        return "waiting" if self.waiting.is_file() else ""
+
+    @property
     def log(self) -> Path:
         """What the run said: starts and ends of stages, progress and notes, with their times."""
         return self.path / _LOG

@@ -78,12 +78,9 @@ def read_run(path: Path) -> RunView:
     stages = [str(stage) for stage in config.get("stages") or []]
     if holder(path / LOCK) is not None:
         state = "running"
-    elif folder.error_log.exists():
-        state = "failed"
-    elif folder.waiting.exists():
-        state = "waiting"
     else:
-        state = "finished" if stages and finished == stages else "stopped"
+        ended = "finished" if stages and finished == stages else "stopped"
+        state = folder.ended_early or ended
     return RunView(folder, config, summary, state, place, tuple(damage.notes()))
 
 

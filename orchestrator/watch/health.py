@@ -118,15 +118,13 @@ def state_of(folder: RunFolder) -> State:
     quiet = age(folder.metrics)
     if process is not None:
         return State("running", process, quiet)
-    if folder.waiting.is_file():
-        return State("waiting", None, quiet, request(folder))
     if folder.summary.is_file():
         return State("finished", None, quiet)
-    return State("failed" if folder.error_log.is_file() else "stopped", None, quiet)
+    return State(folder.ended_early or "stopped", None, quiet, _request(folder))
 
 
-def request(folder: RunFolder) -> str:
-    """What a waiting run asks of people; "" if it cannot be read."""
+def _request(folder: RunFolder) -> str:
+    """What a waiting run asks of people; "" of others, or if it cannot be read."""
     try:
         with folder.waiting.open(encoding="utf-8", errors="replace") as file:
             return file.read(_MOST_REQUEST).strip()

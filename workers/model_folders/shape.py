@@ -83,6 +83,12 @@ def may_pack(folder: Path, attention: str) -> bool:
     return attention == "sdpa" and isinstance(family, str) and family in _PACKED
 
 
+def writes_text(config: dict[str, Any]) -> bool:
+    """Whether a config.json is of a model that writes text: reward models and critics do not."""
+    classes = config.get("architectures") or [""]
+    return "Classification" not in str(classes[0])
+
+
 def read_shape(folder: Path) -> ModelShape:
     """Read config.json as transformers does, with the family's defaults for absent keys.
 
