@@ -22,19 +22,25 @@ _GIB = 2**30
 
 def cost_rows(summary: Summary, records: Iterable[MetricRecord]) -> list[list[str]]:
     """A row per stage run, by COST_HEADS: time, KL to the reference, memory of its workers."""
-    kls: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        if record.name == _KL:
-            kls[record.stage].append(record.value)
+    kls = kl_at_end(records)
     return [
         [
             model_label(stage),
             duration(seconds),
-            f"{statistics.fmean(kls[stage][-_LAST:]):.2f}" if kls.get(stage) else MISSING,
+            f"{kls[stage]:.2f}" if stage in kls else MISSING,
             *_memory(summary.memory.get(stage, {})),
         ]
         for stage, seconds in summary.timing.stages.items()
     ]
+
+
+def kl_at_end(records: Iterable[MetricRecord]) -> dict[str, float]:
+    """By stage run, the KL to the reference of its last iterations: mean, nats per sequence."""
+    kls: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record.name == _KL:
+            kls[record.stage].append(record.value)
+    return {stage: statistics.fmean(values[-_LAST:]) for stage, values in kls.items()}
 
 
 def _memory(roles: Mapping[str, int]) -> tuple[str, str]:

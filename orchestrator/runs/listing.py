@@ -2,7 +2,7 @@
 
 State is running (on this machine), finished, failed (its error.log says why) or stopped (with
 `resume=FOLDER` it goes on from the checkpoint that is named). `--sweep` compares the jobs of a
-sweep.
+sweep and the models that they evaluated.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -24,7 +25,8 @@ from orchestrator.process.program import program
 from orchestrator.report.tables import MISSING
 from orchestrator.results.summary import Summary, model_label
 from orchestrator.runs.reading import RunView, find_runs, read_run
-from orchestrator.runs.sweep import sweep_of
+from orchestrator.runs.sweep import Sweep, sweep_of
+from orchestrator.runs.sweep_models import model_rows
 from orchestrator.telemetry.live import duration
 from workers.errors import ConfigError
 
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     root = Path(options.folder)
     if options.sweep:
-        return exit_code(lambda: _sweep(root))
+        return exit_code(lambda: _sweep(root, as_json=options.json))
     return exit_code(lambda: _list(root, options.state, as_json=options.json))
 
 
@@ -54,7 +56,7 @@ def _list(root: Path, state: str, *, as_json: bool) -> None:
     say("".join(f"damaged: {note}\n" for run in runs for note in run.damage))
 
 
-def _sweep(root: Path) -> None:
+def _sweep(root: Path, *, as_json: bool) -> None:
     """The jobs of a sweep side by side, and means over those that differ in their seed alone."""
     runs = [read_run(path) for path in find_runs(root)]
     if len(runs) < 2:
@@ -63,18 +65,42 @@ def _sweep(root: Path) -> None:
             fix="name the folder that holds the numbered folders of the jobs",
         )  # fmt: skip
     sweep = sweep_of(runs)
+    if as_json:
+        sys.stdout.write(json.dumps(_plain_sweep(sweep, root), indent=2) + "\n")
+        return
     rows = [
         (run.folder.path.name, *values, _state(run), figure.text() if figure else MISSING)
         for run, values, figure in sweep.jobs
     ]
     result = f"{sweep.figure} [95 %]" if sweep.figure else "result"
     sys.stdout.write(rendered(_table(("job", *sweep.keys, "state", result), rows)))
-    others = [key for key in sweep.keys if key != "seed"]
     if sweep.groups:
-        heads = (*others, "jobs", "mean over seeds [95 %]")
-        means = [(*values, str(count), mean) for values, count, mean in sweep.groups]
+        heads = (*sweep.settings, "jobs", "mean over seeds [95 %]")
+        means = [(*values, str(mean.jobs), mean.text()) for values, mean in sweep.groups]
         sys.stdout.write(rendered(_table(heads, means)))
+    if any(each.spread.jobs > 1 for each in sweep.models):
+        heads, cells = model_rows(sweep.models)
+        sys.stdout.write(rendered(_table((*sweep.settings, *heads), cells)))
     say("".join(f"damaged: {note}\n" for run in runs for note in run.damage))
+
+
+def _plain_sweep(sweep: Sweep, root: Path) -> dict[str, object]:
+    """Jobs and means over seeds as lists of flat records, which pandas reads as tables."""
+    return {
+        "jobs": [
+            dict(zip(sweep.keys, values, strict=True))
+            | _plain(run, root)
+            | {"figure": sweep.figure if figure else None,
+               "value": figure.value if figure else None}
+            for run, values, figure in sweep.jobs
+        ],
+        "models": [
+            dict(zip(sweep.settings, each.values, strict=True))
+            | {"model": each.model, "figure": each.figure}
+            | asdict(each.spread)
+            for each in sweep.models
+        ],
+    }  # fmt: skip
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

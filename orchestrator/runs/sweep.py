@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +11,11 @@ from orchestrator.results.summary import Summary, model_label
 from orchestrator.run_files.damage import Damage
 from orchestrator.runs.comparing import keys_and_values
 from orchestrator.runs.reading import RunView
+from orchestrator.runs.spread import Spread
+from orchestrator.runs.sweep_models import ModelFigure, model_figures
 from orchestrator.telemetry.metrics import read_whole_metrics
 
-_SEED = "seed"
+SEED = "seed"
 # Metrics that tell most about a stage, by what follows the name of its kind, the best one first.
 _MEASURED = {
     "score_mean": "reward, last iteration",
@@ -22,13 +23,6 @@ _MEASURED = {
     "heldout_loss": "held-out loss",
     "loss": "training loss, last step",
 }
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the normal one.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-_NORMAL = 1.960
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,13 @@ class Sweep:
     keys: tuple[str, ...]  # that differ, dotted
     figure: str  # what is compared; "" if no job has a result
     jobs: tuple[tuple[RunView, tuple[str, ...], Figure | None], ...]
-    groups: tuple[tuple[tuple[str, ...], int, str], ...]  # values but the seed, jobs, mean [95 %]
+    groups: tuple[tuple[tuple[str, ...], Spread], ...]  # values but the seed, mean of the figure
+    models: tuple[ModelFigure, ...] = ()  # of the evaluations
+
+    @property
+    def settings(self) -> list[str]:
+        """The keys that differ, but for the seed."""
+        return [key for key in self.keys if key != SEED]
 
 
 def sweep_of(runs: Sequence[RunView]) -> Sweep:
@@ -67,7 +67,9 @@ def sweep_of(runs: Sequence[RunView]) -> Sweep:
     figures = [each if each is not None and each.name == name else None for each in figures]
     values = [tuple(found.get(key, MISSING) for key in keys) for found in plain]
     jobs = tuple(zip(ordered, values, figures, strict=True))
-    return Sweep(keys, name, jobs, _groups(keys, values, figures))
+    others = [_without_seed(keys, each) for each in values]
+    models = model_figures(list(zip(ordered, others, strict=True)))
+    return Sweep(keys, name, jobs, _groups(others, figures), models)
 
 
 def figure_of(summary: Summary) -> Figure | None:
@@ -100,30 +102,24 @@ def _last_measured(run: RunView) -> Figure | None:
     return None
 
 
-def mean_and_interval(values: Sequence[float]) -> str:
-    """Mean of at least two values, with the 95 % interval of Student's t over them."""
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    degrees = len(values) - 1
-    quantile = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
-    half = quantile * spread / math.sqrt(len(values))
-    return f"{mean:.3f} [{mean - half:.3f}-{mean + half:.3f}]"
-
-
 def _differing(plain: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     every = dict.fromkeys(key for found in plain for key in found)
     return tuple(k for k in every if len({found.get(k, MISSING) for found in plain}) > 1)
 
 
+def _without_seed(keys: Sequence[str], values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(value for key, value in zip(keys, values, strict=True) if key != SEED)
+
+
 def _groups(
-    keys: Sequence[str], values: Sequence[tuple[str, ...]], figures: Sequence[Figure | None]
-) -> tuple[tuple[tuple[str, ...], int, str], ...]:
+    others: Sequence[tuple[str, ...]], figures: Sequence[Figure | None]
+) -> tuple[tuple[tuple[str, ...], Spread], ...]:
     """Jobs with the same values of all keys but the seed; those with two figures or more."""
     found: dict[tuple[str, ...], list[float]] = {}
-    for each, figure in zip(values, figures, strict=True):
-        others = tuple(v for key, v in zip(keys, each, strict=True) if key != _SEED)
+    for values, figure in zip(others, figures, strict=True):
         if figure is not None and math.isfinite(figure.value):
-            found.setdefault(others, []).append(figure.value)
-    return tuple((k, len(v), mean_and_interval(v)) for k, v in found.items() if len(v) > 1)
+            found.setdefault(values, []).append(figure.value)
+    return tuple((k, Spread.of(v)) for k, v in found.items() if len(v) > 1)
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -11,7 +11,8 @@ from orchestrator.results.summary import EvaluationRow, Preference, Summary, wri
 from orchestrator.run_files.folder import RunFolder
 from orchestrator.runs.listing import main
 from orchestrator.runs.reading import find_runs, read_run
-from orchestrator.runs.sweep import figure_of, mean_and_interval, sweep_of
+from orchestrator.runs.spread import Spread
+from orchestrator.runs.sweep import figure_of, sweep_of
 from orchestrator.telemetry.metrics import MetricRecord
 
 
@@ -57,16 +58,17 @@ def test_jobs_are_in_order_and_shown_by_the_keys_that_differ(root: Path) -> None
 def test_means_are_over_the_seeds_of_one_setting(root: Path) -> None:
     sweep = sweep_of([read_run(path) for path in find_runs(root)])
     # two values 0.2 apart: 12.706 * (0.2 / sqrt(2)) / sqrt(2) = 1.2706
-    assert sweep.groups == (
+    assert [(values, mean.jobs, mean.text()) for values, mean in sweep.groups] == [
         (("0.0",), 2, "0.700 [-0.571-1.971]"),
         (("0.1",), 2, "0.600 [-0.035-1.235]"),
-    )
+    ]
 
 
 def test_the_interval_is_students() -> None:
     # 1, 2, 3, 4: mean 2.5, deviation 1.29099, t(3) 3.182: half = 3.182 * 1.29099 / 2 = 2.054
-    assert mean_and_interval([1.0, 2.0, 3.0, 4.0]) == "2.500 [0.446-4.554]"
-    assert mean_and_interval([2.0] * 40) == "2.000 [2.000-2.000]"
+    assert Spread.of([1.0, 2.0, 3.0, 4.0]).text() == "2.500 [0.446-4.554]"
+    assert Spread.of([2.0] * 40).text() == "2.000 [2.000-2.000]"
+    assert Spread.of([2.0]) == Spread(1, 2.0)  # one job says nothing about others
 
 
 def test_the_table_is_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
