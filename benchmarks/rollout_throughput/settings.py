@@ -14,8 +14,8 @@ from orchestrator.config.cluster import Accelerator, ClusterConfig, RoleName
 from orchestrator.config.data import DataSourceKind, kinds
 from orchestrator.config.engines import RolloutEngine
 from orchestrator.config.schema import Config
-from orchestrator.planning.checks_devices import check_devices, check_head_sizes
-from orchestrator.planning.checks_lengths import check_lengths
+from orchestrator.planning.checks.devices import check_devices, check_head_sizes
+from orchestrator.planning.checks.lengths import check_lengths
 from orchestrator.planning.model_sizes import ModelSize, checkpoint_size, sequences_in_cache
 from orchestrator.planning.placement import Layout, place_roles
 from orchestrator.preflight import hub_models

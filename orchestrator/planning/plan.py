@@ -17,20 +17,20 @@ from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.planning.activations import smaller_passes
 from orchestrator.planning.backbones import check_backbones, plan_critic
-from orchestrator.planning.checks_devices import (
+from orchestrator.planning.checks.devices import (
     check_ahead,
     check_devices,
     check_extra_engines,
     check_head_sizes,
     check_sharing,
 )
-from orchestrator.planning.checks_environment import check_environment, environment_notes
-from orchestrator.planning.checks_lengths import check_lengths, check_rows
-from orchestrator.planning.checks_overoptimization import (
+from orchestrator.planning.checks.environment import check_environment, environment_notes
+from orchestrator.planning.checks.lengths import check_lengths, check_rows
+from orchestrator.planning.checks.overoptimization import (
     check_overoptimization,
     overoptimization_notes,
 )
-from orchestrator.planning.checks_scoring import (
+from orchestrator.planning.checks.scoring import (
     check_estimator,
     check_judge,
     check_online_rankings,
@@ -39,7 +39,7 @@ from orchestrator.planning.checks_scoring import (
     loss_notes,
     unused_critic_keys,
 )
-from orchestrator.planning.checks_stages import check_stages, unused_sets
+from orchestrator.planning.checks.stages import check_stages, unused_sets
 from orchestrator.planning.gpu_memory import check_gpu_memory
 from orchestrator.planning.model_sizes import (
     ModelSize,

@@ -17,7 +17,7 @@ from orchestrator.config.rejection import Keep, Start
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
 from orchestrator.config.training import Aggregate, AlgorithmConfig, Margin, SFTBest
-from orchestrator.planning.checks_environment import environment_facts
+from orchestrator.planning.checks.environment import environment_facts
 from orchestrator.planning.model_sizes import pocket_size
 from orchestrator.planning.runs.ai_labels import ai_label_facts, constitution_facts
 from orchestrator.planning.runs.stage_run import StageRun

@@ -12,7 +12,7 @@ from fakes import ToyScalar
 from fakes.session import Run
 
 from orchestrator.label.tasks import Making, read_tasks
-from orchestrator.planning.checks_stages import check_stages
+from orchestrator.planning.checks.stages import check_stages
 from orchestrator.stages.labels.collect import collect
 from workers.errors import ConfigError
 

@@ -12,7 +12,7 @@ import pytest
 from composing import composed
 
 from orchestrator.config.schema import Config
-from orchestrator.planning.checks_scoring import check_reward, check_sft_choice
+from orchestrator.planning.checks.scoring import check_reward, check_sft_choice
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.stages.ppo.record import Marks, term_values
 from orchestrator.stages.ppo.scores import Scoring

@@ -16,7 +16,7 @@ from composing import composed
 from test_remote_reward import send, serving
 
 from orchestrator.config.schema import Config
-from orchestrator.planning.checks_scoring import check_reward
+from orchestrator.planning.checks.scoring import check_reward
 from orchestrator.planning.worker_specs import reward_spec
 from workers.data.rows.asked import Asked
 from workers.errors import RehearsalError

@@ -12,7 +12,7 @@ import pytest
 from composing import composed
 
 from orchestrator.config.schema import Config
-from orchestrator.planning.checks_scoring import check_reward
+from orchestrator.planning.checks.scoring import check_reward
 from orchestrator.planning.worker_specs import reward_spec
 from orchestrator.preflight.dry_run import CHECKS
 from workers.data.records import Prompt

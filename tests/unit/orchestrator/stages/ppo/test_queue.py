@@ -13,7 +13,7 @@ from orchestrator.checkpoints.saved_runs import SavedRuns
 from orchestrator.config.ranges import check_tree
 from orchestrator.config.schema import Config
 from orchestrator.config.training import AlgorithmConfig
-from orchestrator.planning.checks_devices import check_ahead
+from orchestrator.planning.checks.devices import check_ahead
 from orchestrator.results.summary import LedgerTotals
 from orchestrator.stages.ppo.loop import ppo
 from orchestrator.stages.ppo.queue import Batch, RolloutQueue, require_fresh
