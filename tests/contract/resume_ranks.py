@@ -76,8 +76,9 @@ def _first(
         if k:  # asked for after another step: training went on while a thread wrote
             records.append(worker.written())
         worker.snapshot(str(at / str(k + 1)))
-    records.append(worker.written())
     worker.save(str(at / "model"), spec.checkpoint)
+    worker.load(spec)  # while a thread writes: rejection sampling starts again from SFT
+    records.append(worker.written())
     return {"stats": stats, "records": records, "states": states}
 
 

@@ -124,7 +124,6 @@ class Trainer:
         group = self._joined()
         self.unload()
         torch.set_num_threads(spec.threads or group.threads)
-        self._writing = None  # a snapshot that nobody will wait for
         torch.manual_seed(group.seed)
         model = self._build(spec, group)
         freeze(model, spec.freeze)
@@ -205,10 +204,12 @@ class Trainer:
     def snapshot(self, folder: str) -> None:
         """Copy the training state to host memory; a thread writes it while training continues.
 
+        What follows, another `load` included, does not change what is written. A snapshot whose
+        file was not asked for, as after a step back, is no longer waited for.
+
         Args:
             folder: Gets one file per rank; `written` waits until this rank's file is complete.
         """
-        assert self._writing is None, "the files of the snapshot before were not asked for"
         tensors, pieces, facts = self.engine.training_state()
         tensors |= {f"rng/{device}": state for device, state in _random_states().items()}
         if self._average is not None:
