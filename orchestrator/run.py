@@ -116,8 +116,10 @@ def execute(composed: DictConfig, arguments: Sequence[str] = (), began: float | 
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
             if config.run.plan_only:
-                told = mirror_outlook(config, folder) or outlook(config, find_start(config, folder))
+                begins = find_start(config, folder)
+                told = mirror_outlook(config, folder) or outlook(config, begins)
                 _look(config)
+                tell(_occupied(begins, config))
                 tell("".join(f"resume: {sentence}\n" for sentence in told))
                 return 0
             with folder.locked():  # no other process may change the folder meanwhile
@@ -190,6 +192,17 @@ def _look(config: Config) -> None:
     inputs = look(config)
     tell("".join(f"note: {note}\n" for note in inputs.notes))
     tell("checkpoints, data and functions were read: nothing in them stops this run\n")
+
+
+def _occupied(start: Start, config: Config) -> str:
+    """A note of the plan if the run would be refused because its folder holds another one."""
+    if start.saved is not None or start.clear or config.run.overwrite:
+        return ""
+    found = start.folder.found()
+    return found and (
+        f"note: {start.folder.path} is not empty: it holds {found}; a run needs another run.dir, "
+        "or run.overwrite=true to replace its results\n"
+    )
 
 
 def _open(start: Start, config: Config) -> Start:

@@ -110,7 +110,8 @@ def _unknown_option(error: MissingConfigException) -> ConfigError:
     group, _, option = wanted.rpartition("/")
     options = [str(each) for each in error.options or ()]
     near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
-    fix = f"did you mean {group}={near[0]}? " if near else ""
+    sign = "+" if group == "experiment" else ""
+    fix = f"did you mean {sign}{group}={near[0]}? " if near else ""
     if options:
         fix += f"options of {group}: {', '.join(options)}"
     return UnknownKeyError(f"there is no {wanted}", where="configuration", fix=fix)

@@ -176,13 +176,9 @@ class RunFolder:
             CheckpointError: the disk is full or read-only.
         """
         self._make()
-        entries = [e for e in sorted(self.path.iterdir()) if not _is_own(e)]
-        if self._was_given_up():  # ignore the empty files of an attempt that was refused
-            entries = [e for e in entries if _holds_something(e)]
-        found = [e.name for e in entries]
-        if found and not overwrite:
+        if not overwrite and (found := self.found()):
             raise ConfigError(
-                f"the run folder is not empty: it holds {_some(found)}",
+                f"the run folder is not empty: it holds {found}",
                 where=str(self.path),
                 fix="choose another run.dir, or set run.overwrite=true to replace its results",
             )
@@ -191,6 +187,15 @@ class RunFolder:
             for directory in self.directories:
                 directory.mkdir(exist_ok=True)
         return self
+
+    def found(self) -> str:
+        """What keeps the folder from being a new run's, for messages; "" = nothing."""
+        if not self.path.is_dir():
+            return ""
+        entries = [e for e in sorted(self.path.iterdir()) if not _is_own(e)]
+        if self._was_given_up():  # ignore the empty files of an attempt that was refused
+            entries = [e for e in entries if _holds_something(e)]
+        return _some([e.name for e in entries]) if entries else ""
 
     def set_aside(self, kept: Collection[Path] = ()) -> Path | None:
         """Move all files of an earlier attempt into a new folder, RUN/earlier-N.

@@ -10,7 +10,7 @@ from orchestrator.config.data import DataSourceKind, PersonalData, RowOrder, all
 from orchestrator.config.schema import Config
 from workers.data.files import FileSource
 from workers.data.source import DataSource
-from workers.data.tables.accounts import SetAccount
+from workers.data.tables.accounts import SetAccount, with_key
 from workers.data.tokenize.data_sets import Feeding, Rendering, SetKind
 from workers.data.tokenize.tokenizers import load_tokenizer
 from workers.errors import ConfigError, TokenizerMismatchError
@@ -102,7 +102,10 @@ def left_out(source: DataSource) -> list[str]:
             f"{each.name}: {each.read:,} rows, {each.train:,} to train on, {each.heldout:,} held "
             f"out, {each.tokens:,} tokens"
         )
-        notes += [f"left out {n:,} rows of {each.name}: {why}" for why, n in each.dropped.items()]
+        notes += [
+            f"left out {n:,} row{'s' if n != 1 else ''} of {each.name}: {with_key(why)}"
+            for why, n in each.dropped.items()
+        ]
         if each.unread:
             notes.append(f"{each.name}: columns that nothing reads: {_some(each.unread)}")
         if each.labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -26,6 +27,17 @@ from workers.records.training import Ranking, TokenBatch
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
+
+
+@contextmanager
+def _named(each: DataSet) -> Iterator[None]:
+    """What is wrong with a data set names the key that gave it."""
+    try:
+        yield
+    except DataError as error:
+        if each.key not in error.where:
+            error.where = f"{each.key}: {error.where}"
+        raise
 
 
 class FileSource:
@@ -160,9 +172,10 @@ class FileSource:
         gatherer = Gatherer()
         accounts = self._accounts[kind]
         for number, each in enumerate(self._sets[kind]):
-            for chunk in self._chunks(kind, encode, each, accounts[number]):
-                self._check_ids(chunk, each)
-                gatherer.add(number, chunk, accounts[number])
+            with _named(each):
+                for chunk in self._chunks(kind, encode, each, accounts[number]):
+                    self._check_ids(chunk, each)
+                    gatherer.add(number, chunk, accounts[number])
         return Table(kind, self._sets[kind], accounts, gatherer.finish(), self._feeding, held)
 
     def _chunks(

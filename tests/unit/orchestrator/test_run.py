@@ -52,7 +52,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], N
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["+experiment=pockt"], ["no experiment/pockt", "experiment=pocket", "pocket_scale"]),
+        (["+experiment=pockt"], ["no experiment/pockt", "mean +experiment=pocket", "pocket_scale"]),
         (["cluster=one_gp"], ["no cluster/one_gp", "did you mean cluster=one_gpu"]),
         (["algorithm.clipp=0.1"], ["unknown key algorithm.clipp", "did you mean algorithm.clip"]),
         (["+algorithm.clipp=0.1"], ["unknown key algorithm.clipp", "algorithm.clip"]),
@@ -90,6 +90,23 @@ def test_plan_only_prints_and_writes_nothing(
     assert command("+experiment=pocket", "run.plan_only=true") == 0
     assert "3,072 episodes" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_tells_that_its_folder_is_taken(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    line = ["+experiment=pocket", f"run.dir={taken}", "run.plan_only=true"]
+    assert command(*line) == 0
+    assert "is not empty" not in capsys.readouterr().out  # an empty folder may be used
+    (taken / "summary.json").write_text("{}")
+    assert command(*line) == 0
+    printed = capsys.readouterr().out
+    assert f"{taken} is not empty: it holds summary.json" in printed
+    assert "run.overwrite=true" in printed
+    assert command(*line, "run.overwrite=true") == 0
+    assert "is not empty" not in capsys.readouterr().out
 
 
 def test_a_plan_without_its_cluster_asks_for_numbers_and_takes_them(

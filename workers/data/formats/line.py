@@ -200,7 +200,10 @@ def parse_json(text: str, where: str) -> object:
         value: object = json.loads(text, parse_constant=note, object_pairs_hook=fields)
     except RecursionError:
         reason = "nested too deeply"
-    except ValueError as error:  # malformed JSON, or an integer of absurd length
+    except json.JSONDecodeError as error:
+        at = min(error.pos, len(text.rstrip()))
+        reason = f"not valid JSON: {error.msg} after {at:,} characters"
+    except ValueError as error:  # an integer of absurd length
         reason = f"not valid JSON: {error}"
     else:
         if not odd and not wrong_keys:

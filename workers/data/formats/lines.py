@@ -17,6 +17,7 @@ from workers.process.regular_files import open_regular
 MAX_LINE_BYTES = 8 * 2**20  # a longer line is refused without being read into memory
 _LONGEST_LINE_BYTES = 2**28  # reading stops at a longer line
 _GZIP = b"\x1f\x8b"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _METER_LINES = 256  # lines between two updates of the progress
 
 
@@ -45,14 +46,23 @@ def open_bytes(path: str, meter: Meter | None = None) -> Iterator[tuple[BinaryIO
         raise DataError(
             f"cannot open the data file: {error.strerror}",
             where=path,
-            fix="correct the path of the data set; rows are read more than once, so they must be "
+            fix="take the space from the beginning or end of the path"
+            if path != path.strip()
+            else "correct the path of the data set; rows are read more than once, so they must be "
             "in a file",
         ) from error
     with raw:
         try:
             if meter is not None:
                 meter.total = os.fstat(raw.fileno()).st_size
-            if raw.peek(2)[:2] == _GZIP:
+            begins = raw.peek(2)[:2]
+            if begins in _UTF_16:
+                raise DataError(
+                    "the file is UTF-16, not UTF-8",
+                    where=path,
+                    fix="save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+                )
+            if begins == _GZIP:
                 # the buffer finds line ends in C; GzipFile alone would be slow per line
                 yield io.BufferedReader(gzip.GzipFile(fileobj=raw), 2**20), raw  # pyright: ignore[reportArgumentType]
             else:

@@ -36,6 +36,7 @@ from workers.data.rows.fields import (
     SYSTEMS,
     ambiguous,
     first_of,
+    misspelt,
     only_of,
     user_of,
 )
@@ -50,6 +51,13 @@ ACCEPTED = {
     "score or rank (question, instruction or messages may replace prompt)",
     "prompts": "prompt | question | instruction (+ input) | turns | messages | conversations",
     "pretraining": "text",
+}
+# What a row of a kind is called, and the key of its files.
+_CALLED = {
+    "demonstrations": ("demonstration", "demonstrations", "data.files.demonstrations"),
+    "comparisons": ("ranking", "rankings", "data.files.rankings"),
+    "prompts": ("prompt", "prompts", "data.files.prompts"),
+    "pretraining": ("text", "texts to pretrain on", "data.files.pretraining"),
 }
 OTHER_PROMPT = "its prompt differs from its dialogue"
 
@@ -219,10 +227,25 @@ def unknown(line: Line, kind: str) -> NoReturn:
     """Refuse a row that has none of the accepted shapes of a kind."""
     columns = columns_to_set(line)
     advice = f"set columns {columns}" if columns else "name the columns by data.columns"
-    line.fail(
-        f"no {kind} in a row with the fields: found {line.found()}",
-        fix=f"accepted shapes: {ACCEPTED[kind]}; or {advice}",
-    )
+    fix = f"accepted shapes: {ACCEPTED[kind]}; or {advice}"
+    if (other := _kind_of_row(line)) not in ("", kind):
+        _, rows, key = _CALLED[other]
+        fix = f"rows with these fields are {rows}: give the file as {key}; {fix}"
+    elif meant := misspelt(line):
+        fix = f"did you mean {meant}? {fix}"
+    line.fail(f"no {_CALLED[kind][0]} in this row, whose fields are {line.found()}", fix=fix)
+
+
+def _kind_of_row(line: Line) -> str:
+    """The kind whose rows usually have fields of these names; "" = none."""
+    asks = first_of(line, tuple(REPLIES_TO))
+    if {"chosen", "rejected"} <= line.fields.keys() or "completions" in line.fields:
+        return "comparisons"
+    if first_of(line, DIALOGUES) or (asks and first_of(line, REPLIES_TO[asks])):
+        return "demonstrations"
+    if asks:
+        return "prompts"
+    return "pretraining" if "text" in line.fields else ""
 
 
 def _replies(line: Line) -> Iterator[tuple[Context, Message]]:
@@ -235,6 +258,8 @@ def _replies(line: Line) -> Iterator[tuple[Context, Message]]:
     else:
         context = context_of(line, "demonstrations")
         name = _only_reply(line, REPLIES_TO[asking(line)])
+        if name not in line.fields and _kind_of_row(line) == "comparisons":
+            unknown(line, "demonstrations")
         reply = line.parsed(line.field(name))
         if isinstance(reply, list | dict):
             turn = only_turn(line, reply, name)

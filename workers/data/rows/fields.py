@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import NoReturn
 
-from workers.data.formats.line import Line
+from workers.data.formats.line import Line, shown
 
 DIALOGUES = ("messages", "conversations", "conversation")
 INPUTS = ("input", "context")
@@ -20,6 +21,7 @@ REPLIES_TO = {
 REPLIES = REPLIES_TO["prompt"]
 # Every field that a reply may answer.
 ASKING = (*REPLIES_TO, *DIALOGUES, *INPUTS, *SYSTEMS, "history")
+_KNOWN = (*REPLIES_TO, *DIALOGUES, *REPLIES, "text", "chosen", "rejected", "completions", "ranks")
 
 
 def first_of(line: Line, names: tuple[str, ...]) -> str:
@@ -53,3 +55,12 @@ def user_of(line: Line) -> str:
     """The user who wrote the row; "" = not named."""
     name = first_of(line, USERS)
     return line.name(name) if name else ""
+
+
+def misspelt(line: Line) -> str:
+    """A known name that an unknown one of the row is close to, for messages; "" = none."""
+    for name in line.fields:
+        near = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8)
+        if near and near[0] not in line.fields:
+            return f'"{near[0]}" in place of "{shown(name)}"'
+    return ""

@@ -6,6 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 _MOST_REASONS = 50
+_KEYS = {"prompt over ": "data.files.max_prompt_tokens"}  # how a reason begins -> what sets it
+
+
+def with_key(reason: str) -> str:
+    """A reason for which rows are dropped, with the key that decides it, for messages."""
+    keys = [key for begins, key in _KEYS.items() if reason.startswith(begins)]
+    return f"{reason} ({keys[0]})" if keys else reason
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from workers.data.filters.filters import at_most_per_user, first_of_each, first_
 from workers.data.filters.personal_data import PII_KINDS
 from workers.data.filters.splits import BoolArray, HashArray, split_rows, stable_hash
 from workers.data.recognise.rankings_by_fields import TIED
-from workers.data.tables.accounts import SetAccount
+from workers.data.tables.accounts import SetAccount, with_key
 from workers.data.tables.mixture import interleave
 from workers.data.tables.sampler import LengthGroupedSampler, MixedSampler, Stream
 from workers.data.tables.store import RowStore
@@ -416,7 +416,9 @@ def _empty(
     names = (
         ", ".join(each.key for each in sets) or f"data.sets (none of kind {kind and kind.value})"
     )
-    dropped = [f"{n:,} x {reason}" for each in accounts for reason, n in each.dropped.items()]
+    dropped = [
+        f"{n:,} x {with_key(reason)}" for each in accounts for reason, n in each.dropped.items()
+    ]
     return EmptyDatasetError(
         f"no usable row for {purpose!r}",
         where=f"{names} ({sum(each.read for each in accounts):,} rows read)",

@@ -47,5 +47,5 @@ def test_models_of_other_tokenizers_are_not_compared(config: Config, tmp_path: P
 
 def test_rows_that_were_left_out_are_told(config: Config, tmp_path: Path):
     notes = left_out(make_source(config, {"sft": saved(tmp_path / "sft")}))
-    assert "left out 1 rows of prompts: repeated" in notes
+    assert "left out 1 row of prompts: repeated" in notes
     assert any("empty prompt" in note for note in notes)

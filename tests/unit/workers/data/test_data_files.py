@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -174,11 +175,11 @@ def test_documents_come_whole_in_windows(open_files: Files) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prompt": "fox"', "not valid JSON"),
+        (b'{"prompt": "fox"', "not valid JSON: Expecting ',' delimiter after 16 characters"),
         (b'{"prompt": "fox", "completion": NaN}', "NaN"),
         (b'{"prompt": "fox", "completion": -Infinity}', "Infinity"),
         (b'{"prompt": "fox"}', '"completion" is missing'),
-        (b"{}", "found nothing"),
+        (b"{}", "whose fields are nothing"),
         (b'{"prompt": "fox", "completion": 3}', "must be a string, not a number"),
         (b'{"prompt": null, "completion": "owl"}', "must be a string, not null"),
         (b'["fox", "owl"]', "must be a JSON object, not a list"),
@@ -192,6 +193,7 @@ def test_bad_lines_are_named(open_files: Files, line: bytes, message: str) -> No
     good = b'{"prompt": "fox", "completion": "owl"}'
     with pytest.raises(DataLineError, match=message) as caught:
         open_files(demonstrations=b"\n".join([good, b"", line, good]))
+    assert caught.value.where.startswith("data.files.demonstrations: ")
     assert caught.value.where.endswith("demonstrations.jsonl:3")
     assert caught.value.exit_code == 3
 
@@ -261,3 +263,19 @@ def test_missing_files_and_checkpoints(open_files: Files, tmp_path: Path) -> Non
         open_files(rendering={"checkpoint": str(tmp_path / "none")})
     with pytest.raises(BrokenCheckpointError):
         open_files(rendering={"checkpoint": str(tmp_path)})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_told_how_to_convert(open_files: Files, encoding: str) -> None:
+    text = '\ufeff{"prompt": "fox", "completion": "owl"}\n'
+    with pytest.raises(DataError, match="UTF-16, not UTF-8") as caught:
+        open_files(demonstrations=text.encode(encoding))
+    assert caught.value.where.startswith("data.files.demonstrations: ")
+    assert "iconv -f UTF-16 -t UTF-8" in caught.value.fix
+
+
+def test_all_prompts_too_long_name_the_key(open_files: Files) -> None:
+    row = json.dumps({"prompt": "fox " * 40, "completion": "owl"}).encode()
+    with pytest.raises(EmptyDatasetError) as caught:
+        open_files(demonstrations=b"\n".join([row, row]))
+    assert "prompt over 16 tokens (data.files.max_prompt_tokens)" in caught.value.fix

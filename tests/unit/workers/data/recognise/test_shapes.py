@@ -293,8 +293,8 @@ RANKED = {"prompt": "p", "completions": ["a", "b"]}
 @pytest.mark.parametrize(
     ("kind", "row", "message"),
     [
-        ("demonstrations", {}, "found nothing"),
-        ("demonstrations", {"foo": 1, "bar": 2}, 'found "foo", "bar"'),
+        ("demonstrations", {}, "whose fields are nothing"),
+        ("demonstrations", {"foo": 1, "bar": 2}, 'whose fields are "foo", "bar"'),
         ("demonstrations", {"prompt": "p"}, 'field "completion" is missing'),
         ("demonstrations", {"question": "p"}, 'field "answer" is missing'),
         ("demonstrations", {"prompt": None, "completion": "c"}, "string, not null"),
@@ -307,7 +307,7 @@ RANKED = {"prompt": "p", "completions": ["a", "b"]}
         ("demonstrations", {"messages": [{"role": "user"}]}, 'lacks "content"'),
         ("demonstrations", {"messages": [Q | {"content": None}]}, r"\[0\]. lacks .content"),
         ("demonstrations", {"instruction": "i", "instances": []}, "empty list"),
-        ("comparisons", {"chosen": "a", "rejected": "b"}, 'found "chosen", "rejected"'),
+        ("comparisons", {"chosen": "a", "rejected": "b"}, 'fields are "chosen", "rejected"'),
         ("comparisons", {"chosen": A, "rejected": "b", "prompt": "p"}, "must both be"),
         ("comparisons", RANKED, 'neither "ranks" nor "scores"'),
         ("comparisons", RANKED | {"ranks": [1]}, "1 entries for 2"),
@@ -417,3 +417,35 @@ def test_the_kind_is_told_by_a_row(tmp_path: Path, row: dict[str, object], kind:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert kind_of_data(str(path)) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "begins"),
+    [
+        ("demonstrations", {"question": "a", "completions": ["b", "c"], "ranks": [1, 2]},
+         "rows with these fields are rankings: give the file as data.files.rankings; accepted"),
+        ("demonstrations", {"prompt": "a", "chosen": "b", "rejected": "c"},
+         "rows with these fields are rankings: give the file as data.files.rankings; accepted"),
+        ("demonstrations", {"text": "a"},
+         "rows with these fields are texts to pretrain on: give the file as data.files.pre"),
+        ("pretraining", {"messages": []},
+         "rows with these fields are demonstrations: give the file as data.files.demonstrations"),
+        ("pretraining", {"question": "a"},
+         "rows with these fields are prompts: give the file as data.files.prompts"),
+        ("demonstrations", {"mesages": []},
+         'did you mean "messages" in place of "mesages"? accepted shapes'),
+        ("prompts", {"promt": "a"}, 'did you mean "prompt" in place of "promt"? accepted'),
+        ("demonstrations", {"foo": 1}, "accepted shapes: messages |"),
+    ],
+)  # fmt: skip
+def test_a_row_of_another_kind_or_a_misspelt_field_is_named(
+    read: Read, kind: str, row: object, begins: str
+) -> None:
+    with pytest.raises(DataLineError) as caught:
+        read(kind, row)
+    assert caught.value.fix.startswith(begins)
+
+
+def test_a_reply_that_is_missing_alone_is_no_other_kind(read: Read) -> None:
+    with pytest.raises(DataLineError, match='field "answer" is missing or null'):
+        read("demonstrations", {"question": "a", "source": "b"})
