@@ -19,9 +19,9 @@ from orchestrator.batching.batch_sizes import SAMPLING_STAGES
 from orchestrator.process.command_exit import exit_code, say
 from orchestrator.process.printing import rendered
 from orchestrator.process.program import program
-from orchestrator.report.chart import Chart, panels
+from orchestrator.report.charts.chart import Chart, panels
+from orchestrator.report.charts.curves import further, groups, terms_of
 from orchestrator.report.costs import cost_rows, time_rows
-from orchestrator.report.curves import further, groups, terms_of
 from orchestrator.report.heading import heading, state_of
 from orchestrator.report.losses import loss_rows
 from orchestrator.report.measured import Measured
@@ -78,7 +78,9 @@ def write_report(folder: RunFolder) -> Report:
         )
     with writing(folder.plots, "a folder"):
         folder.plots.mkdir(exist_ok=True)
-    from orchestrator.report.plots import draw_plots  # half a second of imports, at the end only
+    from orchestrator.report.charts.plots import (
+        draw_plots,  # half a second of imports, at the end only
+    )
 
     drawn = draw_plots(folder.plots, records, summary, damage)
     page = Page(

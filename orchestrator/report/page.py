@@ -18,9 +18,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator.pages.visible import parts
-from orchestrator.report import chart
-from orchestrator.report.bars import TICK, all_bars
-from orchestrator.report.chart import Chart
+from orchestrator.report.charts import chart
+from orchestrator.report.charts.bars import TICK, all_bars
+from orchestrator.report.charts.chart import Chart
 from orchestrator.report.costs import COST_HEADS, TIME_HEADS
 from orchestrator.report.glossary import glossary
 from orchestrator.report.losses import LOSS_HEADS

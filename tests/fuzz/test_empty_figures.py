@@ -43,7 +43,7 @@ def _altered(text: str, path: tuple[str, ...], value: Any) -> str:
 def test_what_is_absent_is_damage_or_listed_and_no_longer_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
 ) -> None:
-    monkeypatch.setattr("orchestrator.report.plots.draw_plots", lambda *_: {})
+    monkeypatch.setattr("orchestrator.report.charts.plots.draw_plots", lambda *_: {})
     folder = RunFolder(whole_folder(tmp_path / "run"))
     intact = shown(report.write_report(RunFolder(shutil.copytree(folder.path, tmp_path / "all"))))
     text = (folder.path / name).read_text()

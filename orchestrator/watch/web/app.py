@@ -16,8 +16,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from orchestrator.pages.guard import Guard
-from orchestrator.report.chart import Chart, Curve, chart, panels
-from orchestrator.report.curves import color_of, further, groups, terms_of
+from orchestrator.report.charts.chart import Chart, Curve, chart, panels
+from orchestrator.report.charts.curves import color_of, further, groups, terms_of
 from orchestrator.report.measured import Series
 from orchestrator.watch.followed import Followed
 from orchestrator.watch.health import health_of

@@ -10,8 +10,8 @@ from starlette.responses import HTMLResponse
 
 from orchestrator.pages.environment import environment
 from orchestrator.pages.visible import Part, Shown, parts, shown
-from orchestrator.report.chart import HEIGHT, WIDTH, short
-from orchestrator.report.curves import label_of
+from orchestrator.report.charts.chart import HEIGHT, WIDTH, short
+from orchestrator.report.charts.curves import label_of
 from orchestrator.watch.followed import Followed
 from orchestrator.watch.health import state_of
 

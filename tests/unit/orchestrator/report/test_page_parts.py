@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.report.bars import WIDTH, all_bars
 from orchestrator.report.build import write_report
+from orchestrator.report.charts.bars import WIDTH, all_bars
 from orchestrator.report.glossary import _OTHER, meaning
 from orchestrator.report.heading import heading, state_of
 from orchestrator.report.losses import loss_rows

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.config.run import LoggerConfig
-from orchestrator.report import plots
 from orchestrator.report.build import main, write_report
+from orchestrator.report.charts import plots
+from orchestrator.report.charts.curves import further, groups, running_mean, terms_of
 from orchestrator.report.costs import cost_rows, time_rows
-from orchestrator.report.curves import further, groups, running_mean, terms_of
 from orchestrator.report.page import Page as PageContent
 from orchestrator.report.page import render_page
 from orchestrator.report.tables import (

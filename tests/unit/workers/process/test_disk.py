@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.report.plots import draw_plots
+from orchestrator.report.charts.plots import draw_plots
 from orchestrator.results.summary import Summary
 from orchestrator.run_files.folder import RunFolder, write_text
 from orchestrator.run_files.rankings import save_rankings

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.curves import COLORS, INK, color_of, further, label_of
+from orchestrator.report.charts.curves import COLORS, INK, color_of, further, label_of
 from orchestrator.results.summary import Summary
 from orchestrator.telemetry.metrics import PPO_PHASES
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from orchestrator.report.curves import Panels, running_mean
+from orchestrator.report.charts.curves import Panels, running_mean
 from orchestrator.report.measured import Measured, Series
 from orchestrator.telemetry.metrics import METRICS
 

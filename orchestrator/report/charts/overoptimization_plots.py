@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orchestrator.report.curves import INK
+from orchestrator.report.charts.curves import INK
 from orchestrator.results.overoptimization import Estimate, Fit, Overoptimization, Proxy
 from orchestrator.results.summary import Summary
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from orchestrator.report.plots import _figure, _style
-from orchestrator.report.scale_plot import _families, draw_scale
+from orchestrator.report.charts.plots import _figure, _style
+from orchestrator.report.charts.scale_plot import _families, draw_scale
 from orchestrator.report.tables import render_table
 from orchestrator.results.few_shot import prompted_name, prompted_parts
 from orchestrator.results.summary import EvaluationRow, Preference, Summary, model_label

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orchestrator.report.curves import COLORS, INK, label_of
+from orchestrator.report.charts.curves import COLORS, INK, label_of
 from orchestrator.results.few_shot import prompted_parts
 from orchestrator.results.summary import Summary
 

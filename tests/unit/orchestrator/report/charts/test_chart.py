@@ -7,7 +7,16 @@ import re
 
 import pytest
 
-from orchestrator.report.chart import HEIGHT, WIDTH, Curve, chart, panels, short, thinned, ticks
+from orchestrator.report.charts.chart import (
+    HEIGHT,
+    WIDTH,
+    Curve,
+    chart,
+    panels,
+    short,
+    thinned,
+    ticks,
+)
 from orchestrator.report.measured import Measured
 from orchestrator.telemetry.metrics import MetricRecord
 

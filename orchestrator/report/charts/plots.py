@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from orchestrator.report.curves import (
+from orchestrator.report.charts.curves import (
     COLORS,
     INK,
     PALE,
@@ -28,9 +28,9 @@ from orchestrator.report.curves import (
     running_mean,
     terms_of,
 )
+from orchestrator.report.charts.overoptimization_plots import draw_fits, draw_gold
+from orchestrator.report.charts.scale_plot import draw_scale
 from orchestrator.report.overoptimization import hidden_reward_models
-from orchestrator.report.overoptimization_plots import draw_fits, draw_gold
-from orchestrator.report.scale_plot import draw_scale
 from orchestrator.results.summary import Summary
 from orchestrator.run_files.damage import Damage, complaint
 from orchestrator.telemetry.metrics import PPO_PHASES, MetricRecord, metric_of, series
