@@ -89,12 +89,20 @@ def _run(words: list[str]) -> None:
     flag = words.index("--config-dir") if "--config-dir" in words else None
     own = None if flag is None else Path(words[flag + 1])
     overrides = words if flag is None else words[:flag] + words[flag + 2 :]
+    if "-m" in overrides:  # several jobs, of which the first is composed
+        overrides = [_first(word) for word in overrides if word != "-m"]
     config = compose_run([word for word in overrides if word != "..."], own)
     if "..." in words:  # the models and files that the reader fills in
         return
     if config.cluster.unknown:
         config.cluster.sizes = "64x8+64x8+64x8+64x8"
     plan_stages(config)
+
+
+def _first(override: str) -> str:
+    """An override with the first of the values that a sweep goes through."""
+    key, _, values = override.partition("=")
+    return override if values[:1] in ("[", "{") else f"{key}={values.partition(',')[0]}"
 
 
 def _parse(

@@ -191,7 +191,11 @@ time.sleep(60)
         assert main is not None
         signal.pthread_kill(main, signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a user's script
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        api.run("+experiment=pocket_tiny", f"run.dir={tmp_path / 'new'}", quiet=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            api.run("+experiment=pocket_tiny", f"run.dir={tmp_path / 'new'}", quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads(saved.read_text()) == signal.SIGTERM

@@ -40,7 +40,7 @@ def test_a_missing_file_says_where_to_fetch_it(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no such file") as caught:
         make_source(composed(*RUN), {"sft": str(checkpoint)})
-    assert caught.value.where == "gsm8k_train.jsonl"
+    assert caught.value.where == "data.files.prompts: gsm8k_train.jsonl"
     assert "github.com/openai/grade-school-math" in caught.value.fix
 
 
