@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.process.program import invocation
 from workers.errors import ConfigError, DataError
 
 VERSION = 1
@@ -95,7 +96,7 @@ def connect(path: Path) -> sqlite3.Connection:
         raise ConfigError(
             "there is no such labeling project",
             where=str(path),
-            fix="make one: python -m orchestrator.label make FILE.db TASKS.jsonl",
+            fix=f"make one: {invocation('label', 'orchestrator.label')} make FILE.db TASKS.jsonl",
         )
     _require_local(path)
     try:

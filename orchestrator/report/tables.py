@@ -228,25 +228,33 @@ def places(folder: RunFolder) -> str:
 
 def next_steps(folder: RunFolder, summary: Summary) -> str:
     """What can be done with the models of a finished run: a line per command, to be copied."""
-    names = summary.ordered_models() or list(summary.timing.stages)
-    folders = [folder.checkpoints / name for name in reversed(names)]
-    trained = [each for each in folders if _generates(each)]
-    if not trained:
+    stages = [*summary.timing.stages]
+    writes = _last(folder, summary.ordered_models() or stages, text=True)
+    scores = _last(folder, stages, text=False)
+    found: dict[str, str] = {}
+    if writes:
+        found["serve it"] = f"{invocation('serve', 'orchestrator.serve')} {writes}"
+        found["talk to it"] = f"{invocation('chat', 'orchestrator.chat')}, while it is served"
+    if scores:
+        found["score texts"] = (
+            f"{invocation('serve-reward', 'orchestrator.serve_reward.command')} {scores}"
+        )
+    if not found:
         return ""
-    found = {
-        "serve it": f"{invocation('serve', 'orchestrator.serve')} {trained[0]}",
-        "talk to it": f"{invocation('chat', 'orchestrator.chat')}, while it is served",
-        "compare": f"{invocation('compare', 'orchestrator.runs.comparing')} {folder.path} OTHER",
-    }
+    found["compare"] = f"{invocation('compare', 'orchestrator.runs.comparing')} {folder.path} OTHER"
     return "\n" + "".join(f"{what:13}{command}\n" for what, command in found.items())
 
 
-def _generates(folder: Path) -> bool:
-    """Whether it is the folder of a model that writes text."""
-    try:
-        return writes_text(read_config(folder))
-    except BrokenCheckpointError:
-        return False
+def _last(folder: RunFolder, names: Sequence[str], *, text: bool) -> Path | None:
+    """The last of these models that writes text, or of those that give scores."""
+    for name in reversed(names):
+        model = folder.checkpoints / name
+        try:
+            if writes_text(read_config(model)) is text:
+                return model
+        except BrokenCheckpointError:  # made by another run, or not whole
+            continue
+    return None
 
 
 def _fitting(summary: Summary, names: Sequence[str]) -> list[list[str]]:

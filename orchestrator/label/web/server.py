@@ -14,6 +14,7 @@ from orchestrator.label.web.review import routes
 from orchestrator.label.writer import Writer
 from orchestrator.pages.address import Address, listening, run
 from orchestrator.process.command_exit import tell
+from orchestrator.process.program import invocation
 
 
 def serve(
@@ -36,8 +37,8 @@ def serve(
                 store, Writer(w), queue, int(store.setting("seed")),
                 store.setting("instructions"), base.startswith("https:"),
             )  # fmt: skip
-            tell(f"{base} (Ctrl-C ends it); links are made by: python -m orchestrator.label invite "
-                 f"{path} NAME...\n")  # fmt: skip
+            label = invocation("label", "orchestrator.label")
+            tell(f"{base} (Ctrl-C ends it); links are made by: {label} invite {path} NAME...\n")
             run(build(site, address.hosts(port), routes()), place, address)
 
 

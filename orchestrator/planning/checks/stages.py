@@ -12,6 +12,7 @@ from orchestrator.planning.runs.expand import compared, expand
 from orchestrator.planning.runs.labels import check_answers
 from orchestrator.planning.runs.stage_run import StageRun
 from orchestrator.planning.stage_graph import _PRODUCTS
+from orchestrator.process.program import invocation
 from orchestrator.results.summary import MODEL_ORDER
 from workers.data.tokenize.data_sets import SHORTHANDS, SetKind
 from workers.errors import ConfigError
@@ -104,7 +105,8 @@ def _no_checkpoint(config: Config, run: StageRun, name: str) -> ConfigError:
         return ConfigError(
             f"the stage {run.name} starts from a checkpoint that is not given",
             where=f"model.checkpoints.{name}",
-            fix="name a folder; `python -m orchestrator.new_model` makes one from scratch",
+            fix=f"name a folder; `{invocation('model', 'orchestrator.new_model')}` makes one from "
+            "scratch",
         )
     late = "later " if maker in config.stages else ""
     return ConfigError(

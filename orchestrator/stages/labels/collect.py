@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from orchestrator.planning.stage_graph import collected_are_scored
+from orchestrator.process.program import invocation
 from orchestrator.session.session import Session
 from orchestrator.stages.labels.tasks import different, sample_tasks, tell_left_out, write_tasks
 
@@ -21,4 +22,5 @@ def collect(session: Session) -> None:
     path = session.folder.samples / "tasks.jsonl"
     write_tasks(path, found.tasks)
     number = len(found.tasks)
-    session.live.note(f"{number:,} tasks: python -m orchestrator.label make tasks.db {path}")
+    label = invocation("label", "orchestrator.label")
+    session.live.note(f"{number:,} tasks: {label} make tasks.db {path}")

@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 import struct
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -537,18 +538,23 @@ def test_a_run_without_an_evaluation_names_the_last_model_that_writes_text(tmp_p
     summary = Summary(timing=Timing(stages={"pretrain": 1.0, "sft": 1.0, "reward_model": 1.0}))
     assert next_steps(folder, summary) == ""
     _model(folder.checkpoints / "reward_model", "LlamaForSequenceClassification")
+    lines = [line.split("  ")[0] for line in next_steps(folder, summary).splitlines()]
+    assert lines == ["", "score texts", "compare"]
     (folder.checkpoints / "sft").mkdir()  # not whole
-    assert next_steps(folder, summary) == ""
+    assert "serve it" not in next_steps(folder, summary)
     (folder.checkpoints / "sft").rmdir()
     _model(folder.checkpoints / "sft", "LlamaForCausalLM")
     assert f"orchestrator.serve {tmp_path}/checkpoints/sft\n" in next_steps(folder, summary)
 
 
-def test_a_finished_run_names_what_can_be_done_with_its_last_model(tmp_path: Path) -> None:
+def test_a_finished_run_names_what_can_be_done_with_its_last_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, summary = RunFolder(tmp_path), Summary(models={"sft": EvaluationRow()})
     assert next_steps(folder, summary) == ""
     _model(folder.checkpoints / "sft", "LlamaForCausalLM")
     summary.models["ppo"] = EvaluationRow()  # evaluated, but made by another run
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "orchestrator.run"])
     lines = next_steps(folder, summary).splitlines()
     assert f"serve it     python -m orchestrator.serve {tmp_path}/checkpoints/sft" in lines
     assert "talk to it   python -m orchestrator.chat, while it is served" in lines
