@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterator
 
@@ -16,6 +17,11 @@ from orchestrator.command_line.key_types import OPEN_SECTIONS, key_type, type_wo
 from orchestrator.config.data_sets import KEYS, unknown_set_key
 from orchestrator.config.schema import Config
 from workers.errors import ConfigError, UnknownKeyError
+
+# How OmegaConf names a value that is not of the key's type; the rest speaks of types of Python.
+_VALUE = re.compile(
+    r"(?:Value|Invalid value|Incompatible value) '(.*?)'(?: of type|, expected| is not| for field)"
+)
 
 
 def schema_keys(owner: type = Config, prefix: str = "") -> Iterator[str]:
@@ -102,6 +108,9 @@ def _wrong_type(words: str, key: str) -> ConfigError:
         fix = "orchestrator/config/ declares the type of every key"
         return ConfigError(words, where=key or "configuration", fix=fix)
     empty = f"; for none write {key}=" if kind is str else ""
+    if given := _VALUE.match(words):
+        what = f"{key}={given[1]} is not {type_words(kind)}"
+        return ConfigError(what, where=key, fix=f"set it to {type_words(kind)}{empty}")
     return ConfigError(f"{key}: {words}", where=key, fix=f"{key} is {type_words(kind)}{empty}")
 
 

@@ -58,7 +58,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], N
         (["+algorithm.clipp=0.1"], ["unknown key algorithm.clipp", "algorithm.clip"]),
         (["+experimnt=pocket"], ["unknown key experimnt", "did you mean experiment"]),
         (["learning_rate=1"], ["unknown key learning_rate", "optimizer.learning_rate"]),
-        (["algorithm.clip=wide"], ["'wide'", "algorithm.clip"]),
+        (["algorithm.clip=wide"], ["algorithm.clip=wide is not a number", "set it to a number"]),
         (["rollout.engine=sglang"], ["sglang", "vllm, transformers"]),
         (["model.attention=spda"], ["spda", "model.attention", "sdpa, eager, flash_attention_2"]),
         (["algorithm.clip=-1"], ["algorithm.clip=-1.0 is out of range", "above 0"]),
