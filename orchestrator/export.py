@@ -140,7 +140,7 @@ def export(saved: SavedRun, role: Role, folder: Path, threads: int = 1) -> None:
     spec, dtype = _facts(saved, role)
     with reading(saved.path, "its configuration cannot be used", FIX):
         config = from_plain(_Config, saved.config)
-    origin = model_folder.require(_origin(saved, spec.checkpoint), "starting")
+    origin = model_folder.require(_origin(saved, spec.checkpoint), "starting", key="")
     spec = replace(spec, checkpoint=str(origin))
     sampling = Sampling(config.rollout.temperature, config.rollout.max_response_tokens)
     tokenizer = _tokenizer(config, origin)

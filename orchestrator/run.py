@@ -36,6 +36,7 @@ from orchestrator.config.schema import Config
 from orchestrator.mirror.opening import mirror_outlook, open_mirror
 from orchestrator.planning.plan import Plan, make_plan, plan_stages, render_plan
 from orchestrator.preflight import hub_models
+from orchestrator.preflight.input_paths import check_paths
 from orchestrator.preflight.user_functions import check_own_parts
 from orchestrator.process.command_exit import exit_code, say, tell, unexpected
 from orchestrator.process.program import invocation
@@ -115,6 +116,7 @@ def execute(composed: DictConfig, arguments: Sequence[str] = (), began: float | 
                 OmegaConf.update(composed, key, model)
             notes = [*notes, *(f"{key} is {model}" for key, model in named.items())]
             tell(render_plan(plan) + "\n" + "".join(f"note: {note}\n" for note in notes))
+            check_paths(config)
             if config.run.plan_only:
                 begins = find_start(config, folder)
                 told = mirror_outlook(config, folder) or outlook(config, begins)
@@ -134,7 +136,7 @@ def execute(composed: DictConfig, arguments: Sequence[str] = (), began: float | 
                     OmegaConf.update(composed, key, value)
                     set_key(config, key, value)
                 write_text(start.folder.config, OmegaConf.to_yaml(composed, resolve=True))
-                words = [*invocation("run", "orchestrator.run").split(), *arguments]
+                words = [*shlex.split(invocation("run", "orchestrator.run")), *arguments]
                 write_origin(start.folder, words, package_versions(), Path(__file__).parents[1])
                 _run(config, plan, start, stop)
         except StoppedError as stopped:

@@ -73,7 +73,7 @@ def plan(options: argparse.Namespace, extra: tuple[str, ...] = ()) -> Service:
     from workers.model_folders.shape import read_config, read_shape, writes_text
 
     cpu = _built_for_cpu()
-    folder = model_folder.require(options.folder, "served").resolve()
+    folder = model_folder.require(options.folder, "served", key="").resolve()
     config = read_config(folder)
     if not writes_text(config):
         raise ConfigError(

@@ -78,38 +78,56 @@ def _publish(final: Path, save: Save, facts: dict[str, Any], meanwhile: Meanwhil
     _replace(partial, final)
 
 
-def require(path: str, what: str, meanwhile: Meanwhile | None = None) -> Path:
+def require(
+    path: str, what: str, key: str | None = None, meanwhile: Meanwhile | None = None
+) -> Path:
     """Check that `path` is a readable Hugging Face folder, and return it.
 
     If the folder has a rehearsal.json, the sizes and hashes in it are checked.
 
     Args:
         path: The folder.
-        what: The name of the checkpoint, for messages: `model.checkpoints.WHAT`.
+        what: The name of the checkpoint, for messages.
+        key: Configuration key that gives the path; None: `model.checkpoints.WHAT`; "": no key does.
         meanwhile: see `Meanwhile`.
 
     Raises:
         MissingCheckpointError: there is no such folder.
         BrokenCheckpointError: files are missing, truncated, altered or not regular files.
     """
-    folder, key = Path(path), f"model.checkpoints.{what}"
-    with reading(folder, f"the {what} checkpoint cannot be looked at", f"check {key}"):
+    folder = require_folder(path, what, key)
+    _check_folder(folder)
+    if lexists(folder / MANIFEST):
+        _check_manifest(folder, meanwhile)
+    return folder
+
+
+def require_folder(path: str, what: str, key: str | None = None) -> Path:
+    """Check that there is a folder, whatever it holds; arguments and result as of `require`.
+
+    Raises:
+        MissingCheckpointError: there is no such folder.
+        BrokenCheckpointError: it cannot be looked at.
+    """
+    made = key is None  # by a stage, unless it is given
+    key = f"model.checkpoints.{what}" if key is None else key
+    folder, by_key = Path(path), f"; {key}=PATH" if key else ""
+    with reading(folder, f"the {what} checkpoint cannot be looked at", f"check {key or folder}"):
         is_folder, is_file = folder.is_dir(), folder.is_file()
     if is_file:
         raise MissingCheckpointError(
             f"the {what} checkpoint is a file; a folder is wanted",
             where=str(folder),
-            fix=f"give the folder that holds config.json, weights and tokenizer; {key}=PATH",
+            fix=f"give the folder that holds config.json, weights and tokenizer{by_key}",
         )
     if not is_folder or not path:
         raise MissingCheckpointError(
             f"the {what} checkpoint is not there",
             where=str(folder) if path else key,
-            fix=f"give an existing Hugging Face folder, or add the stage that makes it; {key}=PATH",
+            fix="give an existing Hugging Face folder"
+            + (", or add the stage that makes it" if made else "")
+            + by_key,
         )
-    _check_folder(folder)
-    if lexists(folder / MANIFEST):
-        _check_manifest(folder, meanwhile)
     return folder
 
 

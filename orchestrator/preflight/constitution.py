@@ -37,8 +37,8 @@ def _check(settings: ConstitutionConfig, where: str) -> None:
         if not settings.checkpoint:
             raise ConfigError("no critic is given", where=f"{where}.checkpoint",
                               fix="name the folder of a model")  # fmt: skip
-        model_folder.require(settings.checkpoint, "critic")
         key = f"{where}.checkpoint"
+        model_folder.require(settings.checkpoint, "critic", key)
         from orchestrator.stages.asked_engines import model_of  # Ray, which a plan does without
 
         model_of(settings.checkpoint, settings.question_tokens, settings.critique_tokens, key)

@@ -116,9 +116,8 @@ def _models(config: Config, checkpoints: dict[str, str]) -> dict[str, str]:
     folders = {f"model.checkpoints.{name}": folder for name, folder in checkpoints.items()}
     judge = config.evaluate
     if judge.judge is JudgeKind.reward_model and judge.judge_checkpoint:
-        folders["evaluate.judge_checkpoint"] = str(
-            model_folder.require(judge.judge_checkpoint, "judge")
-        )
+        key = "evaluate.judge_checkpoint"
+        folders[key] = str(model_folder.require(judge.judge_checkpoint, "judge", key))
     return folders
 
 

@@ -60,7 +60,7 @@ def _serve(options: argparse.Namespace) -> None:
             fix="set an environment variable to a key, and name it by --key-variable",
         )
     key = secret(options.key_variable, "--key-variable") if options.key_variable else ""
-    folder = model_folder.require(options.folder, "reward_model").resolve()
+    folder = model_folder.require(options.folder, "reward_model", key="").resolve()
     with closing(listening(address)) as place:  # a port that is taken is known before the model
         app = build(folder, options, key)
         tell(f"{address.base(place.getsockname()[1])}/score (Ctrl-C ends it)\n")

@@ -125,7 +125,7 @@ class Session:
         """
         name = self.run.inputs.get(name, name) if self.run else name
         path = self.checkpoints.get(name, "")
-        return str(model_folder.require(path, name, self.fleet.look_after))
+        return str(model_folder.require(path, name, meanwhile=self.fleet.look_after))
 
     def reference(self, stage: StageName) -> str:
         """Path of the model that a stage compares the policy with, after a check.

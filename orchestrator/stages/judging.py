@@ -38,6 +38,8 @@ from workers.user_functions.judge_function import Pair, call_judge, started_judg
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
 
+_CHECKPOINT = "evaluate.judge_checkpoint"
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -64,7 +66,7 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
     """
     settings = config.evaluate
     if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
-        model_folder.require(settings.judge_checkpoint, "judge")
+        model_folder.require(settings.judge_checkpoint, "judge", _CHECKPOINT)
     if settings.judge is JudgeKind.endpoint:
         _key(config)
     if settings.judge is JudgeKind.human:
@@ -126,7 +128,9 @@ def scores(
         given = session.config.evaluate.judge_checkpoint
         look = session.fleet.look_after
         folder = (
-            model_folder.require(given, "judge", look) if given else session.need("reward_model")
+            model_folder.require(given, "judge", _CHECKPOINT, look)
+            if given
+            else session.need("reward_model")
         )
         spec = judge_spec(session.config, str(Path(folder).resolve()), path)
     elif judge is not JudgeKind.auto:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from workers.data.tables.accounts import SetAccount
 from workers.data.tables.cache import RowCache
 from workers.data.tables.mixture import quotas
 from workers.data.tables.table import Gatherer, Held, Table
-from workers.data.tokenize.data_sets import DataSet, Feeding, Rendering, SetKind
+from workers.data.tokenize.data_sets import DataSet, Feeding, Rendering, SetKind, naming_key
 from workers.data.tokenize.encode import Chunk, Encoder
 from workers.data.tokenize.pool import Encode, open_encoder
 from workers.data.tokenize.tokenizers import detokenize
@@ -27,17 +26,6 @@ from workers.records.training import Ranking, TokenBatch
 
 if TYPE_CHECKING:  # seconds to import, and only a type here
     from transformers import PreTrainedTokenizerBase
-
-
-@contextmanager
-def _named(each: DataSet) -> Iterator[None]:
-    """What is wrong with a data set names the key that gave it."""
-    try:
-        yield
-    except DataError as error:
-        if each.key not in error.where:
-            error.where = f"{each.key}: {error.where}"
-        raise
 
 
 class FileSource:
@@ -172,7 +160,7 @@ class FileSource:
         gatherer = Gatherer()
         accounts = self._accounts[kind]
         for number, each in enumerate(self._sets[kind]):
-            with _named(each):
+            with naming_key(each):
                 for chunk in self._chunks(kind, encode, each, accounts[number]):
                     self._check_ids(chunk, each)
                     gatherer.add(number, chunk, accounts[number])

@@ -78,6 +78,24 @@ def scan_rows(
     yield from rows
 
 
+def require_readable(path: str, *, format: str = "auto") -> None:  # noqa: A002
+    """Check that a data set can be opened, without reading it or asking the hub.
+
+    Args:
+        path: As of `read_rows`.
+        format: As of `read_rows`.
+
+    Raises:
+        DataError: If there is no such file, or it cannot be opened.
+    """
+    _check_name(path)
+    place = Path(path)
+    at_hub = not place.exists() and (format == "datasets" or _may_be_hub_id(path))
+    if not place.is_dir() and not at_hub:
+        with open_bytes(path):
+            pass
+
+
 def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None) -> Iterator[Row]:
     _check_name(path)
     place = Path(path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
 from workers.data.tokenize.beginnings import Beginning
+from workers.errors import DataError
 
 
 class SetKind(Enum):
@@ -38,6 +40,17 @@ class DataSet:
     def key(self) -> str:
         """The configuration key of the set, for messages."""
         return f"data.files.{self.name}" if self.name in SHORTHANDS else f"data.sets.{self.name}"
+
+
+@contextmanager
+def naming_key(each: DataSet) -> Iterator[None]:
+    """What is wrong with a data set names the key that gave it."""
+    try:
+        yield
+    except DataError as error:
+        if each.key not in error.where:
+            error.where = f"{each.key}: {error.where}"
+        raise
 
 
 # `data.files.KEY=FILE` is a set with name KEY and weight 1.

@@ -284,10 +284,17 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None
     Raises:
         DataError: If the file cannot be read.
     """
-    if name == "auto":
+    return default_template(tokenizer) if name == "default" else template_file(name)
+
+
+def template_file(name: str) -> str | None:
+    """The Jinja text of a template's file; None for "auto" and "default", which name no file.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    if name in ("auto", "default"):
         return None
-    if name == "default":
-        return default_template(tokenizer)
     try:
         return read_bounded(name, _MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -58,7 +58,7 @@ def _check(config: Config, where: str) -> None:
     if not settings.checkpoint:
         raise ConfigError("no judging model is given", where=f"{key}.checkpoint",
                           fix="name the folder of a model")  # fmt: skip
-    model_folder.require(settings.checkpoint, "judge")
+    model_folder.require(settings.checkpoint, "judge", f"{key}.checkpoint")
     model = model_of(settings.checkpoint, settings.question_tokens, 1, f"{key}.checkpoint")
     letters_of(model, settings.form or FORM + IN_A_LETTER, LETTERS, f"{key}.checkpoint")
 
