@@ -81,6 +81,8 @@ def scan_rows(
 def require_readable(path: str, *, format: str = "auto") -> None:  # noqa: A002
     """Check that a data set can be opened, without reading it or asking the hub.
 
+    What the path of a format of your own means is known to its reader alone.
+
     Args:
         path: As of `read_rows`.
         format: As of `read_rows`.
@@ -91,7 +93,7 @@ def require_readable(path: str, *, format: str = "auto") -> None:  # noqa: A002
     _check_name(path)
     place = Path(path)
     at_hub = not place.exists() and (format == "datasets" or _may_be_hub_id(path))
-    if not place.is_dir() and not at_hub:
+    if not place.is_dir() and not at_hub and ":" not in format:
         with open_bytes(path):
             pass
 

@@ -57,6 +57,11 @@ def test_a_data_set_of_the_hub_is_not_looked_up(tmp_path: Path) -> None:
     check_paths(given(tmp_path, "data.files.rankings=Anthropic/hh-rlhf"))
 
 
+def test_the_path_of_a_format_of_your_own_is_left_to_its_reader(tmp_path: Path) -> None:
+    mine = "{kind: prompts, path: 'table of a database', format: 'package.readers:ROWS'}"
+    check_paths(given(tmp_path, f"data.sets.mine={mine}"))
+
+
 def test_a_model_that_only_an_unused_judge_reads_is_not_wanted(tmp_path: Path) -> None:
     config = given(tmp_path, "evaluate.judge=none", f"evaluate.judge_checkpoint={tmp_path}/none")
     check_paths(config)
