@@ -236,9 +236,7 @@ def next_steps(folder: RunFolder, summary: Summary) -> str:
         found["serve it"] = f"{invocation('serve', 'orchestrator.serve')} {writes}"
         found["talk to it"] = f"{invocation('chat', 'orchestrator.chat')}, while it is served"
     if scores:
-        found["score texts"] = (
-            f"{invocation('serve-reward', 'orchestrator.serve_reward.command')} {scores}"
-        )
+        found["score texts"] = f"{invocation('serve-reward', 'orchestrator.serve_reward')} {scores}"
     if not found:
         return ""
     found["compare"] = f"{invocation('compare', 'orchestrator.runs.comparing')} {folder.path} OTHER"
