@@ -147,6 +147,11 @@ class EvaluateConfig:
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
     """Tasks of EleutherAI's lm-evaluation-harness (extra `lm-eval`)."""
 
+    @property
+    def judging_model(self) -> str:
+        """The folder of the judge, if it is a given reward model; else ""."""
+        return self.judge_checkpoint if self.judge is JudgeKind.reward_model else ""
+
     def check(self, key: str) -> None:
         """Check the numbers of `best_of`, and that prompted models can answer."""
         if self.few_shot and self.answers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
 from orchestrator.config.ranges import at_least, fraction, path, positive
@@ -83,6 +83,11 @@ class CheckpointPaths:
     """The reward model that gives the gold score (overoptimization.gold=reward_model)."""
     critic: str = path("")
     """Initial weights of the critic; "" = algorithm.critic_init."""
+
+    def given(self) -> dict[str, str]:
+        """The folders that are named, by field."""
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: folder for name, folder in named.items() if folder}
 
 
 @dataclass(slots=True, kw_only=True)

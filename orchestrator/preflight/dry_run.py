@@ -7,14 +7,13 @@ refused here. `orchestrator.planning.plan` checks the configuration itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.batching.batch_sizes import ONLINE_STAGES, PPO_STAGES, SAMPLING_STAGES
 from orchestrator.checkpoints import model_folder
 from orchestrator.cluster.fork_servers import Apart
-from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.reward import TextBridge
 from orchestrator.config.run import StageName
 from orchestrator.config.schema import Config
@@ -103,21 +102,16 @@ def look(config: Config, apart: Apart | None = None) -> Inputs:
 
 
 def _given_checkpoints(config: Config) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for field in fields(config.model.checkpoints):
-        path = getattr(config.model.checkpoints, field.name)
-        if path:
-            given[field.name] = str(model_folder.require(path, field.name).resolve())
-    return given
+    given = config.model.checkpoints.given()
+    return {n: str(model_folder.require(path, n).resolve()) for n, path in given.items()}
 
 
 def _models(config: Config, checkpoints: dict[str, str]) -> dict[str, str]:
     """The folders of given models, by key of the configuration."""
     folders = {f"model.checkpoints.{name}": folder for name, folder in checkpoints.items()}
-    judge = config.evaluate
-    if judge.judge is JudgeKind.reward_model and judge.judge_checkpoint:
+    if judge := config.evaluate.judging_model:
         key = "evaluate.judge_checkpoint"
-        folders[key] = str(model_folder.require(judge.judge_checkpoint, "judge", key))
+        folders[key] = str(model_folder.require(judge, "judge", key))
     return folders
 
 
@@ -128,8 +122,8 @@ def _saves(config: Config) -> bool:
 
 def _saved(config: Config) -> list[str]:
     """Given folders whose files are copied into those of trained models."""
-    given = [getattr(config.model.checkpoints, f.name) for f in fields(config.model.checkpoints)]
-    return list(dict.fromkeys(filter(None, given))) if _saves(config) else []
+    given = config.model.checkpoints.given().values()
+    return list(dict.fromkeys(given)) if _saves(config) else []
 
 
 def _check_judge(config: Config, source: DataSource) -> Iterable[str]:
@@ -201,8 +195,7 @@ def _check_bridge(config: Config, source: DataSource) -> Iterable[str]:
     chooses = any(r.stage is StageName.sft and chooses_by_reward(r.config) for r in runs)
     if not (scores or chooses) or config.reward.bridge is not TextBridge.text:
         return ()
-    judge = config.evaluate
-    judging = judge.judge_checkpoint if judge.judge is JudgeKind.reward_model else ""
+    judging = config.evaluate.judging_model
     rewarding = config.model.checkpoints.reward_model if config.reward.needs.model else ""
     from orchestrator.stages.selection.sft_candidates import demonstration_prompts
     from workers.data.tokenize.tokenizers import load_tokenizer

@@ -6,11 +6,8 @@ It takes milliseconds, and comes before functions are imported, models hashed or
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from orchestrator.checkpoints import model_folder
 from orchestrator.config.data import DataSourceKind, all_sets
-from orchestrator.config.evaluation import JudgeKind
 from orchestrator.config.schema import Config
 from workers.data.formats.readers import require_readable
 from workers.data.tokenize.data_sets import naming_key
@@ -26,12 +23,10 @@ def check_paths(config: Config) -> None:
         DataError: a data set or the chat template cannot be opened.
         MissingCheckpointError: there is no folder of a given model.
     """
-    for field in fields(config.model.checkpoints):
-        if path := getattr(config.model.checkpoints, field.name):
-            model_folder.require_folder(path, field.name)
-    judge = config.evaluate
-    if judge.judge is JudgeKind.reward_model and judge.judge_checkpoint:
-        model_folder.require_folder(judge.judge_checkpoint, "judge", "evaluate.judge_checkpoint")
+    for name, folder in config.model.checkpoints.given().items():
+        model_folder.require_folder(folder, name)
+    if judge := config.evaluate.judging_model:
+        model_folder.require_folder(judge, "judge", "evaluate.judge_checkpoint")
     if config.data.source is not DataSourceKind.files:
         return
     template_file(config.data.chat_template)

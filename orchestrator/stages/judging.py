@@ -65,8 +65,8 @@ def check_judge_ready(config: Config, tokenizer: PreTrainedTokenizerBase) -> Non
         DataError: the verdicts of people, or the answers that they judged, cannot be read.
     """
     settings = config.evaluate
-    if settings.judge is JudgeKind.reward_model and settings.judge_checkpoint:
-        model_folder.require(settings.judge_checkpoint, "judge", _CHECKPOINT)
+    if settings.judging_model:
+        model_folder.require(settings.judging_model, "judge", _CHECKPOINT)
     if settings.judge is JudgeKind.endpoint:
         _key(config)
     if settings.judge is JudgeKind.human:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from orchestrator.batching.batch_sizes import PPO_STAGES
@@ -31,11 +30,7 @@ def check_sources(
 ) -> None:
     """Check that what a variant reads is given, or made before it."""
     makers = {run.product: run for run in runs if run.product}
-    given = [
-        each.name
-        for each in dataclasses.fields(config.model.checkpoints)
-        if getattr(config.model.checkpoints, each.name)
-    ]
+    given = config.model.checkpoints.given()
     made: list[str] = []
     for run in runs:
         own = variants.get(run.name)

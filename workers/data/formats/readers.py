@@ -91,9 +91,7 @@ def require_readable(path: str, *, format: str = "auto") -> None:  # noqa: A002
         DataError: If there is no such file, or it cannot be opened.
     """
     _check_name(path)
-    place = Path(path)
-    at_hub = not place.exists() and (format == "datasets" or _may_be_hub_id(path))
-    if not place.is_dir() and not at_hub and ":" not in format:
+    if not (Path(path).is_dir() or _is_at_hub(path, format) or ":" in format):
         with open_bytes(path):
             pass
 
@@ -107,7 +105,7 @@ def _scan(path: str, declared: str, split: str, subset: str, meter: Meter | None
         if hub.is_saved(place):
             return hub.scan_saved(path, split, meter)
         return _scan_files(split_files(path, split, subset), meter)
-    if not place.exists() and (declared == "datasets" or _may_be_hub_id(path)):
+    if _is_at_hub(path, declared):
         return hub.scan_hub(path, split, subset, meter)
     return ours(format_by_suffix(path) or _by_content(path)).scan(path, meter)
 
@@ -168,6 +166,13 @@ def _check_name(path: str) -> None:
 def _scan_files(files: list[str], meter: Meter | None) -> Iterator[Row]:
     for file in files:
         yield from ours(format_by_suffix(file) or _by_content(file)).scan(file, meter)
+
+
+def _is_at_hub(path: str, declared: str) -> bool:
+    """Whether a path is the id of a data set on the hub: no file is called so, nor declared."""
+    if Path(path).exists() or declared not in ("auto", "datasets"):
+        return False
+    return declared == "datasets" or _may_be_hub_id(path)
 
 
 def _may_be_hub_id(path: str) -> bool:

@@ -31,6 +31,7 @@ def given(folder: Path, *arguments: str) -> Config:
         ("data.files.prompts=DIR/none.jsonl", "data.files.prompts: DIR/none.jsonl", "correct"),
         ("data.files.rankings=DIR/sft/x.jsonl", "data.files.rankings: DIR/sft/x.jsonl", "correct"),
         ("data.sets.mine={kind: prompts, path: DIR/none.json}", "data.sets.mine", "correct"),
+        ("data.sets.mine={kind: prompts, path: none, format: jsonl}", "data.sets.mine", "correct"),
         ("data.chat_template=DIR/none.jinja", "DIR/none.jinja", "data.chat_template is"),
         ("model.checkpoints.reward_model=DIR/none", "DIR/none", "model.checkpoints.reward_model="),
         ("model.checkpoints.sft=DIR/prompts.jsonl", "prompts.jsonl", "model.checkpoints.sft=PATH"),
